@@ -1,0 +1,60 @@
+"""Every error of this project, as one tree.
+
+    M3Error
+    ├── BundleError               the folder may not be opened as a bundle
+    │   ├── BundleNotFoundError   no such folder, or no manifest in it
+    │   ├── BundleFormatError     the manifest is malformed, newer than this release, or points outside the folder
+    │   └── BundleDamagedError    a listed file is missing, cut off or changed
+    ├── VariantError              the bundle has no such variant, or it does not run on the engine asked for
+    ├── EngineError               an engine failed to load or to run a graph
+    │   └── EngineNotInstalledError
+    ├── HeadError                 the bundle has no such head (a dense-only bundle, for instance)
+    └── InputError (ValueError)   an argument or a text is not what it must be; names the item
+        └── TextTooLongError      on_truncate="error" and a text is longer than max_length
+
+Messages say what was expected, what came, and what to do about it.
+"""
+
+
+class M3Error(Exception):
+    """Root of the tree: catch it to catch everything that this project raises on purpose."""
+
+
+class BundleError(M3Error):
+    """The folder may not be opened as a bundle."""
+
+
+class BundleNotFoundError(BundleError):
+    """There is no such folder, or it holds no manifest."""
+
+
+class BundleFormatError(BundleError):
+    """The manifest is malformed, newer than this release, or points outside the bundle."""
+
+
+class BundleDamagedError(BundleError):
+    """A file that the manifest lists is missing, cut off or changed."""
+
+
+class VariantError(M3Error):
+    """The bundle has no such variant, or the variant does not run on the engine asked for."""
+
+
+class EngineError(M3Error):
+    """An engine failed to load or to run a graph."""
+
+
+class EngineNotInstalledError(EngineError):
+    """The package behind an engine is not installed."""
+
+
+class HeadError(M3Error):
+    """The bundle does not have the head that was asked for."""
+
+
+class InputError(M3Error, ValueError):
+    """An argument or a text is not what it must be."""
+
+
+class TextTooLongError(InputError):
+    """A text is longer than max_length and truncation was not allowed."""

@@ -1,0 +1,208 @@
+"""The manifest: a bundle's index, as frozen values.
+
+The exporter writes these values and the runtime reads them back through the same code, so the two cannot
+disagree. The format is described in docs/bundle-format.md.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from m3_runtime.errors import BundleFormatError
+from m3_runtime.records import from_json, to_json
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class Pooling(StrEnum):
+    """How token states become the dense vector."""
+
+    CLS = "cls"
+    MEAN = "mean"
+    LAST_TOKEN = "last_token"
+
+
+class Head(StrEnum):
+    """A head of the model."""
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    COLBERT = "colbert"
+
+    @property
+    def output_name(self) -> str:
+        """Name of the graph output that this head writes."""
+        return {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}[self.value]
+
+
+class EngineName(StrEnum):
+    """What runs a graph."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the bundle: its path inside the folder ('/' separated), size and digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where the weights came from: a name, hub id or folder name, its pinned revision, and digests of what was read."""
+
+    name: str
+    revision: str | None
+    weights_sha256: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of the encoder. `max_tokens` counts both special tokens; `colbert_dim` is None without a ColBERT head."""
+
+    layers: int
+    attention_heads: int
+    hidden_size: int
+    ffn_size: int
+    vocab_size: int
+    max_tokens: int
+    colbert_dim: int | None
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer pipeline as it was at export.
+
+    `unused_ids` carry no lexical weight. `blank_rule` says what a trailing blank becomes: "dropped" (transformers 5
+    pipelines) or "kept" (transformers 4 pipelines add the lone word-start piece). `proof` says how it was shown that
+    the runtime gives the same ids.
+    """
+
+    path: str
+    cls_id: int
+    pad_id: int
+    eos_id: int
+    unk_id: int
+    unused_ids: tuple[int, ...]
+    blank_rule: str
+    written_by: str
+    proof: str
+
+
+@dataclass(frozen=True)
+class DenseParity:
+    """Cosine between a variant's dense vectors and the reference's, over the probe texts."""
+
+    cosine_mean: float
+    cosine_min: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class SparseParity:
+    """Lexical weights against the reference's: weighted Jaccard per text; share of texts with the same five top ids."""
+
+    jaccard_mean: float
+    jaccard_min: float
+    top5_same: float
+    top5_same_near_ties_aside: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class ColbertParity:
+    """Cosine per token row; 5th percentile over all rows of all probe texts."""
+
+    cosine_mean: float
+    cosine_p5: float
+    cosine_min: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
+
+    `batch_invariance_min` is the lowest cosine between a text's dense vector alone and in a padded batch.
+    """
+
+    texts: int
+    tokens: int
+    probe_sha256: str
+    measured_on: str
+    dense: DenseParity
+    sparse: SparseParity | None
+    colbert: ColbertParity | None
+    batch_invariance_min: float
+
+
+@dataclass(frozen=True)
+class ProjectionPrecision:
+    """The precision plan's line for one projection (`layer.3.ffn_out`, say)."""
+
+    projection: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision on one engine: its graph, the compile properties that belong to it, plan and parity."""
+
+    name: str
+    engine: EngineName
+    precision: str
+    graph: str
+    files: tuple[str, ...]
+    properties: Mapping[str, str]
+    plan: tuple[ProjectionPrecision, ...]
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself."""
+
+    space_id: str
+    source: SourceInfo
+    geometry: Geometry
+    heads: tuple[Head, ...]
+    pooling: Pooling
+    normalize: bool
+    tokenizer: TokenizerInfo
+    variants: tuple[Variant, ...]
+    files: tuple[FileEntry, ...]
+    recipe: Mapping[str, str]
+    tools: Mapping[str, str]
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_text(self) -> str:
+        """The manifest as stable JSON text."""
+        return json.dumps(to_json(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            BundleFormatError: not JSON, a newer schema, or a key missing, unknown or of the wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BundleFormatError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise BundleFormatError(f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export")
+        if version != SCHEMA_VERSION:
+            raise BundleFormatError(
+                f"the bundle has schema version {version}, this release reads {SCHEMA_VERSION}; "
+                + ("upgrade m3-runtime" if version > SCHEMA_VERSION else "export the checkpoint again")
+            )
+        return from_json(cls, data, MANIFEST_NAME)
