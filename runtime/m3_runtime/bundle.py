@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from m3_runtime.errors import BundleDamagedError, BundleFormatError, BundleNotFoundError, InputError, VariantError
+from m3_runtime.errors import (
+    BundleDamagedError,
+    BundleFormatError,
+    BundleNotFoundError,
+    InputError,
+    VariantError,
+)
 from m3_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, Variant
 
 
@@ -79,7 +85,9 @@ def safe_path(folder: Path, path: str) -> Path:
         raise BundleFormatError(f"{MANIFEST_NAME} lists {path!r}, which is not a path inside the bundle")
     full = folder / parts
     if not full.resolve().is_relative_to(folder.resolve()):
-        raise BundleFormatError(f"{path!r} is a link that leads out of the bundle; a bundle holds its own files")
+        raise BundleFormatError(
+            f"{path!r} is a link that leads out of the bundle; a bundle holds its own files"
+        )
     return full
 
 
@@ -92,7 +100,9 @@ def _verify_level(verify: Verify | str) -> Verify:
 
 def _read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
-        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export")
+        raise BundleNotFoundError(
+            f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export"
+        )
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleNotFoundError(
@@ -109,7 +119,9 @@ def _read_manifest(folder: Path) -> Manifest:
 def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
     path = safe_path(folder, entry.path)
     if not path.is_file():
-        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again")
+        raise BundleDamagedError(
+            f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again"
+        )
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise BundleDamagedError(
@@ -128,5 +140,9 @@ def _check_references(manifest: Manifest) -> None:
         used |= {variant.graph, *variant.files}
     if unlisted := sorted(used - listed):
         raise BundleFormatError(f"{MANIFEST_NAME} uses files that it does not list: {unlisted}")
-    if not manifest.variants:
-        raise BundleFormatError(f"{MANIFEST_NAME} has no variants; export the bundle again")
+    names = {variant.name for variant in manifest.variants}
+    if not names or names != set(manifest.parity):
+        raise BundleFormatError(
+            f"{MANIFEST_NAME} must have variants, and parity for exactly those; it has variants {sorted(names)} and "
+            f"parity for {sorted(manifest.parity)}; export the bundle again"
+        )

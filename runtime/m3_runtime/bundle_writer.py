@@ -26,10 +26,14 @@ def check_target(out: Path, *, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise InputError(f"{str(out)!r} exists; choose another folder, or pass --force to replace the bundle there")
+        raise InputError(
+            f"{str(out)!r} exists; choose another folder, or pass --force to replace the bundle there"
+        )
     is_empty = out.is_dir() and not any(out.iterdir())
     if not is_empty and not (out / MANIFEST_NAME).is_file():
-        raise InputError(f"{str(out)!r} exists and is not a bundle; --force replaces bundles only, remove it yourself")
+        raise InputError(
+            f"{str(out)!r} exists and is not a bundle; --force replaces bundles only, remove it yourself"
+        )
 
 
 @contextmanager
@@ -48,12 +52,16 @@ def staging_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(staging: Path, out: Path, manifest: Manifest) -> None:
-    """Write the manifest last, flush everything to disk, and rename the staging folder to `out`.
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into a folder that holds everything else."""
+    (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
+
+
+def publish(staging: Path, out: Path) -> None:
+    """Flush a finished staging folder to disk and rename it to `out`.
 
     An older bundle at `out` is moved aside first and removed afterwards; `check_target` decides if that is allowed.
     """
-    (staging / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     _flush(path for path in staging.rglob("*"))
     _flush([staging])
     previous = out.parent / f".{out.name}.replaced-{os.getpid()}"

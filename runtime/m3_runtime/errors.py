@@ -9,6 +9,7 @@
     ├── EngineError               an engine failed to load or to run a graph
     │   └── EngineNotInstalledError
     ├── HeadError                 the bundle has no such head (a dense-only bundle, for instance)
+    ├── SpaceMismatchError        an index was filled from another vector space
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
         └── TextTooLongError      on_truncate="error" and a text is longer than max_length
 
@@ -52,9 +53,23 @@ class HeadError(M3Error):
     """The bundle does not have the head that was asked for."""
 
 
+class SpaceMismatchError(M3Error):
+    """An index was filled from another vector space: its vectors may not be compared with the encoder's."""
+
+
 class InputError(M3Error, ValueError):
     """An argument or a text is not what it must be."""
 
 
 class TextTooLongError(InputError):
-    """A text is longer than max_length and truncation was not allowed."""
+    """A text is longer than max_length and truncation was not allowed; `index` is its place in the list."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+    def __reduce__(self) -> tuple[type["TextTooLongError"], tuple[str, int]]:
+        return type(self), (
+            str(self),
+            self.index,
+        )  # the default passes the message alone, and unpickling fails

@@ -153,7 +153,7 @@ class ProjectionPrecision:
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision on one engine: its graph, the compile properties that belong to it, plan and parity."""
+    """One precision on one engine: its graph, the compile properties that belong to it, and its precision plan."""
 
     name: str
     engine: EngineName
@@ -162,12 +162,11 @@ class Variant:
     files: tuple[str, ...]
     properties: Mapping[str, str]
     plan: tuple[ProjectionPrecision, ...]
-    parity: Parity
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says about itself."""
+    """Everything a bundle says about itself. `parity` is keyed by variant name and has an entry for each."""
 
     space_id: str
     source: SourceInfo
@@ -177,6 +176,7 @@ class Manifest:
     normalize: bool
     tokenizer: TokenizerInfo
     variants: tuple[Variant, ...]
+    parity: Mapping[str, Parity]
     files: tuple[FileEntry, ...]
     recipe: Mapping[str, str]
     tools: Mapping[str, str]
@@ -196,10 +196,14 @@ class Manifest:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise BundleFormatError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again") from error
+            raise BundleFormatError(
+                f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again"
+            ) from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if not isinstance(version, int) or isinstance(version, bool):
-            raise BundleFormatError(f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export")
+            raise BundleFormatError(
+                f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export"
+            )
         if version != SCHEMA_VERSION:
             raise BundleFormatError(
                 f"the bundle has schema version {version}, this release reads {SCHEMA_VERSION}; "

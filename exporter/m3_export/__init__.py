@@ -1,0 +1,1 @@
+"""BGE-M3 checkpoints to verified CPU bundles."""

@@ -1,0 +1,94 @@
+"""The budget: the most difference from PyTorch FP32 that a variant may have and still ship."""
+
+from dataclasses import dataclass, fields, replace
+
+from m3_export.errors import RecipeError
+from m3_runtime.manifest import Parity
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Lowest accepted parity of an INT8 variant, per head."""
+
+    dense_mean: float = 0.999
+    dense_min: float = 0.998
+    colbert_p5: float = 0.993
+    sparse_jaccard: float = 0.97
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read `dense_mean=0.9995,sparse_jaccard=0.98`; what is not named keeps its default.
+
+        Raises:
+            RecipeError: an unknown name, or a value that is no number between -1 and 1.
+
+        >>> Budget.parse("dense_min=0.997").dense_min
+        0.997
+        """
+        names = [f.name for f in fields(cls)]
+        changes: dict[str, float] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, _, value = part.partition("=")
+            if name.strip() not in names:
+                raise RecipeError(f"the budget has no entry {name.strip()!r}; it has: {', '.join(names)}")
+            changes[name.strip()] = _cosine(name, value)
+        return replace(cls(), **changes)
+
+    def to_text(self) -> str:
+        """The form that `parse` reads."""
+        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Excess:
+    """One measured figure that is outside its budget."""
+
+    figure: str
+    measured: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.figure}: measured {self.measured:.6g}, budget {self.limit:.6g}"
+
+
+# Arithmetic noise of a faithful FP32 graph; anything above it is a wrong graph, whatever the budget says.
+FP32_DENSE_MAX_ABS = 1e-5
+FP32_TOKEN_WEIGHT_MAX_ABS = 1e-5
+FP32_COLBERT_MAX_ABS = 1e-4
+
+
+def excesses(parity: Parity, budget: Budget, precision: str) -> tuple[Excess, ...]:
+    """What is over budget. FP32 variants are held to arithmetic noise instead of the budget."""
+    return _fp32_excesses(parity) if precision == "fp32" else _int8_excesses(parity, budget)
+
+
+def _int8_excesses(parity: Parity, budget: Budget) -> tuple[Excess, ...]:
+    found = [
+        Excess("dense cosine mean", parity.dense.cosine_mean, budget.dense_mean),
+        Excess("dense cosine min", parity.dense.cosine_min, budget.dense_min),
+    ]
+    if parity.colbert:
+        found.append(Excess("ColBERT token cosine p5", parity.colbert.cosine_p5, budget.colbert_p5))
+    if parity.sparse:
+        found.append(Excess("sparse weighted Jaccard mean", parity.sparse.jaccard_mean, budget.sparse_jaccard))
+    # "not >=" rather than "<": a NaN is over every budget
+    return tuple(excess for excess in found if not excess.measured >= excess.limit)
+
+
+def _fp32_excesses(parity: Parity) -> tuple[Excess, ...]:
+    found = [Excess("dense max abs", parity.dense.max_abs, FP32_DENSE_MAX_ABS)]
+    if parity.sparse:
+        found.append(Excess("token weights max abs", parity.sparse.max_abs, FP32_TOKEN_WEIGHT_MAX_ABS))
+    if parity.colbert:
+        found.append(Excess("ColBERT max abs", parity.colbert.max_abs, FP32_COLBERT_MAX_ABS))
+    return tuple(excess for excess in found if not excess.measured <= excess.limit)
+
+
+def _cosine(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not -1.0 <= number <= 1.0:
+        raise RecipeError(f"budget {name}: expected a number between -1 and 1, got {value!r}")
+    return number

@@ -1,0 +1,186 @@
+"""The command `m3-export`."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import m3_models
+from m3_export.errors import OverBudgetError
+from m3_runtime.errors import InputError, M3Error
+from m3_runtime.manifest import Pooling
+
+if TYPE_CHECKING:
+    from m3_export.recipe import Recipe
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_OVER_BUDGET = 0, 1, 2, 3
+
+DESCRIPTION = """\
+Turn a BGE-M3 checkpoint into a verified CPU bundle.
+
+SOURCE is one of
+  a folder     BAAI's checkpoint, or what FlagEmbedding's fine-tune writes (checkpoint-N/ too)
+  a hub id     BAAI/bge-m3, for instance; HF_ENDPOINT and HF_HUB_OFFLINE are honoured
+  a name       {names}
+
+Every variant is measured against PyTorch FP32 before the bundle is written. A variant that is over
+its budget fails the export (exit code 3) and leaves nothing behind."""
+
+EPILOG = """\
+examples:
+  m3-export BAAI/bge-m3 bge-m3-cpu
+  m3-export ./my-finetune/checkpoint-500 my-bundle --pooling cls
+  m3-export mini-m3 mini-bundle --variants onnx-int8 --json > report.json
+  m3-export BAAI/bge-m3 strict --budget dense_min=0.999,sparse_jaccard=0.98
+  m3-export mini-m3 mini-checkpoint --checkpoint-only
+  m3-export verify-golden bge-m3-cpu        compare with BGE-M3's published numbers
+
+exit codes: 0 done, 1 failed, 2 usage, 3 over budget"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["verify-golden"]:
+            return _verify_golden(_golden_parser().parse_args(words[1:]))
+        return _export(_parser().parse_args(words))
+    except OverBudgetError as error:
+        return _fail(error, EXIT_OVER_BUDGET)
+    except InputError as error:
+        return _fail(error, EXIT_USAGE)
+    except M3Error as error:
+        return _fail(error, EXIT_FAILED)
+    except MemoryError:
+        return _fail(M3Error("out of memory; exporting BGE-M3 needs about 12 GB"), EXIT_FAILED)
+    except OSError as error:
+        return _fail(M3Error(f"{error.filename or 'file system'}: {error.strerror or error}"), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail(M3Error("interrupted; nothing was written"), EXIT_FAILED)
+
+
+def _fail(error: Exception, code: int) -> int:
+    sys.stderr.write(f"m3-export: {error}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="m3-export",
+        description=DESCRIPTION.format(names=", ".join(m3_models.names())),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, hub id or name")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the bundle; must not exist (see --force)")
+    wish = parser.add_argument_group("what to write")
+    wish.add_argument("--variants", help="comma-separated: onnx-fp32,onnx-int8,openvino-int8 (default: all three)")
+    wish.add_argument("--heads", help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)")
+    wish.add_argument("--recipe", type=Path, metavar="FILE", help="TOML with the same words; flags win over it")
+    wish.add_argument("--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle")
+    wish.add_argument("--force", action="store_true", help="replace a bundle that is at OUT already")
+    how = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls, normalised)")
+    how.add_argument("--pooling", choices=[p.value for p in Pooling])
+    how.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
+    accuracy = parser.add_argument_group("accuracy")
+    accuracy.add_argument(
+        "--budget", metavar="NAME=VALUE,…", help="dense_mean=0.999,dense_min=0.998,colbert_p5=0.993,sparse_jaccard=0.97"
+    )
+    accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    _check_usage(args)
+    if args.checkpoint_only:
+        return _write_checkpoint(args)
+    _silence_libraries()
+    from m3_export import report
+    from m3_export.pipeline import export
+    from m3_export.progress import Progress
+
+    recipe = _recipe(args)
+    progress = Progress(quiet=args.quiet)
+    done = export(args.source, args.out, recipe, force=args.force, revision=args.revision, progress=progress)
+    if args.json:
+        sys.stdout.write(json.dumps(report.as_json(done), indent=2, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(report.as_text(done))
+    return EXIT_OK
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.checkpoint_only and args.source not in m3_models.names():
+        raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {args.source!r}")
+    if args.checkpoint_only and args.out.exists():
+        raise InputError(f"{str(args.out)!r} exists; choose another folder for the checkpoint")
+
+
+def _write_checkpoint(args: argparse.Namespace) -> int:
+    from m3_export.progress import Progress
+
+    m3_models.write_checkpoint(args.source, args.out, progress=Progress(quiet=args.quiet).say)
+    sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
+    return EXIT_OK
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    from m3_export.budget import Budget
+    from m3_export.errors import RecipeError
+    from m3_export.recipe import Recipe, parse_heads, parse_variants
+
+    try:
+        recipe = Recipe.from_toml(args.recipe) if args.recipe else Recipe()
+        if args.variants is not None:
+            recipe = replace(recipe, variants=parse_variants(args.variants))
+        if args.heads is not None:
+            recipe = replace(recipe, heads=parse_heads(args.heads))
+        if args.budget is not None:
+            recipe = replace(recipe, budget=Budget.parse(args.budget))
+    except RecipeError as error:
+        raise InputError(str(error)) from error
+    return replace(
+        recipe,
+        pooling=recipe.pooling if args.pooling is None else Pooling(args.pooling),
+        normalize=recipe.normalize if args.normalize is None else args.normalize,
+        allow_over_budget=recipe.allow_over_budget or args.allow_over_budget,
+    )
+
+
+def _silence_libraries() -> None:
+    """Libraries warn about themselves (deprecations, missing torchvision); our errors say what a user can act on."""
+    import logging
+
+    warnings.simplefilter("ignore")
+    for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _golden_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="m3-export verify-golden",
+        description="Compare a bundle of the real BAAI/bge-m3 with the numbers that its makers published.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("--variant", default="onnx-fp32", help="variant to check (default: onnx-fp32)")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON on stdout")
+    return parser
+
+
+def _verify_golden(args: argparse.Namespace) -> int:
+    from m3_export import golden
+
+    result = golden.verify(args.bundle, args.variant)
+    sys.stdout.write(json.dumps(golden.as_json(result), indent=2) + "\n" if args.json else golden.as_text(result))
+    return EXIT_FAILED if result.failed else EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,27 @@
+"""Graph to graph, one idea per file; each is an onnx_ir pass.
+
+`portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph with ONNX
+Runtime's fused operators. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
+only where one pass makes what the next one looks for.
+"""
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from m3_export.passes.bias_gelu import FuseBiasGelu
+from m3_export.passes.flash_attention import FuseAttention
+from m3_export.passes.metadata import StripMetadata
+from m3_export.passes.skip_layer_norm import FuseSkipLayerNorm
+
+
+def portable(model: ir.Model) -> ir.Model:
+    """The traced graph without the exporter's traces of itself."""
+    return ir.passes.Sequential(StripMetadata(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(model).model
+
+
+def for_onnxruntime(model: ir.Model) -> ir.Model:
+    """A copy with attention, skip-layer-norm and bias-gelu fused; the weights are shared with `model`."""
+    fusions = ir.passes.Sequential(
+        FuseAttention(), FuseSkipLayerNorm(), FuseBiasGelu(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()
+    )
+    return fusions(model.clone()).model

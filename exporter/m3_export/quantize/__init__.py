@@ -1,0 +1,1 @@
+"""Float graphs to INT8 variants, one module per engine."""

@@ -1,0 +1,82 @@
+"""The reference: transformers' own XLM-R in PyTorch FP32, and the heads as FlagEmbedding applies them.
+
+It shares the checkpoint's tensors with M3Model but none of its code, so that parity also proves M3Model. Each text
+runs alone: padding cannot hide a mistake on both sides.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import XLMRobertaConfig, XLMRobertaModel
+
+from m3_export.checkpoint import Checkpoint
+from m3_export.heads import HeadWeights
+from m3_export.parity import Outputs
+from m3_runtime.manifest import Pooling
+
+Ids = np.ndarray
+
+
+def reference_outputs(
+    checkpoint: Checkpoint,
+    ids: Sequence[Ids],
+    unused_ids: Iterable[int],
+    track: Callable[[Sequence[Ids]], Iterable[Ids]],
+) -> Outputs:
+    """Run N texts, given as ids with both special tokens.
+
+    Args:
+        checkpoint: the weights.
+        ids: (L,) ids of each text.
+        unused_ids: ids without lexical weight.
+        track: wraps the iteration, for a progress bar.
+    """
+    encoder = _encoder(checkpoint)
+    dense, lexical, colbert = [], [], []
+    unused = set(unused_ids)
+    with torch.inference_mode():
+        for row in track(ids):
+            inputs = torch.from_numpy(np.asarray(row, dtype=np.int64))[None]
+            hidden = encoder(input_ids=inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state[0]
+            dense.append(_normalized(_pooled(hidden, checkpoint.pooling.pooling), checkpoint).numpy())
+            if checkpoint.sparse and checkpoint.colbert:
+                weights = torch.relu(_linear(hidden, checkpoint.sparse))[:, 0]
+                lexical.append(_max_per_id(row.tolist(), weights.tolist(), unused))
+                colbert.append(_normalized(_linear(hidden[1:], checkpoint.colbert), checkpoint).numpy())
+    has_heads = checkpoint.sparse is not None
+    return Outputs(np.stack(dense), lexical if has_heads else None, colbert if has_heads else None)
+
+
+def _encoder(checkpoint: Checkpoint) -> XLMRobertaModel:
+    config = XLMRobertaConfig.from_dict({**checkpoint.config, "torch_dtype": None, "dtype": None})
+    with torch.device("meta"):
+        encoder = XLMRobertaModel(config, add_pooling_layer=False)
+    missing, unexpected = encoder.load_state_dict(dict(checkpoint.encoder), strict=False, assign=True)
+    assert not unexpected and all(name.startswith("embeddings.") for name in missing), (missing, unexpected)
+    # position and type ids are buffers, left on the meta device by the empty construction
+    length = config.max_position_embeddings
+    encoder.embeddings.position_ids = torch.arange(length)[None]
+    encoder.embeddings.token_type_ids = torch.zeros((1, length), dtype=torch.int64)
+    return encoder.eval()
+
+
+def _pooled(hidden: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    return {Pooling.CLS: hidden[0], Pooling.MEAN: hidden.mean(dim=0), Pooling.LAST_TOKEN: hidden[-1]}[pooling]
+
+
+def _linear(x: torch.Tensor, head: HeadWeights) -> torch.Tensor:
+    return functional.linear(x, head.weight, head.bias)
+
+
+def _normalized(x: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+    return functional.normalize(x, dim=-1) if checkpoint.pooling.normalize else x
+
+
+def _max_per_id(ids: Sequence[int], weights: Sequence[float], unused: set[int]) -> Mapping[int, float]:
+    largest: dict[int, float] = {}
+    for token, weight in zip(ids, weights, strict=True):
+        if token not in unused and weight > largest.get(token, 0.0):
+            largest[token] = weight
+    return largest

@@ -1,0 +1,80 @@
+"""The report of a finished export, for people and as JSON."""
+
+import sys
+from typing import Any
+
+from m3_export.pipeline import Export
+from m3_runtime.manifest import Parity, Variant
+from m3_runtime.records import to_json
+
+MEBIBYTE = 1 << 20
+
+
+def as_json(export: Export) -> dict[str, Any]:
+    """The manifest's facts, the bundle's folder, what is over budget, and the process's peak memory."""
+    manifest = export.bundle.manifest
+    return {
+        "bundle": str(export.bundle.folder),
+        "space_id": manifest.space_id,
+        "source": {"name": manifest.source.name, "revision": manifest.source.revision},
+        "pooling": manifest.pooling.value,
+        "normalize": manifest.normalize,
+        "heads": [head.value for head in manifest.heads],
+        "geometry": to_json(manifest.geometry),
+        "tokenizer": to_json(manifest.tokenizer),
+        "variants": {
+            v.name: {
+                "engine": v.engine.value,
+                "size_bytes": _size_bytes(export, v),
+                "parity": to_json(manifest.parity[v.name]),
+                "over_budget": [str(excess) for excess in export.excesses.get(v.name, ())],
+            }
+            for v in manifest.variants
+        },
+        "budget": manifest.recipe["budget"],
+        "tools": dict(manifest.tools),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def as_text(export: Export) -> str:
+    """A table of parity per variant."""
+    manifest = export.bundle.manifest
+    first = next(iter(manifest.parity.values()))
+    lines = [
+        "",
+        f"Bundle {export.bundle.folder}: {manifest.source.name}, pooling {manifest.pooling.value}, {manifest.space_id}",
+        f"Parity with PyTorch FP32 on {first.texts} probe texts ({first.tokens} tokens) on {first.measured_on}:",
+        "",
+        f"{'variant':<14} {'MiB':>6}  {'dense mean':>10} {'min':>9}  {'ColBERT p5':>10} {'min':>9}  "
+        f"{'sparse Jaccard':>14} {'top-5':>6}  {'alone = batch':>13}",
+    ]
+    for variant in manifest.variants:
+        lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
+        lines += [f"  OVER BUDGET (allowed): {excess}" for excess in export.excesses.get(variant.name, ())]
+    lines += ["", f"budget: {manifest.recipe['budget']}", ""]
+    return "\n".join(lines)
+
+
+def _row(variant: Variant, parity: Parity, size_bytes: int) -> str:
+    colbert = f"{parity.colbert.cosine_p5:>10.6f} {parity.colbert.cosine_min:>9.6f}" if parity.colbert else " " * 20
+    sparse = f"{parity.sparse.jaccard_mean:>14.5f} {parity.sparse.top5_same:>6.0%}" if parity.sparse else " " * 21
+    return (
+        f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {parity.dense.cosine_mean:>10.6f} "
+        f"{parity.dense.cosine_min:>9.6f}  {colbert}  {sparse}  {parity.batch_invariance_min:>13.7f}"
+    )
+
+
+def _size_bytes(export: Export, variant: Variant) -> int:
+    sizes = {entry.path: entry.size_bytes for entry in export.bundle.manifest.files}
+    return sum(sizes[path] for path in variant.files)
+
+
+def peak_memory_bytes() -> int | None:
+    """Highest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

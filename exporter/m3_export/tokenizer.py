@@ -1,0 +1,104 @@
+"""The checkpoint's tokenizer, saved as the pipeline it is at export, and the proof that the runtime agrees."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+
+from m3_export.errors import CheckpointError, TokenizerMismatchError
+from m3_runtime.manifest import TokenizerInfo
+from m3_runtime.tokenizer import M3Tokenizer
+
+TOKENIZER_NAME = "tokenizer.json"
+UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding gives no lexical weight
+
+# Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
+HARD_TEXTS = (
+    "", " ", "   ", "\t\n", "a", " a ", "a  b", "trailing blank ", "trailing tab\t", "line\nbreak\r\n", "\u00a0nbsp\u00a0",
+    "\u200bzero width\u200b", "\ufeffmark", "中文分词没有空格", "日本語のテキスト、全角　空白", "ｶﾀｶﾅ ＡＢＣ １２３",
+    "한국어 문장", "ภาษาไทยไม่มีช่องว่าง", "النَّصّ العَرَبِيّ", "עברית עם ניקוד: שָׁלוֹם", "हिन्दी क्षत्रिय", "বাংলা যুক্তবর্ণ",
+    "👩‍👩‍👧‍👦 family 🇩🇪 flag 👍🏽", "e\u0301 decomposed é composed", "ﬁ ligature ① ㎞ ㍿", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠀀𠀁 𡈽",
+    "<s> </s> <pad> <unk> <mask>", "text</s>", "<mask> in <mask>", "a <unk> b ", "x</s> y", "https://example.com/?q=1&b=2#c",
+    "def f(x):\n\treturn x ** 2  # comment\n", "1,234.56 € −12 °C ½ ×10⁻³", "İstanbul ǅ ß ŉ",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckpointTokenizer:
+    """The tokenizer that transformers makes of the checkpoint, and what the manifest says of it."""
+
+    original: Any
+    info: TokenizerInfo
+    saved: str
+
+    @classmethod
+    def open(cls, folder: Path, vocab_size: int) -> "CheckpointTokenizer":
+        """Load it as FlagEmbedding would, code of the checkpoint never included.
+
+        Raises:
+            CheckpointError: the files are missing or damaged, or its ids do not fit the model.
+        """
+        try:
+            original = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            backend = Tokenizer.from_str(original.backend_tokenizer.to_str())
+        except Exception as error:  # the tokenizers package raises bare Exception
+            raise CheckpointError(f"{folder.name}: no tokenizer could be read ({str(error)[:300]})") from error
+        backend.no_truncation()
+        backend.no_padding()
+        largest = max(backend.get_vocab(with_added_tokens=True).values())
+        if largest >= vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
+                "tokenizer and weights are of different models"
+            )
+        return cls(original, _describe(original), backend.to_str(pretty=False))
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        (folder / TOKENIZER_NAME).write_text(self.saved, encoding="utf-8")
+
+
+def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> TokenizerInfo:
+    """Show that the runtime reads the saved file to the same ids; the result's `proof` says how much was compared.
+
+    Raises:
+        TokenizerMismatchError: names the first text that differs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        runtime = M3Tokenizer.open(Path(folder) / TOKENIZER_NAME, tokenizer.info)
+    compared = (*HARD_TEXTS, *texts)
+    longest = max(len(text) for text in compared) * 4 + 16
+    for text, ids in zip(compared, runtime.encode_batch(compared, longest).ids, strict=True):
+        expected = _original_ids(tokenizer.original, text)
+        if expected != ids.tolist():
+            raise TokenizerMismatchError(
+                f"the saved tokenizer gives other ids for {text[:60]!r}: the checkpoint's own {expected[:20]}, "
+                f"the runtime {ids.tolist()[:20]}; the installed tokenizers package may not know this pipeline"
+            )
+    return replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
+
+
+def _original_ids(original: Any, text: str) -> list[int]:
+    return list(original(text, truncation=False, verbose=False)["input_ids"])
+
+
+def _describe(original: Any) -> TokenizerInfo:
+    special = original.special_tokens_map
+    unused = {original.convert_tokens_to_ids(special[name]) for name in UNUSED if name in special}
+    keeps_blank = _original_ids(original, "a ") != _original_ids(original, "a")
+    return TokenizerInfo(
+        path=TOKENIZER_NAME,
+        cls_id=int(original.cls_token_id),
+        pad_id=int(original.pad_token_id),
+        eos_id=int(original.eos_token_id),
+        unk_id=int(original.unk_token_id),
+        unused_ids=tuple(sorted(int(i) for i in unused)),
+        blank_rule="kept" if keeps_blank else "dropped",
+        written_by=f"transformers {transformers.__version__}",
+        proof="not compared",
+    )
+

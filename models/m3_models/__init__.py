@@ -1,0 +1,26 @@
+"""Checkpoints that can be exported by name, without a hub: `mini-m3`, `tiny-random`, `synthetic-xlmr-large`.
+
+>>> from m3_models import names
+>>> names()[0]
+'mini-m3'
+"""
+
+from m3_models.catalogue import describe, names, write_checkpoint
+from m3_models.errors import (
+    FolderNotEmptyError,
+    MissingPackageError,
+    ModelError,
+    UnknownModelError,
+    WeightsFileError,
+)
+
+__all__ = [
+    "FolderNotEmptyError",
+    "MissingPackageError",
+    "ModelError",
+    "UnknownModelError",
+    "WeightsFileError",
+    "describe",
+    "names",
+    "write_checkpoint",
+]

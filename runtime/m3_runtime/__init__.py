@@ -1,0 +1,52 @@
+"""BGE-M3's dense, sparse and ColBERT vectors on CPU, from a verified bundle, without PyTorch.
+
+from m3_runtime import M3Encoder
+
+with M3Encoder.open("my-bundle") as encoder:
+    result = encoder.encode(["one text", "another"], return_sparse=True, return_colbert_vecs=True)
+    result["dense_vecs"], result["lexical_weights"], result["colbert_vecs"]
+"""
+
+from m3_runtime.bundle import Bundle, Verify
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.encoding import Encoding
+from m3_runtime.errors import (
+    BundleDamagedError,
+    BundleError,
+    BundleFormatError,
+    BundleNotFoundError,
+    EngineError,
+    EngineNotInstalledError,
+    HeadError,
+    InputError,
+    M3Error,
+    SpaceMismatchError,
+    TextTooLongError,
+    VariantError,
+)
+from m3_runtime.space import VariantDriftWarning, check_space
+from m3_runtime.sparse import SparseVectors
+from m3_runtime.version import __version__
+
+__all__ = [
+    "Bundle",
+    "BundleDamagedError",
+    "BundleError",
+    "BundleFormatError",
+    "BundleNotFoundError",
+    "Encoding",
+    "EngineError",
+    "EngineNotInstalledError",
+    "HeadError",
+    "InputError",
+    "M3Encoder",
+    "M3Error",
+    "SpaceMismatchError",
+    "SparseVectors",
+    "TextTooLongError",
+    "VariantDriftWarning",
+    "VariantError",
+    "Verify",
+    "__version__",
+    "check_space",
+]

@@ -1,0 +1,72 @@
+"""Arguments that several commands share."""
+
+import argparse
+from collections.abc import Callable
+
+from m3_runtime.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.options import DEFAULT_BATCH_SIZE
+
+
+def integer(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        return number
+
+    parse.__name__ = "integer"  # argparse shows it: "invalid integer value"
+    return parse
+
+
+def add_bundle(command: argparse.ArgumentParser) -> None:
+    """The bundle, and how to open it."""
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    group = command.add_argument_group("opening the bundle")
+    group.add_argument(
+        "--variant", default="auto", help="a variant's name (default: the fastest that runs here)"
+    )
+    group.add_argument(
+        "--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto"
+    )
+    group.add_argument(
+        "--threads", type=integer(1), help="threads of one run (default: the cores this process may use)"
+    )
+    group.add_argument(
+        "--verify",
+        default="size",
+        choices=("size", "full"),
+        help="full also compares every SHA-256 (default: size)",
+    )
+
+
+def add_batching(command: argparse.ArgumentParser) -> None:
+    """How much runs together."""
+    group = command.add_argument_group("batching")
+    group.add_argument(
+        "--batch-size",
+        type=integer(1),
+        default=DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help="most texts that run together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--token-budget",
+        type=integer(1),
+        default=DEFAULT_TOKEN_BUDGET,
+        metavar="N",
+        help="most padded tokens that run together; memory follows it (default: %(default)s)",
+    )
+
+
+def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
+    """Open the bundle as the arguments say."""
+    return M3Encoder.open(
+        arguments.bundle,
+        variant=arguments.variant,
+        engine=arguments.engine,
+        threads=arguments.threads,
+        verify=arguments.verify,
+    )

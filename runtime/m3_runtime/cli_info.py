@@ -1,0 +1,123 @@
+"""m3-runtime info: what a bundle is."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from m3_runtime.bundle import Bundle
+from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.engines.select import choose_variant, is_installed
+from m3_runtime.errors import M3Error
+from m3_runtime.manifest import Manifest, Parity, Variant
+from m3_runtime.records import to_json
+
+_EPILOG = """\
+examples:
+  m3-runtime info my-bundle
+  m3-runtime info my-bundle --json | jq .manifest.space_id
+  m3-runtime info my-bundle --verify full
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `info` to the command line."""
+    command = commands.add_parser(
+        "info", help="what a bundle is, and what would run here", description="Say what a bundle holds, how
+        faithful its variants are, and which one this machine would run.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    command.add_argument(
+        "--json", action="store_true", help="the same for programs: the manifest and this machine"
+    )
+    command.add_argument(
+        "--verify",
+        default="size",
+        choices=("size", "full"),
+        help="full also compares every SHA-256 (default: size)",
+    )
+    command.set_defaults(run=run, command_parser=command)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Describe the bundle."""
+    bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
+    text = _as_json(bundle) if arguments.json else "\n".join(_in_words(bundle))
+    sys.stdout.write(text + "\n")
+
+
+def _as_json(bundle: Bundle) -> str:
+    cpu = cpu_info()
+    machine = {
+        "cpu": cpu.name,
+        "architecture": cpu.architecture,
+        "flags": sorted(cpu.flags),
+        "threads": default_threads(),
+        "variant": _chosen(bundle),
+    }
+    return json.dumps(
+        {"manifest": to_json(bundle.manifest), "machine": machine}, indent=2, ensure_ascii=False
+    )
+
+
+def _in_words(bundle: Bundle) -> Iterator[str]:
+    manifest = bundle.manifest
+    yield from _model_lines(manifest)
+    for variant in manifest.variants:
+        yield ""
+        yield from _variant_lines(variant, manifest)
+    cpu = cpu_info()
+    yield ""
+    yield f"this machine: {cpu.name} ({cpu.architecture}), {default_threads()} threads"
+    yield f"  flags: {', '.join(sorted(cpu.flags)) or 'unknown'}"
+    yield f"  would run: {_chosen(bundle) or 'nothing: no engine of this bundle is installed'}"
+
+
+def _model_lines(manifest: Manifest) -> Iterator[str]:
+    source, geometry = manifest.source, manifest.geometry
+    revision = f" at {source.revision}" if source.revision else ""
+    width = f", ColBERT width {geometry.colbert_dim}" if geometry.colbert_dim else ""
+    yield f"source: {source.name}{revision}"
+    yield f"space_id: {manifest.space_id}"
+    yield f"heads: {', '.join(head.value for head in manifest.heads)}"
+    yield f"dense: {manifest.pooling.value} pooling, {'unit length' if manifest.normalize else 'not normalized'}"
+    yield (
+        f"encoder: {geometry.layers} layers, hidden size {geometry.hidden_size}{width}, "
+        f"vocabulary {geometry.vocab_size}, up to {geometry.max_tokens} tokens"
+    )
+    yield f"size: {_mb(sum(entry.size_bytes for entry in manifest.files))} in {len(manifest.files)} files"
+
+
+def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
+    size = sum(entry.size_bytes for entry in manifest.files if entry.path in {variant.graph, *variant.files})
+    missing = "" if is_installed(variant.engine) else ", which is not installed here"
+    yield f"variant {variant.name}: {variant.precision} on {variant.engine.value}{missing}, {_mb(size)}"
+    parity = manifest.parity.get(variant.name)
+    if parity is None:
+        yield "  parity: not measured"
+    else:
+        yield from _parity_lines(parity)
+
+
+def _parity_lines(parity: Parity) -> Iterator[str]:
+    yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({parity.tokens} tokens):"
+    yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
+    if parity.sparse is not None:
+        sparse = parity.sparse
+        yield f"    sparse  weighted Jaccard {sparse.jaccard_mean:.4f}, lowest {sparse.jaccard_min:.4f}"
+    if parity.colbert is not None:
+        colbert = parity.colbert
+        yield f"    colbert cosine {colbert.cosine_mean:.5f}, 5th percentile {colbert.cosine_p5:.5f}"
+
+
+def _chosen(bundle: Bundle) -> str | None:
+    try:
+        return choose_variant(bundle).name
+    except M3Error:
+        return None
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,107 @@
+"""Writing results for the command line: a file is complete or absent."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_runtime.encoding import Encoding
+from m3_runtime.errors import InputError
+
+STDOUT = "-"
+
+
+@contextmanager
+def opened_output(target: str) -> Iterator[BinaryIO]:
+    """A file to write to: standard output for "-", else a temporary one that takes the target's name at the
+    end.
+
+    Raises:
+        InputError: the target's folder cannot be written to.
+    """
+    if target == STDOUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(target)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {target!r}: {error.strerror}") from error
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        _set_usual_mode(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
+    """Yield one JSON object a text: its id, its token count and the heads that were asked for."""
+    lexical = encoding.lexical_weights
+    for row, name in enumerate(ids):
+        record: dict[str, Any] = {"id": name, "tokens": int(encoding.token_counts[row])}
+        if encoding.dense_vecs is not None:
+            record["dense_vecs"] = _short(encoding.dense_vecs[row])
+        if isinstance(lexical, list):
+            record["lexical_weights"] = dict(
+                zip(lexical[row], _short(np.fromiter(lexical[row].values(), np.float32)), strict=True)
+            )
+        if encoding.colbert_vecs is not None:
+            record["colbert_vecs"] = [_short(vector) for vector in encoding.colbert_vecs[row]]
+        yield json_line(record)
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A JSON object as a line of UTF-8."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+    """Everything as arrays: `ids`, `token_counts`, and per head
+
+    `dense_vecs` (S, H); `sparse_indptr`, `sparse_ids`, `sparse_weights`; `colbert_vecs` (rows, C) of all
+    texts one after the other and `colbert_indptr` (S+1,).
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.array(ids, dtype=np.str_),
+        "token_counts": np.concatenate([part.token_counts for part in parts]),
+    }
+    dense = [part.dense_vecs for part in parts if part.dense_vecs is not None]
+    if dense:
+        arrays["dense_vecs"] = np.concatenate(dense)
+    sparse = [part.sparse for part in parts if part.sparse is not None]
+    if sparse:
+        arrays["sparse_indptr"] = _starts(np.concatenate([np.diff(vectors.indptr) for vectors in sparse]))
+        arrays["sparse_ids"] = np.concatenate([vectors.ids for vectors in sparse])
+        arrays["sparse_weights"] = np.concatenate([vectors.weights for vectors in sparse])
+    colbert = [rows for part in parts if part.colbert_vecs is not None for rows in part.colbert_vecs]
+    if colbert:
+        arrays["colbert_indptr"] = _starts(np.array([len(rows) for rows in colbert]))
+        arrays["colbert_vecs"] = np.concatenate(colbert)
+    return arrays
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+def _short(vector: NDArray[Any]) -> list[float]:
+    """Floats with as many digits as their own precision needs, not the 17 of a float64."""
+    return [float(text) for text in vector.astype(np.str_)]
+
+
+def _set_usual_mode(path: Path) -> None:
+    """Give a temporary file, which is private, the mode that a new file would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

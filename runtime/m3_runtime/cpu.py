@@ -1,0 +1,104 @@
+"""What this machine's processor is and can do, as far as choosing a variant needs to know."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+# What the engines look at; the rest of the flags says nothing here.
+_KNOWN_FLAGS = frozenset(
+    {"avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16"}
+    | {"amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"}
+)
+_X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """A processor: name, architecture (as `platform.machine` says it), instruction sets that matter.
+
+    Where the flags cannot be read (anything but Linux), `flags` is empty: no instruction set is assumed.
+    """
+
+    name: str
+    architecture: str
+    flags: frozenset[str]
+
+    @property
+    def is_x86(self) -> bool:
+        """An Intel or AMD processor."""
+        return self.architecture.lower() in _X86
+
+    @property
+    def has_int8_dot(self) -> bool:
+        """Multiplies int8 without saturating on the way (VNNI or AMX on x86, dot product on Arm)."""
+        return bool(self.flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+@cache
+def cpu_info() -> CpuInfo:
+    """This machine's processor."""
+    text = _read(_CPUINFO)
+    architecture = platform.machine()
+    name = _field(text, "model name") or platform.processor() or architecture or "unknown"
+    flags = frozenset((_field(text, "flags") or _field(text, "Features") or "").split())
+    return CpuInfo(name=name, architecture=architecture, flags=flags & _KNOWN_FLAGS)
+
+
+def default_threads() -> int:
+    """Threads to use when none are asked for: the cores that affinity and container quota leave us.
+
+    Two hardware threads of one core share its multipliers, so they count once.
+    """
+    allowed = _allowed_cpus()
+    cores = _physical_cores(_read(_CPUINFO), allowed) or len(allowed)
+    quota = _cgroup_quota(_CGROUP)
+    return max(1, min(cores, quota) if quota is not None else cores)
+
+
+def _allowed_cpus() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpuinfo: str, allowed: frozenset[int]) -> int:
+    """Distinct (socket, core) pairs among the allowed processors; 0 where the file does not say."""
+    cores = set()
+    for block in cpuinfo.split("\n\n"):
+        number, socket, core = (_field(block, key) for key in ("processor", "physical id", "core id"))
+        if number is None or socket is None or core is None:
+            continue
+        if number.isdigit() and int(number) in allowed:
+            cores.add((socket, core))
+    return len(cores)
+
+
+def _cgroup_quota(root: Path) -> int | None:
+    """Whole processors that the container may use, rounded up; None without a limit."""
+    quota, _, period = _read(root / "cpu.max").strip().partition(" ")  # cgroup v2
+    if not period:
+        quota = _read(root / "cpu" / "cpu.cfs_quota_us").strip()  # cgroup v1
+        period = _read(root / "cpu" / "cpu.cfs_period_us").strip()
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None
+    return max(1, -(-int(quota) // int(period)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _field(text: str, key: str) -> str | None:
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() == key:
+            return value.strip()
+    return None

@@ -1,0 +1,292 @@
+"""`M3Encoder`: a bundle, opened and ready to encode."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from m3_runtime import scoring
+from m3_runtime.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.bundle import Bundle, Verify
+from m3_runtime.cpu import default_threads
+from m3_runtime.encoding import Encoding
+from m3_runtime.engines import Engine
+from m3_runtime.engines.select import AUTO, choose_variant, open_engine
+from m3_runtime.errors import EngineError, InputError
+from m3_runtime.manifest import TokenizerInfo, Variant
+from m3_runtime.options import (
+    DEFAULT_BATCH_SIZE,
+    EncodeOptions,
+    checked_max_length,
+    checked_threads,
+    encode_options,
+)
+from m3_runtime.pairs import checked_pairs, score_pairs
+from m3_runtime.pipeline import encode_texts
+from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
+
+
+class M3Encoder:
+    """BGE-M3's three heads on CPU, from a bundle.
+
+    `encode` and everything else may be called from several threads at once. Use it as a context manager, or
+    call `close` when done.
+
+    >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
+    ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
+        self._bundle = bundle
+        self._variant = variant
+        self._tokenizer = tokenizer
+        self._engine: Engine | None = engine
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        variant: str = AUTO,
+        engine: str = AUTO,
+        threads: int | None = None,
+        verify: Verify | str = Verify.SIZE,
+    ) -> "M3Encoder":
+        """Open a bundle and load one of its variants.
+
+        Args:
+            path: the bundle's folder.
+            variant: a variant's name, or "auto" for the fastest that runs here.
+            engine: "onnxruntime", "openvino", or "auto".
+            threads: threads of one run; None takes the cores that this process may use.
+            verify: "size" compares file sizes, "full" also every SHA-256.
+
+        Raises:
+            BundleError: the folder is not a whole, unchanged bundle that this release reads.
+            VariantError: there is no such variant, or not on that engine.
+            EngineError: the engine is not installed or cannot load the graph.
+            InputError: an argument is not what it must be.
+        """
+        thread_count = default_threads() if threads is None else checked_threads(threads)
+        bundle = Bundle.open(path, verify=verify)
+        chosen = choose_variant(bundle, variant, engine)
+        info = bundle.manifest.tokenizer
+        tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
+        return cls(bundle, chosen, tokenizer, open_engine(bundle, chosen, thread_count))
+
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_length: int | None = None,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+        colbert_dtype: str = "float32",
+    ) -> Encoding:
+        """Encode a text, or a list of texts, with the heads asked for.
+
+        An empty list gives an `Encoding` of no texts. An empty text is a text: its dense vector and its one
+        ColBERT row come from the two special tokens, its lexical weights are empty.
+
+        Args:
+            sentences: S texts; a str is one text, and its results are unwrapped.
+            batch_size: most texts that run together.
+            max_length: tokens per text, both special tokens included, 3 to `max_tokens`; None is 512 or,
+                where the model takes fewer, the model's limit.
+            return_dense: fill `dense_vecs`.
+            return_sparse: fill `lexical_weights` and `sparse`.
+            return_colbert_vecs: fill `colbert_vecs`.
+            token_budget: most padded tokens that run together; memory follows it.
+            on_truncate: "truncate" cuts longer texts and counts them, "error" refuses them.
+            colbert_dtype: "float32" or "float16" (half the memory).
+
+        Raises:
+            InputError: an argument or a text is not what it must be; a text is named by its index.
+            TextTooLongError: on_truncate="error" and a text has more than max_length tokens.
+            HeadError: the bundle has no such head.
+            EngineError: the engine failed, or the encoder is closed.
+        """
+        options = encode_options(
+            self._bundle.manifest,
+            heads=(return_dense, return_sparse, return_colbert_vecs),
+            limits=(batch_size, token_budget),
+            max_length=max_length,
+            on_truncate=on_truncate,
+            colbert_dtype=colbert_dtype,
+        )
+        return self._encode(sentences, options)
+
+    def _encode(self, sentences: object, options: EncodeOptions) -> Encoding:
+        is_single = isinstance(sentences, str)
+        if is_single:
+            check_text(sentences, "the text")
+        texts = checked_texts([sentences] if is_single else sentences)
+        result = encode_texts(texts, options, self._bundle.manifest, self._tokenizer, self._running())
+        return result.single() if is_single else result
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_length: int | None = None,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+    ) -> Encoding:
+        """`encode` under FlagEmbedding's name for queries; M3 has no query instruction."""
+        return self.encode(queries, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
+
+    def encode_corpus(
+        self,
+        corpus: str | Sequence[str],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_length: int | None = None,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+    ) -> Encoding:
+        """`encode` under FlagEmbedding's name for passages."""
+        return self.encode(corpus, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_query_length: int | None = None,
+        max_passage_length: int | None = None,
+        weights_for_different_modes: Sequence[float] | None = None,
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> dict[str, list[float]] | dict[str, float]:
+        """Score (query, passage) pairs with every head and combined.
+
+        Args:
+            sentence_pairs: P pairs, or one pair of two texts.
+            batch_size: most pairs that are worked on together.
+            max_query_length: tokens per query; None as in `encode`.
+            max_passage_length: tokens per passage; None as in `encode`.
+            weights_for_different_modes: [dense, sparse, colbert]; None is [1, 1, 1].
+            token_budget: most tokens that are worked on together; memory follows it.
+
+        Returns:
+            Keys "colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense", in this order; P floats
+            each, or one float each for one pair. No pairs give empty lists.
+
+        Raises:
+            InputError: an argument or a pair is not what it must be; a pair is named by its index.
+            HeadError: the bundle lacks a head.
+            EngineError: the engine failed, or the encoder is closed.
+        """
+        weights = scoring.FusionWeights.from_sequence(weights_for_different_modes)
+        limits = batch_size, token_budget
+        options = self._pair_options(limits, max_query_length, max_passage_length)
+        pairs, is_single = checked_pairs(sentence_pairs)
+        scores = score_pairs(pairs, options, self._bundle.manifest, self._tokenizer, self._running())
+        combined = scores.combined(weights)
+        return {key: values[0] for key, values in combined.items()} if is_single else combined
+
+    def _pair_options(
+        self, limits: tuple[int, int], *max_lengths: int | None
+    ) -> tuple[EncodeOptions, EncodeOptions]:
+        manifest, limit = self._bundle.manifest, self.max_tokens
+        query_length, passage_length = (
+            checked_max_length(value, limit, name)
+            for value, name in zip(max_lengths, ("max_query_length", "max_passage_length"), strict=True)
+        )
+        queries = encode_options(
+            manifest,
+            heads=(True, True, True),
+            limits=limits,
+            max_length=query_length,
+            on_truncate=OnTruncate.TRUNCATE,
+            colbert_dtype="float32",
+        )
+        return queries, replace(queries, max_length=passage_length)
+
+    compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
+    colbert_score = staticmethod(scoring.colbert_score)
+
+    def convert_id_to_token(
+        self, lexical_weights: Mapping[str, float] | Sequence[Mapping[str, float]]
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Lexical weights with words instead of ids; one mapping gives one dict, a list gives a list.
+
+        Ids that decode to the same text (with and without a word start, say) share a key
+        and keep the largest weight.
+
+        Raises:
+            InputError: neither a mapping of token ids nor a list of such mappings.
+        """
+        if isinstance(lexical_weights, Mapping):
+            return self._with_words(lexical_weights)
+        if isinstance(lexical_weights, list | tuple):
+            return [self._with_words(weights) for weights in lexical_weights]
+        raise InputError(f"expected a dict or a list of dicts, got {type(lexical_weights).__name__}")
+
+    def _with_words(self, lexical_weights: Mapping[str, float]) -> dict[str, float]:
+        words: dict[str, float] = {}
+        for token, weight in lexical_weights.items():
+            if not str(token).isdecimal() or int(token) >= self.vocab_size:
+                raise InputError(f"{token!r} is not a token id; expected a number below {self.vocab_size}")
+            word = self._tokenizer.decode([int(token)])
+            words[word] = max(weight, words.get(word, weight))
+        return words
+
+    @property
+    def bundle(self) -> Bundle:
+        """The open bundle: its folder and manifest."""
+        return self._bundle
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that runs."""
+        return self._variant
+
+    @property
+    def tokenizer(self) -> M3Tokenizer:
+        """The bundle's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def tokenizer_info(self) -> TokenizerInfo:
+        """What the manifest says about the tokenizer."""
+        return self._bundle.manifest.tokenizer
+
+    @property
+    def space_id(self) -> str:
+        """Name of the vector space; vectors of another space_id must not be compared with ours."""
+        return self._bundle.manifest.space_id
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a text, both special tokens included."""
+        return self._bundle.manifest.geometry.max_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of a sparse vector."""
+        return self._bundle.manifest.geometry.vocab_size
+
+    def close(self) -> None:
+        """Let go of the graph and its memory; running calls finish, later ones fail. May be repeated."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self) -> "M3Encoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running(self) -> Engine:
+        engine = self._engine
+        if engine is None:
+            raise EngineError("the encoder is closed; open the bundle again")
+        return engine

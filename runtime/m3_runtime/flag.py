@@ -1,0 +1,294 @@
+"""`BGEM3FlagModel`: FlagEmbedding's class over a bundle, so that its users change an import and a path.
+
+docs/compatibility.md lists what differs and why.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m3_runtime import scoring
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.encoding import Encoding
+from m3_runtime.errors import InputError
+from m3_runtime.manifest import Manifest
+from m3_runtime.options import checked_max_length
+from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
+from m3_runtime.truncation import leading_dimensions
+
+Devices = str | int | Sequence[str] | Sequence[int]
+
+
+class BGEM3FlagModel:
+    """FlagEmbedding 1.4.2's `BGEM3FlagModel` on CPU.
+
+    Attributes:
+        encoder: the `M3Encoder` that does the work.
+        target_devices: always ["cpu"].
+        batch_size: default of every method.
+        query_max_length: default of `encode_queries` and of the queries of `compute_score`.
+        passage_max_length: default of `encode`, `encode_corpus` and of the passages of `compute_score`.
+        return_dense: default of every method; `return_sparse` and `return_colbert_vecs` likewise.
+        truncate_dim: leading dimensions that are kept of dense and ColBERT vectors, or None.
+    """
+
+    def __init__(  # noqa: PLR0913 - FlagEmbedding's arguments
+        self,
+        model_name_or_path: str | Path,
+        normalize_embeddings: bool | None = None,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "{}{}",
+        devices: Devices | None = None,
+        pooling_method: str | None = None,
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        colbert_dim: int = -1,
+        batch_size: int = 256,
+        query_max_length: int | None = None,
+        passage_max_length: int | None = None,
+        return_dense: bool = True,
+        return_sparse: bool = False,
+        return_colbert_vecs: bool = False,
+        truncate_dim: int | None = None,
+        *,
+        passage_instruction_for_retrieval: str | None = None,
+        passage_instruction_format: str = "{}{}",
+        device: Devices | None = None,
+        variant: str = "auto",
+        engine: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            model_name_or_path: a bundle's folder.
+            normalize_embeddings: None, or what the bundle was exported with.
+            use_fp16: accepted; the bundle's variant says how vectors are computed.
+            use_bf16: accepted, likewise.
+            query_instruction_for_retrieval: put before queries by `encode_queries`.
+            query_instruction_format: how; `{}{}` takes the instruction and the query.
+            devices: None or "cpu" (or a list of it).
+            pooling_method: None, or what the bundle was exported with.
+            trust_remote_code: accepted; a bundle holds no code.
+            cache_dir: accepted; nothing is downloaded.
+            colbert_dim: -1, or the bundle's ColBERT width.
+            batch_size: most texts that run together.
+            query_max_length: tokens per query; None is 512, or less where the model takes less.
+            passage_max_length: tokens per passage, likewise.
+            return_dense: whether methods return dense vectors unless told otherwise.
+            return_sparse: likewise for lexical weights.
+            return_colbert_vecs: likewise for ColBERT vectors.
+            truncate_dim: keep this many leading dimensions.
+            passage_instruction_for_retrieval: put before passages by `encode_corpus`.
+            passage_instruction_format: how.
+            device: FlagEmbedding 1.2's name for `devices`.
+            variant: as in `M3Encoder.open`.
+            engine: as in `M3Encoder.open`.
+            threads: as in `M3Encoder.open`.
+
+        Raises:
+            M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
+        """
+        _check_devices(devices if devices is not None else device)
+        self.encoder = M3Encoder.open(model_name_or_path, variant=variant, engine=engine, threads=threads)
+        manifest = self.encoder.bundle.manifest
+        _check_agrees(manifest, normalize_embeddings, pooling_method, colbert_dim)
+        limit = self.encoder.max_tokens
+        self.model_name_or_path = str(model_name_or_path)
+        self.normalize_embeddings = manifest.normalize
+        self.pooling_method = manifest.pooling.value
+        self.use_fp16, self.use_bf16 = use_fp16, use_bf16
+        self.trust_remote_code, self.cache_dir = trust_remote_code, cache_dir
+        self.query_instruction_for_retrieval = query_instruction_for_retrieval
+        self.query_instruction_format = query_instruction_format
+        self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
+        self.passage_instruction_format = passage_instruction_format
+        self.target_devices = ["cpu"]
+        self.batch_size = batch_size
+        self.query_max_length = checked_max_length(query_max_length, limit, "query_max_length")
+        self.passage_max_length = checked_max_length(passage_max_length, limit, "passage_max_length")
+        self.return_dense, self.return_sparse = return_dense, return_sparse
+        self.return_colbert_vecs = return_colbert_vecs
+        self.truncate_dim = _checked_truncate_dim(truncate_dim, manifest)
+
+    @property
+    def tokenizer(self) -> M3Tokenizer:
+        """The bundle's tokenizer."""
+        return self.encoder.tokenizer
+
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+        *,
+        instruction: str | None = None,
+        instruction_format: str = "{}{}",
+    ) -> Encoding:
+        """Encode texts as passages; an argument that is None takes the constructor's value.
+
+        Raises:
+            M3Error: as `M3Encoder.encode`.
+        """
+        encoding = self.encoder.encode(
+            _instructed(sentences, instruction, instruction_format),
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            max_length=self.passage_max_length if max_length is None else max_length,
+            return_dense=self.return_dense if return_dense is None else return_dense,
+            return_sparse=self.return_sparse if return_sparse is None else return_sparse,
+            return_colbert_vecs=self.return_colbert_vecs
+            if return_colbert_vecs is None
+            else return_colbert_vecs,
+        )
+        if self.truncate_dim is None:
+            return encoding
+        return leading_dimensions(encoding, self.truncate_dim, normalize=self.normalize_embeddings)
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+    ) -> Encoding:
+        """Encode queries, with the query instruction if there is one.
+
+        Raises:
+            M3Error: as `M3Encoder.encode`.
+        """
+        return self.encode(
+            queries,
+            batch_size,
+            self.query_max_length if max_length is None else max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            instruction=self.query_instruction_for_retrieval,
+            instruction_format=self.query_instruction_format,
+        )
+
+    def encode_corpus(
+        self,
+        corpus: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        return_dense: bool | None = None,
+        return_sparse: bool | None = None,
+        return_colbert_vecs: bool | None = None,
+    ) -> Encoding:
+        """Encode passages, with the passage instruction if there is one.
+
+        Raises:
+            M3Error: as `M3Encoder.encode`.
+        """
+        return self.encode(
+            corpus,
+            batch_size,
+            max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            instruction=self.passage_instruction_for_retrieval,
+            instruction_format=self.passage_instruction_format,
+        )
+
+    def compute_score(
+        self,
+        sentence_pairs: Sequence[Sequence[str]] | Sequence[str],
+        batch_size: int | None = None,
+        max_query_length: int | None = None,
+        max_passage_length: int | None = None,
+        weights_for_different_modes: Sequence[float] | None = None,
+    ) -> dict[str, list[float]] | dict[str, float]:
+        """Score pairs, without instructions and without `truncate_dim`, as FlagEmbedding does.
+
+        Raises:
+            M3Error: as `M3Encoder.compute_score`.
+        """
+        return self.encoder.compute_score(
+            sentence_pairs,
+            self.batch_size if batch_size is None else batch_size,
+            self.query_max_length if max_query_length is None else max_query_length,
+            self.passage_max_length if max_passage_length is None else max_passage_length,
+            weights_for_different_modes,
+        )
+
+    compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
+    colbert_score = staticmethod(scoring.colbert_score)
+
+    def convert_id_to_token(
+        self, lexical_weights: Mapping[str, float] | Sequence[Mapping[str, float]]
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """See `M3Encoder.convert_id_to_token`.
+
+        Raises:
+            InputError: neither a mapping of token ids nor a list of such mappings.
+        """
+        return self.encoder.convert_id_to_token(lexical_weights)
+
+    @staticmethod
+    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
+        r"""An instruction and a text in one; a literal ``\n`` in the format is a line break.
+
+        >>> BGEM3FlagModel.get_detailed_instruct("{}: {}", "query", "what is it")
+        'query: what is it'
+        """
+        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+
+    def stop_self_pool(self) -> None:
+        """Nothing to stop: there are no worker processes."""
+
+    def close(self) -> None:
+        """Let go of the graph and its memory."""
+        self.encoder.close()
+
+
+def _instructed(sentences: Any, instruction: str | None, instruction_format: str) -> Any:
+    """The texts with the instruction; checked first, since formatting would make None a text."""
+    if instruction is None:
+        return sentences
+    if isinstance(sentences, str):
+        check_text(sentences, "the text")
+        return BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, sentences)
+    return [
+        BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, text)
+        for text in checked_texts(sentences)
+    ]
+
+
+def _check_devices(devices: Devices | None) -> None:
+    names = [devices] if devices is None or isinstance(devices, str | int) else list(devices)
+    if not names or any(name not in (None, "cpu") for name in names):
+        raise InputError(
+            f"this runtime computes on the CPU; pass devices='cpu' or leave it out, got {devices!r}"
+        )
+
+
+def _check_agrees(
+    manifest: Manifest, normalize: bool | None, pooling_method: str | None, colbert_dim: int
+) -> None:
+    """Refuse what contradicts the bundle: these are facts of the graph, not choices of the caller."""
+    facts = (
+        ("normalize_embeddings", normalize, manifest.normalize),
+        ("pooling_method", pooling_method, manifest.pooling.value),
+        ("colbert_dim", colbert_dim if colbert_dim > 0 else None, manifest.geometry.colbert_dim),
+    )
+    for name, asked, actual in facts:
+        if asked is not None and asked != actual:
+            raise InputError(
+                f"{name} is {asked!r}, but the bundle was exported with {actual!r}; leave it out, "
+                f"or export the checkpoint again with {name}={asked!r}"
+            )
+
+
+def _checked_truncate_dim(size: int | None, manifest: Manifest) -> int | None:
+    if size is not None and not 1 <= size <= manifest.geometry.hidden_size:
+        raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {size}")
+    return size

@@ -1,0 +1,46 @@
+"""Whether an index and an encoder speak of the same vectors."""
+
+import warnings
+
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import SpaceMismatchError
+
+
+class VariantDriftWarning(UserWarning):
+    """An index was filled by another variant of the same space: scores move by a measured drift."""
+
+
+def check_space(index_space_id: str, index_variant: str, encoder: M3Encoder) -> None:
+    """Compare what an index noted when it was filled with the encoder that will query it.
+
+    Args:
+        index_space_id: `encoder.space_id` at the time of indexing.
+        index_variant: `encoder.variant.name` at the time of indexing.
+        encoder: what will encode the queries.
+
+    Raises:
+        SpaceMismatchError: another space_id.
+
+    Warns:
+        VariantDriftWarning: the same space, computed by another variant.
+    """
+    if index_space_id != encoder.space_id:
+        raise SpaceMismatchError(
+            f"the index holds vectors of space {index_space_id}, the encoder makes vectors of space "
+            f"{encoder.space_id}; open the bundle that the index was filled with, or fill the index again"
+        )
+    variant = encoder.variant.name
+    if index_variant != variant:
+        warnings.warn(
+            f"the index was filled by variant {index_variant!r}, queries are encoded by {variant!r}; "
+            f"dense cosine to the reference: {_drift(encoder, index_variant)} and {_drift(encoder, variant)}",
+            VariantDriftWarning,
+            stacklevel=2,
+        )
+
+
+def _drift(encoder: M3Encoder, variant: str) -> str:
+    parity = encoder.bundle.manifest.parity.get(variant)
+    if parity is None:
+        return "unknown"
+    return f"{parity.dense.cosine_mean:.5f} (lowest {parity.dense.cosine_min:.5f})"
