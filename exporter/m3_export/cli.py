@@ -125,8 +125,9 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _write_checkpoint(args: argparse.Namespace) -> int:
     from m3_export.progress import Progress
+    from m3_export.source import write_named
 
-    m3_models.write_checkpoint(args.source, args.out, progress=Progress(quiet=args.quiet).say)
+    write_named(args.source, args.out, Progress(quiet=args.quiet).say)
     sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
     return EXIT_OK
 

@@ -37,15 +37,26 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
     if path.is_dir():
         return Source(path.resolve().name, _with_config(path), None)
     if source in m3_models.names():
-        folder = scratch / source
-        m3_models.write_checkpoint(source, folder, progress=progress)
-        return Source(source, folder, None)
+        write_named(source, scratch / source, progress)
+        return Source(source, scratch / source, None)
     if HUB_ID.fullmatch(source):
         return _from_hub(source, revision)
     raise SourceError(
         f"SOURCE {source!r} is not a folder, not one of {', '.join(m3_models.names())}, "
         "and not a hub id of the form owner/name"
     )
+
+
+def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the checkpoint of one of `m3_models.names()`.
+
+    Raises:
+        SourceError: a package that the model is made from is missing or of another release.
+    """
+    try:
+        m3_models.write_checkpoint(name, folder, progress=progress)
+    except m3_models.ModelError as error:
+        raise SourceError(str(error)) from error
 
 
 def _with_config(folder: Path) -> Path:

@@ -1,7 +1,12 @@
-"""Which texts run together, and how a batch is padded. Pure functions.
+"""Which texts run together. Pure functions.
 
-Texts are sorted by length so that a batch wastes little on padding; a batch holds at most `token_budget`
-padded tokens, which is what bounds memory.
+A batch holds texts of one length, so nothing is padded. Padding would cost more than its tokens: it changes the last
+bits of attention's sums, an activation near the edge of an INT8 step then falls to the other side, and the layers
+multiply that until the same text alone and in a batch are only as close as INT8 is to FP32 (dense cosine 0.9991
+measured, against 0.999999 without padding). Length, not company, decides what a text's vectors are.
+
+What is lost is small: one text of 128 tokens keeps a few cores as busy as eight do, and short texts, which do gain
+from company, share their length with many others in any large job.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,32 +17,29 @@ from numpy.typing import NDArray
 from m3_runtime.engines import TokenBatch
 
 DEFAULT_TOKEN_BUDGET = 16384
-"""Padded tokens per batch."""
+"""Tokens per batch; bounds memory."""
 
 
-def plan_batches(
-    lengths: NDArray[np.int64], token_budget: int, batch_size: int
-) -> Iterator[NDArray[np.int64]]:
+def plan_batches(lengths: NDArray[np.int64], token_budget: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Yield the text indices of each batch, longest texts first.
 
-    Every index appears once. Within a batch B * T <= token_budget and B <= batch_size; a text longer than the
-    budget is a batch of its own. Texts of equal length keep their order.
+    Every index appears once. All texts of a batch have the same length T; B * T <= token_budget and B <= batch_size,
+    but a text longer than the budget is a batch of its own. Texts of equal length keep their order.
 
     Args:
         lengths: (S,) tokens per text, both special tokens included.
-        token_budget: most padded tokens in a batch, at least 1.
+        token_budget: most tokens in a batch, at least 1.
         batch_size: most texts in a batch, at least 1.
 
-    >>> [batch.tolist() for batch in plan_batches(np.array([3, 9, 4, 9]), token_budget=18, batch_size=8)]
-    [[1, 3], [2, 0]]
+    >>> [batch.tolist() for batch in plan_batches(np.array([3, 9, 4, 9, 9]), token_budget=18, batch_size=8)]
+    [[1, 3], [4], [2], [0]]
     """
     order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < order.size:
-        longest = int(lengths[order[start]])
-        size = max(1, min(batch_size, token_budget // longest))
-        yield order[start : start + size]
-        start += size
+    groups = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+    for group in groups:
+        if group.size:
+            size = max(1, min(batch_size, token_budget // int(lengths[group[0]])))
+            yield from (group[start : start + size] for start in range(0, group.size, size))
 
 
 def pad_batch(ids: Sequence[NDArray[np.int32]], pad_id: int) -> TokenBatch:

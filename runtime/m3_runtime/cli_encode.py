@@ -25,8 +25,7 @@ _DESCRIPTION = """\
 Encode texts with the heads of your choice.
 
 Input is a text file (every line is a text) or JSONL (objects with "text" and, if you like, "id"); the name's
-ending says which. Without FILE, or with "-", standard input is read, as lines unless --input-format says
-jsonl.
+ending says which. Without FILE, or with "-", standard input is read, as lines unless --input-format says jsonl.
 """
 
 _EPILOG = """\
@@ -36,11 +35,10 @@ examples:
   echo "What is BGE M3?" | m3-runtime encode my-bundle --heads sparse
 
 a line of JSONL output:
-  {"id": "1", "tokens": 9, "dense_vecs": [...], "lexical_weights": {"4865": 0.0836, ...}, "colbert_vecs":
-  [[...], ...]}
+  {"id": "1", "tokens": 9, "dense_vecs": [...], "lexical_weights": {"4865": 0.0836, ...}, "colbert_vecs": [[...]]}
 
-arrays of npz output: ids, token_counts, dense_vecs, sparse_indptr, sparse_ids, sparse_weights,
-colbert_indptr, colbert_vecs; row s of a ragged array is values[indptr[s]:indptr[s + 1]].
+arrays of npz output: ids, token_counts, dense_vecs, sparse_indptr, sparse_ids, sparse_weights, colbert_indptr,
+colbert_vecs; row s of a ragged array is values[indptr[s]:indptr[s + 1]].
 """
 
 

@@ -24,8 +24,10 @@ examples:
 def add_command(commands: Any) -> None:
     """Add `info` to the command line."""
     command = commands.add_parser(
-        "info", help="what a bundle is, and what would run here", description="Say what a bundle holds, how
-        faithful its variants are, and which one this machine would run.", epilog=_EPILOG,
+        "info",
+        help="what a bundle is, and what would run here",
+        description="What a bundle holds, how faithful its variants are, and which one this machine would run.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")

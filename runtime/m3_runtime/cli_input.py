@@ -44,8 +44,8 @@ class PairRecord:
 def read_texts(source: str, input_format: InputFormat) -> Iterator[TextRecord]:
     """Yield the texts of a file, or of standard input.
 
-    Lines: every line is a text, and its id is its number. JSONL: every line is a JSON string or an object
-        with "text" and, if it likes, "id"; blank lines are passed over.
+    Lines: every line is a text, and its id is its number. JSONL: every line is a JSON string or an object with
+    "text" and, if it likes, "id"; blank lines are passed over.
 
     Raises:
         InputError: the file or a line cannot be read.
@@ -102,7 +102,7 @@ def _opened(source: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        file = Path(source).open("rb")
+        file = Path(source).open("rb")  # noqa: SIM115 - only opening it may fail here
     except OSError as error:
         raise InputError(f"cannot read {source!r}: {error.strerror}") from error
     with file:

@@ -20,8 +20,7 @@ STDOUT = "-"
 
 @contextmanager
 def opened_output(target: str) -> Iterator[BinaryIO]:
-    """A file to write to: standard output for "-", else a temporary one that takes the target's name at the
-    end.
+    """A file to write to: standard output for "-", else one that takes the target's name when complete.
 
     Raises:
         InputError: the target's folder cannot be written to.
@@ -67,9 +66,9 @@ def json_line(record: dict[str, Any]) -> bytes:
 
 
 def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
-    """Everything as arrays: `ids`, `token_counts`, and per head
+    """Everything as arrays, without pickle.
 
-    `dense_vecs` (S, H); `sparse_indptr`, `sparse_ids`, `sparse_weights`; `colbert_vecs` (rows, C) of all
+    `ids`, `token_counts`, and per head: `dense_vecs` (S, H); `sparse_indptr`, `sparse_ids`, `sparse_weights`; `colbert_vecs` (rows, C) of all
     texts one after the other and `colbert_indptr` (S+1,).
     """
     arrays: dict[str, NDArray[Any]] = {

@@ -32,7 +32,7 @@ class BGEM3FlagModel:
         truncate_dim: leading dimensions that are kept of dense and ColBERT vectors, or None.
     """
 
-    def __init__(  # noqa: PLR0913 - FlagEmbedding's arguments
+    def __init__(  # noqa: PLR0913, PLR0917 - FlagEmbedding's arguments
         self,
         model_name_or_path: str | Path,
         normalize_embeddings: bool | None = None,
@@ -118,7 +118,7 @@ class BGEM3FlagModel:
         """The bundle's tokenizer."""
         return self.encoder.tokenizer
 
-    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments
+    def encode(
         self,
         sentences: str | Sequence[str],
         batch_size: int | None = None,

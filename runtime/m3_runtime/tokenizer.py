@@ -90,8 +90,8 @@ class M3Tokenizer:
         wrapped = pipeline.encode("").ids
         if wrapped != [info.cls_id, info.eos_id]:
             raise BundleFormatError(
-                f"{str(path)!r} turns an empty text into {wrapped}, the manifest says {[info.cls_id, info.eos_id]}; "
-                "export the bundle again"
+                f"{str(path)!r} turns an empty text into {wrapped}, the manifest says "
+                f"{[info.cls_id, info.eos_id]}; export the bundle again"
             )
         return cls(pipeline, info)
 
@@ -126,7 +126,7 @@ class M3Tokenizer:
         return TokenizedTexts(ids=tuple(rows), truncated=truncated)
 
     def _leading_ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
-        """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`) and `</s>`."""
+        """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`."""
         limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
         prefixes = [self._prefix(text, limit) for text in texts]
         encoded = self._pipeline.encode_batch_fast(prefixes)

@@ -96,16 +96,16 @@ def _match_mask(mask_scores: ir.Value) -> tuple[ir.Value | None, float | None]:
 
 def _match_context(softmax: ir.Node) -> tuple[ir.Node | None, tuple[ir.Value, ir.Value, int] | None]:
     """What follows the softmax: times v, heads together again. → the last node, and v before its split."""
-    readers = [usage.node for usage in softmax.outputs[0].uses()]
-    if len(readers) != 1 or readers[0].op_type != "MatMul" or readers[0].inputs[0] is not softmax.outputs[0]:
+    product = _only_reader(softmax)
+    if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
         return None, None
-    transpose = _only_reader(readers[0])
+    transpose = _only_reader(product)
     if transpose is None or transpose.op_type != "Transpose" or perm_of(transpose) != (0, 2, 1, 3):
         return None, None
     reshape = _only_reader(transpose)
     if reshape is None or reshape.op_type != "Reshape":
         return None, None
-    return reshape, _split_heads(readers[0].inputs[1], (0, 2, 1, 3))
+    return reshape, _split_heads(product.inputs[1], (0, 2, 1, 3))
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

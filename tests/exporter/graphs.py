@@ -1,0 +1,35 @@
+"""Small graphs written as ONNX text, and running a graph exactly as it is."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+
+def graph_of(text: str, **initializers: np.ndarray) -> ir.Model:
+    """A model from ONNX text (the inside of a graph) with shapes inferred; initializers are given as arrays."""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{text}')
+    for name, array in initializers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    """How often each operator stands in the graph, branches included."""
+    return Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
+    """Run with ONNX Runtime's own optimiser off, so that it is our graph that runs."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
+    return session.run(None, inputs)
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    """Seeded noise."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import pytest
+from m3_runtime import (
+    Bundle,
+    BundleDamagedError,
+    BundleFormatError,
+    BundleNotFoundError,
+    InputError,
+    M3Encoder,
+    M3Error,
+    VariantError,
+    Verify,
+)
+
+GRAPH = "onnx/model.onnx"
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    path.unlink()  # a hard link: writing into it would change the original
+    path.write_bytes(content)
+
+
+def change_manifest(bundle: Path, change) -> None:
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    replace_file(path, json.dumps(data).encode())
+
+
+def test_a_whole_bundle_opens_fully_verified(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle, verify=Verify.FULL)
+    assert {variant.name for variant in bundle.manifest.variants} == {"onnx-fp32", "onnx-int8", "openvino-int8"}
+    assert set(bundle.manifest.parity) == {variant.name for variant in bundle.manifest.variants}
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(BundleNotFoundError, match="does not exist"):
+        M3Encoder.open(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_a_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BundleNotFoundError, match="m3-export"):
+        M3Encoder.open(tmp_path)
+
+
+def test_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleNotFoundError):
+        M3Encoder.open(tmp_path / "file")
+
+
+def test_cut_off_file(bundle_copy):
+    path = bundle_copy / GRAPH
+    replace_file(path, path.read_bytes()[:-1])
+    with pytest.raises(BundleDamagedError, match=r"model\.onnx' is damaged: expected \d+ bytes, got \d+"):
+        M3Encoder.open(bundle_copy)
+
+
+def test_missing_file(bundle_copy):
+    (bundle_copy / GRAPH).unlink()
+    with pytest.raises(BundleDamagedError, match="is missing"):
+        M3Encoder.open(bundle_copy)
+
+
+def test_wrong_digest_is_found_by_full_verification(bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    replace_file(path, bytes(content))
+    with pytest.raises(BundleDamagedError, match="expected SHA-256"):
+        Bundle.open(bundle_copy, verify="full")
+
+
+def test_unknown_verification(tiny_bundle):
+    with pytest.raises(InputError, match="verify must be"):
+        Bundle.open(tiny_bundle, verify="somewhat")
+
+
+def test_newer_schema(bundle_copy):
+    change_manifest(bundle_copy, lambda data: data.update(schema_version=99, something_new=1))
+    with pytest.raises(BundleFormatError, match="schema version 99.*upgrade"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("version", [None, "1", True, 0])
+def test_a_schema_version_that_is_none(bundle_copy, version):
+    change_manifest(bundle_copy, lambda data: data.update(schema_version=version))
+    with pytest.raises(BundleFormatError):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"schema_version": 1}'])
+def test_a_manifest_that_is_none(bundle_copy, content):
+    replace_file(bundle_copy / "manifest.json", content)
+    with pytest.raises(BundleFormatError):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "a/../../b", "", "..\\outside", "C:/x", "a\0b"])
+def test_paths_that_leave_the_bundle(bundle_copy, path):
+    change_manifest(bundle_copy, lambda data: data["files"][0].update(path=path))
+    with pytest.raises(BundleFormatError, match="not a path inside"):
+        Bundle.open(bundle_copy)
+
+
+def test_a_link_that_leaves_the_bundle(bundle_copy, tmp_path):
+    path = bundle_copy / "tokenizer.json"
+    outside = tmp_path / "outside.json"
+    outside.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(outside)
+    with pytest.raises(BundleFormatError, match="leads out"):
+        Bundle.open(bundle_copy)
+
+
+def test_a_graph_that_the_manifest_does_not_list(bundle_copy):
+    change_manifest(bundle_copy, lambda data: data["variants"][0].update(graph="onnx/other.onnx"))
+    with pytest.raises(BundleFormatError, match="does not list"):
+        Bundle.open(bundle_copy)
+
+
+def test_a_variant_that_is_not_there(tiny_bundle):
+    with pytest.raises(VariantError, match="no variant 'onnx-int4'; it has: onnx-fp32, onnx-int8, openvino-int8"):
+        M3Encoder.open(tiny_bundle, variant="onnx-int4")
+
+
+def test_a_graph_that_is_garbage_of_the_right_size(bundle_copy):
+    path = bundle_copy / GRAPH
+    replace_file(path, b"\x00" * path.stat().st_size)
+    with pytest.raises(M3Error, match=r"model\.onnx"):
+        M3Encoder.open(bundle_copy, variant="onnx-fp32")
+
+
+def test_an_unknown_engine_property(bundle_copy):
+    def change(data):
+        for variant in data["variants"]:
+            variant["properties"] = {"NO_SUCH_PROPERTY": "1"}
+
+    change_manifest(bundle_copy, change)
+    with pytest.raises(BundleFormatError, match="NO_SUCH_PROPERTY"):
+        M3Encoder.open(bundle_copy, variant="onnx-fp32")
+    with pytest.raises(M3Error, match="NO_SUCH_PROPERTY"):
+        M3Encoder.open(bundle_copy, variant="openvino-int8")

@@ -1,0 +1,178 @@
+import sys
+import threading
+
+import numpy as np
+import pytest
+from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
+from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
+from m3_runtime.engines import TokenBatch, ort, select
+from m3_runtime.manifest import EngineName, Head
+
+VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
+X86 = CpuInfo("x", "x86_64", frozenset({"avx2"}))
+ARM = CpuInfo("a", "aarch64", frozenset({"asimddp"}))
+
+
+@pytest.fixture
+def bundle(tiny_bundle) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+def without(monkeypatch, *engines: EngineName) -> None:
+    monkeypatch.setattr(select, "is_installed", lambda engine: engine not in engines)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "missing", "chosen"),
+    [
+        (X86, (), "openvino-int8"),
+        (X86, (EngineName.OPENVINO,), "onnx-int8"),
+        (ARM, (), "onnx-int8"),
+        (ARM, (EngineName.ONNXRUNTIME,), "openvino-int8"),
+    ],
+)
+def test_the_automatic_choice(bundle, monkeypatch, cpu, missing, chosen):
+    without(monkeypatch, *missing)
+    monkeypatch.setattr(select, "cpu_info", lambda: cpu)
+    assert select.choose_variant(bundle).name == chosen
+
+
+def test_an_engine_narrows_the_choice(bundle):
+    assert select.choose_variant(bundle, engine="onnxruntime").name == "onnx-int8"
+    assert select.choose_variant(bundle, engine="openvino").name == "openvino-int8"
+
+
+def test_a_variant_on_another_engine(bundle):
+    with pytest.raises(VariantError, match="'onnx-int8' runs on onnxruntime, not on openvino"):
+        select.choose_variant(bundle, "onnx-int8", "openvino")
+
+
+def test_an_engine_that_does_not_exist(bundle):
+    with pytest.raises(InputError, match="'onnxruntime', 'openvino', got 'tensorrt'"):
+        select.choose_variant(bundle, engine="tensorrt")
+
+
+@pytest.mark.parametrize("ask", [("openvino-int8", "auto"), ("auto", "openvino")])
+def test_a_missing_engine_names_its_extra(bundle, monkeypatch, ask):
+    without(monkeypatch, EngineName.OPENVINO)
+    with pytest.raises(EngineNotInstalledError, match=r'pip install "m3-runtime\[openvino\]"'):
+        select.choose_variant(bundle, *ask)
+
+
+def test_an_engine_that_cannot_be_imported(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    without(monkeypatch)
+    with pytest.raises(EngineNotInstalledError, match=r"m3-runtime\[openvino\]"):
+        M3Encoder.open(tiny_bundle, variant="openvino-int8")
+
+
+def test_signed_weights_are_converted_only_where_they_would_saturate(monkeypatch):
+    for cpu, is_int8, expected in ((X86, True, True), (X86, False, False), (ARM, True, False)):
+        monkeypatch.setattr(ort, "cpu_info", lambda cpu=cpu: cpu)
+        assert ("session.x64quantprecision" in ort.session_config({}, is_int8=is_int8)) == expected
+
+
+def test_a_variant_may_change_our_session_configuration():
+    config = ort.session_config({"session.intra_op.allow_spinning": "1"}, is_int8=False)
+    assert config["session.intra_op.allow_spinning"] == "1"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_only_what_is_asked_for_comes_back(bundle, name):
+    engine = select.open_engine(bundle, bundle.variant(name), 1)
+    batch = TokenBatch(np.array([[0, 5, 2], [0, 2, 1]]), np.array([[1, 1, 1], [1, 1, 0]]))
+    raw = engine.run(batch, [Head.SPARSE])
+    assert raw.dense_vecs is raw.colbert_vecs is None
+    assert raw.token_weights is not None
+    assert raw.token_weights.shape == (2, 3)
+    everything = engine.run(batch, list(Head))
+    assert everything.dense_vecs is not None
+    assert everything.colbert_vecs is not None
+    assert everything.dense_vecs.shape == (2, bundle.manifest.geometry.hidden_size)
+    assert everything.colbert_vecs.shape == (2, 2, bundle.manifest.geometry.colbert_dim)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_results_are_not_written_over_by_the_next_run(bundle, name):
+    engine = select.open_engine(bundle, bundle.variant(name), 1)
+    ones = np.ones((1, 3), np.int64)
+    first = engine.run(TokenBatch(np.array([[0, 5, 2]]), ones), list(Head))
+    kept = [array.copy() for array in (first.dense_vecs, first.token_weights, first.colbert_vecs) if array is not None]
+    engine.run(TokenBatch(np.array([[0, 9, 2]]), ones), list(Head))
+    for array, copy in zip((first.dense_vecs, first.token_weights, first.colbert_vecs), kept, strict=True):
+        assert array is not None
+        assert np.array_equal(array, copy)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_engines_own_errors_are_translated(bundle, name):
+    engine = select.open_engine(bundle, bundle.variant(name), 1)
+    wrong = TokenBatch(np.array([0, 5, 2]), np.ones(3, np.int64))  # one axis too few
+    with pytest.raises(EngineError, match="failed on a batch") as caught:
+        engine.run(wrong, list(Head))
+    assert caught.value.__cause__ is not None
+    engine.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_closed_engine_says_so(bundle, name):
+    engine = select.open_engine(bundle, bundle.variant(name), 1)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(TokenBatch(np.array([[0, 2]]), np.ones((1, 2), np.int64)), list(Head))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_eight_threads_get_the_same_results_as_one(tiny_bundle, name, texts):
+    with M3Encoder.open(tiny_bundle, variant=name, threads=1) as encoder:
+        alone = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+        different: list[str] = []
+
+        def work() -> None:
+            for _ in range(5):
+                result = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+                if not np.array_equal(result["dense_vecs"], alone["dense_vecs"]):
+                    different.append("dense")
+                if result["lexical_weights"] != alone["lexical_weights"]:
+                    different.append("sparse")
+                if not all(map(np.array_equal, result["colbert_vecs"], alone["colbert_vecs"])):
+                    different.append("colbert")
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not different
+
+
+def test_this_machine():
+    assert cpu_info().name
+    assert 1 <= default_threads() <= 4096
+
+
+def test_container_quota_is_heeded(tmp_path):
+    from m3_runtime.cpu import _cgroup_quota
+
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 2
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert _cgroup_quota(tmp_path) == 1
+
+
+def test_hardware_threads_of_one_core_count_once():
+    from m3_runtime.cpu import _physical_cores
+
+    block = "processor\t: {}\nphysical id\t: 0\ncore id\t\t: {}\n"
+    cpuinfo = "\n".join(block.format(i, i % 2) for i in range(4))
+    assert _physical_cores(cpuinfo, frozenset(range(4))) == 2
+    assert _physical_cores(cpuinfo, frozenset({0, 2})) == 1
+    assert _physical_cores("nothing here", frozenset({0})) == 0

@@ -1,0 +1,69 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from m3_runtime.engines import TokenBatch
+from m3_runtime.heads import colbert_rows, lexical_rows
+from m3_runtime.sparse import gather_sparse
+
+VOCABULARY = 12
+
+
+def slow_lexical_weights(ids: list[int], weights: list[float]) -> dict[str, float]:
+    """FlagEmbedding's rule, one token at a time."""
+    found: dict[str, float] = {}
+    for token, weight in zip(ids, weights, strict=True):
+        if weight > 0 and weight > found.get(str(token), 0.0):
+            found[str(token)] = weight
+    return found
+
+
+@st.composite
+def batches(draw):
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(2, 20)))
+    ids = draw(hnp.arrays(np.int64, shape, elements=st.integers(0, VOCABULARY - 1)))
+    weights = draw(hnp.arrays(np.float32, shape, elements=st.sampled_from([0.0, 0.0, 0.125, 0.25, 0.5, 1.5])))
+    return TokenBatch(ids, np.ones_like(ids)), weights
+
+
+@given(batches())
+def test_lexical_rows_equal_a_loop_over_tokens_order_included(case):
+    batch, weights = case
+    rows = lexical_rows(batch, weights, VOCABULARY)
+    vectors = gather_sparse([rows], np.arange(len(weights)), VOCABULARY)
+    expected = [slow_lexical_weights(i, w) for i, w in zip(batch.input_ids.tolist(), weights.tolist(), strict=True)]
+    assert [list(weights.items()) for weights in vectors] == [list(weights.items()) for weights in expected]
+
+
+@given(st.lists(batches(), max_size=4), st.randoms(use_true_random=False))
+def test_gathering_puts_every_text_back_in_its_place(cases, random):
+    texts = [row for batch, weights in cases for row in zip(batch.input_ids, weights, strict=True)]
+    order = list(range(len(texts)))
+    random.shuffle(order)
+    parts = [lexical_rows(batch, weights, VOCABULARY) for batch, weights in cases]
+    vectors = gather_sparse(parts, np.array(order, dtype=np.int64), VOCABULARY)
+    for place, (ids, weights) in zip(order, texts, strict=True):
+        assert vectors.lexical_weights(place) == slow_lexical_weights(ids.tolist(), weights.tolist())
+
+
+def test_nan_weights_are_dropped_like_zeros():
+    batch = TokenBatch(np.array([[0, 5, 6, 2]]), np.ones((1, 4), np.int64))
+    rows = lexical_rows(batch, np.array([[0, np.nan, 0.5, 0]], np.float32), VOCABULARY)
+    assert rows.ids.tolist() == [6]
+
+
+def test_colbert_rows_leave_out_the_first_token_and_keep_the_last():
+    vectors = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
+    long, short = colbert_rows(np.array([5, 3]), vectors, "float32")
+    assert np.array_equal(long, vectors[0])
+    assert np.array_equal(short, vectors[1, :2])
+
+
+def test_colbert_rows_own_their_memory():
+    vectors = np.ones((1, 4, 3), np.float32)
+    for dtype in ("float32", "float16"):
+        (rows,) = colbert_rows(np.array([5]), vectors, dtype)
+        assert rows.flags.owndata
+        assert rows.base is None
+        assert rows.dtype == dtype
+        assert not np.shares_memory(rows, vectors)

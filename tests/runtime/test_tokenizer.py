@@ -1,0 +1,196 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from m3_runtime import Bundle, BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime import tokenizer as tokenizer_module
+from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, checked_texts
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+MEGABYTES_10 = 10_000_000
+
+
+@pytest.fixture(scope="session")
+def mini_tokenizer(mini_bundle: Path) -> M3Tokenizer:
+    bundle = Bundle.open(mini_bundle)
+    return M3Tokenizer.open(bundle.file(bundle.manifest.tokenizer.path), bundle.manifest.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def blank_keeping_tokenizer(mini_tokenizer: M3Tokenizer) -> M3Tokenizer:
+    """The pipeline as transformers 4 writes it: runs of blanks shrink to one, and a trailing one becomes a token."""
+    pipeline = Tokenizer.from_str(mini_tokenizer._pipeline.to_str())
+    shrink = normalizers.Replace(Regex(" {2,}"), " ")
+    pipeline.normalizer = normalizers.Sequence([pipeline.normalizer, shrink])
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return M3Tokenizer(pipeline, mini_tokenizer.info)
+
+
+@pytest.fixture(scope="session")
+def plain(tiny_bundle: Path) -> Tokenizer:
+    """The same pipeline without anything of ours."""
+    pipeline = Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    pipeline.no_truncation()
+    pipeline.no_padding()
+    return pipeline
+
+
+def test_an_empty_text_is_the_two_special_tokens(tokenizer):
+    (ids,) = tokenizer.encode_batch([""], 512).ids
+    assert ids.tolist() == [tokenizer.info.cls_id, tokenizer.info.eos_id]
+
+
+def test_no_texts(tokenizer):
+    result = tokenizer.encode_batch([], 512)
+    assert result.ids == ()
+    assert result.lengths.shape == (0,)
+
+
+def test_cutting_keeps_the_last_special_token(tokenizer, plain):
+    text = "some words that are more than ten tokens for this small vocabulary"
+    whole = plain.encode(text).ids
+    result = tokenizer.encode_batch([text, "a"], 10)
+    assert result.ids[0].tolist() == [*whole[:9], tokenizer.info.eos_id]
+    assert result.truncated == 1
+    assert result.lengths.tolist()[0] == 10
+
+
+def test_a_text_of_exactly_max_length_is_whole(tokenizer, plain):
+    text = "exactly as long"
+    ids = plain.encode(text).ids
+    result = tokenizer.encode_batch([text], len(ids))
+    assert result.ids[0].tolist() == ids
+    assert result.truncated == 0
+
+
+def test_refusing_long_texts_names_index_count_and_limit(tokenizer, plain):
+    text = "some words that are more than ten tokens for this small vocabulary"
+    with pytest.raises(TextTooLongError, match=f"text 1 has {len(plain.encode(text).ids)} tokens, max_length is 10") as caught:
+        tokenizer.encode_batch(["a", text], 10, OnTruncate.ERROR)
+    assert caught.value.index == 1
+
+
+def test_literal_special_tokens_are_special(tokenizer):
+    (ids,) = tokenizer.encode_batch(["a </s> b <pad> c"], 512).ids
+    assert ids.tolist().count(tokenizer.info.eos_id) == 2
+    assert tokenizer.info.pad_id in ids.tolist()
+
+
+def test_decoding_shows_special_tokens(tokenizer):
+    assert tokenizer.decode([tokenizer.info.unk_id]) == "<unk>"
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+
+# Words, blanks of every kind, characters that join with what follows them, specials: whatever could make a prefix
+# tokenize differently from the whole.
+PIECES = st.sampled_from(
+    ["a", "the ", "word", " ", "  ", "\n", "\t", "\r\n", "\u3000", "\u00a0", "\u0600", "\u200d", "\u0301", "é", "日本"]
+    + ["</s>", "<mask>", " <mask>", "<s> ", "▁", "😀", "👩\u200d👩", "ﬁ", "①", "İ", "\u2028", "\x1f", "\u0d4e", "."]
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.lists(PIECES | TEXT, max_size=60).map("".join), max_length=st.integers(3, 20))
+def test_prefixes_of_long_texts_are_exact(
+    text, max_length, tokenizer, blank_keeping_tokenizer, mini_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tokenizer_module, "_MIN_PREFIX_CHARS", 4)
+    monkeypatch.setattr(tokenizer_module, "_CHARS_PER_TOKEN", 1)
+    for each in (tokenizer, blank_keeping_tokenizer, mini_tokenizer):
+        whole = each._pipeline.encode(text).ids
+        result = each.encode_batch([text], max_length)
+        expected = whole if len(whole) <= max_length else [*whole[: max_length - 1], each.info.eos_id]
+        assert result.ids[0].tolist() == expected
+        assert result.truncated == (len(whole) > max_length)
+
+
+@pytest.mark.parametrize(
+    "unit", ["The quick brown fox jumps over the lazy dog. ", "nospacesatall", "日本語のテキスト", "a\n"]
+)
+def test_ten_megabytes(mini_tokenizer, unit):
+    text = unit * (MEGABYTES_10 // len(unit.encode()))
+    (ids,) = mini_tokenizer.encode_batch([text], 512).ids
+    (start,) = mini_tokenizer.encode_batch([text[:20_000]], 512).ids
+    assert ids.tolist() == start.tolist()
+    assert ids.size == 512
+
+
+def test_threads_with_different_lengths_do_not_meet(tokenizer, texts):
+    alone = {n: [row.tolist() for row in tokenizer.encode_batch(texts, n).ids] for n in (4, 9, 512)}
+    failures = []
+
+    def work(max_length: int) -> None:
+        for _ in range(30):
+            if [row.tolist() for row in tokenizer.encode_batch(texts, max_length).ids] != alone[max_length]:
+                failures.append(max_length)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (4, 9, 512) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_truncation_and_padding_in_the_file_are_switched_off(bundle_copy, plain):
+    pipeline = Tokenizer.from_str(plain.to_str())
+    pipeline.enable_truncation(4)
+    pipeline.enable_padding(length=64)
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    pipeline.save(str(path))
+    ours = M3Tokenizer.open(path, tokenizer_info(bundle_copy))
+    assert ours.encode_batch(["a b c d e f g"], 512).ids[0].tolist() == plain.encode("a b c d e f g").ids
+
+
+def test_a_file_that_is_no_tokenizer(bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    path.write_text("{}")
+    with pytest.raises(BundleDamagedError, match="not a tokenizer"):
+        M3Tokenizer.open(path, tokenizer_info(bundle_copy))
+
+
+def test_a_pipeline_with_other_special_tokens(bundle_copy, plain):
+    from tokenizers.processors import TemplateProcessing
+
+    pipeline = Tokenizer.from_str(plain.to_str())
+    pipeline.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    pipeline.save(str(path))
+    with pytest.raises(BundleFormatError, match="turns an empty text into"):
+        M3Tokenizer.open(path, tokenizer_info(bundle_copy))
+
+
+def tokenizer_info(folder: Path):
+    from m3_runtime.manifest import Manifest
+
+    return Manifest.from_text((folder / "manifest.json").read_text()).tokenizer
+
+
+@pytest.mark.parametrize("item", [None, 3, b"bytes", ["nested"], float("nan")])
+def test_items_that_are_not_texts_are_named(item):
+    with pytest.raises(InputError, match=f"text 2 must be a str, got {type(item).__name__}"):
+        checked_texts(["a", "b", item])
+
+
+@pytest.mark.parametrize("collection", [None, 3, b"bytes", {"a": 1}])
+def test_what_is_no_collection_of_texts(collection):
+    with pytest.raises(InputError, match="expected a text or a list of texts"):
+        checked_texts(collection)
+
+
+def test_collections_other_than_lists():
+    assert checked_texts(("a", "b")) == checked_texts(np.array(["a", "b"])) == checked_texts(iter(["a", "b"]))
+
+
+def test_a_lone_surrogate_is_named_and_the_remedy_works():
+    text = "good \ud83d bad"
+    with pytest.raises(InputError, match=r"text 1 has a lone surrogate \(U\+D83D\) at position 5"):
+        checked_texts(["fine", text])
+    assert checked_texts([text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")])
