@@ -4,11 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import m3_models
 import pytest
 
-# tiny-random's lexical weights are noise around zero, so Jaccard says little there; cosines keep their budget
-TINY_BUDGET = "sparse_jaccard=0.9"
+import m3_models
 
 
 def run_export(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -35,18 +33,18 @@ def tiny_random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mini-m3 with all three variants, within the default budget."""
+    """mini-m3 with all three variants."""
     return _exported(tmp_path_factory, "mini-m3")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tiny-random with all three variants."""
-    return _exported(tmp_path_factory, "tiny-random", "--budget", TINY_BUDGET)
+    return _exported(tmp_path_factory, "tiny-random")
 
 
-def _exported(tmp_path_factory: pytest.TempPathFactory, name: str, *words: str) -> Path:
+def _exported(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
     out = tmp_path_factory.mktemp("bundles") / name
-    done = run_export(name, out, *words)
+    done = run_export(name, out)
     assert done.returncode == 0, done.stderr
     return out

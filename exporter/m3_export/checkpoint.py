@@ -14,7 +14,7 @@ from m3_export.errors import CheckpointError
 from m3_export.heads import HeadWeights, read_heads
 from m3_export.pooling import PoolingChoice, read_pooling
 from m3_export.recipe import Recipe
-from m3_export.weights import read_encoder_weights
+from m3_export.weights import ADAPTER_REMEDY, read_encoder_weights
 from m3_runtime.bundle import sha256_of
 from m3_runtime.manifest import FileEntry, Geometry, Head
 
@@ -24,6 +24,7 @@ CHECKPOINT_PATTERNS = (
     "pytorch_model.bin.index.json", "sparse_linear.pt", "colbert_linear.pt", "tokenizer*.json",
     "special_tokens_map.json", "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json",
 )  # fmt: skip
+MIN_TOKENS = 3  # both special tokens and one of the text
 TASK_PREFIXES = ("roberta.", "model.")  # what task heads of transformers put before the encoder's own names
 
 
@@ -56,7 +57,7 @@ class Checkpoint:
         hidden = int(config["hidden_size"])
         sparse, colbert = read_heads(folder, hidden) if Head.SPARSE in recipe.heads else (None, None)
         geometry = _geometry(config, colbert)
-        _check_encoder(folder, encoder, geometry)
+        _check_encoder(folder, encoder, geometry, config["max_position_embeddings"])
         return cls(
             folder=folder,
             config=config,
@@ -101,12 +102,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"config.json: {key} is {config[key]!r}; BGE-M3 checkpoints have {value!r}")
-    missing = [k for k in _SIZES if not isinstance(config.get(k), int)]
-    if missing:
-        raise CheckpointError(f"config.json: no integer {', '.join(missing)}")
+    _check_sizes(config)
+    return config
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    if wrong := [key for key in _SIZES if not _is_count(config.get(key), 1)]:
+        raise CheckpointError(f"config.json: {wrong[0]} is {config.get(wrong[0])!r}; expected a positive integer")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise CheckpointError("config.json: hidden_size is not a multiple of num_attention_heads")
-    return config
+    pad_id, rows = config.get("pad_token_id", 1), config["max_position_embeddings"]
+    if not _is_count(pad_id, 0) or rows - pad_id - 1 < MIN_TOKENS:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {pad_id!r} and max_position_embeddings {rows}; XLM-R has 1, "
+            f"and {MIN_TOKENS} positions or more above it"
+        )
+    epsilon = config.get("layer_norm_eps", 1e-5)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(f"config.json: layer_norm_eps is {epsilon!r}; BGE-M3 checkpoints have 1e-05")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 _SIZES = (
@@ -117,6 +134,8 @@ _SIZES = (
 
 def _encoder_only(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Encoder tensors under their plain names; pooler, task heads and position-id buffers are not used by M3."""
+    if adapter := sorted(name for name in weights if "lora_" in name):
+        raise CheckpointError(f"the weights hold {adapter[0]!r} ({len(adapter)} such tensors); {ADAPTER_REMEDY}")
     prefix = next((p for p in TASK_PREFIXES if f"{p}embeddings.word_embeddings.weight" in weights), "")
     plain = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     used = ("embeddings.", "encoder.layer.")
@@ -164,19 +183,29 @@ def encoder_shapes(geometry: Geometry, positions: int) -> dict[str, tuple[int, .
     return shapes
 
 
-def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: Geometry) -> None:
-    positions = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: Geometry, positions: int) -> None:
     shapes = encoder_shapes(geometry, positions)
     if missing := sorted(shapes.keys() - encoder.keys()):
-        raise CheckpointError(f"{folder.name}: {len(missing)} encoder tensors are missing, the first is {missing[0]!r}")
+        raise CheckpointError(
+            f"{folder.name}: {len(missing)} encoder tensors are missing, the first is {missing[0]!r}; "
+            "config.json and the weights are of different models, or a file is incomplete"
+        )
     if unknown := sorted(encoder.keys() - shapes.keys()):
         raise CheckpointError(
             f"{folder.name}: unexpected encoder tensor {unknown[0]!r} ({len(unknown)} in all); "
-            "an adapter (LoRA) must be merged into the weights first"
+            "config.json and the weights are of different models, or the weights have been quantized"
         )
     for name, shape in shapes.items():
         if tuple(encoder[name].shape) != shape:
             got = tuple(encoder[name].shape)
-            raise CheckpointError(f"{folder.name}: {name} has shape {got}, config.json says {shape}")
+            raise CheckpointError(
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they are of different models"
+            )
+        if encoder[name].dtype is not torch.float32:
+            raise CheckpointError(
+                f"{folder.name}: {name} is {encoder[name].dtype}; export the float weights, not quantized ones"
+            )
         if not math.isfinite(encoder[name].sum(dtype=torch.float64).item()):
-            raise CheckpointError(f"{folder.name}: {name} holds NaN or infinity; the training run has diverged")
+            raise CheckpointError(
+                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+            )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,23 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["verify-golden"]:
             return _verify_golden(_golden_parser().parse_args(words[1:]))
         return _export(_parser().parse_args(words))
-    except OverBudgetError as error:
-        return _fail(error, EXIT_OVER_BUDGET)
-    except InputError as error:
-        return _fail(error, EXIT_USAGE)
-    except M3Error as error:
-        return _fail(error, EXIT_FAILED)
-    except MemoryError:
-        return _fail(M3Error("out of memory; exporting BGE-M3 needs about 12 GB"), EXIT_FAILED)
-    except OSError as error:
-        return _fail(M3Error(f"{error.filename or 'file system'}: {error.strerror or error}"), EXIT_FAILED)
-    except KeyboardInterrupt:
-        return _fail(M3Error("interrupted; nothing was written"), EXIT_FAILED)
+    except (M3Error, OSError, MemoryError, KeyboardInterrupt) as error:
+        message, code = _failure(error)
+        sys.stderr.write(f"m3-export: {message}\n")
+        return code
 
 
-def _fail(error: Exception, code: int) -> int:
-    sys.stderr.write(f"m3-export: {error}\n")
-    return code
+def _failure(error: BaseException) -> tuple[str, int]:
+    """What to say, and the exit code."""
+    match error:
+        case OverBudgetError():
+            return str(error), EXIT_OVER_BUDGET
+        case InputError():
+            return str(error), EXIT_USAGE
+        case OSError():
+            return f"{error.filename or 'file system'}: {error.strerror or error}; nothing was written", EXIT_FAILED
+        case MemoryError():
+            return "out of memory, nothing was written; exporting BGE-M3 needs about 9 GB", EXIT_FAILED
+        case KeyboardInterrupt():
+            return "interrupted, nothing was written", EXIT_FAILED
+    return str(error), EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", metavar="NAME=VALUE,…", help="dense_mean=0.999,dense_min=0.998,colbert_p5=0.993,sparse_jaccard=0.97"
     )
     accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)")
+    parser.add_argument(
+        "--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -101,7 +107,7 @@ def _export(args: argparse.Namespace) -> int:
     _check_usage(args)
     if args.checkpoint_only:
         return _write_checkpoint(args)
-    _silence_libraries()
+    _silence_libraries(quiet=args.quiet)
     from m3_export import report
     from m3_export.pipeline import export
     from m3_export.progress import Progress
@@ -155,10 +161,12 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
     )
 
 
-def _silence_libraries() -> None:
+def _silence_libraries(*, quiet: bool) -> None:
     """Libraries warn about themselves (deprecations, missing torchvision); our errors say what a user can act on."""
     import logging
 
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported, which is later
     warnings.simplefilter("ignore")
     for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers", "nncf"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,12 +1,12 @@
 """The exporter's branch of the error tree.
 
-    M3Error
-    └── ExportError             the export failed; nothing was written
-        ├── SourceError         SOURCE is no folder, no known name and cannot be had from a hub
-        ├── CheckpointError     a file of the checkpoint is missing or wrong; names the file
-        ├── RecipeError         a recipe, budget or flag says something that cannot be
-        ├── TokenizerMismatchError   the runtime gives other ids than the checkpoint's own tokenizer
-        └── OverBudgetError     a variant's parity is outside its budget (exit code 3)
+M3Error
+└── ExportError             the export failed; nothing was written
+    ├── SourceError         SOURCE is no folder, no known name and cannot be had from a hub
+    ├── CheckpointError     a file of the checkpoint is missing or wrong; names the file
+    ├── RecipeError         a recipe, budget or flag says something that cannot be
+    ├── TokenizerMismatchError   the runtime gives other ids than the checkpoint's own tokenizer
+    └── OverBudgetError     a variant's parity is outside its budget (exit code 3)
 """
 
 from m3_runtime.errors import M3Error

@@ -1,13 +1,12 @@
 """The two extra heads: sparse_linear.pt and colbert_linear.pt, read as data and never as code."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from m3_export.errors import CheckpointError
+from m3_export.weights import UNREADABLE
 
 SPARSE_FILE = "sparse_linear.pt"
 COLBERT_FILE = "colbert_linear.pt"
@@ -44,11 +43,11 @@ def read_heads(folder: Path, hidden_size: int) -> tuple[HeadWeights, HeadWeights
 def _read(path: Path) -> HeadWeights:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"{path.name}: not a plain file of tensors, refused ({reason}). {REMEDY}") from error
     if not isinstance(state, dict) or set(state) != {"weight", "bias"}:
-        names = sorted(state) if isinstance(state, dict) else type(state).__name__
+        names = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path.name}: expected exactly 'weight' and 'bias', got {names}. {REMEDY}")
     return HeadWeights(_tensor(path, "weight", state["weight"], 2), _tensor(path, "bias", state["bias"], 1))
 
@@ -57,11 +56,15 @@ def _tensor(path: Path, name: str, value: object, rank: int) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise CheckpointError(f"{path.name}: {name} is {kind}; expected a float32, float16 or bfloat16 tensor")
+    if value.layout is not torch.strided or value.is_meta:
+        raise CheckpointError(f"{path.name}: {name} is a sparse or an empty (meta) tensor; save it as a dense tensor")
     if value.dim() != rank or 0 in value.shape:
         raise CheckpointError(f"{path.name}: {name} has shape {tuple(value.shape)}; expected {rank} dimensions, none 0")
     if not torch.isfinite(value).all():
-        raise CheckpointError(f"{path.name}: {name} holds NaN or infinity; the training run has diverged")
-    return value.to(torch.float32).contiguous()
+        raise CheckpointError(
+            f"{path.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+        )
+    return value.detach().to(torch.float32).contiguous()
 
 
 def _check_shape(file: str, head: HeadWeights, *, rows: int, hidden_size: int) -> None:
@@ -69,5 +72,6 @@ def _check_shape(file: str, head: HeadWeights, *, rows: int, hidden_size: int) -
     if weight != (rows, hidden_size) or bias != (rows,):
         raise CheckpointError(
             f"{file}: weight has shape {weight} and bias {bias}; "
-            f"with hidden_size {hidden_size} expected ({rows}, {hidden_size}) and ({rows},)"
+            f"with hidden_size {hidden_size} expected ({rows}, {hidden_size}) and ({rows},); "
+            "the head is of another model than the encoder"
         )

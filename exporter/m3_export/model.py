@@ -66,7 +66,7 @@ class Layer(nn.Module):
         self.ffn_norm = Norm(tensors, f"{prefix}.output.LayerNorm", epsilon)
 
     def forward(self, x: torch.Tensor, mask_scores: torch.Tensor) -> torch.Tensor:
-        """x (B, T, H), mask_scores (B, 1, 1, T) → (B, T, H)."""
+        """X (B, T, H), mask_scores (B, 1, 1, T) → (B, T, H)."""
         query, key, value = (self._split(p(x)) for p in (self.query, self.key, self.value))
         scale = query.shape[-1] ** -0.5
         # written out, not scaled_dot_product_attention: its export guards softmax with IsNaN, which no engine fuses
@@ -91,7 +91,9 @@ class M3Model(nn.Module):
         tensors, geometry = checkpoint.encoder, checkpoint.geometry
         epsilon = float(checkpoint.config.get("layer_norm_eps", 1e-5))
         # XLM-R has one token type: its row is a constant, so it goes into the position rows
-        positions = tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"]
+        positions = (
+            tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"]
+        )
         self.words = nn.Parameter(tensors["embeddings.word_embeddings.weight"], requires_grad=False)
         self.positions = nn.Parameter(positions, requires_grad=False)
         self.embedding_norm = Norm(tensors, "embeddings.LayerNorm", epsilon)

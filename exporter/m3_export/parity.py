@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Outputs:
     def of(cls, encoding: Encoding) -> "Outputs":
         """The outputs in a runtime's Encoding of a list of texts."""
         dense, lexical, colbert = encoding.dense_vecs, encoding.lexical_weights, encoding.colbert_vecs
-        assert isinstance(dense, np.ndarray)
+        assert isinstance(dense, np.ndarray) and (lexical is None or isinstance(lexical, list))
         return cls(
             dense=dense,
             lexical=None if lexical is None else [{int(k): float(w) for k, w in row.items()} for row in lexical],
@@ -100,7 +101,7 @@ def smallest_top_gap(weights: Mapping[int, float]) -> float:
     0.125
     """
     heaviest = sorted(weights.values(), reverse=True)[: TOP + 1]
-    return min((a - b for a, b in zip(heaviest, heaviest[1:], strict=False)), default=float("inf"))
+    return min((a - b for a, b in pairwise(heaviest)), default=float("inf"))
 
 
 def lowest_cosine(a: Floats, b: Floats) -> float:

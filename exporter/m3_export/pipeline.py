@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-
 from m3_export import passes, verify
 from m3_export.budget import Excess, excesses
 from m3_export.checkpoint import Checkpoint
@@ -40,9 +39,7 @@ class Export:
     excesses: Mapping[str, tuple[Excess, ...]]
 
 
-def export(
-    source: str, out: Path, recipe: Recipe, *, force: bool, revision: str | None, progress: Progress
-) -> Export:
+def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str | None, progress: Progress) -> Export:
     """Turn SOURCE into a verified bundle at `out`; on any error nothing is left there.
 
     Raises:
@@ -74,6 +71,7 @@ def export(
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
             _final_check(staging)
+        check_target(out, force=force)  # a large export takes minutes: somebody else may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over)
 
@@ -145,9 +143,7 @@ def _measure(bundle: Bundle, probe: verify.Probe, progress: Progress) -> dict[st
     return parity
 
 
-def _over_budget(
-    draft: Manifest, parity: Mapping[str, Parity], recipe: Recipe
-) -> Mapping[str, tuple[Excess, ...]]:
+def _over_budget(draft: Manifest, parity: Mapping[str, Parity], recipe: Recipe) -> Mapping[str, tuple[Excess, ...]]:
     over = {v.name: excesses(parity[v.name], recipe.budget, v.precision) for v in draft.variants}
     over = {name: found for name, found in over.items() if found}
     if over and not recipe.allow_over_budget:
@@ -162,5 +158,3 @@ def _over_budget(
 def _final_check(staging: Path) -> None:
     with M3Encoder.open(staging, verify="full") as encoder:
         encoder.encode(["What is BGE M3?"])
-
-

@@ -10,12 +10,15 @@ from m3_export.recipe import Recipe
 from m3_runtime.manifest import Pooling
 
 # names of sentence-transformers: the flags of older releases, and the one word of newer ones
-ST_FLAGS = {
+ST_NAMES = {
     "pooling_mode_cls_token": Pooling.CLS,
     "pooling_mode_mean_tokens": Pooling.MEAN,
     "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+    "cls": Pooling.CLS,
+    "mean": Pooling.MEAN,
+    "lasttoken": Pooling.LAST_TOKEN,
 }
-ST_WORDS = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST_TOKEN}
+ST_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,30 @@ def _stated(folder: Path) -> tuple[Pooling, bool] | None:
         return None
     modules = _read_json(folder / "modules.json", list)
     kinds = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules if isinstance(m, dict)}
+    if foreign := sorted(kinds.keys() - ST_MODULES):
+        raise CheckpointError(
+            f"modules.json has a {foreign[0]} module, which M3 does not have; "
+            "to leave it out on purpose say --pooling cls|mean|last_token and --normalize or --no-normalize"
+        )
     if "Pooling" not in kinds:
-        raise CheckpointError("modules.json names no Pooling module; say how to pool with --pooling cls|mean|last_token")
+        raise CheckpointError(
+            "modules.json names no Pooling module; say how to pool with --pooling cls|mean|last_token"
+        )
     return _pooling(folder / kinds["Pooling"] / "config.json"), "Normalize" in kinds
 
 
 def _pooling(path: Path) -> Pooling:
     config = _read_json(path, dict)
     name = f"{path.parent.name}/{path.name}"
-    modes = [mode for flag, mode in ST_FLAGS.items() if config.get(flag) is True]
-    if isinstance(word := config.get("pooling_mode"), str) and word in ST_WORDS:
-        modes = [ST_WORDS[word]]
-    if len(modes) != 1:
-        raise CheckpointError(f"{name} asks for no single pooling that M3 has; say --pooling cls|mean|last_token")
-    return modes[0]
+    words = config.get("pooling_mode")
+    if words is None:
+        words = [flag for flag, is_on in config.items() if flag.startswith("pooling_mode_") and is_on is True]
+    modes = [words] if isinstance(words, str) else words
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ST_NAMES:
+        raise CheckpointError(
+            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which with --pooling"
+        )
+    return ST_NAMES[modes[0]]
 
 
 def _read_json(path: Path, kind: type[Any]) -> Any:
@@ -72,5 +85,7 @@ def _read_json(path: Path, kind: type[Any]) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
     if not isinstance(data, kind):
-        raise CheckpointError(f"{path.name}: expected a JSON {kind.__name__}")
+        raise CheckpointError(
+            f"{path.name}: expected a JSON {kind.__name__}; or say --pooling and --normalize yourself"
+        )
     return data

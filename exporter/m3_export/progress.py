@@ -33,4 +33,6 @@ class Progress:
 
     def bar(self, items: Sequence[T], title: str, unit: str = "text") -> Iterable[T]:
         """The items, with a bar that knows how many are left."""
-        return tqdm(items, desc=title, unit=unit, file=sys.stderr, disable=self._quiet or None, leave=False, dynamic_ncols=True)
+        return tqdm(
+            items, desc=title, unit=unit, file=sys.stderr, disable=self._quiet or None, leave=False, dynamic_ncols=True
+        )

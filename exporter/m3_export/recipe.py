@@ -1,7 +1,7 @@
 """The recipe: what the user wants from an export, from flags or a TOML file."""
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Recipe:
     heads: tuple[Head, ...] = ALL_HEADS
     pooling: Pooling | None = None
     normalize: bool | None = None
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     allow_over_budget: bool = False
 
     @classmethod
@@ -44,8 +44,11 @@ class Recipe:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"recipe {path}: {error}") from error
         recipe = cls()
-        for key, value in data.items():
-            recipe = replace(recipe, **{key: _read(path, key, value)})
+        try:
+            for key, value in data.items():
+                recipe = replace(recipe, **{key: _read(key, value)})
+        except RecipeError as error:
+            raise RecipeError(f"recipe {path}: {error}") from error
         return recipe
 
 
@@ -80,18 +83,20 @@ def _members(kind: type[Any], words: list[str], what: str) -> tuple[Any, ...]:
     return tuple(member for member in kind if member.value in wanted)
 
 
-def _read(path: Path, key: str, value: Any) -> Any:
+def _read(key: str, value: Any) -> Any:
     if key in ("variants", "heads"):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RecipeError(f"recipe {path}: {key} must be a list of names, got {value!r}")
+            raise RecipeError(f"{key} must be a list of names, got {value!r}")
         return (parse_variants if key == "variants" else parse_heads)(",".join(value))
     if key == "pooling":
         return _members(Pooling, [str(value)], "pooling")[0]
     if key in ("normalize", "allow_over_budget"):
         if not isinstance(value, bool):
-            raise RecipeError(f"recipe {path}: {key} must be true or false, got {value!r}")
+            raise RecipeError(f"{key} must be true or false, got {value!r}")
         return value
-    if key == "budget" and isinstance(value, dict):
+    if key == "budget":
+        if not isinstance(value, dict):
+            raise RecipeError(f"budget must be a table of numbers, [budget], got {value!r}")
         return Budget.parse(",".join(f"{name}={number}" for name, number in value.items()))
     known = "variants, heads, pooling, normalize, allow_over_budget, [budget]"
-    raise RecipeError(f"recipe {path}: unknown key {key!r}; a recipe has: {known}")
+    raise RecipeError(f"unknown key {key!r}; a recipe has: {known}")

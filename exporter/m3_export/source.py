@@ -9,7 +9,7 @@ import m3_models
 from m3_export.checkpoint import CHECKPOINT_PATTERNS
 from m3_export.errors import SourceError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./folder" is a folder, there or not
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
     if HUB_ID.fullmatch(source):
         return _from_hub(source, revision)
     raise SourceError(
-        f"SOURCE {source!r} is not a folder, not one of {', '.join(m3_models.names())}, "
-        "and not a hub id of the form owner/name"
+        f"SOURCE {source!r} is {'a file, not' if path.is_file() else 'not'} a folder, not one of "
+        f"{', '.join(m3_models.names())}, and not a hub id of the form owner/name"
     )
 
 
@@ -74,16 +74,15 @@ def _step(name: str) -> int:
 
 def _from_hub(repo: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import HFValidationError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client's own errors, and those of the HTTP library below it
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise SourceError(
-            f"could not get {repo!r} from the hub: {reason}. Without a network: download the checkpoint elsewhere and "
-            "give its folder, or try the offline model with: m3-export mini-m3 OUT"
+            f"there is no folder {repo!r}, and it could not be had from the hub: {reason.rstrip('.')}. "
+            "Without a network: download the checkpoint elsewhere and give its folder, "
+            "or try the offline model with: m3-export mini-m3 OUT"
         ) from error
     # the cache names a snapshot by its commit, whatever branch or tag was asked for
     return Source(repo, _with_config(folder), folder.name)

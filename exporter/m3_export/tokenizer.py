@@ -9,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from m3_export.errors import CheckpointError, TokenizerMismatchError
+from m3_runtime.errors import BundleError
 from m3_runtime.manifest import TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -17,7 +18,7 @@ UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedd
 
 # Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
 HARD_TEXTS = (
-    "", " ", "   ", "\t\n", "a", " a ", "a  b", "trailing blank ", "trailing tab\t", "line\nbreak\r\n", "\u00a0nbsp\u00a0",
+    "", " ", "   ", "\t\n", "a", " a ", "a  b", "trailing blank ", "trailing tab\t", "line\nbreak\r\n", "\u00a0nbsp",
     "\u200bzero width\u200b", "\ufeffmark", "中文分词没有空格", "日本語のテキスト、全角　空白", "ｶﾀｶﾅ ＡＢＣ １２３",
     "한국어 문장", "ภาษาไทยไม่มีช่องว่าง", "النَّصّ العَرَبِيّ", "עברית עם ניקוד: שָׁלוֹם", "हिन्दी क्षत्रिय", "বাংলা যুক্তবর্ণ",
     "👩‍👩‍👧‍👦 family 🇩🇪 flag 👍🏽", "e\u0301 decomposed é composed", "ﬁ ligature ① ㎞ ㍿", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠀀𠀁 𡈽",
@@ -54,6 +55,8 @@ class CheckpointTokenizer:
                 f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
                 "tokenizer and weights are of different models"
             )
+        if lacking := [name for name in UNUSED if getattr(original, name) is None]:
+            raise CheckpointError(f"{folder.name}: the tokenizer has no {lacking[0]}; XLM-R's has all of {UNUSED}")
         return cls(original, _describe(original), backend.to_str(pretty=False))
 
     def save(self, folder: Path) -> None:
@@ -69,7 +72,13 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> To
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
-        runtime = M3Tokenizer.open(Path(folder) / TOKENIZER_NAME, tokenizer.info)
+        try:
+            runtime = M3Tokenizer.open(Path(folder) / TOKENIZER_NAME, tokenizer.info)
+        except BundleError as error:
+            raise TokenizerMismatchError(
+                f"the runtime cannot use the checkpoint's tokenizer: {error.__cause__ or _wrapping(tokenizer)}; "
+                "it must be XLM-R's, one <s> and one </s> around a text"
+            ) from error
     compared = (*HARD_TEXTS, *texts)
     longest = max(len(text) for text in compared) * 4 + 16
     for text, ids in zip(compared, runtime.encode_batch(compared, longest).ids, strict=True):
@@ -80,6 +89,11 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> To
                 f"the runtime {ids.tolist()[:20]}; the installed tokenizers package may not know this pipeline"
             )
     return replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
+
+
+def _wrapping(tokenizer: CheckpointTokenizer) -> str:
+    ids, info = Tokenizer.from_str(tokenizer.saved).encode("").ids, tokenizer.info
+    return f"an empty text becomes {ids}, expected {[info.cls_id, info.eos_id]}"
 
 
 def _original_ids(original: Any, text: str) -> list[int]:
@@ -101,4 +115,3 @@ def _describe(original: Any) -> TokenizerInfo:
         written_by=f"transformers {transformers.__version__}",
         proof="not compared",
     )
-

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from safetensors.torch import load_file
 from m3_export.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
+ADAPTER_REMEDY = "merge the adapter (LoRA) into the weights first: merge_and_unload, then save_pretrained"
+# What torch.load makes of a damaged file: its unpickler passes on whatever the bytes provoke.
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, ImportError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def read_encoder_weights(folder: Path) -> State:
@@ -31,7 +39,11 @@ def read_encoder_weights(folder: Path) -> State:
             raise CheckpointError(f"{path.name}: listed in {name}.index.json but not there; copy the checkpoint again")
         if shards := _shards(folder, name):
             return {key: _float32(key, tensor) for path in shards for key, tensor in _load(path, load).items()}
-    raise CheckpointError(f"{folder.name} holds neither model.safetensors nor pytorch_model.bin")
+    if any(folder.glob("adapter_*")):
+        raise CheckpointError(f"{folder.name} holds an adapter only; {ADAPTER_REMEDY}")
+    raise CheckpointError(
+        f"{folder.name} holds neither model.safetensors nor pytorch_model.bin; save the model with save_pretrained"
+    )
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -41,22 +53,28 @@ def _shards(folder: Path, name: str) -> list[Path]:
     if not index.is_file():
         return []
     try:
-        return sorted({folder / str(file) for file in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index.name}: not an index of shards ({error})") from error
+        files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index.name}: not an index of shards ({error}); copy the checkpoint again") from error
+    if outside := sorted(file for file in files if Path(file).name != file):
+        raise CheckpointError(f"{index.name}: lists {outside[0]!r}, which is not a file of this folder")
+    return [folder / file for file in sorted(files)]
 
 
 def _load(path: Path, load: Callable[[Path], State]) -> State:
     try:
         state = load(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"{path.name}: damaged or refused ({reason}); copy the checkpoint again") from error
-    return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path.name}: holds a {type(state).__name__}; expected tensors by name (a state_dict)")
+    return {str(key): tensor.detach() for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _load_bin(path: Path) -> State:
-    state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # files of before PyTorch 1.6 are no zip archives and cannot be mapped
+    state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     return state
 
 
@@ -64,5 +82,5 @@ def _float32(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():  # position-id buffers of old releases
         return tensor
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise CheckpointError(f"tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16")
+        raise CheckpointError(f"tensor {name!r} is {tensor.dtype}; save the checkpoint in float32, float16 or bfloat16")
     return tensor.to(torch.float32)

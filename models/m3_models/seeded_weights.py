@@ -61,8 +61,8 @@ def seeded_heads(seed: int, *, hidden: int, colbert: int, sparse_bias: float) ->
         seed: Seed.
         hidden: H.
         colbert: C.
-        sparse_bias: Chosen so that some tokens have a weight and others none; random encoders
-            differ in what all their tokens share, so it has to be looked up once per seed.
+        sparse_bias: Chosen so that most tokens have a weight and some have none, as in a trained head; random
+            encoders differ in what all their tokens share, so it has to be looked up once per seed.
 
     Returns:
         sparse (1, H), ColBERT (C, H).

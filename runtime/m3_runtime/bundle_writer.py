@@ -1,5 +1,7 @@
 """Writing a bundle: complete or absent, whatever happens on the way."""
 
+import glob
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,17 +25,22 @@ def check_target(out: Path, *, force: bool) -> None:
     Raises:
         InputError: `out` exists and `force` is off, or it is something other than a bundle or an empty folder.
     """
-    if not out.exists():
+    if not os.path.lexists(out):  # a dangling link is something too
         return
     if not force:
-        raise InputError(
-            f"{str(out)!r} exists; choose another folder, or pass --force to replace the bundle there"
-        )
+        raise InputError(f"{str(out)!r} exists; choose another folder, or pass --force to replace the bundle there")
     is_empty = out.is_dir() and not any(out.iterdir())
-    if not is_empty and not (out / MANIFEST_NAME).is_file():
-        raise InputError(
-            f"{str(out)!r} exists and is not a bundle; --force replaces bundles only, remove it yourself"
-        )
+    if not is_empty and not _is_bundle(out):
+        raise InputError(f"{str(out)!r} exists and is not a bundle; --force replaces bundles only, remove it yourself")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether the manifest is one of ours, of whatever schema: web pages have a manifest.json too."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"schema_version", "space_id"} <= manifest.keys()
 
 
 @contextmanager
@@ -43,7 +50,8 @@ def staging_folder(out: Path) -> Iterator[Path]:
     What a killed export left behind (its process no longer runs) is cleared away first.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(out)
+    for folder in _abandoned(out, "partial"):
+        _remove(folder)
     folder = out.parent / f".{out.name}.partial-{os.getpid()}"
     folder.mkdir()
     try:
@@ -65,11 +73,17 @@ def publish(staging: Path, out: Path) -> None:
     _flush(path for path in staging.rglob("*"))
     _flush([staging])
     previous = out.parent / f".{out.name}.replaced-{os.getpid()}"
-    if out.exists():
+    if os.path.lexists(out):
         out.rename(previous)
-    staging.rename(out)
+    try:
+        staging.rename(out)
+    except OSError:
+        if os.path.lexists(previous):
+            previous.rename(out)
+        raise
     _flush([out.parent])
-    shutil.rmtree(previous, ignore_errors=True)
+    for folder in _abandoned(out, "replaced"):
+        _remove(folder)
 
 
 def _flush(paths: Iterable[Path]) -> None:
@@ -81,14 +95,25 @@ def _flush(paths: Iterable[Path]) -> None:
             os.close(handle)
 
 
-def _clear_abandoned(out: Path) -> None:
-    for folder in out.parent.glob(f".{out.name}.partial-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def _abandoned(out: Path, kind: str) -> list[Path]:
+    """Folders that a process which no longer runs left beside `out`.
+
+    One with this process's own id is from before it began: in a container, every export may be process 1.
+    """
+    found = out.parent.glob(f".{glob.escape(out.name)}.{kind}-*")
+    return [p for p in found if (pid := p.name.rpartition("-")[2]).isdigit() and not _is_other_running(int(pid))]
+
+
+def _is_other_running(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -25,12 +25,8 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     """The bundle, and how to open it."""
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     group = command.add_argument_group("opening the bundle")
-    group.add_argument(
-        "--variant", default="auto", help="a variant's name (default: the fastest that runs here)"
-    )
-    group.add_argument(
-        "--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto"
-    )
+    group.add_argument("--variant", default="auto", help="a variant's name (default: the fastest that runs here)")
+    group.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto")
     group.add_argument(
         "--threads", type=integer(1), help="threads of one run (default: the cores this process may use)"
     )

@@ -60,9 +60,7 @@ def add_command(commands: Any) -> None:
         metavar="LIST",
         help="comma-separated: dense, sparse, colbert (default: dense)",
     )
-    command.add_argument(
-        "--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO
-    )
+    command.add_argument("--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO)
     command.add_argument("--format", choices=("jsonl", "npz"), default="jsonl", help="default: %(default)s")
     command.add_argument(
         "-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output; npz needs a file"
@@ -79,9 +77,7 @@ def add_command(commands: Any) -> None:
         default="truncate",
         help="what to do with longer texts (default: %(default)s, and say how many)",
     )
-    command.add_argument(
-        "--colbert-dtype", choices=("float32", "float16"), default="float32", help="npz only"
-    )
+    command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help="npz only")
     command.add_argument(
         "--progress", action="store_true", help="report on standard error even if it is not a terminal"
     )

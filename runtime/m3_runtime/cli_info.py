@@ -31,9 +31,7 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
-    command.add_argument(
-        "--json", action="store_true", help="the same for programs: the manifest and this machine"
-    )
+    command.add_argument("--json", action="store_true", help="the same for programs: the manifest and this machine")
     command.add_argument(
         "--verify",
         default="size",
@@ -59,9 +57,7 @@ def _as_json(bundle: Bundle) -> str:
         "threads": default_threads(),
         "variant": _chosen(bundle),
     }
-    return json.dumps(
-        {"manifest": to_json(bundle.manifest), "machine": machine}, indent=2, ensure_ascii=False
-    )
+    return json.dumps({"manifest": to_json(bundle.manifest), "machine": machine}, indent=2, ensure_ascii=False)
 
 
 def _in_words(bundle: Bundle) -> Iterator[str]:

@@ -68,8 +68,8 @@ def json_line(record: dict[str, Any]) -> bytes:
 def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
     """Everything as arrays, without pickle.
 
-    `ids`, `token_counts`, and per head: `dense_vecs` (S, H); `sparse_indptr`, `sparse_ids`, `sparse_weights`; `colbert_vecs` (rows, C) of all
-    texts one after the other and `colbert_indptr` (S+1,).
+    `ids` (S,), `token_counts` (S,), and per head: `dense_vecs` (S, H); `sparse_indptr` (S+1,), `sparse_ids` and
+    `sparse_weights`; `colbert_indptr` (S+1,) and `colbert_vecs` (rows, C), all texts one after the other.
     """
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.array(ids, dtype=np.str_),

@@ -38,9 +38,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("query", metavar="QUERY", nargs="?")
     command.add_argument("passage", metavar="PASSAGE", nargs="?")
     command.add_argument("--pairs", metavar="FILE", help="a file of pairs; - is standard input")
-    command.add_argument(
-        "--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO
-    )
+    command.add_argument("--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO)
     command.add_argument(
         "--weights",
         type=float,

@@ -189,9 +189,7 @@ class M3Encoder:
         combined = scores.combined(weights)
         return {key: values[0] for key, values in combined.items()} if is_single else combined
 
-    def _pair_options(
-        self, limits: tuple[int, int], *max_lengths: int | None
-    ) -> tuple[EncodeOptions, EncodeOptions]:
+    def _pair_options(self, limits: tuple[int, int], *max_lengths: int | None) -> tuple[EncodeOptions, EncodeOptions]:
         manifest, limit = self._bundle.manifest, self.max_tokens
         query_length, passage_length = (
             checked_max_length(value, limit, name)

@@ -141,9 +141,7 @@ class BGEM3FlagModel:
             max_length=self.passage_max_length if max_length is None else max_length,
             return_dense=self.return_dense if return_dense is None else return_dense,
             return_sparse=self.return_sparse if return_sparse is None else return_sparse,
-            return_colbert_vecs=self.return_colbert_vecs
-            if return_colbert_vecs is None
-            else return_colbert_vecs,
+            return_colbert_vecs=self.return_colbert_vecs if return_colbert_vecs is None else return_colbert_vecs,
         )
         if self.truncate_dim is None:
             return encoding
@@ -258,22 +256,17 @@ def _instructed(sentences: Any, instruction: str | None, instruction_format: str
         check_text(sentences, "the text")
         return BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, sentences)
     return [
-        BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, text)
-        for text in checked_texts(sentences)
+        BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, text) for text in checked_texts(sentences)
     ]
 
 
 def _check_devices(devices: Devices | None) -> None:
     names = [devices] if devices is None or isinstance(devices, str | int) else list(devices)
     if not names or any(name not in (None, "cpu") for name in names):
-        raise InputError(
-            f"this runtime computes on the CPU; pass devices='cpu' or leave it out, got {devices!r}"
-        )
+        raise InputError(f"this runtime computes on the CPU; pass devices='cpu' or leave it out, got {devices!r}")
 
 
-def _check_agrees(
-    manifest: Manifest, normalize: bool | None, pooling_method: str | None, colbert_dim: int
-) -> None:
+def _check_agrees(manifest: Manifest, normalize: bool | None, pooling_method: str | None, colbert_dim: int) -> None:
     """Refuse what contradicts the bundle: these are facts of the graph, not choices of the caller."""
     facts = (
         ("normalize_embeddings", normalize, manifest.normalize),

@@ -196,14 +196,10 @@ class Manifest:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise BundleFormatError(
-                f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again"
-            ) from error
+            raise BundleFormatError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if not isinstance(version, int) or isinstance(version, bool):
-            raise BundleFormatError(
-                f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export"
-            )
+            raise BundleFormatError(f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export")
         if version != SCHEMA_VERSION:
             raise BundleFormatError(
                 f"the bundle has schema version {version}, this release reads {SCHEMA_VERSION}; "

@@ -78,9 +78,7 @@ def checked_max_length(value: int | None, limit: int, name: str) -> int:
         return min(DEFAULT_MAX_LENGTH, limit)
     length = _at_least(value, SPECIALS + 1, name)
     if length > limit:
-        raise InputError(
-            f"{name} is {length}, but the model takes at most {limit} tokens (both specials included)"
-        )
+        raise InputError(f"{name} is {length}, but the model takes at most {limit} tokens (both specials included)")
     return length
 
 
@@ -96,9 +94,7 @@ def checked_threads(threads: int) -> int:
 def _checked_heads(manifest: Manifest, wanted: Sequence[bool]) -> tuple[Head, ...]:
     heads = tuple(head for head, is_wanted in zip(Head, wanted, strict=True) if is_wanted)
     if not heads:
-        raise InputError(
-            "no head is asked for; set at least one of return_dense, return_sparse, return_colbert_vecs"
-        )
+        raise InputError("no head is asked for; set at least one of return_dense, return_sparse, return_colbert_vecs")
     for head in heads:
         if head not in manifest.heads:
             names = ", ".join(h.value for h in manifest.heads)

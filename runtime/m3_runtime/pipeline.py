@@ -30,9 +30,7 @@ def encode_texts(
     return encode_tokens(tokenized, options, manifest, engine)
 
 
-def encode_tokens(
-    tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine
-) -> Encoding:
+def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
     """Encode S texts that are ids already.
 
     Only results grow with S; what the engine and the heads need at a time is bounded by the token budget.
@@ -72,9 +70,7 @@ class _Results:
         self._order.append(indices)
         if raw.dense_vecs is not None:
             if not np.isfinite(raw.dense_vecs).all():
-                raise EngineError(
-                    "the graph returned dense vectors that are not finite; export the bundle again"
-                )
+                raise EngineError("the graph returned dense vectors that are not finite; export the bundle again")
             self._dense[indices] = raw.dense_vecs
         if raw.token_weights is not None:
             self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))

@@ -45,13 +45,9 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if origin is types.UnionType:  # only `X | None` is used
         return None if data is None else _value(args[0], data, where)
     if origin is tuple:
-        return tuple(
-            _value(args[0], item, f"{where}[{i}]") for i, item in enumerate(_expect(list, data, where))
-        )
+        return tuple(_value(args[0], item, f"{where}[{i}]") for i, item in enumerate(_expect(list, data, where)))
     if origin is Mapping:
-        return {
-            key: _value(args[1], item, f"{where}.{key}") for key, item in _expect(dict, data, where).items()
-        }
+        return {key: _value(args[1], item, f"{where}.{key}") for key, item in _expect(dict, data, where).items()}
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type[Any], hint), data, where)
     if issubclass(hint, StrEnum):
@@ -65,9 +61,7 @@ def _enum(hint: type[StrEnum], data: Any, where: str) -> StrEnum:
     try:
         return hint(data)
     except ValueError as error:
-        raise BundleFormatError(
-            f"{where}: expected one of {[e.value for e in hint]}, got {data!r}"
-        ) from error
+        raise BundleFormatError(f"{where}: expected one of {[e.value for e in hint]}, got {data!r}") from error
 
 
 def _expect(kind: type[T], data: Any, where: str) -> T:

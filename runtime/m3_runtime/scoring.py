@@ -38,13 +38,9 @@ class FusionWeights:
         try:
             values = [float(weight) for weight in weights]
         except (TypeError, ValueError) as error:
-            raise InputError(
-                f"weights must be three numbers [dense, sparse, colbert], got {weights!r}"
-            ) from error
+            raise InputError(f"weights must be three numbers [dense, sparse, colbert], got {weights!r}") from error
         if len(values) != 3 or not np.isfinite(values).all():
-            raise InputError(
-                f"weights must be three finite numbers [dense, sparse, colbert], got {weights!r}"
-            )
+            raise InputError(f"weights must be three finite numbers [dense, sparse, colbert], got {weights!r}")
         if sum(values) == 0:
             raise InputError(f"the weights {weights!r} sum to 0; the combined score divides by their sum")
         return cls(*values)
@@ -87,9 +83,7 @@ def lexical_score(a: LexicalWeights, b: LexicalWeights) -> float:
 
 
 @overload
-def compute_lexical_matching_score(
-    lexical_weights_1: LexicalWeights, lexical_weights_2: LexicalWeights
-) -> float: ...
+def compute_lexical_matching_score(lexical_weights_1: LexicalWeights, lexical_weights_2: LexicalWeights) -> float: ...
 @overload
 def compute_lexical_matching_score(
     lexical_weights_1: Sequence[LexicalWeights], lexical_weights_2: Sequence[LexicalWeights]
@@ -113,8 +107,7 @@ def compute_lexical_matching_score(
         scores = np.array([[lexical_score(x, y) for y in b] for x in a], dtype=np.float64)
         return scores.reshape(len(a), len(b))  # an empty list would lose its axis
     raise InputError(
-        "lexical weights must be two dicts or two lists of dicts, "
-        f"got {type(a).__name__} and {type(b).__name__}"
+        f"lexical weights must be two dicts or two lists of dicts, got {type(a).__name__} and {type(b).__name__}"
     )
 
 
@@ -130,8 +123,6 @@ def colbert_score(q_reps: NDArray[Any], p_reps: NDArray[Any]) -> float:
     """
     q, p = np.asarray(q_reps), np.asarray(p_reps)
     if q.ndim != 2 or p.ndim != 2 or q.shape[1] != p.shape[1] or 0 in (q.shape[0], p.shape[0]):
-        raise InputError(
-            f"ColBERT vectors must be two (rows, C) matrices of one width, got {q.shape} and {p.shape}"
-        )
+        raise InputError(f"ColBERT vectors must be two (rows, C) matrices of one width, got {q.shape} and {p.shape}")
     similarity = q.astype(np.float32, copy=False) @ p.astype(np.float32, copy=False).T
     return float(similarity.max(axis=1).mean())

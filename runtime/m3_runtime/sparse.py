@@ -63,9 +63,7 @@ class SparseVectors:
         try:
             from scipy.sparse import csr_array  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
-            raise EngineNotInstalledError(
-                "scipy is not installed; pip install scipy, or use to_csr()"
-            ) from error
+            raise EngineNotInstalledError("scipy is not installed; pip install scipy, or use to_csr()") from error
         return csr_array(self.to_csr(), shape=(len(self), self.vocab_size))
 
     def _bounds(self, index: int) -> tuple[int, int]:
@@ -84,9 +82,7 @@ def gather_sparse(parts: Sequence[LexicalRows], order: NDArray[np.int64], vocab_
         vocab_size: columns of the matrix.
     """
     if not parts:
-        return SparseVectors(
-            np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), vocab_size
-        )
+        return SparseVectors(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), vocab_size)
     counts = np.concatenate([part.counts for part in parts])
     starts = np.cumsum(counts) - counts
     back = np.argsort(order, kind="stable")  # where the batches hold input row 0, 1, …

@@ -82,9 +82,7 @@ class M3Tokenizer:
         try:
             pipeline = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception
-            raise BundleDamagedError(
-                f"{str(path)!r} is not a tokenizer ({error}); export the bundle again"
-            ) from error
+            raise BundleDamagedError(f"{str(path)!r} is not a tokenizer ({error}); export the bundle again") from error
         pipeline.no_truncation()
         pipeline.no_padding()
         wrapped = pipeline.encode("").ids

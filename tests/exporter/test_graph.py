@@ -14,7 +14,6 @@ from m3_export.checkpoint import Checkpoint, encoder_shapes
 from m3_export.heads import HeadWeights
 from m3_export.model import M3Model
 from m3_export.pooling import PoolingChoice
-from m3_export.recipe import Recipe
 from m3_export.reference import reference_outputs
 from m3_export.trace import trace
 from m3_runtime.manifest import Geometry, Head, Pooling
@@ -139,7 +138,7 @@ def test_inputs_and_outputs_are_as_documented(sessions, form):
 
 
 def test_unused_ids_and_padding_have_no_weight(sessions):
-    checkpoint, by_form = sessions
+    _, by_form = sessions
     batch = padded([np.array([0, 3, 9, 3, 2, 9, 2]), np.array([0, 9, 2])])
     weights = by_form["fused"].run(["token_weights"], batch)[0]
     assert not weights[np.isin(batch["input_ids"], UNUSED)].any()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.tokenizer import M3Tokenizer
 

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3_runtime.batching import pad_batch, plan_batches
 
 LENGTHS = st.lists(st.integers(2, 600), max_size=80)

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from m3_runtime import (
     Bundle,
     BundleDamagedError,
@@ -81,7 +82,7 @@ def test_unknown_verification(tiny_bundle):
 
 def test_newer_schema(bundle_copy):
     change_manifest(bundle_copy, lambda data: data.update(schema_version=99, something_new=1))
-    with pytest.raises(BundleFormatError, match="schema version 99.*upgrade"):
+    with pytest.raises(BundleFormatError, match=r"schema version 99.*upgrade"):
         Bundle.open(bundle_copy)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from m3_runtime import EngineError, HeadError, InputError, M3Encoder, TextTooLongError
 from m3_runtime.manifest import Head
 from m3_runtime.options import encode_options

@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import TokenBatch, ort, select

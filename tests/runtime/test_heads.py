@@ -2,6 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from m3_runtime.engines import TokenBatch
 from m3_runtime.heads import colbert_rows, lexical_rows
 from m3_runtime.sparse import gather_sparse

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from m3_runtime import InputError
 
 KEYS = ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]

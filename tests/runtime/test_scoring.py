@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from m3_runtime import InputError
 from m3_runtime.scoring import (
     FusionWeights,

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from m3_runtime import EngineNotInstalledError, SparseVectors
 
 

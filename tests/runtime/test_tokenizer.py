@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
 from m3_runtime import Bundle, BundleDamagedError, BundleFormatError, InputError, TextTooLongError
 from m3_runtime import tokenizer as tokenizer_module
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, checked_texts
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 MEGABYTES_10 = 10_000_000
 
@@ -68,7 +69,9 @@ def test_a_text_of_exactly_max_length_is_whole(tokenizer, plain):
 
 def test_refusing_long_texts_names_index_count_and_limit(tokenizer, plain):
     text = "some words that are more than ten tokens for this small vocabulary"
-    with pytest.raises(TextTooLongError, match=f"text 1 has {len(plain.encode(text).ids)} tokens, max_length is 10") as caught:
+    with pytest.raises(
+        TextTooLongError, match=f"text 1 has {len(plain.encode(text).ids)} tokens, max_length is 10"
+    ) as caught:
         tokenizer.encode_batch(["a", text], 10, OnTruncate.ERROR)
     assert caught.value.index == 1
 

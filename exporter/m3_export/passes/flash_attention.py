@@ -140,7 +140,7 @@ def _prepare_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
 def _fuse(graph: ir.Graph, found: Attention, number: int, mask: ir.Value, unpadded: ir.Value) -> None:
     tensors = [np.asarray(constant(bias)) for bias in found.biases]
     bias = ir.Value(name=f"attention.{number}.bias", const_value=ir.tensor(np.concatenate(tensors)))
-    bias.shape, bias.dtype = bias.const_value.shape, bias.const_value.dtype  # type: ignore[union-attr]
+    bias.shape, bias.dtype = bias.const_value.shape, bias.const_value.dtype
     graph.register_initializer(bias)
     inputs: list[ir.Value | None] = [found.query, found.key, found.value, bias]
     branches = {

@@ -11,7 +11,8 @@ class FuseSkipLayerNorm(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See `onnx_ir.passes.InPlacePass`."""
         norms = [n for n in list(model.graph) if n.op_type == "LayerNormalization" and not n.domain]
-        return ir.passes.PassResult(model, modified=any([_fuse(model.graph, norm) for norm in norms]))
+        fused = [_fuse(model.graph, norm) for norm in norms]
+        return ir.passes.PassResult(model, modified=any(fused))
 
 
 def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:

@@ -68,7 +68,7 @@ def _projection(weight_name: str) -> str:
 
 
 class _Rows:
-    """Quantized rows of each activation, made once however many projections read it (query, key and value share one)."""
+    """Quantized rows of each activation, made once however many projections read it (query, key, value: one)."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph

@@ -20,7 +20,7 @@ EMBEDDING_PRECISION = "int8 per row"
 # They belong to the variant: with other values it is another computation than the one that was verified.
 PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
 # Left in float: 0.3 % of the work and 2 % of the bytes, and users see what the heads write.
-FLOAT_NODES = ("positions", "sparse", "colbert")
+FLOAT_NODES = ("gather.positions", "sparse", "colbert")
 
 
 def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision, ...]:
@@ -48,13 +48,14 @@ def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision,
 
 
 def name_weighted_nodes(model: ir.Model) -> ir.Model:
-    """A copy whose nodes with weights carry the weight's name: `layers.3.ffn_out`, `words`, `sparse`."""
+    """A copy whose nodes with weights carry the weight's name: `layers.3.ffn_out`, `sparse`, `gather.words`."""
     named = model.clone()
     for node in named.graph:
         place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
         weight = node.inputs[place] if place is not None else None
-        if weight is not None and weight.name in named.graph.initializers and len(weight.const_value.shape) == 2:  # type: ignore[union-attr]
-            node.name = weight.name.removesuffix(".weight")
+        if weight is not None and weight.name in named.graph.initializers and len(weight.const_value.shape) == 2:
+            # a Gather may not be called as its table is: OpenVINO would rename one of the two
+            node.name = ("gather." if node.op_type == "Gather" else "") + weight.name.removesuffix(".weight")
     return named
 
 
@@ -71,12 +72,13 @@ def _plan(model: Any) -> tuple[ProjectionPrecision, ...]:
     for node in model.get_ordered_ops():
         place = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
         name = node.get_friendly_name()
-        if place is None or not (name.startswith("layers.") or name == "words"):
+        if place is None or not name.startswith(("layers.", "gather.words")):
             continue
         weight = node.input(place).get_source_output().get_node()
-        kind = EMBEDDING_PRECISION if name == "words" else PRECISION
+        kind = EMBEDDING_PRECISION if name == "gather.words" else PRECISION
         is_int8 = weight.get_type_name() != "Constant" and _constant_type(weight) == "i8"
-        plan.append(ProjectionPrecision(name.replace("layers.", "layer.", 1), kind if is_int8 else "fp32"))
+        projection = name.replace("layers.", "layer.", 1).removeprefix("gather.")
+        plan.append(ProjectionPrecision(projection, kind if is_int8 else "fp32"))
     return tuple(plan)
 
 

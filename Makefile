@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+# Installed first and alone, so that nothing else picks a build of it; a CPU build is enough.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test check format clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[export,openvino,mini,dev]"
+	touch $(READY)
+
+demo: $(READY)  ## build the offline model, export it with INT8, and show what it does
+	$(BIN)/m3-export mini-m3 out/mini-m3 --force
+	$(BIN)/python examples/demo.py out/mini-m3
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style, types, and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf out $(VENV) dist

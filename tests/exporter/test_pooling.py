@@ -1,0 +1,144 @@
+"""How the dense vector is pooled: flags first, then sentence-transformers files, then BGE-M3's own way."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from m3_export.checkpoint import Checkpoint
+from m3_export.errors import CheckpointError
+from m3_export.pooling import PoolingChoice, read_pooling
+from m3_export.recipe import Recipe
+from m3_runtime.manifest import Pooling
+
+FILES = "sentence-transformers files"
+OLD = "sentence_transformers.models"
+NEW = "sentence_transformers.sentence_transformer.modules"
+MODES = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+
+
+def write(folder: Path, config: Any, *, kinds: tuple[str, ...] = ("Transformer", "Pooling", "Normalize"), home: str = OLD):
+    """The files that sentence-transformers writes beside a model."""
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"{home}.{kind}"}
+        for i, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(config))
+
+
+def flags(*on: str) -> dict[str, Any]:
+    """1_Pooling/config.json as older releases write it."""
+    modes = {f"pooling_mode_{mode}": mode in on for mode in MODES}
+    return {"word_embedding_dimension": 64, **modes, "include_prompt": True}
+
+
+def refusal(folder: Path, recipe: Recipe | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_pooling(folder, recipe or Recipe())
+    return str(caught.value)
+
+
+def test_without_files_it_is_bge_m3s_way(tmp_path: Path):
+    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(Pooling.CLS, "default", True, "default")
+
+
+@pytest.mark.parametrize(
+    ("mode", "pooling"),
+    [("cls_token", Pooling.CLS), ("mean_tokens", Pooling.MEAN), ("lasttoken", Pooling.LAST_TOKEN)],
+)
+def test_flags_of_older_releases(tmp_path: Path, mode: str, pooling: Pooling):
+    write(tmp_path, flags(mode))
+    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(pooling, FILES, True, FILES)
+
+
+@pytest.mark.parametrize("home", [OLD, NEW])
+@pytest.mark.parametrize(
+    ("word", "pooling"), [("cls", Pooling.CLS), ("mean", Pooling.MEAN), ("lasttoken", Pooling.LAST_TOKEN)]
+)
+def test_the_word_of_newer_releases(tmp_path: Path, word: str, pooling: Pooling, home: str):
+    write(tmp_path, {"embedding_dimension": 64, "pooling_mode": word, "include_prompt": True}, home=home)
+    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(pooling, FILES, True, FILES)
+
+
+def test_no_normalize_module_means_not_normalised(tmp_path: Path):
+    write(tmp_path, flags("mean_tokens"), kinds=("Transformer", "Pooling"))
+    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(Pooling.MEAN, FILES, False, FILES)
+
+
+def test_flags_of_the_user_win_one_by_one(tmp_path: Path):
+    write(tmp_path, flags("mean_tokens"))
+    assert read_pooling(tmp_path, Recipe(pooling=Pooling.CLS)) == PoolingChoice(Pooling.CLS, "flag", True, FILES)
+    assert read_pooling(tmp_path, Recipe(normalize=False)) == PoolingChoice(Pooling.MEAN, FILES, False, "flag")
+    both = Recipe(pooling=Pooling.LAST_TOKEN, normalize=False)
+    assert read_pooling(tmp_path, both) == PoolingChoice(Pooling.LAST_TOKEN, "flag", False, "flag")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        flags("max_tokens"),
+        flags("cls_token", "max_tokens"),
+        flags("cls_token", "mean_tokens"),
+        flags(),
+        {},
+        {"pooling_mode": "max"},
+        {"pooling_mode": "weightedmean"},
+        {"pooling_mode": ["cls", "mean"]},
+        {"pooling_mode": {"cls": True}},
+        {**flags("cls_token"), "pooling_mode": "max"},
+    ],
+    ids=str,
+)
+def test_a_pooling_that_m3_does_not_have_is_refused_with_the_remedy(tmp_path: Path, config: dict):
+    write(tmp_path, config)
+    message = refusal(tmp_path)
+    assert message.startswith("1_Pooling/config.json asks for pooling ")
+    assert "--pooling" in message and "cls, mean, last_token" in message
+
+
+def test_a_module_that_would_change_the_vector_is_refused(tmp_path: Path):
+    write(tmp_path, flags("cls_token"), kinds=("Transformer", "Pooling", "Dense", "Normalize"))
+    message = refusal(tmp_path)
+    assert "modules.json has a Dense module" in message and "--pooling" in message and "--normalize" in message
+
+
+def test_modules_without_pooling_are_refused(tmp_path: Path):
+    write(tmp_path, flags("cls_token"), kinds=("Transformer", "Normalize"))
+    message = refusal(tmp_path)
+    assert "modules.json names no Pooling module" in message and "--pooling" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "3"])
+def test_modules_that_are_no_list_are_refused(tmp_path: Path, text: str):
+    (tmp_path / "modules.json").write_text(text)
+    message = refusal(tmp_path)
+    assert message.startswith("modules.json: ") and "--pooling" in message
+
+
+@pytest.mark.parametrize("text", [None, "", "[]"])
+def test_a_pooling_config_that_is_missing_or_no_object_is_refused(tmp_path: Path, text: str | None):
+    write(tmp_path, flags("cls_token"))
+    config = tmp_path / "1_Pooling/config.json"
+    config.unlink() if text is None else config.write_text(text)
+    message = refusal(tmp_path)
+    assert message.startswith("config.json: ") and "--pooling" in message
+
+
+def test_both_flags_make_damaged_files_not_matter(tmp_path: Path):
+    (tmp_path / "modules.json").write_text("{")
+    recipe = Recipe(pooling=Pooling.MEAN, normalize=True)
+    assert read_pooling(tmp_path, recipe) == PoolingChoice(Pooling.MEAN, "flag", True, "flag")
+    assert "modules.json" in refusal(tmp_path, Recipe(pooling=Pooling.MEAN))
+
+
+def test_a_checkpoint_carries_the_choice(tiny_random_checkpoint: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint"))
+    assert Checkpoint.open(folder, Recipe()).pooling == PoolingChoice(Pooling.CLS, "default", True, "default")
+    write(folder, flags("mean_tokens"))
+    checkpoint = Checkpoint.open(folder, Recipe())
+    assert checkpoint.pooling == PoolingChoice(Pooling.MEAN, FILES, True, FILES)
+    assert {"modules.json", "1_Pooling/config.json"} <= {entry.path for entry in checkpoint.files()}

@@ -1,0 +1,206 @@
+"""Recipes and budgets: what they say is what is done, and what they cannot say is refused with the word that is wrong."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from m3_export.budget import Budget, Excess, excesses
+from m3_export.errors import RecipeError
+from m3_export.recipe import ALL_HEADS, Recipe, VariantName, parse_heads, parse_variants
+from m3_runtime.manifest import ColbertParity, DenseParity, Head, Parity, Pooling, SparseParity
+
+WHOLE = """
+variants = ["openvino-int8", "onnx-fp32"]
+heads = ["dense"]
+pooling = "last_token"
+normalize = false
+allow_over_budget = true
+
+[budget]
+dense_mean = 0.9995
+sparse_jaccard = 1
+"""
+
+
+def recipe_of(tmp_path: Path, text: str) -> Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return Recipe.from_toml(path)
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipe_of(tmp_path, text)
+    assert str(caught.value).startswith(f"recipe {tmp_path / 'recipe.toml'}: ")
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_promised_ones():
+    assert Recipe() == Recipe(tuple(VariantName), ALL_HEADS, None, None, Budget(0.999, 0.998, 0.993, 0.97), False)
+    assert [name.value for name in VariantName] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
+
+
+def test_a_whole_recipe_is_read(tmp_path: Path):
+    assert recipe_of(tmp_path, WHOLE) == Recipe(
+        variants=(VariantName.ONNX_FP32, VariantName.OPENVINO_INT8),
+        heads=(Head.DENSE,),
+        pooling=Pooling.LAST_TOKEN,
+        normalize=False,
+        budget=Budget(dense_mean=0.9995, sparse_jaccard=1.0),
+        allow_over_budget=True,
+    )
+
+
+def test_an_empty_recipe_is_the_default(tmp_path: Path):
+    assert recipe_of(tmp_path, "# nothing to say\n") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("variant = ['onnx-fp32']", ("unknown key 'variant'", "variants, heads")),
+        ("variants = 'onnx-fp32'", ("variants must be a list",)),
+        ("variants = [1]", ("variants must be a list",)),
+        ("variants = []", ("no variant named", "onnx-int8")),
+        ("variants = ['onnx-int4']", ("unknown variant 'onnx-int4'", "onnx-int8")),
+        ("heads = ['dense', 'colbert']", ("'dense' or 'dense,sparse,colbert'",)),
+        ("heads = ['Dense']", ("unknown head 'Dense'", "dense")),
+        ("pooling = 'max'", ("unknown pooling 'max'", "cls, mean, last_token")),
+        ("pooling = ['cls']", ("unknown pooling",)),
+        ("normalize = 'yes'", ("normalize must be true or false", "'yes'")),
+        ("allow_over_budget = 1", ("allow_over_budget must be true or false",)),
+        ("budget = 0.99", ("budget must be a table",)),
+        ("[budget]\ndense = 0.9", ("no entry 'dense'", "dense_mean, dense_min, colbert_p5, sparse_jaccard")),
+        ("[budget]\ndense_min = 1.5", ("dense_min", "between -1 and 1", "'1.5'")),
+        ("[budget]\ndense_min = true", ("dense_min", "between -1 and 1")),
+        ("[budget]\ndense_min = nan", ("dense_min", "between -1 and 1")),
+        ("[budget]\ndense_min = [0.9]", ("dense_min", "between -1 and 1")),
+        ("pooling = cls", ("line 1",)),
+        ("pooling = 'cls'\npooling = 'mean'", ("line 2",)),
+    ],
+)
+def test_a_recipe_that_says_what_cannot_be_is_refused(tmp_path: Path, text: str, words: tuple[str, ...]):
+    message = refusal(tmp_path, text)
+    for word in words:
+        assert word in message
+
+
+def test_recipes_that_cannot_be_read_are_named(tmp_path: Path):
+    for path in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(RecipeError, match=f"recipe {path}: "):
+            Recipe.from_toml(path)
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(b"pooling = '\xe4'")
+    with pytest.raises(RecipeError, match=f"recipe {latin}: "):
+        Recipe.from_toml(latin)
+
+
+def test_variants_come_in_their_own_order_each_once():
+    assert parse_variants(" openvino-int8, onnx-fp32,onnx-fp32,") == (VariantName.ONNX_FP32, VariantName.OPENVINO_INT8)
+    assert parse_variants("onnx-fp32,onnx-int8,openvino-int8") == tuple(VariantName)
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "onnx", "ONNX-FP32", "onnx-fp32 onnx-int8"])
+def test_variants_that_are_none_are_refused_with_the_names(text: str):
+    with pytest.raises(RecipeError, match="onnx-fp32, onnx-int8, openvino-int8"):
+        parse_variants(text)
+
+
+def test_heads_are_dense_alone_or_all():
+    assert parse_heads("dense") == (Head.DENSE,)
+    assert parse_heads("colbert, dense,sparse") == ALL_HEADS
+    for text in ("", "sparse", "dense,sparse", "sparse,colbert", "bm25"):
+        with pytest.raises(RecipeError):
+            parse_heads(text)
+
+
+# Budgets
+
+
+def test_what_a_budget_does_not_name_keeps_its_default():
+    assert Budget.parse("") == Budget()
+    assert Budget.parse(" dense_min = 0.5 , sparse_jaccard=0,") == Budget(dense_min=0.5, sparse_jaccard=0.0)
+    assert Budget.parse("colbert_p5=-1") == Budget(colbert_p5=-1.0)
+    assert Budget.parse("dense_mean=9.99e-1") == Budget(dense_mean=0.999)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_a_budget_survives_its_own_text(values: list[float]):
+    budget = Budget(*values)
+    assert Budget.parse(budget.to_text()) == budget
+
+
+@pytest.mark.parametrize("text", ["dense=0.9", "dense_mean:0.9", "=0.9", "0.9", "DENSE_MIN=0.9"])
+def test_unknown_budget_entries_are_refused_with_the_known_ones(text: str):
+    with pytest.raises(RecipeError, match="it has: dense_mean, dense_min, colbert_p5, sparse_jaccard"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize("value", ["", "high", "nan", "inf", "1.0001", "-1.5", "99.9%", "0,9"])
+def test_budget_values_that_are_no_cosine_are_refused(value: str):
+    with pytest.raises(RecipeError, match="dense_min: expected a number between -1 and 1|no entry '9'"):
+        Budget.parse(f"dense_min={value}")
+
+
+PARITY = Parity(
+    texts=3,
+    tokens=30,
+    probe_sha256="0" * 64,
+    measured_on="paper",
+    dense=DenseParity(cosine_mean=0.999, cosine_min=0.998, max_abs=1e-5),
+    sparse=SparseParity(0.97, 0.5, 1.0, 1.0, max_abs=1e-5),
+    colbert=ColbertParity(0.99, cosine_p5=0.993, cosine_min=0.9, max_abs=1e-4),
+    batch_invariance_min=1.0,
+)
+
+
+def worse(head: str, figure: str, value: float) -> Parity:
+    return replace(PARITY, **{head: replace(getattr(PARITY, head), **{figure: value})})
+
+
+def test_exactly_on_budget_is_within_it():
+    assert excesses(PARITY, Budget(), "int8") == ()
+    assert excesses(PARITY, Budget(), "fp32") == ()
+
+
+@pytest.mark.parametrize(
+    ("head", "figure", "limit"),
+    [
+        ("dense", "cosine_mean", 0.999),
+        ("dense", "cosine_min", 0.998),
+        ("colbert", "cosine_p5", 0.993),
+        ("sparse", "jaccard_mean", 0.97),
+    ],
+)
+@pytest.mark.parametrize("below", [1e-6, float("nan")])
+def test_each_int8_figure_below_its_limit_is_found(head: str, figure: str, limit: float, below: float):
+    (excess,) = excesses(worse(head, figure, limit - below), Budget(), "int8")
+    assert excess.limit == limit
+    assert head.lower() in excess.figure.lower()
+    assert excesses(worse(head, figure, limit - below), Budget(-1, -1, -1, -1), "int8") == () or below != below
+
+
+@pytest.mark.parametrize(("head", "limit"), [("dense", 1e-5), ("sparse", 1e-5), ("colbert", 1e-4)])
+@pytest.mark.parametrize("value", [1.01, float("nan")])
+def test_fp32_is_held_to_arithmetic_noise_whatever_the_budget(head: str, limit: float, value: float):
+    (excess,) = excesses(worse(head, "max_abs", limit * value), Budget(-1, -1, -1, -1), "fp32")
+    assert excess.limit == limit
+
+
+def test_fp32_is_not_held_to_the_budget():
+    assert excesses(PARITY, Budget(1, 1, 1, 1), "fp32") == ()
+
+
+def test_all_figures_are_reported_at_once():
+    assert len(excesses(PARITY, Budget(1, 1, 1, 1), "int8")) == len(fields(Budget))
+
+
+def test_a_dense_only_parity_is_held_to_dense_figures():
+    dense_only = replace(PARITY, sparse=None, colbert=None)
+    assert [e.figure for e in excesses(dense_only, Budget(1, 1, 1, 1), "int8")] == ["dense cosine mean", "dense cosine min"]
+
+
+def test_an_excess_reads_as_a_sentence():
+    assert str(Excess("dense cosine min", 0.9971234, 0.998)) == "dense cosine min: measured 0.997123, budget 0.998"

@@ -1,0 +1,262 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3_runtime import M3Encoder
+
+HEADS = "dense,sparse,colbert"
+
+
+def command(*arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "m3_runtime", *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def encode(bundle: Path, *arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return command("encode", bundle, *arguments, "--variant", "onnx-fp32", text=text)
+
+
+def records(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_lines_to_jsonl(tiny_bundle, encoder):
+    texts = ["What is BGE M3?", "", "日本語"]
+    done = encode(tiny_bundle, "--heads", HEADS, text="\n".join(texts) + "\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    expected = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+    got = records(done.stdout)
+    assert [record["id"] for record in got] == ["1", "2", "3"]
+    for row, record in enumerate(got):
+        assert record["tokens"] == expected.token_counts[row]
+        np.testing.assert_allclose(record["dense_vecs"], expected.dense_vecs[row], atol=1e-6)
+        np.testing.assert_allclose(record["colbert_vecs"], expected.colbert_vecs[row], atol=1e-6)
+        assert record["lexical_weights"] == pytest.approx(expected.lexical_weights[row], abs=1e-6)
+        assert list(record["lexical_weights"]) == list(expected.lexical_weights[row])
+
+
+def test_jsonl_keeps_ids_and_order(tiny_bundle, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": "b", "text": "long text here"}\n\n{"text": "a", "id": 7, "more": 1}\n"bare"\n')
+    done = encode(tiny_bundle, source, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert [record["id"] for record in records(out.read_text())] == ["b", "7", "4"]
+    assert {key for record in records(out.read_text()) for key in record} == {"id", "tokens", "dense_vecs"}
+
+
+def test_npz(tiny_bundle, tmp_path, encoder, texts):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.npz"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = encode(tiny_bundle, source, "--heads", HEADS, "--format", "npz", "-o", out, "--colbert-dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    expected = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+    with np.load(out, allow_pickle=False) as arrays:
+        assert arrays["ids"].tolist() == [str(i + 1) for i in range(len(texts))]
+        np.testing.assert_allclose(arrays["dense_vecs"], expected.dense_vecs, atol=1e-6)
+        assert arrays["sparse_indptr"].tolist() == expected.sparse.indptr.tolist()
+        assert arrays["sparse_ids"].tolist() == expected.sparse.ids.tolist()
+        np.testing.assert_allclose(arrays["sparse_weights"], expected.sparse.weights, atol=1e-6)
+        assert arrays["colbert_vecs"].dtype == np.float16
+        start, end = arrays["colbert_indptr"][3:5]
+        np.testing.assert_allclose(arrays["colbert_vecs"][start:end], expected.colbert_vecs[3], atol=1e-3)
+
+
+def test_more_texts_than_one_step(tiny_bundle):
+    done = encode(tiny_bundle, "--heads", "sparse", "--progress", text="word\n" * 2500)
+    assert len(records(done.stdout)) == 2500
+    assert "2500 texts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', 'in.jsonl:2: expected an object with "text"'),
+        ("in.jsonl", b'{"text": "a"}\n{"text": 5}\n', "in.jsonl:2: the text must be a str, got int"),
+        ("in.jsonl", b'{"text": "a"}\nnot json\n', "in.jsonl:2: not JSON"),
+        ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl:1: the text has a lone surrogate"),
+        ("in.jsonl", b'{"text": "a", "id": []}\n', 'in.jsonl:1: "id" must be'),
+        ("in.txt", b"fine\n\xff\xfe\n", "in.txt:2: not UTF-8"),
+    ],
+)
+def test_bad_lines_are_named_and_nothing_is_left(tiny_bundle, tmp_path, name, content, message):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (tmp_path / name).write_bytes(content)
+    done = encode(tiny_bundle, tmp_path / name, "-o", folder / "out.jsonl")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_an_older_output_stays_when_encoding_fails(tiny_bundle, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("older")
+    assert encode(tiny_bundle, tmp_path / "missing.txt", "-o", out).returncode == 1
+    assert out.read_text() == "older"
+
+
+def test_output_has_the_usual_mode(tiny_bundle, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert encode(tiny_bundle, "-o", out, text="a\n").returncode == 0
+    mask = os.umask(0)
+    os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_cut_texts_are_told(tiny_bundle):
+    done = encode(tiny_bundle, "--max-length", 4, text="one two three four five six\na\n")
+    assert done.returncode == 0
+    assert "1 of 2 texts were longer" in done.stderr
+
+
+def test_cut_texts_can_be_an_error_that_names_the_line(tiny_bundle):
+    done = encode(tiny_bundle, "--max-length", 4, "--on-truncate", "error", text="a\none two three four five six\n")
+    assert done.returncode == 1
+    assert "standard input:2: text 1 has" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("encode",),
+        ("encode", "x", "--heads", "sparse,warm"),
+        ("encode", "x", "--max-length", "2"),
+        ("encode", "x", "--batch-size", "0"),
+        ("encode", "x", "--format", "npz"),
+        ("encode", "x", "--format", "csv"),
+        ("score", "x", "only a query"),
+        ("score", "x"),
+        ("score", "x", "q", "p", "--pairs", "file"),
+        ("score", "x", "q", "p", "--weights", "1", "1"),
+        ("fly",),
+    ],
+)
+def test_wrong_usage(arguments):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "usage: m3-runtime" in done.stderr
+
+
+def test_a_missing_bundle(tmp_path):
+    done = command("encode", tmp_path / "nowhere", text="a\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith("m3-runtime: no bundle at")
+
+
+def test_score_of_one_pair(tiny_bundle, encoder):
+    done = command("score", tiny_bundle, "a query", "a passage", "--variant", "onnx-fp32")
+    assert done.returncode == 0, done.stderr
+    (scores,) = records(done.stdout)
+    assert list(scores) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
+    assert scores == pytest.approx(encoder.compute_score(("a query", "a passage")), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.tsv", "what\tthis\n\nwho\tthat one\n"),
+        ("pairs.jsonl", '{"query": "what", "passage": "this"}\n{"query": "who", "passage": "that one"}\n'),
+    ],
+)
+def test_score_of_a_file(tiny_bundle, tmp_path, encoder, name, content):
+    (tmp_path / name).write_text(content)
+    weights = ["0.4", "0.2", "0.4"]
+    done = command("score", tiny_bundle, "--pairs", tmp_path / name, "--variant", "onnx-fp32", "--weights", *weights)
+    assert done.returncode == 0, done.stderr
+    expected = encoder.compute_score(
+        [("what", "this"), ("who", "that one")], weights_for_different_modes=[float(w) for w in weights]
+    )
+    for key, values in expected.items():
+        assert [scores[key] for scores in records(done.stdout)] == pytest.approx(values, abs=1e-5)
+
+
+def test_score_names_a_bad_line(tiny_bundle, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("a\tb\nno tab\n")
+    done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
+    assert done.returncode == 1
+    assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
+
+
+def test_info_in_words(tiny_bundle):
+    done = command("info", tiny_bundle, "--verify", "full")
+    assert done.returncode == 0, done.stderr
+    with M3Encoder.open(tiny_bundle) as encoder:
+        assert f"would run: {encoder.variant.name}" in done.stdout
+        assert f"space_id: {encoder.space_id}" in done.stdout
+    for words in (
+        "source: tiny-random",
+        "cls pooling",
+        "variant onnx-fp32",
+        "parity with PyTorch FP32",
+        "heads: dense",
+    ):
+        assert words in done.stdout
+
+
+def test_info_for_programs(tiny_bundle):
+    data = json.loads(command("info", tiny_bundle, "--json").stdout)
+    assert data["manifest"] == json.loads((tiny_bundle / "manifest.json").read_text())
+    assert data["machine"]["variant"] in {variant["name"] for variant in data["manifest"]["variants"]}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("encode", "--help"), ("score", "--help"), ("info", "--help")])
+def test_help_teaches(arguments):
+    done = command(*arguments)
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+
+
+def test_version():
+    assert command("--version").stdout.startswith("m3-runtime 0.")
+
+
+def test_a_reader_that_goes_away(tiny_bundle, tmp_path):
+    (tmp_path / "in.txt").write_text("some words\n" * 3000)
+    script = f'"{sys.executable}" -m m3_runtime encode "$1" "$2" --variant onnx-fp32 | head -n 1'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", tiny_bundle, tmp_path / "in.txt"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert len(records(done.stdout)) == 1
+    assert done.stderr == ""
+
+
+def test_interrupted(tiny_bundle, tmp_path):
+    out = tmp_path / "out" / "vectors.jsonl"
+    out.parent.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "m3_runtime", "encode", tiny_bundle, "-", "-o", out],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    deadline = time.monotonic() + 60
+    while not any(out.parent.iterdir()):  # it waits for input once the temporary file is there
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "m3-runtime: interrupted\n"
+    assert list(out.parent.iterdir()) == []
