@@ -69,8 +69,7 @@ def dense_scores(questions: Encoded, paragraphs: Encoded) -> FloatArray:
 def sparse_scores(questions: Encoded, paragraphs: Encoded, head: Linear) -> FloatArray:
     """Dot products of lexical weights: relu of the head, largest per id, (questions, paragraphs)."""
     weights = [
-        [np.maximum(_project(states, head)[:, 0], 0) for states in side.states]
-        for side in (questions, paragraphs)
+        [np.maximum(_project(states, head)[:, 0], 0) for states in side.states] for side in (questions, paragraphs)
     ]
     return _lexical_dot(questions, paragraphs, *weights)
 
@@ -161,11 +160,7 @@ def _lexical_dot(
     for texts, weights in ((questions, question_weights), (paragraphs, paragraph_weights)):
         matrix = np.zeros((len(texts.ids), len(column)), np.float32)
         for row, (ids, values) in enumerate(zip(texts.ids, weights, strict=True)):
-            kept = [
-                (column[i], value)
-                for i, value in zip(ids.tolist(), values.tolist(), strict=True)
-                if i in column
-            ]
+            kept = [(column[i], value) for i, value in zip(ids.tolist(), values.tolist(), strict=True) if i in column]
             for at, value in kept:
                 matrix[row, at] = max(matrix[row, at], value)
         sides.append(matrix)

@@ -106,9 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     figures = measure_all(sets, heads)
     options.out.mkdir(parents=True, exist_ok=True)
     write_heads_file(options.out / "mini_m3_heads.safetensors", heads)
-    write_json(
-        options.out / "mini_m3_heads.json", report(figures, sets, time.monotonic() - started, options.machine)
-    )
+    write_json(options.out / "mini_m3_heads.json", report(figures, sets, time.monotonic() - started, options.machine))
     print_table(figures)
     return 0
 
@@ -168,12 +166,8 @@ class FrozenEncoder:
     def __init__(self, q4: Q4File) -> None:
         geometry = mini_m3.geometry_of(q4.header)
         source = mini_m3.tensors_of(q4)
-        self._model = XLMRobertaModel(
-            XLMRobertaConfig(**config_json(geometry)), add_pooling_layer=False
-        ).eval()
-        tensors = {
-            name: torch.from_numpy(source(name, shape)) for name, shape in tensor_shapes(geometry).items()
-        }
+        self._model = XLMRobertaModel(XLMRobertaConfig(**config_json(geometry)), add_pooling_layer=False).eval()
+        tensors = {name: torch.from_numpy(source(name, shape)) for name, shape in tensor_shapes(geometry).items()}
         self._model.load_state_dict(tensors, strict=False)
         self._tokenizer = build_tokenizer(q4.pieces, xlmr_charsmap())
         self._tokenizer.enable_truncation(MAX_TOKENS)
@@ -193,9 +187,7 @@ class FrozenEncoder:
             row[: len(values)] = torch.from_numpy(values)
         with torch.inference_mode():
             hidden = self._model(input_ids=padded, attention_mask=(padded != 1).long()).last_hidden_state
-        return [
-            rows[: len(values)].to(torch.float16).numpy() for rows, values in zip(hidden, ids, strict=True)
-        ]
+        return [rows[: len(values)].to(torch.float16).numpy() for rows, values in zip(hidden, ids, strict=True)]
 
 
 def _batches(ids: Sequence[IntArray]) -> Iterator[list[int]]:
@@ -299,8 +291,7 @@ def measure_all(sets: Sequence[TextSet], heads: Heads) -> dict[str, dict[str, Fi
     by_name = {one.name: one for one in sets}
     pairs = [(one.name, one, one) for one in sets]
     pairs += [
-        (f"{asked} → {found}", by_name[f"xquad.{asked}"], by_name[f"xquad.{found}"])
-        for asked, found in CROSS_LINGUAL
+        (f"{asked} → {found}", by_name[f"xquad.{asked}"], by_name[f"xquad.{found}"]) for asked, found in CROSS_LINGUAL
     ]
     figures = {}
     for name, asked, found in pairs:
@@ -329,9 +320,7 @@ def report(
         "seed": SEED,
         "max_tokens": MAX_TOKENS,
         "split": split,
-        "figures": {
-            name: {way: asdict(value) for way, value in row.items()} for name, row in figures.items()
-        },
+        "figures": {name: {way: asdict(value) for way, value in row.items()} for name, row in figures.items()},
         "machine": machine,
         "seconds": round(seconds),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
@@ -356,15 +345,11 @@ def write_heads_file(path: Path, heads: Heads) -> None:
         "colbert.bias": heads.colbert.bias,
     }
     # Not save_file: it makes the file private to this user, which a package's data must not be.
-    path.write_bytes(
-        save({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()})
-    )
+    path.write_bytes(save({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}))
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train mini-m3's heads again and measure them on held-out articles."
-    )
+    parser = argparse.ArgumentParser(description="Train mini-m3's heads again and measure them on held-out articles.")
     package_data = Path(m3_models.__file__).parent / "data"
     parser.add_argument("--data", type=Path, required=True, help="folder with xquad/ and drcd/")
     parser.add_argument(

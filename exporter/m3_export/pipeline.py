@@ -60,7 +60,7 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
         progress.say(f"Tokenizer: {tokenizer_info.proof}, trailing blanks {tokenizer_info.blank_rule}")
         probe = _probe(checkpoint, tokenizer_info, staging, texts, progress)
-        draft = _describe(found, checkpoint, tokenizer_info, recipe)
+        draft = _describe(found, checkpoint, tokenizer_info, tokenizer.vocabulary_sha256, recipe)
         variants = _write_variants(checkpoint, tokenizer_info, recipe, staging, work, progress)
         del checkpoint  # 2.3 GB for BGE-M3, not needed while the variants are measured
         shutil.rmtree(work)
@@ -106,11 +106,13 @@ def _write_variants(
     return tuple(variants)
 
 
-def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, recipe: Recipe) -> Manifest:
+def _describe(
+    found: Source, checkpoint: Checkpoint, info: TokenizerInfo, vocabulary_sha256: str, recipe: Recipe
+) -> Manifest:
     """The manifest as far as it is known before any variant exists."""
     weights, pooling = checkpoint.weights_sha256(), checkpoint.pooling
     return Manifest(
-        space_id=_space_id(weights, info, checkpoint),
+        space_id=_space_id(weights, vocabulary_sha256, info, checkpoint),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
         heads=tuple(Head) if checkpoint.sparse else (Head.DENSE,),
@@ -129,9 +131,9 @@ def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, recipe
     )
 
 
-def _space_id(weights: str, info: TokenizerInfo, checkpoint: Checkpoint) -> str:
-    """Names the vector space: the same weights, tokenization rule, pooling and normalisation give the same id."""
-    parts = (weights, info.blank_rule, checkpoint.pooling.pooling, str(checkpoint.pooling.normalize))
+def _space_id(weights: str, vocabulary: str, info: TokenizerInfo, checkpoint: Checkpoint) -> str:
+    """Names the vector space: the same weights, tokenization, pooling and normalisation give the same id."""
+    parts = (weights, vocabulary, info.blank_rule, checkpoint.pooling.pooling, str(checkpoint.pooling.normalize))
     return "m3-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -33,7 +33,7 @@ def reference_outputs(
         unused_ids: ids without lexical weight.
         track: wraps the iteration, for a progress bar.
     """
-    encoder = _encoder(checkpoint)
+    encoder = encoder_of(checkpoint)
     dense, lexical, colbert = [], [], []
     unused = set(unused_ids)
     with torch.inference_mode():
@@ -49,7 +49,8 @@ def reference_outputs(
     return Outputs(np.stack(dense), lexical if has_heads else None, colbert if has_heads else None)
 
 
-def _encoder(checkpoint: Checkpoint) -> XLMRobertaModel:
+def encoder_of(checkpoint: Checkpoint) -> XLMRobertaModel:
+    """transformers' encoder on the checkpoint's own tensors, nothing copied."""
     config = XLMRobertaConfig.from_dict({**checkpoint.config, "torch_dtype": None, "dtype": None})
     with torch.device("meta"):
         encoder = XLMRobertaModel(config, add_pooling_layer=False)

@@ -1,7 +1,9 @@
 """The checkpoint's tokenizer, saved as the pipeline it is at export, and the proof that the runtime agrees."""
 
+import hashlib
 import tempfile
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from m3_runtime.manifest import TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
+# transformers 5 makes an empty vocabulary where neither file is there, and says nothing
+VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
 UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding gives no lexical weight
 
 # Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
@@ -34,6 +38,7 @@ class CheckpointTokenizer:
     original: Any
     info: TokenizerInfo
     saved: str
+    vocabulary_sha256: str
 
     @classmethod
     def open(cls, folder: Path, vocab_size: int) -> "CheckpointTokenizer":
@@ -42,6 +47,11 @@ class CheckpointTokenizer:
         Raises:
             CheckpointError: the files are missing or damaged, or its ids do not fit the model.
         """
+        if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+            raise CheckpointError(
+                f"{folder.name} holds neither {' nor '.join(VOCABULARY_FILES)}; copy the tokenizer's files of the model "
+                "that was fine-tuned there"
+            )
         try:
             original = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
             backend = Tokenizer.from_str(original.backend_tokenizer.to_str())
@@ -49,15 +59,13 @@ class CheckpointTokenizer:
             raise CheckpointError(f"{folder.name}: no tokenizer could be read ({str(error)[:300]})") from error
         backend.no_truncation()
         backend.no_padding()
-        largest = max(backend.get_vocab(with_added_tokens=True).values())
-        if largest >= vocab_size:
-            raise CheckpointError(
-                f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
-                "tokenizer and weights are of different models"
-            )
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        _check_ids(max(vocabulary.values()), vocab_size)
         if lacking := [name for name in UNUSED if getattr(original, name) is None]:
             raise CheckpointError(f"{folder.name}: the tokenizer has no {lacking[0]}; XLM-R's has all of {UNUSED}")
-        return cls(original, _describe(original), backend.to_str(pretty=False))
+        pieces = "\n".join(f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0)))
+        digest = hashlib.sha256(pieces.encode("utf-8", "surrogatepass")).hexdigest()
+        return cls(original, _describe(original), backend.to_str(pretty=False), digest)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
@@ -89,6 +97,19 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> To
                 f"the runtime {ids.tolist()[:20]}; the installed tokenizers package may not know this pipeline"
             )
     return replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
+
+
+def _check_ids(largest: int, vocab_size: int) -> None:
+    if largest >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
+            "tokenizer and weights are of different models"
+        )
+    if largest < vocab_size // 2:  # some rows may be spare, but not most of them
+        raise CheckpointError(
+            f"the tokenizer has ids up to {largest} only, the word embedding {vocab_size} rows; "
+            "its vocabulary is damaged, or of another model than the weights"
+        )
 
 
 def _wrapping(tokenizer: CheckpointTokenizer) -> str:

@@ -52,9 +52,7 @@ def describe(name: str) -> str:
     return _model(name).description
 
 
-def write_checkpoint(
-    name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None
-) -> None:
+def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None) -> None:
     """Write a complete checkpoint folder in BGE-M3's layout.
 
     The files are written to a hidden folder beside the target and moved there at the end: a failure or a
@@ -97,6 +95,4 @@ def _model(name: str) -> _Model:
 
 def _refuse_occupied(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise FolderNotEmptyError(
-            f"{folder} exists and is not an empty folder; choose another or remove it first"
-        )
+        raise FolderNotEmptyError(f"{folder} exists and is not an empty folder; choose another or remove it first")

@@ -39,9 +39,7 @@ class Heads:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON with sorted keys, so that equal content gives equal bytes."""
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_encoder(folder: Path, geometry: Geometry, source: TensorSource) -> None:
@@ -88,9 +86,7 @@ def write_heads(folder: Path, heads: Heads) -> None:
     """
     torch = import_package("torch")
     for name, head in (("sparse_linear.pt", heads.sparse), ("colbert_linear.pt", heads.colbert)):
-        state = OrderedDict(
-            weight=torch.from_numpy(head.weight.copy()), bias=torch.from_numpy(head.bias.copy())
-        )
+        state = OrderedDict(weight=torch.from_numpy(head.weight.copy()), bias=torch.from_numpy(head.bias.copy()))
         torch.save(state, folder / name)
 
 
@@ -105,9 +101,7 @@ def write_mean_pooling(folder: Path, geometry: Geometry) -> None:
         for index, (path, kind) in enumerate(kinds)
     ]
     write_json(folder / "modules.json", modules)
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": geometry.max_tokens, "do_lower_case": False}
-    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": geometry.max_tokens, "do_lower_case": False})
     (folder / "2_Normalize").mkdir()
     (folder / "1_Pooling").mkdir()
     pooling = {

@@ -94,9 +94,7 @@ class Q4File:
         if entry is None:
             raise WeightsFileError(f"{self.path.name}: there is no tensor {name!r}")
         if entry.count != int(np.prod(shape)):
-            raise WeightsFileError(
-                f"{self.path.name}: {name!r} has {entry.count} values, expected shape {shape}"
-            )
+            raise WeightsFileError(f"{self.path.name}: {name!r} has {entry.count} values, expected shape {shape}")
         raw = self._data[entry.offset : entry.offset + entry.size_bytes]
         values = dequantize_q4(raw) if entry.kind == _KIND_Q4 else raw.view("<f4").astype(np.float32)
         return values.reshape(shape)
@@ -137,9 +135,7 @@ def open_q4(path: Path) -> Q4File:
     data: ByteArray = np.memmap(path, np.uint8, mode="r")
     cursor = _Cursor(path.name, data)
     if cursor.take(len(_MAGIC)).tobytes() != _MAGIC:
-        raise WeightsFileError(
-            f"{path.name}: expected a file that starts with {_MAGIC!r}, this is another format"
-        )
+        raise WeightsFileError(f"{path.name}: expected a file that starts with {_MAGIC!r}, this is another format")
     (version,) = cursor.unpack("<I")
     if version != _VERSION:
         raise WeightsFileError(f"{path.name}: expected format version {_VERSION}, got {version}")
@@ -186,9 +182,7 @@ def _read_header(cursor: _Cursor) -> Q4Header:
             f"{cursor.file_name}: expected blocks of {_BLOCK} and positive sizes, got {block}, {sizes}"
         )
     # The file stores 1e-12 as float32; seven digits give the decimal number back that was meant.
-    return Q4Header(
-        hidden, layers, heads, ffn, vocabulary, positions, type_rows, epsilon=float(f"{epsilon:.6e}")
-    )
+    return Q4Header(hidden, layers, heads, ffn, vocabulary, positions, type_rows, epsilon=float(f"{epsilon:.6e}"))
 
 
 def _read_pieces(cursor: _Cursor) -> Pieces:
@@ -197,9 +191,7 @@ def _read_pieces(cursor: _Cursor) -> Pieces:
     scores = cursor.array("<f4", count).tolist()
     blob = cursor.take(blob_bytes).tobytes()
     if offsets[0] != 0 or offsets[-1] != blob_bytes:
-        raise WeightsFileError(
-            f"{cursor.file_name}: the vocabulary's offsets do not cover its {blob_bytes} bytes"
-        )
+        raise WeightsFileError(f"{cursor.file_name}: the vocabulary's offsets do not cover its {blob_bytes} bytes")
     try:
         texts = tuple(blob[start:end].decode() for start, end in pairwise(offsets))
     except UnicodeDecodeError as error:
@@ -223,9 +215,7 @@ def _read_entries(cursor: _Cursor) -> dict[str, _Entry]:
 
 
 def _checked_entry(cursor: _Cursor, name: str, entry: _Entry) -> _Entry:
-    expected = {_KIND_FLOAT32: entry.count * 4, _KIND_Q4: entry.count // _BLOCK * _BLOCK_BYTES}.get(
-        entry.kind
-    )
+    expected = {_KIND_FLOAT32: entry.count * 4, _KIND_Q4: entry.count // _BLOCK * _BLOCK_BYTES}.get(entry.kind)
     if expected != entry.size_bytes:
         raise WeightsFileError(
             f"{cursor.file_name}: {name!r} is of kind {entry.kind} with {entry.size_bytes} bytes: unreadable"

@@ -16,9 +16,7 @@ from m3_models.xlmr_layout import Geometry
 from m3_models.xlmr_tokenizer import write_tokenizer
 
 SEED = 20240205
-BGE_M3_GEOMETRY = Geometry(
-    hidden=1024, layers=24, heads=16, ffn=4096, vocabulary=250002, positions=8194, epsilon=1e-5
-)
+BGE_M3_GEOMETRY = Geometry(hidden=1024, layers=24, heads=16, ffn=4096, vocabulary=250002, positions=8194, epsilon=1e-5)
 _SPREAD = Spread(word=1.0, weight=0.02, bias=0.02, gain=0.1)
 
 

@@ -85,9 +85,7 @@ def write_tokenizer(folder: Path, pieces: Pieces, charsmap: bytes | None, *, max
 def _special(text: str) -> "AddedToken":
     from tokenizers import AddedToken
 
-    return AddedToken(
-        text, lstrip=text == _MASK, rstrip=False, single_word=False, normalized=False, special=True
-    )
+    return AddedToken(text, lstrip=text == _MASK, rstrip=False, single_word=False, normalized=False, special=True)
 
 
 def _added_json(text: str) -> dict[str, object]:

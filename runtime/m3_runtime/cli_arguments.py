@@ -53,7 +53,7 @@ def add_batching(command: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=DEFAULT_TOKEN_BUDGET,
         metavar="N",
-        help="most padded tokens that run together; memory follows it (default: %(default)s)",
+        help="most tokens that run together; memory follows it (default: %(default)s)",
     )
 
 

@@ -100,7 +100,7 @@ class M3Encoder:
             return_dense: fill `dense_vecs`.
             return_sparse: fill `lexical_weights` and `sparse`.
             return_colbert_vecs: fill `colbert_vecs`.
-            token_budget: most padded tokens that run together; memory follows it.
+            token_budget: most tokens that run together; memory follows it.
             on_truncate: "truncate" cuts longer texts and counts them, "error" refuses them.
             colbert_dtype: "float32" or "float16" (half the memory).
 

@@ -130,7 +130,7 @@ class ColbertParity:
 class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
-    `batch_invariance_min` is the lowest cosine between a text's dense vector alone and in a padded batch.
+    `batch_invariance_min` is the lowest cosine between a text's dense vector alone and in a batch.
     """
 
     texts: int

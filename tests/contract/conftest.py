@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.flag import BGEM3FlagModel
 from m3_runtime.manifest import SourceInfo
@@ -66,7 +67,7 @@ class Golden:
         changed = [path for path, digest in checkpoint["files"].items() if digests.get(path) != digest]
         pytest.fail(
             f"the bundle of {self.facts['model']} has other weights than its golden values (changed: "
-            f"{', '.join(changed)}); run tests/golden/make_golden.py again, its first lines say how",
+            f"{', '.join(changed) or 'no file'}); run tests/golden/make_golden.py again, its first lines say how",
             pytrace=False,
         )
 

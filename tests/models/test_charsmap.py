@@ -30,11 +30,7 @@ def test_no_other_character_changes() -> None:
         *range(0x1F000, 0x20000),
     ]
     assigned = (chr(point) for point in points if unicodedata.category(chr(point)) != "Cn")
-    changed = [
-        text
-        for text in assigned
-        if text != JOINER and before.normalize_str(text) != after.normalize_str(text)
-    ]
+    changed = [text for text in assigned if text != JOINER and before.normalize_str(text) != after.normalize_str(text)]
     assert changed == []
 
 

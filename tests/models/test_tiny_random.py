@@ -60,9 +60,7 @@ def test_heads_are_plain_state_dicts_and_colbert_is_narrower(tiny_random_checkpo
 
 
 def test_transformers_finds_every_tensor_and_no_stranger(tiny_random_checkpoint: Path) -> None:
-    _, info = AutoModel.from_pretrained(
-        tiny_random_checkpoint, add_pooling_layer=False, output_loading_info=True
-    )
+    _, info = AutoModel.from_pretrained(tiny_random_checkpoint, add_pooling_layer=False, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
 
@@ -77,9 +75,7 @@ def test_hidden_states_differ_between_tokens_and_texts(hidden: tuple[torch.Tenso
     assert cosines.max() < 0.95
 
 
-def test_sparse_weights_are_a_mixture(
-    tiny_random_checkpoint: Path, hidden: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_sparse_weights_are_a_mixture(tiny_random_checkpoint: Path, hidden: tuple[torch.Tensor, torch.Tensor]) -> None:
     state = torch.load(tiny_random_checkpoint / "sparse_linear.pt", weights_only=True)
     raw = hidden[0][hidden[1]] @ state["weight"].T + state["bias"]
     assert 0.5 < (raw > 0).float().mean() < 0.99

@@ -34,9 +34,7 @@ def test_raw_tokenizer_gives_the_golden_ids(raw: Tokenizer, text: str, ids: list
 
 
 @pytest.mark.parametrize(("text", "ids"), CASES, ids=range(len(CASES)))
-def test_transformers_gives_the_golden_ids(
-    loaded: PreTrainedTokenizerBase, text: str, ids: list[int]
-) -> None:
+def test_transformers_gives_the_golden_ids(loaded: PreTrainedTokenizerBase, text: str, ids: list[int]) -> None:
     assert loaded(text)["input_ids"] == ids
 
 

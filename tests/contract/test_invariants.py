@@ -1,0 +1,121 @@
+"""What holds for every variant on real weights: company, padding, order, threads and engine change next to nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from m3_runtime import M3Encoder
+from m3_runtime.batching import pad_batch
+from m3_runtime.engines import TokenBatch
+from m3_runtime.engines.select import open_engine
+from m3_runtime.manifest import Head
+
+VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-int8")
+COMPANY = 0.99999  # lowest cosine between a text alone and in any batch
+INT8_DENSE, INT8_COLBERT_P5 = 0.998, 0.993  # the default budget's bounds for a text and for its rows
+
+WORDS = (
+    "vector", "search", "向量", "检索", "поиск", "suche", "búsqueda", "बाज़ार", "ค้นหา", "بحث", "検索", "검색", "42", "3.14", "€", "def",
+    "return;", "the", "of", "und", "la", "<mask>", "(a+b)", "http://example.com", "🙂", "É", "naïve", "LOUD",
+)  # fmt: skip
+TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join)
+CORPORA = st.lists(TEXTS, min_size=2, max_size=6)
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def encoders(mini_bundle):
+    """One encoder for each variant."""
+    opened = {name: M3Encoder.open(mini_bundle, variant=name, threads=2) for name in VARIANTS}
+    yield opened
+    for encoder in opened.values():
+        encoder.close()
+
+
+def all_heads(encoder: M3Encoder, texts: list[str], **options):
+    return encoder.encode(texts, return_sparse=True, return_colbert_vecs=True, **options)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def assert_same(first, second, *, cosine: float, weight: float) -> None:
+    assert cosines(first.dense_vecs, second.dense_vecs).min() >= cosine
+    for a, b in zip(first.colbert_vecs, second.colbert_vecs, strict=True):
+        assert a.shape == b.shape
+        assert cosines(a, b).min() >= cosine
+    for a, b in zip(first.lexical_weights, second.lexical_weights, strict=True):
+        assert all(abs(a.get(k, 0.0) - b.get(k, 0.0)) <= weight for k in a.keys() | b.keys())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@few
+@given(corpus=CORPORA)
+def test_alone_and_in_company(encoders, variant, corpus):
+    encoder = encoders[variant]
+    together = all_heads(encoder, [*corpus, *corpus])
+    for i, text in enumerate(corpus):
+        alone = all_heads(encoder, [text])
+        assert cosines(alone.dense_vecs[0], together.dense_vecs[i]) >= COMPANY
+        assert cosines(alone.colbert_vecs[0], together.colbert_vecs[i]).min() >= COMPANY
+        assert list(alone.lexical_weights[0]) == list(together.lexical_weights[i])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@few
+@given(corpus=CORPORA, data=st.data())
+def test_order(encoders, variant, corpus, data):
+    encoder = encoders[variant]
+    order = data.draw(st.permutations(range(len(corpus))))
+    straight, shuffled = all_heads(encoder, corpus), all_heads(encoder, [corpus[i] for i in order])
+    assert cosines(shuffled.dense_vecs, straight.dense_vecs[list(order)]).min() >= COMPANY
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_and_two_threads(encoders, mini_bundle, variant):
+    texts = [" ".join(WORDS), "what is BGE M3?", "检索 " * 30]
+    with M3Encoder.open(mini_bundle, variant=variant, threads=1) as single:
+        assert_same(all_heads(single, texts), all_heads(encoders[variant], texts), cosine=COMPANY, weight=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@few
+@given(text=TEXTS, extra=st.integers(1, 40))
+def test_padding_the_graph_by_hand(encoders, variant, text, extra):
+    """The runtime never pads, but whoever runs the graph may: FP32 does not notice, INT8 stays within its distance."""
+    encoder = encoders[variant]
+    ids = encoder.tokenizer.encode_batch([text], 512).ids[0]
+    plain = pad_batch([ids], encoder.tokenizer_info.pad_id)
+    wide = TokenBatch(
+        np.pad(plain.input_ids, ((0, 0), (0, extra)), constant_values=encoder.tokenizer_info.pad_id),
+        np.pad(plain.attention_mask, ((0, 0), (0, extra))),
+    )
+    engine = open_engine(encoder.bundle, encoder.variant, 2)
+    first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
+    engine.close()
+    length = ids.size
+    assert not second.token_weights[:, length:].any()
+    assert not second.colbert_vecs[:, length - 1 :].any()
+    bound = 0.999999 if variant == "onnx-fp32" else INT8_DENSE
+    assert cosines(first.dense_vecs, second.dense_vecs).min() >= bound
+
+
+@few
+@given(corpus=CORPORA)
+def test_engines_agree(encoders, corpus):
+    """Two INT8 schemes are no further from each other than both budgets together allow."""
+    onnx, openvino = (all_heads(encoders[name], corpus) for name in VARIANTS[1:])
+    assert cosines(onnx.dense_vecs, openvino.dense_vecs).min() >= 2 * INT8_DENSE - 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS[1:])
+@few
+@given(corpus=CORPORA)
+def test_int8_stays_within_the_budget_on_texts_it_never_saw(encoders, variant, corpus):
+    exact, int8 = all_heads(encoders["onnx-fp32"], corpus), all_heads(encoders[variant], corpus)
+    assert cosines(exact.dense_vecs, int8.dense_vecs).min() >= INT8_DENSE
+    rows = np.concatenate([cosines(a, b) for a, b in zip(exact.colbert_vecs, int8.colbert_vecs, strict=True)])
+    assert np.percentile(rows, 5) >= INT8_COLBERT_P5

@@ -1,0 +1,241 @@
+"""A hub id as SOURCE: a real HTTP server stands for the hub, and the real huggingface_hub client talks to it."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from m3_export.checkpoint import CHECKPOINT_PATTERNS
+from m3_runtime import M3Encoder
+
+REPO = "someone/bge-m3-tuned"
+COMMIT = hashlib.sha1(b"the commit").hexdigest()
+TAG = "v1.0"
+
+
+class Hub(ThreadingHTTPServer):
+    """The few endpoints that snapshot_download uses, serving one folder as one commit."""
+
+    def __init__(self, folder: Path, *, cut: str | None = None) -> None:
+        """`cut` names a file whose connection is closed half-way."""
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.cut = cut
+        self.requested: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def files(self) -> list[dict[str, Any]]:
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return [
+            {"type": "file", "path": p.relative_to(self.folder).as_posix(), "size": p.stat().st_size, "oid": etag(p)}
+            for p in paths
+        ]
+
+
+def etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path = unquote(self.path.partition("?")[0])
+        self.server.requested.append(path)
+        if path in (f"/api/models/{REPO}/revision/{name}" for name in ("main", TAG, COMMIT)) or path == f"/api/models/{REPO}":
+            siblings = [{"rfilename": entry["path"]} for entry in self.server.files()]
+            return self.send_json({"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": siblings}, body=body)
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            return self.send_json(self.server.files(), body=body)
+        file = self.server.folder / path.removeprefix(f"/{REPO}/resolve/").partition("/")[2]
+        if path.startswith(f"/{REPO}/resolve/") and file.is_file():
+            return self.send_file(file, body=body)
+        known = path.startswith((f"/{REPO}/", f"/api/models/{REPO}"))
+        code = ("RevisionNotFound" if "/revision/" in path else "EntryNotFound") if known else "RepoNotFound"
+        return self.send_json({"error": "not found"}, body=body, status=404, headers={"X-Error-Code": code})
+
+    def send_json(self, value: object, *, body: bool, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def send_file(self, file: Path, *, body: bool) -> None:
+        data = file.read_bytes()
+        self.send_response(200)
+        for name, text in {"ETag": f'"{etag(file)}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(data))}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if body and file.name == self.server.cut:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+        elif body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are kept in `requested`; a test's output is no place for them."""
+
+
+@contextmanager
+def serving(folder: Path, *, cut: str | None = None) -> Iterator[Hub]:
+    hub = Hub(folder, cut=cut)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        thread.join()
+        hub.server_close()
+
+
+@pytest.fixture
+def repository(tiny_random_checkpoint: Path, tmp_path: Path) -> Path:
+    """tiny-random as a hub repository: with files beside it that an export has no use for."""
+    folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "repository"))
+    (folder / "README.md").write_text("# a model card")
+    (folder / "imgs").mkdir()
+    (folder / "imgs/long.jpg").write_bytes(b"\xff\xd8")
+    (folder / "onnx").mkdir()
+    (folder / "onnx/model.onnx").write_bytes(b"another's graph")
+    (folder / "modeling_own.py").write_text("raise SystemExit('code of the checkpoint has run')")
+    return folder
+
+
+def environment(tmp_path: Path, endpoint: str, **more: str) -> dict[str, str]:
+    """This process's environment with the hub and its cache elsewhere, and nothing of the user's own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()}
+    return {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub-cache"), "OMP_NUM_THREADS": "1", **more}
+
+
+def export(*words: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "m3_export", *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def resolved(env: dict[str, str], *sources: tuple[str, str | None]) -> list[str]:
+    """What `resolve` says to each (SOURCE, revision), in one process of its own: the client reads its settings once."""
+    script = f"""
+from pathlib import Path
+from m3_export.errors import SourceError
+from m3_export.source import resolve
+for source, revision in {sources!r}:
+    try:
+        found = resolve(source, Path("unused"), revision=revision, progress=print)
+        print("found", found.name, found.revision, ",".join(sorted(p.name for p in found.folder.iterdir())))
+    except SourceError as error:
+        print("refused", error)"""
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.splitlines()
+
+
+def test_a_hub_id_is_exported_and_its_commit_pinned(repository: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    with serving(repository) as hub:
+        env = environment(tmp_path, hub.url)
+        done = export(REPO, out, "--variants", "onnx-fp32", "--quiet", "--revision", TAG, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", "quiet means the hub client's bars too"
+        assert f"/api/models/{REPO}/revision/{TAG}" in hub.requested
+    with M3Encoder.open(out, verify="full") as encoder:
+        source = encoder.bundle.manifest.source
+        assert (source.name, source.revision) == (REPO, COMMIT)
+        assert {entry.path for entry in source.files} >= {"config.json", "model.safetensors", "sparse_linear.pt"}
+        assert encoder.encode("What is BGE M3?", return_sparse=True)["dense_vecs"].shape == (64,)
+    # the second time without a network: what is in the cache is enough
+    (told,) = resolved(environment(tmp_path, hub.url, HF_HUB_OFFLINE="1"), (REPO, TAG))
+    assert told.startswith(f"found {REPO} {COMMIT} ")
+
+
+def test_only_the_files_of_a_checkpoint_are_fetched(repository: Path, tmp_path: Path):
+    with serving(repository) as hub:
+        (told,) = resolved(environment(tmp_path, hub.url), (REPO, None))
+    found, name, commit, files = told.split()
+    assert (found, name, commit) == ("found", REPO, COMMIT)
+    wanted = {
+        "config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt",
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    }  # fmt: skip
+    assert set(files.split(",")) == wanted
+    fetched = {path.partition(f"/resolve/{COMMIT}/")[2] for path in hub.requested if "/resolve/" in path}
+    assert fetched == wanted
+    assert not any(pattern.endswith((".py", ".onnx", "*")) for pattern in CHECKPOINT_PATTERNS)
+
+
+def test_offline_with_an_empty_cache_fails_clearly(tmp_path: Path):
+    out = tmp_path / "bundle"
+    done = export(REPO, out, env=environment(tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (message,) = done.stderr.splitlines()
+    assert message.startswith(f"m3-export: there is no folder {REPO!r}, and it could not be had from the hub: ")
+    assert "HF_HUB_OFFLINE" in message
+    assert "give its folder" in message and "m3-export mini-m3 OUT" in message
+    assert [path.name for path in tmp_path.iterdir() if "bundle" in path.name] == []
+
+
+def test_what_the_hub_does_not_have_is_told(repository: Path, tmp_path: Path):
+    sources = ("someone/unknown", None), (REPO, "v9.9"), ("someone/bad--name", None)
+    with serving(repository) as hub:
+        told = resolved(environment(tmp_path, hub.url), *sources)
+    expected = ("404", "Repository Not Found"), ("404", "Revision Not Found", "v9.9"), ("bad--name",)
+    print(told)
+    for (source, _), line, words in zip(sources, told, expected, strict=True):
+        assert line.startswith(f"refused there is no folder {source!r}, and it could not be had from the hub: ")
+        assert all(word in line for word in words), line
+        assert "give its folder" in line
+
+
+def test_a_file_that_breaks_off_is_told_and_the_next_try_succeeds(repository: Path, tmp_path: Path):
+    with serving(repository, cut="tokenizer.json") as hub:
+        env = environment(tmp_path, hub.url)
+        (told,) = resolved(env, (REPO, None))
+        print(told)
+        assert told.startswith(f"refused there is no folder {REPO!r}, and it could not be had from the hub: ")
+        hub.cut = None
+        (told,) = resolved(env, (REPO, None))
+        print(told)
+        assert told.startswith(f"found {REPO} {COMMIT} ")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "no-url"])
+def test_an_endpoint_that_does_not_answer_is_told(tmp_path: Path, endpoint: str):
+    (told,) = resolved(environment(tmp_path, endpoint), (REPO, None))
+    assert told.startswith(f"refused there is no folder {REPO!r}, and it could not be had from the hub: ")
+    assert "give its folder" in told
+
+
+def test_a_repository_without_a_model_is_told(tmp_path: Path):
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository/README.md").write_text("# nothing here")
+    with serving(tmp_path / "repository") as hub:
+        (told,) = resolved(environment(tmp_path, hub.url), (REPO, None))
+    print(told)
+    assert told.startswith("refused ")
+    print(told)
+    assert "config.json" in told
