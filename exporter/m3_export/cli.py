@@ -92,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
     accuracy = parser.add_argument_group("accuracy")
     accuracy.add_argument(
-        "--budget", metavar="NAME=VALUE,…", help="dense_mean=0.999,dense_min=0.998,colbert_p5=0.993,sparse_jaccard=0.97"
+        "--budget",
+        metavar="NAME=VALUE,…",
+        help="lowest accepted parity; the default is dense_mean=0.999, dense_min=0.998, colbert_p5=0.993, "
+        "sparse_jaccard=0.97",
     )
     accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
     parser.add_argument(

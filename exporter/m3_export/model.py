@@ -62,6 +62,7 @@ class Layer(nn.Module):
         self.attention_out = projection("attention.output.dense")
         self.attention_norm = Norm(tensors, f"{prefix}.attention.output.LayerNorm", epsilon)
         self.ffn_in = projection("intermediate.dense")
+        self.gelu = nn.GELU()  # a module, so that calibration can listen to it
         self.ffn_out = projection("output.dense")
         self.ffn_norm = Norm(tensors, f"{prefix}.output.LayerNorm", epsilon)
 
@@ -73,7 +74,7 @@ class Layer(nn.Module):
         scores = torch.matmul(query, key.transpose(-1, -2)) * scale + mask_scores
         context = torch.matmul(torch.softmax(scores, dim=-1), value)
         x = self.attention_norm(self.attention_out(context.transpose(1, 2).flatten(2)) + x)
-        return self.ffn_norm(self.ffn_out(functional.gelu(self.ffn_in(x))) + x)
+        return self.ffn_norm(self.ffn_out(self.gelu(self.ffn_in(x))) + x)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

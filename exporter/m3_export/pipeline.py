@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from m3_export import passes, verify
+from m3_export import calibration, passes, verify
 from m3_export.budget import Excess, excesses
 from m3_export.checkpoint import Checkpoint
 from m3_export.errors import OverBudgetError
@@ -17,7 +17,7 @@ from m3_export.progress import Progress
 from m3_export.recipe import Recipe
 from m3_export.reference import reference_outputs
 from m3_export.source import Source, resolve
-from m3_export.texts import digest, probe_texts
+from m3_export.texts import calibration_texts, digest, probe_texts
 from m3_export.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.trace import trace
 from m3_export.variants import WRITERS, Graphs
@@ -96,9 +96,16 @@ def _probe(
 def _write_variants(
     checkpoint: Checkpoint, info: TokenizerInfo, recipe: Recipe, staging: Path, work: Path, progress: Progress
 ) -> tuple[Variant, ...]:
+    model = M3Model(checkpoint, info.unused_ids)
     with progress.step("Tracing the graph"):
-        graph = passes.portable(trace(M3Model(checkpoint, info.unused_ids)))
-    graphs = Graphs(graph, work)
+        graph = passes.portable(trace(model))
+
+    def calibrate() -> calibration.Statistics:
+        texts = tuple(text.text for text in calibration_texts())
+        ids = M3Tokenizer.open(staging / info.path, info).encode_batch(texts, calibration.MAX_TOKENS).ids
+        return calibration.measure(model, ids, lambda rows: progress.bar(rows, "calibration"))
+
+    graphs = Graphs(graph, calibrate, work)
     variants = []
     for name in recipe.variants:
         with progress.step(f"Writing {name}"):

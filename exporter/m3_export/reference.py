@@ -50,7 +50,7 @@ def reference_outputs(
 
 
 def encoder_of(checkpoint: Checkpoint) -> XLMRobertaModel:
-    """transformers' encoder on the checkpoint's own tensors, nothing copied."""
+    """The encoder as transformers has it, on the checkpoint's own tensors; nothing is copied."""
     config = XLMRobertaConfig.from_dict({**checkpoint.config, "torch_dtype": None, "dtype": None})
     with torch.device("meta"):
         encoder = XLMRobertaModel(config, add_pooling_layer=False)

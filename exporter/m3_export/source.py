@@ -85,4 +85,6 @@ def _from_hub(repo: str, revision: str | None) -> Source:
             "or try the offline model with: m3-export mini-m3 OUT"
         ) from error
     # the cache names a snapshot by its commit, whatever branch or tag was asked for
-    return Source(repo, _with_config(folder), folder.name)
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"hub repository {repo!r} holds no config.json; it is not a checkpoint of transformers")
+    return Source(repo, folder, folder.name)

@@ -49,8 +49,8 @@ class CheckpointTokenizer:
         """
         if not any((folder / name).is_file() for name in VOCABULARY_FILES):
             raise CheckpointError(
-                f"{folder.name} holds neither {' nor '.join(VOCABULARY_FILES)}; copy the tokenizer's files of the model "
-                "that was fine-tuned there"
+                f"{folder.name} holds neither {' nor '.join(VOCABULARY_FILES)}; copy the tokenizer's files of the "
+                "model that was fine-tuned there"
             )
         try:
             original = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

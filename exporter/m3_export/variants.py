@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m3_export import passes
+from m3_export.calibration import Statistics
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.quantize.openvino_int8 import PROPERTIES, name_weighted_nodes, write_openvino_int8
 from m3_export.recipe import VariantName
@@ -17,9 +18,16 @@ from m3_runtime.manifest import EngineName, ProjectionPrecision, Variant
 class Graphs:
     """The traced graph and what is made of it, each made once and only when a variant asks."""
 
-    def __init__(self, portable: ir.Model, work: Path) -> None:
-        """`work` is a folder for graphs that an engine has to read from disk."""
+    def __init__(self, portable: ir.Model, calibrate: Callable[[], Statistics], work: Path) -> None:
+        """Nothing is made yet.
+
+        Args:
+            portable: the traced graph.
+            calibrate: measures the activations; called once, when the first INT8 variant is written.
+            work: a folder for graphs that an engine has to read from disk.
+        """
         self.portable = portable
+        self._calibrate = calibrate
         self._work = work
 
     @cached_property
@@ -28,9 +36,15 @@ class Graphs:
         return passes.for_onnxruntime(self.portable)
 
     @cached_property
-    def saved_portable(self) -> Path:
-        """The portable graph on disk, its nodes named by their weights."""
-        return _save(name_weighted_nodes(self.portable), self._work / "portable.onnx")
+    def for_int8(self) -> ir.Model:
+        """What INT8 starts from: the same function, its activations easier to quantize."""
+        statistics = self._calibrate()
+        return passes.for_int8(self.portable, statistics.means, statistics.loud_neurons)
+
+    @cached_property
+    def saved_for_int8(self) -> Path:
+        """That graph on disk, its nodes named by their weights."""
+        return _save(name_weighted_nodes(self.for_int8), self._work / "for_int8.onnx")
 
 
 def _onnx_fp32(graphs: Graphs, folder: Path) -> Variant:
@@ -40,13 +54,13 @@ def _onnx_fp32(graphs: Graphs, folder: Path) -> Variant:
 
 def _onnx_int8(graphs: Graphs, folder: Path) -> Variant:
     quantize = QuantizeProjections()
-    model = ir.passes.Sequential(quantize, RemoveUnusedNodesPass())(graphs.fused.clone()).model
+    model = ir.passes.Sequential(quantize, RemoveUnusedNodesPass())(passes.for_onnxruntime(graphs.for_int8)).model
     _save(model, folder / "onnx/model_int8.onnx")
     return _variant(folder, VariantName.ONNX_INT8, "int8", "onnx/model_int8.onnx", {}, tuple(quantize.plan))
 
 
 def _openvino_int8(graphs: Graphs, folder: Path) -> Variant:
-    plan = write_openvino_int8(graphs.saved_portable, folder / "openvino/model_int8.xml")
+    plan = write_openvino_int8(graphs.saved_for_int8, folder / "openvino/model_int8.xml")
     return _variant(folder, VariantName.OPENVINO_INT8, "int8", "openvino/model_int8.xml", PROPERTIES, plan)
 
 

@@ -176,7 +176,9 @@ def test_texts_without_any_weight_have_figures_too():
 @given(st.lists(st.floats(2**-10, 10, width=32), min_size=2, max_size=12))
 def test_smallest_top_gap_by_hand(values: list[float]):
     ordered = sorted(values, reverse=True)[:6]
-    assert smallest_top_gap(dict(enumerate(values))) == min(ordered[i] - ordered[i + 1] for i in range(len(ordered) - 1))
+    assert smallest_top_gap(dict(enumerate(values))) == min(
+        ordered[i] - ordered[i + 1] for i in range(len(ordered) - 1)
+    )
 
 
 def test_one_weight_has_no_gap():
@@ -194,5 +196,5 @@ def test_a_dense_only_model_has_no_other_figures(figure):
 def test_a_lost_text_is_an_error_not_a_figure():
     with pytest.raises(ValueError, match="argument"):
         sparse_parity(lexical({1: 1.0}, {2: 1.0}), lexical({1: 1.0}))
-    with pytest.raises(ValueError, match="shape|broadcast"):
+    with pytest.raises(ValueError, match=r"shape|broadcast"):
         dense_parity(Outputs(noise(3, 4, seed=1), None, None), Outputs(noise(2, 4, seed=1), None, None))

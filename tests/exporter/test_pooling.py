@@ -19,7 +19,9 @@ NEW = "sentence_transformers.sentence_transformer.modules"
 MODES = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
 
 
-def write(folder: Path, config: Any, *, kinds: tuple[str, ...] = ("Transformer", "Pooling", "Normalize"), home: str = OLD):
+def write(
+    folder: Path, config: Any, *, kinds: tuple[str, ...] = ("Transformer", "Pooling", "Normalize"), home: str = OLD
+):
     """The files that sentence-transformers writes beside a model."""
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
     modules = [

@@ -1,4 +1,4 @@
-"""Recipes and budgets: what they say is what is done, and what they cannot say is refused with the word that is wrong."""
+"""Recipes and budgets: what they say is done, what they cannot say is refused with the word that is wrong."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_unknown_budget_entries_are_refused_with_the_known_ones(text: str):
 
 @pytest.mark.parametrize("value", ["", "high", "nan", "inf", "1.0001", "-1.5", "99.9%", "0,9"])
 def test_budget_values_that_are_no_cosine_are_refused(value: str):
-    with pytest.raises(RecipeError, match="dense_min: expected a number between -1 and 1|no entry '9'"):
+    with pytest.raises(RecipeError, match=r"dense_min: expected a number between -1 and 1|no entry '9'"):
         Budget.parse(f"dense_min={value}")
 
 
@@ -203,7 +203,10 @@ def test_all_figures_are_reported_at_once():
 
 def test_a_dense_only_parity_is_held_to_dense_figures():
     dense_only = replace(PARITY, sparse=None, colbert=None)
-    assert [e.figure for e in excesses(dense_only, Budget(1, 1, 1, 1), "int8")] == ["dense cosine mean", "dense cosine min"]
+    assert [e.figure for e in excesses(dense_only, Budget(1, 1, 1, 1), "int8")] == [
+        "dense cosine mean",
+        "dense cosine min",
+    ]
 
 
 def test_an_excess_reads_as_a_sentence():

@@ -92,7 +92,9 @@ def test_what_a_training_run_leaves_beside_the_model_is_ignored(tiny_random_chec
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("source", ["tiny", "Mini-M3", "./mini-m3", "no/such/folder", "/no/such", "../nothing", "a b/c", "a/"])
+@pytest.mark.parametrize(
+    "source", ["tiny", "Mini-M3", "./mini-m3", "no/such/folder", "/no/such", "../nothing", "a b/c", "a/"]
+)
 def test_what_is_none_of_the_three_is_told_all_three(source: str, tmp_path: Path):
     message = refusal(source, tmp_path)
     assert message.startswith(f"SOURCE {source!r} is not a folder")

@@ -117,7 +117,19 @@ def test_the_hard_texts_are_hard():
     joined = " ".join(HARD_TEXTS)
     assert {"", " ", "   "} <= set(HARD_TEXTS)
     assert any(text != text.rstrip() for text in HARD_TEXTS) and any(text != text.lstrip() for text in HARD_TEXTS)
-    for special in ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "\u200b", "\ufeff", "👩‍👩‍👧‍👦", "中文", "ภาษาไทย", "العَرَ"):
+    for special in (
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<unk>",
+        "<mask>",
+        "\u200b",
+        "\ufeff",
+        "👩‍👩‍👧‍👦",
+        "中文",
+        "ภาษาไทย",
+        "العَرَ",
+    ):
         assert special in joined, special
 
 

@@ -169,7 +169,9 @@ def test_files_lists_what_was_read_and_not_what_lies_beside_it(folder: Path):
     for name in ("training_args.bin", "optimizer.pt", "notes.txt", "modeling_m3.py"):
         (folder / name).write_bytes(b"x")
     entries = {entry.path: entry for entry in opened(folder).files()}
-    assert {"config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json"} <= set(entries)
+    assert {"config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt", "tokenizer.json"} <= set(
+        entries
+    )
     assert not {"training_args.bin", "optimizer.pt", "notes.txt", "modeling_m3.py"} & set(entries)
     assert all(entry.size_bytes == (folder / path).stat().st_size for path, entry in entries.items())
 

@@ -1,5 +1,7 @@
 """Small questions that every pass asks about a graph."""
 
+from itertools import chain, count
+
 import numpy as np
 import onnx_ir as ir
 
@@ -71,3 +73,13 @@ def replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node], result: ir.Value)
     RemoveUnusedNodesPass sweeps up afterwards.
     """
     ir.convenience.replace_nodes_and_values(graph, old, [old], new, [old.outputs[0]], [result])
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of the graph; a number is put behind a name that is taken."""
+    names = chain([name], (f"{name}.{i}" for i in count(2)))
+    free = next(n for n in names if n not in graph.initializers)
+    value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value

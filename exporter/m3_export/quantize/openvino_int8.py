@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from m3_export.passes.loud_neurons import LOUD
 from m3_runtime.manifest import ProjectionPrecision
 
 PRECISION = "int8 per column x int8 per group of 128"
@@ -38,7 +39,9 @@ def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision,
         compressed = nncf.compress_weights(
             model,
             mode=nncf.CompressWeightsMode.INT8_SYM,
-            ignored_scope=nncf.IgnoredScope(names=list(FLOAT_NODES), validate=False),
+            ignored_scope=nncf.IgnoredScope(
+                names=list(FLOAT_NODES), patterns=[f".*{re.escape(LOUD)}.*"], validate=False
+            ),
         )
     _name_by_position(compressed)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def _plan(model: Any) -> tuple[ProjectionPrecision, ...]:
     for node in model.get_ordered_ops():
         place = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
         name = node.get_friendly_name()
-        if place is None or not name.startswith(("layers.", "gather.words")):
+        if place is None or not name.startswith(("layers.", "gather.words")) or LOUD in name:
             continue
         weight = node.input(place).get_source_output().get_node()
         kind = EMBEDDING_PRECISION if name == "gather.words" else PRECISION

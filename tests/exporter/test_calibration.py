@@ -1,0 +1,54 @@
+"""What calibration hears, against the plain arithmetic."""
+
+import numpy as np
+import torch
+from test_graph import UNUSED, checkpoint_of, texts_of
+
+from m3_export.calibration import LOUD_FACTOR, MOST_LOUD, loud_neurons, measure
+from m3_export.model import M3Model
+
+
+def test_means_are_of_all_tokens_in_graph_order():
+    model = M3Model(checkpoint_of(), UNUSED)
+    texts = texts_of(5, 12, 30)
+    heard: list[np.ndarray] = []
+    hook = model.layers[0].attention_norm.register_forward_hook(lambda _m, _i, output: heard.append(output[0].numpy()))
+    with torch.inference_mode():
+        for text in texts:
+            model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))
+    hook.remove()
+    statistics = measure(model, texts, lambda rows: rows)
+    assert len(statistics.means) == 5  # the embedding's, and two in each of two layers
+    np.testing.assert_allclose(statistics.means[1], np.concatenate(heard).mean(axis=0), atol=1e-6)
+
+
+def test_listening_leaves_no_trace():
+    model = M3Model(checkpoint_of(), UNUSED)
+    measure(model, texts_of(4), lambda rows: rows)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_loud_neurons_are_those_of_the_activations():
+    checkpoint = checkpoint_of()
+    checkpoint.encoder["embeddings.word_embeddings.weight"][9] *= 40  # one word is unlike all others
+    model = M3Model(checkpoint, UNUSED)
+    with torch.no_grad():  # and one neuron answers to it
+        state = checkpoint.encoder["embeddings.word_embeddings.weight"][9]
+        model.layers[0].ffn_in.weight[:, 7] = 20 * state / state.norm()
+        model.layers[0].ffn_in.bias[7] = -60
+    texts = [np.append(text[:-1], [9, 2]) if i == 0 else text for i, text in enumerate(texts_of(9, 20, 31))]
+    heard: list[np.ndarray] = []
+    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: heard.append(output[0].numpy()))
+    statistics = measure(model, texts, lambda rows: rows)
+    hook.remove()
+    activations = np.concatenate(heard)
+    expected = np.flatnonzero(activations.max(axis=0) > LOUD_FACTOR * np.median(activations.max(axis=1)))
+    assert expected.tolist() == list(statistics.loud_neurons[0]) == [7]
+
+
+def test_loud_is_relative_to_a_middling_token_and_bounded():
+    of_token = np.array([1.0, 2.0, 3.0])
+    assert loud_neurons(np.array([LOUD_FACTOR * 2.0, 0.0]), of_token) == ()
+    assert loud_neurons(np.array([0.0, LOUD_FACTOR * 2.0 + 0.1]), of_token) == (1,)
+    many = np.linspace(100, 200, 2 * MOST_LOUD)
+    assert loud_neurons(many, of_token) == tuple(range(MOST_LOUD, 2 * MOST_LOUD))
