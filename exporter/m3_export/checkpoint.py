@@ -69,6 +69,11 @@ class Checkpoint:
             pad_id=int(config.get("pad_token_id", 1)),
         )
 
+    @property
+    def layer_norm_epsilon(self) -> float:
+        """What keeps a normalisation from dividing by zero; transformers' default where config.json says nothing."""
+        return float(self.config.get("layer_norm_eps", 1e-12))
+
     def weights_sha256(self) -> str:
         """Digest of all weights as float32, whatever files and dtypes they lie in on disk."""
         digest = hashlib.sha256()
@@ -84,7 +89,10 @@ class Checkpoint:
 
     def files(self) -> tuple[FileEntry, ...]:
         """What a checkpoint is read from, with digests; other files of the folder do not matter."""
-        paths = sorted({path for pattern in CHECKPOINT_PATTERNS for path in self.folder.glob(pattern)})
+        found = {path for pattern in CHECKPOINT_PATTERNS for path in self.folder.glob(pattern)}
+        if any(path.suffix == ".safetensors" for path in found):  # then the other format was not read
+            found = {path for path in found if not path.name.startswith("pytorch_model")}
+        paths = sorted(found)
         return tuple(
             FileEntry(path.relative_to(self.folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths
         )
@@ -117,7 +125,7 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
             f"config.json: pad_token_id is {pad_id!r} and max_position_embeddings {rows}; XLM-R has 1, "
             f"and {MIN_TOKENS} positions or more above it"
         )
-    epsilon = config.get("layer_norm_eps", 1e-5)
+    epsilon = config.get("layer_norm_eps", 1e-12)
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise CheckpointError(f"config.json: layer_norm_eps is {epsilon!r}; BGE-M3 checkpoints have 1e-05")
 

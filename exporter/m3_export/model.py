@@ -90,7 +90,7 @@ class M3Model(nn.Module):
         """Build from a checkpoint; tensors are shared, not copied. `unused_ids` carry no lexical weight."""
         super().__init__()
         tensors, geometry = checkpoint.encoder, checkpoint.geometry
-        epsilon = float(checkpoint.config.get("layer_norm_eps", 1e-5))
+        epsilon = checkpoint.layer_norm_epsilon
         # XLM-R has one token type: its row is a constant, so it goes into the position rows
         positions = (
             tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"]

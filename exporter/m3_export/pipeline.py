@@ -140,7 +140,9 @@ def _describe(
 
 def _space_id(weights: str, vocabulary: str, info: TokenizerInfo, checkpoint: Checkpoint) -> str:
     """Names the vector space: the same weights, tokenization, pooling and normalisation give the same id."""
-    parts = (weights, vocabulary, info.blank_rule, checkpoint.pooling.pooling, str(checkpoint.pooling.normalize))
+    pooling, geometry = checkpoint.pooling, checkpoint.geometry
+    encoder = f"{geometry.attention_heads} heads, epsilon {checkpoint.layer_norm_epsilon!r}"  # not seen in the weights
+    parts = (weights, vocabulary, info.blank_rule, encoder, pooling.pooling, f"normalize {pooling.normalize}")
     return "m3-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

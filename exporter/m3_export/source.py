@@ -34,6 +34,8 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         SourceError: none of the three, or the hub could not be reached.
     """
     path = Path(source).expanduser()
+    if revision is not None and (path.is_dir() or source in m3_models.names()):
+        raise SourceError(f"--revision {revision!r} is for hub sources; {source!r} is here already, leave it out")
     if path.is_dir():
         return Source(path.resolve().name, _with_config(path), None)
     if source in m3_models.names():

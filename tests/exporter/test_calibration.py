@@ -29,14 +29,16 @@ def test_listening_leaves_no_trace():
 
 
 def test_loud_neurons_are_those_of_the_activations():
-    checkpoint = checkpoint_of()
-    checkpoint.encoder["embeddings.word_embeddings.weight"][9] *= 40  # one word is unlike all others
-    model = M3Model(checkpoint, UNUSED)
-    with torch.no_grad():  # and one neuron answers to it
-        state = checkpoint.encoder["embeddings.word_embeddings.weight"][9]
-        model.layers[0].ffn_in.weight[:, 7] = 20 * state / state.norm()
-        model.layers[0].ffn_in.bias[7] = -60
-    texts = [np.append(text[:-1], [9, 2]) if i == 0 else text for i, text in enumerate(texts_of(9, 20, 31))]
+    model = M3Model(checkpoint_of(), UNUSED)
+    with torch.no_grad():  # what one neuron of the first layer reads for one word, and little else
+        word = torch.tensor([[0, 9, 2]])
+        seen: list[torch.Tensor] = []
+        hook = model.layers[0].attention_norm.register_forward_hook(lambda _m, _i, output: seen.append(output[0, 1]))
+        model(word, torch.ones_like(word))
+        hook.remove()
+        model.layers[0].ffn_in.weight[:, 7] = 1000 * seen[0] / seen[0].norm() ** 2
+        model.layers[0].ffn_in.bias[7] = -900
+    texts = [word[0].numpy(), *texts_of(20, 31)]
     heard: list[np.ndarray] = []
     hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: heard.append(output[0].numpy()))
     statistics = measure(model, texts, lambda rows: rows)

@@ -1,8 +1,8 @@
 """Run the few loud FFN neurons of a layer apart, in float: the same function, far easier to quantize.
 
 Some neurons answer to one kind of token (in e5-small to <s>, in every text) with twenty times the value of all
-others. A row's INT8 step has to reach that far, and the other neurons of that token drown in it. A neuron is a column of
-FFN-in, a bias, and a row of FFN-out, so the FFN is a sum over neurons and can be split exactly:
+others. A row's INT8 step has to reach that far, and the other neurons of that token drown in it. A neuron is a column
+of FFN-in, a bias, and a row of FFN-out, so the FFN is a sum over neurons and can be split exactly:
 
     ffn(x) = gelu(x W_in + b) W_out                 with the loud neurons' weights set to zero (they then give zero)
            + gelu(x W_in[loud] + b[loud]) W_out[loud]     two thin products that stay float
