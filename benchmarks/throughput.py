@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py BUNDLE CHECKPOINT [--threads 2] [--rounds 5]
 
-All three heads, ids made of noise. Each round runs every contender once, one after the other (A B C A B C …), so that a
-machine that slows down slows all of them. Read the ratios. PyTorch is transformers' encoder (its fastest attention) plus the
-heads, as FlagEmbedding runs it, without FlagEmbedding's extra passes.
+All three heads, ids made of noise. Each round runs every contender once, one after the other (A B C A B C …), so that
+a machine that slows down slows all of them. Read the ratios. PyTorch is transformers' encoder (its fastest attention)
+plus the heads, as FlagEmbedding runs it, without FlagEmbedding's extra passes.
 """
 
 import argparse
@@ -93,7 +93,8 @@ def main() -> None:
     runs = contenders(bundle, args.checkpoint, args.threads)
     raw = {}
     print(
-        f"{bundle.manifest.source.name} on {cpu_info().name}, {args.threads} threads; tokens/s best (median), × PyTorch\n"
+        f"{bundle.manifest.source.name} on {cpu_info().name}, {args.threads} threads; "
+        "tokens/s best (median), × PyTorch by medians\n"
     )
     print("| texts x tokens | " + " | ".join(runs) + " |\n|" + "---|" * (len(runs) + 1))
     for shape in SHAPES:
