@@ -17,8 +17,9 @@ INT8_DENSE_MEAN, INT8_DENSE, INT8_COLBERT_P5 = 0.999, 0.998, 0.993  # the defaul
 INT8_FLOOR = 0.99  # below it lies a defect, not rounding
 
 WORDS = (
-    "vector", "search", "向量", "检索", "поиск", "suche", "búsqueda", "बाज़ार", "ค้นหา", "بحث", "検索", "검색", "42", "3.14",
-    "€", "def", "return;", "the", "of", "und", "la", "<mask>", "(a+b)", "http://example.com", "🙂", "É", "naïve", "LOUD",
+    "vector", "search", "向量", "检索", "поиск", "suche", "búsqueda", "बाज़ार", "ค้นหา", "بحث", "検索", "검색",
+    "42", "3.14", "€", "def", "return;", "the", "of", "und", "la",
+    "<mask>", "(a+b)", "http://example.com", "🙂", "É", "naïve", "LOUD",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join)
 CORPORA = st.lists(TEXTS, min_size=2, max_size=6)
