@@ -1,7 +1,8 @@
 # Two commands do all the set-up: `make demo` and `make test`. Everything goes into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-# Installed first and alone, so that nothing else picks a build of it; a CPU build is enough.
+# Installed first and alone, so that nothing else picks a build of it. A CPU build is enough: where pip would take one with
+# CUDA, name PyTorch's CPU index, as in  make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -12,7 +13,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable ".[export,openvino,mini,dev]"
 	touch $(READY)
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["verify-golden"]:
             return _verify_golden(_golden_parser().parse_args(words[1:]))
         return _export(_parser().parse_args(words))
-    except (M3Error, OSError, MemoryError, KeyboardInterrupt) as error:
+    except (M3Error, OSError, MemoryError, KeyboardInterrupt, ModuleNotFoundError) as error:
         message, code = _failure(error)
         sys.stderr.write(f"m3-export: {message}\n")
         return code
@@ -65,6 +65,8 @@ def _failure(error: BaseException) -> tuple[str, int]:
             return str(error), EXIT_USAGE
         case OSError():
             return f"{error.filename or 'file system'}: {error.strerror or error}; nothing was written", EXIT_FAILED
+        case ModuleNotFoundError():
+            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_FAILED
         case MemoryError():
             return "out of memory, nothing was written; exporting BGE-M3 needs about 9 GB", EXIT_FAILED
         case KeyboardInterrupt():
@@ -137,7 +139,10 @@ def _write_checkpoint(args: argparse.Namespace) -> int:
     from m3_export.source import write_named
 
     write_named(args.source, args.out, Progress(quiet=args.quiet).say)
-    sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
+    if args.json:
+        sys.stdout.write(json.dumps({"checkpoint": str(args.out), "source": args.source}) + "\n")
+    else:
+        sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
     return EXIT_OK
 
 
@@ -182,6 +187,7 @@ def _golden_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--variant", default="onnx-fp32", help="variant to check (default: onnx-fp32)")
+    parser.add_argument("--force", action="store_true", help="compare although the bundle goes by another name")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON on stdout")
     return parser
 
@@ -189,7 +195,7 @@ def _golden_parser() -> argparse.ArgumentParser:
 def _verify_golden(args: argparse.Namespace) -> int:
     from m3_export import golden
 
-    result = golden.verify(args.bundle, args.variant)
+    result = golden.verify(args.bundle, args.variant, force=args.force)
     sys.stdout.write(json.dumps(golden.as_json(result), indent=2) + "\n" if args.json else golden.as_text(result))
     return EXIT_FAILED if result.failed else EXIT_OK
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -21,6 +22,7 @@ VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
 UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding gives no lexical weight
 
 # Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
+# Their ids are part of the space_id: changing a text here gives every bundle another one.
 HARD_TEXTS = (
     "", " ", "   ", "\t\n", "a", " a ", "a  b", "trailing blank ", "trailing tab\t", "line\nbreak\r\n", "\u00a0nbsp",
     "\u200bzero width\u200b", "\ufeffmark", "中文分词没有空格", "日本語のテキスト、全角　空白", "ｶﾀｶﾅ ＡＢＣ １２３",
@@ -33,12 +35,15 @@ HARD_TEXTS = (
 
 @dataclass(frozen=True)
 class CheckpointTokenizer:
-    """The tokenizer that transformers makes of the checkpoint, and what the manifest says of it."""
+    """The tokenizer that transformers makes of the checkpoint, and what the manifest says of it.
+
+    `saved` is the pipeline as JSON; `ids_sha256` digests what it does, however it is written down.
+    """
 
     original: Any
     info: TokenizerInfo
     saved: str
-    vocabulary_sha256: str
+    ids_sha256: str
 
     @classmethod
     def open(cls, folder: Path, vocab_size: int) -> "CheckpointTokenizer":
@@ -63,9 +68,7 @@ class CheckpointTokenizer:
         _check_ids(max(vocabulary.values()), vocab_size)
         if lacking := [name for name in UNUSED if getattr(original, name) is None]:
             raise CheckpointError(f"{folder.name}: the tokenizer has no {lacking[0]}; XLM-R's has all of {UNUSED}")
-        pieces = "\n".join(f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0)))
-        digest = hashlib.sha256(pieces.encode("utf-8", "surrogatepass")).hexdigest()
-        return cls(original, _describe(original), backend.to_str(pretty=False), digest)
+        return cls(original, _describe(original), backend.to_str(pretty=False), _ids_sha256(vocabulary, original))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
@@ -115,6 +118,13 @@ def _check_ids(largest: int, vocab_size: int) -> None:
 def _wrapping(tokenizer: CheckpointTokenizer) -> str:
     ids, info = Tokenizer.from_str(tokenizer.saved).encode("").ids, tokenizer.info
     return f"an empty text becomes {ids}, expected {[info.cls_id, info.eos_id]}"
+
+
+def _ids_sha256(vocabulary: Mapping[str, int], original: Any) -> str:
+    """Every piece with its id, and the ids of the hard texts, which tell normalisers, scores and blank rules apart."""
+    pieces = [f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0))]
+    ids = [str(_original_ids(original, text)) for text in HARD_TEXTS]
+    return hashlib.sha256("\n".join([*pieces, *ids]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _original_ids(original: Any, text: str) -> list[int]:

@@ -1,64 +1,102 @@
 """Parity of a written variant, measured with the very runtime that users get."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m3_export.parity import Outputs, colbert_parity, dense_parity, lowest_cosine, sparse_parity
 from m3_runtime import M3Encoder
+from m3_runtime.batching import pad_batch
 from m3_runtime.bundle import Bundle
+from m3_runtime.engines import Engine, TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head, Parity, Variant
+from m3_runtime.manifest import Head, Manifest, Parity, Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
+Ids = NDArray[np.int32]
+
 MAX_PROBE_TOKENS = 512  # probe texts are cut here, for the reference and the variants alike
-ALONE_EVERY = 4  # every 4th probe text is run alone and in company: batch invariance at a fraction of the time
-COMPANY = 3
+# Batch invariance is measured on probe texts cut to one of these lengths, so many of them together.
+COMPANY_LENGTHS, COMPANY = (8, 24, 64), 6
+# The graph's masked branch, which the runtime never takes, is measured on this many texts of at most so many tokens.
+PADDED, MAX_PADDED_TOKENS = 8, 128
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What parity is measured on: texts, what the reference gives for them, and facts for the manifest."""
+    """What parity is measured on: N texts, their (L,) ids, what the reference gives for them, and the machine."""
 
     texts: tuple[str, ...]
-    tokens: int
+    ids: tuple[Ids, ...]
     sha256: str
     reference: Outputs
     measured_on: str
 
 
 def measure(bundle: Bundle, variant: Variant, probe: Probe, threads: int) -> Parity:
-    """Encode the probe texts with a variant, some of them alone and in company too, and compare.
+    """Encode the probe texts with a variant and compare; then some of them in company, and padded.
 
     Raises:
         EngineError: the engine cannot load or run the variant.
     """
-    with _open(bundle, variant, threads) as encoder:
+    info = bundle.manifest.tokenizer
+    tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
+    engine = open_engine(bundle, variant, threads)
+    with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
         outputs = _encode(encoder, probe.texts)
-        some = probe.texts[::ALONE_EVERY]
-        alone = np.concatenate([_encode(encoder, [text]).dense for text in some])
-        in_company = np.concatenate([_encode(encoder, [text] * COMPANY).dense[-1:] for text in some])
+        company = lowest_cosine_in_company(engine, bundle.manifest, probe.ids)
+        padded = lowest_cosine_padded(engine, bundle.manifest, probe)
     return Parity(
         texts=len(probe.texts),
-        tokens=probe.tokens,
+        tokens=sum(len(row) for row in probe.ids),
         probe_sha256=probe.sha256,
         measured_on=probe.measured_on,
         dense=dense_parity(probe.reference, outputs),
         sparse=sparse_parity(probe.reference, outputs),
         colbert=colbert_parity(probe.reference, outputs),
-        batch_invariance_min=lowest_cosine(alone, in_company),
+        batch_invariance_min=company,
+        padded_dense_min=padded,
     )
 
 
-def _open(bundle: Bundle, variant: Variant, threads: int) -> M3Encoder:
-    """`M3Encoder.open`, for a bundle that has no parity to show yet."""
-    info = bundle.manifest.tokenizer
-    tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
-    return M3Encoder(bundle, variant, tokenizer, open_engine(bundle, variant, threads))
+def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> float:
+    """Lowest cosine, of dense vectors and ColBERT rows, between a text alone and among other texts of its length."""
+    lowest = 1.0
+    for length in COMPANY_LENGTHS:
+        long_enough = [row for row in ids if len(row) >= length][:COMPANY]
+        if len(long_enough) < 2:
+            continue
+        rows = [np.append(row[: length - 1], row[-1]) for row in long_enough]
+        together = _vectors(engine, manifest, pad_batch(rows, manifest.tokenizer.pad_id))
+        alone = [_vectors(engine, manifest, pad_batch([row], manifest.tokenizer.pad_id)) for row in rows]
+        for name, batch in together.items():
+            singles = np.concatenate([vectors[name] for vectors in alone])
+            width = batch.shape[-1]
+            lowest = min(lowest, lowest_cosine(singles.reshape(-1, width), batch.reshape(-1, width)))
+    return lowest
 
 
-def _encode(encoder: M3Encoder, texts: Sequence[str] | Iterable[str]) -> Outputs:
+def lowest_cosine_padded(engine: Engine, manifest: Manifest, probe: Probe) -> float:
+    """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
+    short = sorted(
+        (i for i, row in enumerate(probe.ids) if len(row) <= MAX_PADDED_TOKENS), key=lambda i: len(probe.ids[i])
+    )
+    chosen = short[:: max(1, len(short) // PADDED)]
+    batch = pad_batch([probe.ids[i] for i in chosen], manifest.tokenizer.pad_id)
+    dense = _vectors(engine, manifest, batch)["dense_vecs"]
+    return lowest_cosine(dense, probe.reference.dense[chosen])
+
+
+def _vectors(engine: Engine, manifest: Manifest, batch: TokenBatch) -> dict[str, NDArray[np.float32]]:
+    heads = [head for head in (Head.DENSE, Head.COLBERT) if head in manifest.heads]
+    raw = engine.run(batch, heads)
+    found = {"dense_vecs": raw.dense_vecs, "colbert_vecs": raw.colbert_vecs}
+    return {name: vectors for name, vectors in found.items() if vectors is not None}
+
+
+def _encode(encoder: M3Encoder, texts: Sequence[str]) -> Outputs:
     heads = encoder.bundle.manifest.heads
     return Outputs.of(
         encoder.encode(

@@ -140,3 +140,5 @@ def _check_references(manifest: Manifest) -> None:
             f"{MANIFEST_NAME} must have variants, and parity for exactly those; it has variants {sorted(names)} and "
             f"parity for {sorted(manifest.parity)}; export the bundle again"
         )
+    if strangers := sorted(manifest.over_budget.keys() - names):
+        raise BundleFormatError(f"{MANIFEST_NAME} has over_budget for variants that it does not have: {strangers}")

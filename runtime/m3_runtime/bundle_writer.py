@@ -1,16 +1,33 @@
-"""Writing a bundle: complete or absent, whatever happens on the way."""
+"""Writing a bundle: complete or absent, whatever happens on the way.
+
+Beside a target OUT there may be, while an export runs or after one was killed:
+
+    .OUT.partial-TOKEN/lock      locked as long as the export runs, on whatever host or in whatever container
+    .OUT.partial-TOKEN/bundle/   what it has written so far; renamed to OUT when complete
+    .OUT.replaced-TOKEN/         the older bundle, for the moment between two renames
+"""
 
 import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from m3_runtime.bundle import sha256_of
 from m3_runtime.errors import InputError
 from m3_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be locked, so nothing is ever taken for abandoned
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL, _REPLACED = "partial", "replaced"
+_LOCK_NAME = "lock"
 
 
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
@@ -38,26 +55,29 @@ def _is_bundle(folder: Path) -> bool:
     """Whether the manifest is one of ours, of whatever schema: web pages have a manifest.json too."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and {"schema_version", "space_id"} <= manifest.keys()
 
 
 @contextmanager
 def staging_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, gone at the end unless `publish` renamed it.
+    """A folder to write the bundle for `out` in, gone at the end unless `publish` renamed it.
 
-    What a killed export left behind (its process no longer runs) is cleared away first.
+    What a killed export left behind is cleared away first: its lock is free.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for folder in _abandoned(out, "partial"):
-        _remove(folder)
-    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-    folder.mkdir()
+    for nest in _beside(out, _PARTIAL):
+        _clear_if_abandoned(nest)
+    nest = _hidden(out, _PARTIAL, secrets.token_hex(8))
+    nest.mkdir()
     try:
-        yield folder
+        with _lock_held(nest):
+            staging = nest / "bundle"
+            staging.mkdir()
+            yield staging
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(nest, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -72,18 +92,19 @@ def publish(staging: Path, out: Path) -> None:
     """
     _flush(path for path in staging.rglob("*"))
     _flush([staging])
-    previous = out.parent / f".{out.name}.replaced-{os.getpid()}"
-    if os.path.lexists(out):
-        out.rename(previous)
+    previous = _hidden(out, _REPLACED, _token(staging.parent))
     try:
+        if os.path.lexists(out):
+            out.rename(previous)
         staging.rename(out)
-    except OSError:
-        if os.path.lexists(previous):
+    except BaseException:
+        if os.path.lexists(previous) and not os.path.lexists(out):
             previous.rename(out)
         raise
     _flush([out.parent])
-    for folder in _abandoned(out, "replaced"):
-        _remove(folder)
+    for folder in _beside(out, _REPLACED):
+        if folder == previous or not _hidden(out, _PARTIAL, _token(folder)).exists():  # its export is over
+            _remove(folder)
 
 
 def _flush(paths: Iterable[Path]) -> None:
@@ -102,22 +123,42 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _abandoned(out: Path, kind: str) -> list[Path]:
-    """Folders that a process which no longer runs left beside `out`.
-
-    One with this process's own id is from before it began: in a container, every export may be process 1.
-    """
-    found = out.parent.glob(f".{glob.escape(out.name)}.{kind}-*")
-    return [p for p in found if (pid := p.name.rpartition("-")[2]).isdigit() and not _is_other_running(int(pid))]
+def _hidden(out: Path, kind: str, token: str) -> Path:
+    return out.parent / f".{out.name}.{kind}-{token}"
 
 
-def _is_other_running(pid: int) -> bool:
-    if pid == os.getpid():
+def _token(folder: Path) -> str:
+    return folder.name.rpartition("-")[2]
+
+
+def _beside(out: Path, kind: str) -> list[Path]:
+    return list(out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"))
+
+
+@contextmanager
+def _lock_held(nest: Path) -> Iterator[None]:
+    """Hold a lock in `nest`; the file gets its name when it is locked, so nobody can find it free before that."""
+    with (nest / f"{_LOCK_NAME}.new").open("w") as file:
+        if _take_lock(file):
+            Path(file.name).rename(nest / _LOCK_NAME)
+        yield
+
+
+def _clear_if_abandoned(nest: Path) -> None:
+    try:
+        with (nest / _LOCK_NAME).open("r+") as lock:  # for writing: NFS locks nothing else
+            if _take_lock(lock):
+                shutil.rmtree(nest, ignore_errors=True)
+    except OSError:
+        return  # without a lock nobody knows whose it is
+
+
+def _take_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed or the process ends; whether that could be done."""
+    if fcntl is None:
         return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds it, or the file system has no locks
         return False
-    except PermissionError:
-        return True
     return True

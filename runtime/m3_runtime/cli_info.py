@@ -97,6 +97,8 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
         yield "  parity: not measured"
     else:
         yield from _parity_lines(parity)
+    for figure in manifest.over_budget.get(variant.name, ()):
+        yield f"  OVER BUDGET: {figure}"
 
 
 def _parity_lines(parity: Parity) -> Iterator[str]:

@@ -130,7 +130,9 @@ class ColbertParity:
 class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
-    `batch_invariance_min` is the lowest cosine between a text's dense vector alone and in a batch.
+    `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among others of
+    its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the reference when texts
+    of many lengths are padded into one batch, which is what others may do with the graph.
     """
 
     texts: int
@@ -141,6 +143,7 @@ class Parity:
     sparse: SparseParity | None
     colbert: ColbertParity | None
     batch_invariance_min: float
+    padded_dense_min: float
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says about itself. `parity` is keyed by variant name and has an entry for each."""
+    """Everything a bundle says about itself.
+
+    `parity` is keyed by variant name and has an entry for each. `over_budget` has one only for the variants that were
+    kept although their parity is outside the budget: which figures, in words.
+    """
 
     space_id: str
     source: SourceInfo
@@ -177,6 +184,7 @@ class Manifest:
     tokenizer: TokenizerInfo
     variants: tuple[Variant, ...]
     parity: Mapping[str, Parity]
+    over_budget: Mapping[str, tuple[str, ...]]
     files: tuple[FileEntry, ...]
     recipe: Mapping[str, str]
     tools: Mapping[str, str]

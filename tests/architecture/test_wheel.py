@@ -58,6 +58,15 @@ def test_the_missing_extra_is_named(bare_python, mini_bundle, tmp_path):
     assert 'pip install "m3-runtime[openvino]"' in done.stderr
 
 
+def test_exporting_without_its_packages_names_the_extra(bare_python, tmp_path):
+    done = subprocess.run(
+        [bare_python.parent / "m3-export", "mini-m3", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert 'pip install "m3-runtime[export]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_models_come_with_the_wheel(bare_python, tmp_path):
     """Names, texts and trained heads are in the wheel; what they are built from is an extra."""
     code = (

@@ -21,6 +21,7 @@ WORDS = (
     "42", "3.14", "€", "def", "return;", "the", "of", "und", "la",
     "<mask>", "(a+b)", "http://example.com", "🙂", "É", "naïve", "LOUD",
 )  # fmt: skip
+ONE_TOKEN_WORDS = ("the", "of", "und", "la", "search", "is", "and", "de", "in", "что", "как", "не")
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join)
 CORPORA = st.lists(TEXTS, min_size=2, max_size=6)
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,10 +56,14 @@ def assert_same(first, second, *, cosine: float, weight: float) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @few
-@given(corpus=CORPORA)
-def test_alone_and_in_company(encoders, variant, corpus):
+@given(data=st.data(), words=st.integers(1, 40), size=st.integers(2, 6))
+def test_alone_and_in_company(encoders, variant, data, words, size):
+    """Different texts of one length, so that the runtime does put them into one batch."""
     encoder = encoders[variant]
-    together = all_heads(encoder, [*corpus, *corpus])
+    text = st.lists(st.sampled_from(ONE_TOKEN_WORDS), min_size=words, max_size=words).map(" ".join)
+    corpus = data.draw(st.lists(text, min_size=size, max_size=size))
+    together = all_heads(encoder, corpus)
+    assert set(together.token_counts.tolist()) == {words + 2}
     for i, text in enumerate(corpus):
         alone = all_heads(encoder, [text])
         assert cosines(alone.dense_vecs[0], together.dense_vecs[i]) >= COMPANY

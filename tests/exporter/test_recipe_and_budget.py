@@ -154,6 +154,7 @@ PARITY = Parity(
     sparse=SparseParity(0.97, 0.5, 1.0, 1.0, max_abs=1e-5),
     colbert=ColbertParity(0.99, cosine_p5=0.993, cosine_min=0.9, max_abs=1e-4),
     batch_invariance_min=1.0,
+    padded_dense_min=1.0,
 )
 
 
@@ -162,8 +163,8 @@ def worse(head: str, figure: str, value: float) -> Parity:
 
 
 def test_exactly_on_budget_is_within_it():
-    assert excesses(PARITY, Budget(), "int8") == ()
-    assert excesses(PARITY, Budget(), "fp32") == ()
+    assert excesses(PARITY, Budget(), "int8", normalize=True) == ()
+    assert excesses(PARITY, Budget(), "fp32", normalize=True) == ()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_exactly_on_budget_is_within_it():
 )
 @pytest.mark.parametrize("below", [1e-6, float("nan")])
 def test_each_int8_figure_below_its_limit_is_found(head: str, figure: str, limit: float, below: float):
-    (excess,) = excesses(worse(head, figure, limit - below), Budget(), "int8")
+    (excess,) = excesses(worse(head, figure, limit - below), Budget(), "int8", normalize=True)
     assert excess.limit == limit
     assert head.lower() in excess.figure.lower()
 
@@ -185,28 +186,50 @@ def test_each_int8_figure_below_its_limit_is_found(head: str, figure: str, limit
 @pytest.mark.parametrize(("head", "limit"), [("dense", 1e-5), ("sparse", 1e-5), ("colbert", 1e-4)])
 @pytest.mark.parametrize("value", [1.01, float("nan")])
 def test_fp32_is_held_to_arithmetic_noise_whatever_the_budget(head: str, limit: float, value: float):
-    (excess,) = excesses(worse(head, "max_abs", limit * value), Budget(-1, -1, -1, -1), "fp32")
+    (excess,) = excesses(worse(head, "max_abs", limit * value), Budget(-1, -1, -1, -1), "fp32", normalize=True)
     assert excess.limit == limit
 
 
 def test_a_looser_budget_lets_a_worse_figure_pass():
-    assert excesses(worse("dense", "cosine_min", 0.9), Budget(dense_min=0.9), "int8") == ()
+    assert excesses(worse("dense", "cosine_min", 0.9), Budget(dense_min=0.9), "int8", normalize=True) == ()
 
 
 def test_fp32_is_not_held_to_the_budget():
-    assert excesses(PARITY, Budget(1, 1, 1, 1), "fp32") == ()
+    assert excesses(PARITY, Budget(1, 1, 1, 1), "fp32", normalize=True) == ()
 
 
 def test_all_figures_are_reported_at_once():
-    assert len(excesses(PARITY, Budget(1, 1, 1, 1), "int8")) == len(fields(Budget))
+    assert (
+        len(excesses(replace(PARITY, padded_dense_min=0.9), Budget(1, 1, 1, 1), "int8", normalize=True))
+        == len(fields(Budget)) + 1
+    )  # dense_min holds for a padded batch too
 
 
 def test_a_dense_only_parity_is_held_to_dense_figures():
     dense_only = replace(PARITY, sparse=None, colbert=None)
-    assert [e.figure for e in excesses(dense_only, Budget(1, 1, 1, 1), "int8")] == [
+    assert [e.figure for e in excesses(dense_only, Budget(1, 1, 1, 1), "int8", normalize=True)] == [
         "dense cosine mean",
         "dense cosine min",
     ]
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_a_variant_that_heeds_its_neighbours_is_over_any_budget(precision: str):
+    parity = replace(PARITY, batch_invariance_min=0.9999)
+    (excess,) = excesses(parity, Budget(-1, -1, -1, -1), precision, normalize=True)
+    assert excess.figure == "batch invariance"
+
+
+def test_fp32_that_is_not_normalised_is_held_to_cosines():
+    long_vectors = worse("dense", "max_abs", 3e-4)
+    exact = replace(
+        long_vectors,
+        dense=replace(long_vectors.dense, cosine_min=1.0),
+        colbert=replace(PARITY.colbert, cosine_min=1.0, max_abs=5e-3),
+    )
+    assert excesses(exact, Budget(), "fp32", normalize=False) == ()
+    wrong = replace(exact, dense=replace(exact.dense, cosine_min=0.9999))
+    assert [e.figure for e in excesses(wrong, Budget(), "fp32", normalize=False)] == ["dense cosine min"]
 
 
 def test_an_excess_reads_as_a_sentence():

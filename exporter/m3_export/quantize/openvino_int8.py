@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from m3_export.passes.loud_neurons import LOUD
+from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.manifest import ProjectionPrecision
 
 PRECISION = "int8 per column x int8 per group of 128"
@@ -30,8 +31,9 @@ def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision,
     Returns:
         The precision plan, in graph order.
     """
-    import nncf
-    import openvino as ov
+    with without_telemetry():
+        import nncf
+        import openvino as ov
 
     nncf.set_log_level("ERROR")
     model = ov.convert_model(graph)

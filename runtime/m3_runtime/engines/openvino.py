@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from m3_runtime.engines import RawOutputs, TokenBatch
+from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.errors import EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
 
@@ -40,7 +41,8 @@ class OpenVinoEngine:
             EngineError: OpenVINO cannot load or compile the graph.
         """
         try:
-            import openvino
+            with without_telemetry():
+                import openvino
         except ImportError as error:
             raise EngineNotInstalledError(
                 f'openvino cannot be imported ({error}); install it: pip install "m3-runtime[openvino]"'

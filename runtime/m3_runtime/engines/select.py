@@ -1,7 +1,7 @@
 """Which variant runs here, and on what."""
 
 import importlib.util
-from enum import StrEnum
+from enum import IntEnum
 
 from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import CpuInfo, cpu_info
@@ -18,13 +18,13 @@ _REMEDY = {
 }
 
 
-class _Rank(StrEnum):
+class _Rank(IntEnum):
     """How well a variant suits this machine; the best comes first."""
 
-    OPENVINO_INT8 = "0"
-    ONNX_INT8 = "1"
-    ONNX_FLOAT = "2"
-    OTHER = "3"
+    OPENVINO_INT8 = 0
+    ONNX_INT8 = 1
+    ONNX_FLOAT = 2
+    OTHER = 3
 
 
 def is_installed(engine: EngineName) -> bool:
@@ -41,7 +41,7 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
     Args:
         bundle: an open bundle.
         variant: a variant's name, or "auto": OpenVINO int8 on x86 where it is installed, else ONNX int8, else
-            whatever runs.
+            whatever runs; variants that are over their budget come last.
         engine: "onnxruntime", "openvino", or "auto" for any that is installed.
 
     Raises:
@@ -58,8 +58,8 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
     runnable = [v for v in fitting if is_installed(v.engine)]
     if not runnable:
         raise _not_installed(fitting[0])
-    cpu = cpu_info()
-    return min(runnable, key=lambda v: _rank(v, cpu))
+    cpu, over_budget = cpu_info(), bundle.manifest.over_budget
+    return min(runnable, key=lambda v: (v.name in over_budget, _rank(v, cpu)))
 
 
 def open_engine(bundle: Bundle, variant: Variant, threads: int) -> Engine:
