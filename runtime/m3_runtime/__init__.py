@@ -24,6 +24,7 @@ from m3_runtime.errors import (
     TextTooLongError,
     VariantError,
 )
+from m3_runtime.scoring import PairScores
 from m3_runtime.space import VariantDriftWarning, check_space
 from m3_runtime.sparse import SparseVectors
 from m3_runtime.version import __version__
@@ -41,6 +42,7 @@ __all__ = [
     "InputError",
     "M3Encoder",
     "M3Error",
+    "PairScores",
     "SpaceMismatchError",
     "SparseVectors",
     "TextTooLongError",

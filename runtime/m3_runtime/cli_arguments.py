@@ -34,7 +34,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
         "--verify",
         default="size",
         choices=("size", "full"),
-        help="full also compares every SHA-256 (default: size)",
+        help="full compares every SHA-256, size those of small files (default: size)",
     )
 
 
@@ -53,7 +53,17 @@ def add_batching(command: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=DEFAULT_TOKEN_BUDGET,
         metavar="N",
-        help="most tokens that run together; memory follows it (default: %(default)s)",
+        help="most tokens that run together; working memory follows it (default: %(default)s)",
+    )
+
+
+def add_on_truncate(command: argparse.ArgumentParser) -> None:
+    """What becomes of texts that are too long."""
+    command.add_argument(
+        "--on-truncate",
+        choices=("truncate", "error"),
+        default="truncate",
+        help="what to do with longer texts (default: %(default)s, and say how many)",
     )
 
 

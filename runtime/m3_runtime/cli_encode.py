@@ -8,11 +8,11 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from m3_runtime.cli_arguments import add_batching, add_bundle, integer, open_encoder
+from m3_runtime.cli_arguments import add_batching, add_bundle, add_on_truncate, integer, open_encoder
 from m3_runtime.cli_input import InputFormat, TextRecord, read_texts
-from m3_runtime.cli_output import STDOUT, jsonl_lines, npz_arrays, opened_output
+from m3_runtime.cli_output import STDOUT, jsonl_lines, npz_arrays, opened_output, write_npz
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.encoding import Encoding
 from m3_runtime.errors import InputError, TextTooLongError
@@ -61,7 +61,12 @@ def add_command(commands: Any) -> None:
         help="comma-separated: dense, sparse, colbert (default: dense)",
     )
     command.add_argument("--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO)
-    command.add_argument("--format", choices=("jsonl", "npz"), default="jsonl", help="default: %(default)s")
+    command.add_argument(
+        "--format",
+        choices=("jsonl", "npz"),
+        default="jsonl",
+        help="jsonl is written as it is computed, npz is held in memory until the end (default: %(default)s)",
+    )
     command.add_argument(
         "-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output; npz needs a file"
     )
@@ -71,12 +76,7 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="tokens per text, both specials included (default: 512)",
     )
-    command.add_argument(
-        "--on-truncate",
-        choices=("truncate", "error"),
-        default="truncate",
-        help="what to do with longer texts (default: %(default)s, and say how many)",
-    )
+    add_on_truncate(command)
     command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help="npz only")
     command.add_argument(
         "--progress", action="store_true", help="report on standard error even if it is not a terminal"
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
                 for ids, encoding in steps:
                     file.writelines(jsonl_lines(ids, encoding))
             else:
-                np.savez(file, allow_pickle=False, **_collected(steps))
+                write_npz(file, _collected(steps))
 
 
 def _encoded(
@@ -124,7 +124,7 @@ def _encode(encoder: M3Encoder, step: Sequence[TextRecord], arguments: argparse.
         raise InputError(f"{step[error.index].where}: {error}") from error
 
 
-def _collected(steps: Iterator[tuple[list[str], Encoding]]) -> dict[str, Any]:
+def _collected(steps: Iterator[tuple[list[str], Encoding]]) -> dict[str, NDArray[Any]]:
     ids: list[str] = []
     parts: list[Encoding] = []
     for step_ids, encoding in steps:

@@ -36,7 +36,7 @@ def add_command(commands: Any) -> None:
         "--verify",
         default="size",
         choices=("size", "full"),
-        help="full also compares every SHA-256 (default: size)",
+        help="full compares every SHA-256, size those of small files (default: size)",
     )
     command.set_defaults(run=run, command_parser=command)
 

@@ -35,10 +35,11 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class PairRecord:
-    """A query and a passage."""
+    """A query and a passage, and where they came from."""
 
     query: str
     passage: str
+    where: str
 
 
 def read_texts(source: str, input_format: InputFormat) -> Iterator[TextRecord]:
@@ -74,7 +75,7 @@ def read_pairs(source: str, input_format: InputFormat) -> Iterator[PairRecord]:
         query, passage = _json_pair(line, where) if is_jsonl else _tab_pair(line, where)
         check_text(query, f"{where}: the query")
         check_text(passage, f"{where}: the passage")
-        yield PairRecord(query, passage)
+        yield PairRecord(query, passage, where)
 
 
 def _resolved(source: str, input_format: InputFormat) -> InputFormat:

@@ -1,10 +1,12 @@
 """Writing results for the command line: a file is complete or absent."""
 
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,18 +24,45 @@ STDOUT = "-"
 def opened_output(target: str) -> Iterator[BinaryIO]:
     """A file to write to: standard output for "-", else one that takes the target's name when complete.
 
+    A symbolic link stays, and the file it points at is replaced. What is no regular file (a pipe, /dev/null) is not
+    replaced but written to.
+
     Raises:
-        InputError: the target's folder cannot be written to.
+        InputError: the target cannot be written to.
     """
     if target == STDOUT:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(target)
+    with _opened_special(path) if path.exists() and not path.is_file() else _complete_or_absent(path) as file:
+        yield file
+
+
+class _Stream(io.BufferedWriter):
+    """A device or a pipe. It has no places: /dev/null says that it is at 0 always, and zipfile would believe it."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("a stream has no places")
+
+
+@contextmanager
+def _opened_special(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = _Stream(path.open("wb", buffering=0))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _complete_or_absent(target: Path) -> Iterator[BinaryIO]:
+    path = Path(os.path.realpath(target))
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {target!r}: {error.strerror}") from error
+        raise _unwritable(target, error) from error
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -42,6 +71,10 @@ def opened_output(target: str) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {str(path)!r}: {error.strerror}")
 
 
 def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
@@ -63,6 +96,18 @@ def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
 def json_line(record: dict[str, Any]) -> bytes:
     """A JSON object as a line of UTF-8."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write what `numpy.load` reads, without pickle: `numpy.savez` would pickle arrays of objects.
+
+    Raises:
+        ValueError: an array holds objects.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:

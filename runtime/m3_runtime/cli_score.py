@@ -1,13 +1,17 @@
 """m3-runtime score: how well queries and passages match."""
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from m3_runtime.cli_arguments import add_batching, add_bundle, integer, open_encoder
+from m3_runtime.cli_arguments import add_batching, add_bundle, add_on_truncate, integer, open_encoder
 from m3_runtime.cli_input import InputFormat, PairRecord, read_pairs
 from m3_runtime.cli_output import STDOUT, json_line, opened_output
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.scoring import FusionWeights, PairScores
 
 _STEP_PAIRS = 1024
 
@@ -49,6 +53,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--max-query-length", type=integer(3), metavar="N", help="default: 512")
     command.add_argument("--max-passage-length", type=integer(3), metavar="N", help="default: 512")
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output")
+    add_on_truncate(command)
     add_batching(command)
     command.set_defaults(run=run, command_parser=command)
 
@@ -56,19 +61,35 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
+    weights = FusionWeights.from_sequence(arguments.weights)
+    texts = truncated = 0
     with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
-        while step := [(pair.query, pair.passage) for pair in islice(pairs, _STEP_PAIRS)]:
-            scores = encoder.compute_score(
-                step,
-                arguments.batch_size,
-                arguments.max_query_length,
-                arguments.max_passage_length,
-                arguments.weights,
-                token_budget=arguments.token_budget,
-            )
-            columns = [values for values in scores.values() if isinstance(values, list)]
-            for row in zip(*columns, strict=True):
-                file.write(json_line(dict(zip(scores, row, strict=True))))
+        while step := list(islice(pairs, _STEP_PAIRS)):
+            scores = _scores(encoder, step, arguments)
+            texts += 2 * len(step)
+            truncated += scores.truncated
+            combined = scores.combined(weights)
+            for row in zip(*combined.values(), strict=True):
+                file.write(json_line(dict(zip(combined, row, strict=True))))
+    if truncated:
+        sys.stderr.write(
+            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
+            "and were cut\n"
+        )
+
+
+def _scores(encoder: M3Encoder, step: Sequence[PairRecord], arguments: argparse.Namespace) -> PairScores:
+    try:
+        return encoder.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_passage_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
+        )
+    except TextTooLongError as error:
+        raise InputError(f"{step[error.index].where}: {error}") from error
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRecord]:
@@ -76,5 +97,5 @@ def _pairs(arguments: argparse.Namespace) -> Iterator[PairRecord]:
     if (arguments.pairs is not None) == has_texts or (arguments.query is not None and not has_texts):
         arguments.command_parser.error("give QUERY and PASSAGE, or --pairs FILE")
     if has_texts:
-        return iter([PairRecord(arguments.query, arguments.passage)])
+        return iter([PairRecord(arguments.query, arguments.passage, "command line")])
     return read_pairs(arguments.pairs, arguments.input_format)

@@ -1,5 +1,6 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from m3_runtime.options import (
 from m3_runtime.pairs import checked_pairs, score_pairs
 from m3_runtime.pipeline import encode_texts
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
+
+_log = logging.getLogger("m3_runtime")
 
 
 class M3Encoder:
@@ -59,7 +62,7 @@ class M3Encoder:
             variant: a variant's name, or "auto" for the fastest that runs here.
             engine: "onnxruntime", "openvino", or "auto".
             threads: threads of one run; None takes the cores that this process may use.
-            verify: "size" compares file sizes, "full" also every SHA-256.
+            verify: "size" compares file sizes and the SHA-256 of small files, "full" every SHA-256.
 
         Raises:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.
@@ -69,10 +72,24 @@ class M3Encoder:
         """
         thread_count = default_threads() if threads is None else checked_threads(threads)
         bundle = Bundle.open(path, verify=verify)
-        chosen = choose_variant(bundle, variant, engine)
+        return cls.from_bundle(bundle, choose_variant(bundle, variant, engine), thread_count)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, variant: Variant, threads: int) -> "M3Encoder":
+        """Load one variant of an open bundle; what `open` does when it has checked and chosen.
+
+        Args:
+            bundle: an open bundle.
+            variant: one of its variants.
+            threads: threads of one run.
+
+        Raises:
+            BundleError: the tokenizer or the variant's properties are not what they must be.
+            EngineError: the engine is not installed or cannot load the graph.
+        """
         info = bundle.manifest.tokenizer
         tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
-        return cls(bundle, chosen, tokenizer, open_engine(bundle, chosen, thread_count))
+        return cls(bundle, variant, tokenizer, open_engine(bundle, variant, threads))
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
         self,
@@ -92,6 +109,9 @@ class M3Encoder:
         An empty list gives an `Encoding` of no texts. An empty text is a text: its dense vector and its one
         ColBERT row come from the two special tokens, its lexical weights are empty.
 
+        Working memory is bounded by `token_budget`; the results themselves grow with the number of texts (a dense
+        vector is 4 H bytes, ColBERT rows are that much a token). Encode a large corpus in parts.
+
         Args:
             sentences: S texts; a str is one text, and its results are unwrapped.
             batch_size: most texts that run together.
@@ -100,7 +120,7 @@ class M3Encoder:
             return_dense: fill `dense_vecs`.
             return_sparse: fill `lexical_weights` and `sparse`.
             return_colbert_vecs: fill `colbert_vecs`.
-            token_budget: most tokens that run together; memory follows it.
+            token_budget: most tokens that run together, except that one text always runs whole.
             on_truncate: "truncate" cuts longer texts and counts them, "error" refuses them.
             colbert_dtype: "float32" or "float16" (half the memory).
 
@@ -128,7 +148,7 @@ class M3Encoder:
         result = encode_texts(texts, options, self._bundle.manifest, self._tokenizer, self._running())
         return result.single() if is_single else result
 
-    def encode_queries(
+    def encode_queries(  # noqa: PLR0913 - as `encode`
         self,
         queries: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -136,11 +156,25 @@ class M3Encoder:
         return_dense: bool = True,
         return_sparse: bool = False,
         return_colbert_vecs: bool = False,
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+        colbert_dtype: str = "float32",
     ) -> Encoding:
         """`encode` under FlagEmbedding's name for queries; M3 has no query instruction."""
-        return self.encode(queries, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
+        return self.encode(
+            queries,
+            batch_size,
+            max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            token_budget=token_budget,
+            on_truncate=on_truncate,
+            colbert_dtype=colbert_dtype,
+        )
 
-    def encode_corpus(
+    def encode_corpus(  # noqa: PLR0913 - as `encode`
         self,
         corpus: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -148,9 +182,23 @@ class M3Encoder:
         return_dense: bool = True,
         return_sparse: bool = False,
         return_colbert_vecs: bool = False,
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+        colbert_dtype: str = "float32",
     ) -> Encoding:
         """`encode` under FlagEmbedding's name for passages."""
-        return self.encode(corpus, batch_size, max_length, return_dense, return_sparse, return_colbert_vecs)
+        return self.encode(
+            corpus,
+            batch_size,
+            max_length,
+            return_dense,
+            return_sparse,
+            return_colbert_vecs,
+            token_budget=token_budget,
+            on_truncate=on_truncate,
+            colbert_dtype=colbert_dtype,
+        )
 
     def compute_score(
         self,
@@ -161,8 +209,12 @@ class M3Encoder:
         weights_for_different_modes: Sequence[float] | None = None,
         *,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     ) -> dict[str, list[float]] | dict[str, float]:
         """Score (query, passage) pairs with every head and combined.
+
+        The result is FlagEmbedding's dict, which has no place for how many texts were cut. So the logger "m3_runtime"
+        gets a warning with their number; `score_pairs` returns it.
 
         Args:
             sentence_pairs: P pairs, or one pair of two texts.
@@ -171,6 +223,7 @@ class M3Encoder:
             max_passage_length: tokens per passage; None as in `encode`.
             weights_for_different_modes: [dense, sparse, colbert]; None is [1, 1, 1].
             token_budget: most tokens that are worked on together; memory follows it.
+            on_truncate: "truncate" cuts longer texts and logs how many, "error" refuses them.
 
         Returns:
             Keys "colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense", in this order; P floats
@@ -178,18 +231,52 @@ class M3Encoder:
 
         Raises:
             InputError: an argument or a pair is not what it must be; a pair is named by its index.
+            TextTooLongError: on_truncate="error" and a text has too many tokens; the pair is named.
             HeadError: the bundle lacks a head.
             EngineError: the engine failed, or the encoder is closed.
         """
         weights = scoring.FusionWeights.from_sequence(weights_for_different_modes)
-        limits = batch_size, token_budget
-        options = self._pair_options(limits, max_query_length, max_passage_length)
         pairs, is_single = checked_pairs(sentence_pairs)
-        scores = score_pairs(pairs, options, self._bundle.manifest, self._tokenizer, self._running())
+        scores = self.score_pairs(
+            pairs,
+            batch_size,
+            max_query_length,
+            max_passage_length,
+            token_budget=token_budget,
+            on_truncate=on_truncate,
+        )
+        if scores.truncated:
+            _log.warning(
+                "%d of the %d texts that were scored had more than the maximum of tokens and were cut; "
+                "raise max_query_length or max_passage_length, or pass on_truncate='error'",
+                scores.truncated,
+                2 * len(pairs),
+            )
         combined = scores.combined(weights)
         return {key: values[0] for key, values in combined.items()} if is_single else combined
 
-    def _pair_options(self, limits: tuple[int, int], *max_lengths: int | None) -> tuple[EncodeOptions, EncodeOptions]:
+    def score_pairs(
+        self,
+        sentence_pairs: Sequence[Sequence[str]],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_query_length: int | None = None,
+        max_passage_length: int | None = None,
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+    ) -> scoring.PairScores:
+        """`compute_score` as arrays, one a head, with the number of texts that were cut.
+
+        Arguments and errors are those of `compute_score`.
+        """
+        limits, max_lengths = (batch_size, token_budget), (max_query_length, max_passage_length)
+        options = self._pair_options(limits, max_lengths, on_truncate)
+        pairs, _ = checked_pairs(sentence_pairs)
+        return score_pairs(pairs, options, self._bundle.manifest, self._tokenizer, self._running())
+
+    def _pair_options(
+        self, limits: tuple[int, int], max_lengths: tuple[int | None, int | None], on_truncate: OnTruncate | str
+    ) -> tuple[EncodeOptions, EncodeOptions]:
         manifest, limit = self._bundle.manifest, self.max_tokens
         query_length, passage_length = (
             checked_max_length(value, limit, name)
@@ -200,7 +287,7 @@ class M3Encoder:
             heads=(True, True, True),
             limits=limits,
             max_length=query_length,
-            on_truncate=OnTruncate.TRUNCATE,
+            on_truncate=on_truncate,
             colbert_dtype="float32",
         )
         return queries, replace(queries, max_length=passage_length)

@@ -11,7 +11,7 @@
     ├── HeadError                 the bundle has no such head (a dense-only bundle, for instance)
     ├── SpaceMismatchError        an index was filled from another vector space
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
-        └── TextTooLongError      on_truncate="error" and a text is longer than max_length
+        └── TextTooLongError      on_truncate="error" and a text is longer than allowed
 
 Messages say what was expected, what came, and what to do about it.
 """
@@ -62,14 +62,22 @@ class InputError(M3Error, ValueError):
 
 
 class TextTooLongError(InputError):
-    """A text is longer than max_length and truncation was not allowed; `index` is its place in the list."""
+    """A text is longer than allowed and truncation was not; `index` is its place in the list of texts or pairs.
 
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
-        self.index = index
+    Attributes:
+        name: what the message calls the text.
+        index: which text or pair.
+        tokens: how many tokens the text has.
+        max_length: how many it may have.
+    """
 
-    def __reduce__(self) -> tuple[type["TextTooLongError"], tuple[str, int]]:
-        return type(self), (
-            str(self),
-            self.index,
-        )  # the default passes the message alone, and unpickling fails
+    def __init__(self, name: str, index: int, tokens: int, max_length: int) -> None:
+        super().__init__(
+            f"{name} has {tokens} tokens, the limit is {max_length}; "
+            "split the text, raise the limit, or pass on_truncate='truncate'"
+        )
+        self.name, self.index, self.tokens, self.max_length = name, index, tokens, max_length
+
+    def __reduce__(self) -> tuple[type["TextTooLongError"], tuple[str, int, int, int]]:
+        # the default passes the message alone, and unpickling fails
+        return type(self), (self.name, self.index, self.tokens, self.max_length)

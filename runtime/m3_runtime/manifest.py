@@ -130,9 +130,9 @@ class ColbertParity:
 class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
-    `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among others of
-    its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the reference when texts
-    of many lengths are padded into one batch, which is what others may do with the graph.
+    `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
+    others of its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the
+    reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
     """
 
     texts: int
@@ -203,7 +203,8 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+            json.dumps(data, ensure_ascii=False).encode()  # JSON may spell lone surrogates, which are no text
+        except (ValueError, RecursionError) as error:
             raise BundleFormatError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if not isinstance(version, int) or isinstance(version, bool):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine
-from m3_runtime.errors import InputError
+from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.manifest import Manifest
 from m3_runtime.options import EncodeOptions
 from m3_runtime.pipeline import encode_tokens
@@ -31,7 +31,10 @@ class _Side:
         """The same for some of the pairs."""
         texts, index = np.unique(self.index[pairs], return_inverse=True)
         ids = tuple(self.tokenized.ids[i] for i in texts)
-        return _Side(TokenizedTexts(ids=ids, truncated=0), index)
+        return _Side(TokenizedTexts(ids=ids, is_cut=self.tokenized.is_cut[texts]), index)
+
+    def truncated(self) -> int:
+        return int(self.tokenized.is_cut[self.index].sum())
 
 
 def score_pairs(
@@ -41,7 +44,7 @@ def score_pairs(
     tokenizer: M3Tokenizer,
     engine: Engine,
 ) -> PairScores:
-    """Dense, sparse and ColBERT scores of P pairs.
+    """Dense, sparse and ColBERT scores of P pairs, and how many of their texts were cut.
 
     A text that occurs in several pairs of a step is encoded once; the steps keep memory within the token
     budget.
@@ -54,11 +57,11 @@ def score_pairs(
         engine: an open engine.
 
     Raises:
-        TextTooLongError: a text is too long and the options say that this is an error.
+        TextTooLongError: a text is too long and the options say that this is an error; names the pair.
         EngineError: the engine refused a batch.
     """
     queries, passages = (
-        _side([pair[i] for pair in pairs], tokenizer, side_options) for i, side_options in enumerate(options)
+        _side(name, [pair[i] for pair in pairs], tokenizer, options[i]) for i, name in enumerate(("query", "passage"))
     )
     parts = []
     for step in _steps(queries.lengths() + passages.lengths(), options[0]):
@@ -66,7 +69,7 @@ def score_pairs(
         encoded_queries = encode_tokens(some_queries.tokenized, options[0], manifest, engine)
         encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
         parts.append(_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
-    return _joined(parts)
+    return _joined(parts, queries.truncated() + passages.truncated())
 
 
 def checked_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
@@ -91,18 +94,24 @@ def _checked_pair(pair: object, index: int) -> tuple[str, str]:
     return pair[0], pair[1]
 
 
-def _side(texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> _Side:
+def _side(name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> _Side:
     places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    tokenized = tokenizer.encode_batch(list(places), options.max_length, options.on_truncate)
+    distinct = list(places)
+    try:
+        tokenized = tokenizer.encode_batch(distinct, options.max_length, options.on_truncate)
+    except TextTooLongError as error:
+        pair = texts.index(distinct[error.index])
+        raise TextTooLongError(f"the {name} of pair {pair}", pair, error.tokens, error.max_length) from error
     return _Side(tokenized, np.array([places[text] for text in texts], dtype=np.int64))
 
 
 def _steps(lengths: NDArray[np.int64], options: EncodeOptions) -> Iterator[slice]:
     """Runs of pairs of at most batch_size pairs and, unless one pair alone is longer, token_budget tokens."""
+    totals = np.concatenate(([0], np.cumsum(lengths)))  # totals[i]: tokens before pair i
     start = 0
     while start < lengths.size:
-        within = int(np.searchsorted(np.cumsum(lengths[start:]), options.token_budget, side="right"))
-        end = start + max(1, min(within, options.batch_size))
+        fitting = int(np.searchsorted(totals, totals[start] + options.token_budget, side="right")) - 1
+        end = max(start + 1, min(fitting, start + options.batch_size))
         yield slice(start, end)
         start = end
 
@@ -124,10 +133,11 @@ def _sparse_dot(a: tuple[Any, Any], b: tuple[Any, Any]) -> np.float32:
     return np.float32(a[1][in_a] @ b[1][in_b])
 
 
-def _joined(parts: Sequence[PairScores]) -> PairScores:
+def _joined(parts: Sequence[PairScores], truncated: int) -> PairScores:
     nothing = np.empty(0, np.float32)
     return PairScores(
         dense=np.concatenate([nothing, *(part.dense for part in parts)]),
         sparse=np.concatenate([nothing, *(part.sparse for part in parts)]),
         colbert=np.concatenate([nothing, *(part.colbert for part in parts)]),
+        truncated=truncated,
     )

@@ -33,10 +33,10 @@ def encode_texts(
 def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
     """Encode S texts that are ids already.
 
-    Only results grow with S; what the engine and the heads need at a time is bounded by the token budget.
+    Only ids and results grow with S; what the engine and the heads need at a time is bounded by the token budget.
 
     Raises:
-        EngineError: the engine refused a batch.
+        EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
     results = _Results(tokenized, options, manifest)
     for indices, batch in _batches(tokenized, options, manifest.tokenizer.pad_id):
@@ -49,6 +49,13 @@ def _batches(
 ) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
     for indices in plan_batches(tokenized.lengths, options.token_budget, options.batch_size):
         yield indices, pad_batch([tokenized.ids[i] for i in indices], pad_id)
+
+
+def _check_finite(raw: RawOutputs) -> None:
+    """NaN hides well: it is not above 0, so lexical weights would just be missing."""
+    for head, values in zip(Head, (raw.dense_vecs, raw.token_weights, raw.colbert_vecs), strict=True):
+        if values is not None and not np.isfinite(values).all():
+            raise EngineError(f"the graph's {head.output_name} are not all finite; export the bundle again")
 
 
 class _Results:
@@ -67,10 +74,9 @@ class _Results:
 
     def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
         """Put the results of one batch, whose rows are the texts at `indices`, in their places."""
+        _check_finite(raw)
         self._order.append(indices)
         if raw.dense_vecs is not None:
-            if not np.isfinite(raw.dense_vecs).all():
-                raise EngineError("the graph returned dense vectors that are not finite; export the bundle again")
             self._dense[indices] = raw.dense_vecs
         if raw.token_weights is not None:
             self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))

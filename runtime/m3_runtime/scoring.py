@@ -48,11 +48,12 @@ class FusionWeights:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of P pairs, (P,) float32 each."""
+    """Scores of P pairs, (P,) float32 each; `truncated` of their 2P texts were cut to the maximum length."""
 
     dense: NDArray[np.float32]
     sparse: NDArray[np.float32]
     colbert: NDArray[np.float32]
+    truncated: int = 0
 
     def combined(self, weights: FusionWeights) -> dict[str, list[float]]:
         """All five scores under FlagEmbedding's keys, in its order.

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.errors import EngineNotInstalledError
 from m3_runtime.heads import LexicalRows
 
 
@@ -49,22 +47,13 @@ class SparseVectors:
         return dict(zip(map(str, ids.tolist()), weights.tolist(), strict=True))
 
     def to_csr(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """(data, indices, indptr) of an (S, vocab_size) matrix, column indices ascending in each row."""
+        """(data, indices, indptr) of an (S, vocab_size) matrix, column indices ascending in each row.
+
+        For scipy: `scipy.sparse.csr_matrix(vectors.to_csr(), shape=(len(vectors), vectors.vocab_size))`.
+        """
         rows = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.indptr))
         order = np.lexsort((self.ids, rows))
         return self.weights[order], self.ids[order], self.indptr
-
-    def to_scipy(self) -> Any:
-        """The same as a `scipy.sparse.csr_array`.
-
-        Raises:
-            EngineNotInstalledError: scipy is missing.
-        """
-        try:
-            from scipy.sparse import csr_array  # type: ignore[import-untyped, unused-ignore]
-        except ImportError as error:
-            raise EngineNotInstalledError("scipy is not installed; pip install scipy, or use to_csr()") from error
-        return csr_array(self.to_csr(), shape=(len(self), self.vocab_size))
 
     def _bounds(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):

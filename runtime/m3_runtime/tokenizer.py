@@ -49,11 +49,16 @@ class OnTruncate(StrEnum):
 class TokenizedTexts:
     """S texts as ids.
 
-    `ids[s]` is (L,) int32 and includes both special tokens; `truncated` counts the texts that were cut.
+    `ids[s]` is (L,) int32 and includes both special tokens; `is_cut` is (S,), whether a text lost tokens.
     """
 
     ids: tuple[NDArray[np.int32], ...]
-    truncated: int
+    is_cut: NDArray[np.bool_]
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut."""
+        return int(self.is_cut.sum())
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -113,15 +118,15 @@ class M3Tokenizer:
             TextTooLongError: `on_truncate` is "error" and a text is too long; the first such text is named.
         """
         rows: list[NDArray[np.int32]] = []
-        truncated = 0
+        is_cut: list[bool] = []
         for group in _groups(texts):
             for text, ids in zip(group, self._leading_ids(group, max_length), strict=True):
                 is_long = ids.size > max_length
                 if is_long and on_truncate is OnTruncate.ERROR:
                     raise self._too_long(text, len(rows), max_length)
                 rows.append(self._cut(ids, max_length) if is_long else ids)
-                truncated += is_long
-        return TokenizedTexts(ids=tuple(rows), truncated=truncated)
+                is_cut.append(is_long)
+        return TokenizedTexts(ids=tuple(rows), is_cut=np.array(is_cut, dtype=np.bool_))
 
     def _leading_ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
         """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`."""
@@ -167,12 +172,7 @@ class M3Tokenizer:
         return cut
 
     def _too_long(self, text: str, index: int, max_length: int) -> TextTooLongError:
-        count = len(self._pipeline.encode(text).ids)
-        return TextTooLongError(
-            f"text {index} has {count} tokens, max_length is {max_length}; "
-            "split the text, raise max_length, or pass on_truncate='truncate'",
-            index=index,
-        )
+        return TextTooLongError(f"text {index}", index, len(self._pipeline.encode(text).ids), max_length)
 
 
 def checked_texts(sentences: object) -> list[str]:

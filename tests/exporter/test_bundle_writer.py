@@ -1,5 +1,7 @@
 """A bundle is complete or absent, and nothing else is ever replaced or removed."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from m3_runtime import Bundle
+from m3_runtime import Bundle, bundle_writer
 from m3_runtime.bundle_writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.errors import InputError
 from m3_runtime.manifest import FileEntry
 
 MANIFEST = json.dumps({"schema_version": 1, "space_id": "m3-0"})
-# Process 1 always runs. Above any pid limit there is none.
-RUNNING, DEAD = 1, 2**31 - 2
+DEAD, RUNNING = "0123", "4567"  # tokens of exports that were killed and that run
 
 
 def bundle_at(folder: Path, content: str = "old") -> Path:
@@ -108,7 +109,10 @@ def test_what_is_no_bundle_is_refused_with_force_too(tmp_path: Path, make):
 def test_the_staging_folder_is_beside_the_target_and_gone_at_the_end(tmp_path: Path):
     out = tmp_path / "deep/out"
     with staging_folder(out) as staging:
-        assert staging.parent == out.parent and staging.is_dir() and staging.name.startswith(".out.partial-")
+        nest = staging.parent
+        assert nest.parent == out.parent and staging.is_dir() and nest.name.startswith(".out.partial-")
+        assert staging.stat().st_mode == out.parent.stat().st_mode, "it becomes the bundle: others may read it"
+        assert names(staging) == set()
         (staging / "half").write_text("x")
         assert not out.exists()
     assert names(out.parent) == set()
@@ -124,29 +128,46 @@ def test_any_error_leaves_nothing_and_passes_on(tmp_path: Path, error: type[Base
 
 @pytest.mark.parametrize("name", ["out", "out [v1]", "a*b", "ö"])
 def test_what_a_killed_export_left_is_cleared_and_only_that(tmp_path: Path, name: str):
-    left = tmp_path / f".{name}.partial-{DEAD}"
-    others = [
-        f".{name}.partial-{RUNNING}",
-        f".{name}.partial-note",
-        f".{name}2.partial-{DEAD}",
-        f"{name}.partial-{DEAD}",
-    ]
+    left, running = (tmp_path / f".{name}.partial-{token}" for token in (DEAD, RUNNING))
+    without_lock = tmp_path / f".{name}.partial-note"
+    others = [running.name, without_lock.name, f".{name}2.partial-{DEAD}", f"{name}.partial-{DEAD}"]
     for folder in (left.name, *others):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "half").write_text("x")
-    with staging_folder(tmp_path / name):
-        assert not left.exists()
+        (tmp_path / folder / "lock").touch()
+    (without_lock / "lock").unlink()
+    with (running / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with staging_folder(tmp_path / name):
+            assert not left.exists()
     assert names(tmp_path) == set(others)
 
 
-def test_a_leftover_of_the_same_process_id_is_cleared(tmp_path: Path):
-    # in a container every export may be process 1
-    left = tmp_path / f".out.partial-{os.getpid()}"
+def test_two_exports_in_one_process_do_not_meet(tmp_path: Path):
+    # and process ids say nothing: in a container every export may be process 1
+    with staging_folder(tmp_path / "out") as first, staging_folder(tmp_path / "out") as second:
+        assert first != second and first.is_dir() and second.is_dir()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("break_locks", ["no fcntl", "no locks"])
+def test_without_locks_nothing_is_cleared_and_exports_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, break_locks: str
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = tmp_path / f".out.partial-{DEAD}"
     left.mkdir()
-    (left / "half").write_text("x")
+    (left / "lock").touch()
+    if break_locks == "no fcntl":
+        monkeypatch.setattr(bundle_writer, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
     with staging_folder(tmp_path / "out") as staging:
-        assert staging == left
-        assert names(staging) == set()
+        assert "lock" not in names(staging.parent), "others would find it free"
+        publish(staging, tmp_path / "out")
+    assert names(tmp_path) == {left.name, "out"}
 
 
 def test_two_exports_side_by_side_do_not_meet(tmp_path: Path):
@@ -173,7 +194,8 @@ def test_kill_9_leaves_a_leftover_and_no_target(tmp_path: Path):
     )
     assert subprocess.run([sys.executable, "-c", script, str(out)], check=False).returncode == -9
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".out.partial-") and names(left) == {"half"}
+    assert left.name.startswith(".out.partial-") and names(left) == {"lock", "bundle"}
+    assert names(left / "bundle") == {"half"}
     with staging_folder(out):
         assert not left.exists()
     assert names(tmp_path) == set()
@@ -224,6 +246,28 @@ def test_what_a_kill_while_publishing_moved_aside_is_kept_until_the_next_success
     assert (aside / "content").read_text() == "old", "it is the only bundle there is"
     with staging_folder(out) as staging:
         publish(staging, out)
+    assert names(tmp_path) == {"out"}
+
+
+def test_what_a_running_export_moved_aside_is_kept(tmp_path: Path):
+    out, aside = tmp_path / "out", bundle_at(tmp_path / f".out.replaced-{RUNNING}")
+    nest = tmp_path / f".out.partial-{RUNNING}"
+    nest.mkdir()
+    with (nest / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with staging_folder(out) as staging:
+            publish(staging, out)
+    assert names(tmp_path) == {"out", nest.name, aside.name}
+
+
+def test_publishing_twice_in_one_process(tmp_path: Path):
+    out = tmp_path / "out"
+    bundle_at(tmp_path / f".out.replaced-{os.getpid()}")
+    for content in ("first", "second"):
+        with staging_folder(out) as staging:
+            (staging / "content").write_text(content)
+            publish(staging, out)
+        assert (out / "content").read_text() == content
     assert names(tmp_path) == {"out"}
 
 

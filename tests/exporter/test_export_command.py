@@ -284,7 +284,7 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
     assert names(stopped.parent) == set()
     (left,) = killed.parent.iterdir()
     assert left.name.startswith(".bundle.partial-")
-    assert "tokenizer.json" in names(left)
+    assert "tokenizer.json" in names(left / "bundle")
     # the next export clears the leftover, even if it fails itself
     assert command("no-such-model", killed).code == 1
     assert names(killed.parent) == set()

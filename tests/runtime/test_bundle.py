@@ -8,12 +8,15 @@ from m3_runtime import (
     BundleDamagedError,
     BundleFormatError,
     BundleNotFoundError,
+    EngineError,
     InputError,
     M3Encoder,
     M3Error,
     VariantError,
     Verify,
 )
+from m3_runtime import bundle as bundle_module
+from m3_runtime.bundle import sha256_of
 
 GRAPH = "onnx/model.onnx"
 
@@ -66,11 +69,24 @@ def test_missing_file(bundle_copy):
         M3Encoder.open(bundle_copy)
 
 
-def test_wrong_digest_is_found_by_full_verification(bundle_copy):
-    path = bundle_copy / "tokenizer.json"
+def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     replace_file(path, bytes(content))
+
+
+@pytest.mark.parametrize("verify", list(Verify))
+def test_changes_of_small_files_are_always_found(bundle_copy, verify):
+    flip_a_bit(bundle_copy / "tokenizer.json")
+    with pytest.raises(BundleDamagedError, match=r"tokenizer\.json' is damaged: expected SHA-256"):
+        Bundle.open(bundle_copy, verify=verify)
+
+
+def test_changes_of_large_files_are_found_by_full_verification(bundle_copy, monkeypatch):
+    path = bundle_copy / "tokenizer.json"
+    monkeypatch.setattr(bundle_module, "SMALL_FILE_BYTES", path.stat().st_size - 1)
+    flip_a_bit(path)
+    Bundle.open(bundle_copy, verify="size")
     with pytest.raises(BundleDamagedError, match="expected SHA-256"):
         Bundle.open(bundle_copy, verify="full")
 
@@ -93,10 +109,48 @@ def test_a_schema_version_that_is_none(bundle_copy, version):
         Bundle.open(bundle_copy)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"null",
+        b'{"schema_version": 1}',
+        b"[" * 100_000,
+        b'{"files": ' * 100_000,
+        b'{"schema_version": 1, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"schema_version": 1, "\\ud800": 1}',
+    ],
+    ids=lambda content: repr(content[:40]),
+)
 def test_a_manifest_that_is_none(bundle_copy, content):
     replace_file(bundle_copy / "manifest.json", content)
     with pytest.raises(BundleFormatError):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("surrogate", ["\ud800", "\udc80", "onnx/\udfff.onnx"])
+@pytest.mark.parametrize("key", ["path", "sha256"])
+def test_lone_surrogates(bundle_copy, key, surrogate):
+    change_manifest(bundle_copy, lambda data: data["files"][0].update({key: surrogate}))
+    with pytest.raises(BundleFormatError, match="surrogates not allowed"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "a" * 5000, "a/" * 5000 + "b"])
+def test_paths_that_lead_nowhere(bundle_copy, path):
+    change_manifest(bundle_copy, lambda data: data["files"][0].update(path=path))
+    with pytest.raises(BundleDamagedError, match="is missing"):
+        Bundle.open(bundle_copy)
+
+
+def test_a_link_that_leads_to_itself(bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    path.symlink_to(path.name)
+    with pytest.raises(BundleDamagedError, match="is missing"):
         Bundle.open(bundle_copy)
 
 
@@ -131,8 +185,22 @@ def test_a_variant_that_is_not_there(tiny_bundle):
 def test_a_graph_that_is_garbage_of_the_right_size(bundle_copy):
     path = bundle_copy / GRAPH
     replace_file(path, b"\x00" * path.stat().st_size)
-    with pytest.raises(M3Error, match=r"model\.onnx"):
+
+    def sign(data):
+        (entry,) = (entry for entry in data["files"] if entry["path"] == GRAPH)
+        entry["sha256"] = sha256_of(path)
+
+    change_manifest(bundle_copy, sign)
+    with pytest.raises(EngineError, match=r"model\.onnx"):
         M3Encoder.open(bundle_copy, variant="onnx-fp32")
+
+
+def test_over_budget_is_of_variants_that_are_there(bundle_copy):
+    change_manifest(bundle_copy, lambda data: data.update(over_budget={"onnx-int8": ["dense_min"]}))
+    assert Bundle.open(bundle_copy).manifest.over_budget == {"onnx-int8": ("dense_min",)}
+    change_manifest(bundle_copy, lambda data: data.update(over_budget={"onnx-int4": ["dense_min"]}))
+    with pytest.raises(BundleFormatError, match=r"over_budget .*onnx-int4"):
+        Bundle.open(bundle_copy)
 
 
 def test_an_unknown_engine_property(bundle_copy):

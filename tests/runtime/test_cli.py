@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from m3_runtime import M3Encoder
+from m3_runtime.cli_output import npz_arrays, write_npz
 
 HEADS = "dense,sparse,colbert"
 
@@ -119,6 +122,78 @@ def test_output_has_the_usual_mode(tiny_bundle, tmp_path):
     assert out.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_npz_holds_plain_arrays_only(tmp_path, encoder, texts):
+    encoding = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+    arrays = npz_arrays([str(i) for i in range(len(texts))], [encoding])
+    assert not any(array.dtype.hasobject for array in arrays.values())
+    with (tmp_path / "out.npz").open("wb") as file:
+        write_npz(file, arrays)
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as read:
+        assert set(read) == set(arrays) == {
+            "ids", "token_counts", "dense_vecs", "sparse_indptr", "sparse_ids", "sparse_weights",
+            "colbert_indptr", "colbert_vecs",
+        }  # fmt: skip
+        for name in read:
+            np.testing.assert_array_equal(read[name], arrays[name])
+
+
+def test_npz_never_pickles(tmp_path):
+    with (tmp_path / "out.npz").open("wb") as file, pytest.raises(ValueError, match="Object arrays"):
+        write_npz(file, {"bad": np.array([None])})
+
+
+def test_a_link_stays_and_what_it_points_at_is_replaced(tiny_bundle, tmp_path):
+    real, links = tmp_path / "real", tmp_path / "links"
+    real.mkdir()
+    links.mkdir()
+    (real / "vectors.jsonl").write_text("older")
+    (links / "out.jsonl").symlink_to("../real/vectors.jsonl")
+    (links / "new.jsonl").symlink_to("../real/new.jsonl")  # points at nothing yet
+    for name in ("out.jsonl", "new.jsonl"):
+        done = encode(tiny_bundle, "-o", links / name, text="a\n")
+        assert done.returncode == 0, done.stderr
+        assert (links / name).is_symlink()
+    assert {path.name for path in real.iterdir()} == {"vectors.jsonl", "new.jsonl"}
+    assert all(len(records(path.read_text())) == 1 for path in real.iterdir())
+    failed = encode(tiny_bundle, tmp_path / "missing.txt", "-o", links / "out.jsonl")
+    assert failed.returncode == 1
+    assert len(records((real / "vectors.jsonl").read_text())) == 1, "it was replaced by nothing"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("form", ["jsonl", "npz"])
+def test_a_pipe_is_written_to(tiny_bundle, tmp_path, form):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    done = encode(tiny_bundle, "--format", form, "-o", pipe, text="a\nb\n")
+    assert done.returncode == 0, done.stderr
+    reader.join(60)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    if form == "jsonl":
+        assert len(records(read[0].decode())) == 2
+    else:
+        with np.load(io.BytesIO(read[0]), allow_pickle=False) as arrays:
+            assert arrays["ids"].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "npz"])
+def test_the_null_device_stays_what_it_is(tiny_bundle, form):
+    done = encode(tiny_bundle, "--format", form, "-o", os.devnull, text="a\n")
+    assert done.returncode == 0, done.stderr
+    assert Path(os.devnull).is_char_device()
+
+
+def test_an_output_that_cannot_be_written(tiny_bundle, tmp_path):
+    for out in (tmp_path, tmp_path / "no" / "out.jsonl"):
+        done = encode(tiny_bundle, "-o", out, text="a\n")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"m3-runtime: cannot write '{out}'")
+
+
 def test_cut_texts_are_told(tiny_bundle):
     done = encode(tiny_bundle, "--max-length", 4, text="one two three four five six\na\n")
     assert done.returncode == 0
@@ -192,6 +267,33 @@ def test_score_names_a_bad_line(tiny_bundle, tmp_path):
     done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
     assert done.returncode == 1
     assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
+
+
+def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("a\tb\nmany words in a row\tb\nmany words in a row\tmany words in a row\n")
+    arguments = ["score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv"]
+    limits = ["--max-query-length", 4, "--max-passage-length", 4]
+    done = command(*arguments, *limits)
+    assert done.returncode == 0
+    assert len(records(done.stdout)) == 3
+    assert done.stderr == (
+        "m3-runtime: 3 of 6 texts were longer than --max-query-length or --max-passage-length and were cut\n"
+    )
+    assert command(*arguments).stderr == ""
+    refused = command(*arguments, *limits, "--on-truncate", "error")
+    assert refused.returncode == 1
+    assert "pairs.tsv:2: the query of pair 1 has" in refused.stderr
+
+
+def test_info_says_what_is_over_budget(bundle_copy):
+    manifest = bundle_copy / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["over_budget"] = {"onnx-int8": ["dense_min 0.9 is below 0.998", "colbert_p5 0.8 is below 0.993"]}
+    manifest.unlink()
+    manifest.write_text(json.dumps(data))
+    words = command("info", bundle_copy).stdout
+    assert words.count("OVER BUDGET: ") == 2
+    assert "  OVER BUDGET: dense_min 0.9 is below 0.998\n" in words.partition("variant onnx-int8")[2]
 
 
 def test_info_in_words(tiny_bundle):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m3_runtime import EngineError, HeadError, InputError, M3Encoder, TextTooLongError
+from m3_runtime import Bundle, EngineError, HeadError, InputError, M3Encoder, TextTooLongError
 from m3_runtime.manifest import Head
 from m3_runtime.options import encode_options
 
@@ -61,7 +61,8 @@ def test_lexical_weights_are_json(encoder):
 def test_arrays_and_dicts_hold_the_same_lexical_weights(encoder, texts):
     result = encoder.encode(texts, return_sparse=True)
     assert list(result.sparse) == result.lexical_weights
-    assert result.sparse.to_scipy().shape == (len(texts), encoder.vocab_size)
+    assert len(result.sparse) == len(texts)
+    assert result.sparse.vocab_size == encoder.vocab_size
 
 
 def test_one_text_is_unwrapped(encoder):
@@ -231,6 +232,22 @@ def test_float16_colbert_rows(encoder, texts):
 
 def test_queries_and_passages_are_encoded_alike(encoder):
     assert np.array_equal(encoder.encode_queries(["a b"])["dense_vecs"], encoder.encode_corpus(["a b"])["dense_vecs"])
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_queries", "encode_corpus"])
+def test_queries_and_passages_take_the_options_of_encode(encoder, method):
+    encode, long = getattr(encoder, method), "many words in a row"
+    half = encode([long], 1, 16, False, False, True, token_budget=1, colbert_dtype="float16")
+    assert half["colbert_vecs"][0].dtype == np.float16
+    with pytest.raises(TextTooLongError, match="text 0 has"):
+        encode([long], max_length=4, on_truncate="error")
+
+
+def test_from_bundle_is_what_open_does(tiny_bundle, encoder):
+    bundle = Bundle.open(tiny_bundle)
+    with M3Encoder.from_bundle(bundle, bundle.variant("onnx-fp32"), 1) as other:
+        assert other.bundle is bundle
+        assert np.array_equal(other.encode("a b")["dense_vecs"], encoder.encode("a b")["dense_vecs"])
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5])

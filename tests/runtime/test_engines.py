@@ -1,5 +1,6 @@
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,30 @@ def test_the_automatic_choice(bundle, monkeypatch, cpu, missing, chosen):
     without(monkeypatch, *missing)
     monkeypatch.setattr(select, "cpu_info", lambda: cpu)
     assert select.choose_variant(bundle).name == chosen
+
+
+def over_budget(bundle: Bundle, *names: str) -> Bundle:
+    figures = dict.fromkeys(names, ("dense_min 0.9 is below 0.998",))
+    return replace(bundle, manifest=replace(bundle.manifest, over_budget=figures))
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("openvino-int8",), "onnx-int8"),
+        (("openvino-int8", "onnx-int8"), "onnx-fp32"),
+        (("openvino-int8", "onnx-int8", "onnx-fp32"), "openvino-int8"),
+    ],
+)
+def test_variants_over_their_budget_come_last(bundle, monkeypatch, names, chosen):
+    monkeypatch.setattr(select, "cpu_info", lambda: X86)
+    assert select.choose_variant(over_budget(bundle, *names)).name == chosen
+
+
+def test_a_variant_over_its_budget_runs_when_it_is_asked_for_or_alone(bundle):
+    bundle = over_budget(bundle, "openvino-int8")
+    assert select.choose_variant(bundle, "openvino-int8").name == "openvino-int8"
+    assert select.choose_variant(bundle, engine="openvino").name == "openvino-int8"
 
 
 def test_an_engine_narrows_the_choice(bundle):

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from m3_runtime import InputError
+from m3_runtime import InputError, TextTooLongError
+from m3_runtime.options import encode_options
+from m3_runtime.pairs import _steps
 
 KEYS = ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
 PAIRS = [("what is it", "it is a thing"), ("what is it", "nothing"), ("who", "it is a thing"), ("", "empty query")]
@@ -80,3 +82,58 @@ def test_lengths_are_named(encoder):
         encoder.compute_score(("a", "b"), max_query_length=2)
     with pytest.raises(InputError, match="max_passage_length is 100000"):
         encoder.compute_score(("a", "b"), max_passage_length=100_000)
+
+
+LONG = "many words in a row"
+
+
+def test_cut_texts_are_logged_and_counted(encoder, caplog):
+    pairs = [("a", "b"), (LONG, "b"), (LONG, LONG)]
+    scores = encoder.compute_score(pairs, 1, max_query_length=4, max_passage_length=5)
+    assert type(scores) is dict
+    assert [(record.name, record.levelname) for record in caplog.records] == [("m3_runtime", "WARNING")]
+    assert "3 of the 6 texts" in caplog.text
+    arrays = encoder.score_pairs(pairs, 1, 4, 5)
+    assert arrays.truncated == 3
+    assert scores["dense"] == arrays.dense.tolist()
+
+
+def test_nothing_is_logged_when_nothing_is_cut(encoder, caplog):
+    encoder.compute_score(PAIRS)
+    assert not caplog.records
+    assert encoder.score_pairs(PAIRS).truncated == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "named"),
+    [
+        ([("a", "b"), ("a", LONG), (LONG, "b")], "the query of pair 2 has"),
+        ([("a", "b"), ("a", "b"), ("a", LONG), ("b", LONG)], "the passage of pair 2 has"),
+    ],
+)
+def test_cut_texts_can_be_refused(encoder, pairs, named):
+    with pytest.raises(TextTooLongError, match=named) as caught:
+        encoder.compute_score(pairs, max_query_length=4, max_passage_length=4, on_truncate="error")
+    assert (caught.value.index, caught.value.max_length) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "size", "steps"),
+    [
+        ([], 10, 2, []),
+        ([3, 3, 3, 3], 6, 9, [(0, 2), (2, 4)]),
+        ([3, 3, 3, 3], 99, 3, [(0, 3), (3, 4)]),
+        ([50, 1, 1, 50], 10, 9, [(0, 1), (1, 3), (3, 4)]),
+        ([5, 5, 1], 10, 9, [(0, 2), (2, 3)]),
+    ],
+)
+def test_steps_keep_to_the_budget(encoder, lengths, budget, size, steps):
+    options = encode_options(
+        encoder.bundle.manifest,
+        heads=(True, True, True),
+        limits=(size, budget),
+        max_length=None,
+        on_truncate="truncate",
+        colbert_dtype="float32",
+    )
+    assert [(step.start, step.stop) for step in _steps(np.array(lengths, np.int64), options)] == steps

@@ -1,3 +1,4 @@
+import pickle
 import threading
 from pathlib import Path
 
@@ -70,10 +71,11 @@ def test_a_text_of_exactly_max_length_is_whole(tokenizer, plain):
 def test_refusing_long_texts_names_index_count_and_limit(tokenizer, plain):
     text = "some words that are more than ten tokens for this small vocabulary"
     with pytest.raises(
-        TextTooLongError, match=f"text 1 has {len(plain.encode(text).ids)} tokens, max_length is 10"
+        TextTooLongError, match=f"text 1 has {len(plain.encode(text).ids)} tokens, the limit is 10"
     ) as caught:
         tokenizer.encode_batch(["a", text], 10, OnTruncate.ERROR)
-    assert caught.value.index == 1
+    assert (caught.value.index, caught.value.max_length) == (1, 10)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_literal_special_tokens_are_special(tokenizer):

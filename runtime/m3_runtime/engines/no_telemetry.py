@@ -1,8 +1,8 @@
 """Importing Intel's packages without their telemetry.
 
-`import openvino` (and nncf) starts a session of the package openvino_telemetry, which takes it for consent that the user
-was never asked: it writes an id to the home folder and sends it out. Both packages have a fallback of their own for when
-it is not installed; that is what they get here.
+`import openvino` (and nncf) starts a session of the package openvino_telemetry, which takes it for consent that the
+user was never asked: it writes an id to the home folder and sends it out. Both packages have a fallback of their own
+for when it is not installed; that is what they get here.
 """
 
 import sys

@@ -59,7 +59,7 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
     if not runnable:
         raise _not_installed(fitting[0])
     cpu, over_budget = cpu_info(), bundle.manifest.over_budget
-    return min(runnable, key=lambda v: (v.name in over_budget, _rank(v, cpu)))
+    return min(runnable, key=lambda v: (bool(over_budget.get(v.name)), _rank(v, cpu)))
 
 
 def open_engine(bundle: Bundle, variant: Variant, threads: int) -> Engine:
