@@ -3,9 +3,6 @@
 import unicodedata
 
 import pytest
-
-pytest.importorskip("sentencepiece", reason="the extra mini is not installed")
-
 from tokenizers.normalizers import Precompiled
 
 from m3_models.charsmap import _sentencepiece_charsmap, with_joiner_as_space, xlmr_charsmap

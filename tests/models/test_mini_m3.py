@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("sentencepiece", reason="the extra mini is not installed")
-
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
