@@ -7,6 +7,7 @@ disk) in memory, the word embedding included. Measured on real e5-small weights:
 
 import contextlib
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision,
         import nncf
         import openvino as ov
 
-    nncf.set_log_level("ERROR")
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level turns down everybody's handlers
     model = ov.convert_model(graph)
     with contextlib.redirect_stdout(io.StringIO()):  # nncf prints its tables where our report goes
         compressed = nncf.compress_weights(
