@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from m3_export.errors import CheckpointError
-from m3_export.weights import UNREADABLE
+from m3_export.weights import UNREADABLE, load_pickle
 
 SPARSE_FILE = "sparse_linear.pt"
 COLBERT_FILE = "colbert_linear.pt"
@@ -42,7 +42,7 @@ def read_heads(folder: Path, hidden_size: int) -> tuple[HeadWeights, HeadWeights
 
 def _read(path: Path) -> HeadWeights:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(path)
     except UNREADABLE as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"{path.name}: not a plain file of tensors, refused ({reason}). {REMEDY}") from error
