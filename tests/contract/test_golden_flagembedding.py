@@ -222,12 +222,8 @@ def test_int8_is_within_the_default_budget(golden, bundle_path, variant):
     with M3Encoder.open(bundle_path, variant=variant) as encoder:
         found = encoder.encode(golden.texts, **ALL_HEADS)
     dense = row_cosines(found["dense_vecs"], golden.dense("whole"))
-    has_content = np.array([len(ids) > 2 for ids in golden.encoding("whole")["ids"]])
-    assert dense[has_content].mean() >= 0.999
-    assert dense[has_content].min() >= 0.998
-    # Of an empty text only the two special tokens are left, and two tokens' errors average out less than many's:
-    # mini-m3's onnx-int8 has 0.9978 there. No probe text is empty, so the budget does not see it.
-    assert dense[~has_content].min() >= 0.997
+    assert dense.mean() >= 0.999
+    assert dense.min() >= 0.998
     colbert = row_cosines(np.concatenate(found["colbert_vecs"]), np.concatenate(golden.colbert_vecs("whole")))
     assert np.percentile(colbert, 5) >= 0.993
     pairs = zip(found["lexical_weights"], golden.lexical_weights("whole"), strict=True)

@@ -1,8 +1,9 @@
 """OpenVINO INT8: signed int8 weights per column, activations quantized on the fly in groups.
 
 Groups of 128 keep an outlier channel from coarsening a whole row, and the weights stay compressed (and mapped from
-disk) in memory, the word embedding included. Measured on real e5-small weights: dense cosine 0.9996 mean, against
-0.9991 with one group per row and 0.9985 fully static; a static model would also unfold the embedding to float.
+disk) in memory, the word embedding included. In an earlier trial (e5-small weights, 240 texts in three languages, not
+the probe texts) the dense cosine was 0.9996 on average, 0.9991 with one group per row, 0.9985 fully static; a static
+model would also unfold the embedding to float.
 """
 
 import contextlib
