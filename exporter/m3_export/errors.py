@@ -5,6 +5,7 @@ M3Error
     ├── SourceError         SOURCE is no folder, no known name and cannot be had from a hub
     ├── CheckpointError     a file of the checkpoint is missing or wrong; names the file
     ├── RecipeError         a recipe, budget or flag says something that cannot be
+    │   └── PlanError       a precision plan that cannot be, or is for another model
     ├── TokenizerMismatchError   the runtime gives other ids than the checkpoint's own tokenizer
     └── OverBudgetError     a variant's parity is outside its budget (exit code 3)
 """
@@ -26,6 +27,10 @@ class CheckpointError(ExportError):
 
 class RecipeError(ExportError):
     """A recipe, budget or flag says something that cannot be."""
+
+
+class PlanError(RecipeError):
+    """A precision plan that cannot be, or is for another model."""
 
 
 class TokenizerMismatchError(ExportError):

@@ -34,11 +34,11 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         SourceError: none of the three, or the hub could not be reached.
     """
     path = Path(source).expanduser()
-    if revision is not None and (path.is_dir() or source in m3_models.names()):
+    if revision is not None and (path.is_dir() or m3_models.is_name(source)):
         raise SourceError(f"--revision {revision!r} is for hub sources; {source!r} is here already, leave it out")
     if path.is_dir():
         return Source(path.resolve().name, _with_config(path), None)
-    if source in m3_models.names():
+    if m3_models.is_name(source):
         write_named(source, scratch / source, progress)
         return Source(source, scratch / source, None)
     if HUB_ID.fullmatch(source):
@@ -50,7 +50,7 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
 
 
 def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> None:
-    """Write the checkpoint of one of `m3_models.names()`.
+    """Write the checkpoint of a name that m3_models knows.
 
     Raises:
         SourceError: a package that the model is made from is missing or of another release.

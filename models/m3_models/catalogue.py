@@ -14,6 +14,11 @@ from m3_models.errors import FolderNotEmptyError, UnknownModelError
 class _Model:
     module: str
     description: str
+    listed: bool = True
+
+
+SYNTHETIC = "synthetic-xlmr-large"
+SYNTHETIC_OUTLIERS = "synthetic-xlmr-large-outliers"
 
 
 _MODELS = {
@@ -26,21 +31,36 @@ _MODELS = {
         "m3_models.tiny_random",
         "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
     ),
-    "synthetic-xlmr-large": _Model(
+    SYNTHETIC: _Model(
         "m3_models.synthetic",
         "seeded noise in BGE-M3's exact geometry (2.3 GB), for sizes and speed; its vectors mean nothing, "
         "it never ships",
+    ),
+    SYNTHETIC_OUTLIERS: _Model(
+        "m3_models.synthetic_outliers",
+        "synthetic-xlmr-large with activation outliers planted, on which naive INT8 fails; its vectors mean nothing, "
+        "it never ships",
+        listed=False,  # a test object; m3-export's --outliers asks for it
     ),
 }
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that can be written.
+    """Return the names that can be written; `SYNTHETIC_OUTLIERS` is one more, for tests of INT8.
 
     >>> names()
     ('mini-m3', 'tiny-random', 'synthetic-xlmr-large')
     """
-    return tuple(_MODELS)
+    return tuple(name for name, model in _MODELS.items() if model.listed)
+
+
+def is_name(name: str) -> bool:
+    """Whether `write_checkpoint` knows the name.
+
+    >>> is_name(SYNTHETIC_OUTLIERS), is_name("bge-m3")
+    (True, False)
+    """
+    return name in _MODELS
 
 
 def describe(name: str) -> str:
@@ -59,7 +79,7 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
     kill leaves no target.
 
     Args:
-        name: One of `names()`.
+        name: One of `names()`, or `SYNTHETIC_OUTLIERS`.
         folder: The folder to create; it may exist if it is empty.
         progress: Called with one line before each long step.
 
@@ -89,7 +109,7 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
 def _model(name: str) -> _Model:
     model = _MODELS.get(name)
     if model is None:
-        raise UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(_MODELS)}")
+        raise UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(names())}")
     return model
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from m3_runtime.errors import BundleFormatError
 from m3_runtime.records import from_json, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -42,6 +42,12 @@ class EngineName(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+
+
+class CpuFeature(StrEnum):
+    """What a variant may need of a processor."""
+
+    INT8_DOT = "int8_dot"  # multiplies int8 without saturating on the way: VNNI or AMX on x86, dot product on Arm
 
 
 @dataclass(frozen=True)
@@ -148,15 +154,27 @@ class Parity:
 
 @dataclass(frozen=True)
 class ProjectionPrecision:
-    """The precision plan's line for one projection (`layer.3.ffn_out`, say)."""
+    """The precision plan's line for one projection (`layer.3.ffn_out`, say; `words` is the embedding).
+
+    `precision` is "static", "dynamic", "float", or for the embedding how it is stored. `smoothing` is SmoothQuant's
+    strength, `clip` the share of the calibrated range that a static range keeps, `columns_apart` how many outlier
+    channels are multiplied apart in float.
+    """
 
     projection: str
     precision: str
+    smoothing: float = 0.0
+    clip: float = 1.0
+    columns_apart: int = 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One precision on one engine: its graph, the compile properties that belong to it, and its precision plan."""
+    """One precision on one engine: its graph, the compile properties that belong to it, and its precision plan.
+
+    `needs` names what the processor must be able to do (`CpuFeature`), or the variant would compute something else than
+    what was measured.
+    """
 
     name: str
     engine: EngineName
@@ -165,6 +183,7 @@ class Variant:
     files: tuple[str, ...]
     properties: Mapping[str, str]
     plan: tuple[ProjectionPrecision, ...]
+    needs: tuple[CpuFeature, ...] = ()
 
 
 @dataclass(frozen=True)
