@@ -2,8 +2,11 @@
 
     python benchmarks/naive_int8.py CHECKPOINT [CHECKPOINT …]
 
-Weights are int8 with a scale per column in every scheme; activations are uint8 with a zero point; attention and heads stay
-float. Texts are the exporter's: calibration texts for ranges, probe texts for cosines.
+Weights are int8 with a scale per column in every scheme; activations are uint8 with a zero point; attention and heads
+stay float. Texts are the exporter's: calibration texts for ranges and outliers, probe texts for cosines.
+
+A channel's size is its highest |activation| over all calibration tokens. An outlier is told by its size in sizes of the
+median channel, so that 1 is an ordinary channel however long the texts are.
 """
 
 import argparse
@@ -25,7 +28,7 @@ Vectors = tuple[torch.Tensor, list[torch.Tensor]]  # dense (S, H), ColBERT rows 
 Quantize = Callable[["Input", torch.Tensor], torch.Tensor]
 
 INPUTS = ("Q/K/V", "attention output", "FFN-in", "FFN-out")
-FAR = 10  # a channel that gets this many times the median is counted as an outlier
+FAR = 10  # a channel this many times the size of the median channel is counted as an outlier
 SMOOTHING = 0.5  # alpha of SmoothQuant (Xiao et al. 2023)
 
 
@@ -38,21 +41,19 @@ class Input:
     lowest: float = 0.0
     highest: float = 0.0
     loudest: torch.Tensor | None = None  # (in,) highest |x| of each channel
-    medians: tuple[float, ...] = ()  # median |x| of each text
 
     def listen(self, x: torch.Tensor) -> torch.Tensor:
         """Widen the ranges by x (1, L, in); gives x back."""
         self.lowest, self.highest = min(self.lowest, x.min().item()), max(self.highest, x.max().item())
         loudest = x.abs().amax(dim=(0, 1))
         self.loudest = loudest if self.loudest is None else torch.maximum(self.loudest, loudest)
-        self.medians += (x.abs().median().item(),)
         return x
 
     @property
     def ratios(self) -> torch.Tensor:
-        """Highest |x| of each channel, in medians of all |x|: (in,)."""
+        """Size of each channel in sizes of the median channel: (in,)."""
         assert self.loudest is not None
-        return self.loudest / float(np.mean(self.medians))
+        return self.loudest / self.loudest.median()
 
     @property
     def smoothing(self) -> torch.Tensor:
@@ -167,16 +168,16 @@ def figures(reference: Vectors, got: Vectors) -> str:
 
 
 def ratio_table(places: Sequence[Input]) -> list[str]:
-    """How far the loudest channel is from the median |activation|, over layers."""
+    """How far the largest channel is from the median one, and how many are far, over layers."""
     lines = [
-        f"| input of | max/median \\|x\\|, lowest layer | median layer | highest layer | channels over {FAR}, a layer |",
-        "|---|---|---|---|---|",
+        f"| input of | largest channel ÷ median channel: lowest, median, highest layer | over {FAR} times, a layer |",
+        "|---|---|---|",
     ]
     for kind in INPUTS:
         layers = [place for place in places if place.kind == kind]
         top = np.array([place.ratios.max().item() for place in layers])
         far = [int((place.ratios > FAR).sum()) for place in layers]
-        lines.append(f"| {kind} | {top.min():.0f} | {np.median(top):.0f} | {top.max():.0f} | {min(far)}–{max(far)} |")
+        lines.append(f"| {kind} | {top.min():.1f}, {np.median(top):.1f}, {top.max():.1f} | {min(far)} to {max(far)} |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""synthetic-xlmr-large-outliers: the synthetic model with activation outliers where XLM-R-large has them; it never ships.
+"""synthetic-xlmr-large-outliers: the synthetic model with outliers where XLM-R-large has them; it never ships.
 
 Plain noise is kind to INT8: every scheme looks good on it. Here a few channels and neurons are loud, on some tokens far
 more than on others, so that schemes fail as they are published to fail on BGE-M3. Where:
@@ -7,8 +7,8 @@ more than on others, so that schemes fail as they are published to fail on BGE-M
     GELU                         48 loud neurons a layer, others in each; they answer to rare tokens only; 1 steady one
 
 How a wandering channel works: its word embeddings have a heavy tail; the gain of each attention LayerNorm makes it loud
-and the gain of the next LayerNorm quiet again, which keeps the rest of the network as it was. Its sizes have no mean worth
-subtracting. The loud neurons listen to these channels, above a threshold.
+and the gain of the next LayerNorm quiet again, which keeps the rest of the network as it was. Its sizes have no mean
+worth subtracting. The loud neurons listen to these channels, above a threshold.
 
 The constants were found by measurement (benchmarks/naive_int8.py, docs/hostile-model.md).
 """
