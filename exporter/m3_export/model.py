@@ -111,18 +111,27 @@ class M3Model(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The whole graph."""
-        hidden = self._encode(input_ids, attention_mask)
+        return self.heads(self._encode(input_ids, attention_mask), input_ids, attention_mask)
+
+    def heads(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The last layer's output (B, T, H) to the outputs."""
         dense = self._normalized(self._pool(hidden, attention_mask))
         if self.sparse is None or self.colbert is None:
             return (dense,)
         return dense, self._token_weights(hidden, input_ids, attention_mask), self._colbert(hidden, attention_mask)
 
-    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) → (B, T, H), the first layer's input."""
         is_token = (input_ids != self.pad_id).to(torch.int64)
         position_ids = torch.cumsum(is_token, dim=1) * is_token + self.pad_id
-        x = self.embedding_norm(
+        return self.embedding_norm(
             functional.embedding(input_ids, self.words) + functional.embedding(position_ids, self.positions)
         )
+
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.embedded(input_ids)
         mask_scores = (1.0 - attention_mask[:, None, None, :].to(torch.float32)) * MASKED_SCORE
         for layer in self.layers:
             x = layer(x, mask_scores)
@@ -153,4 +162,7 @@ class M3Model(nn.Module):
         return self._normalized(rows)
 
     def _normalized(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(x, dim=-1, eps=NORM_EPSILON) if self.normalize else x
+        if not self.normalize:
+            return x
+        # as functional.normalize, whose export expands the norms to x's shape, which the division does by itself
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_EPSILON)

@@ -16,6 +16,7 @@ from m3_export.model import M3Model
 from m3_export.pooling import PoolingChoice
 from m3_export.reference import reference_outputs
 from m3_export.trace import trace
+from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.manifest import Geometry, Head, Pooling
 
 UNUSED = (0, 1, 2, 3)
@@ -151,6 +152,7 @@ def test_pooling_and_normalisation(pooling, normalize, tmp_path):
     checkpoint = checkpoint_of(layers=1, pooling=pooling, normalize=normalize)
     model = passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED))))
     session = session_of(model, tmp_path)
+    assert (KEPT_TOKENS in model.graph.initializers) == (pooling is Pooling.CLS)  # the others read every row
     if normalize:
         assert_equals_reference(session, checkpoint, texts_of(9, 5, 30))
         lengths = np.linalg.norm(session.run(["dense_vecs"], padded(texts_of(9, 5)))[0], axis=1)

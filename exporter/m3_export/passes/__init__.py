@@ -13,14 +13,19 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from m3_export.passes.bias_gelu import FuseBiasGelu
 from m3_export.passes.centre_activations import CentreActivations, Floats
 from m3_export.passes.flash_attention import FuseAttention
+from m3_export.passes.last_layer_rows import KeepLastLayerRows
 from m3_export.passes.loud_neurons import SplitLoudNeurons
 from m3_export.passes.metadata import StripMetadata
 from m3_export.passes.skip_layer_norm import FuseSkipLayerNorm
 
 
 def portable(model: ir.Model) -> ir.Model:
-    """The traced graph without the exporter's traces of itself."""
-    return ir.passes.Sequential(StripMetadata(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(model).model
+    """The traced graph without the exporter's traces of itself; with CLS pooling, `kept_tokens` as a third input.
+
+    The third input has a default, so nobody has to know it.
+    """
+    steps = (StripMetadata(), KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model).model
 
 
 def for_int8(model: ir.Model, means: Sequence[Floats], loud: Sequence[Sequence[int]]) -> ir.Model:

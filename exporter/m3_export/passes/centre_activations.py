@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from m3_export.passes.matching import add_initializer, constant
+from m3_export.passes.matching import add_initializer, constant, row_readers
 
 Floats = NDArray[np.float32]
 
@@ -65,8 +65,8 @@ def _centre(graph: ir.Graph, norm: ir.Node, mean: Floats) -> bool:
 def _places(x: ir.Value) -> list[_Place] | None:
     """Every bias that has to make up for the mean, or None if something reads x that cannot."""
     places: list[_Place] = []
-    for usage in x.uses():
-        place = _of_projection(usage.node, x) if usage.node.op_type == "MatMul" else _of_residual(usage.node, x)
+    for read, node in row_readers(x):
+        place = _of_projection(node, read) if node.op_type == "MatMul" else _of_residual(node, read)
         if place is None:
             return None
         places.append(place)

@@ -48,7 +48,7 @@ class FuseAttention(ir.passes.InPlacePass):
         """See `onnx_ir.passes.InPlacePass`."""
         graph = model.graph
         softmaxes = [node for node in graph if node.op_type == "Softmax" and not node.domain]
-        matches = [found for found in map(_match, softmaxes) if found is not None]
+        matches = [found for found in map(match_attention, softmaxes) if found is not None]
         masks: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         for number, attention in enumerate(matches):
             if attention.mask not in masks:
@@ -59,7 +59,8 @@ class FuseAttention(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(matches))
 
 
-def _match(softmax: ir.Node) -> Attention | None:
+def match_attention(softmax: ir.Node) -> Attention | None:
+    """The attention around a Softmax, or None if it has another shape than M3Model's."""
     axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
     total = only_made_by(softmax.inputs[0], "Add")
     parts = split_operands(total, "Mul") if total and axis in (-1, 3) else None

@@ -1,5 +1,6 @@
 """Small questions that every pass asks about a graph."""
 
+from collections.abc import Iterator
 from itertools import chain, count
 
 import numpy as np
@@ -60,6 +61,17 @@ def split_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     if left is not None and right is not None and is_vector(left):
         return right, left
     return None
+
+
+def row_readers(x: ir.Value) -> Iterator[tuple[ir.Value, ir.Node]]:
+    """Every node that reads x, or some of its rows (`last_layer_rows` slices axis 1), and the value that it reads."""
+    for usage in x.uses():
+        axes = constant(usage.node.inputs[3]) if usage.node.op_type == "Slice" and len(usage.node.inputs) > 3 else None
+        if axes is not None and axes.tolist() == [1] and usage.idx == 0:
+            rows = usage.node.outputs[0]
+            yield from ((rows, reader.node) for reader in rows.uses())
+        else:
+            yield x, usage.node
 
 
 def perm_of(node: ir.Node) -> tuple[int, ...]:

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from m3_runtime.manifest import Head
 
+# A graph's optional input, (1,) int64: for how many leading tokens the last layer and the heads are computed; all by
+# default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.
+KEPT_TOKENS = "kept_tokens"
+FIRST_TOKEN = np.ones(1, np.int64)
+FIRST_TOKEN.flags.writeable = False
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -31,6 +37,11 @@ class RawOutputs:
     dense_vecs: NDArray[np.float32] | None = None
     token_weights: NDArray[np.float32] | None = None
     colbert_vecs: NDArray[np.float32] | None = None
+
+
+def is_dense_only(heads: Sequence[Head]) -> bool:
+    """Whether a call needs the pooled token alone."""
+    return set(heads) == {Head.DENSE}
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import RawOutputs, TokenBatch
+from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
 
@@ -19,11 +19,12 @@ class OrtEngine:
 
     A run always computes every head: onnxruntime's `only_execute_path_to_fetches` skips nothing in current
     releases (measured). The heads cost under 1 % of the encoder, and an output that is not asked for is not
-    copied.
+    copied. A dense-only run of a graph with `kept_tokens` computes them, and the last layer, for one token.
     """
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
     @classmethod
     def open(cls, graph: Path, properties: Mapping[str, str], threads: int, *, is_int8: bool) -> "OrtEngine":
@@ -65,6 +66,8 @@ class OrtEngine:
             raise EngineError("the engine is closed")
         names = [head.output_name for head in heads]
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._keeps_tokens and is_dense_only(heads):
+            inputs[KEPT_TOKENS] = FIRST_TOKEN
         try:
             arrays = session.run(names, inputs)
         except Exception as error:
