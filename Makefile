@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench-bars format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -27,8 +27,19 @@ test: $(READY)  ## every test
 check: $(READY)  ## style, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models
+	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
 	$(BIN)/lint-imports
+
+# What is measured, in BGE-M3's geometry. BARS takes options, as in  make bench-bars BARS="--rows ceiling,query"
+CHECKPOINT ?= out/ckpt-large
+BALANCED ?= out/large-balanced
+STRICT ?= out/large-strict
+
+bench-bars: $(READY)  ## our bars: variants against peers and the processor's ceiling (exports first if need be; about an hour)
+	test -d $(CHECKPOINT) || $(BIN)/m3-export synthetic-xlmr-large $(CHECKPOINT) --checkpoint-only
+	test -d $(BALANCED) || $(BIN)/m3-export $(CHECKPOINT) $(BALANCED) --budget balanced
+	test -d $(STRICT) || $(BIN)/m3-export $(CHECKPOINT) $(STRICT) --budget strict --variants openvino-int8
+	$(BIN)/python -m m3_bench bars --balanced $(BALANCED) --strict $(STRICT) --checkpoint $(CHECKPOINT) -o out/bars.json $(BARS)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ from pathlib import Path
 import m3_runtime
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("exporter", "runtime", "models")
+ROOMS = ("exporter", "runtime", "models", "benchmarks")
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(home|root|work|tmp|Users)/\w")
 
 

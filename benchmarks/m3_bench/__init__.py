@@ -1,0 +1,1 @@
+"""Measures variants and peers against each other, on one machine, in one run."""

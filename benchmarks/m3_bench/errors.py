@@ -1,0 +1,26 @@
+"""The benchmark's branch of the error tree.
+
+M3Error
+└── BenchError              something could not be measured; the message names it and the remedy
+    ├── PeerError           a peer's environment or model could not be made
+    ├── WorkerError         a contender's process failed, died, or did other work than it was asked for
+    └── NotApplicableError  this processor cannot run the contender; the row says so and the run goes on
+"""
+
+from m3_runtime.errors import M3Error
+
+
+class BenchError(M3Error):
+    """Something could not be measured."""
+
+
+class PeerError(BenchError):
+    """A peer's environment or model could not be made."""
+
+
+class WorkerError(BenchError):
+    """A contender's process failed, died, or did other work than it was asked for."""
+
+
+class NotApplicableError(BenchError):
+    """This processor cannot run the contender."""

@@ -1,0 +1,64 @@
+"""bge-m3-lite, in its own environment, on weights of our choice.
+
+It knows one model, pinned by SHA-256, and downloads it. So its file resolver, and only that, is replaced: every file
+comes from the folder that `lite_build` filled. Everything that runs is the package's own.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from m3_bench.workers.serve import serve
+
+
+def take_files_from(folder: Path) -> None:
+    """Make the package find all its files in a folder, whatever their digests."""
+    from bge_m3_lite import hub
+
+    def ensure_files(files: Sequence[Any], *_: object, **__: object) -> dict[str, Path]:
+        return {file.name: folder / file.name for file in files}
+
+    hub.ensure_files = ensure_files
+
+
+class LiteEncoder:
+    """`BGEM3Embedder.encode` as its users call it."""
+
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        from bge_m3_lite import BGEM3Embedder
+
+        take_files_from(folder)
+        self._embedder = BGEM3Embedder(precision=precision, num_threads=threads, quiet=True)
+
+    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
+        """See `serve.Encoder.run`. Its batches hold 12 texts by default: ours shall not win by that."""
+        return self._embedder.encode(
+            texts,
+            batch_size=len(texts),
+            return_dense="dense" in heads,
+            return_sparse="sparse" in heads,
+            return_colbert_vecs="colbert" in heads,
+        )
+
+    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
+        """See `serve.Encoder.inspect`: it has a ColBERT row for every token but the first."""
+        tokens = sum(len(rows) + 1 for rows in result["colbert_vecs"])
+        return float(tokens), result["dense_vecs"][0].tolist()
+
+
+def main() -> None:
+    """Serve."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--precision", choices=("fp32", "int8"), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    serve(
+        lambda: LiteEncoder(args.folder, args.precision, args.threads),
+        ("bge-m3-lite", "onnxruntime", "numpy"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from m3_bench.workers import gemm
+
+
+def test_onnxruntimes_product_is_exact_on_this_processor():
+    product = gemm.Product("onnxruntime", threads=1)
+    assert product.inspect(None) == (2.0 * 2048 * 1024 * 4096, ())
+
+
+def test_openvinos_product_is_a_product():
+    """With small numbers, which no processor saturates."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(120, 137, (8, gemm.DEPTH)).astype(np.uint8)
+    weights = rng.integers(-8, 9, (gemm.DEPTH, gemm.COLUMNS)).astype(np.int8)
+    got = gemm.on_openvino(rows, weights, threads=1)()
+    np.testing.assert_array_equal(got, gemm.exact_rows(rows, weights))
+
+
+def test_a_product_that_saturates_is_no_ceiling(monkeypatch):
+    def saturated(rows, weights, _threads):
+        product = gemm.exact_rows(rows, weights)
+        product[3, 5] = min(product[3, 5], 32767) - 1
+        return lambda: product
+
+    monkeypatch.setitem(gemm.ENGINES, "openvino", saturated)
+    with pytest.raises(ArithmeticError, match="openvino's int8 product is not exact"):
+        gemm.Product("openvino", threads=1)

@@ -1,0 +1,91 @@
+"""Rows on the tiny bundle, in real processes."""
+
+from dataclasses import replace
+
+import pytest
+
+from m3_bench import contenders
+from m3_bench.bars import ROWS, Bar, Contender, Measure, Row, Side, Workload
+from m3_bench.errors import BenchError, NotApplicableError, WorkerError
+from m3_bench.measure import measure_row
+from m3_bench.worker_process import Command
+from m3_runtime.cpu import CpuInfo
+
+NAMED = {row.name: row for row in ROWS}
+PLAIN = CpuInfo("plain", "x86_64", frozenset({"avx2"}))
+SHORT = Workload("short", ((5, 7), (16,)))
+
+
+def pair(first: Contender, second: Contender, workload: Workload = SHORT, **more) -> Row:
+    return Row("pair", (Side(first, workload), Side(second, workload)), (Bar("", Measure.SPEED, 1.0),), **more)
+
+
+def test_a_row_has_a_turn_a_side_a_round(setup, texts):
+    seen = list(measure_row(pair(Contender.ONNX_FP32, Contender.ONNX_INT8), setup, texts, rounds=2))
+    assert [[len(side.turns) for side in run.sides] for run in seen] == [[1, 1], [2, 2]]
+    for side in seen[-1].sides:
+        assert {turn.work for turn in side.turns} == {(12.0, 16.0)}
+        assert side.versions["onnxruntime"]
+    assert seen[-1].dense_cosine(0) == pytest.approx(1.0)
+    assert 0.9 < seen[-1].dense_cosine(1) < 1.0  # the same weights, in INT8
+
+
+def test_texts_are_no_longer_than_the_model_takes(setup, texts):
+    long = replace(NAMED["long"], sides=(NAMED["long"].sides[0],))
+    (run,) = measure_row(long, setup, texts, rounds=1)
+    assert run.sides[0].turns[0].work == (512.0,)
+    assert run.sides[0].turns[0].peak_bytes > 0
+
+
+def test_a_start_is_a_process_a_turn(setup, texts):
+    row = pair(Contender.ONNX_FP32, Contender.ONNX_INT8, Workload("", ((16,),)), is_start=True)
+    *_, run = measure_row(row, setup, texts, rounds=2)
+    for side in run.sides:
+        assert [turn.work for turn in side.turns] == [(1.0,), (1.0,)]
+        # Python and its packages alone take longer than that; encoding 16 tokens of the tiny model does not
+        assert all(turn.seconds[0] > 0.05 for turn in side.turns)
+
+
+def test_the_ceiling_is_measured_beside_encoding(setup, texts, monkeypatch):
+    monkeypatch.setattr(contenders, "cpu_info", lambda: PLAIN)
+    (run,) = measure_row(NAMED["ceiling"], setup, texts, rounds=1)
+    assert [side.side.contender for side in run.sides] == [Contender.BALANCED, Contender.GEMM_ONNXRUNTIME]
+    assert run.sides[1].turns[0].work == (2.0 * 2048 * 1024 * 4096,) * 10
+    assert run.dense_cosine(1) is None
+
+
+def test_mixed_and_equal_lengths_are_of_one_contender(setup, texts):
+    (run,) = measure_row(NAMED["mixed"], setup, texts, rounds=1)
+    mixed, equal = (side.turns[0] for side in run.sides)
+    assert mixed.work[0] == pytest.approx(equal.work[0], rel=0.1)
+    assert run.dense_cosine(1) is None  # other texts
+
+
+def test_what_a_processor_cannot_do_ends_the_row(setup, texts, monkeypatch):
+    monkeypatch.setattr(contenders, "cpu_info", lambda: PLAIN)
+    with pytest.raises(NotApplicableError, match="no bf16"):
+        list(measure_row(pair(Contender.BALANCED, Contender.OPENVINO_BF16), setup, texts, rounds=1))
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_processor_with_bf16_needs_the_checkpoint(setup, flag, monkeypatch):
+    monkeypatch.setattr(contenders, "cpu_info", lambda: replace(PLAIN, flags=frozenset({flag})))
+    with pytest.raises(BenchError, match="--checkpoint DIR"):
+        contenders.command_of(Contender.OPENVINO_BF16, setup)
+
+
+def test_a_missing_bundle_is_named(setup):
+    with pytest.raises(BenchError, match="needs --strict BUNDLE"):
+        contenders.command_of(Contender.STRICT, setup)
+
+
+def test_a_contender_that_counts_other_tokens_is_refused(setup, texts, monkeypatch):
+    """Other tokens are other work: the ratio would be of nothing."""
+
+    def command_of(contender, setup):
+        command = contenders.command_of(Contender.ONNX_FP32, setup)
+        return Command(command.python, "m3_bench.workers.gemm", ("onnxruntime", "--threads", "1"))
+
+    monkeypatch.setattr("m3_bench.measure.command_of", command_of)
+    with pytest.raises(WorkerError, match=r"counted .* where \(12.0, 16.0\) were asked for"):
+        list(measure_row(pair(Contender.ONNX_FP32, Contender.ONNX_INT8), setup, texts, rounds=1))

@@ -1,0 +1,60 @@
+"""Environments of the peers, with requirements of ours: no network here."""
+
+import subprocess
+
+import pytest
+
+from m3_bench import peers
+from m3_bench.errors import PeerError
+from m3_bench.peers import Peer, PeerSource, ensure_environment
+from m3_export.progress import Progress
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def requirements(tmp_path, monkeypatch):
+    folder = tmp_path / "requirements"
+    folder.mkdir()
+    monkeypatch.setattr(peers, "REQUIREMENTS", folder)
+    return folder / "bge-m3-lite.txt"
+
+
+def test_an_environment_is_made_once_and_again_when_its_requirements_change(requirements, tmp_path):
+    source = PeerSource(tmp_path / "peers", None)
+    requirements.write_text("# nothing\n")
+    python = ensure_environment(Peer.LITE, source, QUIET)
+    found = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(tmp_path / "peers" / "bge-m3-lite")
+
+    kept = python.parents[1] / "kept"
+    kept.touch()
+    assert ensure_environment(Peer.LITE, source, QUIET) == python
+    assert kept.exists()
+
+    requirements.write_text("./no-such-package\n")
+    with pytest.raises(PeerError, match="installing bge-m3-lite failed"):
+        ensure_environment(Peer.LITE, source, QUIET)
+    assert not kept.exists()
+    assert not (python.parents[1] / "ready").exists()
+
+
+def test_a_wheel_has_no_requirements_and_says_so(requirements, tmp_path):
+    with pytest.raises(PeerError, match="source tree"):
+        ensure_environment(Peer.LITE, PeerSource(tmp_path, None), QUIET)
+
+
+def test_the_committed_requirements_pin_everything():
+    for peer in Peer:
+        lines = (peers.REQUIREMENTS / f"{peer}.txt").read_text().splitlines()
+        assert [line for line in lines if not line.startswith("#") and "==" not in line] == []
+    assert "bge-m3-lite[quant]==0.6.2" in (peers.REQUIREMENTS / "bge-m3-lite.txt").read_text()
+    assert "FlagEmbedding==1.4.2" in (peers.REQUIREMENTS / "flagembedding.txt").read_text()
+
+
+def test_torch_is_first_and_its_build_can_be_chosen(tmp_path):
+    text = (peers.REQUIREMENTS / "flagembedding.txt").read_text()
+    assert peers._torch_words(text, PeerSource(tmp_path, None)) == ("torch==2.13.0",)
+    chosen = ("torch==2.13.0", "--index-url", "https://example.org")
+    assert peers._torch_words(text, PeerSource(tmp_path, chosen)) == chosen
+    assert peers._torch_words("numpy==2\n", PeerSource(tmp_path, chosen)) is None
