@@ -3,11 +3,15 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import onnx
+import onnxruntime
+import openvino
 import pytest
 
 from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
-from m3_runtime.engines import TokenBatch, ort, select
+from m3_runtime.engines import Engine, TokenBatch, ort, select
+from m3_runtime.engines.openvino import OpenVinoEngine
 from m3_runtime.manifest import EngineName, Head
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
@@ -116,6 +120,133 @@ def test_only_what_is_asked_for_comes_back(bundle, name):
     assert everything.colbert_vecs is not None
     assert everything.dense_vecs.shape == (2, bundle.manifest.geometry.hidden_size)
     assert everything.colbert_vecs.shape == (2, 2, bundle.manifest.geometry.colbert_dim)
+    engine.close()
+
+
+def batch_of(*lengths: int, vocabulary: int) -> TokenBatch:
+    """Texts of noise, padded to the longest; the first and last token of each are special."""
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(sum(lengths)).integers(4, vocabulary - 1, mask.shape)
+    ids[:, 0] = 0
+    for row, length in zip(ids, lengths, strict=True):
+        row[length - 1], row[length:] = 2, 1
+    return TokenBatch(ids, mask)
+
+
+@pytest.fixture(params=VARIANTS)
+def engine_and_noise(request, bundle):
+    """Each variant's engine, and how far two ways to one result may differ: a step of INT8 may fall to the other side."""
+    opened = select.open_engine(bundle, bundle.variant(request.param), 1)
+    yield opened, 1e-6 if request.param == "onnx-fp32" else 2e-3
+    opened.close()
+
+
+@pytest.mark.parametrize("lengths", [(2,), (40,), (512,), (17, 17, 17), (30, 4, 11)])
+def test_dense_alone_is_dense_of_all_heads(bundle, engine_and_noise, lengths):
+    engine, noise = engine_and_noise
+    batch = batch_of(*lengths, vocabulary=bundle.manifest.geometry.vocab_size)
+    alone, everything = engine.run(batch, [Head.DENSE]), engine.run(batch, list(Head))
+    assert alone.token_weights is alone.colbert_vecs is None
+    assert everything.token_weights.shape == batch.input_ids.shape
+    np.testing.assert_allclose(alone.dense_vecs, everything.dense_vecs, rtol=0, atol=noise)
+
+
+def test_dense_alone_of_a_text_and_of_a_batch(bundle, engine_and_noise):
+    engine, noise = engine_and_noise
+    batch = batch_of(25, 25, 25, 25, vocabulary=bundle.manifest.geometry.vocab_size)
+    together = engine.run(batch, [Head.DENSE]).dense_vecs
+    for i in range(4):
+        single = TokenBatch(batch.input_ids[i : i + 1], batch.attention_mask[i : i + 1])
+        alone = engine.run(single, [Head.DENSE]).dense_vecs
+        np.testing.assert_allclose(alone[0], together[i], rtol=0, atol=noise)
+
+
+def test_all_heads_are_whole_again_after_a_dense_call(bundle, engine_and_noise):
+    engine, noise = engine_and_noise
+    batch = batch_of(25, 25, vocabulary=bundle.manifest.geometry.vocab_size)
+    before = engine.run(batch, list(Head))
+    engine.run(batch, [Head.DENSE])
+    after = engine.run(batch, list(Head))
+    for name in ("dense_vecs", "token_weights", "colbert_vecs"):
+        np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=0, atol=noise)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_others_see_two_inputs_and_get_every_token(bundle, name):
+    """Whoever runs the file without this runtime need not know of `kept_tokens`."""
+    variant = bundle.variant(name)
+    path = bundle.file(variant.graph)
+    batch = batch_of(30, 30, vocabulary=bundle.manifest.geometry.vocab_size)
+    feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if variant.engine is EngineName.OPENVINO:
+        model = openvino.Core().compile_model(path, "CPU", dict(variant.properties))
+        required = [value.any_name for value in model.inputs]
+        found = {value.any_name: array for value, array in model(feeds).items()}
+    else:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        for key, value in ort.session_config(variant.properties, is_int8=variant.precision != "fp32").items():
+            options.add_session_config_entry(key, value)
+        session = onnxruntime.InferenceSession(path, options)
+        required = [value.name for value in session.get_inputs()]
+        found = dict(zip([head.output_name for head in Head], session.run(None, feeds), strict=True))
+    assert sorted(required) == ["attention_mask", "input_ids"]
+    engine = select.open_engine(bundle, variant, 1)
+    ours = engine.run(batch, list(Head))
+    engine.close()
+    for head in Head:
+        wanted = getattr(ours, head.output_name)
+        assert found[head.output_name].shape == wanted.shape
+        np.testing.assert_allclose(found[head.output_name], wanted, rtol=0, atol=2e-3)
+
+
+SHOWS_KEPT = """<ir_version: 10, opset_import: ["" : 20]>
+g (int64[B,T] input_ids, int64[B,T] attention_mask{}) => (float[B,K] dense_vecs, float[B,M] token_weights)
+<int64[1] first = {{0}}, int64[1] axis = {{1}}, int64[1] kept_tokens = {{1000}}> {{
+    rows = Slice(input_ids, first, {}, axis)
+    dense_vecs = Cast<to=1>(rows)
+    marks = Slice(attention_mask, first, {}, axis)
+    token_weights = Cast<to=1>(marks)
+}}
+"""
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def open_graph(request, tmp_path):
+    """Opens a graph, given as ONNX text, with an engine."""
+
+    def opened(text: str) -> Engine:
+        path = tmp_path / "graph.onnx"
+        onnx.save(onnx.parser.parse_model(text), path)
+        if request.param == "onnxruntime":
+            return ort.OrtEngine.open(path, {}, 1, is_int8=False)
+        openvino.save_model(openvino.convert_model(path), tmp_path / "graph.xml", compress_to_fp16=False)
+        return OpenVinoEngine.open(tmp_path / "graph.xml", {}, 1)
+
+    return opened
+
+
+def widths(engine: Engine, *heads: Head) -> list[int]:
+    batch = TokenBatch(np.full((2, 9), 5), np.ones((2, 9), np.int64))
+    raw = engine.run(batch, heads)
+    return [array.shape[1] for array in (raw.dense_vecs, raw.token_weights) if array is not None]
+
+
+def test_one_token_is_kept_when_dense_alone_is_asked_for(open_graph):
+    engine = open_graph(SHOWS_KEPT.format(", int64[1] kept_tokens", "kept_tokens", "kept_tokens"))
+    assert widths(engine, Head.DENSE) == [1]
+    assert widths(engine, Head.SPARSE) == [9]
+    assert widths(engine, Head.DENSE, Head.SPARSE) == [9, 9]
+    assert widths(engine, Head.DENSE) == [1]
+    engine.close()
+
+
+def test_a_graph_that_knows_no_kept_tokens(open_graph):
+    """Mean pooling needs every row; so does a bundle that an older exporter wrote."""
+    ends = "int64[1] kept_tokens = {1000}", "int64[1] all = {1000}"
+    engine = open_graph(SHOWS_KEPT.format("", "all", "all").replace(*ends))
+    assert widths(engine, Head.DENSE) == [9]
+    assert widths(engine, Head.DENSE, Head.SPARSE) == [9, 9]
     engine.close()
 
 
