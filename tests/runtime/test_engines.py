@@ -135,7 +135,7 @@ def batch_of(*lengths: int, vocabulary: int) -> TokenBatch:
 
 @pytest.fixture(params=VARIANTS)
 def engine_and_noise(request, bundle):
-    """Each variant's engine, and how far two ways to one result may differ: a step of INT8 may fall to the other side."""
+    """Each variant's engine, and how far two ways to one result may differ: an INT8 step may fall to the other side."""
     opened = select.open_engine(bundle, bundle.variant(request.param), 1)
     yield opened, 1e-6 if request.param == "onnx-fp32" else 2e-3
     opened.close()
