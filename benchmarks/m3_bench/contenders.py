@@ -14,6 +14,7 @@ from m3_bench.worker_process import Command, run_to_end
 from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.cpu import CpuInfo, cpu_info
+from m3_runtime.engines.select import unmet_needs
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _PYTHON = Path(sys.executable)
@@ -90,8 +91,10 @@ def _variant(contender: Contender, setup: Setup) -> Command:
     bundle = setup.strict if contender in NEEDS_STRICT else setup.balanced
     if bundle is None:
         raise BenchError(f"{contender} needs --strict BUNDLE")
-    name = bundle.variant(_VARIANT_OF[contender]).name
-    return Command(_PYTHON, "m3_bench.workers.ours", (str(bundle.folder), "--variant", name, *_threads(setup)))
+    variant = bundle.variant(_VARIANT_OF[contender])
+    if unmet := unmet_needs(variant):
+        raise NotApplicableError(f"{contender} needs {' and '.join(unmet)}, which this processor does not have")
+    return Command(_PYTHON, "m3_bench.workers.ours", (str(bundle.folder), "--variant", variant.name, *_threads(setup)))
 
 
 def _gemm(contender: Contender, cpu: CpuInfo, setup: Setup) -> Command:

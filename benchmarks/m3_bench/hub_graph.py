@@ -1,7 +1,8 @@
 """The graph that bge-m3-lite starts from, of any checkpoint: what BAAI's hub page has as `onnx/model.onnx`.
 
 That file is transformers' encoder through PyTorch's TorchScript exporter at opset 11, its output called
-`token_embeddings`. So is this one; bge-m3-lite's own tools do the rest. A program of its own, because it takes 7 GB:
+`token_embeddings`. So is this one; bge-m3-lite's own tools do the rest. A program of its own, because
+it takes several times the weights in memory:
 
     python -m m3_bench.hub_graph CHECKPOINT FOLDER
 """
