@@ -9,35 +9,56 @@ from m3_runtime.manifest import Parity
 
 @dataclass(frozen=True)
 class Budget:
-    """Lowest accepted parity of an INT8 variant, per head."""
+    """Lowest accepted parity of an INT8 variant, per head; the defaults are the budget `balanced`."""
 
-    dense_mean: float = 0.999
+    dense_mean: float = 0.9993
     dense_min: float = 0.998
-    colbert_p5: float = 0.993
-    sparse_jaccard: float = 0.97
+    colbert_p5: float = 0.996
+    sparse_jaccard: float = 0.98
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Read `dense_mean=0.9995,sparse_jaccard=0.98`; what is not named keeps its default.
+        """Read `strict`, or `dense_mean=0.9995,sparse_jaccard=0.98`, or a name and changes to it.
+
+        What is not named is as in `balanced`, or in the budget that is named first.
 
         Raises:
             RecipeError: an unknown name, or a value that is no number between -1 and 1.
 
         >>> Budget.parse("dense_min=0.997").dense_min
         0.997
+        >>> Budget.parse("strict,dense_min=0.999").to_text()
+        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99'
         """
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        base = cls()
+        if parts and "=" not in parts[0]:
+            base = _named(parts.pop(0))
         names = [f.name for f in fields(cls)]
         changes: dict[str, float] = {}
-        for part in filter(None, (p.strip() for p in text.split(","))):
+        for part in parts:
             name, _, value = part.partition("=")
             if name.strip() not in names:
                 raise RecipeError(f"the budget has no entry {name.strip()!r}; it has: {', '.join(names)}")
             changes[name.strip()] = _cosine(name, value)
-        return replace(cls(), **changes)
+        return replace(base, **changes)
 
     def to_text(self) -> str:
         """The form that `parse` reads."""
         return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+BUDGETS = {
+    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99),
+    "balanced": Budget(),
+    "fast": Budget(dense_mean=0.998, dense_min=0.994, colbert_p5=0.99, sparse_jaccard=0.96),
+}
+
+
+def _named(name: str) -> Budget:
+    if name not in BUDGETS:
+        raise RecipeError(f"no budget is called {name!r}; there are: {', '.join(BUDGETS)}, or NAME=VALUE,…")
+    return BUDGETS[name]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import m3_models
 from m3_export.errors import OverBudgetError
+from m3_export.recipe import Target
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.manifest import Pooling
 
@@ -36,7 +37,9 @@ examples:
   m3-export BAAI/bge-m3 bge-m3-cpu
   m3-export ./my-finetune/checkpoint-500 my-bundle --pooling cls
   m3-export mini-m3 mini-bundle --variants onnx-int8 --json > report.json
-  m3-export BAAI/bge-m3 strict --budget dense_min=0.999,sparse_jaccard=0.98
+  m3-export BAAI/bge-m3 strict-bundle --budget strict
+  m3-export BAAI/bge-m3 server-bundle --target vnni       made on a laptop, for a server
+  m3-export ./next-checkpoint next --plan bge-m3-cpu/plan.json   the same precisions again, without a search
   m3-export mini-m3 mini-checkpoint --checkpoint-only
   m3-export verify-golden bge-m3-cpu        compare with BGE-M3's published numbers
 
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     wish.add_argument("--heads", help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)")
     wish.add_argument("--recipe", type=Path, metavar="FILE", help="TOML with the same words; flags win over it")
     wish.add_argument("--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle")
+    wish.add_argument("--outliers", action="store_true", help=f"plant activation outliers; {m3_models.SYNTHETIC} only")
     wish.add_argument("--force", action="store_true", help="replace a bundle that is at OUT already")
     how = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls, normalised)")
     how.add_argument("--pooling", choices=[p.value for p in Pooling])
@@ -95,11 +99,24 @@ def _parser() -> argparse.ArgumentParser:
     accuracy = parser.add_argument_group("accuracy")
     accuracy.add_argument(
         "--budget",
-        metavar="NAME=VALUE,…",
-        help="lowest accepted parity; the default is dense_mean=0.999, dense_min=0.998, colbert_p5=0.993, "
-        "sparse_jaccard=0.97",
+        metavar="NAME|NAME=VALUE,…",
+        help="lowest accepted parity: strict, balanced (default: dense_mean=0.9993, dense_min=0.998, colbert_p5=0.996, "
+        "sparse_jaccard=0.98) or fast, figures of your own, or both: strict,dense_min=0.999",
     )
     accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
+    accuracy.add_argument(
+        "--calibration-texts", type=Path, metavar="FILE", help="what ranges are measured on: JSONL or lines"
+    )
+    accuracy.add_argument("--probe-texts", type=Path, metavar="FILE", help="what parity is measured on; other texts")
+    planning = parser.add_argument_group("planning (which projection runs in which precision)")
+    planning.add_argument(
+        "--plan", type=Path, metavar="FILE", help="follow a plan instead of searching: a bundle's plan.json"
+    )
+    planning.add_argument(
+        "--target",
+        choices=[t.value for t in Target],
+        help="processor to plan for: this machine's, with costs measured here (default), or one with VNNI or AMX",
+    )
     parser.add_argument(
         "--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)"
     )
@@ -109,9 +126,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> int:
-    _check_usage(args)
+    source = _source(args)
+    _check_usage(args, source)
     if args.checkpoint_only:
-        return _write_checkpoint(args)
+        return _write_checkpoint(args, source)
     _silence_libraries(quiet=args.quiet)
     from m3_export import report
     from m3_export.pipeline import export
@@ -119,7 +137,7 @@ def _export(args: argparse.Namespace) -> int:
 
     recipe = _recipe(args)
     progress = Progress(quiet=args.quiet)
-    done = export(args.source, args.out, recipe, force=args.force, revision=args.revision, progress=progress)
+    done = export(source, args.out, recipe, force=args.force, revision=args.revision, progress=progress)
     if args.json:
         sys.stdout.write(json.dumps(report.as_json(done), indent=2, ensure_ascii=False) + "\n")
     else:
@@ -127,22 +145,34 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _check_usage(args: argparse.Namespace) -> None:
-    if args.checkpoint_only and args.source not in m3_models.names():
-        raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {args.source!r}")
+def _source(args: argparse.Namespace) -> str:
+    """SOURCE, or with --outliers the hostile model in its place."""
+    if not args.outliers:
+        return str(args.source)
+    if args.source != m3_models.SYNTHETIC:
+        raise InputError(
+            f"--outliers plants outliers into {m3_models.SYNTHETIC} and nothing else, not into {args.source!r}; "
+            f"leave it out, or give {m3_models.SYNTHETIC} as SOURCE"
+        )
+    return m3_models.SYNTHETIC_OUTLIERS
+
+
+def _check_usage(args: argparse.Namespace, source: str) -> None:
+    if args.checkpoint_only and not m3_models.is_name(source):
+        raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {source!r}")
     if args.checkpoint_only and args.out.exists():
         raise InputError(f"{str(args.out)!r} exists; choose another folder for the checkpoint")
 
 
-def _write_checkpoint(args: argparse.Namespace) -> int:
+def _write_checkpoint(args: argparse.Namespace, source: str) -> int:
     from m3_export.progress import Progress
     from m3_export.source import write_named
 
-    write_named(args.source, args.out, Progress(quiet=args.quiet).say)
+    write_named(source, args.out, Progress(quiet=args.quiet).say)
     if args.json:
-        sys.stdout.write(json.dumps({"checkpoint": str(args.out), "source": args.source}) + "\n")
+        sys.stdout.write(json.dumps({"checkpoint": str(args.out), "source": source}) + "\n")
     else:
-        sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
+        sys.stdout.write(f"{args.out}: checkpoint {source} ({m3_models.describe(source)})\n")
     return EXIT_OK
 
 
@@ -166,6 +196,10 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         pooling=recipe.pooling if args.pooling is None else Pooling(args.pooling),
         normalize=recipe.normalize if args.normalize is None else args.normalize,
         allow_over_budget=recipe.allow_over_budget or args.allow_over_budget,
+        target=recipe.target if args.target is None else Target(args.target),
+        plan=args.plan or recipe.plan,
+        calibration_texts=args.calibration_texts or recipe.calibration_texts,
+        probe_texts=args.probe_texts or recipe.probe_texts,
     )
 
 

@@ -21,6 +21,15 @@ class VariantName(StrEnum):
     OPENVINO_INT8 = "openvino-int8"
 
 
+class Target(StrEnum):
+    """The processor that a bundle is planned for."""
+
+    HERE = "here"  # costs are measured on this machine
+    VNNI = (
+        "vnni"  # x86 with AVX-512 VNNI, AVX-VNNI or AMX: costs are known figures, static INT8 may have to be simulated
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's way where it says nothing)."""
@@ -31,6 +40,10 @@ class Recipe:
     normalize: bool | None = None
     budget: Budget = field(default_factory=Budget)
     allow_over_budget: bool = False
+    target: Target = Target.HERE
+    plan: Path | None = None
+    calibration_texts: Path | None = None
+    probe_texts: Path | None = None
 
     @classmethod
     def from_toml(cls, path: Path) -> "Recipe":
@@ -94,9 +107,19 @@ def _read(key: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise RecipeError(f"{key} must be true or false, got {value!r}")
         return value
+    if key == "target":
+        return _members(Target, [str(value)], "target")[0]
+    if key in ("plan", "calibration_texts", "probe_texts"):
+        if not isinstance(value, str):
+            raise RecipeError(f"{key} must be the path of a file, got {value!r}")
+        return Path(value)
     if key == "budget":
+        if isinstance(value, str):
+            return Budget.parse(value)
         if not isinstance(value, dict):
-            raise RecipeError(f"budget must be a table of numbers, [budget], got {value!r}")
+            raise RecipeError(f"budget must be a name or a table of numbers, [budget], got {value!r}")
         return Budget.parse(",".join(f"{name}={number}" for name, number in value.items()))
-    known = "variants, heads, pooling, normalize, allow_over_budget, [budget]"
+    known = (
+        "variants, heads, pooling, normalize, allow_over_budget, target, plan, calibration_texts, probe_texts, budget"
+    )
     raise RecipeError(f"unknown key {key!r}; a recipe has: {known}")

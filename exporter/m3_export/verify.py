@@ -1,7 +1,7 @@
 """Parity of a written variant, measured with the very runtime that users get."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,20 @@ from m3_export.parity import Outputs, colbert_parity, dense_parity, lowest_cosin
 from m3_runtime import M3Encoder
 from m3_runtime.batching import pad_batch
 from m3_runtime.bundle import Bundle
+from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import Engine, TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head, Manifest, Parity, Variant
+from m3_runtime.manifest import CpuFeature, Head, Manifest, Parity, Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
 Ids = NDArray[np.int32]
+
+# Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in float:
+# the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer to exact.
+SIMULATED = {"LP_TRANSFORMS_MODE": "NO"}
+SIMULATED_NOTE = (
+    "; static INT8 simulated in float, dynamic activations not rounded: this processor has no int8 dot product"
+)
 
 MAX_PROBE_TOKENS = 512  # probe texts are cut here, for the reference and the variants alike
 # Batch invariance is measured on probe texts cut to one of these lengths, so many of them together.
@@ -43,7 +51,9 @@ def measure(bundle: Bundle, variant: Variant, probe: Probe, threads: int) -> Par
     """
     info = bundle.manifest.tokenizer
     tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
-    engine = open_engine(bundle, variant, threads)
+    is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
+    run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
+    engine = open_engine(bundle, run, threads)
     with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
         outputs = _encode(encoder, probe.texts)
         company = lowest_cosine_in_company(engine, bundle.manifest, probe.ids)
@@ -52,7 +62,7 @@ def measure(bundle: Bundle, variant: Variant, probe: Probe, threads: int) -> Par
         texts=len(probe.texts),
         tokens=sum(len(row) for row in probe.ids),
         probe_sha256=probe.sha256,
-        measured_on=probe.measured_on,
+        measured_on=probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
         dense=dense_parity(probe.reference, outputs),
         sparse=sparse_parity(probe.reference, outputs),
         colbert=colbert_parity(probe.reference, outputs),

@@ -1,4 +1,4 @@
-"""ONNX Runtime INT8: signed int8 weights per column, uint8 activations per token.
+"""A precision plan as an ONNX Runtime graph: signed int8 weights per column, uint8 activations per token, or float.
 
 Per token (a scale for each row) because a scale for the whole tensor would make a text's vectors depend on its
 neighbours and on padding. Signed weights because ONNX Runtime sends unsigned x signed, and nothing else, to VNNI and
@@ -8,25 +8,20 @@ AMX. The zero point of the activations is one constant, so no correction term is
 * Gelu never goes below -0.17: zero point 16 leaves 239 of 255 steps to the positive side, nearly twice as fine.
 
 The row scale is multiplied back after the product; biases were moved into the fused operators that follow.
-
-The word embedding has a scale for every 32 values. One for a row is not enough for the special tokens: in e5-small the
-row of </s> has an element 46 times its mean, and </s> is in every text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from m3_export.passes.loud_neurons import LOUD
 from m3_export.passes.matching import MICROSOFT, add_initializer
-from m3_runtime.manifest import ProjectionPrecision
+from m3_export.plan.forms import GELU_MINIMUM, TINY, Form
+from m3_export.plan.plan import Kind, Projection
+from m3_export.quantize.embedding import quantize_groups, widest_group
 
-PRECISION = "int8 per column x uint8 per token"
-EMBEDDING_PRECISION = "int8 per group of {}"
-EMBEDDING_GROUPS = (32, 16, 8, 4, 2, 1)  # the largest that divides H
-GELU_MINIMUM = 0.17  # |min of x Φ(x)| = 0.16997
-TINY = 1e-12  # a row of zeros must not divide by zero
+WEIGHTS = {f"{weight}.weight": kind for kind in Kind for weight in kind.weights}
 
 
 @dataclass(frozen=True)
@@ -43,33 +38,52 @@ AFTER_GELU = RowQuantizer(zero_point=16, steps_above=239, smallest_scale=GELU_MI
 
 
 class QuantizeProjections(ir.passes.InPlacePass):
-    """Quantizes the six projections of every layer and the word embedding; heads stay float.
+    """Quantizes projections as their forms say, and the word embedding; what has no form stays float.
 
-    Runs on the graph that `passes.for_onnxruntime` made. `plan` lists what was quantized, in graph order.
+    Runs on the graph that `passes.for_onnxruntime` made.
     """
 
-    def __init__(self) -> None:
-        self.plan: list[ProjectionPrecision] = []
+    def __init__(self, forms: Mapping[Projection, Form]) -> None:
+        self._forms = forms
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See `onnx_ir.passes.InPlacePass`."""
         graph, rows = model.graph, _Rows(model.graph)
-        self.plan.clear()
+        modified = False
         for node in list(graph):
-            weight = node.inputs[1] if len(node.inputs) > 1 else None
-            name = weight.name or "" if weight is not None and weight.const_value is not None else ""
-            if node.op_type == "MatMul" and name.startswith("layers.") and LOUD not in name:
-                _quantize_matmul(graph, node, rows)
-                self.plan.append(ProjectionPrecision(_projection(name), PRECISION))
+            if node.op_type == "MatMul" and (found := _place(node)) is not None and found[0] in self._forms:
+                place, part = found
+                _quantize_matmul(graph, node, rows, _Part(place, self._forms[place], part))
+                modified = True
             elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == "words":
-                group = _quantize_embedding(graph, node)
-                self.plan.append(ProjectionPrecision("words", EMBEDDING_PRECISION.format(group)))
-        return ir.passes.PassResult(model, modified=bool(self.plan))
+                _quantize_embedding(graph, node)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
 
 
-def _projection(weight_name: str) -> str:
-    """`layers.3.ffn_out.weight` → `layer.3.ffn_out`."""
-    return weight_name.removesuffix(".weight").replace("layers.", "layer.", 1)
+def _place(node: ir.Node) -> tuple[Projection, int] | None:
+    """`layers.3.key.weight` → layer.3.qkv, and which of its weights it is."""
+    name = node.inputs[1].name if node.inputs[1] is not None else None
+    word, _, rest = (name or "").partition(".")
+    layer, _, weight = rest.partition(".")
+    if word != "layers" or not layer.isdecimal() or weight not in WEIGHTS:
+        return None
+    kind = WEIGHTS[weight]
+    return Projection(int(layer), kind), kind.weights.index(weight.removesuffix(".weight"))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One weight of a projection."""
+
+    place: Projection
+    form: Form
+    number: int
+
+    @property
+    def columns(self) -> slice:
+        width = self.form.values.shape[1] // len(self.place.kind.weights)
+        return slice(self.number * width, (self.number + 1) * width)
 
 
 class _Rows:
@@ -77,60 +91,86 @@ class _Rows:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._known: dict[ir.Value, tuple[ir.Value, ir.Value, RowQuantizer]] = {}
+        self._known: dict[tuple[ir.Value, Projection], tuple[ir.Value, ir.Value, RowQuantizer]] = {}
 
-    def of(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
+    def of(self, x: ir.Value, part: _Part, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
         """(B, T, K) float → (B, T, K) uint8, the (B, T, 1) scales, and how it was done."""
-        if x not in self._known:
-            producer = x.producer()
-            is_gelu = producer is not None and producer.op_type in ("BiasGelu", "Gelu")
-            quantizer = AFTER_GELU if is_gelu else BOTH_SIDES
-            self._known[x] = (*self._quantize(x, quantizer, before), quantizer)
-        return self._known[x]
+        key = (x, part.place)
+        if key not in self._known:
+            after_gelu = part.place.kind is Kind.FFN_OUT and part.form.smoothing is None
+            quantizer = AFTER_GELU if after_gelu else BOTH_SIDES
+            self._known[key] = (*self._quantize(x, quantizer, part, before), quantizer)
+        return self._known[key]
 
-    def _quantize(self, x: ir.Value, quantizer: RowQuantizer, before: ir.Node) -> tuple[ir.Value, ir.Value]:
-        graph, last_axis = self._graph, _shared(self._graph, "last_axis", np.array([-1], np.int64))
+    def _quantize(
+        self, x: ir.Value, quantizer: RowQuantizer, part: _Part, before: ir.Node
+    ) -> tuple[ir.Value, ir.Value]:
+        graph = self._graph
         nodes: list[ir.Node] = []
 
         def add(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
             nodes.append(ir.node(op_type, inputs=list(inputs), attributes=attributes))
             return nodes[-1].outputs[0]
 
+        if (factors := _factors(part.form)) is not None:
+            x = add("Mul", x, add_initializer(graph, f"{part.place}.factors", factors))
         reach = x if quantizer is AFTER_GELU else add("Abs", x)
-        largest = add("ReduceMax", reach, last_axis, keepdims=1)
+        largest = add("ReduceMax", reach, _shared(graph, "last_axis", np.array([-1], np.int64)), keepdims=1)
         steps = _shared(graph, f"one_over_{quantizer.steps_above}", np.float32(1 / quantizer.steps_above))
         floor = _shared(graph, f"smallest_scale_{quantizer.zero_point}", np.float32(quantizer.smallest_scale))
         scale = add("Max", add("Mul", largest, steps), floor)
-        one = _shared(graph, "one", np.float32(1.0))
+        # as a table of rows QuantizeLinear takes a scale for each, and no pass over the activation is needed to divide
+        width = part.form.values.shape[0]
+        table = add("Reshape", x, _shared(graph, f"rows_of_{width}", np.array([-1, width], np.int64)))
+        scales = add("Reshape", scale, _shared(graph, "flat", np.array([-1], np.int64)))
         zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
-        rows = add("QuantizeLinear", add("Mul", x, add("Reciprocal", scale)), one, zero_point)
+        zero_points = add("Expand", zero_point, add("Shape", scales))
+        quantized = add("QuantizeLinear", table, scales, zero_points, axis=0)
+        rows = add("Reshape", quantized, add("Shape", x))
         graph.insert_before(before, nodes)
         return rows, scale
 
 
-def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows) -> None:
+def _factors(form: Form) -> np.ndarray | None:
+    """(K,) what channels are multiplied with before their range is taken; None if that is 1 everywhere."""
+    factors = np.ones(form.values.shape[0], np.float32) if form.smoothing is None else 1 / form.smoothing.numpy()
+    factors[list(form.apart)] = 0
+    return None if (factors == 1).all() else factors
+
+
+def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows, part: _Part) -> None:
     x, weight = node.inputs
-    assert x is not None and weight is not None and weight.const_value is not None
-    rows, scale, quantizer = known_rows.of(x, node)
-    values, column_scales = quantize_columns(weight.const_value.numpy())
-    quantized = add_initializer(graph, f"{weight.name}.int8", values)
-    scales = add_initializer(graph, f"{weight.name}.scale", column_scales)
+    assert x is not None and weight is not None
+    rows, scale, quantizer = known_rows.of(x, part, node)
+    form, columns = part.form, part.columns
+    quantized = add_initializer(graph, f"{weight.name}.int8", np.ascontiguousarray(form.values[:, columns].numpy()))
+    scales = add_initializer(graph, f"{weight.name}.scale", form.scales[columns].numpy())
     one = _shared(graph, "one", np.float32(1.0))
     zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
     product = ir.node(
         "MatMulIntegerToFloat", inputs=[rows, quantized, one, scales, zero_point], domain=MICROSOFT, name=node.name
     )
-    scaled = ir.node("Mul", inputs=[product.outputs[0], scale])
-    _put_instead(graph, node, [product, scaled])
+    nodes = [product, ir.node("Mul", inputs=[product.outputs[0], scale])]
+    if form.apart:
+        nodes += _apart(graph, x, part, nodes[-1].outputs[0])
+    _put_instead(graph, node, nodes)
 
 
-def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> int:
-    """Returns the group size."""
+def _apart(graph: ir.Graph, x: ir.Value, part: _Part, product: ir.Value) -> list[ir.Node]:
+    """The outlier channels' share of the product, in float, and the sum of both."""
+    name, weight = f"{part.place}.apart", part.form.apart_weight[:, part.columns].numpy()
+    which = _shared(graph, f"{name}.channels", np.array(part.form.apart, np.int64))
+    channels = ir.node("Gather", inputs=[x, which], attributes={"axis": -1})
+    thin_weight = add_initializer(graph, f"{name}.{part.number}.weight", np.ascontiguousarray(weight))
+    thin = ir.node("MatMul", inputs=[channels.outputs[0], thin_weight])
+    return [channels, thin, ir.node("Add", inputs=[product, thin.outputs[0]])]
+
+
+def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     words, ids = node.inputs
     assert words is not None and ids is not None and words.const_value is not None
     table = words.const_value.numpy()
-    group = next(size for size in EMBEDDING_GROUPS if table.shape[1] % size == 0)
-    values, group_scales = quantize_groups(table, group)
+    values, group_scales = quantize_groups(table, widest_group(table.shape[1]))
     quantized = add_initializer(graph, "words.int8", values)
     scales = add_initializer(graph, "words.scale", group_scales)
     shape = add_initializer(graph, "words.shape", np.array([0, 0, table.shape[1]], np.int64))
@@ -141,29 +181,6 @@ def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> int:
     product = ir.node("Mul", inputs=[cast.outputs[0] for cast in casts])
     joined = ir.node("Reshape", inputs=[product.outputs[0], shape])
     _put_instead(graph, node, [rows, row_scales, *casts, product, joined])
-    return group
-
-
-def quantize_groups(table: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(V, H) float → (V, H/group, group) int8 and (V, H/group, 1) float16 scales with table ≈ values * scales.
-
-    Scales are rounded up to float16 first and values then fitted to them, so the rounding costs next to nothing.
-    """
-    grouped = table.reshape(len(table), -1, group)
-    exact = np.abs(grouped).max(axis=-1, keepdims=True) / 127.0
-    smallest = np.finfo(np.float16).smallest_normal
-    scales = np.maximum(exact * (1 + 2.0**-10), smallest).astype(np.float16)
-    return np.rint(grouped / scales.astype(np.float32)).clip(-127, 127).astype(np.int8), scales
-
-
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K, N) float → (K, N) int8 in -127…127 and (N,) scales with weight ≈ values * scales.
-
-    >>> quantize_columns(np.array([[1.0, 0.0], [-2.54, 0.0]], np.float32))[0].tolist()
-    [[50, 0], [-127, 0]]
-    """
-    scales = np.maximum(np.abs(weight).max(axis=0) / 127.0, TINY).astype(np.float32)
-    return np.rint(weight / scales).astype(np.int8), scales
 
 
 def _put_instead(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:

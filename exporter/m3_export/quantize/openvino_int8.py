@@ -1,57 +1,63 @@
-"""OpenVINO INT8: signed int8 weights per column, activations quantized on the fly in groups.
+"""A precision plan as an OpenVINO model: static, dynamic and float projections side by side.
 
-Groups of 128 keep an outlier channel from coarsening a whole row, and the weights stay compressed (and mapped from
-disk) in memory, the word embedding included. In an earlier trial (e5-small weights, 240 texts in three languages, not
-the probe texts) the dense cosine was 0.9996 on average, 0.9991 with one group per row, 0.9985 fully static; a static
-model would also unfold the embedding to float.
+    static    each channel scaled and moved to 0…255, FakeQuantize, int8 weights: OpenVINO does the three in one pass, or in
+              the operator that makes the activation, and multiplies u8 x s8. Smoothing and zero points are in the scaling
+              and cost nothing. (A FakeQuantize with ranges by channel would say the same, but not on the last of three axes.)
+    dynamic   int8 weights alone: the compile property DYNAMIC_QUANTIZATION_GROUP_SIZE has OpenVINO quantize the activation
+              in groups while it runs, where the processor can multiply int8; elsewhere it computes in float.
+    float     left as it is.
+
+The word embedding is looked up in int8 and then scaled. Scaled before, it would be a constant that OpenVINO unfolds to
+float at load as soon as a model has a FakeQuantize: 1 GB for BGE-M3.
 """
 
-import contextlib
-import io
-import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from m3_export.passes.loud_neurons import LOUD
+from m3_export.plan.forms import LEVELS, Form
+from m3_export.plan.plan import Kind, Plan, Precision, Projection
+from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_runtime.engines.no_telemetry import without_telemetry
-from m3_runtime.manifest import ProjectionPrecision
 
-PRECISION = "int8 per column x int8 per group of 128"
-EMBEDDING_PRECISION = "int8 per row"
-# They belong to the variant: with other values it is another computation than the one that was verified.
-PROPERTIES = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
-# Left in float: 0.3 % of the work and 2 % of the bytes, and users see what the heads write.
-FLOAT_NODES = ("gather.positions", "sparse", "colbert")
+WEIGHTS = {weight: kind for kind in Kind for weight in kind.weights}
+PROJECTION = re.compile(rf"layers\.(\d+)\.({'|'.join(WEIGHTS)})")
+WORDS = "gather.words"
 
 
-def write_openvino_int8(graph: Path, target: Path) -> tuple[ProjectionPrecision, ...]:
-    """Convert a graph saved after `name_weighted_nodes`, compress it and write `target` (.xml, its .bin beside it).
+def properties(plan: Plan) -> dict[str, str]:
+    """The compile properties of a plan: with others it is another computation than the one that was verified."""
+    return {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(plan.group)}
 
-    Returns:
-        The precision plan, in graph order.
+
+def write_openvino_int8(graph: Path, target: Path, forms: Mapping[Projection, Form]) -> None:
+    """Convert a graph saved after `name_weighted_nodes` and write `target` (.xml, its .bin beside it).
+
+    Args:
+        graph: the float graph, its biases shifted.
+        target: the .xml file.
+        forms: of the projections that are not float.
     """
     with without_telemetry():
-        import nncf
         import openvino as ov
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level turns down everybody's handlers
     model = ov.convert_model(graph)
-    with contextlib.redirect_stdout(io.StringIO()):  # nncf prints its tables where our report goes
-        compressed = nncf.compress_weights(
-            model,
-            mode=nncf.CompressWeightsMode.INT8_SYM,
-            ignored_scope=nncf.IgnoredScope(
-                names=list(FLOAT_NODES), patterns=[f".*{re.escape(LOUD)}.*"], validate=False
-            ),
-        )
-    _name_by_position(compressed)
+    writer = _Writer(forms)
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() == "MatMul" and (match := PROJECTION.fullmatch(name)):
+            writer.quantize(node, Projection(int(match[1]), WEIGHTS[match[2]]), match[2])
+        elif node.get_type_name() == "Gather" and name == WORDS:
+            _quantize_embedding(node)
+    model.validate_nodes_and_infer_types()
+    _name_by_position(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     # OpenVINO would round what is left in float to fp16 by default
-    ov.save_model(compressed, target, compress_to_fp16=False)
-    return _plan(compressed)
+    ov.save_model(model, target, compress_to_fp16=False)
 
 
 def name_weighted_nodes(model: ir.Model) -> ir.Model:
@@ -66,31 +72,95 @@ def name_weighted_nodes(model: ir.Model) -> ir.Model:
     return named
 
 
+class _Writer:
+    """Puts forms in the place of float products; query, key and value share what they read."""
+
+    def __init__(self, forms: Mapping[Projection, Form]) -> None:
+        self._forms = forms
+        self._read: dict[tuple[Any, Projection], Any] = {}
+
+    def quantize(self, node: Any, place: Projection, weight: str) -> None:
+        """Rewrite one MatMul, unless its projection is float."""
+        from openvino import opset13 as op
+
+        form = self._forms.get(place)
+        if form is None:
+            return
+        source = node.input_value(0)
+        columns = _columns_of(form, place.kind.weights.index(weight), len(place.kind.weights))
+        key = (source.get_node().get_friendly_name(), source.get_index(), place)
+        if key not in self._read:
+            self._read[key] = _reading(source, form)
+        product = op.matmul(self._read[key], _weight(form, columns), False, True)
+        product.set_friendly_name(node.get_friendly_name())
+        node.set_friendly_name(f"{node.get_friendly_name()}.float")
+        result = product if not form.apart else _with_apart(product, source, form, columns)
+        node.output(0).replace(result.output(0))
+
+
+def _columns_of(form: Form, part: int, parts: int) -> slice:
+    width = form.values.shape[1] // parts
+    return slice(part * width, (part + 1) * width)
+
+
+def _reading(source: Any, form: Form) -> Any:
+    """What the int8 product reads."""
+    from openvino import opset13 as op
+
+    if form.precision is Precision.STATIC:
+        factors, offsets = 1 / form.step.numpy(), -(form.low / form.step).numpy()
+        steps = op.add(op.multiply(source, op.constant(factors[None, None])), op.constant(offsets[None, None]))
+        bounds = [op.constant(np.float32(bound)) for bound in (0, LEVELS, 0, LEVELS * _unit(form))]
+        return op.fake_quantize(steps, *bounds, LEVELS + 1)
+    factors = np.ones(form.values.shape[0], np.float32) if form.smoothing is None else 1 / form.smoothing.numpy()
+    factors[list(form.apart)] = 0
+    if (factors == 1).all():
+        return source
+    return op.multiply(source, op.constant(factors[None, None]))
+
+
+def _unit(form: Form) -> float:
+    """What one of the 255 steps is worth behind a FakeQuantize: any value is right, a middling one keeps magnitudes."""
+    return float(form.step.log().mean().exp())
+
+
+def _weight(form: Form, columns: slice) -> Any:
+    """(N, K) int8, each row times its scale: the layout that OpenVINO multiplies without transposing a copy at load."""
+    from openvino import opset13 as op
+
+    scales = form.scales[columns].numpy()
+    if form.precision is Precision.STATIC:
+        scales = scales / np.float32(_unit(form))
+    values = np.ascontiguousarray(form.values[:, columns].numpy().T)
+    return op.multiply(op.convert(op.constant(values), np.float32), op.constant(scales[:, None].astype(np.float32)))
+
+
+def _with_apart(product: Any, source: Any, form: Form, columns: slice) -> Any:
+    """The product plus that of the outlier channels, in float."""
+    from openvino import opset13 as op
+
+    channels = op.gather(source, op.constant(np.array(form.apart, np.int64)), op.constant(np.int64(2)))
+    thin = op.matmul(channels, op.constant(np.ascontiguousarray(form.apart_weight[:, columns].numpy())), False, False)
+    return op.add(product, thin)
+
+
+def _quantize_embedding(node: Any) -> None:
+    """Rows and their scales are looked up, then multiplied."""
+    from openvino import opset13 as op
+
+    table = node.input_value(0).get_node().get_data()
+    group = widest_group(table.shape[1])
+    values, scales = quantize_groups(table, group)
+    ids, axis = node.input_value(1), op.constant(np.int64(0))
+    rows = op.convert(op.gather(op.constant(values), ids, axis), np.float32)
+    row_scales = op.convert(op.gather(op.constant(scales), ids, axis), np.float32)
+    shape = op.constant(np.array([0, 0, table.shape[1]], np.int64))
+    joined = op.reshape(op.multiply(rows, row_scales), shape, True)
+    node.output(0).replace(joined.output(0))
+
+
 def _name_by_position(model: Any) -> None:
     """OpenVINO names nodes by a counter of the process; name them by their place, so that bytes repeat."""
     for place, node in enumerate(model.get_ordered_ops()):
         if re.fullmatch(r"[A-Za-z]+_\d+(/.*)?", node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}.{place}")
-
-
-def _plan(model: Any) -> tuple[ProjectionPrecision, ...]:
-    """Read from the finished model what is compressed, rather than from what was asked for."""
-    plan = []
-    for node in model.get_ordered_ops():
-        place = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
-        name = node.get_friendly_name()
-        if place is None or not name.startswith(("layers.", "gather.words")) or LOUD in name:
-            continue
-        weight = node.input(place).get_source_output().get_node()
-        kind = EMBEDDING_PRECISION if name == "gather.words" else PRECISION
-        is_int8 = weight.get_type_name() != "Constant" and _constant_type(weight) == "i8"
-        projection = name.replace("layers.", "layer.", 1).removeprefix("gather.")
-        plan.append(ProjectionPrecision(projection, kind if is_int8 else "fp32"))
-    return tuple(plan)
-
-
-def _constant_type(node: Any) -> str:
-    """Element type of the constant that a chain of conversions and scalings starts from."""
-    while node.get_type_name() != "Constant":
-        node = node.input(0).get_source_output().get_node()
-    return str(node.get_element_type().get_type_name())

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from m3_export.errors import RecipeError
 
@@ -16,6 +19,74 @@ class Text:
     lang: str
     kind: str
     text: str
+
+
+@dataclass(frozen=True)
+class ChosenTexts:
+    """The texts of an export, and what a user should know about them."""
+
+    calibration: tuple[Text, ...]
+    probe: tuple[Text, ...]
+    warnings: tuple[str, ...]
+
+
+def chosen_texts(calibration: Path | None, probe: Path | None) -> ChosenTexts:
+    """The user's texts where a file is given, ours where not.
+
+    Raises:
+        RecipeError: a file cannot be read or has no texts, or a probe text is a calibration text too.
+    """
+    ranges = calibration_texts() if calibration is None else read_texts(calibration, "calibration texts")
+    held_out = _read("probe.jsonl") if probe is None else read_texts(probe, "probe texts")
+    check_disjoint(ranges, held_out)
+    languages = {text.lang for text in ranges}
+    warnings = []
+    if calibration is not None and len(languages) < 2:
+        warnings.append(
+            f"all {len(ranges)} calibration texts are in one language or script ({languages.pop()}): ranges measured on "
+            "them may be too narrow for other languages; add some texts of each language that will be encoded"
+        )
+    return ChosenTexts(ranges, held_out, tuple(warnings))
+
+
+def read_texts(path: Path, what: str) -> tuple[Text, ...]:
+    """Texts of a file: JSONL with "text" and, if known, "lang"; any other ending: a text a line.
+
+    Raises:
+        RecipeError: the file cannot be read, a line is not what it must be, or there is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what} {path}: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    texts = tuple(_text(path, number, line, what) for number, line in numbered)
+    if not texts:
+        raise RecipeError(f'{what} {path}: there is no text in it; expected a text a line, or JSONL with a key "text"')
+    return texts
+
+
+def _text(path: Path, number: int, line: str, what: str) -> Text:
+    if path.suffix != ".jsonl":
+        return Text(str(number), script_of(line), "given", line)
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"{what} {path}, line {number}: not JSON ({error})") from error
+    text = content.get("text") if isinstance(content, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise RecipeError(f'{what} {path}, line {number}: expected an object with a "text" that is not empty')
+    return Text(str(number), str(content.get("lang") or script_of(text)), "given", text)
+
+
+def script_of(text: str) -> str:
+    """The script of most letters: what can be known of a language without a model of it.
+
+    >>> script_of("Grüß Gott"), script_of("你好, BM25"), script_of("42")
+    ('latin', 'cjk', 'none')
+    """
+    names = Counter(unicodedata.name(letter, "none").split(" ")[0].lower() for letter in text if letter.isalpha())
+    return names.most_common(1)[0][0] if names else "none"
 
 
 def calibration_texts() -> tuple[Text, ...]:

@@ -1,0 +1,180 @@
+"""What a choice makes of one projection: the integers and vectors that engines multiply, and the same in PyTorch floats.
+
+The writers of both engines and the planner's simulation read the same forms, so that what is simulated is what is written.
+Letters: K inputs and N outputs of the projection, R rows (tokens).
+
+    static    q = round((x - low) / step), 0…255                 y = q Ŵ + shift            low, step: (K,), from calibration
+    dynamic   z = x / smoothing;  q = round(z / range(z))        y = q·range(z) Ŵ + shift   range: per token, or of its groups
+    apart     outlier channels are left out of both and multiplied in float
+
+SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static form it is part of
+the range of each channel and costs nothing. So does the zero point: it is part of the shift, which the projection's bias
+takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019), whatever its cause.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from m3_export.plan.plan import Choice, Precision
+
+LEVELS = 255  # steps of an unsigned byte
+LARGEST = 127  # of a signed one; -128 is not used
+TINY = 1e-12
+GELU_MINIMUM = 0.17  # |min of x Φ(x)| = 0.16997
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What calibration heard at the input of a projection, in the form in which the INT8 graph gives it.
+
+    Attributes:
+        lowest: (K,) of each channel, over all tokens.
+        highest: (K,) of each channel.
+        rows: (R, K) some of the tokens.
+        after_gelu: the input is what GELU gives: never below -0.17.
+    """
+
+    lowest: torch.Tensor
+    highest: torch.Tensor
+    rows: torch.Tensor
+    after_gelu: bool
+
+
+@dataclass(frozen=True)
+class Form:
+    """One projection as it is multiplied; the product x Ŵ + shift is without the projection's bias.
+
+    Attributes:
+        precision: static or dynamic.
+        values: (K, N) int8, the weight; zero rows where channels are apart.
+        scales: (N,) of each column: Ŵ = values · scales.
+        shift: (N,) to be added to the bias.
+        low: (K,) static: the value that becomes 0; the channel's zero point.
+        step: (K,) static: what one of the 255 steps is worth in each channel.
+        smoothing: (K,) dynamic: what channels are divided by; None where that is 1 everywhere.
+        apart: channels multiplied in float, ascending.
+        apart_weight: (A, N) float32, their rows of the weight.
+    """
+
+    precision: Precision
+    values: torch.Tensor
+    scales: torch.Tensor
+    shift: torch.Tensor
+    low: torch.Tensor
+    step: torch.Tensor
+    smoothing: torch.Tensor | None
+    apart: tuple[int, ...]
+    apart_weight: torch.Tensor
+
+
+def form_of(choice: Choice, heard: Heard, weight: torch.Tensor, group: int) -> Form:
+    """The form of a projection whose choice is static or dynamic.
+
+    Args:
+        choice: not float.
+        heard: its input.
+        weight: (K, N) float32.
+        group: channels that share a dynamic range; 0 is all of a token.
+    """
+    apart = loudest_channels(heard, choice.columns_apart)
+    rest = weight.clone() if apart else weight
+    rest[list(apart)] = 0
+    divisor = smoothing_of(heard, rest, choice.smoothing)
+    if choice.precision is Precision.STATIC:
+        low, step = static_ranges(heard, divisor, choice.clip, apart)
+        values, scales = int8_columns(rest * step[:, None])
+        divisor = None
+    else:
+        low = step = torch.zeros(0)
+        values, scales = int8_columns(rest if divisor is None else rest * divisor[:, None])
+    rough = Form(
+        precision=choice.precision,
+        values=values,
+        scales=scales,
+        shift=torch.zeros(weight.shape[1]),
+        low=low,
+        step=step,
+        smoothing=divisor,
+        apart=apart,
+        apart_weight=weight[list(apart)],
+    )
+    exact = (heard.rows.mean(0, dtype=torch.float64) @ weight.double()).float()
+    return replace(rough, shift=exact - rendered(rough, group, after_gelu=heard.after_gelu)(heard.rows).mean(0))
+
+
+def rendered(form: Form, group: int, *, after_gelu: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the form computes: a function (…, K) → (…, N) in floats that hold integers, so it is exact."""
+    weight, apart = form.values.float() * form.scales, list(form.apart)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        thin = x[..., apart] @ form.apart_weight if apart else 0.0
+        if apart:
+            x = x.clone()
+            x[..., apart] = 0
+        if form.precision is Precision.STATIC:
+            read = torch.clamp(torch.round((x - form.low) / form.step), 0, LEVELS)
+        else:
+            smooth = x if form.smoothing is None else x / form.smoothing
+            read = dynamic_rounding(smooth, group, after_gelu=after_gelu and form.smoothing is None)
+        return read @ weight + form.shift + thin
+
+    return multiply
+
+
+def dynamic_rounding(x: torch.Tensor, group: int, *, after_gelu: bool) -> torch.Tensor:
+    """X (…, K) as dynamic ranges render it: int8 per group on OpenVINO, uint8 per token (group 0) on ONNX Runtime."""
+    if group:
+        grouped = x.unflatten(-1, (-1, group)) if x.shape[-1] % group == 0 else x[..., None, :]
+        scale = (grouped.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)
+        return (torch.round(grouped / scale).clamp(-LARGEST - 1, LARGEST) * scale).reshape(x.shape)
+    if after_gelu:  # zero point 16: 239 of 255 steps are positive
+        scale = (x.amax(-1, keepdim=True) / 239).clamp(min=GELU_MINIMUM / 16)
+        return torch.round(x / scale).clamp(-16, 239) * scale
+    scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)
+    return torch.round(x / scale).clamp(-128, LARGEST) * scale
+
+
+def smoothing_of(heard: Heard, weight: torch.Tensor, strength: float) -> torch.Tensor | None:
+    """SmoothQuant's divisor of each channel, (K,), geometric mean 1; None for strength 0."""
+    if strength == 0:
+        return None
+    loudness = torch.maximum(heard.highest.abs(), heard.lowest.abs()).clamp(min=1e-5)
+    weights = weight.abs().amax(dim=1).clamp(min=1e-5)
+    divisor = loudness**strength / weights ** (1 - strength)
+    return (divisor / divisor.log().mean().exp()).clamp(min=1e-4, max=1e4)
+
+
+def static_ranges(
+    heard: Heard, divisor: torch.Tensor | None, clip: float, apart: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero point and step of each channel, (K,) both: every step is the same in the smoothed space.
+
+    Clipping shortens the range around the channel's middle; after GELU at its upper end only, since most values lie at the
+    lower one.
+    """
+    ones = torch.ones_like(heard.lowest) if divisor is None else divisor
+    used = (heard.highest > heard.lowest).float()  # a silent channel has no say
+    used[list(apart)] = 0
+    if heard.after_gelu:
+        low = torch.full_like(ones, -GELU_MINIMUM)
+        length = ((heard.highest - low) / ones * used).amax() * clip * ones
+    else:
+        middle = (heard.highest + heard.lowest) / 2
+        length = ((heard.highest - heard.lowest) / ones * used).amax() * clip * ones
+        low = middle - length / 2
+    return low, (length / LEVELS).clamp(min=TINY)
+
+
+def loudest_channels(heard: Heard, count: int) -> tuple[int, ...]:
+    """The channels of the longest ranges, ascending."""
+    if count == 0:
+        return ()
+    return tuple(sorted(torch.topk(torch.maximum(heard.highest, -heard.lowest), count).indices.tolist()))
+
+
+def int8_columns(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K, N) float → (K, N) int8 in -127…127 and (N,) scales with weight ≈ values · scales."""
+    scales = (weight.abs().amax(dim=0) / LARGEST).clamp(min=TINY)
+    return torch.round(weight / scales).to(torch.int8), scales
