@@ -120,8 +120,8 @@ def over_budget_message(settled: Sequence[Settled]) -> str:
         if len(found.reached) > 1:
             lines.append(f"    best of {len(found.reached)} plans: {_best(found.reached)}")
     lines.append(
-        "Leave the variant out (--variants), set another --budget (INT8 only; FP32 is held to arithmetic noise), or keep "
-        "it with --allow-over-budget"
+        "Leave the variant out (--variants), set another --budget (INT8 only; FP32 is held to arithmetic noise), or "
+        "keep it with --allow-over-budget"
     )
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m3_export import passes
 from m3_export.calibration import Statistics
-from m3_export.passes.shift_biases import ShiftBiases
+from m3_export.passes.shift_biases import Floats, ShiftBiases
 from m3_export.plan.forms import Form
 from m3_export.plan.plan import Plan, Precision, Projection
 from m3_export.quantize.embedding import widest_group
@@ -48,7 +48,7 @@ class Graphs:
         return passes.for_onnxruntime(self.portable)
 
     def for_int8(self, statistics: Statistics, forms: Mapping[Projection, Form]) -> ir.Model:
-        """What a writer starts from: the same function, its activations easier to quantize, its biases for the forms."""
+        """What a writer starts from: the same function, activations easier to quantize, biases for the forms."""
         model = passes.for_int8(self.portable, statistics.means, statistics.loud_neurons)
         return ShiftBiases(_shifts(forms))(model).model
 
@@ -102,7 +102,7 @@ def _words(portable: ir.Model) -> ProjectionPrecision:
     return ProjectionPrecision("words", f"int8 per group of {widest_group(int(shape[1]))}")
 
 
-def _shifts(forms: Mapping[Projection, Form]) -> dict[str, "passes.Floats"]:
+def _shifts(forms: Mapping[Projection, Form]) -> dict[str, Floats]:
     shifts = {}
     for place, form in forms.items():
         names = place.kind.weights

@@ -18,8 +18,9 @@ from m3_runtime.tokenizer import M3Tokenizer
 
 Ids = NDArray[np.int32]
 
-# Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in float:
-# the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer to exact.
+# Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in
+# float: the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer
+# to exact.
 SIMULATED = {"LP_TRANSFORMS_MODE": "NO"}
 SIMULATED_NOTE = (
     "; static INT8 simulated in float, dynamic activations not rounded: this processor has no int8 dot product"
@@ -68,6 +69,7 @@ def measure(bundle: Bundle, variant: Variant, probe: Probe, threads: int) -> Par
         colbert=colbert_parity(probe.reference, outputs),
         batch_invariance_min=company,
         padded_dense_min=padded,
+        is_simulated=is_simulated,
     )
 
 

@@ -7,6 +7,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from m3_runtime.engines.ort import session_config
+
 
 def graph_of(text: str, **initializers: np.ndarray) -> ir.Model:
     """A model from ONNX text (the inside of a graph) with shapes inferred; initializers are given as arrays."""
@@ -28,6 +30,15 @@ def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
     return session.run(None, inputs)
+
+
+def run_int8(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
+    """Run as our engine does: where int8 products would saturate, ONNX Runtime's optimiser picks others."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for key, value in session_config({}, is_int8=True).items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options).run(None, inputs)
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

@@ -17,6 +17,7 @@ from m3_export.pooling import PoolingChoice
 from m3_export.reference import reference_outputs
 from m3_export.trace import trace
 from m3_runtime.engines import KEPT_TOKENS
+from m3_runtime.engines.ort import session_config
 from m3_runtime.manifest import Geometry, Head, Pooling
 
 UNUSED = (0, 1, 2, 3)
@@ -69,6 +70,8 @@ def session_of(model: ir.Model, folder) -> ort.InferenceSession:
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    for key, value in session_config({}, is_int8=True).items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(folder / "model.onnx", options)
 
 

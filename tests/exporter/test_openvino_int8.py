@@ -1,81 +1,108 @@
-"""INT8 for OpenVINO: what is compressed, what stays float, and that the bytes repeat."""
+"""INT8 for OpenVINO: what each precision becomes, what stays float, and that the bytes repeat.
+
+Static products are computed in float here (`SIMULATED`): the same integers, on every processor.
+"""
 
 import hashlib
 import re
 
+import numpy as np
 import onnx_ir as ir
 import openvino as ov
 import pytest
+import torch
 from test_graph import UNUSED, checkpoint_of, padded, texts_of
 
 from m3_export import passes
 from m3_export.model import M3Model
-from m3_export.quantize.openvino_int8 import PRECISION, name_weighted_nodes, write_openvino_int8
+from m3_export.plan.forms import Heard, form_of
+from m3_export.plan.plan import Choice, Kind, Precision, Projection, projections
+from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
 from m3_export.trace import trace
+from m3_export.verify import SIMULATED
+
+CHOICES = {
+    Kind.QKV: Choice(Precision.STATIC, smoothing=0.5),
+    Kind.ATTENTION_OUT: Choice(Precision.DYNAMIC, columns_apart=4),
+    Kind.FFN_IN: Choice(Precision.DYNAMIC, smoothing=0.5),
+    Kind.FFN_OUT: Choice(Precision.STATIC, clip=0.8),
+}
+SPARED = Projection(1, Kind.FFN_IN)
 
 
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory):
-    """A traced graph on disk, its nodes named by their weights."""
+    """A traced graph on disk, its nodes named by their weights, and its model."""
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    model = name_weighted_nodes(passes.portable(trace(M3Model(checkpoint_of(), UNUSED))))
-    ir.save(model, path, external_data="portable.onnx.data")
-    return path
+    model = M3Model(checkpoint_of(), UNUSED)
+    ir.save(name_weighted_nodes(passes.portable(trace(model))), path, external_data="portable.onnx.data")
+    return path, model
 
 
 @pytest.fixture(scope="module")
-def written(portable, tmp_path_factory):
-    """The compressed model and its plan."""
-    target = tmp_path_factory.mktemp("openvino") / "model_int8.xml"
-    return target, write_openvino_int8(portable, target)
-
-
-def test_the_plan_names_every_projection_and_the_embedding(written):
-    _, plan = written
-    kinds = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
-    assert {line.projection for line in plan} == {"words", *(f"layer.{i}.{k}" for i in range(2) for k in kinds)}
-    assert {line.precision for line in plan if line.projection != "words"} == {PRECISION}
-
-
-def constants(path) -> dict[str, str]:
-    """Element types of all weights, by the name of the node that reads them first."""
-    model = ov.Core().read_model(path)
+def forms(portable):
+    """Forms of all projections but one, on noise with two loud channels."""
+    _, model = portable
     found = {}
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Constant" and len(node.shape) == 2 and min(node.shape) > 1:
-            found[node.get_friendly_name()] = node.get_element_type().get_type_name()
+    for place in projections(2):
+        weight = torch.cat([getattr(model.layers[place.layer], name).weight for name in place.kind.weights], dim=1)
+        rows = torch.from_numpy(np.random.default_rng(0).normal(size=(60, len(weight))).astype(np.float32))
+        rows[:, :2] *= 5
+        if place.kind is Kind.FFN_OUT:
+            rows = torch.nn.functional.gelu(rows)
+        heard = Heard(rows.amin(0), rows.amax(0), rows, place.kind is Kind.FFN_OUT)
+        found[place] = form_of(CHOICES[place.kind], heard, weight, 32)
+    del found[SPARED]
     return found
 
 
-def test_weights_lie_compressed_on_disk_and_heads_in_float(written):
-    target, _ = written
-    types = constants(target)
-    assert sum(kind == "i8" for kind in types.values()) == 13  # six in each of two layers, and the embedding
-    assert sum(kind == "f32" for kind in types.values()) == 2  # positions and the ColBERT head
+@pytest.fixture(scope="module")
+def written(portable, forms, tmp_path_factory):
+    target = tmp_path_factory.mktemp("openvino") / "model_int8.xml"
+    write_openvino_int8(portable[0], target, forms)
+    return target
+
+
+def nodes(path, kind: str) -> list:
+    return [node for node in ov.Core().read_model(path).get_ordered_ops() if node.get_type_name() == kind]
+
+
+def test_a_static_projection_has_one_fake_quantize_and_query_key_value_share_theirs(written):
+    # the last layer's query reads some rows only, so it has one of its own
+    assert len(nodes(written, "FakeQuantize")) == 2 + 2 + 1
+
+
+def test_weights_lie_in_int8_and_what_is_spared_in_float(written):
+    types = {}
+    for node in nodes(written, "Constant"):
+        if len(node.shape) >= 2 and sorted(node.shape)[-2] > 4:
+            types.setdefault(node.get_element_type().get_type_name(), []).append(tuple(node.shape))
+    assert len(types["i8"]) == 12  # eleven projections and the embedding
+    assert (32, 64) in types["f32"]  # the one that was spared
+    assert (50, 1, 32) in types["i8"]  # the embedding, one group of 32 a word
 
 
 def test_outputs_keep_their_names_and_are_close(written, portable):
-    target, _ = written
     batch = padded(texts_of(12, 12))
-    exact, int8 = (
-        ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(batch) for path in (portable, target)
-    )
+    core = ov.Core()
+    exact = core.compile_model(portable[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(batch)
+    int8 = core.compile_model(written, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **SIMULATED})(batch)
     for name in ("dense_vecs", "token_weights", "colbert_vecs"):
         assert exact[name].shape == int8[name].shape
-    assert (exact["dense_vecs"] * int8["dense_vecs"]).sum(axis=1).min() > 0.995
+    # calibrated on noise, and the mean error is not in the biases here
+    assert (exact["dense_vecs"] * int8["dense_vecs"]).sum(axis=1).min() > 0.5
 
 
-def test_the_same_graph_gives_the_same_bytes(written, portable, tmp_path):
+def test_the_same_graph_gives_the_same_bytes(written, portable, forms, tmp_path):
     """Although OpenVINO numbers its nodes by a counter of the process."""
-    target, _ = written
     again = tmp_path / "model_int8.xml"
-    write_openvino_int8(portable, again)
+    write_openvino_int8(portable[0], again, forms)
     for suffix in (".xml", ".bin"):
-        first, second = (hashlib.sha256(p.with_suffix(suffix).read_bytes()).digest() for p in (target, again))
+        first, second = (hashlib.sha256(p.with_suffix(suffix).read_bytes()).digest() for p in (written, again))
         assert first == second, suffix
 
 
 def test_no_folder_of_this_machine_in_the_file(written, portable):
-    text = written[0].read_text(encoding="utf-8")
-    assert str(portable.parent) not in text
+    text = written.read_text(encoding="utf-8")
+    assert str(portable[0].parent) not in text
     assert not re.search(r"/(home|tmp|root|usr)/", text)

@@ -26,13 +26,18 @@ class ShiftBiases(ir.passes.InPlacePass):
         Raises:
             ValueError: a weight is not there, or no bias follows its product.
         """
-        products = {node.inputs[1].name: node for node in model.graph if node.op_type == "MatMul" and node.inputs[1]}
+        products = {_second_input(node): node for node in model.graph if node.op_type == "MatMul"}
         for name, shift in self._shifts.items():
             add = _bias_add(products[name]) if name in products else None
             if add is None:
                 raise ValueError(f"no product with {name!r} that a bias is added to")
             _shift(model.graph, add, name, shift)
         return ir.passes.PassResult(model, modified=bool(self._shifts))
+
+
+def _second_input(product: ir.Node) -> str | None:
+    _, value = product.inputs
+    return value.name if value is not None else None
 
 
 def _bias_add(product: ir.Node) -> ir.Node | None:

@@ -1,7 +1,7 @@
 """What a projection costs, by kind and by the way it is multiplied: measured on this machine, in turns.
 
-Costs are times relative to the float encoder's projections, which are 1 together. They are rounded to a twentieth of the
-float time of their kind, since a plan should not hang on the noise of a measurement.
+Costs are times relative to the float encoder's projections, which are 1 together. They are rounded to a twentieth of
+the float time of their kind, since a plan should not hang on the noise of a measurement.
 """
 
 import statistics
@@ -71,8 +71,8 @@ class Costs:
         return WORK[kind] / layers * self.ratios[kind, Way.of(choice)]
 
 
-# For bundles that are planned on another machine than they will run on: full-size geometry, 2 cores of a Zen 5 server with
-# AVX-512 VNNI, onnxruntime 1.32, openvino 2026.4.1.
+# For bundles that are planned on another machine than they will run on: full-size geometry, 2 cores of a Zen 5 server
+# with AVX-512 VNNI, onnxruntime 1.32, openvino 2026.4.1.
 _VNNI = {
     EngineName.OPENVINO: {Way.STATIC: 0.35, Way.DYNAMIC: 0.45, Way.SMOOTHED: 0.5, Way.APART: 0.55, Way.FLOAT: 1.0},
     EngineName.ONNXRUNTIME: {Way.DYNAMIC: 0.4, Way.SMOOTHED: 0.45, Way.APART: 0.5, Way.FLOAT: 1.0},
@@ -133,7 +133,7 @@ class Sample:
 
     @property
     def graph(self) -> ir.Model:
-        """x (1, T, K) → normalisation or GELU → one product with bias per weight."""
+        """X (1, T, K) → normalisation or GELU → one product with bias per weight."""
         width = self.rows.shape[1]
         x = ir.Value(name="x", shape=ir.Shape(["B", "T", width]), type=ir.TensorType(ir.DataType.FLOAT))
         graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="sample")

@@ -1,15 +1,16 @@
-"""What a choice makes of one projection: the integers and vectors that engines multiply, and the same in PyTorch floats.
+"""What a choice makes of one projection: the integers that engines multiply, and the same in PyTorch floats.
 
-The writers of both engines and the planner's simulation read the same forms, so that what is simulated is what is written.
-Letters: K inputs and N outputs of the projection, R rows (tokens).
+The writers of both engines and the planner's simulation read the same forms, so that what is simulated is what is
+written. Letters: K inputs and N outputs of the projection, R rows (tokens).
 
-    static    q = round((x - low) / step), 0…255                 y = q Ŵ + shift            low, step: (K,), from calibration
-    dynamic   z = x / smoothing;  q = round(z / range(z))        y = q·range(z) Ŵ + shift   range: per token, or of its groups
+    static    q = round((x - low) / step), 0…255            y = q Ŵ + shift            low, step: (K,), calibrated
+    dynamic   z = x / smoothing;  q = round(z / range(z))   y = q·range(z) Ŵ + shift   range: of a token or its groups
     apart     outlier channels are left out of both and multiplied in float
 
-SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static form it is part of
-the range of each channel and costs nothing. So does the zero point: it is part of the shift, which the projection's bias
-takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019), whatever its cause.
+SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static form it is part
+of the range of each channel and costs nothing. So does the zero point: it is part of the shift, which the projection's
+bias takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019), whatever its
+cause.
 """
 
 from collections.abc import Callable
@@ -151,8 +152,8 @@ def static_ranges(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero point and step of each channel, (K,) both: every step is the same in the smoothed space.
 
-    Clipping shortens the range around the channel's middle; after GELU at its upper end only, since most values lie at the
-    lower one.
+    Clipping shortens the range around the channel's middle; after GELU at its upper end only, since most values lie at
+    the lower one.
     """
     ones = torch.ones_like(heard.lowest) if divisor is None else divisor
     used = (heard.highest > heard.lowest).float()  # a silent channel has no say

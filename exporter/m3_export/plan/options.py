@@ -1,8 +1,8 @@
 """For each projection, the choices worth having: what each costs in time and how far off its product is.
 
-The error is local: of the product for the calibration rows, relative to how the exact products differ from their mean. Every
-row counts the same, so that a few large ones do not hide the others. A first sieve: what it does to the vectors at the end
-is `sensitivity`'s question.
+The error is local: of the product for the calibration rows, relative to how the exact products differ from their mean.
+Every row counts the same, so that a few large ones do not hide the others. A first sieve: what it does to the vectors
+at the end is `sensitivity`'s question.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ MAX_TUNING_ROWS = 256
 
 @dataclass(frozen=True)
 class Option:
-    """One choice for a projection, its cost (the float encoder's projections are 1 together) and its local error (0 is exact)."""
+    """One choice for a projection, its cost (the float encoder's are 1 together) and its local error (0 is exact)."""
 
     choice: Choice
     cost: float

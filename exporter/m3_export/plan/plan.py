@@ -86,7 +86,8 @@ DYNAMIC = Choice(Precision.DYNAMIC)
 class Plan:
     """The choices of one variant.
 
-    `group` is how many neighbouring values of a token share a range where activations are dynamic; 0 is the whole token.
+    `group` is how many neighbouring values of a token share a range where activations are dynamic; 0 is the whole
+    token.
     """
 
     choices: Mapping[Projection, Choice]

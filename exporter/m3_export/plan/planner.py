@@ -1,4 +1,4 @@
-"""From calibration texts to a precision plan: hear → options → sensitivity → path → the fastest plan within the budget."""
+"""From calibration texts to a plan: hear → options → sensitivity → path → the fastest plan within the budget."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from m3_export.plan.simulate import Exact, Losses, Subject
 from m3_export.progress import Progress
 
 Ids = NDArray[np.int32]
-# What of the budget a plan may use up on the tuning texts. The probe texts are others, and more: where they show a plan to be
-# over, the next one has to leave more room.
+# What of the budget a plan may use up on the tuning texts. The probe texts are others, and more: where they show a
+# plan to be over, the next one has to leave more room.
 MARGINS = (0.85, 0.6, 0.4, 0.25)
 SENSITIVITY_TEXTS, SENSITIVITY_TOKENS = 16, 48
 TUNING_TOKENS = 96
@@ -88,8 +88,8 @@ class Planned:
 def plans(calibrated: Calibrated, costs: Costs, group: int, budget: Budget, progress: Progress) -> Iterator[Planned]:
     """Yield plans, each nearer to exact than the one before, until there is nothing nearer.
 
-    The first is the fastest that holds the budget on the tuning texts; the caller measures what is written of it on texts
-    that no plan has seen, and asks for the next one if it does not hold.
+    The first is the fastest that holds the budget on the tuning texts; the caller measures what is written of it on
+    texts that no plan has seen, and asks for the next one if it does not hold.
     """
     subject, limits = calibrated.subject(group), limits_of(budget)
     options = find_options(subject, costs, partial(progress.bar, title="options", unit="projection"))

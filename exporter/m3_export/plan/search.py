@@ -1,8 +1,8 @@
-"""The fastest plan within a budget: a path from the fastest plan to the nearest one, and the first place on it that holds.
+"""The fastest plan within a budget: a path from the fastest to the nearest, and the first place on it that holds.
 
-The path takes one step at a time: of all projections the one whose next option saves most damage per time. So every place
-on it is, as far as damages add up, the best plan for its time. Where the budget begins to hold is found by bisection, with
-the whole plan simulated at each try.
+The path takes one step at a time: of all projections the one whose next option saves most damage per time. So every
+place on it is, as far as damages add up, the best plan for its time. Where the budget begins to hold is found by
+bisection, with the whole plan simulated at each try.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Path:
 
         Args:
             options: of every projection, cheapest first.
-            weigh: measures each projection's damage per local error; called once, and only if a second plan is asked for.
+            weigh: measures each projection's damage per local error; called once, if a second plan is asked for.
             group: of dynamic ranges.
         """
         self._options, self._weigh, self._group = options, weigh, group

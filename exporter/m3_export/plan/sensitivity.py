@@ -18,8 +18,9 @@ def measure(
 ) -> Mapping[Projection, float]:
     """Damage per local error of every projection, summed over the figures of the budget.
 
-    Each projection alone computes what its cheapest option would, the model runs from its layer to the end, and the losses
-    are compared with the limits. Small errors add up, so the damage of another option is in proportion to its error.
+    Each projection alone computes what its cheapest option would, the model runs from its layer to the end, and the
+    losses are compared with the limits. Small errors add up, so the damage of another option is in proportion to its
+    error.
 
     Args:
         subject: what is planned.

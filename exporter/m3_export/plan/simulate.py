@@ -112,7 +112,7 @@ def _columns(form: Form, columns: slice) -> Form:
 
 @contextmanager
 def _computing(module: torch.nn.Module, forward: Compute) -> Iterator[None]:
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

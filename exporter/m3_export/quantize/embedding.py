@@ -1,7 +1,7 @@
 """The word embedding in int8: a scale for every 32 values.
 
-One scale for a row is not enough for the special tokens: in e5-small the row of </s> has an element 46 times its mean, and
-</s> is in every text.
+One scale for a row is not enough for the special tokens: in e5-small the row of </s> has an element 46 times its mean,
+and </s> is in every text.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
 """A precision plan as an OpenVINO model: static, dynamic and float projections side by side.
 
-    static    each channel scaled and moved to 0…255, FakeQuantize, int8 weights: OpenVINO does the three in one pass, or in
-              the operator that makes the activation, and multiplies u8 x s8. Smoothing and zero points are in the scaling
-              and cost nothing. (A FakeQuantize with ranges by channel would say the same, but not on the last of three axes.)
-    dynamic   int8 weights alone: the compile property DYNAMIC_QUANTIZATION_GROUP_SIZE has OpenVINO quantize the activation
-              in groups while it runs, where the processor can multiply int8; elsewhere it computes in float.
+    static    each channel scaled and moved to 0…255, FakeQuantize, int8 weights: OpenVINO does the three in one pass,
+              or in the operator that makes the activation, and multiplies u8 x s8. Smoothing and zero points are in the
+              scaling and cost nothing. (A FakeQuantize with ranges by channel cannot have them on the last of 3 axes.)
+    dynamic   int8 weights alone: with the compile property DYNAMIC_QUANTIZATION_GROUP_SIZE OpenVINO quantizes the
+              activation in groups while it runs, where the processor multiplies int8; elsewhere it computes in float.
     float     left as it is.
 
 The word embedding is looked up in int8 and then scaled. Scaled before, it would be a constant that OpenVINO unfolds to
@@ -77,7 +77,7 @@ class _Writer:
 
     def __init__(self, forms: Mapping[Projection, Form]) -> None:
         self._forms = forms
-        self._read: dict[tuple[Any, Projection], Any] = {}
+        self._read: dict[tuple[str, int, Projection], Any] = {}
 
     def quantize(self, node: Any, place: Projection, weight: str) -> None:
         """Rewrite one MatMul, unless its projection is float."""

@@ -43,8 +43,8 @@ def chosen_texts(calibration: Path | None, probe: Path | None) -> ChosenTexts:
     warnings = []
     if calibration is not None and len(languages) < 2:
         warnings.append(
-            f"all {len(ranges)} calibration texts are in one language or script ({languages.pop()}): ranges measured on "
-            "them may be too narrow for other languages; add some texts of each language that will be encoded"
+            f"all {len(ranges)} calibration texts are in one language or script ({languages.pop()}): ranges measured "
+            "on them may be too narrow for others; add some texts of each language that will be encoded"
         )
     return ChosenTexts(ranges, held_out, tuple(warnings))
 

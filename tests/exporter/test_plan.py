@@ -1,0 +1,93 @@
+"""Precision plans: what a file may say, and that what is written is read again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from m3_export.errors import PlanError
+from m3_export.plan.plan import Choice, Kind, Plan, Precision, Projection, plans_to_text, projections, read_plans
+from m3_runtime.manifest import Geometry
+
+GEOMETRY = Geometry(2, 2, 32, 64, 50, 78, 12)
+PLAN = Plan(
+    {
+        place: Choice(Precision.STATIC, 0.5, 0.8)
+        if place.kind is Kind.FFN_OUT
+        else Choice(Precision.DYNAMIC, 0.0, 1.0, 4)
+        if place.kind is Kind.QKV
+        else Choice(Precision.FLOAT)
+        for place in projections(2)
+    },
+    128,
+)
+
+
+def written(tmp_path: Path, **changes) -> Path:
+    content = json.loads(plans_to_text({"openvino-int8": PLAN}, GEOMETRY)) | changes
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def variants(change) -> dict:
+    content = json.loads(plans_to_text({"openvino-int8": PLAN}, GEOMETRY))["variants"]
+    change(content["openvino-int8"])
+    return content
+
+
+def test_a_plan_survives_its_file(tmp_path: Path):
+    assert read_plans(written(tmp_path), GEOMETRY) == {"openvino-int8": PLAN}
+
+
+def test_there_are_four_projections_a_layer_in_the_order_in_which_they_run():
+    assert len(projections(24)) == 96
+    assert [str(p) for p in projections(1)] == [f"layer.0.{k}" for k in ("qkv", "attention_out", "ffn_in", "ffn_out")]
+    assert all(Projection.parse(str(place)) == place for place in projections(3))
+
+
+def test_the_manifest_tells_every_choice():
+    lines = {line.projection: line for line in PLAN.lines()}
+    assert lines["layer.1.ffn_out"].precision == "static"
+    assert (lines["layer.1.ffn_out"].smoothing, lines["layer.1.ffn_out"].clip) == (0.5, 0.8)
+    assert lines["layer.0.qkv"].columns_apart == 4
+
+
+def test_a_plan_for_another_geometry_is_refused(tmp_path: Path):
+    with pytest.raises(PlanError, match=r"another geometry: layers 2, .*this model has layers 3"):
+        read_plans(written(tmp_path), Geometry(3, 2, 32, 64, 50, 78, 12))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda v: v["projections"].update({"layer.0.pooler": {"precision": "float"}}),
+            "unknown projection 'layer.0.pooler'",
+        ),
+        (lambda v: v["projections"].update({"layer.9.qkv": {"precision": "float"}}), "the model has no layer.9.qkv"),
+        (lambda v: v["projections"].pop("layer.1.ffn_in"), r"says nothing about layer.1.ffn_in \(1 of 8"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(precision="int4"), "layer.0.qkv: precision must be one of"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(smooth=1), "unknown key 'smooth'"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(smoothing=2), "smoothing must be a number from 0 to 1"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(clip=0), "a clip above 0"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(columns_apart=1000), "0 to 64 columns_apart"),
+        (lambda v: v.update(group=-1), "needs a group"),
+    ],
+)
+def test_what_a_plan_cannot_say_is_refused_by_name(tmp_path: Path, change, words: str):
+    with pytest.raises(PlanError, match=words):
+        read_plans(written(tmp_path, variants=variants(change)), GEOMETRY)
+
+
+@pytest.mark.parametrize("changes", [{"plan_schema": 99}, {"variants": {}}, {"variants": []}])
+def test_what_is_no_plan_file_is_refused(tmp_path: Path, changes: dict):
+    with pytest.raises(PlanError, match=r"plan .*plan\.json"):
+        read_plans(written(tmp_path, **changes), GEOMETRY)
+
+
+def test_a_file_that_is_not_there_or_not_json_is_named(tmp_path: Path):
+    (tmp_path / "broken.json").write_text("{")
+    for name in ("missing.json", "broken.json"):
+        with pytest.raises(PlanError, match=name):
+            read_plans(tmp_path / name, GEOMETRY)
