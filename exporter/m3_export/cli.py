@@ -210,7 +210,7 @@ def _silence_libraries(*, quiet: bool) -> None:
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported, which is later
     warnings.simplefilter("ignore")
-    for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers", "nncf"):
+    for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

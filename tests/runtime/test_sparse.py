@@ -35,7 +35,7 @@ def test_csr_has_sorted_columns(vectors):
 
 
 def test_scipy_matrix_is_the_same(vectors):
-    import scipy.sparse  # comes with nncf, an extra of the exporter
+    import scipy.sparse
 
     dense = np.zeros((3, 10), np.float32)
     dense[0, [9, 4]] = 0.5, 0.25

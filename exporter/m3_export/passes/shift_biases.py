@@ -42,11 +42,13 @@ def _second_input(product: ir.Node) -> str | None:
 
 def _bias_add(product: ir.Node) -> ir.Node | None:
     """The sum that adds the bias: the next one, or the one after what loud neurons add."""
-    node: ir.Node | None = product
+    node = product
     for _ in range(2):
-        uses = node.outputs[0].uses() if node is not None else ()
-        node = uses[0].node if len(uses) == 1 and uses[0].node.op_type == "Add" else None
-        if node is not None and any(is_vector(value) for value in node.inputs):
+        uses = node.outputs[0].uses()
+        if len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None
+        node = uses[0].node
+        if any(is_vector(value) for value in node.inputs):
             return node
     return None
 
