@@ -139,6 +139,7 @@ class Parity:
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
     others of its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
+    `is_simulated` tells that the processor lacks what the variant needs, so that its integers were computed in float.
     """
 
     texts: int
@@ -150,6 +151,7 @@ class Parity:
     colbert: ColbertParity | None
     batch_invariance_min: float
     padded_dense_min: float
+    is_simulated: bool = False
 
 
 @dataclass(frozen=True)
