@@ -46,7 +46,7 @@ from m3_export.trace import trace
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
-from session_turns import ALL_HEADS, Contender, Shape, markdown, speed_table
+from session_turns import ALL_HEADS, SPINNING, Contender, Shape, markdown, speed_table
 
 Ids = np.ndarray
 
@@ -157,9 +157,9 @@ class Exporter:
 class Bench:
     """The tables; graphs are saved in a folder, each when it is first asked for."""
 
-    def __init__(self, exporter: Exporter, folder: Path, shapes: Sequence[Shape], rounds: int, threads: int) -> None:
+    def __init__(self, exporter: Exporter, folder: Path, shapes: Sequence[Shape], seconds: float, threads: int) -> None:
         self._exporter, self._folder = exporter, folder
-        self._shapes, self._rounds, self._threads = shapes, rounds, threads
+        self._shapes, self._seconds, self._threads = shapes, seconds, threads
 
     def graph(self, precision: str, without: Sequence[str] = (), words: int | None = WORDS) -> Path:
         """The file of a graph."""
@@ -184,10 +184,9 @@ class Bench:
     def other_sessions(self, precision: str) -> list[str]:
         """Each choice of the session made otherwise."""
         ours = self.contender("our session", precision)
-        spinning = {"session.intra_op.allow_spinning": "1"}
         field_of = [
             ours,
-            replace(ours, name="threads spin", config={**ours.config, **spinning}),
+            replace(ours, name="threads spin", config={**ours.config, SPINNING: "1"}),
             self.contender("no prepacking", precision, disable_prepacking="1"),
             replace(ours, name="optimiser: extended", level="ORT_ENABLE_EXTENDED"),
             replace(ours, name="optimiser: basic", level="ORT_ENABLE_BASIC"),
@@ -239,7 +238,7 @@ class Bench:
         return Contender(name, self.graph("int8", without, None), session_config({}, is_int8=True))
 
     def _speed(self, contenders: Sequence[Contender], *, memory: bool = False) -> list[str]:
-        return speed_table(contenders, self._shapes, self._rounds, self._threads, memory=memory)
+        return speed_table(contenders, self._shapes, self._seconds, self._threads, memory=memory)
 
 
 def _of_torch(model: M3Model, ids: Sequence[Ids]) -> parity.Outputs:
@@ -293,7 +292,7 @@ def main() -> None:
         "--shapes", type=shapes_of, default=SHAPES, help=f"texts x tokens, no longer than the model takes ({SHAPES})"
     )
     parser.add_argument("--graphs", type=Path, metavar="FOLDER", help="keep the graphs here, and use those that are")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20, help="time for each shape of a table (default: 20)")
     parser.add_argument("--threads", type=int, default=default_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -302,7 +301,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.graphs or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(exporter, folder, args.shapes, args.rounds, args.threads)
+        bench = Bench(exporter, folder, args.shapes, args.seconds, args.threads)
         for table in args.tables:
             about = f"{args.checkpoint.name}, {layers} layers, {cpu_info().name}, {args.threads} threads"
             print(f"### {table}: {about}\n\n" + "\n".join(TABLES[table](bench)), flush=True)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from m3_runtime.manifest import Head
 Feed = dict[str, np.ndarray]
 Shape = tuple[int, int]  # texts, tokens
 
-BETWEEN_S = 0.2  # lets the last contender's threads stop spinning
-TURN_S = 0.2  # at least, of one turn: short runs are repeated
+AFTER_SPINNING_S = 0.2  # until a contender's threads have stopped spinning
+LEAST_ROUNDS = 4
+SPINNING = "session.intra_op.allow_spinning"
 ALL_HEADS = tuple(head.output_name for head in Head)
 NOISE_IDS = 200  # ids are below it: any word table has so many
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contender:
     """A graph in a session, and what it is asked for."""
 
@@ -45,6 +47,8 @@ class Contender:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, self.level)
         for key, value in self.config.items():
             options.add_session_config_entry(key, value)
@@ -65,38 +69,42 @@ class Contender:
         return lambda: session.run(list(self.outputs), inputs)
 
 
-def measure(contenders: Sequence[Contender], shape: Shape, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of the fastest run in each turn, by contender and round."""
-    runs = {contender.name: contender.ready(shape, threads) for contender in contenders}
+@cache
+def share_arena() -> None:
+    """One arena for all sessions: if each of eight keeps the score matrix of 4096 tokens, the memory is full."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    where = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(where, None)
+
+
+def measure(contenders: Sequence[Contender], shape: Shape, seconds: float, threads: int) -> dict[str, list[float]]:
+    """Seconds of each run, by contender; so many rounds as fit into `seconds`, a first one is discarded."""
+    runs = {contender: contender.ready(shape, threads) for contender in contenders}
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for run in runs.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        for name in list(runs)[:: -1 if number % 2 else 1]:
-            time.sleep(BETWEEN_S)
-            times[name].append(_fastest(runs[name]))
+    started, rounds = time.perf_counter(), 0
+    while rounds < LEAST_ROUNDS or time.perf_counter() - started < seconds:
+        for contender in list(runs)[:: -1 if rounds % 2 else 1]:
+            start = time.perf_counter()
+            runs[contender]()
+            times[contender.name].append(time.perf_counter() - start)
+            time.sleep(AFTER_SPINNING_S if contender.config.get(SPINNING) != "0" else 0)
+        rounds += 1
     return times
 
 
-def _fastest(run: Callable[[], object]) -> float:
-    """Seconds of the fastest run of one turn."""
-    seconds: list[float] = []
-    while sum(seconds) < TURN_S:
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def speed_table(
-    contenders: Sequence[Contender], shapes: Sequence[Shape], rounds: int, threads: int, *, memory: bool
+    contenders: Sequence[Contender], shapes: Sequence[Shape], seconds: float, threads: int, *, memory: bool
 ) -> list[str]:
     """Tokens per second of the first contender, times of the others in parts of its, and perhaps peak memory."""
     first, others = contenders[0], contenders[1:]
     field_of = [first, replace(first, name=f"{first.name}, once more"), *others]
     cells: dict[str, list[str]] = {contender.name: [] for contender in field_of}
     for shape in shapes:
-        fastest = {name: min(found) for name, found in measure(field_of, shape, rounds, threads).items()}
+        fastest = {name: min(found) for name, found in measure(field_of, shape, seconds, threads).items()}
         cells[first.name].append(f"{shape[0] * shape[1] / fastest[first.name]:.0f} tokens/s")
         for contender in field_of[1:]:
             cells[contender.name].append(f"{fastest[contender.name] / fastest[first.name]:.2f}")

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not installed
 
 import passes as script
-from session_turns import Contender, measure, speed_table
+from session_turns import LEAST_ROUNDS, Contender, measure, speed_table
 
 MADE_BY = {
     "FuseAttention": "MultiHeadAttention",
@@ -33,7 +33,7 @@ def exporter(tiny_random_checkpoint: Path) -> Iterator[script.Exporter]:
 
 @pytest.fixture(scope="module")
 def bench(exporter: script.Exporter, tmp_path_factory: pytest.TempPathFactory) -> script.Bench:
-    return script.Bench(exporter, tmp_path_factory.mktemp("graphs"), [(1, 16)], rounds=1, threads=1)
+    return script.Bench(exporter, tmp_path_factory.mktemp("graphs"), [(1, 16)], seconds=0, threads=1)
 
 
 def operators(model: ir.Model) -> Counter[str]:
@@ -81,15 +81,15 @@ def test_the_masked_branch_is_taken_where_a_token_is_padding(bench: script.Bench
 
 def test_a_speed_table_has_a_row_for_each_contender_and_one_for_the_noise(bench: script.Bench):
     field = [bench.contender("ours", "fp32"), bench.contender("other", "fp32", ["FuseBiasGelu"])]
-    lines = speed_table(field, [(1, 16), (2, 8)], 1, 1, memory=False)
+    lines = speed_table(field, [(1, 16), (2, 8)], 0, 1, memory=False)
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| ours", "| ours, once more", "| other"]
     assert all(line.count("|") == lines[0].count("|") for line in lines[:5])
 
 
 def test_contenders_take_turns(bench: script.Bench):
     field = [bench.contender(name, "fp32") for name in ("a", "b")]
-    times = measure(field, (1, 16), rounds=3, threads=1)
-    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+    times = measure(field, (1, 16), seconds=0, threads=1)
+    assert {name: len(found) for name, found in times.items()} == {"a": LEAST_ROUNDS, "b": LEAST_ROUNDS}
     assert min(seconds for found in times.values() for seconds in found) > 0
 
 
