@@ -15,6 +15,7 @@ from test_graph import UNUSED, checkpoint_of, padded, texts_of
 
 from m3_export import passes
 from m3_export.model import M3Model
+from m3_export.passes.shift_biases import ShiftBiases
 from m3_export.plan.forms import Heard, form_of
 from m3_export.plan.plan import Choice, Kind, Precision, Projection, projections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
@@ -31,18 +32,13 @@ SPARED = Projection(1, Kind.FFN_IN)
 
 
 @pytest.fixture(scope="module")
-def portable(tmp_path_factory):
-    """A traced graph on disk, its nodes named by their weights, and its model."""
-    path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    model = M3Model(checkpoint_of(), UNUSED)
-    ir.save(name_weighted_nodes(passes.portable(trace(model))), path, external_data="portable.onnx.data")
-    return path, model
+def model() -> M3Model:
+    return M3Model(checkpoint_of(), UNUSED)
 
 
 @pytest.fixture(scope="module")
-def forms(portable):
+def forms(model):
     """Forms of all projections but one, on noise with two loud channels."""
-    _, model = portable
     found = {}
     for place in projections(2):
         weight = torch.cat([getattr(model.layers[place.layer], name).weight for name in place.kind.weights], dim=1)
@@ -57,9 +53,22 @@ def forms(portable):
 
 
 @pytest.fixture(scope="module")
-def written(portable, forms, tmp_path_factory):
+def graphs(model, forms, tmp_path_factory):
+    """The traced graph on disk, its nodes named by their weights: exact, and with biases shifted for the forms."""
+    folder, shifts = tmp_path_factory.mktemp("portable"), {}
+    for place, form in forms.items():
+        for name, part in zip(place.kind.weights, form.shift.chunk(len(place.kind.weights)), strict=True):
+            shifts[f"layers.{place.layer}.{name}.weight"] = part.numpy()
+    graph = passes.portable(trace(model))
+    for name, content in (("exact", graph), ("shifted", ShiftBiases(shifts)(graph.clone()).model)):
+        ir.save(name_weighted_nodes(content), folder / f"{name}.onnx", external_data=f"{name}.data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(graphs, forms, tmp_path_factory):
     target = tmp_path_factory.mktemp("openvino") / "model_int8.xml"
-    write_openvino_int8(portable[0], target, forms)
+    write_openvino_int8(graphs / "shifted.onnx", target, forms)
     return target
 
 
@@ -78,31 +87,30 @@ def test_weights_lie_in_int8_and_what_is_spared_in_float(written):
         if len(node.shape) >= 2 and sorted(node.shape)[-2] > 4:
             types.setdefault(node.get_element_type().get_type_name(), []).append(tuple(node.shape))
     assert len(types["i8"]) == 12  # eleven projections and the embedding
-    assert (32, 64) in types["f32"]  # the one that was spared
+    assert {(32, 64), (64, 32)} & set(types["f32"])  # the one that was spared, whichever way it lies
     assert (50, 1, 32) in types["i8"]  # the embedding, one group of 32 a word
 
 
-def test_outputs_keep_their_names_and_are_close(written, portable):
+def test_outputs_keep_their_names_and_are_close(written, graphs):
     batch = padded(texts_of(12, 12))
     core = ov.Core()
-    exact = core.compile_model(portable[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(batch)
+    exact = core.compile_model(graphs / "exact.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(batch)
     int8 = core.compile_model(written, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **SIMULATED})(batch)
     for name in ("dense_vecs", "token_weights", "colbert_vecs"):
         assert exact[name].shape == int8[name].shape
-    # calibrated on noise, and the mean error is not in the biases here
-    assert (exact["dense_vecs"] * int8["dense_vecs"]).sum(axis=1).min() > 0.5
+    assert (exact["dense_vecs"] * int8["dense_vecs"]).sum(axis=1).min() > 0.95  # calibrated on noise, not on texts
 
 
-def test_the_same_graph_gives_the_same_bytes(written, portable, forms, tmp_path):
+def test_the_same_graph_gives_the_same_bytes(written, graphs, forms, tmp_path):
     """Although OpenVINO numbers its nodes by a counter of the process."""
     again = tmp_path / "model_int8.xml"
-    write_openvino_int8(portable[0], again, forms)
+    write_openvino_int8(graphs / "shifted.onnx", again, forms)
     for suffix in (".xml", ".bin"):
         first, second = (hashlib.sha256(p.with_suffix(suffix).read_bytes()).digest() for p in (written, again))
         assert first == second, suffix
 
 
-def test_no_folder_of_this_machine_in_the_file(written, portable):
+def test_no_folder_of_this_machine_in_the_file(written, graphs):
     text = written.read_text(encoding="utf-8")
-    assert str(portable[0].parent) not in text
+    assert str(graphs) not in text
     assert not re.search(r"/(home|tmp|root|usr)/", text)

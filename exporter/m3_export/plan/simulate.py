@@ -188,4 +188,5 @@ def _cosine_loss(exact: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
 
 def _jaccard_loss(exact: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
     """Of weights by token; ids that repeat are not put together, which makes no odds here."""
-    return 1 - torch.minimum(exact, got).sum() / torch.maximum(exact, got).sum().clamp(min=1e-12)
+    larger = torch.maximum(exact, got).sum()
+    return torch.zeros(()) if larger == 0 else 1 - torch.minimum(exact, got).sum() / larger
