@@ -9,6 +9,12 @@ import pytest
 from hypothesis import settings
 
 import m3_models
+from m3_bench.contenders import Setup
+from m3_bench.peers import PeerSource
+from m3_bench.texts import TextMaker
+from m3_export.progress import Progress
+from m3_runtime import Bundle
+from m3_runtime.tokenizer import M3Tokenizer
 
 # A red build must be red again when it is run again; at a desk every run tries other examples.
 settings.register_profile("ci", derandomize=True)
@@ -40,8 +46,8 @@ def tiny_random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mini-m3 with all three variants."""
-    return _exported(tmp_path_factory, "mini-m3")
+    """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
+    return _exported(tmp_path_factory, "mini-m3", "--plan", Path(__file__).parent / "golden" / "mini_m3_plan.json")
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +56,36 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _exported(tmp_path_factory, "tiny-random")
 
 
-def _exported(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+def _exported(tmp_path_factory: pytest.TempPathFactory, name: str, *more: str | Path) -> Path:
     out = tmp_path_factory.mktemp("bundles") / name
-    done = run_export(name, out)
+    done = run_export(name, out, *more)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture
+def setup(tiny_bundle: Path, tmp_path: Path) -> Setup:
+    """What the bars are measured with, on tiny-random."""
+    return Setup(
+        balanced=Bundle.open(tiny_bundle),
+        strict=None,
+        checkpoint=None,
+        work=tmp_path / "bars",
+        peers=PeerSource(tmp_path / "peers", None),
+        threads=1,
+        is_quick=True,
+        progress=Progress(quiet=True),
+    )
+
+
+@pytest.fixture
+def tokenizer(tiny_bundle: Path) -> M3Tokenizer:
+    """tiny-random's."""
+    bundle = Bundle.open(tiny_bundle)
+    return M3Tokenizer.open(bundle.file(bundle.manifest.tokenizer.path), bundle.manifest.tokenizer)
+
+
+@pytest.fixture
+def texts(tokenizer: M3Tokenizer) -> TextMaker:
+    """Makes texts of so many tokens."""
+    return TextMaker(tokenizer)
