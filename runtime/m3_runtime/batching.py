@@ -10,6 +10,7 @@ from company, share their length with many others in any large job.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from m3_runtime.engines import TokenBatch
 
 DEFAULT_TOKEN_BUDGET = 16384
 """Tokens per batch; bounds memory."""
+
+ENOUGH_TOKENS = 2048
+"""A batch of so many tokens gains nothing measurable from more of them."""
 
 
 def plan_batches(lengths: NDArray[np.int64], token_budget: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
@@ -40,6 +44,58 @@ def plan_batches(lengths: NDArray[np.int64], token_budget: int, batch_size: int)
         if group.size:
             size = max(1, min(batch_size, token_budget // int(lengths[group[0]])))
             yield from (group[start : start + size] for start in range(0, group.size, size))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B texts that run together: their indices among all texts, (B,), and their ids."""
+
+    indices: NDArray[np.int64]
+    ids: tuple[NDArray[np.int32], ...]
+
+
+class Waiting:
+    """Texts that come window by window and wait until enough of their length are there.
+
+    Full batches leave as soon as they can. What is left of a length waits for the next window if a batch of it would
+    not keep the engine busy. So company across windows is found, and little waits: fewer than `ENOUGH_TOKENS` of each
+    length.
+    """
+
+    def __init__(self, token_budget: int, batch_size: int) -> None:
+        """Nothing waits yet.
+
+        Args:
+            token_budget: most tokens in a batch, at least 1.
+            batch_size: most texts in a batch, at least 1.
+        """
+        self._limits = (token_budget, batch_size)
+        self._rows: dict[int, NDArray[np.int32]] = {}
+
+    def add(self, start: int, ids: Sequence[NDArray[np.int32]]) -> Iterator[Rows]:
+        """Take a window of texts, the first with index `start`; yield what can run now, longest texts first."""
+        self._rows.update(enumerate(ids, start))
+        for batch in self._planned():
+            if self._is_enough(batch):
+                yield self._taken(batch)
+
+    def rest(self) -> Iterator[Rows]:
+        """Yield all that still waits, longest texts first."""
+        for batch in self._planned():
+            yield self._taken(batch)
+
+    def _planned(self) -> list[NDArray[np.int64]]:
+        indices = np.fromiter(self._rows, np.int64, len(self._rows))
+        lengths = np.fromiter((row.size for row in self._rows.values()), np.int64, len(self._rows))
+        return [indices[batch] for batch in plan_batches(lengths, *self._limits)]
+
+    def _is_enough(self, batch: NDArray[np.int64]) -> bool:
+        (token_budget, batch_size), length = self._limits, self._rows[int(batch[0])].size
+        is_full = batch.size >= batch_size or (batch.size + 1) * length > token_budget
+        return is_full or batch.size * length >= ENOUGH_TOKENS
+
+    def _taken(self, batch: NDArray[np.int64]) -> Rows:
+        return Rows(batch, tuple(self._rows.pop(int(i)) for i in batch))
 
 
 def pad_batch(ids: Sequence[NDArray[np.int32]], pad_id: int) -> TokenBatch:

@@ -36,6 +36,15 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
         choices=("size", "full"),
         help="full compares every SHA-256, size those of small files (default: size)",
     )
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where OpenVINO keeps what it compiled, as large as the variant, to start faster next time (default: "
+        "nowhere; onnxruntime keeps nothing)",
+    )
+    group.add_argument(
+        "--low-memory", action="store_true", help="hold less in memory and take longer; the vectors are the same"
+    )
 
 
 def add_batching(command: argparse.ArgumentParser) -> None:
@@ -75,4 +84,6 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
         engine=arguments.engine,
         threads=arguments.threads,
         verify=arguments.verify,
+        cache_dir=arguments.cache_dir,
+        low_memory=arguments.low_memory,
     )

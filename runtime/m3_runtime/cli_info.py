@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from m3_runtime.bundle import Bundle
-from m3_runtime.cpu import cpu_info, default_threads
-from m3_runtime.engines.select import choose_variant, is_installed
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info, default_threads
+from m3_runtime.engines.select import find_variant, is_installed, unmet_needs
 from m3_runtime.errors import M3Error
-from m3_runtime.manifest import Manifest, Parity, Variant
+from m3_runtime.manifest import Manifest, Parity, ProjectionPrecision, Variant
 from m3_runtime.records import to_json
 
 _EPILOG = """\
@@ -56,6 +57,7 @@ def _as_json(bundle: Bundle) -> str:
         "flags": sorted(cpu.flags),
         "threads": default_threads(),
         "variant": _chosen(bundle),
+        "unmet_needs": {v.name: [need.value for need in unmet_needs(v)] for v in bundle.manifest.variants},
     }
     return json.dumps({"manifest": to_json(bundle.manifest), "machine": machine}, indent=2, ensure_ascii=False)
 
@@ -70,7 +72,7 @@ def _in_words(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield f"this machine: {cpu.name} ({cpu.architecture}), {default_threads()} threads"
     yield f"  flags: {', '.join(sorted(cpu.flags)) or 'unknown'}"
-    yield f"  would run: {_chosen(bundle) or 'nothing: no engine of this bundle is installed'}"
+    yield f"  would run: {_chosen(bundle) or 'nothing: no variant of this bundle runs here'}"
 
 
 def _model_lines(manifest: Manifest) -> Iterator[str]:
@@ -92,6 +94,8 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
     size = sum(entry.size_bytes for entry in manifest.files if entry.path in {variant.graph, *variant.files})
     missing = "" if is_installed(variant.engine) else ", which is not installed here"
     yield f"variant {variant.name}: {variant.precision} on {variant.engine.value}{missing}, {_mb(size)}"
+    yield from _need_lines(variant)
+    yield from _plan_lines(variant.plan)
     parity = manifest.parity.get(variant.name)
     if parity is None:
         yield "  parity: not measured"
@@ -101,8 +105,25 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
         yield f"  OVER BUDGET: {figure}"
 
 
+def _need_lines(variant: Variant) -> Iterator[str]:
+    unmet = unmet_needs(variant)
+    for need in variant.needs:
+        is_met = "NOT met here: it does not run" if need in unmet else "met here"
+        yield f"  needs {need.value} ({FEATURE_MEANS[need]}): {is_met}"
+
+
+def _plan_lines(plan: tuple[ProjectionPrecision, ...]) -> Iterator[str]:
+    """How many projections of each kind have which precision: `ffn_out 20 dynamic, 4 float`."""
+    kinds: dict[str, Counter[str]] = {}
+    for line in plan:
+        kinds.setdefault(line.projection.rpartition(".")[2], Counter())[line.precision] += 1
+    for kind, counts in kinds.items():
+        yield f"  plan    {kind}: {', '.join(f'{count} {precision}' for precision, count in counts.most_common())}"
+
+
 def _parity_lines(parity: Parity) -> Iterator[str]:
-    yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({parity.tokens} tokens):"
+    how = "simulated in float, " if parity.is_simulated else ""
+    yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({how}{parity.tokens} tokens):"
     yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
     if parity.sparse is not None:
         sparse = parity.sparse
@@ -114,7 +135,7 @@ def _parity_lines(parity: Parity) -> Iterator[str]:
 
 def _chosen(bundle: Bundle) -> str | None:
     try:
-        return choose_variant(bundle).name
+        return find_variant(bundle).variant.name
     except M3Error:
         return None
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from m3_runtime.manifest import CpuFeature
+
+FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm"}
+"""What to look for on a processor, in words."""
+
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -37,6 +42,10 @@ class CpuInfo:
     def has_int8_dot(self) -> bool:
         """Multiplies int8 without saturating on the way (VNNI or AMX on x86, dot product on Arm)."""
         return bool(self.flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+    def has(self, feature: CpuFeature) -> bool:
+        """Whether the processor can do what a variant needs."""
+        return {CpuFeature.INT8_DOT: self.has_int8_dot}[feature]
 
 
 @cache

@@ -12,8 +12,9 @@ from m3_runtime.bundle import Bundle, Verify
 from m3_runtime.cpu import default_threads
 from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine
-from m3_runtime.engines.select import AUTO, choose_variant, open_engine
+from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.errors import EngineError, InputError
+from m3_runtime.loading import load
 from m3_runtime.manifest import TokenizerInfo, Variant
 from m3_runtime.options import (
     DEFAULT_BATCH_SIZE,
@@ -54,6 +55,8 @@ class M3Encoder:
         engine: str = AUTO,
         threads: int | None = None,
         verify: Verify | str = Verify.SIZE,
+        cache_dir: str | Path | None = None,
+        low_memory: bool = False,
     ) -> "M3Encoder":
         """Open a bundle and load one of its variants.
 
@@ -63,33 +66,47 @@ class M3Encoder:
             engine: "onnxruntime", "openvino", or "auto".
             threads: threads of one run; None takes the cores that this process may use.
             verify: "size" compares file sizes and the SHA-256 of small files, "full" every SHA-256.
+            cache_dir: a folder where OpenVINO keeps what it compiled, as large as the variant, for the next opening;
+                made if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
+            low_memory: hold less in memory and take longer; the results are the same.
 
         Raises:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.
-            VariantError: there is no such variant, or not on that engine.
+            VariantError: there is no such variant, not on that engine, or this processor lacks what it needs.
             EngineError: the engine is not installed or cannot load the graph.
             InputError: an argument is not what it must be.
         """
         thread_count = default_threads() if threads is None else checked_threads(threads)
         bundle = Bundle.open(path, verify=verify)
-        return cls.from_bundle(bundle, choose_variant(bundle, variant, engine), thread_count)
+        chosen = choose_variant(bundle, variant, engine)
+        return cls.from_bundle(bundle, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, variant: Variant, threads: int) -> "M3Encoder":
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        variant: Variant,
+        threads: int,
+        *,
+        cache_dir: str | Path | None = None,
+        low_memory: bool = False,
+    ) -> "M3Encoder":
         """Load one variant of an open bundle; what `open` does when it has checked and chosen.
 
         Args:
             bundle: an open bundle.
             variant: one of its variants.
             threads: threads of one run.
+            cache_dir: as in `open`.
+            low_memory: as in `open`.
 
         Raises:
             BundleError: the tokenizer or the variant's properties are not what they must be.
             EngineError: the engine is not installed or cannot load the graph.
+            InputError: `cache_dir` cannot be used.
         """
-        info = bundle.manifest.tokenizer
-        tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
-        return cls(bundle, variant, tokenizer, open_engine(bundle, variant, threads))
+        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory)
+        return cls(bundle, variant, tokenizer, engine)
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
         self,

@@ -59,6 +59,7 @@ class BGEM3FlagModel:
         variant: str = "auto",
         engine: str = "auto",
         threads: int | None = None,
+        low_memory: bool = False,
     ) -> None:
         """Open a bundle.
 
@@ -87,12 +88,15 @@ class BGEM3FlagModel:
             variant: as in `M3Encoder.open`.
             engine: as in `M3Encoder.open`.
             threads: as in `M3Encoder.open`.
+            low_memory: as in `M3Encoder.open`.
 
         Raises:
             M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
         """
         _check_devices(devices if devices is not None else device)
-        self.encoder = M3Encoder.open(model_name_or_path, variant=variant, engine=engine, threads=threads)
+        self.encoder = M3Encoder.open(
+            model_name_or_path, variant=variant, engine=engine, threads=threads, low_memory=low_memory
+        )
         manifest = self.encoder.bundle.manifest
         _check_agrees(manifest, normalize_embeddings, pooling_method, colbert_dim)
         limit = self.encoder.max_tokens

@@ -1,12 +1,13 @@
 """Texts to an `Encoding`: tokenize, batch, run, decode, put back in order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import pad_batch, plan_batches
+from m3_runtime.batching import Rows, Waiting, pad_batch
 from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.errors import EngineError
@@ -15,40 +16,48 @@ from m3_runtime.manifest import Head, Manifest
 from m3_runtime.options import EncodeOptions
 from m3_runtime.sparse import gather_sparse
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
+from m3_runtime.windows import Window, tokenized_windows
 
 
 def encode_texts(
     texts: Sequence[str], options: EncodeOptions, manifest: Manifest, tokenizer: M3Tokenizer, engine: Engine
 ) -> Encoding:
-    """Encode S checked texts.
+    """Encode S checked texts. While the engine runs, the next texts are tokenized.
 
     Raises:
         TextTooLongError: a text is too long and `options` say that this is an error.
         EngineError: the engine refused a batch.
     """
-    tokenized = tokenizer.encode_batch(texts, options.max_length, options.on_truncate)
-    return encode_tokens(tokenized, options, manifest, engine)
+    with closing(tokenized_windows(texts, options, tokenizer)) as windows:
+        return _encoded(windows, len(texts), options, manifest, engine)
 
 
 def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
     """Encode S texts that are ids already.
 
-    Only ids and results grow with S; what the engine and the heads need at a time is bounded by the token budget.
-
     Raises:
         EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
-    results = _Results(tokenized, options, manifest)
-    for indices, batch in _batches(tokenized, options, manifest.tokenizer.pad_id):
-        results.take(indices, batch, engine.run(batch, options.heads))
+    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine)
+
+
+def _encoded(
+    windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: Manifest, engine: Engine
+) -> Encoding:
+    """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
+    results = _Results(texts, options, manifest)
+    for rows in _batches(windows, options, results):
+        batch = pad_batch(rows.ids, manifest.tokenizer.pad_id)
+        results.take(rows.indices, batch, engine.run(batch, options.heads))
     return results.encoding()
 
 
-def _batches(
-    tokenized: TokenizedTexts, options: EncodeOptions, pad_id: int
-) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
-    for indices in plan_batches(tokenized.lengths, options.token_budget, options.batch_size):
-        yield indices, pad_batch([tokenized.ids[i] for i in indices], pad_id)
+def _batches(windows: Iterable[Window], options: EncodeOptions, results: "_Results") -> Iterator[Rows]:
+    waiting = Waiting(options.token_budget, options.batch_size)
+    for window in windows:
+        results.note(window)
+        yield from waiting.add(window.start, window.tokenized.ids)
+    yield from waiting.rest()
 
 
 def _check_finite(raw: RawOutputs) -> None:
@@ -61,16 +70,21 @@ def _check_finite(raw: RawOutputs) -> None:
 class _Results:
     """Where the batches' results go: places for all S texts, filled batch by batch."""
 
-    def __init__(self, tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest) -> None:
-        self._tokenized = tokenized
+    def __init__(self, texts: int, options: EncodeOptions, manifest: Manifest) -> None:
         self._options = options
         self._vocab_size = manifest.geometry.vocab_size
-        self._lengths = tokenized.lengths
-        texts = len(self._lengths)
+        self._lengths = np.zeros(texts, dtype=np.int64)
+        self._truncated = 0
         self._dense = np.empty((texts, manifest.geometry.hidden_size), dtype=np.float32)
         self._lexical: list[LexicalRows] = []
         self._order: list[NDArray[np.int64]] = []
         self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
+
+    def note(self, window: Window) -> None:
+        """Keep what is known of a window's texts before they run."""
+        lengths = window.tokenized.lengths
+        self._lengths[window.start : window.start + lengths.size] = lengths
+        self._truncated += window.tokenized.truncated
 
     def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
         """Put the results of one batch, whose rows are the texts at `indices`, in their places."""
@@ -94,6 +108,6 @@ class _Results:
             sparse=gather_sparse(self._lexical, order, self._vocab_size) if Head.SPARSE in heads else None,
             colbert_vecs=self._colbert if Head.COLBERT in heads else None,
             token_counts=self._lengths,
-            truncated=self._tokenized.truncated,
+            truncated=self._truncated,
             is_single=False,
         )

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime.batching import pad_batch, plan_batches
+from m3_runtime.batching import ENOUGH_TOKENS, Waiting, pad_batch, plan_batches
 
 LENGTHS = st.lists(st.integers(2, 600), max_size=80)
 
@@ -56,3 +56,52 @@ def test_padding_is_on_the_right_and_masked(rows):
         pads = batch.input_ids.shape[1] - len(row)
         assert ids == row + [1] * pads
         assert mask == [1] * len(row) + [0] * pads
+
+
+WINDOWS = st.lists(st.lists(st.integers(2, 600), max_size=30), max_size=6)
+
+
+def waited(windows: list[list[int]], budget: int, size: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Indices of the batches that left with their windows, and of those that were left over."""
+    waiting, start = Waiting(budget, size), 0
+    left: list[list[int]] = []
+    for lengths in windows:
+        rows = [np.full(length, start + i, np.int32) for i, length in enumerate(lengths)]
+        for batch in waiting.add(start, rows):
+            assert all((row == i).all() for i, row in zip(batch.indices, batch.ids, strict=True))
+            left.append(batch.indices.tolist())
+        start += len(lengths)
+    return left, [batch.indices.tolist() for batch in waiting.rest()]
+
+
+@given(WINDOWS, st.integers(1, 5000), st.integers(1, 40))
+def test_whatever_waits_runs_once(windows, budget, size):
+    left, rest = waited(windows, budget, size)
+    assert sorted(i for batch in left + rest for i in batch) == list(range(sum(map(len, windows))))
+
+
+@given(WINDOWS, st.integers(1, 5000), st.integers(1, 40))
+def test_batches_across_windows_keep_to_the_same_rules(windows, budget, size):
+    lengths = [length for window in windows for length in window]
+    for batch in itertools.chain(*waited(windows, budget, size)):
+        assert len({lengths[i] for i in batch}) == 1
+        assert len(batch) == 1 or (len(batch) <= size and len(batch) * lengths[batch[0]] <= budget)
+
+
+@given(WINDOWS, st.integers(1, 5000), st.integers(1, 40))
+def test_only_what_is_worth_it_leaves_before_the_end(windows, budget, size):
+    lengths = [length for window in windows for length in window]
+    left, _ = waited(windows, budget, size)
+    for batch in left:
+        tokens = len(batch) * lengths[batch[0]]
+        assert tokens >= ENOUGH_TOKENS or len(batch) == size or tokens + lengths[batch[0]] > budget
+
+
+@given(WINDOWS)
+def test_little_waits(windows):
+    waiting, start = Waiting(16384, 256), 0
+    for lengths in windows * 8:
+        list(waiting.add(start, [np.zeros(length, np.int32) for length in lengths]))
+        start += len(lengths)
+    for batch in waiting.rest():
+        assert sum(row.size for row in batch.ids) < ENOUGH_TOKENS

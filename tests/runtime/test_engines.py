@@ -15,7 +15,8 @@ from m3_runtime.engines.openvino import OpenVinoEngine
 from m3_runtime.manifest import EngineName, Head
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
-X86 = CpuInfo("x", "x86_64", frozenset({"avx2"}))
+X86 = CpuInfo("x", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni"}))
+OLD_X86 = CpuInfo("o", "x86_64", frozenset({"avx2"}))
 ARM = CpuInfo("a", "aarch64", frozenset({"asimddp"}))
 
 
@@ -33,6 +34,8 @@ def without(monkeypatch, *engines: EngineName) -> None:
     [
         (X86, (), "openvino-int8"),
         (X86, (EngineName.OPENVINO,), "onnx-int8"),
+        (OLD_X86, (), "onnx-int8"),
+        (OLD_X86, (EngineName.ONNXRUNTIME,), "openvino-int8"),
         (ARM, (), "onnx-int8"),
         (ARM, (EngineName.ONNXRUNTIME,), "openvino-int8"),
     ],
@@ -97,7 +100,12 @@ def test_an_engine_that_cannot_be_imported(tiny_bundle, monkeypatch):
 
 
 def test_signed_weights_are_converted_only_where_they_would_saturate(monkeypatch):
-    for cpu, is_int8, expected in ((X86, True, True), (X86, False, False), (ARM, True, False)):
+    for cpu, is_int8, expected in (
+        (OLD_X86, True, True),
+        (OLD_X86, False, False),
+        (X86, True, False),
+        (ARM, True, False),
+    ):
         monkeypatch.setattr(ort, "cpu_info", lambda cpu=cpu: cpu)
         assert ("session.x64quantprecision" in ort.session_config({}, is_int8=is_int8)) == expected
 

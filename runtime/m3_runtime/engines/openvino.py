@@ -1,5 +1,6 @@
 """The OpenVINO engine: the fastest on x86, from the extra m3-runtime[openvino]."""
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines.compiled_cache import compile_cached
 from m3_runtime.engines.no_telemetry import without_telemetry
+from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
+from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
 from m3_runtime.errors import EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
 
@@ -25,46 +29,61 @@ _MAX_REQUESTS = 2
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
 
-    def __init__(self, model: Any, all_tokens: Tokens | None) -> None:
-        """A compiled model and, if it has the input `kept_tokens`, the value that stands for all tokens."""
+    def __init__(self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, requests: int) -> None:
+        """Take over a compiled model.
+
+        Args:
+            model: the compiled model.
+            all_tokens: if it has the input `kept_tokens`, the value that stands for all tokens.
+            weights: the files that it has mapped.
+            requests: most that run at a time.
+        """
         self._model = model
         self._all_tokens = all_tokens
-        self._slots = threading.BoundedSemaphore(_MAX_REQUESTS)
+        self._weights = weights
+        self._runs = itertools.count(1)
+        self._slots = threading.BoundedSemaphore(requests)
         self._idle: deque[Any] = deque()
 
     @classmethod
-    def open(cls, graph: Path, properties: Mapping[str, str], threads: int) -> "OpenVinoEngine":
+    def open(
+        cls, graph: Path, properties: Mapping[str, str], threads: int, opening: Opening = DEFAULT_OPENING
+    ) -> "OpenVinoEngine":
         """Compile an IR; its weights are mapped, not read.
 
         Args:
             graph: the .xml file; the .bin lies beside it.
             properties: the variant's compile properties.
             threads: threads of one run.
+            opening: `low_memory` keeps the buffers of one request, not of two; with a `cache_folder` the compiled form
+                is taken from there, or kept there.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
             EngineError: OpenVINO cannot load or compile the graph.
         """
-        try:
-            with without_telemetry():
-                import openvino
-        except ImportError as error:
-            raise EngineNotInstalledError(
-                f'openvino cannot be imported ({error}); install it: pip install "m3-runtime[openvino]"'
-            ) from error
+        openvino = _openvino()
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
             **properties,
         }
+        cache = opening.cache_folder
         try:
             core = openvino.Core()
-            model = core.read_model(graph)
-            all_tokens = _open_kept_tokens(model)
-            return cls(core.compile_model(model, "CPU", config), all_tokens)
+            with mapping([graph.parent] if cache is None else [graph.parent, cache.parent]) as weights:
+                model = core.read_model(graph)
+                all_tokens = _open_kept_tokens(model)
+
+                def compile_in(folder: Path | None) -> Any:
+                    where = {} if folder is None else {"CACHE_DIR": str(folder)}
+                    return core.compile_model(model, "CPU", config | where)
+
+                compiled = compile_cached(compile_in, cache, openvino.get_version()) if cache else compile_in(None)
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
+        return cls(compiled, all_tokens, weights, 1 if opening.low_memory else _MAX_REQUESTS)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -106,6 +125,25 @@ class OpenVinoEngine:
             finally:
                 if self._model is not None:
                     self._idle.append(request)
+                    self._give_back()
+
+    def _give_back(self) -> None:
+        """Let go of pages of weights that are packed now: after runs 1, 2, 4, 8 …, since new shapes may pack anew."""
+        run = next(self._runs)
+        if run & (run - 1) == 0:
+            self._weights.let_go()
+            trim_heap()
+
+
+def _openvino() -> Any:
+    try:
+        with without_telemetry():
+            import openvino
+    except ImportError as error:
+        raise EngineNotInstalledError(
+            f'openvino cannot be imported ({error}); install it: pip install "m3-runtime[openvino]"'
+        ) from error
+    return openvino
 
 
 def _open_kept_tokens(model: Any) -> Tokens | None:

@@ -1,0 +1,43 @@
+"""Loading what an encoder needs: tokenizer and engine, side by side."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from m3_runtime.bundle import Bundle
+from m3_runtime.engines import Engine
+from m3_runtime.engines.compiled_cache import checked_cache_dir, variant_folder
+from m3_runtime.engines.opening import Opening
+from m3_runtime.engines.select import open_engine
+from m3_runtime.manifest import Variant
+from m3_runtime.tokenizer import M3Tokenizer
+
+
+def load(
+    bundle: Bundle, variant: Variant, threads: int, *, cache_dir: str | Path | None, low_memory: bool
+) -> tuple[M3Tokenizer, Engine]:
+    """Open the bundle's tokenizer and a variant's engine.
+
+    Each takes about a second for BGE-M3, and either leaves a core free, so they load at the same time.
+
+    Args:
+        bundle: an open bundle.
+        variant: one of its variants.
+        threads: threads of one run.
+        cache_dir: where compiled forms are kept, or None.
+        low_memory: hold less in memory and take longer.
+
+    Raises:
+        BundleError: the tokenizer or the variant's properties are not what they must be.
+        EngineError: the engine is not installed or cannot load the graph.
+        InputError: `cache_dir` cannot be used.
+    """
+    cache = None if cache_dir is None else variant_folder(checked_cache_dir(cache_dir), bundle, variant, threads)
+    info = bundle.manifest.tokenizer
+    with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
+        tokenizer = aside.submit(M3Tokenizer.open, bundle.file(info.path), info, low_memory=low_memory)
+        engine = open_engine(bundle, variant, threads, Opening(low_memory, cache))
+        try:
+            return tokenizer.result(), engine
+        except BaseException:
+            engine.close()
+            raise

@@ -1,0 +1,142 @@
+"""Variants that need what a processor may lack: passed over, told once, refused when asked for by name."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+from m3_runtime import Bundle, M3Encoder, VariantError, cli
+from m3_runtime.cpu import CpuInfo
+from m3_runtime.engines import select
+from m3_runtime.manifest import CpuFeature
+
+NEEDY = "openvino-int8"
+OLD = CpuInfo("Old Core", "x86_64", frozenset({"avx2", "fma"}))
+NEW = CpuInfo("New Core", "x86_64", frozenset({"avx2", "avx512_vnni"}))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told_yet():
+    select._warn_once.cache_clear()
+
+
+def needing(bundle: Bundle, *names: str) -> Bundle:
+    """The bundle, with variants that need int8 dot products."""
+    variants = tuple(
+        replace(variant, needs=(CpuFeature.INT8_DOT,) if variant.name in names else ())
+        for variant in bundle.manifest.variants
+    )
+    return replace(bundle, manifest=replace(bundle.manifest, variants=variants))
+
+
+@pytest.fixture
+def bundle(tiny_bundle) -> Bundle:
+    return needing(Bundle.open(tiny_bundle), NEEDY)
+
+
+def on(monkeypatch, cpu: CpuInfo) -> None:
+    monkeypatch.setattr(select, "cpu_info", lambda: cpu)
+
+
+def test_a_processor_that_has_it_runs_it_without_a_word(bundle, monkeypatch, caplog):
+    on(monkeypatch, NEW)
+    assert select.choose_variant(bundle).name == NEEDY
+    assert select.choose_variant(bundle, NEEDY).name == NEEDY
+    assert caplog.records == []
+
+
+def test_a_processor_that_lacks_it_takes_the_next_and_says_so_once(bundle, monkeypatch, caplog):
+    on(monkeypatch, OLD)
+    bundle = needing(bundle, NEEDY, "onnx-int8")
+    for _ in range(3):
+        assert select.choose_variant(bundle).name == "onnx-fp32"
+    told = [(record.name, record.levelno) for record in caplog.records]
+    assert told == [("m3_runtime", logging.WARNING)] * 2, "once for each variant that was passed over"
+    for name, message in zip(("onnx-int8", NEEDY), caplog.messages, strict=True):
+        for word in (repr(name), "int8_dot", "VNNI", "Old Core", "'onnx-fp32' runs instead"):
+            assert word in message
+
+
+def test_what_would_not_have_run_anyway_is_not_told(bundle, monkeypatch, caplog):
+    on(monkeypatch, OLD)
+    assert select.choose_variant(bundle).name == "onnx-int8", "it is better here than the one with needs"
+    assert caplog.records == []
+
+
+def test_a_variant_asked_for_by_name_is_refused_with_a_remedy(bundle, monkeypatch):
+    on(monkeypatch, OLD)
+    with pytest.raises(
+        VariantError, match=r"'openvino-int8' needs int8_dot .*VNNI.* take variant='auto', or one of: onnx"
+    ):
+        select.choose_variant(bundle, NEEDY)
+    with pytest.raises(VariantError, match=r"Old Core.* has avx2, fma, and would compute something else"):
+        select.choose_variant(bundle, engine="openvino")
+
+
+def test_a_bundle_of_which_nothing_runs_says_what_to_export(bundle, monkeypatch):
+    on(monkeypatch, OLD)
+    everything = needing(bundle, *(variant.name for variant in bundle.manifest.variants))
+    with pytest.raises(VariantError, match="export the checkpoint again, with --variants"):
+        select.choose_variant(everything)
+
+
+def test_flags_that_cannot_be_read_count_as_missing(bundle, monkeypatch):
+    on(monkeypatch, CpuInfo("Unknown", "AMD64", frozenset()))
+    with pytest.raises(VariantError, match="no flags that can be read"):
+        select.choose_variant(bundle, NEEDY)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flag", "has"),
+    [
+        ("x86_64", "avx512_vnni", True),
+        ("x86_64", "avx_vnni", True),
+        ("x86_64", "amx_int8", True),
+        ("x86_64", "avx512bw", False),
+        ("aarch64", "asimddp", True),
+        ("aarch64", "asimd", False),
+    ],
+)
+def test_who_has_int8_dot_products(architecture, flag, has):
+    assert CpuInfo("c", architecture, frozenset({flag})).has(CpuFeature.INT8_DOT) is has
+
+
+@pytest.fixture
+def needy_folder(bundle_copy):
+    """A bundle on disk whose variants all need int8 dot products."""
+    manifest = bundle_copy / "manifest.json"
+    data = json.loads(manifest.read_text())
+    for variant in data["variants"]:
+        variant["needs"] = ["int8_dot"]
+        variant["plan"] = [
+            {"projection": f"layer.{i}.ffn_out", "precision": precision, "smoothing": 0, "clip": 1, "columns_apart": 0}
+            for i, precision in enumerate(["static", "dynamic", "static"])
+        ]
+    manifest.unlink()
+    manifest.write_text(json.dumps(data))
+    return bundle_copy
+
+
+def test_an_encoder_does_not_open_what_it_may_not_run(needy_folder, monkeypatch):
+    on(monkeypatch, OLD)
+    with pytest.raises(VariantError, match="needs int8_dot"):
+        M3Encoder.open(needy_folder)
+
+
+@pytest.mark.parametrize(("cpu", "words"), [(OLD, "NOT met here"), (NEW, ": met here")])
+def test_info_shows_needs_and_plan(needy_folder, monkeypatch, capsys, cpu, words):
+    on(monkeypatch, cpu)
+    assert cli.main(["info", str(needy_folder)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(words) == 3
+    assert shown.count("ffn_out: 2 static, 1 dynamic") == 3
+    assert ("no variant of this bundle runs here" in shown) is (cpu is OLD)
+
+
+def test_info_for_programs_shows_unmet_needs(needy_folder, monkeypatch, capsys):
+    on(monkeypatch, OLD)
+    assert cli.main(["info", str(needy_folder), "--json"]) == 0
+    machine = json.loads(capsys.readouterr().out)["machine"]
+    assert machine["variant"] is None
+    assert machine["unmet_needs"] == {name: ["int8_dot"] for name in ("onnx-fp32", "onnx-int8", NEEDY)}
