@@ -1,6 +1,7 @@
 """The parent's side of the protocol: a contender's process, asked for work one line at a time."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,8 +133,15 @@ class WorkerProcess:
         code = self._process.wait()
         self._errors.seek(0)
         words = "\n  ".join(self._errors.read().splitlines()[-_LAST_WORDS:])
-        why = "was killed; is there enough memory?" if code < 0 else f"ended with exit code {code}"
-        return WorkerError(f"{self._name} {why}" + (f"\n  {words}" if words else ""))
+        return WorkerError(f"{self._name} {_in_words(code)}" + (f"\n  {words}" if words else ""))
+
+
+def _in_words(code: int) -> str:
+    """An exit code, or the signal that it stands for."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + ("; is there enough memory?" if name == "SIGKILL" else "")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

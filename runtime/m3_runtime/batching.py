@@ -20,8 +20,8 @@ from m3_runtime.engines import TokenBatch
 DEFAULT_TOKEN_BUDGET = 16384
 """Tokens per batch; bounds memory."""
 
-ENOUGH_TOKENS = 2048
-"""A batch of so many tokens gains nothing measurable from more of them."""
+ENOUGH_TOKENS = 1024
+"""A batch of so many tokens gains next to nothing from more of them."""
 
 
 def plan_batches(lengths: NDArray[np.int64], token_budget: int, batch_size: int) -> Iterator[NDArray[np.int64]]:

@@ -34,7 +34,7 @@ def load(
     cache = None if cache_dir is None else variant_folder(checked_cache_dir(cache_dir), bundle, variant, threads)
     info = bundle.manifest.tokenizer
     with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
-        tokenizer = aside.submit(M3Tokenizer.open, bundle.file(info.path), info, low_memory=low_memory)
+        tokenizer = aside.submit(M3Tokenizer.open, bundle.file(info.path), info)
         engine = open_engine(bundle, variant, threads, Opening(low_memory, cache))
         try:
             return tokenizer.result(), engine

@@ -5,17 +5,15 @@ call from several threads fails ("Already borrowed") or gives another call's len
 once, at open, and never touched again; ids are cut here.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.compact_pipeline import CompactPipeline, is_compactable
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
 from m3_runtime.manifest import TokenizerInfo
 
@@ -68,79 +66,31 @@ class TokenizedTexts:
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
 
-class Pipeline(Protocol):
-    """Text to ids, the checkpoint's way. Both forms give the same ids; they differ in memory and speed."""
-
-    @property
-    def normalizer(self) -> Any:
-        """The package's normalizer, or None."""
-        ...
-
-    @property
-    def pre_tokenizer(self) -> Any:
-        """The package's pre-tokenizer, or None."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """How many ids there are, added tokens included."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """All ids of each text, (L,), special tokens included."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens included."""
-        ...
-
-
-class WholePipeline:
-    """A tokenizer.json as the package tokenizers has it in memory."""
-
-    def __init__(self, pipeline: Any) -> None:
-        """Take over a `tokenizers.Tokenizer`."""
-        pipeline.no_truncation()
-        pipeline.no_padding()
-        self._pipeline = pipeline
-        self.normalizer, self.pre_tokenizer = pipeline.normalizer, pipeline.pre_tokenizer
-        self.vocab_size = int(pipeline.get_vocab_size())
-
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """See `Pipeline.encode`."""
-        return [np.array(item.ids, dtype=np.int32) for item in self._pipeline.encode_batch_fast(list(texts))]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Pipeline.decode`."""
-        return str(self._pipeline.decode(list(ids), skip_special_tokens=False))
-
-
 class M3Tokenizer:
     """The bundle's tokenizer. Safe to use from several threads: nothing changes after `open`."""
 
-    def __init__(self, pipeline: Pipeline, info: TokenizerInfo) -> None:
+    def __init__(self, pipeline: Any, info: TokenizerInfo) -> None:
         self._pipeline = pipeline
         self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(pipeline, blank))
         self.info = info
 
     @classmethod
-    def open(cls, path: str | Path, info: TokenizerInfo, *, low_memory: bool = False) -> "M3Tokenizer":
+    def open(cls, path: str | Path, info: TokenizerInfo) -> "M3Tokenizer":
         """Read a tokenizer.json.
-
-        Args:
-            path: the file.
-            info: what the manifest says about it.
-            low_memory: use `CompactPipeline` where the file is of a kind that it takes.
 
         Raises:
             BundleDamagedError: the file cannot be read as a tokenizer.
             BundleFormatError: its pipeline does not wrap a text in the special ids that `info` names.
         """
+        from tokenizers import Tokenizer
+
         try:
-            pipeline = _pipeline(Path(path), low_memory=low_memory)
+            pipeline = Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception
             raise BundleDamagedError(f"{str(path)!r} is not a tokenizer ({error}); export the bundle again") from error
-        wrapped = pipeline.encode([""])[0].tolist()
+        pipeline.no_truncation()
+        pipeline.no_padding()
+        wrapped = pipeline.encode("").ids
         if wrapped != [info.cls_id, info.eos_id]:
             raise BundleFormatError(
                 f"{str(path)!r} turns an empty text into {wrapped}, the manifest says "
@@ -151,11 +101,11 @@ class M3Tokenizer:
     @property
     def vocab_size(self) -> int:
         """How many ids the pipeline knows, added tokens included."""
-        return self._pipeline.vocab_size
+        return int(self._pipeline.get_vocab_size())
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included, as `convert_id_to_token` shows it."""
-        return self._pipeline.decode(ids)
+        return str(self._pipeline.decode(list(ids), skip_special_tokens=False))
 
     def encode_batch(
         self, texts: Sequence[str], max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE
@@ -182,7 +132,8 @@ class M3Tokenizer:
         """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`."""
         limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
         prefixes = [self._prefix(text, limit) for text in texts]
-        rows = self._pipeline.encode(prefixes)
+        encoded = self._pipeline.encode_batch_fast(prefixes)
+        rows = [np.array(item.ids, dtype=np.int32) for item in encoded]
         for i, text in enumerate(texts):
             if rows[i].size <= max_length and len(prefixes[i]) < len(text):
                 rows[i] = self._longer_prefix(text, max_length, limit)
@@ -193,7 +144,7 @@ class M3Tokenizer:
         while True:
             limit *= 2
             prefix = self._prefix(text, limit)
-            ids = self._pipeline.encode([prefix])[0]
+            ids = np.array(self._pipeline.encode_batch_fast([prefix])[0].ids, dtype=np.int32)
             if ids.size > max_length or len(prefix) == len(text):
                 return ids
 
@@ -221,7 +172,7 @@ class M3Tokenizer:
         return cut
 
     def _too_long(self, text: str, index: int, max_length: int) -> TextTooLongError:
-        return TextTooLongError(f"text {index}", index, self._pipeline.encode([text])[0].size, max_length)
+        return TextTooLongError(f"text {index}", index, len(self._pipeline.encode(text).ids), max_length)
 
 
 def checked_texts(sentences: object) -> list[str]:
@@ -269,18 +220,7 @@ def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def _pipeline(path: Path, *, low_memory: bool) -> Pipeline:
-    """The file in the form that is asked for, if it can be had in that form."""
-    from tokenizers import Tokenizer
-
-    if low_memory:
-        content = json.loads(path.read_bytes())
-        if is_compactable(content):
-            return CompactPipeline(path, content)
-    return WholePipeline(Tokenizer.from_file(str(path)))
-
-
-def _splits_at(pipeline: Pipeline, blank: str) -> bool:
+def _splits_at(pipeline: Any, blank: str) -> bool:
     """Whether the pipeline splits at this blank before it looks at the vocabulary: it is asked."""
     if pipeline.pre_tokenizer is None:
         return False

@@ -107,7 +107,7 @@ def test_a_worker_that_dies_leaves_its_last_words(noisy, errors):
 def test_a_killed_worker_is_said_to_be_killed(noisy, errors):
     with (
         WorkerProcess.start("noisy", noisy, 1, errors) as worker,
-        pytest.raises(WorkerError, match="noisy was killed; is there enough memory"),
+        pytest.raises(WorkerError, match="noisy was ended by SIGKILL; is there enough memory"),
     ):
         worker.ask(asked("be killed"))
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_an_opening_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="no"):
         compile_cached(fail, tmp_path / "form", "1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(tmp_path):
+    old, young = tmp_path / ".form.old", tmp_path / ".form.young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    os.utime(old, (0, 0))
+    compile_cached(lambda place: (place / "x").touch(), tmp_path / "form", "1")
+    assert {path.name for path in tmp_path.iterdir()} == {".form.young", "form"}
 
 
 def test_who_is_second_takes_what_is_there(tmp_path):

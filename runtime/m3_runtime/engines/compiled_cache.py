@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,7 @@ from m3_runtime.manifest import Variant
 
 _log = logging.getLogger("m3_runtime")
 _SEAL = "seal.json"
+_ABANDONED_S = 3600.0
 
 Compiled = TypeVar("Compiled")
 
@@ -75,10 +77,11 @@ def compile_cached(compile_in: Callable[[Path | None], Compiled], folder: Path, 
         release: of the engine that compiles; the form of another is not read.
     """
     if folder.is_dir():
-        if _seal_of(folder, release) == _read_seal(folder):
+        if _is_intact(folder, release):
             return compile_in(folder)
         _log.warning("the compiled form in %s is damaged or of another release; it is made anew", folder)
         shutil.rmtree(folder, ignore_errors=True)
+    _sweep(folder)
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
@@ -92,6 +95,13 @@ def compile_cached(compile_in: Callable[[Path | None], Compiled], folder: Path, 
     return compiled
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; compiling takes seconds, so what is old is nobody's."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if left.stat().st_mtime < time.time() - _ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _publish(staging: Path, folder: Path, release: str) -> None:
     """Seal what was written and put it in its place; if somebody was faster, theirs stays."""
     try:
@@ -102,13 +112,13 @@ def _publish(staging: Path, folder: Path, release: str) -> None:
             _log.warning("nothing is kept in %s: %s", folder.parent, error.strerror)
 
 
+def _is_intact(folder: Path, release: str) -> bool:
+    try:
+        return json.loads((folder / _SEAL).read_text(encoding="utf-8")) == _seal_of(folder, release)
+    except (OSError, ValueError):
+        return False
+
+
 def _seal_of(folder: Path, release: str) -> dict[str, object]:
     files = sorted(path for path in folder.iterdir() if path.name != _SEAL)
     return {"release": release, "files": {path.name: sha256_of(path) for path in files if path.is_file()}}
-
-
-def _read_seal(folder: Path) -> object:
-    try:
-        return json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
