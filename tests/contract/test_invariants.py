@@ -123,7 +123,7 @@ def test_int8_stays_within_the_budget_on_texts_it_never_saw(encoders, unseen, va
     exact, int8 = all_heads(encoders["onnx-fp32"], unseen), all_heads(encoders[variant], unseen)
     dense = cosines(exact.dense_vecs, int8.dense_vecs)
     assert dense.mean() >= INT8_DENSE_MEAN
-    assert np.mean(dense < INT8_DENSE) <= 0.01
+    assert np.mean(dense < INT8_DENSE) <= 0.02
     assert dense.min() >= INT8_FLOOR
     rows = np.concatenate([cosines(a, b) for a, b in zip(exact.colbert_vecs, int8.colbert_vecs, strict=True)])
     assert np.percentile(rows, 5) >= INT8_COLBERT_P5

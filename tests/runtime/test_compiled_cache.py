@@ -133,32 +133,6 @@ def test_what_the_form_depends_on_is_in_its_name(tiny_bundle, tmp_path, monkeypa
     assert folder == variant_folder(tmp_path, with_file("tokenizer.json"), variant, 1), "it has nothing to do with it"
 
 
-def test_a_changed_bundle_is_compiled_anew(tiny_bundle, bundle_copy, tmp_path, texts):
-    """The same names and sizes, other weights."""
-    cache = tmp_path / "cache"
-    first = vectors(opened(bundle_copy, cache), texts)
-    bundle = Bundle.open(bundle_copy)
-    weights = bundle.file(next(path for path in bundle.variant(NAME).files if path.endswith(".bin")))
-    content = np.frombuffer(weights.read_bytes(), np.uint8).copy()
-    content[: content.size // 2] ^= 1
-    weights.unlink()
-    weights.write_bytes(content.tobytes())
-    manifest = bundle_copy / "manifest.json"
-    text = manifest.read_text()
-    for entry in bundle.manifest.files:
-        if bundle.file(entry.path) == weights:
-            text = text.replace(entry.sha256, compiled_cache.sha256_of(weights))
-    manifest.unlink()
-    manifest.write_text(text)
-    changed = opened(bundle_copy, cache)
-    assert not is_from_cache(changed)
-    changed_vectors = vectors(changed, texts)
-    assert not same(changed_vectors, first)
-    assert same(changed_vectors, vectors(opened(bundle_copy, None), texts))
-    with opened(tiny_bundle, cache) as original:
-        assert is_from_cache(original), "the form of the unchanged files is still there"
-
-
 def test_an_opening_that_fails_leaves_nothing(tmp_path):
     def fail(place: Path) -> None:
         (place / "half").write_text("x")
