@@ -10,7 +10,7 @@ import pytest
 
 from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
-from m3_runtime.engines import Engine, TokenBatch, ort, select
+from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
 from m3_runtime.engines.openvino import OpenVinoEngine
 from m3_runtime.manifest import EngineName, Head
 
@@ -187,7 +187,10 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
     batch = batch_of(30, 30, vocabulary=bundle.manifest.geometry.vocab_size)
     feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if variant.engine is EngineName.OPENVINO:
-        model = openvino.Core().compile_model(path, "CPU", dict(variant.properties))
+        core = openvino.Core()
+        read = core.read_model(path)
+        optional = {node.get_friendly_name() for node in read.get_ordered_ops() if node.get_type_name() == "Constant"}
+        model = core.compile_model(read, "CPU", dict(variant.properties))
         required = [value.any_name for value in model.inputs]
         found = {value.any_name: array for value, array in model(feeds).items()}
     else:
@@ -196,9 +199,11 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
         for key, value in ort.session_config(variant.properties, is_int8=variant.precision != "fp32").items():
             options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(path, options)
+        optional = {value.name for value in session.get_overridable_initializers()}
         required = [value.name for value in session.get_inputs()]
         found = dict(zip([head.output_name for head in Head], session.run(None, feeds), strict=True))
     assert sorted(required) == ["attention_mask", "input_ids"]
+    assert KEPT_TOKENS in optional
     engine = select.open_engine(bundle, variant, 1)
     ours = engine.run(batch, list(Head))
     engine.close()
