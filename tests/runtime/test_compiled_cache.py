@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 
 from m3_runtime import Bundle, InputError, M3Encoder
@@ -131,6 +132,37 @@ def test_what_the_form_depends_on_is_in_its_name(tiny_bundle, tmp_path, monkeypa
     assert folder not in others
     monkeypatch.undo()
     assert folder == variant_folder(tmp_path, with_file("tokenizer.json"), variant, 1), "it has nothing to do with it"
+
+
+def word_table(graph: Path) -> bytes:
+    """The largest int8 constant of an OpenVINO graph."""
+    nodes = openvino.Core().read_model(graph).get_ordered_ops()
+    constants = [node for node in nodes if node.get_type_name() == "Constant"]
+    tables = [node.data for node in constants if node.get_element_type() == openvino.Type.i8]
+    return max(tables, key=lambda table: table.size).tobytes()
+
+
+def test_a_changed_bundle_is_compiled_anew(tiny_bundle, bundle_copy, tmp_path, texts):
+    """The same names and sizes, other word vectors."""
+    cache = tmp_path / "cache"
+    first = vectors(opened(bundle_copy, cache), texts)
+    bundle = Bundle.open(bundle_copy)
+    weights = bundle.file(next(path for path in bundle.variant(NAME).files if path.endswith(".bin")))
+    content, words = weights.read_bytes(), word_table(bundle.file(bundle.variant(NAME).graph))
+    place, old = content.index(words), compiled_cache.sha256_of(weights)
+    weights.unlink()
+    weights.write_bytes(content[:place] + words[::-1] + content[place + len(words) :])
+    manifest = bundle_copy / "manifest.json"
+    text = manifest.read_text().replace(old, compiled_cache.sha256_of(weights))
+    manifest.unlink()
+    manifest.write_text(text)
+    changed = opened(bundle_copy, cache)
+    assert not is_from_cache(changed)
+    changed_vectors = vectors(changed, texts)
+    assert not same(changed_vectors, first)
+    assert same(changed_vectors, vectors(opened(bundle_copy, None), texts))
+    with opened(tiny_bundle, cache) as original:
+        assert is_from_cache(original), "the form of the unchanged files is still there"
 
 
 def test_an_opening_that_fails_leaves_nothing(tmp_path):
