@@ -1,5 +1,6 @@
 """Loading what an encoder needs: tokenizer and engine, side by side."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def load(
 ) -> tuple[M3Tokenizer, Engine]:
     """Open the bundle's tokenizer and a variant's engine.
 
-    Each takes about a second for BGE-M3, and either leaves a core free, so they load at the same time.
+    Each takes about a second or more for BGE-M3, and either leaves a core free, so they load at the same time.
 
     Args:
         bundle: an open bundle.
@@ -32,12 +33,22 @@ def load(
         InputError: `cache_dir` cannot be used.
     """
     cache = None if cache_dir is None else variant_folder(checked_cache_dir(cache_dir), bundle, variant, threads)
-    info = bundle.manifest.tokenizer
+    is_busy = threading.Event()
     with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
-        tokenizer = aside.submit(M3Tokenizer.open, bundle.file(info.path), info)
-        engine = open_engine(bundle, variant, threads, Opening(low_memory, cache))
+        tokenizer = aside.submit(_tokenizer_after, is_busy, bundle)
+        try:
+            engine = open_engine(bundle, variant, threads, Opening(low_memory, cache, is_busy.set))
+        finally:
+            is_busy.set()
         try:
             return tokenizer.result(), engine
         except BaseException:
             engine.close()
             raise
+
+
+def _tokenizer_after(is_busy: threading.Event, bundle: Bundle) -> M3Tokenizer:
+    """Open the tokenizer when the engine needs the interpreter no longer: the package keeps it for all of a second."""
+    is_busy.wait()
+    info = bundle.manifest.tokenizer
+    return M3Tokenizer.open(bundle.file(info.path), info)

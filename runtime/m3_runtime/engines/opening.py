@@ -1,7 +1,12 @@
 """How an engine is opened: what of memory, start and speed is traded for what."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -9,11 +14,13 @@ class Opening:
     """What the caller wants of an engine besides its results, which do not depend on it.
 
     `low_memory`: hold less in memory and take longer for it. `cache_folder`: where this variant's compiled form is kept
-    from one opening to the next (OpenVINO only), or None.
+    from one opening to the next (OpenVINO only), or None. `tell_busy` is called right before the long call into the
+    engine, which leaves the interpreter to other threads.
     """
 
     low_memory: bool = False
     cache_folder: Path | None = None
+    tell_busy: Callable[[], None] = _nobody
 
 
 DEFAULT_OPENING = Opening()

@@ -77,6 +77,7 @@ class OpenVinoEngine:
                 all_tokens = _open_kept_tokens(model)
 
                 def compile_in(folder: Path | None) -> Any:
+                    opening.tell_busy()
                     where = {} if folder is None else {"CACHE_DIR": str(folder)}
                     return core.compile_model(model, "CPU", config | where)
 

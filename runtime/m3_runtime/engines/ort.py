@@ -6,6 +6,7 @@ from typing import Any
 
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
@@ -29,7 +30,13 @@ class OrtEngine:
 
     @classmethod
     def open(
-        cls, graph: Path, properties: Mapping[str, str], threads: int, *, is_int8: bool, low_memory: bool = False
+        cls,
+        graph: Path,
+        properties: Mapping[str, str],
+        threads: int,
+        opening: Opening = DEFAULT_OPENING,
+        *,
+        is_int8: bool,
     ) -> "OrtEngine":
         """Load a graph.
 
@@ -37,8 +44,9 @@ class OrtEngine:
             graph: the .onnx file; external data lies beside it.
             properties: the variant's session configuration.
             threads: threads of one run.
+            opening: `low_memory` leaves the weights mapped, where they can be used as they are, and keeps no memory
+                between runs.
             is_int8: the graph multiplies int8.
-            low_memory: leave the weights mapped, where they can be used as they are, and keep no memory between runs.
 
         Raises:
             EngineNotInstalledError: onnxruntime is missing.
@@ -55,9 +63,10 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
-        options.enable_cpu_mem_arena = not low_memory
-        for key, value in session_config(properties, is_int8=is_int8, low_memory=low_memory).items():
+        options.enable_cpu_mem_arena = not opening.low_memory
+        for key, value in session_config(properties, is_int8=is_int8, low_memory=opening.low_memory).items():
             options.add_session_config_entry(key, value)
+        opening.tell_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no common base but Exception

@@ -119,13 +119,8 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
         case EngineName.ONNXRUNTIME:
             from m3_runtime.engines.ort import OrtEngine
 
-            return OrtEngine.open(
-                graph,
-                variant.properties,
-                threads,
-                is_int8=variant.precision != _FLOAT,
-                low_memory=opening.low_memory,
-            )
+            is_int8 = variant.precision != _FLOAT
+            return OrtEngine.open(graph, variant.properties, threads, opening, is_int8=is_int8)
         case EngineName.OPENVINO:
             from m3_runtime.engines.openvino import OpenVinoEngine
 
