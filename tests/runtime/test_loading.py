@@ -50,7 +50,7 @@ def test_the_tokenizer_opens_while_the_engine_does(tiny_bundle, monkeypatch, var
 def test_an_engine_that_fails_is_what_comes_out(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     broken = replace(bundle.variant("onnx-fp32"), graph="config.json")
-    with pytest.raises(EngineError, match="cannot load 'config.json'"):
+    with pytest.raises(EngineError, match=r"cannot load 'config\.json'"):
         M3Encoder.from_bundle(bundle, broken, 1)
     assert threads_left() == []
 
