@@ -39,7 +39,7 @@ bench-bars: $(READY)  ## our bars: variants against peers and the processor's ce
 	test -d $(CHECKPOINT) || $(BIN)/m3-export synthetic-xlmr-large $(CHECKPOINT) --checkpoint-only
 	test -d $(BALANCED) || $(BIN)/m3-export $(CHECKPOINT) $(BALANCED) --budget balanced
 	test -d $(STRICT) || $(BIN)/m3-export $(CHECKPOINT) $(STRICT) --budget strict --variants openvino-int8
-	$(BIN)/python -m m3_bench bars --balanced $(BALANCED) --strict $(STRICT) --checkpoint $(CHECKPOINT) -o out/bars.json $(BARS)
+	$(BIN)/m3-bench bars --balanced $(BALANCED) --strict $(STRICT) --checkpoint $(CHECKPOINT) -o out/bars.json $(BARS)
 
 format: $(READY)
 	$(BIN)/ruff format .

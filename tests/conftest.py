@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 import m3_models
-from m3_bench.contenders import Setup
+from m3_bench.bars.contenders import Setup
 from m3_bench.peers import PeerSource
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress

@@ -4,7 +4,9 @@ M3Error
 └── BenchError              something could not be measured; the message names it and the remedy
     ├── PeerError           a peer's environment or model could not be made
     ├── WorkerError         a contender's process failed, died, or did other work than it was asked for
-    └── NotApplicableError  this processor cannot run the contender; the row says so and the run goes on
+    ├── NotApplicableError  this processor cannot run the contender; the row says so and the run goes on
+    ├── DocumentError       a result file cannot be read or written, or does not fit the others
+    └── DatasetError        texts or labels are not what they must be; file and line are named
 """
 
 from m3_runtime.errors import M3Error
@@ -24,3 +26,11 @@ class WorkerError(BenchError):
 
 class NotApplicableError(BenchError):
     """This processor cannot run the contender."""
+
+
+class DocumentError(BenchError):
+    """A result file cannot be read or written, or does not fit the others."""
+
+
+class DatasetError(BenchError):
+    """Texts or labels are not what they must be."""

@@ -9,7 +9,10 @@ from m3_runtime.cpu import cpu_info
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine. `memory_bytes` is 0 where the system does not say; the load is what it was before the run."""
+    """This machine. `memory_bytes` is 0 where the system does not say; the load is what it was before the run.
+
+    `accelerator` names the device that computed where it was not the processor, with its memory and driver.
+    """
 
     cpu: str
     architecture: str
@@ -19,6 +22,7 @@ class Machine:
     system: str
     python: str
     load_before: float
+    accelerator: str = ""
 
 
 def this_machine() -> Machine:

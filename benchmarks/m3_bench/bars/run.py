@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from m3_bench import report
-from m3_bench.bars import Contender, Row
-from m3_bench.contenders import NEEDS_CHECKPOINT, NEEDS_STRICT, Setup, lite_build_facts
+from m3_bench.bars import table as report
+from m3_bench.bars.contenders import NEEDS_CHECKPOINT, NEEDS_STRICT, Setup, lite_build_facts
+from m3_bench.bars.measure import measure_row
+from m3_bench.bars.rows import Contender, Row
+from m3_bench.bars.stats import flop_per_token
+from m3_bench.bars.table import Outcome, Report, RowReport
 from m3_bench.errors import NotApplicableError
 from m3_bench.machine import this_machine
-from m3_bench.measure import measure_row
 from m3_bench.peers import PeerSource
-from m3_bench.report import Outcome, Report, RowReport
-from m3_bench.stats import flop_per_token
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle

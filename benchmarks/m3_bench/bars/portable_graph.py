@@ -1,6 +1,6 @@
 """Our FP32 graph in standard operators, before anything is fused or quantized: what OpenVINO gets for its bf16 row.
 
-python -m m3_bench.portable_graph CHECKPOINT BUNDLE FILE
+python -m m3_bench.bars.portable_graph CHECKPOINT BUNDLE FILE
 """
 
 import argparse

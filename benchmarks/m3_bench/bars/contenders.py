@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m3_bench.bars import Contender
+from m3_bench.bars.rows import Contender
 from m3_bench.errors import BenchError, NotApplicableError
 from m3_bench.peers import Peer, PeerSource, ensure_environment
 from m3_bench.worker_process import Command, run_to_end
@@ -124,7 +124,9 @@ def portable_graph(setup: Setup) -> Path:
 
     def make(folder: Path) -> None:
         words = (str(_checkpoint(setup)), str(setup.balanced.folder), str(folder / "model.onnx"))
-        run_to_end("tracing the FP32 graph", [str(_PYTHON), "-m", "m3_bench.portable_graph", *words], setup.threads)
+        run_to_end(
+            "tracing the FP32 graph", [str(_PYTHON), "-m", "m3_bench.bars.portable_graph", *words], setup.threads
+        )
 
     return _made(setup.work / f"portable-{setup.weights}", "Tracing the FP32 graph", make, setup) / "model.onnx"
 
@@ -133,7 +135,7 @@ def lite_model(python: Path, setup: Setup) -> Path:
     """The folder with bge-m3-lite's two models of the checkpoint, built with its own tools if it is not there."""
 
     def make(folder: Path) -> None:
-        export = [str(_PYTHON), "-m", "m3_bench.hub_graph", str(_checkpoint(setup)), str(folder)]
+        export = [str(_PYTHON), "-m", "m3_bench.bars.hub_graph", str(_checkpoint(setup)), str(folder)]
         run_to_end("exporting the graph that bge-m3-lite starts from", export, setup.threads)
         few = ("--calibration-texts", str(_QUICK_TEXTS)) if setup.is_quick else ()
         build = Command(python, "m3_bench.workers.lite_build", (str(folder), *few))

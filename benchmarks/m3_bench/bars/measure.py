@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from m3_bench.bars import Row, Side, Workload
-from m3_bench.contenders import Setup, command_of
+from m3_bench.bars.contenders import Setup, command_of
+from m3_bench.bars.rows import Row, Side, Workload
+from m3_bench.bars.stats import Turn
 from m3_bench.errors import NotApplicableError, WorkerError
-from m3_bench.stats import Turn
 from m3_bench.texts import TextMaker
 from m3_bench.worker_process import Command, WorkerProcess
 from m3_bench.workers.messages import Reply, Request

@@ -1,6 +1,6 @@
 import pytest
 
-from m3_bench.bars import ALL_HEADS, EQUAL, MIXED, ROWS, Contender, Measure, mixed_lengths
+from m3_bench.bars.rows import ALL_HEADS, EQUAL, MIXED, ROWS, Contender, Measure, mixed_lengths
 
 OURS = {Contender.BALANCED, Contender.STRICT, Contender.ONNX_INT8, Contender.ONNX_FP32}
 

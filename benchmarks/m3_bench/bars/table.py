@@ -7,11 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from m3_bench import stats
-from m3_bench.bars import Bar, Measure, Row, Unit
+from m3_bench.bars import stats
+from m3_bench.bars.measure import RowRun, SideRun
+from m3_bench.bars.rows import Bar, Measure, Row, Unit
+from m3_bench.bars.stats import Figure
 from m3_bench.machine import Machine
-from m3_bench.measure import RowRun, SideRun
-from m3_bench.stats import Figure
 from m3_runtime.records import to_json
 
 SCHEMA_VERSION = 1

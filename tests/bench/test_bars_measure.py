@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from m3_bench import contenders
-from m3_bench.bars import ROWS, Bar, Contender, Measure, Row, Side, Workload
+from m3_bench.bars import contenders
+from m3_bench.bars.measure import measure_row
+from m3_bench.bars.rows import ROWS, Bar, Contender, Measure, Row, Side, Workload
 from m3_bench.errors import BenchError, NotApplicableError, WorkerError
-from m3_bench.measure import measure_row
 from m3_bench.worker_process import Command
 from m3_runtime.cpu import CpuInfo
 
@@ -86,6 +86,6 @@ def test_a_contender_that_counts_other_tokens_is_refused(setup, texts, monkeypat
         command = contenders.command_of(Contender.ONNX_FP32, setup)
         return Command(command.python, "m3_bench.workers.gemm", ("onnxruntime", "--threads", "1"))
 
-    monkeypatch.setattr("m3_bench.measure.command_of", command_of)
+    monkeypatch.setattr("m3_bench.bars.measure.command_of", command_of)
     with pytest.raises(WorkerError, match=r"counted .* where \(12.0, 16.0\) were asked for"):
         list(measure_row(pair(Contender.ONNX_FP32, Contender.ONNX_INT8), setup, texts, rounds=1))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from m3_bench.bars import ROWS
+from m3_bench.bars.rows import ROWS
 
 
 def bars(*words) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
+from m3_bench.bars.spm_file import spm_bytes
 from m3_bench.errors import BenchError
-from m3_bench.spm_file import spm_bytes
 
 LINES = ["the vector model", "What is dense retrieval?", "向量 检索 模型", "поиск и 検索", "ﬁne ①② Ｆｕｌｌ"]
 

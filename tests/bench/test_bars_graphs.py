@@ -7,8 +7,8 @@ import torch
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
-from m3_bench.hub_graph import write_hub_graph
-from m3_bench.portable_graph import write_portable_graph
+from m3_bench.bars.hub_graph import write_hub_graph
+from m3_bench.bars.portable_graph import write_portable_graph
 from m3_bench.workers.ours import encoder_of_graph
 from m3_export.checkpoint import Checkpoint
 from m3_export.recipe import Recipe

@@ -1,17 +1,15 @@
-"""The command line: `python -m m3_bench bars`."""
+"""`m3-bench bars`."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from m3_bench.bars import ROWS, Row
-from m3_bench.run import Wish, run
+from m3_bench.bars.rows import ROWS, Row
+from m3_bench.bars.run import Wish, run
+from m3_bench.cli.commands import Commands
+from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_runtime.cpu import default_threads
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import InputError
 from m3_runtime.options import checked_threads
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 DESCRIPTION = """\
 Measure this project's bars: our variants against peers and against the processor's own ceiling, on one machine, in one
@@ -26,33 +24,16 @@ rows, for --rows:
 {rows}
 
 examples:
-  python -m m3_bench bars --balanced out/large-balanced --strict out/large-strict \\
+  m3-bench bars --balanced out/large-balanced --strict out/large-strict \\
       --checkpoint out/ckpt-large -o bars.json
-  python -m m3_bench bars --balanced out/large-balanced --rows ceiling,mixed,dense -o bars.json
-  python -m m3_bench bars … --quick        one round of everything, to see that it runs; figures are rough
+  m3-bench bars --balanced out/large-balanced --rows ceiling,mixed,dense -o bars.json
+  m3-bench bars … --quick        one round of everything, to see that it runs; figures are rough
 
 exit codes: 0 measured, whether the bars are met or not; 1 something could not be measured; 2 usage"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    args = _parser().parse_args(argv)
-    try:
-        return EXIT_OK if run(_wish(args)) else EXIT_FAILED
-    except InputError as error:
-        sys.stderr.write(f"m3_bench: {error}\n")
-        return EXIT_USAGE
-    except (M3Error, OSError) as error:
-        sys.stderr.write(f"m3_bench: {error}\n")
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write(f"m3_bench: interrupted; what was measured until now is in {args.output}\n")
-        return EXIT_FAILED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="m3_bench", description="Benchmarks of this project.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def add_to(commands: Commands) -> None:
+    """Add the command."""
     bars = commands.add_parser(
         "bars",
         help="our variants against peers and the processor's ceiling",
@@ -75,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         "--work", type=Path, default=Path("out"), metavar="DIR", help="for environments and models (default: out)"
     )
     where.add_argument("--torch", metavar="WORDS", help="what pip installs for torch, its index included")
-    return parser
+    bars.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return EXIT_OK if run(_wish(args)) else EXIT_FAILED
 
 
 def _described(row: Row) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from m3_bench import stats
-from m3_bench.stats import Turn
+from m3_bench.bars import stats
+from m3_bench.bars.stats import Turn
 
 
 def turns(*seconds: float, work: float = 2048.0) -> list[Turn]:

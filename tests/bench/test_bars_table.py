@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from m3_bench import report
-from m3_bench.bars import FIRST, ROWS
+from m3_bench.bars import table as report
+from m3_bench.bars.measure import RowRun, SideRun
+from m3_bench.bars.rows import FIRST, ROWS
+from m3_bench.bars.stats import Turn
+from m3_bench.bars.table import Outcome, Report, RowReport
 from m3_bench.machine import this_machine
-from m3_bench.measure import RowRun, SideRun
-from m3_bench.report import Outcome, Report, RowReport
-from m3_bench.stats import Turn
 
 NAMED = {row.name: row for row in ROWS}
 FLOP = 604e6

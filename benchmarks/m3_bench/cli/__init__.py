@@ -1,0 +1,45 @@
+"""The command line: `m3-bench`. Each command is a module with `add_to(commands)`; its function returns an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from m3_bench.cli import bars
+from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from m3_runtime.errors import InputError, M3Error
+from m3_runtime.version import __version__
+
+DESCRIPTION = """\
+Measure BGE-M3 bundles: outputs, latency, retrieval and cost, against PyTorch on a GPU or CPU and against others.
+
+m3-bench COMMAND --help explains a command and shows examples."""
+
+COMMANDS = (bars,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except InputError as error:
+        sys.stderr.write(f"m3-bench: {error}\n")
+        return EXIT_USAGE
+    except (M3Error, OSError) as error:
+        sys.stderr.write(f"m3-bench: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("m3-bench: interrupted; what was measured until now is kept\n")
+        return EXIT_FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="m3-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_to(commands)
+    return parser

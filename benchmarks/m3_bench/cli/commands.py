@@ -1,0 +1,5 @@
+"""What a command is added to."""
+
+import argparse
+
+Commands = argparse._SubParsersAction[argparse.ArgumentParser]
