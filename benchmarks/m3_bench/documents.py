@@ -261,9 +261,10 @@ class DatasetFacts:
 class MethodRun:
     """One way of searching with one variant; the n-th entry of each tuple is the n-th query.
 
-    `variant` is "" for BM25, which needs none. `metrics` maps "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values.
+    `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values.
     """
 
+    bundle: str
     variant: str
     method: str
     metrics: Mapping[str, tuple[float, ...]]
@@ -271,10 +272,10 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Searching a labelled dataset with each variant and method."""
+    """Searching a labelled dataset with each variant and method; `models` by bundle, named as its folder."""
 
     machine: Machine
-    model: Model
+    models: Mapping[str, Model]
     threads: int
     dataset: DatasetFacts
     query_ids: tuple[str, ...]

@@ -1,0 +1,130 @@
+"""Recorded vectors: a safetensors file with the three heads' outputs, and in its header what recorded them.
+
+Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where each
+text begins. A reference is such a file whose header also holds the texts and the `Run` that it was recorded in.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from m3_bench import documents
+from m3_bench.documents import Run
+from m3_bench.errors import DocumentError
+from m3_export.parity import Outputs
+
+RUN_KEY, TEXTS_KEY = "m3_bench_run", "texts"
+DENSE, SPARSE_IDS, SPARSE_WEIGHTS, SPARSE_STARTS = "dense", "sparse_ids", "sparse_weights", "sparse_starts"
+COLBERT, COLBERT_STARTS = "colbert", "colbert_starts"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A reference: what ran (one contender), on which texts, and its vectors."""
+
+    run: Run
+    texts: tuple[str, ...]
+    outputs: Outputs
+
+
+def write_recording(recording: Recording, path: Path) -> None:
+    """Write a reference, whole or not at all.
+
+    Raises:
+        DocumentError: the disk said no.
+    """
+    header = {RUN_KEY: documents.to_text(recording.run), TEXTS_KEY: json.dumps(recording.texts, ensure_ascii=False)}
+    write_outputs(recording.outputs, path, header)
+
+
+def read_recording(path: Path) -> Recording:
+    """Read a reference.
+
+    Raises:
+        DocumentError: it is no reference, of a newer schema, damaged, or holds NaN.
+    """
+    tensors, header = _read(path)
+    if RUN_KEY not in header or TEXTS_KEY not in header:
+        raise DocumentError(f"{str(path)!r} is no reference of m3-bench record: its header says nothing of a run")
+    run = documents.from_text(header[RUN_KEY], str(path))
+    if not isinstance(run, Run):
+        raise DocumentError(f"{str(path)!r}: its header holds a {run.kind}, expected a run")
+    texts = tuple(json.loads(header[TEXTS_KEY]))
+    outputs = _outputs(tensors, path)
+    if len(outputs.dense) != len(texts):
+        raise DocumentError(f"{str(path)!r} holds {len(texts)} texts but vectors of {len(outputs.dense)}; record again")
+    return Recording(run, texts, outputs)
+
+
+def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write vectors, whole or not at all.
+
+    Raises:
+        DocumentError: the disk said no.
+    """
+    tensors: dict[str, NDArray[Any]] = {DENSE: outputs.dense}
+    if outputs.lexical is not None:
+        ids = [np.array(list(row), dtype=np.int32) for row in outputs.lexical]
+        weights = [np.array(list(row.values()), dtype=np.float32) for row in outputs.lexical]
+        tensors |= {SPARSE_IDS: _joined(ids, np.int32), SPARSE_WEIGHTS: _joined(weights, np.float32)}
+        tensors[SPARSE_STARTS] = _starts(ids)
+    if outputs.colbert is not None:
+        tensors |= {COLBERT: np.concatenate(list(outputs.colbert)), COLBERT_STARTS: _starts(outputs.colbert)}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, partial, dict(header or {}))
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Read vectors.
+
+    Raises:
+        DocumentError: the file is missing, damaged, or holds NaN.
+    """
+    return _outputs(_read(path)[0], path)
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DocumentError(f"{str(path)!r} cannot be read: {error}; record it again") from error
+
+
+def _outputs(tensors: Mapping[str, NDArray[Any]], path: Path) -> Outputs:
+    if DENSE not in tensors:
+        raise DocumentError(f"{str(path)!r} has no dense vectors; it was not written by m3-bench")
+    for name, values in tensors.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DocumentError(f"{str(path)!r}: {name} holds NaN or infinity; what recorded it has failed")
+    lexical = None
+    if SPARSE_STARTS in tensors:
+        ids, weights = (_split(tensors[name], tensors[SPARSE_STARTS]) for name in (SPARSE_IDS, SPARSE_WEIGHTS))
+        pairs = zip(ids, weights, strict=True)
+        lexical = [dict(zip(row.tolist(), values.tolist(), strict=True)) for row, values in pairs]
+    colbert = _split(tensors[COLBERT], tensors[COLBERT_STARTS]) if COLBERT_STARTS in tensors else None
+    return Outputs(tensors[DENSE], lexical, colbert)
+
+
+def _joined(rows: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(rows) if rows else np.empty(0, dtype)
+
+
+def _starts(rows: Any) -> NDArray[np.int64]:
+    """Where each text begins, and where the last one ends: (N + 1,)."""
+    return np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+
+
+def _split(values: NDArray[Any], starts: NDArray[np.int64]) -> list[NDArray[Any]]:
+    return [values[start:end] for start, end in zip(starts[:-1], starts[1:], strict=True)]
