@@ -261,7 +261,8 @@ class DatasetFacts:
 class MethodRun:
     """One way of searching with one variant; the n-th entry of each tuple is the n-th query.
 
-    `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values.
+    `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps
+    "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values.
     """
 
     bundle: str

@@ -1,12 +1,13 @@
 """Recorded vectors: a safetensors file with the three heads' outputs, and in its header what recorded them.
 
-Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where each
-text begins. A reference is such a file whose header also holds the texts and the `Run` that it was recorded in.
+Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where
+each text begins. A reference is such a file whose header also holds the texts and the `Run` that it was recorded in.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,4 +128,4 @@ def _starts(rows: Any) -> NDArray[np.int64]:
 
 
 def _split(values: NDArray[Any], starts: NDArray[np.int64]) -> list[NDArray[Any]]:
-    return [values[start:end] for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    return [values[start:end] for start, end in pairwise(starts)]
