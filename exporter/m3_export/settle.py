@@ -60,14 +60,14 @@ class Workshop:
             settled = self._written(name, planned, settled.reached if settled else ())
             if not settled.over:
                 break
-            self.progress.say("  over budget: " + "; ".join(map(str, settled.over)))
+            self.progress.say("  Over budget: " + "; ".join(map(str, settled.over)))
         assert settled is not None
         return settled
 
     def _plans(self, name: VariantName) -> Iterator[Planned]:
         if str(name) in self.given:
             return iter([Planned(self.given[str(name)], None, (), None)])
-        with self.progress.step(f"Planning {name}"), translated(f"planning {name}"):
+        with self.progress.step(f"Planning {name}: timing its products"), translated(f"planning {name}"):
             costs = self._costs(engine_of(name))
         group = GROUPS[engine_of(name)]
         return plans(self.calibrated, costs, group, self.recipe.budget, self.progress)

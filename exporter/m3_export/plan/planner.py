@@ -59,15 +59,15 @@ class Calibrated:
 
     @cached_property
     def _heard(self) -> Mapping[Projection, Heard]:
-        places = projections(len(self.model.layers))
-        return hear(
-            self.model, self.statistics, places, self._texts.ranges, lambda rows: self._progress.bar(rows, "ranges")
-        )
+        places, statistics, texts = projections(len(self.model.layers)), self.statistics, self._texts.ranges
+        with self._progress.step(f"  Hearing {len(places)} projections on {len(texts)} calibration texts"):
+            return hear(self.model, statistics, places, texts, lambda rows: self._progress.bar(rows, "ranges"))
 
     @cached_property
     def tuning(self) -> Exact:
         """The exact outputs of the tuning texts."""
-        return Exact(self.model, [_cut(row, TUNING_TOKENS) for row in self._texts.tuning])
+        with self._progress.step(f"  Exact outputs of {len(self._texts.tuning)} tuning texts"):
+            return Exact(self.model, [_cut(row, TUNING_TOKENS) for row in self._texts.tuning])
 
     @cached_property
     def sensitivity(self) -> Exact:
@@ -92,20 +92,24 @@ def plans(calibrated: Calibrated, costs: Costs, group: int, budget: Budget, prog
     texts that no plan has seen, and asks for the next one if it does not hold.
     """
     subject, limits = calibrated.subject(group), limits_of(budget)
-    options = find_options(subject, costs, partial(progress.bar, title="options", unit="projection"))
+    with progress.step("  Trying ways to quantize each projection"):
+        options = find_options(subject, costs, partial(progress.bar, title="options", unit="projection"))
 
     def simulate(plan: Plan) -> Losses:
-        return losses_of(subject, plan, calibrated.tuning)
+        exact = calibrated.tuning
+        with progress.step(f"  Simulating {_counts(plan)}"):
+            return losses_of(subject, plan, exact)
 
     def weigh() -> Mapping[Projection, float]:
-        track = partial(progress.bar, title="sensitivity", unit="projection")
-        return sensitivity.measure(subject, calibrated.sensitivity, options, limits, track)
+        track, exact = partial(progress.bar, title="sensitivity", unit="projection"), calibrated.sensitivity
+        with progress.step(f"  What each of {len(options)} projections does to the vectors"):
+            return sensitivity.measure(subject, exact, options, limits, track)
 
     search = Search(Path(options, weigh, group), simulate, limits)
     place = -1
     for margin in MARGINS:
         found = search.fastest(margin, beyond=place)
-        progress.say(f"  plan {_counts(found.plan)}: {found.losses.over(limits):.0%} of the budget in simulation")
+        progress.say(f"  Plan: {_counts(found.plan)}, {found.losses.over(limits):.0%} of the budget in simulation")
         yield Planned(found.plan, found.cost, search.tried, costs)
         place = found.place
         if search.is_last(found):
