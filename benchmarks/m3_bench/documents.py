@@ -273,7 +273,10 @@ class MethodRun:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Searching a labelled dataset with each variant and method; `models` by bundle, named as its folder."""
+    """Searching a labelled dataset with each variant and method; `models` by bundle, named as its folder.
+
+    `notes` say what was left out and why: variants, methods, queries.
+    """
 
     machine: Machine
     models: Mapping[str, Model]
@@ -282,6 +285,7 @@ class Retrieval:
     query_ids: tuple[str, ...]
     settings: Mapping[str, str]
     methods: tuple[MethodRun, ...]
+    notes: tuple[str, ...]
     kind: Kind = Kind.RETRIEVAL
     schema_version: int = SCHEMA_VERSION
 
@@ -317,14 +321,16 @@ class BadLine:
 
 @dataclass(frozen=True)
 class Margins:
-    """How far positives stand above negatives."""
+    """How far positives stand above negatives; `query_lines` are the lines of the queries that were scored."""
 
     machine: Machine
     source: str
     source_sha256: str
     lines: int
     bad_lines: tuple[BadLine, ...]
+    query_lines: tuple[int, ...]
     scores: tuple[PairScoresOf, ...]
+    notes: tuple[str, ...]
     kind: Kind = Kind.MARGINS
     schema_version: int = field(default=SCHEMA_VERSION)
 
