@@ -34,11 +34,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Model:
-    """What was measured: the checkpoint's name, the vector space it makes, and the digest of its weights."""
+    """What was measured: the checkpoint's name, the vector space it makes, and the digest of its weights.
+
+    `flop_per_token` is of its projections (`bars.stats.flop_per_token`), for shares of the ceiling; 0 if unknown.
+    """
 
     name: str
     space_id: str
     weights_sha256: str
+    flop_per_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,9 @@ class TextParity:
 
 @dataclass(frozen=True)
 class Compared:
-    """A contender's vectors against the reference's; None for a head that either lacks."""
+    """A contender's vectors against the reference's; None for a head that either lacks. `run` counts from 0."""
 
+    run: int
     contender: str
     dense: DenseParity | None
     sparse: SparseParity | None
@@ -233,11 +238,23 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file that a document was made from: its name without folders, and its digest."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Runs beside a reference. `reference` and `runs` hold their raw values again, so that a report needs one file."""
+    """Runs beside a reference. `reference` and `runs` hold their raw values again, so that a report needs one file.
+
+    `sources` are the reference's file and those of the runs, in this order.
+    """
 
     reference: Run
     runs: tuple[Run, ...]
+    sources: tuple[SourceFile, ...]
     parity: tuple[Compared, ...]
     prices: Prices
     notes: tuple[str, ...]
