@@ -1,5 +1,6 @@
 """What a command is added to."""
 
 import argparse
+from typing import TypeAlias
 
-Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a text: the class takes no [] when run
