@@ -1,0 +1,150 @@
+"""`m3-bench retrieval`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from m3_bench import documents
+from m3_bench.cli.commands import Commands
+from m3_bench.cli.exit_codes import EXIT_OK
+from m3_bench.retrieval.datasets.layouts import EXPECTED, DatasetWish, Layout
+from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights
+from m3_bench.retrieval.run import RetrievalWish, run
+from m3_bench.retrieval.table import in_words
+from m3_export.progress import Progress
+from m3_runtime.cli_arguments import integer
+from m3_runtime.cpu import default_threads
+from m3_runtime.errors import InputError
+
+DESCRIPTION = """\
+Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
+the published weights. Gives nDCG@10, recall and reciprocal rank, and what each INT8 variant loses against its bundle's
+FP32 variant, with a paired bootstrap over the queries.
+
+Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
+folders' names, and the table compares each with the first."""
+
+EPILOG = """\
+layouts, each file plain or .gz:
+{layouts}
+
+published weights, which are measured unless --weights is given:
+{published}
+
+memory: texts, dense vectors (4 H bytes a document) and lexical weights of the whole corpus are held. ColBERT rows take
+2 C bytes a token, so of 100 000 documents of 200 tokens 40 GB at C = 1024; those of the first documents are kept, up to
+--colbert-memory, and those of other candidates are encoded a second time, a part at a time. Scores do not depend on it.
+
+examples:
+  m3-bench retrieval benchmarks/data/multilingual out/mini-m3 -o retrieval.json
+  m3-bench retrieval xquad.en.json out/bge-m3 --variants onnx-fp32,onnx-int8
+  m3-bench retrieval xquad.en.json out/bge-m3 --queries-from xquad.de.json    German questions, English paragraphs
+  m3-bench retrieval miracl-v1.0-sw out/before out/after --limit-documents 20000 --limit-queries 200
+  m3-bench retrieval mldr-v1.0-de out/bge-m3 --max-length 8192 --candidates 200 --weights 0.15,0.5,0.35
+
+exit codes: 0 measured; 1 a dataset or bundle cannot be used; 2 usage"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "retrieval",
+        help="nDCG, recall and MRR of each variant and head, beside BM25",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(layouts=EXPECTED, published="\n".join(map(_described, PUBLISHED))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
+    command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
+    _add_dataset(command)
+    _add_search(command)
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON with the values of every query")
+    command.set_defaults(run=_run)
+
+
+def _add_dataset(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("dataset")
+    group.add_argument("--layout", type=Layout, choices=list(Layout), default=Layout.AUTO, help="default: auto")
+    group.add_argument("--split", metavar="NAME", help="of BEIR, MIRACL, MLDR (default: test, or dev for MIRACL)")
+    group.add_argument(
+        "--queries-from",
+        type=Path,
+        metavar="FILE",
+        help="a SQuAD file whose questions are asked: DATASET's in another language",
+    )
+    group.add_argument("--limit-queries", type=integer(1), metavar="N", help="the first N queries")
+    group.add_argument(
+        "--limit-documents", type=integer(1), metavar="N", help="N documents, the relevant ones among them"
+    )
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("search")
+    group.add_argument("--variants", metavar="NAME,…", help="only these (default: all that run on this processor)")
+    group.add_argument(
+        "--weights",
+        action="append",
+        metavar="D,S[,C]",
+        help="weights of dense, sparse and ColBERT, in place of the published ones; may be repeated",
+    )
+    group.add_argument(
+        "--candidates", type=integer(1), default=100, metavar="N", help="documents that ColBERT ranks (default: 100)"
+    )
+    group.add_argument(
+        "--max-length", type=integer(3), metavar="N", help="tokens of a text (default: 512 or the model's limit)"
+    )
+    group.add_argument(
+        "--threads", type=integer(1), default=default_threads(), metavar="N", help="of a run (default: the cores)"
+    )
+    group.add_argument(
+        "--colbert-memory", type=integer(0), default=1024, metavar="MB", help="for ColBERT rows (default: 1024)"
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    checked_output(args.output)
+    document = run(_wish(args), Progress(quiet=False))
+    if args.output is not None:
+        documents.write(document, args.output)
+    sys.stdout.write(in_words(document) + "\n")
+    return EXIT_OK
+
+
+def _wish(args: argparse.Namespace) -> RetrievalWish:
+    dataset = DatasetWish(
+        path=args.dataset,
+        layout=args.layout,
+        split=args.split,
+        queries_from=args.queries_from,
+        queries=args.limit_queries,
+        documents=args.limit_documents,
+    )
+    return RetrievalWish(
+        dataset=dataset,
+        bundles=tuple(args.bundles),
+        variants=names_in(args.variants),
+        hybrids=tuple(dict.fromkeys(map(parse_weights, args.weights))) if args.weights else PUBLISHED,
+        candidates=args.candidates,
+        max_length=args.max_length,
+        threads=args.threads,
+        colbert_bytes=args.colbert_memory * 10**6,
+    )
+
+
+def checked_output(output: Path | None) -> None:
+    """Look at once whether a result can be written where it is wanted.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    if output is not None and not output.absolute().parent.is_dir():
+        raise InputError(f"the folder of {str(output)!r} does not exist; create it first")
+
+
+def names_in(words: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None for none given."""
+    return None if words is None else tuple(name.strip() for name in words.split(",") if name.strip())
+
+
+def _described(hybrid: Hybrid) -> str:
+    return f"  {hybrid.name:22} {hybrid.source}"

@@ -1,0 +1,1 @@
+"""Searching labelled datasets with BM25 and with the heads of bundles."""

@@ -1,0 +1,1 @@
+"""Labelled datasets as they lie on disks: SQuAD, BEIR, MIRACL, MLDR, FlagEmbedding's fine-tuning JSONL."""

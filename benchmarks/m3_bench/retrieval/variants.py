@@ -1,0 +1,98 @@
+"""Which bundles and variants are measured, and which are not and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3_bench.documents import Model
+from m3_runtime import Bundle
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info
+from m3_runtime.engines.select import is_installed, unmet_needs
+from m3_runtime.errors import InputError, VariantError
+from m3_runtime.manifest import Variant
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A bundle and those of its variants that run here; `name` is its folder's."""
+
+    name: str
+    bundle: Bundle
+    variants: tuple[Variant, ...]
+
+    @property
+    def model(self) -> Model:
+        """What a document says about the weights."""
+        manifest = self.bundle.manifest
+        return Model(manifest.source.name, manifest.space_id, manifest.source.weights_sha256)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is measured, and in words what is not."""
+
+    chosen: tuple[Chosen, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """Models by bundle."""
+        return {one.name: one.model for one in self.chosen}
+
+
+def choose(folders: Sequence[Path], names: Sequence[str] | None) -> Choice:
+    """Open bundles and choose their variants.
+
+    Args:
+        folders: of the bundles.
+        names: of variants; None takes each.
+
+    Raises:
+        InputError: two folders of one name, or a variant that no bundle has.
+        VariantError: nothing of a bundle runs here.
+        BundleError: a folder is no whole bundle.
+    """
+    by_name: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in by_name:
+            raise InputError(
+                f"{str(by_name[name])!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
+                "the folder's name; rename one, or link to it under another name"
+            )
+        by_name[name] = folder
+    bundles = {name: Bundle.open(folder) for name, folder in by_name.items()}
+    _refuse_unknown(bundles, names)
+    notes: list[str] = []
+    chosen = tuple(_chosen(name, bundle, names, notes) for name, bundle in bundles.items())
+    return Choice(chosen, tuple(notes))
+
+
+def _refuse_unknown(bundles: Mapping[str, Bundle], names: Sequence[str] | None) -> None:
+    known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
+    unknown = [name for name in names or () if name not in known]
+    if unknown or names == ():
+        raise InputError(
+            f"--variants: no bundle has {', '.join(unknown) or '(none given)'}; there are {', '.join(known)}"
+        )
+
+
+def _chosen(name: str, bundle: Bundle, names: Sequence[str] | None, notes: list[str]) -> Chosen:
+    wanted = [variant for variant in bundle.manifest.variants if names is None or variant.name in names]
+    reasons = {variant.name: _reason_against(variant) for variant in wanted}
+    left_out = [f"{name}: {variant} was left out: {reason}" for variant, reason in reasons.items() if reason]
+    running = tuple(variant for variant in wanted if not reasons[variant.name])
+    if not running:
+        why = "; ".join(left_out) or f"{name} has none of {', '.join(names or ())}"
+        raise VariantError(f"no variant of {name} can be measured here: {why}")
+    notes.extend(left_out)
+    return Chosen(name, bundle, running)
+
+
+def _reason_against(variant: Variant) -> str:
+    if not is_installed(variant.engine):
+        return f"{variant.engine.value} is not installed"
+    if needs := unmet_needs(variant):
+        words = " and ".join(f"{need.value} ({FEATURE_MEANS[need]})" for need in needs)
+        return f"it needs {words}, which this processor ({cpu_info().name}) does not have"
+    return ""

@@ -1,0 +1,126 @@
+"""Encoding the texts of a dataset in parts, so that memory holds what searching needs and no more."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_export.progress import Progress
+from m3_runtime import Encoding, M3Encoder
+from m3_runtime.manifest import Head
+
+Floats = NDArray[np.float32]
+PART_TEXTS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """The vectors of S texts.
+
+    Attributes:
+        dense: (S, H) float32.
+        sparse: (S, V) scipy CSR float32, or None without the head.
+        colbert: rows (L-1, C) float16 by text, of those that were kept; empty without the head.
+        truncated: how many texts were cut.
+    """
+
+    dense: Floats
+    sparse: Any
+    colbert: Mapping[int, NDArray[np.float16]]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class ColbertPart:
+    """ColBERT rows (L-1, C) float32 of some documents, and their places in the dataset, ascending."""
+
+    places: NDArray[np.int64]
+    rows: Sequence[Floats]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """An encoder with the settings of a measurement; `max_length` counts both special tokens, None is the usual."""
+
+    encoder: M3Encoder
+    max_length: int | None
+    progress: Progress
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that the bundle has."""
+        return self.encoder.bundle.manifest.heads
+
+    def vectors(self, texts: Sequence[str], title: str, colbert_bytes: int) -> Vectors:
+        """Encode S texts with every head; ColBERT rows are kept while they fit.
+
+        Args:
+            texts: S of them, at least one.
+            title: of the progress bar.
+            colbert_bytes: most memory for ColBERT rows.
+
+        Raises:
+            M3Error: the encoder failed, or `max_length` is more than the model takes.
+        """
+        from scipy.sparse import vstack
+
+        dense, sparse, truncated = [], [], 0
+        colbert: dict[int, NDArray[np.float16]] = {}
+        left_bytes = colbert_bytes
+        for start, part in self._parts(texts, title):
+            result = self._encode(part, with_colbert=Head.COLBERT in self.heads and left_bytes > 0)
+            assert isinstance(result.dense_vecs, np.ndarray)  # dense is always asked for
+            dense.append(result.dense_vecs)
+            sparse.append(_matrix(result))
+            truncated += result.truncated
+            for place, rows in enumerate(result.colbert_vecs or (), start):
+                left_bytes -= rows.nbytes
+                if left_bytes >= 0:
+                    colbert[place] = rows
+        has_sparse = Head.SPARSE in self.heads
+        return Vectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, colbert, truncated)
+
+    def colbert_parts(
+        self, texts: Sequence[str], places: NDArray[np.int64], kept: Mapping[int, NDArray[np.float16]]
+    ) -> Iterator[ColbertPart]:
+        """ColBERT rows of some documents, a part at a time: those that were kept, and the others encoded again.
+
+        Rows pass through float16 either way, so a score does not depend on what was kept.
+
+        Args:
+            texts: of all N documents.
+            places: (P,) of those that are wanted, ascending.
+            kept: rows by place.
+        """
+        for start in range(0, len(places), PART_TEXTS):
+            part = places[start : start + PART_TEXTS]
+            missing = [place for place in part.tolist() if place not in kept]
+            again = self._encode([texts[place] for place in missing], with_colbert=True).colbert_vecs or ()
+            rows = dict(zip(missing, again, strict=True))
+            of_part = [kept[place] if place in kept else rows[place] for place in part.tolist()]
+            yield ColbertPart(part, [one.astype(np.float32) for one in of_part])
+
+    def _parts(self, texts: Sequence[str], title: str) -> Iterator[tuple[int, Sequence[str]]]:
+        starts = range(0, len(texts), PART_TEXTS)
+        for start in self.progress.bar(starts, title, unit=f"×{PART_TEXTS} texts"):
+            yield start, texts[start : start + PART_TEXTS]
+
+    def _encode(self, texts: Sequence[str], *, with_colbert: bool) -> Encoding:
+        return self.encoder.encode(
+            list(texts),
+            max_length=self.max_length,
+            return_sparse=Head.SPARSE in self.heads,
+            return_colbert_vecs=with_colbert,
+            colbert_dtype="float16",
+        )
+
+
+def _matrix(result: Encoding) -> Any:
+    from scipy.sparse import csr_matrix
+
+    vectors = result.sparse
+    if vectors is None:
+        return None
+    return csr_matrix(vectors.to_csr(), shape=(len(vectors), vectors.vocab_size), dtype=np.float32)
