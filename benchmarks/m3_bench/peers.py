@@ -22,6 +22,7 @@ class Peer(StrEnum):
 
     LITE = "bge-m3-lite"
     FLAGEMBEDDING = "flagembedding"
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ Texts differ in length, so lexical weights and ColBERT rows of all texts lie one
 each text begins. A reference is such a file whose header also holds the texts and the `Run` that it was recorded in.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,11 @@ class Recording:
     run: Run
     texts: tuple[str, ...]
     outputs: Outputs
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """SHA-256 over texts, by which runs and references are known to be of the same ones."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def write_recording(recording: Recording, path: Path) -> None:

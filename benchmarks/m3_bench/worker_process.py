@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import IO, TypeVar
 
 from m3_bench.errors import WorkerError
-from m3_bench.workers.messages import Failure, Ready, Reply, Request, from_line, to_line
+from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
 
-M = TypeVar("M", Ready, Reply)
+M = TypeVar("M", Ready, Reply, Kept)
 
 _PACKAGE = Path(__file__).parent
 # Makes `m3_bench.workers` importable without putting our whole site-packages on a peer's path.
@@ -94,13 +94,25 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
+        self._say(request)
+        return self._read(Reply)
+
+    def keep(self, keep: Keep) -> Kept:
+        """Have vectors written to a file.
+
+        Raises:
+            WorkerError: it failed, or the process died.
+        """
+        self._say(keep)
+        return self._read(Kept)
+
+    def _say(self, message: Request | Keep) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(to_line(request))
+            self._process.stdin.write(to_line(message))
             self._process.stdin.flush()
         except OSError as error:
             raise self._death() from error
-        return self._read(Reply)
 
     def close(self) -> None:
         """End the process."""

@@ -1,6 +1,5 @@
 """The export, as one paragraph: checkpoint → graph → variants → parity → bundle."""
 
-import hashlib
 import platform
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from m3_export.recipe import Recipe
 from m3_export.reference import reference_outputs
 from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, translated
 from m3_export.source import Source, resolve
+from m3_export.space_id import space_id_of
 from m3_export.texts import Text, chosen_texts, digest
 from m3_export.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.trace import trace
@@ -136,7 +136,7 @@ def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, ids_sh
     """The manifest as far as it is known before any variant exists."""
     weights, pooling = checkpoint.weights_sha256(), checkpoint.pooling
     return Manifest(
-        space_id=_space_id(weights, ids_sha256, checkpoint),
+        space_id=space_id_of(weights, ids_sha256, checkpoint),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
         heads=tuple(Head) if checkpoint.sparse else (Head.DENSE,),
@@ -156,14 +156,6 @@ def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, ids_sh
         },
         tools={name: metadata.version(name) for name in TOOLS},
     )
-
-
-def _space_id(weights: str, ids: str, checkpoint: Checkpoint) -> str:
-    """Names the vector space: the same weights, tokenization, pooling and normalisation give the same id."""
-    pooling, geometry = checkpoint.pooling, checkpoint.geometry
-    encoder = f"{geometry.attention_heads} heads, epsilon {checkpoint.layer_norm_epsilon!r}"  # not seen in the weights
-    parts = (weights, ids, encoder, pooling.pooling, f"normalize {pooling.normalize}")
-    return "m3-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _final_check(staging: Path) -> None:

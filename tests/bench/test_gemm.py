@@ -5,7 +5,7 @@ from m3_bench.workers import gemm
 
 
 def test_onnxruntimes_product_is_exact_on_this_processor():
-    product = gemm.Product("onnxruntime", threads=1)
+    product = gemm.Product("onnxruntime", "int8", threads=1)
     assert product.inspect(None) == (2.0 * 2048 * 1024 * 4096, ())
 
 
@@ -24,6 +24,17 @@ def test_a_product_that_saturates_is_no_ceiling(monkeypatch):
         product[3, 5] = min(product[3, 5], 32767) - 1
         return lambda: product
 
-    monkeypatch.setitem(gemm.ENGINES, "openvino", saturated)
+    monkeypatch.setitem(gemm.INT8, "openvino", saturated)
     with pytest.raises(ArithmeticError, match="openvino's int8 product is not exact"):
-        gemm.Product("openvino", threads=1)
+        gemm.Product("openvino", "int8", threads=1)
+
+
+@pytest.mark.parametrize("engine", list(gemm.FLOAT))
+def test_float_products_are_right(engine):
+    assert gemm.Product(engine, "fp32", threads=1).inspect(None) == (2.0 * 2048 * 1024 * 4096, ())
+
+
+def test_a_float_product_that_is_off_is_no_ceiling(monkeypatch):
+    monkeypatch.setitem(gemm.FLOAT, "torch", lambda rows, weights, *_: lambda: (rows @ weights) * 1.001)
+    with pytest.raises(ArithmeticError, match="torch's fp32 product is off by"):
+        gemm.Product("torch", "fp32", threads=1)

@@ -15,9 +15,9 @@ from m3_runtime import M3Encoder
 # A worker whose library prints wherever it can, fails when told to, and dies when told to.
 NOISY = """
 import os, subprocess, sys
-from m3_bench.workers.serve import serve
+from m3_bench.workers.serve import Encoder, serve
 
-class Noisy:
+class Noisy(Encoder):
     def __init__(self):
         print("loading")
         if "--broken" in sys.argv:

@@ -94,7 +94,7 @@ def _setup(wish: Wish) -> Setup:
             f"{str(wish.strict)!r} is of other weights than {str(wish.balanced)!r}; export both from one checkpoint"
         )
     if wish.checkpoint is not None:
-        _check_source(wish.checkpoint, balanced.manifest.source)
+        check_source(wish.checkpoint, balanced.manifest.source)
     return Setup(
         balanced=balanced,
         strict=strict,
@@ -126,8 +126,12 @@ def _needing(rows: Sequence[Row], contenders: frozenset[Contender]) -> str:
     return f"row {', '.join(names)}" if names else ""
 
 
-def _check_source(checkpoint: Path, source: SourceInfo) -> None:
-    """The bundle lists the files that it was made of."""
+def check_source(checkpoint: Path, source: SourceInfo) -> None:
+    """Whether a folder has the very files that a bundle was made of.
+
+    Raises:
+        InputError: names the first that is missing or another.
+    """
     for entry in source.files:
         path = checkpoint / entry.path
         if not path.is_file():

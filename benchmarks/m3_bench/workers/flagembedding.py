@@ -1,4 +1,4 @@
-"""FlagEmbedding on PyTorch FP32, in its own environment.
+"""FlagEmbedding on PyTorch, in its own environment.
 
 `BGEM3FlagModel.encode` runs its first batch twice, once only to find a batch size that fits. That would double the
 time of a call with one batch, so the steps of `encode` are called here without that pass: tokenize, pad, model, numpy.
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3_bench.workers.serve import serve
+from m3_bench.workers.serve import Encoder, serve
+from m3_bench.workers.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,18 @@ class Outputs:
     tokens: int
 
 
-class FlagEncoder:
-    """The model behind `BGEM3FlagModel`, FP32, on CPU."""
+class FlagEncoder(Encoder):
+    """The model behind `BGEM3FlagModel`, FP32 or BF16, on CPU."""
 
-    def __init__(self, checkpoint: Path, threads: int) -> None:
+    def __init__(self, checkpoint: Path, precision: str, pooling: str, threads: int) -> None:
         import torch
         from FlagEmbedding import BGEM3FlagModel
 
         torch.set_num_threads(threads)
         self._no_grad = torch.no_grad
-        self._flag = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
-        self._flag.model.float().eval()
+        self._flag = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling)
+        # on CPU its own switch rounds the weights and computes in FP32, so BF16 is set here
+        self._flag.model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Outputs:
         """See `serve.Encoder.run`."""
@@ -46,20 +48,44 @@ class FlagEncoder:
                 return_sparse="sparse" in heads,
                 return_colbert_vecs="colbert" in heads,
             )
-            return Outputs({name: values.numpy() for name, values in found.items()}, int(batch["attention_mask"].sum()))
+            arrays = {name: values.float().numpy() for name, values in found.items()}
+            return Outputs(arrays, int(batch["attention_mask"].sum()))
 
     def inspect(self, result: Outputs) -> tuple[float, Sequence[float]]:
         """See `serve.Encoder.inspect`."""
         return float(result.tokens), result.vectors["dense_vecs"][0].tolist()
+
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """See `serve.Encoder.vectors`: every text alone. `encode` cannot be asked, it would go back to FP32."""
+        found = [self.run([text], heads).vectors for text in texts]
+        ids = [self._flag.tokenizer(text, truncation=True, max_length=8192)["input_ids"] for text in texts]
+        weights = [one["sparse_vecs"].reshape(-1).tolist() for one in found]
+        lexical = [self._lexical(row, values) for row, values in zip(ids, weights, strict=True)]
+        return Vectors([one["dense_vecs"][0] for one in found], lexical, [one["colbert_vecs"][0] for one in found])
+
+    def _lexical(self, ids: Sequence[int], weights: Sequence[float]) -> dict[int, float]:
+        tokenizer = self._flag.tokenizer
+        unused = {tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+        largest: dict[int, float] = {}
+        for token, weight in zip(ids, weights, strict=True):
+            if token not in unused and weight > largest.get(token, 0.0):
+                largest[token] = weight
+        return largest
 
 
 def main() -> None:
     """Serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--pooling", choices=("cls", "mean", "last_token"), default="cls")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
-    serve(lambda: FlagEncoder(args.checkpoint, args.threads), ("FlagEmbedding", "torch", "transformers"))
+
+    def open_encoder() -> FlagEncoder:
+        return FlagEncoder(args.checkpoint, args.precision, args.pooling, args.threads)
+
+    serve(open_encoder, ("FlagEmbedding", "torch", "transformers"))
 
 
 if __name__ == "__main__":

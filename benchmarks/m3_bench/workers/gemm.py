@@ -1,6 +1,7 @@
-"""The processor's ceiling: one int8 matrix product, M=2048, K=1024, N=4096, as fast as an engine can do it exactly.
+"""The processor's ceilings: one matrix product, M=2048, K=1024, N=4096, as fast as an engine can do it.
 
-A product counts only if its numbers are right, so each engine's is compared with numpy's before it is timed.
+A product counts only if its numbers are right, so each engine's is compared with numpy's before it is timed: int8 to
+the last bit, fp32 and bf16 within what their mantissas allow.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.workers.serve import serve
+from m3_bench.workers.serve import Encoder, serve
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.ort import session_config
 
@@ -18,6 +19,7 @@ ROWS, DEPTH, COLUMNS = 2048, 1024, 4096
 FLOP = 2 * ROWS * DEPTH * COLUMNS
 _CHECKED_ROWS = 64
 _ZERO_POINT = 128
+Floats = NDArray[np.float32]
 Multiply = Callable[[], NDArray[Any]]
 
 
@@ -69,34 +71,84 @@ def on_openvino(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: int
     quantized = ops.fake_quantize(x, low, high, low, high, levels=256)
     unfolded = ops.multiply(ops.convert(ops.constant(weights), np.float32), np.float32(1.0))
     model = openvino.Model([ops.matmul(quantized, unfolded, False, False)], [x])
+    return _inferring(model, rows.astype(np.float32) - _ZERO_POINT, "f32", threads)
+
+
+def _inferring(model: Any, rows: NDArray[np.float32], hint: str, threads: int) -> Multiply:
+    """An OpenVINO model of one product, compiled."""
+    import openvino
+
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
     }
     request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-    centred = rows.astype(np.float32) - _ZERO_POINT
 
     def multiply() -> NDArray[Any]:
-        request.infer([centred], share_inputs=True)
+        request.infer([rows], share_inputs=True)
         return np.asarray(request.get_output_tensor(0).data)
 
     return multiply
 
 
-ENGINES = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}
+def float_on_onnxruntime(rows: Floats, weights: Floats, _precision: str, threads: int) -> Multiply:
+    """MatMul, fp32."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["rows", "weights"], ["product"])],
+        "gemm",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, DEPTH])],
+        [helper.make_tensor_value_info("product", TensorProto.FLOAT, [None, COLUMNS])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(["product"], {"rows": rows})[0]
 
 
-class Product:
-    """One engine's product, known to be exact."""
+def float_on_openvino(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
+    """MatMul, fp32 or bf16."""
+    with without_telemetry():
+        import openvino
+        from openvino import opset13 as ops
 
-    def __init__(self, engine: str, threads: int) -> None:
-        rows, weights = operands()
-        self._multiply = ENGINES[engine](rows, weights, threads)
-        got = self._multiply()[:_CHECKED_ROWS]
-        if not np.array_equal(got, exact_rows(rows, weights)):
-            raise ArithmeticError(f"{engine}'s int8 product is not exact on this processor, so it is no ceiling")
+    x = ops.parameter([-1, DEPTH], np.float32)
+    model = openvino.Model([ops.matmul(x, ops.constant(weights), False, False)], [x])
+    return _inferring(model, rows, {"fp32": "f32", "bf16": "bf16"}[precision], threads)
+
+
+def float_on_torch(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
+    """PyTorch's matmul, fp32 or bf16."""
+    import torch
+
+    torch.set_num_threads(threads)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    x, w = torch.from_numpy(rows).to(dtype), torch.from_numpy(weights).to(dtype)
+
+    def multiply() -> NDArray[Any]:
+        with torch.inference_mode():
+            return np.asarray((x @ w)[:_CHECKED_ROWS].float().numpy())
+
+    return multiply
+
+
+INT8 = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}
+FLOAT = {"onnxruntime": float_on_onnxruntime, "openvino": float_on_openvino, "torch": float_on_torch}
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of the largest element
+
+
+class Product(Encoder):
+    """One engine's product, known to be right."""
+
+    def __init__(self, engine: str, precision: str, threads: int) -> None:
+        is_int8 = precision == "int8"
+        self._multiply = int8_product(engine, threads) if is_int8 else float_product(engine, precision, threads)
 
     def run(self, _texts: Sequence[str], _heads: Sequence[str]) -> None:
         """See `serve.Encoder.run`."""
@@ -107,13 +159,43 @@ class Product:
         return float(FLOP), ()
 
 
+def int8_product(engine: str, threads: int) -> Multiply:
+    """An engine's int8 product.
+
+    Raises:
+        ArithmeticError: it is not exact.
+    """
+    rows, weights = operands()
+    multiply = INT8[engine](rows, weights, threads)
+    if not np.array_equal(multiply()[:_CHECKED_ROWS], exact_rows(rows, weights)):
+        raise ArithmeticError(f"{engine}'s int8 product is not exact on this processor, so it is no ceiling")
+    return multiply
+
+
+def float_product(engine: str, precision: str, threads: int) -> Multiply:
+    """An engine's float product.
+
+    Raises:
+        ArithmeticError: it is not near enough.
+    """
+    rng = np.random.default_rng(0)
+    rows, weights = (rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, DEPTH), (DEPTH, COLUMNS)))
+    multiply = FLOAT[engine](rows, weights, precision, threads)
+    exact = rows[:_CHECKED_ROWS].astype(np.float64) @ weights
+    off = float(np.abs(multiply()[:_CHECKED_ROWS] - exact).max() / np.abs(exact).max())
+    if not off <= TOLERANCE[precision]:
+        raise ArithmeticError(f"{engine}'s {precision} product is off by {off:.1g} of its largest element")
+    return multiply
+
+
 def main() -> None:
     """Serve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("engine", choices=tuple(ENGINES))
+    parser.add_argument("engine", choices=tuple(FLOAT))
+    parser.add_argument("--precision", choices=("int8", *TOLERANCE), default="int8")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
-    serve(lambda: Product(args.engine, args.threads), (args.engine, "numpy"))
+    serve(lambda: Product(args.engine, args.precision, args.threads), (args.engine, "numpy"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3_bench.workers.serve import serve
+from m3_bench.workers.serve import Encoder, serve
+from m3_bench.workers.vectors import Vectors, by_id
 
 
 def take_files_from(folder: Path) -> None:
@@ -22,7 +23,7 @@ def take_files_from(folder: Path) -> None:
     hub.ensure_files = ensure_files
 
 
-class LiteEncoder:
+class LiteEncoder(Encoder):
     """`BGEM3Embedder.encode` as its users call it."""
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
@@ -45,6 +46,11 @@ class LiteEncoder:
         """See `serve.Encoder.inspect`: it has a ColBERT row for every token but the first."""
         tokens = sum(len(rows) + 1 for rows in result["colbert_vecs"])
         return float(tokens), result["dense_vecs"][0].tolist()
+
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """See `serve.Encoder.vectors`."""
+        found = self.run(texts, heads)
+        return Vectors(found["dense_vecs"], [by_id(row) for row in found["lexical_weights"]], found["colbert_vecs"])
 
 
 def main() -> None:

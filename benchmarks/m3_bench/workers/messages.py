@@ -2,9 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
-
-M = TypeVar("M", bound="Ready | Request | Reply | Failure")
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,10 +14,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Request:
-    """Run these batches of texts, one after the other, for these heads ("dense", "sparse", "colbert")."""
+    """Run these batches of texts for these heads ("dense", "sparse", "colbert"), `clients` at a time."""
 
     batches: tuple[tuple[str, ...], ...]
     heads: tuple[str, ...]
+    clients: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class Reply:
         resident_bytes: resident memory of the worker now; 0 where the system does not say.
         peak_bytes: the most it has been since the process began.
         dense: dense vector of the first text, to see that contenders compute the same; empty without one.
+        tokenise_s: of each batch, the time spent tokenising; empty where the contender does not tell.
+        engine_s: of each batch, the time spent in the engine; empty likewise.
+        wall_s: of all batches together.
+        cpu_s: processor seconds of all threads for them.
     """
 
     seconds: tuple[float, ...]
@@ -39,6 +42,26 @@ class Reply:
     resident_bytes: int
     peak_bytes: int
     dense: tuple[float, ...]
+    tokenise_s: tuple[float, ...] = ()
+    engine_s: tuple[float, ...] = ()
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Encode these texts for these heads and write the vectors to a file; see `vectors`."""
+
+    texts: tuple[str, ...]
+    heads: tuple[str, ...]
+    path: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The vectors are written, for these heads."""
+
+    heads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,10 +71,11 @@ class Failure:
     message: str
 
 
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Request, Reply, Failure)}
+Message = Ready | Request | Reply | Keep | Kept | Failure
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Request, Reply, Keep, Kept, Failure)}
 
 
-def to_line(message: Ready | Request | Reply | Failure) -> str:
+def to_line(message: Message) -> str:
     r"""A message as one line.
 
     >>> to_line(Failure("out of memory"))
@@ -67,7 +91,7 @@ def from_line(line: str) -> Any:
         ValueError: the line is no message.
 
     >>> from_line(to_line(Request((("a b",),), ("dense",))))
-    Request(batches=(('a b',),), heads=('dense',))
+    Request(batches=(('a b',),), heads=('dense',), clients=1)
     """
     data = json.loads(line)
     if not isinstance(data, dict) or data.get("kind") not in _KINDS:

@@ -1,23 +1,69 @@
 """A variant of a bundle, through `M3Encoder`; or another graph of the same model on OpenVINO, for comparison."""
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from m3_bench.workers.serve import serve
+from m3_bench.workers.serve import Encoder, serve
+from m3_bench.workers.vectors import Vectors, by_id
 from m3_runtime import Bundle, Encoding, M3Encoder
+from m3_runtime.engines import Engine
 from m3_runtime.engines.openvino import OpenVinoEngine
-from m3_runtime.manifest import EngineName
+from m3_runtime.engines.select import AUTO, choose_variant
+from m3_runtime.loading import load
+from m3_runtime.manifest import EngineName, Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class BundleEncoder:
-    """`M3Encoder.encode`, whole texts up to the model's limit."""
 
-    def __init__(self, encoder: M3Encoder) -> None:
-        self._encoder = encoder
+class _Watch:
+    """Adds up the time spent in some calls; one caller at a time."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def taken(self) -> float:
+        """Seconds since it was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def over(self, call: Callable[P, R]) -> Callable[P, R]:
+        """The same call, watched."""
+
+        @wraps(call)
+        def watched(*args: P.args, **kwargs: P.kwargs) -> R:
+            started_s = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._seconds += time.perf_counter() - started_s
+
+        return watched
+
+
+class BundleEncoder(Encoder):
+    """`M3Encoder.encode`, whole texts up to the model's limit. Tokenizer and engine are watched while they work."""
+
+    def __init__(self, tokenizer: M3Tokenizer, engine: Engine, bundle: Bundle, variant: Variant) -> None:
+        self._tokenising, self._running = _Watch(), _Watch()
+        tokenizer.encode_batch = self._tokenising.over(tokenizer.encode_batch)  # type: ignore[method-assign]
+        engine.run = self._running.over(engine.run)  # type: ignore[method-assign]
+        self._encoder = M3Encoder(bundle, variant, tokenizer, engine)
+
+    @classmethod
+    def open(cls, folder: Path, name: str, threads: int) -> "BundleEncoder":
+        """Load a variant as `M3Encoder.open` does."""
+        bundle = Bundle.open(folder)
+        variant = choose_variant(bundle, name, AUTO)
+        tokenizer, engine = load(bundle, variant, threads, cache_dir=None, low_memory=False)
+        return cls(tokenizer, engine, bundle, variant)
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Encoding:
         """See `serve.Encoder.run`."""
@@ -34,14 +80,25 @@ class BundleEncoder:
         dense = result.dense_vecs
         return float(np.sum(result.token_counts)), [] if dense is None else dense[0].tolist()
 
+    def parts(self) -> tuple[float, float]:
+        """See `serve.Encoder.parts`."""
+        return self._tokenising.taken(), self._running.taken()
 
-def encoder_of_graph(bundle: Bundle, graph: Path, properties: dict[str, str], threads: int) -> M3Encoder:
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """See `serve.Encoder.vectors`."""
+        found = self.run(texts, heads)
+        lexical, colbert = found.lexical_weights, found.colbert_vecs
+        assert isinstance(lexical, list | None) and isinstance(colbert, list | None)
+        return Vectors(found.dense_vecs, None if lexical is None else [by_id(row) for row in lexical], colbert)
+
+
+def encoder_of_graph(bundle: Bundle, graph: Path, properties: dict[str, str], threads: int) -> BundleEncoder:
     """The bundle's tokenizer and heads around another graph."""
     info = bundle.manifest.tokenizer
     tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
     engine = OpenVinoEngine.open(graph, properties, threads)
     stand_in = next((v for v in bundle.manifest.variants if v.engine is EngineName.OPENVINO), None)
-    return M3Encoder(bundle, stand_in or bundle.manifest.variants[0], tokenizer, engine)
+    return BundleEncoder(tokenizer, engine, bundle, stand_in or bundle.manifest.variants[0])
 
 
 def main() -> None:
@@ -56,9 +113,9 @@ def main() -> None:
 
     def open_encoder() -> BundleEncoder:
         if args.graph is None:
-            return BundleEncoder(M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads))
+            return BundleEncoder.open(args.bundle, args.variant, args.threads)
         properties = dict(item.split("=", 1) for item in args.property)
-        return BundleEncoder(encoder_of_graph(Bundle.open(args.bundle), args.graph, properties, args.threads))
+        return encoder_of_graph(Bundle.open(args.bundle), args.graph, properties, args.threads)
 
     on_openvino = args.graph is not None or args.variant.startswith("openvino")
     serve(open_encoder, ("openvino" if on_openvino else "onnxruntime", "tokenizers", "numpy"))

@@ -1,32 +1,53 @@
-"""A worker's main loop. Standard library only: peers' environments have nothing of ours."""
+"""A worker's main loop. Needs the standard library, and numpy to keep vectors: peers' environments have no more."""
 
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-from m3_bench.workers.messages import Failure, Ready, Reply, Request, from_line, to_line
+from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
 
 _STATUS = Path("/proc/self/status")
 
 
-class Encoder(Protocol):
+class Encoder(ABC):
     """What a worker's program brings along."""
 
+    @abstractmethod
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """The work that is timed."""
-        ...
 
+    @abstractmethod
     def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
         """How much work a result was (tokens), and the dense vector of its first text; not timed."""
-        ...
+
+    def parts(self) -> tuple[float, float] | None:
+        """Seconds of the last `run` spent tokenising, and in the engine; None if that is not known."""
+        return None
+
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
+        """A `vectors.Vectors` with those of the heads that it has, by the public call; not timed."""
+        raise NotImplementedError(f"{type(self).__name__} gives no vectors")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of `run`; `parts` is None where the encoder does not tell."""
+
+    seconds: float
+    work: float
+    dense: Sequence[float]
+    parts: tuple[float, float] | None
 
 
 def serve(open_encoder: Callable[[], Encoder], packages: Sequence[str]) -> None:
-    """Load, say `Ready`, then answer one `Request` after the other until stdin ends.
+    """Load, say `Ready`, then answer one `Request` or `Keep` after the other until stdin ends.
 
     Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
 
@@ -43,7 +64,9 @@ def serve(open_encoder: Callable[[], Encoder], packages: Sequence[str]) -> None:
     _send(answers, Ready({name: metadata.version(name) for name in packages}))
     for line in sys.stdin:
         try:
-            reply: Reply | Failure = _answer(encoder, from_line(line))
+            message = from_line(line)
+            reply: Reply | Kept | Failure
+            reply = _keep(encoder, message) if isinstance(message, Keep) else _answer(encoder, message)
         except Exception as error:
             reply = _failure(error)
         _send(answers, reply)
@@ -56,7 +79,7 @@ def _reserve_stdout() -> TextIO:
     return answers
 
 
-def _send(answers: TextIO, message: Ready | Reply | Failure) -> None:
+def _send(answers: TextIO, message: Ready | Reply | Kept | Failure) -> None:
     answers.write(to_line(message))
     answers.flush()
 
@@ -66,17 +89,48 @@ def _failure(error: Exception) -> Failure:
 
 
 def _answer(encoder: Encoder, request: Request) -> Reply:
-    seconds, work, dense = [], [], None
-    for texts in request.batches:
-        started_s = time.perf_counter()
-        result = encoder.run(texts, request.heads)
-        seconds.append(time.perf_counter() - started_s)
-        done, vector = encoder.inspect(result)
-        work.append(done)
-        dense = vector if dense is None else dense
-        del result  # or its memory would be on top of the next batch's
+    """Run all batches; with several clients each takes the next batch that nobody has taken."""
+    is_alone = request.clients == 1
+
+    def call(texts: Sequence[str]) -> _Call:
+        return _timed(encoder, texts, request.heads, is_alone=is_alone)
+
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    if is_alone:
+        calls = [call(texts) for texts in request.batches]
+    else:
+        with ThreadPoolExecutor(request.clients) as clients:
+            calls = list(clients.map(call, request.batches))
+    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     resident_bytes, peak_bytes = resident_memory()
-    return Reply(tuple(seconds), tuple(work), resident_bytes, peak_bytes, tuple(map(float, dense or ())))
+    parts = [one.parts for one in calls if one.parts is not None]
+    return Reply(
+        seconds=tuple(one.seconds for one in calls),
+        work=tuple(one.work for one in calls),
+        resident_bytes=resident_bytes,
+        peak_bytes=peak_bytes,
+        dense=tuple(map(float, calls[0].dense)) if calls else (),
+        tokenise_s=tuple(tokenise for tokenise, _ in parts),
+        engine_s=tuple(engine for _, engine in parts),
+        wall_s=wall_s,
+        cpu_s=cpu_s,
+    )
+
+
+def _timed(encoder: Encoder, texts: Sequence[str], heads: Sequence[str], *, is_alone: bool) -> _Call:
+    started_s = time.perf_counter()
+    result = encoder.run(texts, heads)
+    seconds = time.perf_counter() - started_s
+    done, dense = encoder.inspect(result)  # the result goes with this frame, or it would be on top of the next one's
+    return _Call(seconds, done, dense, encoder.parts() if is_alone else None)
+
+
+def _keep(encoder: Encoder, keep: Keep) -> Kept:
+    from m3_bench.workers.vectors import write_vectors
+
+    vectors = encoder.vectors(keep.texts, keep.heads)
+    write_vectors(vectors, Path(keep.path))
+    return Kept(vectors.heads)
 
 
 def resident_memory() -> tuple[int, int]:

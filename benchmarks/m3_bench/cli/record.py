@@ -1,0 +1,88 @@
+"""`m3-bench record`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m3_bench.cli.commands import Commands
+from m3_bench.cli.exit_codes import EXIT_OK
+from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
+from m3_runtime.cpu import default_threads
+from m3_runtime.manifest import Pooling
+from m3_runtime.options import checked_threads
+
+if TYPE_CHECKING:
+    from m3_export.recipe import Recipe
+
+DESCRIPTION = """\
+Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
+
+Runs on any machine with PyTorch, a GPU box for instance; needs torch and transformers, nothing else of the exporter.
+The file (vectors of all three heads, every time, the machine) is moved to the CPU server, where
+`m3-bench run --reference FILE` encodes the same texts and `m3-bench compare FILE run.json` puts them side by side."""
+
+EPILOG = """\
+examples:
+  m3-bench record BAAI/bge-m3 --device cuda --dtype fp16 -o a100-fp16.safetensors
+  m3-bench record BAAI/bge-m3 --device cuda --dtype fp32 --scenarios standard,long -o a100-fp32.safetensors
+  m3-bench record ./my-finetune --device cpu --dtype fp32 --texts my-texts.jsonl -o cpu.safetensors
+
+Texts are encoded one by one, so that padding can hide nothing; scenarios in padded batches, as FlagEmbedding
+runs them."""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "record",
+        help="PyTorch's vectors and times, on a GPU or CPU, as the reference",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub id, or a name such as mini-m3")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--dtype", choices=("fp32", "tf32", "fp16", "bf16"), default="fp32", help="(default: fp32)")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="JSONL or lines (default: 97 in 26 languages)")
+    parser.add_argument("--pooling", choices=[pooling.value for pooling in Pooling], help="as for m3-export")
+    add_scenarios(parser, "standard")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of PyTorch on cpu (default: the cores)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from m3_bench.record.record import Wish, record
+    from m3_bench.record.torch_model import Dtype
+    from m3_bench.scenarios import read_scenarios
+    from m3_export.progress import Progress
+    from m3_export.texts import probe_texts, read_texts
+
+    checked_output(args.output, force=args.force)
+    found = read_texts(args.texts, "texts") if args.texts else probe_texts()
+    wish = Wish(
+        source=args.checkpoint,
+        device=args.device,
+        dtype=Dtype(args.dtype),
+        texts=tuple(text.text for text in found),
+        scenarios=read_scenarios(args.scenarios),
+        rounds=checked_rounds(args.rounds),
+        threads=checked_threads(args.threads),
+        recipe=_recipe(args.pooling),
+        output=args.output,
+    )
+    recording = record(wish, Progress(quiet=args.quiet))
+    sys.stdout.write(
+        f"{args.output}: {recording.run.contenders[0].name}, {recording.run.model.name}, "
+        f"{len(recording.texts)} texts, {len(recording.run.scenarios)} scenarios\n"
+    )
+    return EXIT_OK
+
+
+def _recipe(pooling: str | None) -> "Recipe":
+    from m3_export.recipe import Recipe
+
+    return Recipe(pooling=None if pooling is None else Pooling(pooling))

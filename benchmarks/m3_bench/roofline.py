@@ -1,0 +1,95 @@
+"""This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from m3_bench.bars.contenders import BF16_FLAGS
+from m3_bench.documents import Ceiling, Roofline
+from m3_bench.errors import WorkerError
+from m3_bench.machine import this_machine
+from m3_bench.worker_process import Command, WorkerProcess
+from m3_bench.workers.messages import Request
+from m3_export.progress import Progress
+from m3_runtime.cpu import CpuInfo, cpu_info
+
+PRODUCTS = 10  # in a turn
+BETWEEN_S = 0.2
+_WAYS = (
+    ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("torch", "bf16"),
+    ("onnxruntime", "int8"), ("openvino", "int8"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Way:
+    """An engine in a precision, running."""
+
+    engine: str
+    precision: str
+    worker: WorkerProcess
+
+
+def measure(threads: int, rounds: int, progress: Progress) -> Roofline:
+    """Time every product that this machine can do.
+
+    Args:
+        threads: of each engine.
+        rounds: turns of each; ten products a turn.
+        progress: says what takes long.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    with ExitStack() as stack:
+        ways = list(_opened(threads, stack, reasons, progress))
+        for number in range(rounds + 1):  # the first one is for warming up
+            progress.say(f"Round {number} of {rounds}" if number else "Warming up")
+            for way in ways:
+                time.sleep(BETWEEN_S)
+                reply = way.worker.ask(Request(((),) * PRODUCTS, ()))
+                if number:
+                    speeds = [work / seconds for work, seconds in zip(reply.work, reply.seconds, strict=True)]
+                    found.setdefault((way.engine, way.precision), []).extend(speeds)
+    ceilings = (Ceiling(*key, tuple(found.get(key, ())), reasons.get(key, "")) for key in _WAYS)
+    return Roofline(this_machine(), threads, tuple(ceilings))
+
+
+def _opened(threads: int, stack: ExitStack, reasons: dict[tuple[str, str], str], progress: Progress) -> Iterator[_Way]:
+    for engine, precision in _WAYS:
+        if reason := _why_not(engine, precision, cpu_info()):
+            reasons[engine, precision] = reason
+            continue
+        arguments = (engine, "--precision", precision, "--threads", str(threads))
+        command = Command(Path(sys.executable), "m3_bench.workers.gemm", arguments)
+        errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
+        try:
+            worker = WorkerProcess.start(f"{precision} on {engine}", command, threads, errors)
+        except WorkerError as error:
+            reasons[engine, precision] = str(error).splitlines()[0]
+            progress.say(f"{precision} on {engine} is left out: {error}")
+            continue
+        yield _Way(engine, precision, stack.enter_context(worker))
+
+
+def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:
+    """Why there is no such ceiling here; empty if there is."""
+    if find_spec(engine) is None:
+        return f"{engine} is not installed"
+    if precision == "bf16" and not cpu.flags & BF16_FLAGS:
+        return "this processor has no bf16"
+    if (engine, precision) == ("openvino", "int8") and not cpu.has_int8_dot:
+        return "no int8 dot product on this processor: OpenVINO's int8 product saturates"
+    return ""
+
+
+def best_flop_per_s(roofline: Roofline, precision: str) -> float | None:
+    """The highest ceiling of a precision that counts; None if there is none."""
+    speeds = [
+        speed for one in roofline.ceilings if one.precision == precision and not one.reason for speed in one.flop_per_s
+    ]
+    return max(speeds, default=None)
