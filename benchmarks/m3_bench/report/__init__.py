@@ -1,0 +1,1 @@
+"""Result documents to one page: summary, tables, pictures, and a link from each number to its raw values."""
