@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from m3_bench import documents
@@ -51,7 +52,7 @@ def add_to(commands: Commands) -> None:
         "retrieval",
         help="nDCG, recall and MRR of each variant and head, beside BM25",
         description=DESCRIPTION,
-        epilog=EPILOG.format(layouts=EXPECTED, published="\n".join(map(_described, PUBLISHED))),
+        epilog=EPILOG.format(layouts=EXPECTED, published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
@@ -80,6 +81,17 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
 
 def _add_search(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("search")
+    add_how(group)
+    group.add_argument(
+        "--candidates", type=integer(1), default=100, metavar="N", help="documents that ColBERT ranks (default: 100)"
+    )
+    group.add_argument(
+        "--colbert-memory", type=integer(0), default=1024, metavar="MB", help="for ColBERT rows (default: 1024)"
+    )
+
+
+def add_how(group: argparse._ArgumentGroup) -> None:
+    """What `retrieval` and `margins` have in common."""
     group.add_argument("--variants", metavar="NAME,…", help="only these (default: all that run on this processor)")
     group.add_argument(
         "--weights",
@@ -88,16 +100,10 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         help="weights of dense, sparse and ColBERT, in place of the published ones; may be repeated",
     )
     group.add_argument(
-        "--candidates", type=integer(1), default=100, metavar="N", help="documents that ColBERT ranks (default: 100)"
-    )
-    group.add_argument(
         "--max-length", type=integer(3), metavar="N", help="tokens of a text (default: 512 or the model's limit)"
     )
     group.add_argument(
         "--threads", type=integer(1), default=default_threads(), metavar="N", help="of a run (default: the cores)"
-    )
-    group.add_argument(
-        "--colbert-memory", type=integer(0), default=1024, metavar="MB", help="for ColBERT rows (default: 1024)"
     )
 
 
@@ -123,7 +129,7 @@ def _wish(args: argparse.Namespace) -> RetrievalWish:
         dataset=dataset,
         bundles=tuple(args.bundles),
         variants=names_in(args.variants),
-        hybrids=tuple(dict.fromkeys(map(parse_weights, args.weights))) if args.weights else PUBLISHED,
+        hybrids=hybrids_in(args.weights),
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
@@ -146,5 +152,15 @@ def names_in(words: str | None) -> tuple[str, ...] | None:
     return None if words is None else tuple(name.strip() for name in words.split(",") if name.strip())
 
 
-def _described(hybrid: Hybrid) -> str:
-    return f"  {hybrid.name:22} {hybrid.source}"
+def hybrids_in(weights: Sequence[str] | None) -> tuple[Hybrid, ...]:
+    """The hybrids of `--weights`, each once; the published ones for none given.
+
+    Raises:
+        InputError: one is not what it must be.
+    """
+    return tuple(dict.fromkeys(map(parse_weights, weights))) if weights else PUBLISHED
+
+
+def published() -> str:
+    """The published weights, for a help text."""
+    return "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)

@@ -14,7 +14,7 @@ from m3_bench.retrieval.maxsim import candidate_scores
 from m3_bench.retrieval.methods import Hybrid, possible
 from m3_bench.retrieval.metrics import DEPTH, measured
 from m3_bench.retrieval.search import UNION_DEPTH, Ranked, first_stage, second_stage
-from m3_bench.retrieval.variants import Choice, Chosen, choose
+from m3_bench.retrieval.variants import Chosen, choose, notes_on_heads
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_bench.retrieval.words import words_of
 from m3_export.progress import Progress
@@ -61,7 +61,7 @@ def run(wish: RetrievalWish, progress: Progress) -> Retrieval:
     machine = this_machine()  # first: its load is what was before
     data, choice = open_dataset(wish.dataset), choose(wish.bundles, wish.variants)
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
-    runs, notes = [], [*data.notes, *choice.notes, *_notes_on_bundles(choice)]
+    runs, notes = [], [*data.notes, *choice.notes, *notes_on_heads(choice)]
     with progress.step("BM25"):
         runs += [_method_run("", "", found, data) for found in _bm25(data, choice.chosen[0])]
     for one in choice.chosen:
@@ -122,15 +122,6 @@ def _method_run(bundle: str, variant: str, found: Ranked, data: Labelled) -> Met
 
 def _texts(items: Sequence[Item]) -> list[str]:
     return [item.text for item in items]
-
-
-def _notes_on_bundles(choice: Choice) -> list[str]:
-    notes = []
-    for one in choice.chosen:
-        missing = [head.value for head in Head if head not in one.bundle.manifest.heads]
-        if missing:
-            notes.append(f"{one.name} has no {' and no '.join(missing)} head: methods that need it were left out")
-    return notes
 
 
 def _notes_on_cuts(one: Chosen, documents: int, cut_documents: int, queries: int, cut_queries: int) -> list[str]:

@@ -26,13 +26,13 @@ def _table(document: Retrieval) -> Iterator[str]:
     first = next(iter(document.models))
     columns = ["bundle", "variant", "method", *NAMES, f"loss of {stats.MAIN_METRIC} to FP32"]
     columns += [f"gain over {first}"] if has_gain else []
-    yield _line(columns)
-    yield _line(["---"] * 3 + ["---:"] * (len(columns) - 3))
+    yield line(columns)
+    yield line(["---"] * 3 + ["---:"] * (len(columns) - 3))
     for run in document.methods:
         cells = [run.bundle or "–", run.variant or "–", run.method]
         cells += [f"{stats.mean(run.metrics[name]):.3f}" for name in NAMES]
-        cells.append(_difference(stats.loss(document.methods, run)))
-        yield _line(cells + ([_difference(stats.gain(document.methods, run))] if has_gain else []))
+        cells.append(in_brackets(stats.loss(document.methods, run)))
+        yield line(cells + ([in_brackets(stats.gain(document.methods, run))] if has_gain else []))
 
 
 def _notes(document: Retrieval) -> Iterator[str]:
@@ -45,12 +45,14 @@ def _notes(document: Retrieval) -> Iterator[str]:
     yield from (f"* {note}" for note in document.notes)
 
 
-def _difference(difference: Difference | None) -> str:
+def in_brackets(difference: Difference | None) -> str:
+    """A difference with its interval; a dash for none."""
     if difference is None:
         return "–"
     text = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     return f"**{text}**" if difference.is_clear else text
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

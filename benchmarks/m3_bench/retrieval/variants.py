@@ -9,7 +9,7 @@ from m3_runtime import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, cpu_info
 from m3_runtime.engines.select import is_installed, unmet_needs
 from m3_runtime.errors import InputError, VariantError
-from m3_runtime.manifest import Variant
+from m3_runtime.manifest import Head, Variant
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,16 @@ def choose(folders: Sequence[Path], names: Sequence[str] | None) -> Choice:
     notes: list[str] = []
     chosen = tuple(_chosen(name, bundle, names, notes) for name, bundle in bundles.items())
     return Choice(chosen, tuple(notes))
+
+
+def notes_on_heads(choice: Choice) -> list[str]:
+    """A line for each bundle that lacks a head."""
+    notes = []
+    for one in choice.chosen:
+        missing = [head.value for head in Head if head not in one.bundle.manifest.heads]
+        if missing:
+            notes.append(f"{one.name} has no {' and no '.join(missing)} head: methods that need it were left out")
+    return notes
 
 
 def _refuse_unknown(bundles: Mapping[str, Bundle], names: Sequence[str] | None) -> None:

@@ -1,0 +1,79 @@
+"""`m3-bench margins`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from m3_bench import documents
+from m3_bench.cli.commands import Commands
+from m3_bench.cli.exit_codes import EXIT_OK
+from m3_bench.cli.retrieval import add_how, checked_output, hybrids_in, names_in, published
+from m3_bench.margins.run import MarginsWish, run
+from m3_bench.margins.table import in_words
+from m3_export.progress import Progress
+from m3_runtime.cli_arguments import integer
+
+DESCRIPTION = """\
+Score the lines of a fine-tuning file with every variant of bundles: how far do positives stand above negatives, before
+and after fine-tuning, in FP32 and in INT8? By each head, and by heads added up with the published weights (divided by
+the weights' sum, as FlagEmbedding's compute_score does).
+
+Every line is checked first. A bad one is left out, named with its number and reason on stderr and in the result:
+a missing key, a `pos` or `neg` that is no list or an empty one, an item that is no text, scores that do not fit.
+`"neg": [""]` is in order and stands for no negatives."""
+
+EPILOG = """\
+a line:
+  {{"query": "deepest lake", "pos": ["Lake Baikal is …"], "neg": ["Lake Ladoga is …", "The Rhine …"]}}
+
+published weights, which are measured unless --weights is given:
+{published}
+
+The first bundle is what others are compared with; bundles are called by their folders' names. Margins of two models lie
+on two scales (fine-tuning spreads scores out), so compare their pair accuracies first.
+
+examples:
+  m3-bench margins benchmarks/data/finetune_sample.jsonl out/mini-m3
+  m3-bench margins held_out.jsonl out/before out/after -o margins.json
+  m3-bench margins held_out.jsonl out/after --variants onnx-fp32,onnx-int8 --weights 1,0.3,1
+
+exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 usage"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "margins",
+        help="how far positives stand above negatives on fine-tuning lines",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(published=published()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")
+    command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
+    group = command.add_argument_group("how")
+    group.add_argument("--limit-queries", type=integer(1), metavar="N", help="the first N good lines")
+    add_how(group)
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON with every score")
+    command.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    checked_output(args.output)
+    document = run(_wish(args), Progress(quiet=False))
+    if args.output is not None:
+        documents.write(document, args.output)
+    sys.stdout.write(in_words(document) + "\n")
+    return EXIT_OK
+
+
+def _wish(args: argparse.Namespace) -> MarginsWish:
+    return MarginsWish(
+        source=args.source,
+        bundles=tuple(args.bundles),
+        variants=names_in(args.variants),
+        hybrids=hybrids_in(args.weights),
+        queries=args.limit_queries,
+        max_length=args.max_length,
+        threads=args.threads,
+    )

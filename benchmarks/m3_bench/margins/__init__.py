@@ -1,0 +1,1 @@
+"""How far positives stand above negatives on the lines of a fine-tuning file."""
