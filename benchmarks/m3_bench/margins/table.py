@@ -42,8 +42,8 @@ def _table(document: Margins) -> Iterator[str]:
 
 def _notes(document: Margins) -> Iterator[str]:
     yield (
-        "Means over queries. Margin: best positive less best negative. Pair accuracy: share of (positive, negative) pairs "
-        "in the right order."
+        "Means over queries. Margin: best positive less best negative. Pair accuracy: share of (positive, negative) "
+        "pairs in the right order."
     )
     yield f"Brackets: 95 % of {RESAMPLES} paired bootstrap resamples of the queries; **bold** where 0 is outside."
     yield ""

@@ -136,9 +136,8 @@ def _places(items: Sequence[Item], what: str, name: str) -> Mapping[str, int]:
     places: dict[str, int] = {}
     for place, item in enumerate(items):
         if item.id in places:
-            raise DatasetError(
-                f"{name}: the {what} id {item.id!r} is there twice (number {places[item.id]} and {place})"
-            )
+            first = places[item.id] + 1
+            raise DatasetError(f"{name}: the {what} id {item.id!r} is there twice, as number {first} and {place + 1}")
         places[item.id] = place
     return places
 
