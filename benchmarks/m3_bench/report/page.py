@@ -57,6 +57,11 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     is_detail: bool = False
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that its numbers come from."""
+        return tuple(dict.fromkeys(cell.place.file for row in self.rows for cell in row if cell.place is not None))
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -70,7 +75,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `is_detail` sections come after the decision is made."""
+    """A part of the page."""
 
     anchor: str
     title: str
@@ -82,10 +87,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure in large letters, and what it is held against."""
+    """A figure in large letters, and what it is held against, after a word such as "against"."""
 
     label: str
     value: Cell
+    word: str = ""
     against: tuple[Cell, ...] = ()
 
 
@@ -96,7 +102,6 @@ class SourceRow:
     name: str
     kind: str
     sha256: str
-    path: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Page:
 
     Attributes:
         title: of the page.
+        subtitle: what it is about, in short.
         summary: sentences, each of words and numbers.
         tiles: the figures that decide.
         doubts: what speaks against trusting the figures.
@@ -114,6 +120,7 @@ class Page:
     """
 
     title: str
+    subtitle: str
     summary: tuple[tuple[Cell, ...], ...]
     tiles: tuple[Tile, ...]
     doubts: tuple[str, ...]

@@ -86,10 +86,13 @@ def _up(value: float) -> float:
 def power_of_ten(value: float) -> str:
     """A tick of a wide logarithmic scale.
 
-    >>> power_of_ten(1e-6)
-    '10⁻⁶'
+    >>> power_of_ten(1e-6), power_of_ten(2e-4), power_of_ten(0.05)
+    ('10⁻⁶', '2·10⁻⁴', '0.05')
     """
-    return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
+    if value >= 0.01:
+        return f"{value:g}"
+    digit, power = f"{value:.0e}".split("e")
+    return f"{'' if digit == '1' else f'{digit}·'}10{str(int(power)).translate(_SUPERSCRIPTS)}"
 
 
 def text(x: float, y: float, words: str, name: str = "", anchor: str = "start") -> str:
