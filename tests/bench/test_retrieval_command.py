@@ -1,0 +1,188 @@
+"""`m3-bench retrieval` on bundles, as a user runs it; and what it does where heads, variants or memory are missing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3_bench import cli, documents
+from m3_bench.documents import Retrieval
+from m3_bench.retrieval import variants as bench_variants
+from m3_bench.retrieval.stats import mean
+from m3_bench.retrieval.variants import choose
+from m3_bench.retrieval.vectors import TextEncoder
+from m3_export.progress import Progress
+from m3_runtime import M3Encoder
+from m3_runtime.cpu import CpuInfo
+from m3_runtime.engines import select
+from m3_runtime.errors import InputError, VariantError
+
+DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "multilingual"
+QUICK = ("--limit-queries", "6", "--limit-documents", "12", "--threads", "1")
+OLD = CpuInfo("Old Core", "x86_64", frozenset({"avx2", "fma"}))
+
+
+def retrieval(*words) -> int:
+    return cli.main(["retrieval", *map(str, words)])
+
+
+def copied(bundle: Path, to: Path, **changes) -> Path:
+    """A bundle of hard links whose manifest says something else."""
+    shutil.copytree(bundle, to, copy_function=os.link)
+    manifest = json.loads((to / "manifest.json").read_text())
+    (to / "manifest.json").unlink()
+    (to / "manifest.json").write_text(json.dumps(manifest | changes))
+    return to
+
+
+def test_every_variant_and_method_is_measured(tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "retrieval.json"
+    assert retrieval(DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32,onnx-int8", "-o", out) == 0
+    found = documents.read_as(Retrieval, out)
+    heads = ["dense", "sparse", "dense+sparse 1/0.3", "dense+sparse 0.2/0.8", "colbert"]
+    heads += ["all 1/0.3/1", "all 0.15/0.5/0.35", "all 0.4/0.2/0.4"]
+    assert [(run.bundle, run.variant, run.method) for run in found.methods] == [
+        ("", "", "BM25 words"),
+        ("", "", "BM25 XLM-R ids"),
+        *(("tiny-random", "onnx-fp32", method) for method in heads),
+        *(("tiny-random", "onnx-int8", method) for method in heads),
+    ]
+    for run in found.methods:
+        assert all(len(values) == 6 for values in run.metrics.values())
+    assert found.query_ids == ("en-1", "en-2", "en-3", "en-4", "en-5", "en-6")
+    assert (found.dataset.queries, found.dataset.documents) == (6, 12)
+    assert found.models["tiny-random"].weights_sha256
+    captured = capsys.readouterr()
+    assert captured.out.count("| tiny-random |") == 16
+    assert "only the first 6 of 72 queries" in captured.out
+    assert "tiny-random, onnx-int8: done" in captured.err
+
+
+def test_own_weights_replace_the_published_ones(tiny_bundle, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    words = ("--variants", "onnx-fp32", "--weights", "1,0", "--weights", "1,0,0", "--weights", "1,0", "-o", out)
+    assert retrieval(DATA, tiny_bundle, *QUICK, *words) == 0
+    by_method = {run.method: run.metrics for run in documents.read_as(Retrieval, out).methods}
+    assert list(by_method)[2:] == ["dense", "sparse", "dense+sparse 1/0", "colbert", "all 1/0/0"]
+    assert by_method["dense+sparse 1/0"] == by_method["dense"]
+    assert by_method["all 1/0/0"] == by_method["dense"]
+
+
+def test_two_bundles_are_compared_and_a_missing_head_is_told(tiny_bundle, tmp_path, capsys):
+    dense_only = copied(tiny_bundle, tmp_path / "after", heads=["dense"])
+    assert retrieval(DATA, tiny_bundle, dense_only, *QUICK, "--variants", "onnx-fp32", "-o", tmp_path / "r.json") == 0
+    found = documents.read_as(Retrieval, tmp_path / "r.json")
+    assert [run.method for run in found.methods if run.bundle == "after"] == ["dense"]
+    assert "after has no sparse and no colbert head: methods that need it were left out" in found.notes
+    table = capsys.readouterr().out
+    assert "| gain over tiny-random |" in table
+    assert next(line for line in table.splitlines() if "| after |" in line).endswith("| +0.000 [+0.000, +0.000] |")
+
+
+def test_mini_m3_finds_what_is_meant(mini_bundle, tmp_path):
+    """Across languages too, where BM25 has nothing to go by."""
+    assert retrieval(DATA, mini_bundle, "--variants", "onnx-int8", "--threads", 1, "-o", tmp_path / "r.json") == 0
+    found = documents.read_as(Retrieval, tmp_path / "r.json")
+    ndcg = {run.method: run.metrics["nDCG@10"] for run in found.methods}
+    assert mean(ndcg["dense"]) > 0.85
+    assert mean(ndcg["colbert"]) > 0.9
+    assert mean(ndcg["all 1/0.3/1"]) > mean(ndcg["BM25 words"])
+    across = [n for n, query in enumerate(found.query_ids) if query.startswith("x-")]
+    assert mean([ndcg["dense"][n] for n in across]) > mean([ndcg["BM25 XLM-R ids"][n] for n in across]) + 0.3
+
+
+def test_what_memory_keeps_changes_no_score(tiny_bundle):
+    texts = [f"word {n} " * (n % 7 + 1) for n in range(20)]
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
+        encoding = TextEncoder(encoder, None, Progress(quiet=True))
+        whole, some = (encoding.vectors(texts, "texts", size) for size in (1 << 30, 3000))
+        nothing = encoding.vectors(texts, "texts", 0)
+        assert (len(whole.colbert), len(nothing.colbert)) == (20, 0)
+        assert 0 < len(some.colbert) < 20
+        assert sum(rows.nbytes for rows in some.colbert.values()) <= 3000
+        places = np.array([1, 4, 19])
+        kept, partly, again = (
+            list(encoding.colbert_parts(texts, places, one.colbert)) for one in (whole, some, nothing)
+        )
+    assert [part.places.tolist() for part in kept] == [[1, 4, 19]]
+    for other in (partly, again):
+        for a, b in zip(kept[0].rows, other[0].rows, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_texts_that_are_cut_are_told(tiny_bundle, tmp_path):
+    words = ("--variants", "onnx-fp32", "--max-length", 8, "-o", tmp_path / "r.json")
+    assert retrieval(DATA, tiny_bundle, *QUICK, *words) == 0
+    notes = documents.read_as(Retrieval, tmp_path / "r.json").notes
+    assert "tiny-random: 12 of 12 documents were longer and were cut" in notes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--variants", "int4"), 2, "--variants: no bundle has int4; there are onnx-fp32, onnx-int8, openvino-int8"),
+        (("--variants", ","), 2, "--variants: no bundle has (none given)"),
+        (("--weights", "1"), 2, "expected dense,sparse or dense,sparse,colbert"),
+        (("--max-length", "100000"), 2, "max_length is 100000, but the model takes at most"),
+        (("-o", "no/such/folder/r.json"), 2, "does not exist; create it first"),
+        (("--layout", "miracl"), 1, "is not MIRACL's layout"),
+        (("--split", "dev"), 1, "expected corpus.jsonl, queries.jsonl and qrels/dev.tsv"),
+    ],
+)
+def test_wrong_words_are_explained(tiny_bundle, capsys, words, code, message):
+    assert retrieval(DATA, tiny_bundle, *QUICK, *words) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_result_is_not_begun_where_the_dataset_is_bad(tiny_bundle, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("")
+    assert retrieval(tmp_path / "a.jsonl", tiny_bundle, "-o", tmp_path / "r.json") == 1
+    assert "a.jsonl' is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
+    twin = copied(tiny_bundle, tmp_path / "elsewhere" / tiny_bundle.name)
+    with pytest.raises(InputError, match="are both called 'tiny-random'"):
+        choose([tiny_bundle, twin], None)
+
+
+def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(select, "cpu_info", lambda: OLD)
+    monkeypatch.setattr(bench_variants, "cpu_info", lambda: OLD)
+    listed = json.loads((tiny_bundle / "manifest.json").read_text())["variants"]
+    needy = [row | {"needs": ["int8_dot"] if row["name"] == "onnx-int8" else []} for row in listed]
+    bundle = copied(tiny_bundle, tmp_path / "needy", variants=needy)
+    choice = choose([bundle], None)
+    assert [variant.name for variant in choice.chosen[0].variants] == ["onnx-fp32", "openvino-int8"]
+    assert choice.notes[0].startswith("needy: onnx-int8 was left out: it needs int8_dot (VNNI or AMX")
+    assert "this processor (Old Core) does not have" in choice.notes[0]
+    with pytest.raises(VariantError, match="no variant of needy can be measured here: needy: onnx-int8 was left out"):
+        choose([bundle], ["onnx-int8"])
+
+
+def test_an_engine_that_is_not_installed_is_told(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(bench_variants, "is_installed", lambda engine: engine.value != "openvino")
+    assert choose([tiny_bundle], None).notes == ("tiny-random: openvino-int8 was left out: openvino is not installed",)
+
+
+def test_the_help_shows_layouts_weights_and_examples(capsys):
+    with pytest.raises(SystemExit) as done:
+        retrieval("--help")
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        "squad",
+        "beir",
+        "miracl",
+        "mldr",
+        "finetune",
+        "all 0.15/0.5/0.35",
+        "m3-bench retrieval xquad.en.json",
+    ):
+        assert word in text

@@ -1,0 +1,214 @@
+"""The parts of a search: words, BM25, rankings, MaxSim, first and second stage; against plain computations."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from m3_bench.retrieval import bm25
+from m3_bench.retrieval.maxsim import candidate_scores, maxsim
+from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights, possible
+from m3_bench.retrieval.metrics import NAMES, measured
+from m3_bench.retrieval.ranking import best, best_above_zero
+from m3_bench.retrieval.search import first_stage, second_stage
+from m3_bench.retrieval.vectors import ColbertPart, Vectors
+from m3_bench.retrieval.words import words_of
+from m3_runtime.errors import InputError
+from m3_runtime.manifest import Head
+from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The Cat's café, 2nd!", ["the", "cat", "s", "café", "2nd"]),
+        ("STRASSE Straße", ["strasse", "strasse"]),
+        ("हिन्दी में लिखा है।", ["हिन्दी", "में", "लिखा", "है"]),
+        ("مرحبا بالعالم؟", ["مرحبا", "بالعالم"]),
+        ("한글은 언제", ["한글은", "언제"]),
+        ("新幹線", ["新幹", "幹線"]),
+        ("河", ["河"]),
+        ("ข้าว rice", ["ข้", "้า", "าว", "rice"]),
+        ("ＡＢＣ１２", ["abc12"]),
+        ("e\u0301", ["é"]),
+        ("  —…!  ", []),
+        ("", []),
+    ],
+)
+def test_words(text, words):
+    assert words_of(text) == words
+
+
+def test_best_is_a_stable_sort():
+    draws = np.random.default_rng(0)
+    for _ in range(50):
+        scores = draws.integers(0, 6, 40).astype(np.float32)  # many ties
+        expected = sorted(range(40), key=lambda place: (-scores[place], place))
+        for most in (1, 7, 39, 40, 100):
+            assert best(scores, most).tolist() == expected[:most]
+            assert best_above_zero(scores, most).tolist() == [p for p in expected[:most] if scores[p] > 0]
+
+
+def test_bm25_is_lucenes_formula():
+    documents = [["a", "b", "b"], ["a"], ["c", "c", "c", "d"], []]
+    lengths, n = np.array([3, 1, 4, 0]), 4
+    counts = {"a": [1, 1, 0, 0], "b": [2, 0, 0, 0], "c": [0, 0, 3, 0]}
+
+    def score(term: str) -> np.ndarray:
+        tf = np.array(counts[term])
+        df = (tf > 0).sum()
+        idf = np.log(1 + (n - df + 0.5) / (df + 0.5))
+        return idf * tf / (tf + bm25.K1 * (1 - bm25.B + bm25.B * lengths / lengths.mean()))
+
+    queries = [["a", "b"], ["c", "a", "unknown"], ["unknown"], [], ["a"]]
+    found = bm25.search(documents, queries, 10)
+    expected = [score("a") + score("b"), score("c") + score("a"), np.zeros(4), np.zeros(4), score("a")]
+    for places, scores in zip(found, expected, strict=True):
+        assert places.tolist() == [p for p in np.argsort(-scores, kind="stable").tolist() if scores[p] > 0]
+    assert [len(places) for places in found] == [2, 3, 0, 0, 2]
+
+
+def test_bm25_without_any_token_finds_nothing():
+    assert [places.tolist() for places in bm25.search([[], []], [["a"], []], 3)] == [[], []]
+
+
+def test_ids_leave_specials_out(tokenizer):
+    first, second = bm25.ids_of(tokenizer, ["one two", ""], 512)
+    assert second == []
+    whole = tokenizer.encode_batch(["one two"], 512).ids[0].tolist()
+    assert first == [str(token) for token in whole if token not in tokenizer.info.unused_ids]
+    assert 0 < len(first) <= len(whole) - 2
+
+
+def rows(draws, *lengths: int, width: int = 8) -> list[np.ndarray]:
+    return [draws.normal(size=(length, width)).astype(np.float32) for length in lengths]
+
+
+def test_maxsim_is_the_runtimes_colbert_score():
+    draws = np.random.default_rng(1)
+    query, *documents = rows(draws, 5, 3, 1, 9, 1)
+    np.testing.assert_allclose(
+        maxsim(query, documents), [colbert_score(query, document) for document in documents], rtol=1e-5
+    )
+
+
+def test_candidates_are_scored_in_their_order_however_documents_come():
+    draws = np.random.default_rng(2)
+    documents = rows(draws, 4, 2, 7, 1, 3, 5)
+    queries = [one.astype(np.float16) for one in rows(draws, 3, 6)]
+    candidates = [np.array([0, 2, 5]), np.array([1, 2, 3, 4])]
+    expected = [
+        [colbert_score(query, documents[place]) for place in places.tolist()]
+        for query, places in zip(queries, candidates, strict=True)
+    ]
+    for cuts in ([], [3], [1, 2, 3, 4, 5]):
+        parts = [ColbertPart(p, [documents[i] for i in p.tolist()]) for p in np.split(np.arange(6), cuts)]
+        for got, wanted in zip(candidate_scores(queries, candidates, parts), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+DENSE = np.array([[0.9, 0.1, 0.8, 0.1], [0.2, 0.2, 0.2, 0.2]], dtype=np.float32)
+SPARSE = np.array([[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.4]], dtype=np.float32)
+
+
+def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> Vectors:
+    return Vectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
+
+
+def orders(ranked) -> dict[str, list[list[int]]]:
+    return {one.method: [places.tolist() for places in one.ranking] for one in ranked}
+
+
+def test_first_stage_ranks_heads_and_their_sum():
+    identity = np.eye(4, dtype=np.float32)
+    stage = first_stage(vectors(DENSE, SPARSE), vectors(identity, identity), [Hybrid(1, 0.3), Hybrid(1, 1, 1)], 2)
+    assert orders(stage.ranked) == {
+        "dense": [[0, 2, 1, 3], [0, 1, 2, 3]],
+        "sparse": [[1, 2], [3]],
+        # 0.9, 0.1 + 0.6, 0.8 + 0.15, 0.1
+        "dense+sparse 1/0.3": [[2, 0, 1, 3], [3, 0, 1, 2]],
+    }
+    assert [one.places.tolist() for one in stage.candidates] == [[0, 2], [0, 1]]
+    assert stage.wanted.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(stage.candidates[0].sparse, SPARSE[0, [0, 2]])
+
+
+def test_second_stage_ranks_candidates_alone():
+    identity = np.eye(4, dtype=np.float32)
+    hybrids = [Hybrid(1, 0.3), Hybrid(1, 0.3, 1), Hybrid(0, 1, 0.1)]
+    stage = first_stage(vectors(DENSE, SPARSE), vectors(identity, identity), hybrids, 3)
+    colbert = [np.array([0.1, 0.9, 0.1], dtype=np.float32), np.array([0.5, 0.5, 0.6], dtype=np.float32)]
+    assert orders(second_stage(stage, colbert, hybrids)) == {
+        "colbert": [[1, 0, 2], [2, 0, 1]],
+        # query 0: 0.9 + 0.1, 0.1 + 0.6 + 0.9, 0.8 + 0.15 + 0.1
+        "all 1/0.3/1": [[1, 2, 0], [2, 0, 1]],
+        "all 0/1/0.1": [[1, 2, 0], [2, 0, 1]],
+    }
+
+
+def test_first_stage_without_a_sparse_head():
+    identity = np.eye(4, dtype=np.float32)
+    stage = first_stage(vectors(DENSE, None), vectors(identity, None), [], 4)
+    assert list(orders(stage.ranked)) == ["dense"]
+
+
+def test_a_head_counts_nothing_for_a_document_beyond_its_depth(monkeypatch):
+    from m3_bench.retrieval import search
+
+    monkeypatch.setattr(search, "UNION_DEPTH", 1)
+    identity = np.eye(4, dtype=np.float32)
+    stage = first_stage(vectors(DENSE, SPARSE), vectors(identity, identity), [Hybrid(1, 0.3)], 1)
+    # 0 is dense's best (0.9), 1 is sparse's (0.6); 2, with 0.95 in all, is in neither
+    assert orders(stage.ranked)["dense+sparse 1/0.3"][0] == [0, 1]
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    from m3_bench.retrieval import search
+
+    draws = np.random.default_rng(3)
+    queries = vectors(draws.normal(size=(9, 8)).astype(np.float32), np.abs(draws.normal(size=(9, 6))))
+    documents = vectors(draws.normal(size=(20, 8)).astype(np.float32), np.abs(draws.normal(size=(20, 6))))
+    whole = first_stage(queries, documents, PUBLISHED, 5)
+    monkeypatch.setattr(search, "_SCORES_AT_ONCE", 40)
+    assert orders(first_stage(queries, documents, PUBLISHED, 5).ranked) == orders(whole.ranked)
+
+
+def test_sums_order_as_flagembeddings_compute_score():
+    draws = np.random.default_rng(4)
+    dense, sparse, colbert = draws.random((3, 30)).astype(np.float32)
+    for weights in PUBLISHED[2:]:
+        combined = PairScores(dense, sparse, colbert).combined(FusionWeights.from_sequence(weights.weights))
+        expected = best(np.array(combined["colbert+sparse+dense"]), 30)
+        assert best(weights.fused(dense, sparse, colbert), 30).tolist() == expected.tolist()
+
+
+def test_weights():
+    assert parse_weights("1,0.3,1") == Hybrid(1, 0.3, 1)
+    assert parse_weights(" 0.2 , 0.8").heads == (Head.DENSE, Head.SPARSE)
+    assert [hybrid.name for hybrid in possible(PUBLISHED, [Head.DENSE, Head.SPARSE])] == [
+        "dense+sparse 1/0.3",
+        "dense+sparse 0.2/0.8",
+    ]
+    assert possible(PUBLISHED, [Head.DENSE]) == ()
+
+
+@pytest.mark.parametrize("text", ["", "1", "1,2,3,4", "a,b", "0,0", "-1,2", "nan,1", "inf,1,1"])
+def test_weights_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="--weights"):
+        parse_weights(text)
+
+
+def test_measures_on_values_worked_out_by_hand():
+    ranking = [np.array([4, 0, 2]), np.array([1]), np.array([], dtype=np.int64), np.arange(100)]
+    relevant = [{0: 1, 3: 1}, {1: 2}, {5: 1}, {10: 1, 99: 1, 5: 2}]
+    got = measured(ranking, relevant)
+    assert tuple(got) == NAMES
+    ideal = 1 + 1 / np.log2(3)
+    ideal_graded = 2 + 1 / np.log2(3) + 1 / np.log2(4)
+    expected = {
+        "nDCG@10": [(1 / np.log2(3)) / ideal, 1, 0, (2 / np.log2(7)) / ideal_graded],
+        "R@10": [0.5, 1, 0, 1 / 3],
+        "R@100": [0.5, 1, 0, 1],
+        "RR@10": [0.5, 1, 0, 1 / 6],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, atol=1e-6)
