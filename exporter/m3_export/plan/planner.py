@@ -14,7 +14,7 @@ from m3_export.plan import sensitivity
 from m3_export.plan.costs import Costs
 from m3_export.plan.forms import Form, Heard
 from m3_export.plan.hearing import hear
-from m3_export.plan.options import find_options
+from m3_export.plan.options import Option, find_options
 from m3_export.plan.plan import Plan, Precision, Projection, projections
 from m3_export.plan.search import Path, Search, Tried
 from m3_export.plan.simulate import Exact, Losses, Subject
@@ -47,6 +47,7 @@ class Calibrated:
 
     def __init__(self, model: M3Model, texts: Texts, progress: Progress) -> None:
         self.model, self._texts, self._progress = model, texts, progress
+        self._damage: Mapping[Projection, float] | None = None
 
     @cached_property
     def statistics(self) -> calibration.Statistics:
@@ -74,6 +75,16 @@ class Calibrated:
         """The exact outputs of fewer and shorter ones, for what is run once per projection."""
         return Exact(self.model, [_cut(row, SENSITIVITY_TOKENS) for row in self._texts.tuning[:SENSITIVITY_TEXTS]])
 
+    def damage(
+        self, subject: Subject, options: Mapping[Projection, Sequence[Option]], limits: Losses
+    ) -> Mapping[Projection, float]:
+        """Damage per local error of each projection: the model's, so measured once, with the first engine's options."""
+        if self._damage is None:
+            track, exact = partial(self._progress.bar, title="sensitivity", unit="projection"), self.sensitivity
+            with self._progress.step(f"  What each of {len(options)} projections does to the vectors"):
+                self._damage = sensitivity.measure(subject, exact, options, limits, track)
+        return self._damage
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -100,12 +111,8 @@ def plans(calibrated: Calibrated, costs: Costs, group: int, budget: Budget, prog
         with progress.step(f"  Simulating {_counts(plan)}"):
             return losses_of(subject, plan, exact)
 
-    def weigh() -> Mapping[Projection, float]:
-        track, exact = partial(progress.bar, title="sensitivity", unit="projection"), calibrated.sensitivity
-        with progress.step(f"  What each of {len(options)} projections does to the vectors"):
-            return sensitivity.measure(subject, exact, options, limits, track)
-
-    search = Search(Path(options, weigh, group), simulate, limits)
+    path = Path(options, lambda: calibrated.damage(subject, options, limits), group)
+    search = Search(path, simulate, limits)
     place = -1
     for margin in MARGINS:
         found = search.fastest(margin, beyond=place)
