@@ -87,6 +87,7 @@ def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, partial, dict(header or {}))
+        partial.chmod(0o644)  # safetensors makes files that others cannot read
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error

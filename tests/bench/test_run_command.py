@@ -1,0 +1,270 @@
+"""`m3-bench record`, `run`, `roofline` and `peers`, as a user runs them, on tiny-random."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from m3_bench import documents
+from m3_bench.cli.peers import NAMES
+from m3_bench.documents import Roofline, Run
+from m3_bench.recording import read_outputs, read_recording
+from m3_bench.run.peers import PEERS
+from m3_bench.scenarios import read_scenarios
+from m3_export.parity import dense_parity
+
+SCENARIOS = """
+[[scenario]]
+name = "query"
+tokens = 16
+calls = 3
+
+[[scenario]]
+name = "dense"
+texts = 2
+shortest = 5
+longest = 40
+heads = ["dense"]
+
+[[scenario]]
+name = "callers"
+tokens = 8
+calls = 6
+clients = 3
+"""
+
+
+def bench(*words) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "m3_bench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "mine.toml").write_text(SCENARIOS)
+    (folder / "texts.txt").write_text(
+        "What is BGE M3?\n什么是稀疏检索？\nein etwas längerer deutscher Satz\n", encoding="utf-8"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder, tiny_random_checkpoint):
+    path = folder / "reference.safetensors"
+    done = bench(
+        "record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "mine.toml",
+        "--rounds", 2, "--threads", 1, "-o", path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(folder, reference, tiny_bundle):
+    path = folder / "run.json"
+    done = bench(
+        "run", tiny_bundle, "--reference", reference, "--scenarios", folder / "mine.toml", "--rounds", 2, "--threads",
+        1, "-o", path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_reference_says_what_it_is(reference, tiny_bundle):
+    recording = read_recording(reference)
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert recording.run.model.space_id == manifest["space_id"]
+    assert recording.run.model.weights_sha256 == manifest["source"]["weights_sha256"]
+    (contender,) = recording.run.contenders
+    assert contender.name == "PyTorch fp32 on CPU"
+    assert set(contender.versions) >= {"torch", "transformers"}
+    assert [one.scenario for one in contender.scenarios] == ["query", "dense", "callers"]
+    assert [len(one.seconds) for one in contender.scenarios[2].rounds] == [6, 6]
+
+
+def test_the_fp32_variant_gives_the_references_vectors(measured, reference):
+    recording, run = read_recording(reference), documents.read_as(Run, measured)
+    float_variant = run.contenders[0]
+    assert float_variant.name == "onnx-fp32"
+    outputs = read_outputs(measured.with_name(float_variant.outputs.path))
+    assert dense_parity(recording.outputs, outputs).cosine_min > 0.999999
+    assert [set(row) for row in outputs.lexical] == [set(row) for row in recording.outputs.lexical]
+
+
+def test_every_variant_has_every_scenario_with_its_parts(measured):
+    run = documents.read_as(Run, measured)
+    assert [one.name for one in run.contenders] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
+    scenarios = {one.name: one for one in run.scenarios}
+    for contender in run.contenders:
+        assert contender.versions["numpy"] == np.__version__
+        assert contender.size_bytes > 10_000
+        assert [one.scenario for one in contender.scenarios] == list(scenarios)
+        for one in contender.scenarios:
+            asked = scenarios[one.scenario]
+            assert not one.error
+            assert min(one.load_s, one.first_s) > 0
+            assert len(one.rounds) == 2
+            for taken in one.rounds:
+                assert len(taken.seconds) == asked.calls
+                assert taken.peak_bytes >= taken.resident_bytes > 10_000_000
+                assert taken.cpu_s > 0
+                if asked.clients == 1:
+                    parts = zip(taken.seconds, taken.tokenise_s, taken.engine_s, strict=True)
+                    assert all(0 < tokenise + engine < whole for whole, tokenise, engine in parts)
+                    assert taken.wall_s >= sum(taken.seconds)
+                else:
+                    assert (taken.tokenise_s, taken.engine_s) == ((), ())
+    assert run.cpus == tuple(sorted(os.sched_getaffinity(0)))[:1]
+
+
+def test_a_finished_run_is_not_measured_again_and_a_cut_one_is_finished(folder, measured, reference, tiny_bundle):
+    whole = measured.read_bytes()
+    words = ("run", tiny_bundle, "--reference", reference, "--scenarios", folder / "mine.toml", "--rounds", 2)
+    again = bench(*words, "--threads", 1, "-o", measured)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished before") == 3
+    assert measured.read_bytes() == whole
+
+    cut = json.loads(whole)
+    for contender in cut["contenders"]:
+        del contender["scenarios"][2]
+    measured.write_text(json.dumps(cut))
+    resumed = bench(*words, "--threads", 1, "-o", measured)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("finished before") == 2
+    now, before = json.loads(measured.read_bytes()), json.loads(whole)
+    for contender, old in zip(now["contenders"], before["contenders"], strict=True):
+        assert contender["scenarios"][:2] == old["scenarios"][:2]
+        assert contender["scenarios"][2]["rounds"]
+    measured.write_bytes(whole)
+
+    other = bench(*words, "--threads", 2, "-o", measured)
+    assert other.returncode == 2
+    assert "is of another run (other threads); choose another -o" in other.stderr
+    assert measured.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--variants", "onnx-int4"), "has no variant 'onnx-int4'; it has onnx-fp32"),
+        (("--scenarios", "fastest"), "expected a TOML file, or one of standard, long, quick"),
+        (("--rounds", "0"), "--rounds must be at least 1"),
+        (("--cpus", "0,999"), "--cpus 0,999: expected some of"),
+        (("--threads", "0"), "threads must be at least 1"),
+        (("--reference", "none.safetensors"), "cannot be read"),
+    ],
+)
+def test_a_bad_command_line_is_told_before_anything_runs(folder, tiny_bundle, words, message):
+    done = bench("run", tiny_bundle, *words, "-o", folder / "never.json")
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "never.json").exists()
+
+
+def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle, tmp_path):
+    from dataclasses import replace
+
+    from m3_bench.recording import write_recording
+
+    recording = read_recording(reference)
+    model = replace(recording.run.model, space_id="m3-" + "0" * 32, name="another")
+    write_recording(replace(recording, run=replace(recording.run, model=model)), tmp_path / "r.safetensors")
+    done = bench("run", tiny_bundle, "--reference", tmp_path / "r.safetensors", "-o", tmp_path / "run.json")
+    assert done.returncode == 2
+    assert "is of another (m3-000" in done.stderr
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--device", "cuda"), "sees no CUDA device; install a CUDA build of torch"),
+        (("--device", "tpu"), "--device must be cpu, cuda, or cuda:N"),
+        (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_before_loading(tiny_random_checkpoint, tmp_path, words, message):
+    done = bench("record", tiny_random_checkpoint, *words, "-o", tmp_path / "r.safetensors")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bf16_on_cpu_is_near_and_not_the_same(reference, tiny_random_checkpoint, folder):
+    path = folder / "bf16.safetensors"
+    done = bench(
+        "record", tiny_random_checkpoint, "--dtype", "bf16", "--texts", folder / "texts.txt", "--scenarios",
+        folder / "mine.toml", "--rounds", 1, "--threads", 1, "-o", path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parity = dense_parity(read_recording(reference).outputs, read_recording(path).outputs)
+    assert 0.999 < parity.cosine_mean < 0.9999999
+
+
+def test_recording_needs_neither_onnx_nor_an_engine_nor_what_draws(tiny_random_checkpoint, folder, tmp_path):
+    """A GPU box has torch and transformers."""
+    hook = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in 'onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s'.split():\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from m3_bench.cli import main\n"
+        "raise SystemExit(main(sys.argv[1:]))\n"
+    )
+    words = ("record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "mine.toml")
+    command = [sys.executable, "-c", hook, *map(str, words), "--rounds", "1", "-o", str(tmp_path / "r.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(read_recording(tmp_path / "r.safetensors").texts) == 3
+
+
+def test_the_roofline_has_every_way_or_says_why_not(tmp_path):
+    path = tmp_path / "roofline.json"
+    done = bench("roofline", "--rounds", 1, "--threads", 1, "-o", path)
+    assert done.returncode == 0, done.stderr
+    found = documents.read_as(Roofline, path)
+    assert {(one.engine, one.precision) for one in found.ceilings} >= {("onnxruntime", "int8"), ("openvino", "fp32")}
+    for one in found.ceilings:
+        assert bool(one.flop_per_s) != bool(one.reason), one
+    assert len(done.stdout.splitlines()) == 2 + len(found.ceilings)
+    assert bench("roofline", "-o", path).returncode == 2  # nothing is replaced unasked
+
+
+def test_peers_names_are_those_of_the_help_and_others_are_refused(tiny_bundle, tiny_random_checkpoint, tmp_path):
+    assert ", ".join(PEERS) == NAMES
+    done = bench("peers", tiny_random_checkpoint, tiny_bundle, "--peers", "vllm", "-o", tmp_path / "p.json")
+    assert done.returncode == 2
+    assert "there is no peer 'vllm'; peers are lite-int8" in done.stderr
+
+
+def test_peers_need_the_bundles_own_checkpoint(tiny_bundle, mini_m3_checkpoint, tmp_path):
+    done = bench("peers", mini_m3_checkpoint, tiny_bundle, "-o", tmp_path / "p.json")
+    assert done.returncode == 2
+    assert "is not what the bundle was made of (tiny-random)" in done.stderr
+
+
+def test_a_contender_that_fails_is_told_and_the_others_go_on(tiny_bundle, tmp_path, texts):
+    from dataclasses import replace
+    from pathlib import Path
+
+    from m3_bench.run.candidates import variants_of
+    from m3_bench.run.turns import measure_scenario
+    from m3_bench.worker_process import Command
+    from m3_runtime import Bundle
+
+    (good, _), *_ = variants_of(Bundle.open(tiny_bundle), ["onnx-fp32"], 1)
+    bad = replace(good, name="broken", command=Command(Path(sys.executable), "no.such.module", ()))
+    scenario = read_scenarios(["quick"])[0]
+    found = measure_scenario(scenario, [bad, good], texts, rounds=1, threads=1)
+    assert "broken ended with exit code 1" in found["broken"].error
+    assert found["broken"].rounds == ()
+    assert found["onnx-fp32"].error == ""
+    assert len(found["onnx-fp32"].rounds) == 1
