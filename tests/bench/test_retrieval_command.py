@@ -150,6 +150,9 @@ def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
     twin = copied(tiny_bundle, tmp_path / "elsewhere" / tiny_bundle.name)
     with pytest.raises(InputError, match="are both called 'tiny-random'"):
         choose([tiny_bundle, twin], None)
+    (tmp_path / "before").symlink_to(twin)
+    choice = choose([tiny_bundle, tmp_path / "before"], ["onnx-fp32"])
+    assert list(choice.models) == ["tiny-random", "before"]
 
 
 def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Which bundles and variants are measured, and which are not and why."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def choose(folders: Sequence[Path], names: Sequence[str] | None) -> Choice:
     """
     by_name: dict[str, Path] = {}
     for folder in folders:
-        name = folder.resolve().name
+        name = folder_name(folder)
         if name in by_name:
             raise InputError(
                 f"{str(by_name[name])!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
@@ -66,6 +67,15 @@ def choose(folders: Sequence[Path], names: Sequence[str] | None) -> Choice:
     notes: list[str] = []
     chosen = tuple(_chosen(name, bundle, names, notes) for name, bundle in bundles.items())
     return Choice(chosen, tuple(notes))
+
+
+def folder_name(folder: Path) -> str:
+    """A folder's own name, also of "." and "..", but a link's and not that of where it leads.
+
+    >>> folder_name(Path("out/before/../after/"))
+    'after'
+    """
+    return Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
 
 
 def notes_on_heads(choice: Choice) -> list[str]:
