@@ -205,10 +205,12 @@ def doubts(values: Sequence[float], what: str = "tokens/s") -> tuple[str, ...]:
     if abs(moved) > DRIFT:
         way = "fall" if moved < 0 else "rise"
         why = "heat, or other work that began?" if moved < 0 else "other work that ended, or too short a warm-up?"
-        return (f"{what} {way} by {abs(moved):.0%} from the first rounds to the last: {why} measure again",)
+        change = f"{way} by {abs(moved) * 100:.0f} %"
+        return (f"{what} {change} from the first rounds to the last: {why} measure again",)
     if varied > NOISY_VARIATION:
         return (
-            f"{what} vary by {varied:.0%} between rounds: other work on the machine? measure again with more rounds",
+            f"{what} vary by {varied * 100:.0f} % between rounds: other work on the machine? "
+            "measure again with more rounds",
         )
     return ()
 

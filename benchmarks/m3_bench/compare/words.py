@@ -29,14 +29,24 @@ def money(value: float | None, currency: str) -> str:
     """An amount.
 
     >>> [money(v, "USD") for v in (0.0355, 1.2, 0.00042)]
-    ['USD 0.0355', 'USD 1.20', 'USD 0.00042']
+    ['USD 0.0355', 'USD 1.20', 'USD 0.000420']
     """
     if value is None:
         return _NO
-    if value == 0 or value >= 1:
-        return f"{currency} {value:.2f}"
-    digits = 2 - math.floor(math.log10(value))
-    return f"{currency} {f'{value:.{digits}f}'.rstrip('0')}"
+    digits = 2 if value == 0 or value >= 1 else 2 - math.floor(math.log10(value))
+    return f"{currency} {value:.{digits}f}".strip()
+
+
+def price(value: float | None, currency: str) -> str:
+    """The price of an hour, as people write it.
+
+    >>> [price(v, "USD") for v in (0.2, 3.0, 0.0125)]
+    ['USD 0.20', 'USD 3.00', 'USD 0.0125']
+    """
+    if value is None:
+        return _NO
+    plain = f"{value:.2f}"
+    return f"{currency} {plain if float(plain) == value else f'{value:.3g}'}"
 
 
 def likeness(value: float | None) -> str:
@@ -61,6 +71,15 @@ def share(value: float | None) -> str:
     ['97.5 %', '99.9 %', '100.0 %']
     """
     return _NO if value is None else f"{math.floor(value * 1000 + 1e-9) / 10:.1f} %"
+
+
+def percent(value: float) -> str:
+    """A share that speaks for nobody, rounded.
+
+    >>> percent(0.184), percent(-0.5)
+    ('18 %', '−50 %')
+    """
+    return f"{value * 100:.0f} %".replace("-", "−")
 
 
 def times(value: float | None) -> str:

@@ -34,7 +34,7 @@ def spread(figure: Figure) -> Cell:
     """The interval of the median."""
     found = figure.tokens_per_s
     text = f"{words.number(found.low)} … {words.number(found.high)}"
-    return Cell(text, figure.place, f"holds the true median in {found.coverage:.0%} of cases")
+    return Cell(text, figure.place, f"holds the true median in {words.percent(found.coverage)} of cases")
 
 
 def cpu_time(figure: Figure) -> Cell:
@@ -49,7 +49,7 @@ def cost(figure: Figure, currency: str) -> Cell:
     price = figure.who.placed.price_per_hour
     if price is None or figure.cost_per_million_tokens is None:
         return NOTHING
-    how = f"{words.money(price, currency)} an hour ÷ {words.number(figure.tokens_per_s.median)} tokens/s"
+    how = f"{words.price(price, currency)} an hour ÷ {words.number(figure.tokens_per_s.median)} tokens/s"
     return Cell(words.money(figure.cost_per_million_tokens, currency), figure.place, how, bool(figure.doubts))
 
 

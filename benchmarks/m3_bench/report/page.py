@@ -57,6 +57,10 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     is_detail: bool = False
 
+    def has_words(self, column: int) -> bool:
+        """Whether a column holds words, not numbers."""
+        return any(row[column].place is None and row[column] != NOTHING for row in self.rows)
+
     @property
     def files(self) -> tuple[str, ...]:
         """The files that its numbers come from."""

@@ -8,10 +8,11 @@ from m3_bench import stats
 from m3_bench.report import svg
 from m3_bench.report.svg import Scale
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 520.0, 62.0, 16.0, 14.0, 46.0
-PLOT_HEIGHT = 250.0
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440.0, 60.0, 14.0, 14.0, 44.0
+PLOT_HEIGHT = 220.0
 LEGEND_ROW, LETTER, ROW = 18.0, 6.6, 30.0
 NAME_LETTERS = 30
+BAR_NAME_LETTERS = 60
 Told = Callable[[float], str]
 
 
@@ -133,7 +134,7 @@ def bars(name: str, title: str, description: str, found: Sequence[Bar], axis: Ax
     for number, bar in enumerate(found):
         y = TOP + ROW * 1.25 * number
         end = xs.at(bar.value)
-        parts.append(svg.text(10, y + 12, shortened(bar.name, 62), "name"))
+        parts.append(svg.text(10, y + 12, shortened(bar.name, BAR_NAME_LETTERS), "name"))
         parts.append(svg.bar(8, y + 17, end - 8, 13, f"bar {svg.colour(bar.number)}", bar.told))
         if bar.low is not None and bar.high is not None:
             parts.append(svg.line(xs.at(bar.low), y + 23.5, xs.at(bar.high), y + 23.5, "whisker ink"))
@@ -162,7 +163,7 @@ def _strip(strip: Strip, xs: Scale, y: float, floor: float) -> Iterator[str]:
     told = (
         f"{strip.name}: median {median(strip.values):.2g}, 95 % of texts below {stats.percentile(strip.values, 95):.2g}"
     )
-    yield svg.text(10, y + 12, shortened(strip.name, 62), "name")
+    yield svg.text(10, y + 12, shortened(strip.name, BAR_NAME_LETTERS), "name")
     yield svg.bar(low, y + 18, high - low, 22, f"box {svg.colour(strip.number)}", told)
     for number, value in enumerate(values):
         # the golden ratio spreads neighbours over the row, the same way each time

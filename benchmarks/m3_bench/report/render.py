@@ -53,7 +53,7 @@ def _md(text: str) -> str:
     >>> _md("a|b <i>")
     'a\\|b \\<i\\>'
     """
-    return _MD_SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _MD_SPECIAL.sub(r"\\\1", " ".join(text.replace("\n", " · ").split()))
 
 
 def _md_title(text: str) -> str:

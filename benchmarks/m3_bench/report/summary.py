@@ -36,9 +36,10 @@ def doubts(inputs: Inputs, choice: Choice) -> tuple[str, ...]:
     """Why the figures may not be trusted: notes of the comparisons, and noise, the summary's own first."""
     board = inputs.board
     told = [note for comparison in inputs.comparisons for note in comparison.document.notes]
-    if len(board.machines) > 1 and not any(note.startswith("Runs are of") for note in told):
-        names = "; ".join(machines.described(machine) for machine in board.machines)
-        told.append(f"The figures are of {len(board.machines)} machines ({names}): each says which.")
+    compared = machines.distinct([who.placed.run.machine for who in board.whos if not who.placed.is_reference])
+    if len(compared) > 1 and not any(note.startswith("Runs are of") for note in told):
+        names = "; ".join(machines.described(machine) for machine in compared)
+        told.append(f"Figures are of {len(compared)} machines ({names}): each says which.")
     noisy = [f"{one.who.label}, {one.scenario.title}: {doubt}." for one in board.figures for doubt in one.doubts]
     return (*dict.fromkeys(told), *noisy)
 
@@ -88,9 +89,20 @@ def _load_clause(inputs: Inputs, choice: Choice) -> list[Cell]:
         told += [
             Cell(" against "),
             cells.speed(reference),
-            Cell(f" ({words.times(share)})", ours.place, "median tokens/s of both, divided"),
+            Cell(" ("),
+            Cell(_of_it(share), ours.place, "median tokens/s of both, divided"),
+            Cell(")"),
         ]
     return told
+
+
+def _of_it(share: float) -> str:
+    """How much of the reference's speed.
+
+    >>> _of_it(0.0365), _of_it(2.0)
+    ('3.6 % of it', '2.00 × as many')
+    """
+    return f"{words.share(share)} of it" if share < 1 else f"{words.times(share)} as many"
 
 
 def _cost(inputs: Inputs, choice: Choice) -> list[Cell]:
@@ -123,11 +135,10 @@ def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Cell]:
     price, theirs = ours.who.placed.price_per_hour, reference.who.placed.price_per_hour
     if count < 2 or price is None or theirs is None:
         return
+    yield Cell(str(count), ours.place, "tokens/s of the reference ÷ ours, rounded up")
     yield Cell(
-        f"{count} such machines do what the reference does, for {words.money(count * price, currency)} an hour against "
-        f"{words.money(theirs, currency)}.",
-        ours.place,
-        "tokens/s of the reference ÷ ours, rounded up",
+        f" such machines do what the reference does, for {words.money(count * price, currency)} an hour against "
+        f"{words.price(theirs, currency)}."
     )
 
 
@@ -136,7 +147,7 @@ def _parity(choice: Choice) -> list[Cell]:
     if parity is None:
         return []
     told = [clause for clause in (_dense(parity), _colbert(parity), _sparse(parity)) if clause]
-    sentence = [Cell("Its vectors are the reference's within ")]
+    sentence = [Cell(f"Against the vectors of {parity.reference} it keeps ")]
     for number, clause in enumerate(told):
         sentence += [*([Cell(", ")] if number else []), *clause]
     missing = [

@@ -87,9 +87,9 @@ def power_of_ten(value: float) -> str:
     """A tick of a wide logarithmic scale.
 
     >>> power_of_ten(1e-6), power_of_ten(2e-4), power_of_ten(0.05)
-    ('10⁻⁶', '2·10⁻⁴', '0.05')
+    ('10⁻⁶', '2·10⁻⁴', '5·10⁻²')
     """
-    if value >= 0.01:
+    if value >= 0.1:
         return f"{value:g}"
     digit, power = f"{value:.0e}".split("e")
     return f"{'' if digit == '1' else f'{digit}·'}10{str(int(power)).translate(_SUPERSCRIPTS)}"
@@ -132,12 +132,16 @@ def _polygon(corners: Sequence[tuple[float, float]]) -> Callable[[float, float, 
     return drawn
 
 
+_PLUS = ((-2, -6), (2, -6), (2, -2), (6, -2), (6, 2), (2, 2), (2, 6), (-2, 6), (-2, 2), (-6, 2), (-6, -2), (-2, -2))
 _SHAPES = (
     _circle,
     _square,
     _polygon([(0, -1.25), (1.2, 0.9), (-1.2, 0.9)]),
     _polygon([(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)]),
     _polygon([(0, 1.25), (1.2, -0.9), (-1.2, -0.9)]),
+    _polygon([(0, -1.2), (1.15, -0.35), (0.7, 1), (-0.7, 1), (-1.15, -0.35)]),
+    _polygon([(-1.2, -1), (1.2, -1), (0, 0), (1.2, 1), (-1.2, 1), (0, 0)]),
+    _polygon([(x / 5, y / 5) for x, y in _PLUS]),
 )
 """Shapes tell series apart where colours do not: on paper, and for who does not see them."""
 

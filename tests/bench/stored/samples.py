@@ -50,11 +50,18 @@ def reference_outputs(texts: int = len(TEXTS)) -> Outputs:
 def disturbed(outputs: Outputs, noise: float, seed: int) -> Outputs:
     """The same with noise, as a variant has it."""
     draws = np.random.default_rng(seed)
+    noises = noise * draws.lognormal(0, 0.5, len(outputs.dense))  # some texts are harder than others
     assert outputs.lexical is not None and outputs.colbert is not None
     return Outputs(
-        dense=_unit(outputs.dense + noise / np.sqrt(H) * draws.normal(size=outputs.dense.shape)),
-        lexical=[{k: max(0.0, w * (1 + noise * draws.normal())) for k, w in row.items()} for row in outputs.lexical],
-        colbert=[_unit(rows + noise / np.sqrt(C) * draws.normal(size=rows.shape)) for rows in outputs.colbert],
+        dense=_unit(outputs.dense + noises[:, None] / np.sqrt(H) * draws.normal(size=outputs.dense.shape)),
+        lexical=[
+            {k: max(0.0, w * (1 + far * draws.normal())) for k, w in row.items()}
+            for row, far in zip(outputs.lexical, noises, strict=True)
+        ],
+        colbert=[
+            _unit(rows + far / np.sqrt(C) * draws.normal(size=rows.shape))
+            for rows, far in zip(outputs.colbert, noises, strict=True)
+        ],
     )
 
 

@@ -56,5 +56,5 @@ def _notes(inputs: Inputs) -> Iterator[str]:
     for one in inputs.margins:
         document = one.document
         if bad := document.bad_lines:
-            yield f"{document.source}: {len(bad)} lines were left out, first line {bad[0].line}: {bad[0].reason}"
+            yield f"{document.source}: lines left out: {len(bad)}; the first is line {bad[0].line}: {bad[0].reason}"
         yield from (f"{document.source}: {note}" for note in document.notes)

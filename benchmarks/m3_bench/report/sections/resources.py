@@ -29,15 +29,19 @@ def cost(inputs: Inputs, choice: Choice) -> Section | None:
     rows = []
     for scenario in priced:
         figures = {figure.who.label: figure for figure in board.at(scenario.name)}
-        row = (cells.cost(figures[w.label], inputs.currency) if w.label in figures else NOTHING for w in whos)
+        row = (cells.cost(figures[w.label], "") if w.label in figures else NOTHING for w in whos)
         rows.append((Cell(scenario.title), *row))
-    prices = {f"{who.machine} {words.money(who.placed.price_per_hour, inputs.currency)}" for who in whos}
+    prices = {f"{who.machine} {words.price(who.placed.price_per_hour, inputs.currency)}" for who in whos}
     return Section(
         anchor="cost",
         title="Cost",
         intro=f"The price of an hour ÷ the tokens of an hour. Prices as given: {'; '.join(sorted(prices))} an hour.",
         pictures=(picture,) if picture is not None else (),
-        tables=(Table("Cost of a million tokens", ("", *(named(board, who) for who in whos)), tuple(rows)),),
+        tables=(
+            Table(
+                f"Cost of a million tokens, {inputs.currency}", ("", *(named(board, who) for who in whos)), tuple(rows)
+            ),
+        ),
     )
 
 
@@ -69,7 +73,7 @@ def _memory_row(board: Board, who: Who) -> tuple[Cell, ...]:
     loads = [one.measured.load_s for one in found]
     weights = who.contender.size_bytes
     return (
-        Cell(named(board, who)),
+        Cell(who.label),
         Cell(words.size(weights), who.place.below("size_bytes"), "bytes ÷ 10⁶") if weights else NOTHING,
         cells.memory(highest),
         Cell(highest.scenario.title) if highest.peak_bytes else NOTHING,
@@ -106,7 +110,9 @@ def _shares(inputs: Inputs, load: Scenario | None) -> Iterator[Table]:
             speed = words.number(figure.tokens_per_s.median)
             how = f"{speed} tokens/s × {model.flop_per_token:.4g} FLOP ÷ {top:.4g} FLOP/s"
             kind = Cell(figure.who.contender.precision)
-            rows.append((Cell(figure.who.label), kind, cells.speed(figure), Cell(f"{share:.0%}", figure.place, how)))
+            rows.append(
+                (Cell(figure.who.label), kind, cells.speed(figure), Cell(words.percent(share), figure.place, how))
+            )
     if rows and load is not None:
         yield Table(f"Share of the ceiling: {load.title}", ("", "precision", "tokens/s", "share"), tuple(rows))
 

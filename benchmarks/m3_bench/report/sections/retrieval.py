@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from m3_bench.compare import words
 from m3_bench.compare.figures import Place
 from m3_bench.compare.machines import described
 from m3_bench.documents import MethodRun
@@ -26,8 +27,8 @@ def section(inputs: Inputs) -> Section | None:
         title="Retrieval",
         intro=(
             "Labelled datasets searched with each variant and method; metrics are means over queries. Loss is FP32 "
-            f"less the variant, same method, with the interval that holds 95 % of {stats.RESAMPLES} paired resamples of the "
-            "queries; bold where it leaves 0 out."
+            f"less the variant, same method, with the interval that holds 95 % of {words.number(stats.RESAMPLES)} "
+            "paired resamples of the queries; bold where it leaves 0 out."
         ),
         pictures=tuple(pictures),
         tables=tuple(_table(one) for one in inputs.retrievals),

@@ -46,7 +46,9 @@ def section(board: Board, choice: Choice) -> Section | None:
 
 def named(board: Board, who: Who) -> str:
     """A contender, with its machine where there are several."""
-    return f"{who.label} · {who.machine}" if len(board.machines) > 1 and who.machine not in who.label else who.label
+    if who.placed.is_reference:
+        return f"{who.label}\nreference"
+    return f"{who.label}\n{who.machine}" if len(board.machines) > 1 else who.label
 
 
 def _p50(figure: Figure, *, is_strong: bool = False) -> Cell:
@@ -87,7 +89,7 @@ def _within_rounds(board: Board, choice: Choice) -> Iterator[Table]:
         theirs = {figure.who.label: figure for figure in board.at(mine.scenario.name)}
         row = (_ratio(mine, theirs.get(who.label)) for who in others)
         rows.append((Cell(mine.scenario.title), *row))
-    caption = f"How many times the tokens per second {ours.label} does, within rounds of the same run (interval)"
+    caption = f"Tokens per second of {ours.label} ÷ those of the others, round by round of the same run (interval)"
     yield Table(caption, ("", *(f"÷ {who.label}" for who in others)), tuple(rows))
 
 
@@ -95,7 +97,7 @@ def _ratio(mine: Figure, theirs: Figure | None) -> Cell:
     if theirs is None:
         return NOTHING
     found = stats.ratio(mine.tokens_per_s.values, theirs.tokens_per_s.values)
-    return cells.ratio(found, theirs.place, is_strong=found.low > 1)
+    return cells.ratio(found, theirs.place)
 
 
 def _details(board: Board, scenario: Scenario) -> Table:
@@ -118,7 +120,7 @@ def _details(board: Board, scenario: Scenario) -> Table:
     rows = []
     for figure in found:
         row = [
-            Cell(named(board, figure.who)),
+            Cell(named(board, figure.who).replace("\n", " · ")),
             *(cells.latency(figure, percent) for percent in (50, 95, 99)),
             cells.speed(figure),
             cells.spread(figure),
@@ -131,7 +133,8 @@ def _details(board: Board, scenario: Scenario) -> Table:
             row.append(_part(figure, "tokenise_s", lambda one: one.tokenise_s))
             row.append(_part(figure, "engine_s", lambda one: one.engine_s))
         rows.append(tuple(row))
-    clients = f", {scenario.clients} callers" if scenario.clients > 1 else ""
+    is_told = scenario.clients == 1 or "caller" in scenario.title
+    clients = "" if is_told else f", {scenario.clients} callers"
     caption = f"{scenario.title}{clients}: {' + '.join(scenario.heads)}, {found[0].latency.calls} calls"
     return Table(caption, tuple(head), tuple(rows), is_detail=True)
 
@@ -145,7 +148,9 @@ def _part(figure: Figure, name: str, seconds_of: Callable[[Round], Sequence[floa
     """Which share of a call a part takes; the engine and the tokenizer may overlap."""
     pairs = [pair for one in figure.measured.rounds for pair in zip(seconds_of(one), one.seconds, strict=False)]
     shares = [part_s / call_s for part_s, call_s in pairs if call_s > 0]
-    return Cell(f"{median(shares):.0%}", figure.place, f"{name} ÷ seconds, median of calls") if shares else NOTHING
+    return (
+        Cell(words.percent(median(shares)), figure.place, f"{name} ÷ seconds, median of calls") if shares else NOTHING
+    )
 
 
 def _speed_bars(board: Board, load: Scenario | None) -> Picture | None:
