@@ -97,7 +97,7 @@ def test_another_checkpoint_is_refused(written, model, message):
 
 
 def test_other_texts_are_refused(written):
-    with pytest.raises(DocumentError, match="kept vectors of other texts .* 48 texts"):
+    with pytest.raises(DocumentError, match=r"kept vectors of other texts .* 48 texts"):
         compared(changed(written, texts_sha256=digest_of(("a", "b"))))
 
 
@@ -209,7 +209,7 @@ def test_one_name_for_two_scenarios_is_refused(written):
     run = samples.stored("run")
     scenarios = tuple(replace(one, lengths=(17,)) if one.name == "length-16" else one for one in run.scenarios)
     path = samples.write_run(written.run.parent, replace(run, scenarios=scenarios), "other.json")
-    with pytest.raises(DocumentError, match="scenario 'length-16' is 1 texts of 16 tokens"):
+    with pytest.raises(DocumentError, match="scenario 'length-16' is 1 text of 16 tokens"):
         compared(written, path)
 
 

@@ -85,8 +85,9 @@ def _check_scenarios(files: Sequence[RunFile]) -> None:
 
 
 def _shape(scenario: Scenario) -> str:
-    lengths = f"{len(scenario.lengths)} texts of {scenario.tokens} tokens together"
-    return f"{lengths}, {'+'.join(scenario.heads)}, {scenario.clients} clients"
+    texts, clients = len(scenario.lengths), scenario.clients
+    lengths = f"{texts} text{'s' * (texts > 1)} of {scenario.tokens} tokens together"
+    return f"{lengths}, {'+'.join(scenario.heads)}, {clients} caller{'s' * (clients > 1)}"
 
 
 def _check_machines(reference: RunFile, files: Sequence[RunFile], *, mixed_machines: bool) -> None:
