@@ -146,6 +146,17 @@ def test_a_result_is_not_begun_where_the_dataset_is_bad(tiny_bundle, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_a_result_that_is_there_is_kept_unless_forced(tiny_bundle, tmp_path, capsys):
+    (tmp_path / "r.json").write_text("mine")
+    words = (DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32", "--quiet", "-o", tmp_path / "r.json")
+    assert retrieval(*words) == 2
+    assert "exists; choose another file, or pass --force" in capsys.readouterr().err
+    assert (tmp_path / "r.json").read_text() == "mine"
+    assert retrieval(*words, "--force") == 0
+    assert capsys.readouterr().err == ""
+    assert documents.read_as(Retrieval, tmp_path / "r.json").query_ids[0] == "en-1"
+
+
 def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
     twin = copied(tiny_bundle, tmp_path / "elsewhere" / tiny_bundle.name)
     with pytest.raises(InputError, match="are both called 'tiny-random'"):

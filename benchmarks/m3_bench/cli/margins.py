@@ -7,7 +7,8 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
-from m3_bench.cli.retrieval import add_how, checked_output, hybrids_in, names_in, published
+from m3_bench.cli.retrieval import add_how, add_output, hybrids_in, names_in, published
+from m3_bench.cli.shared import checked_output
 from m3_bench.margins.run import MarginsWish, run
 from m3_bench.margins.table import in_words
 from m3_export.progress import Progress
@@ -54,13 +55,15 @@ def add_to(commands: Commands) -> None:
     group = command.add_argument_group("how")
     group.add_argument("--limit-queries", type=integer(1), metavar="N", help="the first N good lines")
     add_how(group)
-    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON with every score")
+    add_output(command, "every score")
     command.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    checked_output(args.output)
-    document = run(_wish(args), Progress(quiet=False))
+    wish = _wish(args)
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
+    document = run(wish, Progress(quiet=args.quiet))
     if args.output is not None:
         documents.write(document, args.output)
     sys.stdout.write(in_words(document) + "\n")

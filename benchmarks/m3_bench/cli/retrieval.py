@@ -8,6 +8,7 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
+from m3_bench.cli.shared import checked_output
 from m3_bench.retrieval.datasets.layouts import EXPECTED, DatasetWish, Layout
 from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights
 from m3_bench.retrieval.run import RetrievalWish, run
@@ -15,7 +16,6 @@ from m3_bench.retrieval.table import in_words
 from m3_export.progress import Progress
 from m3_runtime.cli_arguments import integer
 from m3_runtime.cpu import default_threads
-from m3_runtime.errors import InputError
 
 DESCRIPTION = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
@@ -59,7 +59,7 @@ def add_to(commands: Commands) -> None:
     command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
     _add_dataset(command)
     _add_search(command)
-    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON with the values of every query")
+    add_output(command, "the values of every query")
     command.set_defaults(run=_run)
 
 
@@ -107,9 +107,19 @@ def add_how(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_output(command: argparse.ArgumentParser, holds: str) -> None:
+    """Where the result goes; `holds` says what the file is."""
+    group = command.add_argument_group("output")
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"JSON with {holds}")
+    group.add_argument("--force", action="store_true", help="replace FILE")
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
 def _run(args: argparse.Namespace) -> int:
-    checked_output(args.output)
-    document = run(_wish(args), Progress(quiet=False))
+    wish = _wish(args)
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
+    document = run(wish, Progress(quiet=args.quiet))
     if args.output is not None:
         documents.write(document, args.output)
     sys.stdout.write(in_words(document) + "\n")
@@ -135,16 +145,6 @@ def _wish(args: argparse.Namespace) -> RetrievalWish:
         threads=args.threads,
         colbert_bytes=args.colbert_memory * 10**6,
     )
-
-
-def checked_output(output: Path | None) -> None:
-    """Look at once whether a result can be written where it is wanted.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
-    if output is not None and not output.absolute().parent.is_dir():
-        raise InputError(f"the folder of {str(output)!r} does not exist; create it first")
 
 
 def names_in(words: str | None) -> tuple[str, ...] | None:
