@@ -120,7 +120,7 @@ def _details(board: Board, scenario: Scenario) -> Table:
     rows = []
     for figure in found:
         row = [
-            Cell(named(board, figure.who).replace("\n", " · ")),
+            Cell(named(board, figure.who)),
             *(cells.latency(figure, percent) for percent in (50, 95, 99)),
             cells.speed(figure),
             cells.spread(figure),
