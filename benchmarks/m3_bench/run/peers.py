@@ -30,14 +30,15 @@ def _lite(precision: str) -> Make:
 
 def _flagembedding(precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
-        return _on_torch(f"FlagEmbedding {precision}", Peer.FLAGEMBEDDING, "flagembedding", precision, (), setup)
+        more = ("--colbert-dim", str(setup.balanced.manifest.geometry.colbert_dim or -1))
+        return _on_torch(f"FlagEmbedding {precision}", Peer.FLAGEMBEDDING, "flagembedding", precision, more, setup)
 
     return make
 
 
 def _sentence_transformers(backend: str, precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
-        name, more = f"sentence-transformers {backend} {precision}", ("--backend", backend)
+        name, more = f"sentence-transformers {backend} {precision}, dense only", ("--backend", backend)
         peer = Peer.SENTENCE_TRANSFORMERS
         return _on_torch(name, peer, "sentence_transformers", precision, more, setup)
 

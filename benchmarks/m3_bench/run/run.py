@@ -11,7 +11,7 @@ from m3_bench.errors import BenchError, DocumentError
 from m3_bench.machine import this_machine
 from m3_bench.run.candidates import Candidate
 from m3_bench.run.outputs import keep_outputs
-from m3_bench.run.turns import measure_scenario
+from m3_bench.run.turns import is_able, measure_scenario
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime.errors import InputError
@@ -156,7 +156,7 @@ def _with_scenario(done: Run, found: Mapping[str, ScenarioRun]) -> Run:
 
 
 def _is_finished(done: Run, scenario: Scenario, candidates: Sequence[Candidate]) -> bool:
-    able = [one.name for one in candidates if set(scenario.heads) <= set(one.heads)]
+    able = [one.name for one in candidates if is_able(one, scenario)]
     return all(any(one.scenario == scenario.name for one in _named(done, name).scenarios) for name in able)
 
 

@@ -36,14 +36,14 @@ def measure_scenario(
 
     Args:
         scenario: what is asked for.
-        candidates: who is asked; those that lack one of its heads are left out.
+        candidates: who is asked, each for those of the heads that it has.
         texts: makes the texts.
         rounds: how often each is asked.
         threads: of each.
     """
-    asked = [one for one in candidates if set(scenario.heads) <= set(one.heads)]
+    asked = [one for one in candidates if is_able(one, scenario)]
     batches = texts.batches((scenario.lengths,) * scenario.calls)
-    request = Request(batches, scenario.heads, scenario.clients)
+    requests = {one.name: Request(batches, _heads(one, scenario), scenario.clients) for one in asked}
     errors: dict[str, str] = {}
     found: dict[str, list[Round]] = {one.name: [] for one in asked}
     with ExitStack() as stack:
@@ -51,14 +51,14 @@ def measure_scenario(
         for one in asked:
             try:
                 log = stack.enter_context(tempfile.TemporaryFile("w+"))
-                started[one.name] = stack.enter_context(_Opened(one, threads, log, request))
+                started[one.name] = stack.enter_context(_Opened(one, threads, log, requests[one.name]))
             except BenchError as error:
                 errors[one.name] = str(error)
         for _ in range(rounds + 1):
             for name in [name for name in started if name not in errors]:
                 time.sleep(BETWEEN_S)
                 try:
-                    found[name].append(_round(name, scenario, started[name].worker.ask(request)))
+                    found[name].append(_round(name, scenario, started[name].worker.ask(requests[name])))
                 except BenchError as error:
                     errors[name] = str(error)
     return {
@@ -71,6 +71,15 @@ def measure_scenario(
         )
         for one in asked
     }
+
+
+def is_able(candidate: Candidate, scenario: Scenario) -> bool:
+    """Whether it has any of the heads that are asked for."""
+    return bool(_heads(candidate, scenario))
+
+
+def _heads(candidate: Candidate, scenario: Scenario) -> tuple[str, ...]:
+    return tuple(head for head in scenario.heads if head in candidate.heads)
 
 
 class _Opened:

@@ -26,13 +26,15 @@ class Outputs:
 class FlagEncoder(Encoder):
     """The model behind `BGEM3FlagModel`, FP32 or BF16, on CPU."""
 
-    def __init__(self, checkpoint: Path, precision: str, pooling: str, threads: int) -> None:
+    def __init__(self, checkpoint: Path, precision: str, pooling: str, colbert_dim: int, threads: int) -> None:
         import torch
         from FlagEmbedding import BGEM3FlagModel
 
         torch.set_num_threads(threads)
         self._no_grad = torch.no_grad
-        self._flag = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling)
+        self._flag = BGEM3FlagModel(
+            str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling, colbert_dim=colbert_dim
+        )
         # on CPU its own switch rounds the weights and computes in FP32, so BF16 is set here
         self._flag.model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
 
@@ -79,11 +81,12 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--pooling", choices=("cls", "mean", "last_token"), default="cls")
+    parser.add_argument("--colbert-dim", type=int, default=-1, help="-1 is the hidden size")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
 
     def open_encoder() -> FlagEncoder:
-        return FlagEncoder(args.checkpoint, args.precision, args.pooling, args.threads)
+        return FlagEncoder(args.checkpoint, args.precision, args.pooling, args.colbert_dim, args.threads)
 
     serve(open_encoder, ("FlagEmbedding", "torch", "transformers"))
 
