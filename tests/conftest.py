@@ -22,6 +22,15 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bundles",
+        type=Path,
+        metavar="DIR",
+        help="keep exported bundles here and take them again; for a desk, not for CI",
+    )
+
+
 def run_export(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run m3-export in a process of its own, as a user does."""
     command = [sys.executable, "-m", "m3_export", *map(str, words)]
@@ -45,21 +54,26 @@ def tiny_random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
-    return _exported(tmp_path_factory, "mini-m3", "--plan", Path(__file__).parent / "golden" / "mini_m3_plan.json")
+    plan = Path(__file__).parent / "golden" / "mini_m3_plan.json"
+    return _exported(tmp_path_factory, request, "mini-m3", "--plan", plan)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """tiny-random with all three variants."""
-    return _exported(tmp_path_factory, "tiny-random")
+    return _exported(tmp_path_factory, request, "tiny-random")
 
 
-def _exported(tmp_path_factory: pytest.TempPathFactory, name: str, *more: str | Path) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / name
-    done = run_export(name, out, *more)
-    assert done.returncode == 0, done.stderr
+def _exported(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, name: str, *more: str | Path
+) -> Path:
+    kept: Path | None = request.config.getoption("--bundles")
+    out = (kept or tmp_path_factory.mktemp("bundles")).absolute() / name
+    if not out.is_dir():
+        done = run_export(name, out, *more)
+        assert done.returncode == 0, done.stderr
     return out
 
 
