@@ -271,6 +271,16 @@ def test_an_input_is_not_written_over(written, capsys):
     assert written.run.read_bytes() == before
 
 
+def test_an_older_comparison_is_replaced_only_by_force(written, tmp_path, capsys):
+    out = tmp_path / "c.json"
+    out.write_text("kept")
+    assert main(words(written.reference, written.run, "-o", out)) == 2
+    assert "pass --force to replace it" in capsys.readouterr().err
+    assert out.read_text() == "kept"
+    assert main(words(written.reference, written.run, "-o", out, "--force")) == 0
+    assert documents.read_as(Comparison, out).parity
+
+
 def test_what_is_no_reference_is_told(written, capsys):
     assert main(words(written.run, written.run)) == 1
     assert "cannot be read" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
+from m3_bench.cli.shared import checked_output
 from m3_bench.compare import prices
 from m3_bench.compare.compare import compare
 from m3_bench.compare.table import in_words
@@ -51,15 +52,16 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--currency", default="USD", help="of the prices (default: USD)")
     parser.add_argument("--mixed-machines", action="store_true", help="runs may be of different machines")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.output is not None and not args.output.absolute().parent.is_dir():
-        raise InputError(f"the folder of {str(args.output)!r} does not exist; create it first")
     if args.output is not None and args.output.absolute() in {p.absolute() for p in (args.reference, *args.runs)}:
         raise InputError(f"-o {args.output} is one of the files that are compared; write to another")
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
     found = compare(
         args.reference,
         args.runs,

@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON documents of m3-bench")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the report goes")
     parser.add_argument("--force", action="store_true", help="replace FOLDER even if it is not a report")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(run=_run)
 
 

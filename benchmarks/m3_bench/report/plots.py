@@ -8,7 +8,7 @@ from m3_bench import stats
 from m3_bench.report import svg
 from m3_bench.report.svg import Scale
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440.0, 60.0, 14.0, 14.0, 44.0
+WIDTH, RIGHT, TOP, BOTTOM = 440.0, 14.0, 14.0, 44.0
 PLOT_HEIGHT = 220.0
 LEGEND_ROW, LETTER, ROW = 18.0, 6.6, 30.0
 NAME_LETTERS = 30
@@ -78,8 +78,8 @@ def lines(name: str, title: str, description: str, series: Sequence[Series], axe
     points = [point for one in series for point in one.points]
     tops = [value for p in points for value in (p.y, p.high) if value is not None]
     lows = [value for p in points for value in (p.y, p.low) if value is not None]
-    xs = _scale([p.x for p in points], x, LEFT + 10, WIDTH - RIGHT - 10)
     ys = _scale([*tops, *lows], y, bottom, top)
+    xs = _scale([p.x for p in points], x, _left(ys, y) + 10, WIDTH - RIGHT - 10)
     parts = [*_drawn_legend(legend), *_grid(xs, ys, axes, (top, bottom))]
     for one in series:
         parts += _series(one, xs, ys)
@@ -93,11 +93,17 @@ def _scale(values: Sequence[float], axis: Axis, start: float, end: float) -> Sca
     return svg.logarithmic(values, start, end) if axis.is_log else svg.linear(values, start, end)
 
 
+def _left(ys: Scale, axis: Axis) -> float:
+    """Where the plot begins: to its left are the axis' title and its widest tick."""
+    return 30 + LETTER * max(len(axis.told(value)) for value in axis.ticks or svg.ticks(ys))
+
+
 def _grid(xs: Scale, ys: Scale, axes: tuple[Axis, Axis], ends: tuple[float, float]) -> Iterator[str]:
     top, bottom = ends
+    left = xs.start - 10
     for value in axes[1].ticks or svg.ticks(ys):
-        yield svg.line(LEFT, ys.at(value), WIDTH - RIGHT, ys.at(value), "grid")
-        yield svg.text(LEFT - 7, ys.at(value) + 4, axes[1].told(value), anchor="end")
+        yield svg.line(left, ys.at(value), WIDTH - RIGHT, ys.at(value), "grid")
+        yield svg.text(left - 7, ys.at(value) + 4, axes[1].told(value), anchor="end")
     yield from _x_axis(xs, axes[0], top, bottom)
     yield f"<g transform='translate(12 {(top + bottom) / 2:.1f}) rotate(-90)'>"
     yield svg.text(0, 0, axes[1].title, "axis-title", "middle") + "</g>"
@@ -181,8 +187,8 @@ def points(name: str, title: str, description: str, found: Sequence[Series], axe
     top = TOP + len(legend) * LEGEND_ROW
     bottom = top + PLOT_HEIGHT
     everything = [point for one in found for point in one.points]
-    xs = _scale([p.x for p in everything], x, LEFT + 12, WIDTH - RIGHT - 12)
     ys = _scale([p.y for p in everything], y, bottom - 8, top + 8)
+    xs = _scale([p.x for p in everything], x, _left(ys, y) + 10, WIDTH - RIGHT - 10)
     parts = [*_drawn_legend(legend), *_grid(xs, ys, axes, (top, bottom))]
     front = [(xs.at(p.x), ys.at(p.y)) for p in unbeaten(everything)]
     parts.append(svg.path(front, "front"))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from m3_bench.report.page import Page, Picture
 
 _PACKAGE = "m3_bench.report"
+_SPACES = re.compile(r"\s+")
 _MD_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -53,7 +54,7 @@ def _md(text: str) -> str:
     >>> _md("a|b <i>")
     'a\\|b \\<i\\>'
     """
-    return _MD_SPECIAL.sub(r"\\\1", " ".join(text.replace("\n", " · ").split()))
+    return _MD_SPECIAL.sub(r"\\\1", _SPACES.sub(" ", text.replace("\n", " · ")))
 
 
 def _md_title(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from m3_bench import stats
 from m3_bench.compare import machines, words
-from m3_bench.compare.figures import Figure
+from m3_bench.compare.figures import Board, Figure
 from m3_bench.report import cells
 from m3_bench.report.choice import Choice, PlacedParity
 from m3_bench.report.inputs import Inputs
@@ -40,8 +40,18 @@ def doubts(inputs: Inputs, choice: Choice) -> tuple[str, ...]:
     if len(compared) > 1 and not any(note.startswith("Runs are of") for note in told):
         names = "; ".join(machines.described(machine) for machine in compared)
         told.append(f"Figures are of {len(compared)} machines ({names}): each says which.")
-    noisy = [f"{one.who.label}, {one.scenario.title}: {doubt}." for one in board.figures for doubt in one.doubts]
-    return (*dict.fromkeys(told), *noisy)
+    return (*dict.fromkeys(told), *_noise(board))
+
+
+def _noise(board: Board) -> Iterator[str]:
+    """Each doubt once, with the figures that it is of."""
+    found: dict[str, list[str]] = {}
+    for one in board.figures:
+        for doubt in one.doubts:
+            found.setdefault(doubt, []).append(f"{one.who.label}, {one.scenario.title}")
+    for doubt, places in found.items():
+        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+        yield f"{'; '.join(places[:2])}{more}: {doubt}."
 
 
 def _pair(inputs: Inputs, choice: Choice, which: str) -> tuple[Figure | None, Figure | None]:
@@ -122,11 +132,11 @@ def _cheaper(ratio: float) -> str:
     """How costs compare.
 
     >>> _cheaper(2.0), _cheaper(0.5), _cheaper(1.01)
-    ('the CPU is 2.00 × cheaper', 'the CPU is 2.00 × dearer', 'as good as equal')
+    ('2.00 × cheaper', '2.00 × dearer', 'as good as equal')
     """
     if 1 / 1.05 < ratio < 1.05:
         return "as good as equal"
-    return f"the CPU is {words.times(max(ratio, 1 / ratio))} {'cheaper' if ratio > 1 else 'dearer'}"
+    return f"{words.times(max(ratio, 1 / ratio))} {'cheaper' if ratio > 1 else 'dearer'}"
 
 
 def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Cell]:
