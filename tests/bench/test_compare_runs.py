@@ -14,7 +14,7 @@ from m3_bench.cli import main
 from m3_bench.compare.compare import compare
 from m3_bench.documents import Comparison, Prices, Run
 from m3_bench.errors import DocumentError
-from m3_bench.recording import digest_of, write_outputs
+from m3_bench.recording import digest_of, read_recording, write_outputs, write_recording
 from m3_export.parity import Outputs
 from m3_export.progress import Progress
 from m3_runtime.bundle import sha256_of
@@ -99,6 +99,13 @@ def test_another_checkpoint_is_refused(written, model, message):
 def test_other_texts_are_refused(written):
     with pytest.raises(DocumentError, match=r"kept vectors of other texts .* 48 texts"):
         compared(changed(written, texts_sha256=digest_of(("a", "b"))))
+
+
+def test_a_reference_whose_texts_were_changed_is_refused(written):
+    recording = read_recording(written.reference)
+    write_recording(replace(recording, texts=(*recording.texts[:-1], "another")), written.reference)
+    with pytest.raises(DocumentError, match="holds other texts than it says"):
+        compared(written)
 
 
 def test_fewer_texts_are_refused(written):

@@ -9,7 +9,7 @@ from m3_bench.compare import machines
 from m3_bench.compare.parity import compared
 from m3_bench.documents import Compared, Comparison, Contender, Model, OutputsFile, Prices, Run, Scenario, SourceFile
 from m3_bench.errors import DocumentError
-from m3_bench.recording import Recording, read_outputs, read_recording
+from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
 from m3_export.parity import Outputs
 from m3_export.progress import Progress
 from m3_runtime.bundle import sha256_of
@@ -36,6 +36,8 @@ def compare(
         DocumentError: a file cannot be read, is of another checkpoint or of other texts, or machines are mixed.
     """
     recording = read_recording(reference)
+    if digest_of(recording.texts) != recording.run.texts_sha256:
+        raise DocumentError(f"{str(reference)!r} holds other texts than it says; it was changed: record it again")
     files = [RunFile(path, documents.read_as(Run, path)) for path in runs]
     for file in files:
         _check_model(recording.run.model, file)
