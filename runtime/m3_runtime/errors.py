@@ -9,6 +9,8 @@
     ├── EngineError               an engine failed to load or to run a graph
     │   └── EngineNotInstalledError
     ├── HeadError                 the bundle has no such head (a dense-only bundle, for instance)
+    ├── ExtraNotInstalledError    a package that an extra brings is not installed
+    ├── BulkError                 a bulk job cannot go on, for now: what it has done is kept
     ├── SpaceMismatchError        an index was filled from another vector space
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
         └── TextTooLongError      on_truncate="error" and a text is longer than allowed
@@ -51,6 +53,14 @@ class EngineNotInstalledError(EngineError):
 
 class HeadError(M3Error):
     """The bundle does not have the head that was asked for."""
+
+
+class ExtraNotInstalledError(M3Error):
+    """A package that an extra brings is not installed."""
+
+
+class BulkError(M3Error):
+    """A bulk job cannot go on, for now (no room on disk, say): what it has done is kept, and it can resume."""
 
 
 class SpaceMismatchError(M3Error):
