@@ -16,7 +16,7 @@ from m3_export.plan.options import Option, find_options, hull, worth
 from m3_export.plan.picture import picture
 from m3_export.plan.plan import DYNAMIC, FLOAT, Choice, Kind, Plan, Precision, Projection, projections
 from m3_export.plan.planner import Calibrated, Planned, Texts, forms_of, limits_of, losses_of, plans
-from m3_export.plan.search import Path, Search
+from m3_export.plan.search import CLOSE_ENOUGH, Path, Search
 from m3_export.plan.simulate import Losses
 from m3_export.progress import Progress
 from m3_export.quantize.sample_runs import runner
@@ -156,6 +156,21 @@ def test_the_search_finds_the_first_place_that_holds_and_no_second_look_is_neede
     assert len(asked) == len(set(asked))
     assert search.fastest(0.5, beyond=4).place == 5
     assert [t.place for t in search.tried] == sorted(t.place for t in search.tried)
+
+
+def test_plans_that_take_hardly_longer_are_not_told_apart():
+    pair, asked = (Option(DYNAMIC, 0.4, 1e-3), Option(FLOAT, 0.4 + CLOSE_ENOUGH / 4, 0.0)), []
+    path = Path(dict.fromkeys(projections(2), pair), lambda: dict.fromkeys(projections(2), 1.0), 0)
+
+    def simulate(plan: Plan) -> Losses:
+        floats = sum(choice == FLOAT for choice in plan.choices.values())
+        asked.append(floats)
+        return Losses(*[0.1 * (6 - floats) / 5] * 4)
+
+    found = Search(path, simulate, LIMITS).fastest(0.5)
+    assert found.losses.over(LIMITS) <= 0.5
+    assert found.cost - path.at(4)[1] <= CLOSE_ENOUGH  # 4 is the first that holds
+    assert len(asked) < 4
 
 
 def test_a_budget_that_the_fastest_plan_holds_needs_no_weighing():

@@ -13,6 +13,8 @@ from m3_export.plan.options import Option, steps, worth
 from m3_export.plan.plan import Plan, Projection
 from m3_export.plan.simulate import Losses
 
+CLOSE_ENOUGH = 0.01  # of the float encoder's time: costs are measured no better, and a try takes a minute
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -78,7 +80,9 @@ class Search:
         return tuple(self._tried[place] for place in sorted(self._tried))
 
     def fastest(self, margin: float, beyond: int = -1) -> Tried:
-        """The fastest plan whose losses are at most `margin` of their limits; the nearest one if none is.
+        """The fastest plan whose losses are at most `margin` of their limits, or one that takes hardly longer.
+
+        The nearest one if none holds.
 
         Args:
             margin: 1 is the budget itself; less leaves room for texts that were not simulated.
@@ -88,13 +92,13 @@ class Search:
         low = min(low, high)
         if low == 0 and self._try(0).losses.over(self._limits) <= margin:
             return self._try(0)  # before anything is weighed
-        while low < high:
+        while low < high and self._path.at(high)[1] - self._path.at(low)[1] > CLOSE_ENOUGH:
             middle = (low + high) // 2
             if self._try(middle).losses.over(self._limits) <= margin:
                 high = middle
             else:
                 low = middle + 1
-        return self._try(low)
+        return self._try(high)
 
     def is_last(self, tried: Tried) -> bool:
         """Whether there is nothing nearer to exact."""
