@@ -14,7 +14,7 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Comparison, Run
+from m3_bench.documents import Comparison, Retrieval, Run
 from m3_bench.errors import DocumentError
 from m3_bench.report.build import build
 from m3_bench.report.inputs import read_inputs
@@ -99,6 +99,21 @@ def test_the_summary_answers_with_the_figures_of_the_documents(comparison):
     assert f"does {round(float(f'{speeds[0]:.3g}')):,} tokens/s".replace(",", " ") in text
     dense = next(one.dense for one in found.parity if one.contender == "openvino-int8")
     assert f"a dense cosine of at least {int(dense.cosine_min * 1e4) / 1e4:.4f}" in text
+
+
+def test_the_summary_names_the_largest_loss_in_retrieval_of_the_same_weights(comparison, tmp_path):
+    path = samples.HERE / "retrieval.json"
+    page = page_of(comparison, path)
+    found = documents.read_as(Retrieval, path)
+    means = {(run.variant, run.method): sum(run.metrics["nDCG@10"]) / 60 for run in found.methods}
+    methods = [method for variant, method in means if variant == "openvino-int8"]
+    losses = {method: means["onnx-fp32", method] - means["openvino-int8", method] for method in methods}
+    worst = max(losses, key=losses.get)
+    expected = rf"Searching 1 labelled dataset it loses at most \+{losses[worst]:.3f} \(.*\) of nDCG@10 against FP32"
+    assert re.search(expected + re.escape(f" ({worst} on example-set)."), summary_of(page))
+    other = {bundle: replace(model, weights_sha256="00" * 32) for bundle, model in found.models.items()}
+    documents.write(replace(found, models=other), tmp_path / "other.json")
+    assert "Searching" not in summary_of(page_of(comparison, tmp_path / "other.json"))
 
 
 def test_without_reference_price_or_vectors_nothing_is_made_up():

@@ -69,6 +69,14 @@ class Strip:
     values: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Row:
+    """Values of one name, a mark for each series; `marks` are (series' number, value, words)."""
+
+    name: str
+    marks: tuple[tuple[int, float, str], ...]
+
+
 def lines(name: str, title: str, description: str, series: Sequence[Series], axes: tuple[Axis, Axis]) -> str:
     """Lines over a number, with whiskers where points have a spread."""
     x, y = axes
@@ -178,6 +186,26 @@ def _strip(strip: Strip, xs: Scale, y: float, floor: float) -> Iterator[str]:
             f"<circle cx='{xs.at(value):.1f}' cy='{y + 20 + offset:.1f}' r='2' class='dot {svg.colour(strip.number)}'/>"
         )
     yield svg.line(middle, y + 16, middle, y + 42, "median")
+
+
+def rows(
+    name: str, title: str, description: str, found: Sequence[Row], legend: Sequence[tuple[str, int]], axis: Axis
+) -> str:
+    """A row for each name, with a mark for each series; the axis begins where its first tick is."""
+    drawn_legend = _legend(legend)
+    top = TOP + len(drawn_legend) * LEGEND_ROW
+    left = 18 + LETTER * max(len(shortened(row.name)) for row in found)
+    bottom = top + ROW * 0.8 * len(found) + 6
+    xs = _scale([], axis, left + 8, WIDTH - RIGHT - 12)
+    parts = [*_drawn_legend(drawn_legend), *_x_axis(xs, axis, top, bottom)]
+    for number, row in enumerate(found):
+        y = top + 6 + ROW * 0.8 * (number + 0.5)
+        parts.append(svg.text(8, y + 4, shortened(row.name), "name"))
+        parts.append(svg.line(left, y, WIDTH - RIGHT, y, "grid"))
+        step = min(5.0, ROW * 0.6 / len(row.marks))  # marks of one value lie below each other, not on each other
+        for place, (series, value, told) in enumerate(row.marks):
+            parts.append(svg.marker(xs.at(value), y + step * (place - (len(row.marks) - 1) / 2), series, told))
+    return svg.drawing(name, title, description, (WIDTH, bottom + BOTTOM), parts)
 
 
 def points(name: str, title: str, description: str, found: Sequence[Series], axes: tuple[Axis, Axis]) -> str:

@@ -10,6 +10,8 @@ from m3_bench.report import cells
 from m3_bench.report.choice import Choice, PlacedParity
 from m3_bench.report.inputs import Inputs
 from m3_bench.report.page import Cell, Tile
+from m3_bench.report.sections import retrieval
+from m3_bench.retrieval.stats import MAIN_METRIC
 
 Sentence = tuple[Cell, ...]
 
@@ -20,6 +22,7 @@ def sentences(inputs: Inputs, choice: Choice) -> tuple[Sentence, ...]:
         _speed(inputs, choice),
         _cost(inputs, choice),
         _parity(choice),
+        _retrieval(inputs, choice),
         _peers(inputs, choice),
         _memory(inputs, choice),
     ]
@@ -195,6 +198,22 @@ def _sparse(one: PlacedParity) -> list[Cell]:
     return [
         Cell("a mean sparse Jaccard of "),
         _strong(cells.likeness(found.jaccard_mean, one.place, "sparse/jaccard_mean")),
+    ]
+
+
+def _retrieval(inputs: Inputs, choice: Choice) -> list[Cell]:
+    """What the same variant of the same weights loses in retrieval."""
+    if choice.ours is None or not choice.ours.is_ours:
+        return []
+    weights = choice.ours.placed.run.model.weights_sha256
+    worst = retrieval.worst_loss(inputs, choice.ours.contender.name, weights)
+    if worst is None:
+        return []
+    searched = f"{worst.datasets} labelled dataset{'s' * (worst.datasets > 1)}"
+    return [
+        Cell(f"Searching {searched} it loses at most "),
+        _strong(worst.cell),
+        Cell(f" of {MAIN_METRIC} against FP32 ({worst.where})."),
     ]
 
 
