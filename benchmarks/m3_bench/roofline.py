@@ -24,6 +24,7 @@ _WAYS = (
     ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("torch", "bf16"),
     ("onnxruntime", "int8"), ("openvino", "int8"),
 )  # fmt: skip
+_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino",), "torch": ("torch",)}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def _opened(threads: int, stack: ExitStack, reasons: dict[tuple[str, str], str],
 
 def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:
     """Why there is no such ceiling here; empty if there is."""
-    if find_spec(engine) is None:
-        return f"{engine} is not installed"
+    if missing := [name for name in _PACKAGES[engine] if find_spec(name) is None]:
+        return f"{missing[0]} is not installed"
     if precision == "bf16" and not cpu.flags & BF16_FLAGS:
         return "this processor has no bf16"
     if (engine, precision) == ("openvino", "int8") and not cpu.has_int8_dot:

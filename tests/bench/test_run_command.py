@@ -207,23 +207,33 @@ def test_bf16_on_cpu_is_near_and_not_the_same(reference, tiny_random_checkpoint,
     assert 0.999 < parity.cosine_mean < 0.9999999
 
 
+def without(packages: str) -> str:
+    """The command, where these packages are not installed."""
+    return (
+        f"import sys\nsys.modules.update(dict.fromkeys({packages.split()!r}))\n"
+        "from m3_bench.cli import main\nraise SystemExit(main(sys.argv[1:]))\n"
+    )
+
+
 def test_recording_needs_neither_onnx_nor_an_engine_nor_what_draws(tiny_random_checkpoint, folder, tmp_path):
     """A GPU box has torch and transformers."""
-    hook = (
-        "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in 'onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s'.split():\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
-        "from m3_bench.cli import main\n"
-        "raise SystemExit(main(sys.argv[1:]))\n"
-    )
+    hook = without("onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s")
     words = ("record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "mine.toml")
     command = [sys.executable, "-c", hook, *map(str, words), "--rounds", "1", "-o", str(tmp_path / "r.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(read_recording(tmp_path / "r.safetensors").texts) == 3
+
+
+def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny_bundle, tmp_path):
+    """It has the runtime and the extra `bench`."""
+    hook = without("torch transformers onnx onnx_ir onnxscript huggingface_hub")
+    run = ("run", tiny_bundle, "--variants", "onnx-int8", "--reference", reference, "--scenarios", folder / "mine.toml")
+    for words in ((*run, "--rounds", 1, "-o", tmp_path / "run.json"), ("compare", reference, tmp_path / "run.json")):
+        command = [sys.executable, "-c", hook, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "onnx-int8" in done.stdout
 
 
 def test_the_roofline_has_every_way_or_says_why_not(tmp_path):
