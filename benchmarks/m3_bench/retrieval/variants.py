@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_bench.documents import Model
+from m3_bench.run.candidates import model_of
 from m3_runtime import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, cpu_info
 from m3_runtime.engines.select import is_installed, unmet_needs
@@ -24,8 +25,7 @@ class Chosen:
     @property
     def model(self) -> Model:
         """What a document says about the weights."""
-        manifest = self.bundle.manifest
-        return Model(manifest.source.name, manifest.space_id, manifest.source.weights_sha256)
+        return model_of(self.bundle.manifest)
 
 
 @dataclass(frozen=True)
