@@ -12,8 +12,13 @@
     ├── ExtraNotInstalledError    a package that an extra brings is not installed
     ├── BulkError                 a bulk job cannot go on, for now: what it has done is kept
     ├── SpaceMismatchError        an index was filled from another vector space
+    ├── ServiceError              the server cannot take or finish a request now; the request itself is fine
+    │   ├── QueueFullError        so much waits that the request would have to wait too long
+    │   ├── DeadlineError         its time was up before it was done
+    │   └── DrainingError         the server is about to stop
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
-        └── TextTooLongError      on_truncate="error" and a text is longer than allowed
+        ├── TextTooLongError      on_truncate="error" and a text is longer than allowed
+        └── RequestTooLargeError  a request to the server has more texts, tokens or bytes than it takes
 
 Messages say what was expected, what came, and what to do about it.
 """
@@ -67,8 +72,36 @@ class SpaceMismatchError(M3Error):
     """An index was filled from another vector space: its vectors may not be compared with the encoder's."""
 
 
+class ServiceError(M3Error):
+    """The server cannot take or finish a request now; the request itself is fine."""
+
+
+class QueueFullError(ServiceError):
+    """So much waits that the request would have to wait too long; `retry_after_s` says when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["QueueFullError"], tuple[str, int]]:
+        # the default passes the message alone, and unpickling fails
+        return type(self), (str(self), self.retry_after_s)
+
+
+class DeadlineError(ServiceError):
+    """A request's time was up before it was done."""
+
+
+class DrainingError(ServiceError):
+    """The server is about to stop and takes no more requests."""
+
+
 class InputError(M3Error, ValueError):
     """An argument or a text is not what it must be."""
+
+
+class RequestTooLargeError(InputError):
+    """A request to the server has more texts, tokens or bytes than it takes at a time."""
 
 
 class TextTooLongError(InputError):

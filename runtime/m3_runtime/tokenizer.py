@@ -66,6 +66,17 @@ class TokenizedTexts:
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One token of a text: its id, and its characters, `text[start:stop]`; a special token has none, and its name."""
+
+    id: int
+    text: str
+    is_special: bool
+    start: int
+    stop: int
+
+
 class M3Tokenizer:
     """The bundle's tokenizer. Safe to use from several threads: nothing changes after `open`."""
 
@@ -106,6 +117,17 @@ class M3Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included, as `convert_id_to_token` shows it."""
         return str(self._pipeline.decode(list(ids), skip_special_tokens=False))
+
+    def pieces(self, text: str, *, with_specials: bool = True) -> tuple[Piece, ...]:
+        """The tokens of a text that has passed `check_text`, with their places; nothing is cut."""
+        found = self._pipeline.encode(text, add_special_tokens=with_specials)
+        rows = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return tuple(
+            Piece(
+                id=number, text=name if special else text[start:stop], is_special=bool(special), start=start, stop=stop
+            )
+            for number, name, special, (start, stop) in rows
+        )
 
     def encode_batch(
         self, texts: Sequence[str], max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE

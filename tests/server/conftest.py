@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m3_runtime import M3Encoder
+from m3_runtime.server.backend import Backend, Opening
+
+TEXTS = [
+    "What is BGE M3?",
+    "Defination of BM25",
+    "",
+    "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction.",
+    "日本語のテキストをトークン化する。",
+    "😀 emoji   and blanks ",
+    "один два три два один",
+]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
+    """What the server's answers are held against."""
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def backend(tiny_bundle: Path) -> Iterator[Backend]:
+    opened = Backend.open(Opening(tiny_bundle, threads=1, variant="onnx-fp32"))
+    yield opened
+    opened.close()

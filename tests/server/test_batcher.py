@@ -1,0 +1,266 @@
+"""The batcher over a real engine; where order matters, the engine waits until the test lets it go."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m3_runtime import EngineError, M3Encoder
+from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
+from m3_runtime.manifest import Head
+from m3_runtime.server.backend import Backend, TextVectors
+from m3_runtime.server.batcher import Batcher
+from m3_runtime.server.queue import Ids, QueuedText, QueueLimits
+from m3_runtime.tokenizer import OnTruncate
+
+ALL = tuple(Head)
+DENSE = (Head.DENSE,)
+
+
+class Notes:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.most_waiting = 0
+        self.runs: list[tuple[int, int]] = []
+        self.waits_s: list[float] = []
+
+    def waiting(self, tokens: int, texts: int) -> None:
+        self.most_waiting = max(self.most_waiting, tokens)
+
+    def queued(self, wait_s: float) -> None:
+        self.waits_s.append(wait_s)
+
+    def ran(self, texts: int, tokens: int, duration_s: float) -> None:
+        self.runs.append((texts, tokens))
+
+
+class Gate:
+    """A real backend whose runs wait at a gate, and are noted in the order in which they came."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.open = threading.Event()
+        self.lengths: list[int] = []
+
+    def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
+        self.lengths.append(batch[0].tokens)
+        assert self.open.wait(20)
+        return self._backend.run(batch)
+
+
+class Broken:
+    """Refuses texts of seven tokens."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
+        if batch[0].tokens == 7:
+            raise EngineError("no sevens")
+        return self._backend.run(batch)
+
+
+def ids(backend: Backend, texts: Sequence[str]) -> list[Ids]:
+    return list(backend.tokenize(texts, 512, OnTruncate.ERROR).ids)
+
+
+def of_length(*lengths: int) -> list[Ids]:
+    return [np.array([0, *[7] * (length - 2), 2], np.int32) for length in lengths]
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+def batcher(runner: Any, notes: Notes | None = None, **limits: int) -> Batcher:
+    return Batcher(runner, QueueLimits(**limits), notes or Notes())
+
+
+def assert_equal_bits(found: list[TextVectors], encoder: M3Encoder, texts: Sequence[str]) -> None:
+    expected = encoder.encode(list(texts), return_sparse=True, return_colbert_vecs=True)
+    for row, vectors in enumerate(found):
+        np.testing.assert_array_equal(vectors.dense, expected.dense_vecs[row])
+        np.testing.assert_array_equal(vectors.colbert, expected.colbert_vecs[row])
+        for mine, theirs in zip(vectors.lexical, expected.sparse.row(row), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_one_request_gives_the_very_bits_of_the_encoder(backend, encoder, texts):
+    async def scenario() -> None:
+        runs = batcher(backend)
+        found = await runs.encode(ids(backend, texts), ALL, "a", 20)
+        assert_equal_bits(found, encoder, texts)
+        runs.close()
+
+    run(scenario())
+
+
+def test_requests_that_run_together_get_what_the_encoder_gives_the_same_batch(backend, encoder):
+    """Five requests for texts of one length; the first runs alone, the others wait and then share a run."""
+    texts = ["one two three", "two one three", "three one two", "two three one", "one three two"]
+    assert len({row.size for row in ids(backend, texts)}) == 1
+    gate, notes = Gate(backend), Notes()
+
+    async def scenario() -> None:
+        runs = batcher(gate, notes)
+        calls = [
+            asyncio.create_task(runs.encode(ids(backend, [text]), ALL, f"client {i}", 20))
+            for i, text in enumerate(texts)
+        ]
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        found = [vectors for (vectors,) in await asyncio.gather(*calls)]
+        assert_equal_bits(found[:1], encoder, texts[:1])
+        assert_equal_bits(found[1:], encoder, texts[1:])
+        runs.close()
+
+    run(scenario())
+    assert [count for count, _ in notes.runs] == [1, 4]
+
+
+def test_each_request_gets_the_heads_that_it_asked_for(backend):
+    async def scenario() -> None:
+        runs = batcher(backend)
+        rows = ids(backend, ["one two"])
+        calls = [runs.encode(rows, heads, "a", 20) for heads in (ALL, (Head.SPARSE,), (Head.COLBERT,), DENSE)]
+        got = [vectors for (vectors,) in await asyncio.gather(*calls)]
+        seen = [(v.dense is not None, v.lexical is not None, v.colbert is not None) for v in got]
+        assert seen == [(True, True, True), (False, True, False), (False, False, True), (True, False, False)]
+        runs.close()
+
+    run(scenario())
+
+
+def test_short_queries_run_while_a_long_passage_does(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate)
+        passage = asyncio.create_task(runs.encode(of_length(500), DENSE, "a", 20))
+        await asyncio.sleep(0)
+        queries = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", 20)) for n in (300, 12, 10)]
+        await asyncio.sleep(0.1)
+        assert gate.lengths == [500, 12]  # a second long run must wait
+        gate.open.set()
+        await asyncio.gather(passage, *queries)
+        runs.close()
+
+    run(scenario())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate, max_tokens=100)
+        first = asyncio.create_task(runs.encode(of_length(90), DENSE, "a", 20))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(runs.encode(of_length(90), DENSE, "a", 20))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match=r"90 tokens wait, the limit is 100; try again in \d+ s") as refused:
+            await runs.encode(of_length(11), DENSE, "b", 20)
+        assert refused.value.retry_after_s >= 1
+        third = asyncio.create_task(runs.encode(of_length(10), DENSE, "b", 20))
+        await asyncio.sleep(0.01)
+        gate.open.set()
+        assert [len(found) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
+        runs.close()
+
+    run(scenario())
+
+
+def test_a_request_larger_than_the_queue_is_the_callers_error(backend):
+    async def scenario() -> None:
+        runs = batcher(backend, max_tokens=100)
+        with pytest.raises(RequestTooLargeError, match="has 120 tokens, the limit is 100; send it in parts"):
+            await runs.encode(of_length(60, 60), DENSE, "a", 20)
+        runs.close()
+
+    run(scenario())
+
+
+def test_a_wait_beyond_the_deadline_is_refused_at_the_door(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate)
+        runs._rate.note(10, 1.0)  # ten tokens a second
+        calls = [asyncio.create_task(runs.encode(of_length(100), DENSE, "a", 60)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="the wait is about 10 s, the request's deadline is 5 s"):
+            await runs.encode(of_length(10), DENSE, "b", 5)
+        gate.open.set()
+        await asyncio.gather(*calls)
+        runs.close()
+
+    run(scenario())
+
+
+def test_what_is_late_or_cancelled_leaves_the_queue(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate)
+        running = asyncio.create_task(runs.encode(of_length(20), DENSE, "a", 20))
+        await asyncio.sleep(0)
+        cancelled = asyncio.create_task(runs.encode(of_length(30, 31), DENSE, "a", 20))
+        late = asyncio.create_task(runs.encode(of_length(40), DENSE, "a", 0.05))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(DeadlineError, match=r"not done within 0\.05 s"):
+            await late
+        assert cancelled.cancelled()
+        assert (runs._queue.tokens, runs.requests) == (0, 1)
+        gate.open.set()
+        assert len(await running) == 1
+        runs.close()
+
+    run(scenario())
+    assert gate.lengths == [20]
+
+
+def test_an_engine_that_fails_hurts_only_its_own_requests(backend, encoder, texts):
+    async def scenario() -> None:
+        runs = batcher(Broken(backend))
+        bad = runs.encode(of_length(5, 7, 9), DENSE, "a", 20)
+        good = runs.encode(ids(backend, texts[:1]), ALL, "b", 20)
+        failed, found = await asyncio.gather(bad, good, return_exceptions=True)
+        assert isinstance(failed, EngineError)
+        assert_equal_bits(found, encoder, texts[:1])
+        assert (runs.requests, runs._queue.tokens) == (0, 0)
+        runs.close()
+
+    run(scenario())
+
+
+def test_draining_finishes_what_was_taken_and_takes_nothing_more(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate)
+        calls = [asyncio.create_task(runs.encode(of_length(20 + n), DENSE, "a", 20)) for n in range(5)]
+        await asyncio.sleep(0)
+        draining = asyncio.create_task(runs.drain())
+        await asyncio.sleep(0.03)
+        with pytest.raises(DrainingError, match="about to stop"):
+            await runs.encode(of_length(5), DENSE, "a", 20)
+        assert not draining.done()
+        gate.open.set()
+        await draining
+        assert [len(found) for found in await asyncio.gather(*calls)] == [1] * 5
+        runs.close()
+
+    run(scenario())
+
+
+def test_no_texts_are_no_work(backend):
+    async def scenario() -> None:
+        runs = batcher(backend)
+        assert await runs.encode([], ALL, "a", 20) == []
+        runs.close()
+
+    run(scenario())
