@@ -86,11 +86,3 @@ def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:
     if (engine, precision) == ("openvino", "int8") and not cpu.has_int8_dot:
         return "no int8 dot product on this processor: OpenVINO's int8 product saturates"
     return ""
-
-
-def best_flop_per_s(roofline: Roofline, precision: str) -> float | None:
-    """The highest ceiling of a precision that counts; None if there is none."""
-    speeds = [
-        speed for one in roofline.ceilings if one.precision == precision and not one.reason for speed in one.flop_per_s
-    ]
-    return max(speeds, default=None)
