@@ -1,5 +1,6 @@
 """The report in a real browser: Debian's Chromium, from the disk, with the network watched."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+SLOW_MS = 180_000  # on a busy machine; a page that does not open at all is what must be told
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -35,11 +37,14 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; a test that silently skips would prove nothing, so it must be there."""
+    """Chromium. CI installs it and fails without; at a desk without one the summary says what was left out."""
     found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
-    assert found is not None, "Chromium is missing: apt-get install chromium (as root), or run .ci/run, which does"
+    if found is None:
+        remedy = "Chromium is missing, so nobody has looked at the report; as root: apt-get install chromium"
+        assert not os.environ.get("CI"), remedy
+        pytest.skip(remedy)
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        opened = playwright.chromium.launch(executable_path=found, args=list(FLAGS), timeout=SLOW_MS)
         yield opened
         opened.close()
 
@@ -64,6 +69,7 @@ def visit(browser: Browser, report: Path, viewport: dict[str, int], scheme: str 
     page.on("request", lambda request: found.requests.append(request.url))
     page.on("console", lambda message: found.complaints.append(message.text))
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    page.set_default_timeout(SLOW_MS)
     page.goto((report / "index.html").as_uri())
     page.wait_for_load_state("networkidle")
     return found
@@ -187,6 +193,7 @@ def test_folded_tables_unfold_and_are_there_on_paper(browser, report):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_of_the_markdown_page_have_their_own_colours(browser, report, scheme):
     page = browser.new_context(color_scheme=scheme).new_page()
+    page.set_default_timeout(SLOW_MS)
     page.goto((report / "pictures" / "throughput.svg").as_uri())
     fills = page.evaluate("""() => [...document.querySelectorAll(".bar")].map(one => getComputedStyle(one).fill)""")
     assert len(fills) == 6
