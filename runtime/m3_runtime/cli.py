@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from m3_runtime import cli_encode, cli_info, cli_score
+from m3_runtime import cli_bulk, cli_encode, cli_info, cli_score, cli_serve
 from m3_runtime.errors import M3Error
 from m3_runtime.version import __version__
 
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"m3-runtime {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     cli_encode.add_command(commands)
+    cli_bulk.add_command(commands)
     cli_score.add_command(commands)
+    cli_serve.add_command(commands)
     cli_info.add_command(commands)
     return top
 

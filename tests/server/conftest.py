@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import Running, running
 
 from m3_runtime import M3Encoder
 from m3_runtime.server.backend import Backend, Opening
@@ -34,3 +35,11 @@ def backend(tiny_bundle: Path) -> Iterator[Backend]:
     opened = Backend.open(Opening(tiny_bundle, threads=1, variant="onnx-fp32"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with small limits, for everything that leaves it as it was."""
+    words = ("--variant", "onnx-fp32", "--max-texts", "40", "--max-body-kib", "256", "--body-timeout-s", "1")
+    with running(tiny_bundle, tmp_path_factory.mktemp("server"), *words) as started:
+        yield started

@@ -1,0 +1,96 @@
+"""The routes, the gate before them, and what is opened and closed with them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from m3_runtime.errors import M3Error
+from m3_runtime.server.answers import Problem, refusal, refusal_of
+from m3_runtime.server.gate import Gate, not_found
+from m3_runtime.server.keys import ApiKeys
+from m3_runtime.server.metrics import CONTENT_TYPE
+from m3_runtime.server.routes_m3 import m3_routes
+from m3_runtime.server.routes_openai import openai_routes
+from m3_runtime.server.routes_tei import tei_routes
+from m3_runtime.server.service import Service
+from m3_runtime.version import __version__
+
+_DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The app of a service that is open; it closes the service when the server stops.
+
+    Raises:
+        InputError: the key file cannot be used.
+    """
+    settings = service.settings
+    keys = None if settings.api_key_file is None else ApiKeys(settings.api_key_file)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    for routes in (openai_routes(service), tei_routes(service), m3_routes(service)):
+        app.include_router(routes)
+    _add_operation(app, service)
+    _add_errors(app)
+    paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
+    return Gate(app, service, keys, [path for path in paths if "{" not in path])
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/health", tags=["Operation"], summary="Whether the process lives")
+    async def health() -> Response:
+        return PlainTextResponse("alive")
+
+    @app.get("/ready", tags=["Operation"], summary="Whether it takes requests")
+    async def ready() -> Response:
+        if service.is_draining:
+            return PlainTextResponse("about to stop", HTTPStatus.SERVICE_UNAVAILABLE)
+        return PlainTextResponse("ready")
+
+    @app.get("/metrics", tags=["Operation"], summary="Counts for Prometheus")
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(M3Error)
+    async def ours(request: Request, error: M3Error) -> Response:
+        return refusal_of(request.url.path, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        message = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
+        return refusal(request.url.path, HTTPStatus.UNPROCESSABLE_ENTITY, Problem.VALIDATION, message)
+
+    @app.exception_handler(HTTPException)
+    async def of_the_framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            return not_found(request.url.path)
+        answer = refusal(request.url.path, error.status_code, Problem.VALIDATION, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, _: Exception) -> Response:
+        message = "the server failed; its log says where"
+        return refusal(request.url.path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    """`body.texts[3]: Input should be a valid string`, without what was sent."""
+    own = message.removeprefix("Value error, ")
+    if own != message:
+        return own  # our own messages name the item themselves
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return f"{path.removeprefix('body.')}: {own}"

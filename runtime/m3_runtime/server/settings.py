@@ -1,0 +1,64 @@
+"""What a server is told at start, checked and frozen."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from m3_runtime.server.backend import Opening
+from m3_runtime.server.queue import QueueLimits
+from m3_runtime.tokenizer import OnTruncate
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be, and how much the server holds at a time.
+
+    Attributes:
+        queue: what may wait and what runs together.
+        max_texts: most texts of a request.
+        max_body_bytes: longest body of a request.
+        max_held_bytes: bodies of all requests under way together; beyond it requests are refused with 429.
+        max_requests: requests under way; beyond it requests are refused with 429.
+        max_colbert_json_tokens: most tokens of a request whose ColBERT vectors are answered as JSON, where a token of
+            BGE-M3 takes 11 kB.
+        deadline_s: time for a request from its last byte to its answer; a request may ask for less.
+        body_timeout_s: time for a request's body to arrive.
+    """
+
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    max_texts: int = 1024
+    max_body_bytes: int = 4 * MIB
+    max_held_bytes: int = 64 * MIB
+    max_requests: int = 512
+    max_colbert_json_tokens: int = 16384
+    deadline_s: float = 30.0
+    body_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """A server: what it serves, where, and within which limits.
+
+    Attributes:
+        opening: the bundle, and how each worker opens it.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        model_name: what clients call the model; None is the checkpoint's own name.
+        max_length: tokens per text, both special tokens included; None is the model's limit.
+        on_truncate: what becomes of longer texts of requests that do not say it themselves.
+        limits: see `Limits`.
+        api_key_file: keys that clients must show; None lets everyone in.
+        drain_delay_s: how long requests are still taken after SIGTERM while /ready says no, so that a load balancer
+            can turn away first.
+    """
+
+    opening: Opening
+    host: str = "127.0.0.1"
+    port: int = 8080
+    model_name: str | None = None
+    max_length: int | None = None
+    on_truncate: OnTruncate = OnTruncate.ERROR
+    limits: Limits = field(default_factory=Limits)
+    api_key_file: Path | None = None
+    drain_delay_s: float = 0.0
