@@ -25,6 +25,11 @@ class Shard:
     start_bytes: int
     end_bytes: int
 
+    @property
+    def input_bytes(self) -> int:
+        """How much of the inputs it takes."""
+        return self.end_bytes - self.start_bytes
+
 
 def read_shards(
     sources: Sequence[SourceFile], columns: Columns, shard_rows: int, done: Container[int] = frozenset()

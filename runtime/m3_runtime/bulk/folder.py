@@ -1,0 +1,184 @@
+"""The folder of a job, which is in order at any moment, whatever kills us.
+
+    OUT/journal.jsonl            what the job is, and which shards are done
+    OUT/vectors/part-N.parquet   a shard, complete
+    OUT/rejected.jsonl           rows that could not be encoded, and why
+    OUT/partial/                 what is being written
+
+A shard becomes done in four steps, each on disk before the next: its file in `partial`, its lines in `rejected.jsonl`,
+its name in `vectors`, its line in the journal. What comes after the last line of the journal counts as not done: it is
+cleared away when the job resumes.
+"""
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from m3_runtime.bulk.disk import flush, flush_folder, writing
+from m3_runtime.bulk.encode import ShardDraft
+from m3_runtime.bulk.job import Job, difference
+from m3_runtime.bulk.journal import Complete, Journal, ShardDone
+from m3_runtime.bulk.rows import BadRow
+from m3_runtime.errors import BulkError, InputError
+
+JOURNAL, VECTORS, REJECTED, PARTIAL = "journal.jsonl", "vectors", "rejected.jsonl", "partial"
+_NAME = re.compile(r"part-(\d{8,})\.parquet")
+
+
+class JobFolder:
+    """A job's folder, open for this process alone."""
+
+    def __init__(self, out: Path, journal: Journal) -> None:
+        self._out, self._journal = out, journal
+        self._shards = {entry.index: entry for entry in journal.text.shards}
+        self._rejected_bytes = max((entry.rejected_bytes for entry in journal.text.shards), default=0)
+        self._token = secrets.token_hex(4)
+        self.is_complete = journal.text.is_complete
+
+    @classmethod
+    @contextmanager
+    def open(cls, out: Path, job: Job) -> Iterator["JobFolder"]:
+        """Begin a job's folder, or resume it.
+
+        Args:
+            out: the folder; made if it is not there.
+            job: what is asked for.
+
+        Raises:
+            InputError: the folder holds something else, or another job.
+            BulkError: another process is at work on it, it cannot be written, or a shard in it was changed.
+        """
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{str(out)!r} is not a folder; choose another name")
+        if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file():
+            raise InputError(f"{str(out)!r} is not empty and has no {JOURNAL}; choose another folder")
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        journal = Journal.open(out / JOURNAL)
+        try:
+            _begin(journal, job, out)
+            folder = cls(out, journal)
+            folder._recover()
+            yield folder
+        finally:
+            journal.close()
+
+    @property
+    def shards(self) -> tuple[ShardDone, ...]:
+        """Those that are done, in order."""
+        return tuple(self._shards[index] for index in sorted(self._shards))
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Indices of the shards that are done."""
+        return frozenset(self._shards)
+
+    def taken_away(self) -> int:
+        """How many shards are done but no longer here: they were moved or deleted, which is allowed."""
+        return sum(entry.rows > 0 and not self._part(entry.index).exists() for entry in self.shards)
+
+    def partial_path(self, index: int) -> Path:
+        """Where a shard is written until it is complete; no two runs share such a name."""
+        return self._out / PARTIAL / f"{_name(index)}.{self._token}"
+
+    def commit(self, draft: ShardDraft) -> ShardDone:
+        """Make a draft a shard.
+
+        Raises:
+            BulkError: something cannot be written.
+        """
+        self._reject(draft.bad)
+        part, size_bytes = self._part(draft.index), 0
+        if draft.path is not None:
+            with writing(part):
+                size_bytes = draft.path.stat().st_size
+                draft.path.replace(part)
+                flush_folder(part.parent)
+        entry = ShardDone(
+            index=draft.index,
+            rows=draft.rows,
+            rejected=len(draft.bad),
+            tokens=draft.tokens,
+            truncated=draft.truncated,
+            size_bytes=size_bytes,
+            rejected_bytes=self._rejected_bytes,
+            input_bytes=draft.input_bytes,
+        )
+        self._journal.add(entry)
+        self._shards[draft.index] = entry
+        return entry
+
+    def finish(self) -> None:
+        """Say that nothing is left.
+
+        Raises:
+            BulkError: the journal cannot be written.
+        """
+        shutil.rmtree(self._out / PARTIAL, ignore_errors=True)
+        if not self.is_complete:
+            self._journal.add(Complete(len(self._shards)))
+            self.is_complete = True
+
+    def _recover(self) -> None:
+        """Clear away what came after the last line of the journal."""
+        vectors, partial, rejected = self._out / VECTORS, self._out / PARTIAL, self._out / REJECTED
+        with writing(self._out):
+            if partial.exists():
+                shutil.rmtree(partial)
+            if not self.is_complete:
+                partial.mkdir()
+            vectors.mkdir(exist_ok=True)
+            with rejected.open("ab") as file:
+                if file.tell() < self._rejected_bytes:
+                    raise BulkError(
+                        f"{str(rejected)!r} is shorter than the journal says; put it back, or begin in another folder"
+                    )
+                if file.tell() > self._rejected_bytes:
+                    file.truncate(self._rejected_bytes)
+                    flush(file)
+            for path in vectors.iterdir():
+                self._check_part(path)
+            flush_folder(vectors)
+            flush_folder(self._out)
+
+    def _check_part(self, path: Path) -> None:
+        if (found := _NAME.fullmatch(path.name)) is None:
+            return  # not one of ours
+        if (entry := self._shards.get(int(found[1]))) is None:
+            path.unlink()
+        elif path.stat().st_size != entry.size_bytes:
+            raise BulkError(
+                f"{str(path)!r} has {path.stat().st_size} bytes, the journal says {entry.size_bytes}: it was changed; "
+                "put it back, or begin in another folder"
+            )
+
+    def _reject(self, bad: tuple[BadRow, ...]) -> None:
+        if not bad:
+            return
+        lines = [json.dumps({"place": row.place, "reason": row.reason}, ensure_ascii=False) for row in bad]
+        data = "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace")
+        path = self._out / REJECTED
+        with writing(path), path.open("ab") as file:
+            file.write(data)
+            flush(file)
+        self._rejected_bytes += len(data)
+
+    def _part(self, index: int) -> Path:
+        return self._out / VECTORS / _name(index)
+
+
+def _begin(journal: Journal, job: Job, out: Path) -> None:
+    """Write the first line, or compare it with what is asked for."""
+    begun = journal.text.job
+    if begun is None:
+        journal.add(job)
+    elif (differs := difference(begun, job)) is not None:
+        raise InputError(f"{str(out)!r} holds another job ({differs}); give the same command, or choose another folder")
+
+
+def _name(index: int) -> str:
+    return f"part-{index:08d}.parquet"

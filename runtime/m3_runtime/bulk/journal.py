@@ -1,0 +1,170 @@
+"""The journal of a job: what it is, and which shards are done. A line is written when its shard is in its place.
+
+    {"job": {…}}            the first line
+    {"shard": {…}}          one for each shard, in the order in which they became done
+    {"complete": {…}}       the last line, when nothing is left
+
+A line that a crash cut off counts as not written.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from m3_runtime.bulk.disk import flush, writing
+from m3_runtime.bulk.job import Job
+from m3_runtime.errors import BulkError, BundleFormatError, InputError
+from m3_runtime.records import from_json, to_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be locked
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A shard that is done.
+
+    Attributes:
+        index: which.
+        rows: in its file; with 0 there is no file.
+        rejected: rows that are not.
+        tokens: that were encoded.
+        truncated: how many texts were cut.
+        size_bytes: of its file.
+        rejected_bytes: of `rejected.jsonl`, when this shard was done.
+        input_bytes: of the inputs, that it took.
+    """
+
+    index: int
+    rows: int
+    rejected: int
+    tokens: int
+    truncated: int
+    size_bytes: int
+    rejected_bytes: int
+    input_bytes: int
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Nothing is left."""
+
+    shards: int
+
+
+@dataclass(frozen=True)
+class JournalText:
+    """What a journal says; `job` is None where it holds no whole line. `whole_bytes` of it are whole lines."""
+
+    job: Job | None
+    shards: tuple[ShardDone, ...]
+    is_complete: bool
+    whole_bytes: int
+
+
+def read_journal(data: bytes, name: str) -> JournalText:
+    """Read a journal, whole or cut off anywhere.
+
+    Args:
+        data: its bytes.
+        name: of the file, for errors.
+
+    Raises:
+        InputError: it is something else, of another release, or damaged before its last line.
+    """
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    if lines and not _is_json(lines[-1]):  # after a power cut the last line may hold anything
+        del lines[-1]
+    whole_bytes = sum(map(len, lines))
+    if not lines:
+        return JournalText(None, (), False, 0)
+    try:
+        records = [json.loads(line) for line in lines]
+        job = _record(Job, records[0], "job", name)
+        is_complete = list(records[-1]) == ["complete"]
+        middle = records[1 : len(records) - is_complete]
+        shards = tuple(_record(ShardDone, record, "shard", name) for record in middle)
+    except (ValueError, TypeError, BundleFormatError) as error:
+        raise InputError(
+            f"{name!r} is not a journal that this release reads ({error}); choose another folder"
+        ) from error
+    return JournalText(job, shards, is_complete, whole_bytes)
+
+
+class Journal:
+    """A journal that is open and locked: one process at a time may add to it."""
+
+    def __init__(self, file: FileIO, path: Path, text: JournalText) -> None:
+        self._file, self._path, self.text = file, path, text
+
+    @classmethod
+    def open(cls, path: Path) -> "Journal":
+        """Open a journal, or begin an empty one; what a crash left of a line is cut away.
+
+        Raises:
+            BulkError: another process is at work on it, or it cannot be written.
+            InputError: it is no journal.
+        """
+        with writing(path):
+            file = path.open("a+b", buffering=0)
+        try:
+            _lock(file, path)
+            file.seek(0)
+            data = file.read()
+            text = read_journal(data, str(path))
+            if text.whole_bytes < len(data):
+                with writing(path):
+                    file.truncate(text.whole_bytes)
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, path, text)
+
+    def add(self, entry: Job | ShardDone | Complete) -> None:
+        """Add a line; it is on disk when this returns.
+
+        Raises:
+            BulkError: it cannot be written.
+        """
+        kind = {Job: "job", ShardDone: "shard", Complete: "complete"}[type(entry)]
+        rest = (json.dumps({kind: to_json(entry)}) + "\n").encode()
+        with writing(self._path):
+            while rest:  # unbuffered, so that closing has nothing left to write; then a write may be a part of it
+                rest = rest[self._file.write(rest) :]
+            flush(self._file)
+
+    def close(self) -> None:
+        """Unlock and close."""
+        self._file.close()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _record(cls: type[T], data: Mapping[str, Any], kind: str, name: str) -> T:
+    if list(data) != [kind]:
+        raise InputError(f"{name!r}: expected a line {kind!r}, got {list(data)}; choose another folder")
+    return from_json(cls, data[kind], kind)
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BulkError(f"another process is at work on {str(path.parent)!r}; wait for it, or stop it") from error
+    except OSError:
+        return  # this file system has no locks

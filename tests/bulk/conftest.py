@@ -1,0 +1,63 @@
+"""Inputs for bulk jobs, and a command that runs one as a user does."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from m3_runtime import Bundle, M3Encoder
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
+    bundle = Bundle.open(tiny_bundle)
+    (variant,) = (v for v in bundle.manifest.variants if v.name == "onnx-fp32")
+    with M3Encoder.from_bundle(bundle, variant, threads=1) as opened:
+        yield opened
+
+
+class Work:
+    """A folder with an input of numbered texts, and what a job made of it."""
+
+    def __init__(self, folder: Path, bundle: Path) -> None:
+        self.folder, self.out, self._bundle = folder, folder / "out", bundle
+
+    def write(self, lines: Sequence[object], name: str = "in.jsonl") -> Path:
+        path = self.folder / name
+        path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines), encoding="utf-8")
+        return path
+
+    def numbered(self, rows: int, bad_every: int = 0) -> Path:
+        """Texts t0, t1, …; every so-and-so-many-th is no text."""
+        texts = [
+            {
+                "id": f"t{i}",
+                "text": None if bad_every and i % bad_every == bad_every - 1 else f"text {i} " * (1 + i % 5),
+            }
+            for i in range(rows)
+        ]
+        return self.write(texts)
+
+    def command(self, *more: object) -> list[str]:
+        fixed = ["bulk", self._bundle, *more, "-o", self.out, "--variant", "onnx-fp32", "--threads", 1]
+        return [sys.executable, "-m", "m3_runtime", *map(str, fixed)]
+
+    def run(self, *more: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+
+    def ids(self) -> list[str]:
+        """Of all shards, in order of their names."""
+        parts = sorted((self.out / "vectors").glob("*"))
+        return [name for part in parts for name in pq.read_table(part, columns=["id"]).column("id").to_pylist()]
+
+    def rejected(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (self.out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny_bundle: Path) -> Work:
+    return Work(tmp_path, tiny_bundle)

@@ -1,0 +1,211 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+TEXTS = [
+    "What is BGE M3?",
+    "",
+    "日本語のテキスト",
+    "one two three two one",
+    "a much longer text than all of the others in this list " * 4,
+]
+HEADS = ("--heads", "colbert, dense,sparse")
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from m3_runtime.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def table(work) -> pa.Table:
+    return pyarrow.dataset.dataset(work.out / "vectors").to_table()
+
+
+def ragged(column: pa.ChunkedArray, kind: str) -> list[np.ndarray]:
+    return [np.array(rows, kind) for rows in column.to_pylist()]
+
+
+def test_the_columns_hold_what_encode_gives(work, encoder):
+    source = work.write([{"id": f"t{i}", "text": text} for i, text in enumerate(TEXTS)])
+    done = work.run(source, *HEADS, "--shard-rows", 3)
+    assert done.returncode == 0, done.stderr
+    expected = encoder.encode(TEXTS, return_sparse=True, return_colbert_vecs=True)
+    found = table(work)
+    assert found.column("id").to_pylist() == [f"t{i}" for i in range(len(TEXTS))]
+    assert found.column("tokens").to_pylist() == expected.token_counts.tolist()
+    dense = np.array(found.column("dense_vecs").to_pylist(), np.float32)
+    np.testing.assert_allclose(dense, expected.dense_vecs, atol=1e-6)
+    for cell, weights in zip(found.column("lexical_weights").to_pylist(), expected.lexical_weights, strict=True):
+        assert [str(entry["id"]) for entry in cell] == list(weights)
+        assert [entry["weight"] for entry in cell] == pytest.approx(list(weights.values()), abs=1e-6)
+    for rows, vectors in zip(ragged(found.column("colbert_vecs"), "float32"), expected.colbert_vecs, strict=True):
+        np.testing.assert_allclose(rows, vectors, atol=1e-3)
+    assert [path.name for path in sorted((work.out / "vectors").iterdir())] == [
+        "part-00000000.parquet",
+        "part-00000001.parquet",
+    ]
+    assert (work.out / "rejected.jsonl").read_text() == ""
+
+
+def test_the_schema_says_what_the_vectors_are(work, encoder):
+    source = work.write([{"text": "a"}])
+    assert work.run(source, *HEADS, "--dense-dtype", "float16", "--max-length", 64).returncode == 0
+    schema = pq.read_schema(work.out / "vectors" / "part-00000000.parquet")
+    geometry = encoder.bundle.manifest.geometry
+    assert schema.field("dense_vecs").type == pa.list_(pa.float16(), geometry.hidden_size)
+    assert schema.field("colbert_vecs").type == pa.list_(pa.list_(pa.float16(), geometry.colbert_dim))
+    assert schema.field("lexical_weights").type == pa.list_(pa.struct({"id": pa.int32(), "weight": pa.float32()}))
+    assert schema.metadata[b"m3.space_id"] == encoder.space_id.encode()
+    assert schema.metadata[b"m3.variant"] == b"onnx-fp32"
+    assert schema.metadata[b"m3.max_length"] == b"64"
+    assert schema.metadata[b"m3.colbert_dtype"] == b"float16"
+
+
+def test_only_the_heads_that_are_asked_for(work):
+    assert work.run(work.write([{"text": "a"}]), "--heads", "sparse").returncode == 0
+    assert table(work).column_names == ["id", "tokens", "lexical_weights"]
+
+
+def test_files_of_three_kinds_by_columns_names(work):
+    folder = work.folder / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"body": ["p1", "p2"], "key": [1, 2]}), folder / "a.parquet")
+    (folder / "b.jsonl").write_text('{"key": "j1", "body": "text"}\n{"key": "j2"}\n')
+    (folder / "c.txt").write_text("a line\n")
+    done = work.run(folder, "--text", "body", "--id", "key", "--shard-rows", 2)
+    assert done.returncode == 0, done.stderr
+    assert work.ids() == ["1", "2", "j1", f"{folder}/c.txt:1"]
+    assert work.rejected() == [{"place": f"{folder}/b.jsonl:2", "reason": "the object has no 'body'"}]
+    assert "4 rows in 3 shards" in done.stderr
+    assert "1 rows are in rejected.jsonl" in done.stderr
+
+
+def test_a_shard_of_bad_rows_alone_has_no_file(work):
+    source = work.write(["bad", "bad", {"id": 3, "text": "good"}])
+    assert work.run(source, "--shard-rows", 2).returncode == 0
+    assert [path.name for path in (work.out / "vectors").iterdir()] == ["part-00000001.parquet"]
+    assert len(work.rejected()) == 2
+
+
+def test_an_input_without_rows(work):
+    done = work.run(work.write([], "empty.txt"))
+    assert done.returncode == 0, done.stderr
+    assert "0 rows in 0 shards" in done.stderr
+
+
+def test_progress_tells_rate_and_time_left(work):
+    done = work.run(work.numbered(20), "--shard-rows", 5)
+    assert "tokens/s [" in done.stderr
+    assert ", left " in done.stderr
+    quiet = work.run(work.folder / "in.jsonl", "--shard-rows", 5, "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
+def test_a_finished_job_has_nothing_left_to_do(work):
+    source = work.numbered(20)
+    assert work.run(source, "--shard-rows", 5).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in work.out.rglob("*") if path.is_file()}
+    done = work.run(source, "--shard-rows", 5)
+    assert "4 shards were done already" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in work.out.rglob("*") if path.is_file()} == before
+
+
+def test_strict_stops_at_a_bad_row_and_the_same_job_goes_on_without(work):
+    source = work.numbered(20, bad_every=12)
+    done = work.run(source, "--shard-rows", 5, "--strict")
+    assert done.returncode == 1
+    assert f"{source}:12: the text must be a str, got NoneType; a strict job stops" in done.stderr
+    assert work.ids() == [f"t{i}" for i in range(10)]
+    assert work.rejected() == []
+    assert work.run(source, "--shard-rows", 5).returncode == 0
+    assert work.ids() == [f"t{i}" for i in range(20) if i != 11]
+    assert len(work.rejected()) == 1
+
+
+def test_long_texts_are_cut_and_counted_or_rejected(work):
+    source = work.write([{"id": i, "text": "word " * (3 if i % 2 else 300)} for i in range(6)])
+    done = work.run(source, "--max-length", 32)
+    assert "3 texts were longer than --max-length and were cut" in done.stderr
+    assert max(table(work).column("tokens").to_pylist()) == 32
+    work.out = work.folder / "rejecting"
+    assert work.run(source, "--max-length", 32, "--on-truncate", "reject").returncode == 0
+    assert work.ids() == ["1", "3", "5"]
+    assert [row["reason"] for row in work.rejected()] == ["the text has more than 32 tokens"] * 3
+    work.out = work.folder / "strict"
+    done = work.run(source, "--max-length", 32, "--on-truncate", "reject", "--strict")
+    assert f"{source}:1: the text has more than 32 tokens; a strict job stops" in done.stderr
+    assert work.ids() == []
+
+
+def limited(work, limit_bytes: int, *more: object) -> subprocess.CompletedProcess[str]:
+    """As where the disk is full: files may not grow over a limit, so a write fails in the middle."""
+    words = [sys.executable, "-c", LIMITED, str(limit_bytes), *work.command(*more)[3:]]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_no_room_for_a_shard(work):
+    texts = [{"id": f"t{i}", "text": "word " * (200 if i >= 6 else 1)} for i in range(9)]
+    source, more = work.write(texts), ("--heads", "dense,colbert", "--shard-rows", 3)
+    done = limited(work, 30_000, source, *more)
+    assert done.returncode == 1
+    assert "part-00000002.parquet" in done.stderr
+    assert "File too large; finished shards are kept: make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert work.ids() == [f"t{i}" for i in range(6)]
+    assert work.run(source, *more).returncode == 0
+    assert work.ids() == [f"t{i}" for i in range(9)]
+
+
+def test_no_room_for_the_journal(work):
+    source, more = work.numbered(30, bad_every=7), ("--heads", "sparse", "--shard-rows", 1)
+    done = limited(work, 4_000, source, *more)
+    assert done.returncode == 1
+    assert "journal.jsonl" in done.stderr
+    assert 0 < len(work.ids()) < 26
+    assert work.run(source, *more).returncode == 0
+    assert work.ids() == [f"t{i}" for i in range(30) if i % 7 != 6]
+    assert len(work.rejected()) == 4
+
+
+def test_a_changed_input_is_refused(work):
+    source = work.numbered(10)
+    assert work.run(source).returncode == 0
+    with source.open("a") as file:
+        file.write(json.dumps({"id": "new", "text": "new"}) + "\n")
+    done = work.run(source)
+    assert done.returncode == 1
+    assert f"holds another job ('{source}' has changed since)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (("--heads", "dense,splade"), 2, "expected some of dense,sparse,colbert, got 'dense,splade'"),
+        (("--dense-dtype", "float64"), 2, "expected float32 or float16, got 'float64'"),
+        (("--max-length", 100_000), 1, "--max-length is 100000, but the model takes at most"),
+        (("missing.txt",), 1, "cannot read 'missing.txt': no such file"),
+    ],
+)
+def test_arguments_that_cannot_be(work, more, code, message):
+    done = work.run(work.write([{"text": "a"}]), *more)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert not work.out.exists()
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "tqdm"])
+def test_the_missing_extra_is_named(work, package):
+    code = f"import sys; sys.modules[{package!r}] = None; from m3_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *work.command(work.write([{"text": "a"}]))[3:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert 'pip install "m3-runtime[bulk]"' in done.stderr
+    assert not work.out.exists()

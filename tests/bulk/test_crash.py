@@ -1,0 +1,166 @@
+"""Killed with SIGKILL, resumed, compared: no row is lost or doubled."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+# Ends the process at its n-th touch of the job's folder: files opened, renamed and removed, and both sides of a flush.
+KILLER = """
+import os, signal, sys
+
+def kill_at(touch, out):
+    left = [touch]
+    def touched():
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and out in str(arguments[0]):
+            touched()
+    def fsync(handle):  # what a killed process has written stays, flushed or not
+        touched()
+        touched()
+    sys.addaudithook(hook)
+    os.fsync = fsync
+"""
+
+# Real sources, folder and journal; what would encode writes ids. Each try is a fork, so every point can be tried.
+EVERY_POINT = (
+    KILLER
+    + """
+import json, shutil
+from contextlib import nullcontext
+from pathlib import Path
+from m3_runtime.bulk.arrow import parquet
+from m3_runtime.bulk.disk import open_whole
+from m3_runtime.bulk.encode import ShardDraft
+from m3_runtime.bulk.job import Job, VectorSettings
+from m3_runtime.bulk.rows import Columns
+from m3_runtime.bulk.run import run_job
+from m3_runtime.bulk.sources import find_sources
+from m3_runtime.manifest import Head
+
+parquet()  # imported once, not in every fork
+source, out = sys.argv[1], Path(sys.argv[2])
+job = Job("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]))
+
+def encode(shards, path_of):
+    for shard in shards:
+        path = path_of(shard.index)
+        with open_whole(path) as file:
+            for row in shard.rows:
+                file.write(f"{row.id}\\n".encode())
+        yield ShardDraft(shard.index, path, len(shard.rows), shard.bad, 1, 0, shard.input_bytes)
+
+class Silent:
+    def begin(self, total_bytes, done_bytes): pass
+    def step(self, done): pass
+
+def attempt(touch):
+    child = os.fork()
+    if child == 0:
+        try:
+            if touch:
+                kill_at(touch, str(out))
+            run_job(job, out, lambda: nullcontext(encode), Silent(), strict=False)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def made():
+    parts = sorted((out / "vectors").iterdir())
+    ids = [line for part in parts for line in part.read_text().splitlines()]
+    places = [json.loads(line)["place"] for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return ids, places, sorted(path.name for path in out.iterdir())
+
+assert attempt(0) == 0
+expected = made()
+touch, killed_again, code = 0, 0, -signal.SIGKILL
+while code == -signal.SIGKILL:
+    touch += 1
+    shutil.rmtree(out)
+    code = attempt(touch)
+    again = attempt(1 + touch * 7 % 31)
+    killed_again += again == -signal.SIGKILL
+    assert again in (0, -signal.SIGKILL), again
+    assert attempt(0) == 0
+    assert made() == expected, (touch, made(), expected)
+assert code == 0, code
+print(json.dumps([touch - 1, killed_again, *expected]))
+"""
+)
+
+COMMAND = (
+    KILLER + "kill_at(int(sys.argv[1]), sys.argv[2]); from m3_runtime.cli import main; sys.exit(main(sys.argv[3:]))"
+)
+
+
+def test_killed_at_every_point_twice_over(work):
+    source = work.numbered(11, bad_every=4)
+    words = [sys.executable, "-c", EVERY_POINT, str(source), str(work.out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    points, killed_again, ids, places, names = json.loads(done.stdout)
+    assert ids == [f"t{i}" for i in range(11) if i % 4 != 3]
+    assert places == [f"{source}:{i + 1}" for i in (3, 7)]
+    assert names == ["journal.jsonl", "rejected.jsonl", "vectors"]
+    assert points > 4 * 8  # four shards, each with more points than that
+    assert killed_again > points // 2
+
+
+def undisturbed(work, source: Path, *more: object) -> pyarrow.Table:
+    out, work.out = work.out, work.folder / "undisturbed"
+    done = work.run(source, *more)
+    assert done.returncode == 0, done.stderr
+    table = pyarrow.dataset.dataset(work.out / "vectors").to_table()
+    work.out = out
+    return table
+
+
+MORE = ("--heads", "dense,sparse,colbert", "--shard-rows", 5)
+
+
+def test_the_command_killed_at_random_points(work):
+    source = work.numbered(40, bad_every=9)
+    chance = random.Random(20261126)
+    kills = 0
+    for _ in range(6):
+        words = work.command(source, *MORE)[3:]
+        touch = str(chance.randint(5, 40))
+        done = subprocess.run([sys.executable, "-c", COMMAND, touch, str(work.out), *words], check=False, timeout=300)
+        assert done.returncode in (0, -signal.SIGKILL)
+        kills += done.returncode == -signal.SIGKILL
+    assert kills >= 3
+    done = work.run(source, *MORE)
+    assert done.returncode == 0, done.stderr
+    assert work.ids() == [f"t{i}" for i in range(40) if i % 9 != 8]
+    assert [row["place"] for row in work.rejected()] == [f"{source}:{i + 1}" for i in range(40) if i % 9 == 8]
+    assert pyarrow.dataset.dataset(work.out / "vectors").to_table().equals(undisturbed(work, source, *MORE))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_from_outside_while_it_encodes(work, stop):
+    source = work.numbered(3000)
+    more = ("--shard-rows", 5)
+    with subprocess.Popen(work.command(source, *more, "--quiet"), stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 3:
+            time.sleep(0.001)
+        process.send_signal(stop)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop is signal.SIGINT else -stop), said
+    before = work.ids()
+    assert 10 <= len(before) < 3000
+    done = work.run(source, *more)
+    assert done.returncode == 0, done.stderr
+    assert "shards were done already" in done.stderr
+    assert work.ids() == [f"t{i}" for i in range(3000)]
