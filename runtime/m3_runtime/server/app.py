@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
@@ -19,9 +19,15 @@ from m3_runtime.server.routes_m3 import m3_routes
 from m3_runtime.server.routes_openai import openai_routes
 from m3_runtime.server.routes_tei import tei_routes
 from m3_runtime.server.service import Service
+from m3_runtime.server.wire_answers import Documented, Refusal
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
+
+_OPERATION: Documented = {
+    401: {"description": "No key, or a wrong one.", "model": Refusal},
+    503: {"description": "The server is about to stop.", "content": {"text/plain": {}}},
+}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -48,19 +54,23 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    @app.get("/health", tags=["Operation"], summary="Whether the process lives")
+    operation = APIRouter(tags=["Operation"], default_response_class=PlainTextResponse, responses=_OPERATION)
+
+    @operation.get("/health", summary="Whether the process lives")
     async def health() -> Response:
         return PlainTextResponse("alive")
 
-    @app.get("/ready", tags=["Operation"], summary="Whether it takes requests")
+    @operation.get("/ready", summary="Whether it takes requests")
     async def ready() -> Response:
         if service.is_draining:
             return PlainTextResponse("about to stop", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ready")
 
-    @app.get("/metrics", tags=["Operation"], summary="Counts for Prometheus")
+    @operation.get("/metrics", summary="Counts for Prometheus")
     async def metrics() -> Response:
         return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+    app.include_router(operation)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -17,16 +17,20 @@ from m3_runtime.server.gate import CALL
 from m3_runtime.server.routes_tei import colbert_answer
 from m3_runtime.server.service import Service
 from m3_runtime.server.wire import Encode
+from m3_runtime.server.wire_answers import Encoded, answered_by, refusals
 
 _NPZ = "application/x-npz"
 _SAFETENSORS = "application/x-safetensors"
 
+_ANSWERS = answered_by(Encoded)
+_ANSWERS[200] |= {"content": {_NPZ: {}, _SAFETENSORS: {}}}
+
 
 def m3_routes(service: Service) -> APIRouter:
     """POST /m3/encode."""
-    routes = APIRouter(prefix="/m3", tags=["M3"])
+    routes = APIRouter(prefix="/m3", tags=["M3"], responses=refusals())
 
-    @routes.post("/encode", summary="All heads asked for, from one pass")
+    @routes.post("/encode", summary="All heads asked for, from one pass", responses=_ANSWERS)
     async def encode(body: Encode, request: Request) -> Response:
         heads = tuple(head for head in Head if head.value in body.heads)
         cut = service.cut(body.truncate, body.max_length)

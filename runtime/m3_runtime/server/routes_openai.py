@@ -14,13 +14,21 @@ from m3_runtime.server.answers import Problem, json_answer, refusal
 from m3_runtime.server.gate import CALL
 from m3_runtime.server.service import Service
 from m3_runtime.server.wire import OpenAiEmbeddings
+from m3_runtime.server.wire_answers import (
+    OpenAiModel,
+    OpenAiModels,
+    OpenAiRefusal,
+    OpenAiVectors,
+    answered_by,
+    refusals,
+)
 
 
 def openai_routes(service: Service) -> APIRouter:
     """POST /v1/embeddings, GET /v1/models."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=refusals(OpenAiRefusal))
 
-    @routes.post("/embeddings", summary="Dense vectors, as OpenAI's API gives them")
+    @routes.post("/embeddings", summary="Dense vectors, as OpenAI gives them", responses=answered_by(OpenAiVectors))
     async def embeddings(body: OpenAiEmbeddings, request: Request) -> Response:
         if body.model not in names(service):
             return _no_such_model(request.url.path, body.model, service)
@@ -41,11 +49,11 @@ def openai_routes(service: Service) -> APIRouter:
             }
         )
 
-    @routes.get("/models", summary="The model that is served")
+    @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
     async def models() -> Response:
         return json_answer({"object": "list", "data": [_model(service)]})
 
-    @routes.get("/models/{model:path}", summary="One model")
+    @routes.get("/models/{model:path}", summary="One model", responses=answered_by(OpenAiModel))
     async def model(model: str, request: Request) -> Response:
         if model not in names(service):
             return _no_such_model(request.url.path, model, service)

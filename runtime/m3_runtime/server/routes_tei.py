@@ -17,13 +17,23 @@ from m3_runtime.server.routes_openai import check_dimensions
 from m3_runtime.server.scores import ScoreMode, score
 from m3_runtime.server.service import Service
 from m3_runtime.server.wire import Embed, EmbedSparse, Rerank, Similarity, SimilarityParameters, Tokenize
+from m3_runtime.server.wire_answers import (
+    LexicalRows,
+    Matrices,
+    Ranks,
+    Scores,
+    Tokens,
+    Vectors,
+    answered_by,
+    refusals,
+)
 from m3_runtime.tokenizer import OnTruncate, check_text
 from m3_runtime.version import __version__
 
 
 def tei_routes(service: Service) -> APIRouter:
     """POST /embed, /embed_sparse, /embed_all, /similarity, /rerank, /tokenize; GET /info."""
-    routes = APIRouter(tags=["text-embeddings-inference"])
+    routes = APIRouter(tags=["text-embeddings-inference"], responses=refusals())
     _add_vectors(routes, service)
     _add_scores(routes, service)
     _add_words(routes, service)
@@ -35,7 +45,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         _check_direction(body.truncation_direction)
         return await service.encode(body.inputs, "inputs", (head,), service.cut(body.truncate), request.scope[CALL])
 
-    @routes.post("/embed", summary="Dense vectors")
+    @routes.post("/embed", summary="Dense vectors", responses=answered_by(Vectors))
     async def embed(body: Embed, request: Request) -> Response:
         _check_embed(body, service)
         return json_answer((await encode(body, Head.DENSE, request)).dense_vecs)
@@ -43,7 +53,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
     # where clients go that are given the server's address alone, LangChain's for one
     routes.post("/", include_in_schema=False)(embed)
 
-    @routes.post("/embed_sparse", summary="Lexical weights")
+    @routes.post("/embed_sparse", summary="Lexical weights", responses=answered_by(LexicalRows))
     async def embed_sparse(body: EmbedSparse, request: Request) -> Response:
         found = await encode(body, Head.SPARSE, request)
         assert found.sparse is not None
@@ -52,7 +62,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
             [[{"index": i, "value": w} for i, w in zip(ids.tolist(), weights, strict=True)] for ids, weights in rows]
         )
 
-    @routes.post("/embed_all", summary="ColBERT vectors, one for each token but the first")
+    @routes.post("/embed_all", summary="ColBERT vectors", responses=answered_by(Matrices))
     async def embed_all(body: Embed, request: Request) -> Response:
         _check_embed(body, service)
         found = await encode(body, Head.COLBERT, request)
@@ -60,7 +70,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
 
 
 def _add_scores(routes: APIRouter, service: Service) -> None:
-    @routes.post("/similarity", summary="Cosines of one sentence and others")
+    @routes.post("/similarity", summary="Cosines of one sentence and others", responses=answered_by(Scores))
     async def similarity(body: Similarity, request: Request) -> Response:
         how = body.parameters or SimilarityParameters()
         _check_direction(how.truncation_direction)
@@ -69,7 +79,7 @@ def _add_scores(routes: APIRouter, service: Service) -> None:
         found = await service.encode(texts, "sentences", (Head.DENSE,), cut, request.scope[CALL])
         return json_answer(score(found).of(ScoreMode.DENSE, FusionWeights()))
 
-    @routes.post("/rerank", summary="Passages by their score, by one head or all three")
+    @routes.post("/rerank", summary="Passages by their score, by one head or all three", responses=answered_by(Ranks))
     async def rerank(body: Rerank, request: Request) -> Response:
         _check_direction(body.truncation_direction)
         mode, given = ScoreMode(body.mode), body.weights
@@ -83,7 +93,7 @@ def _add_scores(routes: APIRouter, service: Service) -> None:
 
 
 def _add_words(routes: APIRouter, service: Service) -> None:
-    @routes.post("/tokenize", summary="Tokens with their places in the text, in characters")
+    @routes.post("/tokenize", summary="Tokens with their places in the text", responses=answered_by(Tokens))
     async def tokenize(body: Tokenize) -> Response:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         for i, text in enumerate(texts):

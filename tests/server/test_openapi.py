@@ -1,0 +1,28 @@
+"""What the OpenAPI page says holds for whatever a client makes up."""
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+def test_answers_are_as_documented(server):
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    tried = set()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy())
+        def check(case):
+            case.call_and_validate(checks=CHECKS)
+
+        check()
+        tried.add(operation.path)
+    assert {"/v1/embeddings", "/embed", "/rerank", "/m3/encode", "/similarity", "/tokenize", "/ready"} <= tried
