@@ -14,6 +14,7 @@ from m3_runtime.bulk.progress import ProgressBar
 from m3_runtime.bulk.rows import Columns
 from m3_runtime.bulk.run import BulkSummary, encode_here, run_job
 from m3_runtime.bulk.sources import SourceFormat, find_sources
+from m3_runtime.bulk.workers import encode_in_processes
 from m3_runtime.bundle import Bundle
 from m3_runtime.cli_arguments import add_batching, add_bundle, integer
 from m3_runtime.cpu import default_threads
@@ -40,6 +41,7 @@ examples:
   m3-runtime bulk my-bundle docs.jsonl -o docs-vectors
   m3-runtime bulk my-bundle part-*.parquet -o out --text body --id doc_id --heads dense,sparse
   m3-runtime bulk my-bundle corpus/ -o out --heads dense,sparse,colbert --colbert-dtype int8 --colbert-pool 2
+  m3-runtime bulk my-bundle corpus/ -o out --workers 4          # on a machine of many cores
 
 columns of a shard:
   id string, tokens int32, dense_vecs list of H floats, lexical_weights list of {id int32, weight float32},
@@ -70,6 +72,13 @@ def add_command(commands: Any) -> None:
         type=integer(1),
         metavar="N",
         help=f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})",
+    )
+    command.add_argument(
+        "--workers",
+        type=integer(1),
+        default=1,
+        metavar="N",
+        help="processes that encode, each with the model in memory and its share of the cores (default: 1)",
     )
     command.add_argument("--strict", action="store_true", help="stop at a bad row instead of putting it aside")
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -136,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, arguments)
-    threads = arguments.threads or default_threads()
+    threads = arguments.threads or max(1, default_threads() // arguments.workers)
     open_encoder = partial(
         M3Encoder.from_bundle,
         bundle,
@@ -147,7 +156,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     limits = Limits(arguments.batch_size, arguments.token_budget)
     with ProgressBar(is_shown=not arguments.quiet) as bar:
-        open_encode = partial(encode_here, open_encoder, job, limits)
+        if arguments.workers > 1:
+            open_encode = partial(encode_in_processes, open_encoder, job, limits, arguments.workers)
+        else:
+            open_encode = partial(encode_here, open_encoder, job, limits)
         summary = run_job(job, arguments.output, open_encode, bar, strict=arguments.strict)
     if not arguments.quiet:
         sys.stderr.writelines(f"m3-runtime: {line}\n" for line in _said(summary))

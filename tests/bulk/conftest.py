@@ -43,7 +43,7 @@ class Work:
         return self.write(texts)
 
     def command(self, *more: object) -> list[str]:
-        fixed = ["bulk", self._bundle, *more, "-o", self.out, "--variant", "onnx-fp32", "--threads", 1]
+        fixed = ["bulk", self._bundle, "--variant", "onnx-fp32", "--threads", 1, "-o", self.out, *more]
         return [sys.executable, "-m", "m3_runtime", *map(str, fixed)]
 
     def run(self, *more: object) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,142 @@
+"""Several encoders, each in a process of its own.
+
+    parent  → worker    a shard and where to write it, or the end of the pipe: the worker goes
+    worker  → parent    steps, the draft; an error; or the end of the pipe: the worker was killed
+
+Only the parent touches the folder's journal. A worker whose parent was killed finds its pipe closed and goes.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from m3_runtime.bulk.encode import Limits, ShardDraft, StepDone, encode_shard
+from m3_runtime.bulk.job import Job
+from m3_runtime.bulk.run import Encode, Events
+from m3_runtime.bulk.sharding import Shard
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import BulkError, M3Error
+
+_GOES_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    shard: Shard
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Worker:
+    pipe: Connection
+    process: SpawnProcess
+
+
+@contextmanager
+def encode_in_processes(
+    open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits, workers: int
+) -> Iterator[Encode]:
+    """Encode in `workers` processes, a shard each at a time; drafts come as they are done.
+
+    Args:
+        open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
+        job: what is made of a text.
+        limits: how much runs together, in each worker.
+        workers: how many.
+
+    Raises:
+        BulkError: a worker was killed.
+        M3Error: what a worker raised.
+    """
+    started: list[_Worker] = []
+    try:
+        started.extend(_start(open_encoder, job, limits) for _ in range(workers))
+
+        def encode(shards: Iterator[Shard], path_of: Callable[[int], Path]) -> Events:
+            return _encode(started, shards, path_of)
+
+        yield encode
+    finally:
+        for worker in started:
+            worker.pipe.close()
+        for worker in started:
+            _end(worker.process)
+
+
+def _start(open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits) -> _Worker:
+    # Not forked: engines and tokenizers have threads, and those do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, open_encoder, job, limits), daemon=True)
+    process.start()
+    theirs.close()  # so that the pipe ends with the worker
+    return _Worker(ours, process)
+
+
+def _encode(workers: list[_Worker], shards: Iterator[Shard], path_of: Callable[[int], Path]) -> Events:
+    busy: dict[Connection, _Worker] = {}
+    idle = list(workers)
+    while True:
+        while idle and (shard := next(shards, None)) is not None:
+            worker = idle.pop()
+            _send(worker, _Task(shard, path_of(shard.index)))
+            busy[worker.pipe] = worker
+        if not busy:
+            return
+        for pipe in wait(list(busy)):
+            assert isinstance(pipe, Connection)
+            event = _received(busy[pipe])
+            if isinstance(event, ShardDraft):
+                idle.append(busy.pop(pipe))
+            yield event
+
+
+def _send(worker: _Worker, task: _Task) -> None:
+    try:
+        worker.pipe.send(task)
+    except OSError:
+        _received(worker)  # says why: an error that it sent before it went, or that it was killed
+
+
+def _received(worker: _Worker) -> StepDone | ShardDraft:
+    try:
+        event = worker.pipe.recv()
+    except (EOFError, OSError) as error:
+        worker.process.join(_GOES_WITHIN_S)
+        raise BulkError(
+            f"a worker ended without a word (exit code {worker.process.exitcode}; -9 is mostly want of memory); "
+            "finished shards are kept: run the same command again, with fewer workers if memory was short"
+        ) from error
+    if isinstance(event, M3Error):
+        raise event
+    assert isinstance(event, StepDone | ShardDraft)
+    return event
+
+
+def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits) -> None:
+    """What a worker does until its pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which closes the pipe
+    try:
+        try:
+            with open_encoder() as encoder:
+                while True:
+                    task: _Task = pipe.recv()
+                    for event in encode_shard(encoder, job, limits, task.shard, task.path):
+                        pipe.send(event)
+        except M3Error as error:
+            pipe.send(error)
+    except (EOFError, OSError):
+        return  # nobody is there any more
+
+
+def _end(process: SpawnProcess) -> None:
+    """Wait for a worker that has nothing to do; end one that is still encoding."""
+    process.join(_GOES_WITHIN_S)
+    if process.is_alive():
+        process.terminate()
+        process.join()

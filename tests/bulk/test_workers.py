@@ -1,0 +1,116 @@
+"""Several processes: the same shards, the same safety."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+WORKERS = ("--shard-rows", 5, "--workers", 2)
+
+
+def children_of(parent: int) -> dict[int, str]:
+    """Processes that were started by `parent` and encode: number and command line."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has gone
+            continue
+        if started_by == parent and "spawn_main" in words:
+            found[int(folder.name)] = words
+    return found
+
+
+def started(work, source: Path) -> subprocess.Popen[str]:
+    """A job with two workers that has some shards done, and both workers at work."""
+    process = subprocess.Popen(work.command(source, *WORKERS, "--quiet"), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 4:
+        time.sleep(0.001)
+    return process
+
+
+def gone(number: int) -> bool:
+    try:
+        return (Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until_gone(numbers: list[int]) -> None:
+    end_s = time.monotonic() + 300
+    while not all(map(gone, numbers)):
+        assert time.monotonic() < end_s, "a worker outlives its parent"
+        time.sleep(0.01)
+
+
+def test_two_workers_write_what_one_process_writes(work):
+    source, more = work.numbered(60, bad_every=7), ("--heads", "dense,sparse,colbert")
+    done = work.run(source, *more, *WORKERS)
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s [" in done.stderr
+    ids, rejected = work.ids(), work.rejected()
+    found = pyarrow.dataset.dataset(work.out / "vectors").to_table()
+    work.out = work.folder / "alone"
+    assert work.run(source, *more, "--shard-rows", 5).returncode == 0
+    assert found.equals(pyarrow.dataset.dataset(work.out / "vectors").to_table())
+    assert ids == work.ids() == [f"t{i}" for i in range(60) if i % 7 != 6]
+    assert sorted(row["place"] for row in rejected) == sorted(row["place"] for row in work.rejected())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_the_parent_is_stopped_and_its_workers_go(work, stop):
+    source = work.numbered(2000)
+    with started(work, source) as process:
+        workers = list(children_of(process.pid))
+        assert len(workers) == 2
+        process.send_signal(stop)
+        process.communicate(timeout=300)
+    wait_until_gone(workers)
+    assert process.returncode == (130 if stop is signal.SIGINT else -stop)
+    assert 20 <= len(work.ids()) < 2000
+    done = work.run(source, *WORKERS)
+    assert done.returncode == 0, done.stderr
+    assert work.ids() == [f"t{i}" for i in range(2000)]
+
+
+def test_a_worker_is_killed_and_that_is_said(work):
+    source = work.numbered(2000)
+    with started(work, source) as process:
+        workers = list(children_of(process.pid))
+        os.kill(workers[0], signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "a worker ended without a word (exit code -9; -9 is mostly want of memory); finished shards are kept" in said
+    assert "Traceback" not in said
+    wait_until_gone(workers)
+    done = work.run(source, "--shard-rows", 5)  # the number of workers may change
+    assert done.returncode == 0, done.stderr
+    assert work.ids() == [f"t{i}" for i in range(2000)]
+
+
+def test_what_fails_in_a_worker_is_said_as_it_is_here(work):
+    source = work.numbered(10)
+    (work.folder / "cache").write_text("not a folder")
+    alone = work.run(source, "--cache-dir", work.folder / "cache", "--variant", "openvino-int8")
+    work.out = work.folder / "two"
+    done = work.run(source, "--cache-dir", work.folder / "cache", "--variant", "openvino-int8", *WORKERS)
+    assert done.returncode == alone.returncode == 1
+    assert done.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_row_stops_strict_workers(work):
+    source = work.numbered(100, bad_every=40)
+    done = work.run(source, *WORKERS, "--strict")
+    assert done.returncode == 1
+    assert f"{source}:40: the text must be a str" in done.stderr
+    assert set(work.ids()) <= {f"t{i}" for i in range(35)}
+    assert work.run(source, *WORKERS).returncode == 0
+    assert work.ids() == [f"t{i}" for i in range(100) if i % 40 != 39]
