@@ -52,6 +52,14 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("serving")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     group.add_argument("--port", type=integer(0), default=8080, help="0 takes a free one (default: %(default)s)")
+    group.add_argument(
+        "--workers",
+        type=integer(1),
+        default=1,
+        metavar="N",
+        help="processes that serve, each with its own queue and (but for --threads) its part of the cores "
+        "(default: 1, which is fastest unless answers are large)",
+    )
     group.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the checkpoint's)")
     group.add_argument(
         "--api-key-file",
@@ -149,7 +157,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
     )
     opening = Opening(
         bundle=Path(arguments.bundle),
-        threads=arguments.threads or default_threads(),
+        threads=arguments.threads or max(1, default_threads() // arguments.workers),
         variant=arguments.variant,
         engine=arguments.engine,
         verify=Verify(arguments.verify),
@@ -160,6 +168,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         opening=opening,
         host=arguments.host,
         port=arguments.port,
+        workers=arguments.workers,
         model_name=arguments.model_name,
         max_length=arguments.max_length,
         on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,

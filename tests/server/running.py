@@ -85,7 +85,7 @@ def _url(process: subprocess.Popen[str], log_file: Path) -> str:
     while time.monotonic() < until_s:
         assert process.poll() is None, log_file.read_text()
         for line in log_file.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and (found := json.loads(line)).get("event") == "serving":
+            if line.startswith("{") and line.endswith("\n") and (found := json.loads(line)).get("event") == "serving":
                 return str(found["url"])
         time.sleep(0.05)
     raise AssertionError(f"the server did not start within {START_S} s: {log_file.read_text()}")

@@ -4,19 +4,21 @@ import logging
 import math
 import socket
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from m3_runtime.errors import InputError
 from m3_runtime.server.app import create_app
 from m3_runtime.server.backend import Backend
 from m3_runtime.server.logs import log_as_json
+from m3_runtime.server.memory import memory_of
 from m3_runtime.server.protocol import PatientProtocol
 from m3_runtime.server.service import Service
-from m3_runtime.server.settings import MIB, Limits, ServerSettings
+from m3_runtime.server.settings import Limits, ServerSettings
+from m3_runtime.server.workers import serve_with_workers
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -35,11 +37,18 @@ def serve(settings: ServerSettings) -> None:
     """
     log_as_json()
     with listening(settings) as at:
-        run_worker(settings, at)
+        if settings.workers == 1:
+            run_worker(settings, at)
+        else:
+            serve_with_workers(settings, at)
 
 
-def run_worker(settings: ServerSettings, at: socket.socket) -> None:
-    """Open the bundle and answer what comes in at a socket that listens."""
+def run_worker(settings: ServerSettings, at: socket.socket, tell: Callable[[], None] = lambda: None) -> None:
+    """Open the bundle and answer what comes in at a bound socket; `tell` is called when it does.
+
+    Raises:
+        M3Error: the bundle or a setting is not what it must be.
+    """
     start_s = time.monotonic()
     backend = Backend.open(settings.opening)
     try:
@@ -54,26 +63,29 @@ def run_worker(settings: ServerSettings, at: socket.socket) -> None:
                 "variant": backend.variant.name,
                 "threads": settings.opening.threads,
                 "loaded_s": round(time.monotonic() - start_s, 2),
-                **own_memory().noted(),
+                **memory_of().noted(),
             },
         )
-        config = uvicorn.Config(
-            app,
-            lifespan="on",
-            loop="asyncio",
-            http=PatientProtocol,
-            ws="none",
-            log_config=None,
-            access_log=False,  # the gate logs, without query strings
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=longest_end_s(settings.limits),
-            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        )
-        _Server(config, service).run(sockets=[at])
+        _Server(_uvicorn_config(app, settings.limits), service, tell).run(sockets=[at])
     finally:
         backend.close()
+
+
+def _uvicorn_config(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        loop="asyncio",
+        http=PatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,  # the gate logs, without query strings
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=longest_end_s(limits),
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+    )
 
 
 def longest_end_s(limits: Limits) -> int:
@@ -101,10 +113,16 @@ def listening(settings: ServerSettings) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says that it is not ready any more before it stops listening."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, tell: Callable[[], None]) -> None:
         super().__init__(config)
+        self._tell = tell
         self._service = service
         self._stops_at_s: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server.startup`."""
+        await super().startup(sockets)
+        self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the delay, if there is one; a second one ends it."""
@@ -122,31 +140,3 @@ class _Server(uvicorn.Server):
         if self._stops_at_s is not None and time.monotonic() >= self._stops_at_s:
             self.should_exit = True
         return await super().on_tick(counter)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a process holds: all that is resident, and its share where pages are held together with others; in bytes."""
-
-    resident_bytes: int
-    share_bytes: int
-
-    def noted(self) -> dict[str, float]:
-        """For a log line; nothing where the system does not tell."""
-        if not self.resident_bytes:
-            return {}
-        return {
-            "resident_mib": round(self.resident_bytes / MIB, 1),
-            "share_mib": round(self.share_bytes / MIB, 1),
-        }
-
-
-def own_memory() -> Memory:
-    """This process's memory (Linux)."""
-    try:
-        text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return Memory(0, 0)
-    fields = dict(line.split(":", 1) for line in text.splitlines() if line.endswith("kB") and ":" in line)
-    resident, share = (1024 * int(fields.get(key, "0 kB").split()[0]) for key in ("Rss", "Pss"))
-    return Memory(resident, share)

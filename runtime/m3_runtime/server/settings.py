@@ -1,4 +1,4 @@
-"""What a server is told at start, checked and frozen."""
+"""What a server is told at start, checked and frozen. Picklable: workers get it as it is."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class ServerSettings:
         opening: the bundle, and how each worker opens it.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
+        workers: processes that serve.
         model_name: what clients call the model; None is the checkpoint's own name.
         max_length: tokens per text, both special tokens included; None is the model's limit.
         on_truncate: what becomes of longer texts of requests that do not say it themselves.
@@ -56,6 +57,7 @@ class ServerSettings:
     opening: Opening
     host: str = "127.0.0.1"
     port: int = 8080
+    workers: int = 1
     model_name: str | None = None
     max_length: int | None = None
     on_truncate: OnTruncate = OnTruncate.ERROR
