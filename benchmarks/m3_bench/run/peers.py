@@ -21,8 +21,9 @@ def _lite(precision: str) -> Make:
 
     def make(setup: Setup) -> Candidate:
         command = command_of(contender, setup)
-        model = "model_int8" if precision == "int8" else "model_fused"
-        size = sum(path.stat().st_size for path in Path(command.arguments[0]).glob(f"{model}.onnx*"))
+        # its fused graph holds new Q/K/V weights, and takes the others from the file it was made of
+        files = ("model_int8.onnx*",) if precision == "int8" else ("model_fused.onnx*", "model.onnx_data")
+        size = sum(path.stat().st_size for name in files for path in Path(command.arguments[0]).glob(name))
         return Candidate(contender.value, False, "onnxruntime", precision, ALL_HEADS, size, command)
 
     return make
