@@ -68,6 +68,7 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         help="let in only who shows a key of FILE; each line is a key, or a name, a blank and a key; read again when "
         "it changes (default: everyone is let in)",
     )
+    group.add_argument("--no-ui", action="store_true", help="no page to play with at /")
     group.add_argument(
         "--max-length", type=integer(3), metavar="N", help="tokens per text (default: what the model takes)"
     )
@@ -174,6 +175,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         limits=limits,
         api_key_file=arguments.api_key_file,
+        has_ui=not arguments.no_ui,
         drain_delay_s=arguments.drain_delay_s,
     )
 

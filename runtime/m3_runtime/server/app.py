@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from m3_runtime.errors import M3Error
@@ -48,6 +49,8 @@ def create_app(service: Service) -> ASGIApp:
     for routes in (openai_routes(service), tei_routes(service), m3_routes(service)):
         app.include_router(routes)
     _add_operation(app, service)
+    if settings.has_ui:
+        _add_playground(app)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
     return Gate(app, service, keys, [path for path in paths if "{" not in path])
@@ -71,6 +74,19 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
     app.include_router(operation)
+
+
+def _add_playground(app: FastAPI) -> None:
+    page = files(__package__).joinpath("playground.html").read_bytes()
+    # the page is whole: whatever got into it could load nothing, and send nothing to anyone but this server
+    rules = (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+    )
+    headers = {"content-security-policy": f"{rules}; frame-ancestors 'none'", "x-content-type-options": "nosniff"}
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return HTMLResponse(page, headers=headers)
 
 
 def _add_errors(app: FastAPI) -> None:

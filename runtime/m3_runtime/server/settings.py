@@ -50,6 +50,7 @@ class ServerSettings:
         on_truncate: what becomes of longer texts of requests that do not say it themselves.
         limits: see `Limits`.
         api_key_file: keys that clients must show; None lets everyone in.
+        has_ui: whether a page to play with is served at /.
         drain_delay_s: how long requests are still taken after SIGTERM while /ready says no, so that a load balancer
             can turn away first.
     """
@@ -63,4 +64,5 @@ class ServerSettings:
     on_truncate: OnTruncate = OnTruncate.ERROR
     limits: Limits = field(default_factory=Limits)
     api_key_file: Path | None = None
+    has_ui: bool = True
     drain_delay_s: float = 0.0
