@@ -160,6 +160,7 @@ def test_no_room_for_a_shard(work):
     assert "File too large; finished shards are kept: make room" in done.stderr
     assert "Traceback" not in done.stderr
     assert work.ids() == [f"t{i}" for i in range(6)]
+    assert list((work.out / "partial").iterdir()) == []
     assert work.run(source, *more).returncode == 0
     assert work.ids() == [f"t{i}" for i in range(9)]
 

@@ -28,10 +28,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on disk when the block ends."""
-    with path.open("wb") as file:
-        yield file
-        flush(file)
+    """A new file, on disk when the block ends, gone when the block fails: room may be what is lacking."""
+    try:
+        with path.open("wb") as file:
+            yield file
+            flush(file)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def flush(file: BinaryIO | FileIO) -> None:
