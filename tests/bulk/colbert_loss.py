@@ -1,6 +1,8 @@
 """What smaller ColBERT costs: MaxSim and nDCG@10 of each way of keeping rows, against the rows as they are.
 
-    python tests/bulk/colbert_loss.py BUNDLE DATASET     prints a Markdown table; DATASET as for m3-bench retrieval
+    python tests/bulk/colbert_loss.py BUNDLE DATASET [QUERIES]
+
+prints a Markdown table; DATASET is as for m3-bench retrieval, of which the first QUERIES are asked.
 
 ColBERT ranks dense's best 100. Queries are never made smaller: they are not stored.
 """

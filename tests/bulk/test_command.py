@@ -202,11 +202,13 @@ def test_arguments_that_cannot_be(work, more, code, message):
     assert not work.out.exists()
 
 
-@pytest.mark.parametrize("package", ["pyarrow", "tqdm"])
-def test_the_missing_extra_is_named(work, package):
+@pytest.mark.parametrize(
+    ("package", "more"), [("pyarrow", ()), ("tqdm", ()), ("scipy", ("--heads", "colbert", "--colbert-pool", 2))]
+)
+def test_the_missing_extra_is_named(work, package, more):
     code = f"import sys; sys.modules[{package!r}] = None; from m3_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", code, *work.command(work.write([{"text": "a"}]))[3:]]
+    words = [sys.executable, "-c", code, *work.command(work.write([{"text": "a b c"}]), *more)[3:]]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert 'pip install "m3-runtime[bulk]"' in done.stderr
-    assert not work.out.exists()
+    assert not list(work.out.glob("vectors/*"))

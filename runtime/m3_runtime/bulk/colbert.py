@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.errors import ExtraNotInstalledError
+
 _WINDOW_ROWS = 512
 """Rows are clustered among so many neighbours: a clustering compares each with each."""
 
@@ -48,6 +50,9 @@ def pooled(rows: NDArray[Any], factor: int) -> NDArray[Any]:
     Returns:
         (ceil(R / factor), C) for R up to 512, fewer where rows are alike, and so for each window of a longer text; the
         dtype of `rows`.
+
+    Raises:
+        ExtraNotInstalledError: scipy is not installed.
     """
     if factor == 1 or len(rows) == 1:
         return rows
@@ -58,8 +63,10 @@ def pooled(rows: NDArray[Any], factor: int) -> NDArray[Any]:
 def _pooled_window(rows: NDArray[Any], factor: int) -> NDArray[Any]:
     if len(rows) == 1:
         return rows
-    from scipy.cluster.hierarchy import fcluster, linkage
-
+    try:
+        from scipy.cluster.hierarchy import fcluster, linkage
+    except ImportError as error:
+        raise ExtraNotInstalledError('pooling ColBERT rows needs scipy; pip install "m3-runtime[bulk]"') from error
     # On rows of one length Ward's squared distances are cosines, up to a factor.
     numbers = fcluster(linkage(rows, method="ward"), t=-(-len(rows) // factor), criterion="maxclust")
     _, first, clusters = np.unique(numbers, return_index=True, return_inverse=True)
