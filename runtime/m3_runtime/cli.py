@@ -17,6 +17,7 @@ _EPILOG = """\
 examples:
   m3-runtime info my-bundle
   m3-runtime encode my-bundle texts.txt -o vectors.jsonl
+  m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
 exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
