@@ -1,0 +1,257 @@
+"""Qdrant: dense, sparse and ColBERT of a text in one point, from one encode; hybrid search by Qdrant's own Query API.
+
+Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folder, or a server.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import islice
+from typing import Any
+
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.encoding import Encoding
+from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
+from m3_runtime.manifest import Head
+from m3_runtime.space import check_space
+
+try:
+    from qdrant_client import QdrantClient, models
+except ImportError as error:
+    raise ExtraNotInstalledError('this needs qdrant-client; pip install "m3-runtime[qdrant]"') from error
+
+TEXT_KEY = "text"
+"""Where a point's payload has the text."""
+_SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
+_ENCODE_TEXTS = 32
+_UPSERT_NUMBERS = 1_000_000  # of ColBERT, at about 20 bytes each in JSON: a server refuses requests above 32 MiB
+
+
+class Mode(StrEnum):
+    """How to search.
+
+    HYBRID fuses the dense and the sparse ranking by their ranks (RRF); RERANKED orders what HYBRID finds by ColBERT.
+    COLBERT alone compares the query with every point: exact, and slow in a large collection.
+    """
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    COLBERT = "colbert"
+    HYBRID = "hybrid"
+    RERANKED = "reranked"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to keep. `id` is an integer of 0 or more, or a UUID as text; `payload` lies beside the text."""
+
+    id: int | str
+    text: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+class QdrantIndex:
+    """One collection with three named vectors a point: "dense", "sparse" and "colbert".
+
+    The collection notes which vector space and which variant filled it, and `open` compares.
+
+    >>> index = QdrantIndex.create(QdrantClient(":memory:"), "library", encoder)  # doctest: +SKIP
+    >>> index.add([Passage(1, "Bees dance."), Passage(2, "蜜蜂会跳舞。")])  # doctest: +SKIP
+    >>> index.search("How do bees talk?", mode=Mode.RERANKED)[0].payload["text"]  # doctest: +SKIP
+    """
+
+    def __init__(self, client: QdrantClient, collection: str, encoder: M3Encoder) -> None:
+        """Use `create` or `open`, which look at the collection."""
+        self._client, self._collection, self._encoder = client, collection, encoder
+
+    @classmethod
+    def create(cls, client: QdrantClient, collection: str, encoder: M3Encoder) -> "QdrantIndex":
+        """A new, empty collection.
+
+        Raises:
+            HeadError: the bundle lacks one of the three heads.
+            ValueError: Qdrant has a collection of this name.
+        """
+        client.create_collection(
+            collection,
+            vectors_config=_vectors_config(encoder),
+            sparse_vectors_config={Head.SPARSE.value: models.SparseVectorParams()},
+            metadata={_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name},
+        )
+        return cls(client, collection, encoder)
+
+    @classmethod
+    def open(cls, client: QdrantClient, collection: str, encoder: M3Encoder) -> "QdrantIndex":
+        """A collection that `create` made.
+
+        Raises:
+            InputError: the collection does not say which vector space it holds.
+            SpaceMismatchError: it was filled from another vector space.
+            ValueError: Qdrant has no such collection.
+
+        Warns:
+            VariantDriftWarning: the same space, computed by another variant.
+        """
+        notes = client.get_collection(collection).config.metadata or {}
+        if not {_SPACE_KEY, _VARIANT_KEY} <= notes.keys():
+            raise InputError(
+                f"collection {collection!r} does not say which vector space it holds; expected {_SPACE_KEY} and "
+                f"{_VARIANT_KEY} in its metadata, as QdrantIndex.create writes them"
+            )
+        check_space(notes[_SPACE_KEY], notes[_VARIANT_KEY], encoder)
+        return cls(client, collection, encoder)
+
+    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> None:
+        """Encode and write passages, some at a time; an id that is there is replaced.
+
+        Args:
+            passages: any number of them.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+
+        Raises:
+            InputError: a text is not what it must be; it is named by its id.
+        """
+        waiting = iter(passages)
+        while some := list(islice(waiting, _ENCODE_TEXTS)):
+            for points in _within_a_request(self._points(some, max_length)):
+                self._client.upsert(self._collection, points, wait=True)
+
+    def search(
+        self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100
+    ) -> list[models.ScoredPoint]:
+        """The best points, best first, with their payload.
+
+        Scores are Qdrant's: cosine (dense), product of weights (sparse), the sum over the query's rows of the best
+        product (ColBERT; `M3Encoder.colbert_score` is the mean), summed 1 / rank (hybrid).
+
+        Args:
+            query: the question.
+            limit: how many points at most.
+            mode: how to search.
+            candidates: how many points of each ranking HYBRID fuses, and how many RERANKED orders anew.
+
+        Raises:
+            InputError: an argument is not what it must be.
+        """
+        chosen = _mode(mode)
+        encoding = self._encoder.encode_queries(
+            [query],
+            return_dense=chosen not in (Mode.SPARSE, Mode.COLBERT),
+            return_sparse=chosen not in (Mode.DENSE, Mode.COLBERT),
+            return_colbert_vecs=chosen in (Mode.COLBERT, Mode.RERANKED),
+        )
+        plan = _plan(encoding, chosen, max(limit, candidates))
+        return self._client.query_points(
+            self._collection, query=plan.query, using=plan.using, prefetch=plan.prefetch, limit=limit
+        ).points
+
+    def _points(self, passages: list[Passage], max_length: int | None) -> list[models.PointStruct]:
+        for passage in passages:
+            if not isinstance(passage.text, str):
+                raise InputError(f"passage {passage.id!r}: text must be a str, got {type(passage.text).__name__}")
+        encoding = self._encoder.encode_corpus(
+            [passage.text for passage in passages],
+            max_length=max_length,
+            return_sparse=True,
+            return_colbert_vecs=True,
+        )
+        return [
+            models.PointStruct(id=passage.id, vector=vectors, payload={**passage.payload, TEXT_KEY: passage.text})
+            for passage, vectors in zip(passages, named_vectors(encoding), strict=True)
+        ]
+
+
+def _within_a_request(points: list[models.PointStruct]) -> Iterator[list[models.PointStruct]]:
+    """The points in order, in groups that a server takes at a time; a very long text is a group of its own."""
+    group: list[models.PointStruct] = []
+    numbers = 0
+    for point in points:
+        assert isinstance(point.vector, dict)
+        rows = point.vector[Head.COLBERT.value]
+        assert isinstance(rows, list) and isinstance(rows[0], list)
+        more = len(rows) * len(rows[0])
+        if group and numbers + more > _UPSERT_NUMBERS:
+            yield group
+            group, numbers = [], 0
+        group.append(point)
+        numbers += more
+    if group:
+        yield group
+
+
+def named_vectors(encoding: Encoding) -> Iterator[dict[str, Any]]:
+    """Per text what `PointStruct.vector` takes, for points that you make yourself.
+
+    Args:
+        encoding: of a list of texts, with all three heads.
+    """
+    assert encoding.dense_vecs is not None and encoding.colbert_vecs is not None
+    for row, (dense, colbert) in enumerate(zip(encoding.dense_vecs, encoding.colbert_vecs, strict=True)):
+        yield {
+            Head.DENSE.value: dense.tolist(),
+            Head.SPARSE.value: sparse_vector(encoding, row),
+            Head.COLBERT.value: colbert.tolist(),
+        }
+
+
+def sparse_vector(encoding: Encoding, row: int) -> models.SparseVector:
+    """One text's lexical weights as Qdrant takes them."""
+    assert encoding.sparse is not None
+    ids, weights = encoding.sparse.row(row)
+    return models.SparseVector(indices=ids.tolist(), values=weights.tolist())
+
+
+def _vectors_config(encoder: M3Encoder) -> dict[str, models.VectorParams]:
+    manifest = encoder.bundle.manifest
+    missing = [head.value for head in Head if head not in manifest.heads]
+    rows_of = manifest.geometry.colbert_dim
+    if missing or rows_of is None:
+        raise HeadError(f"a collection has all three heads, the bundle has no {', '.join(missing)} head")
+    return {
+        # Lengths are 1 already; cosine rather than the product because LangChain's store expects it.
+        Head.DENSE.value: models.VectorParams(size=manifest.geometry.hidden_size, distance=models.Distance.COSINE),
+        Head.COLBERT.value: models.VectorParams(
+            size=rows_of,
+            distance=models.Distance.DOT,
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            hnsw_config=models.HnswConfigDiff(m=0),  # it orders candidates; a graph over every token would be wasted
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    query: Any
+    using: str | None
+    prefetch: list[models.Prefetch] | None = None
+
+
+def _plan(encoding: Encoding, mode: Mode, candidates: int) -> _Plan:
+    """What to ask Qdrant for."""
+    if mode in (Mode.HYBRID, Mode.RERANKED):
+        rankings = [
+            models.Prefetch(query=_vector(encoding, head), using=head.value, limit=candidates)
+            for head in (Head.DENSE, Head.SPARSE)
+        ]
+        fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+        if mode is Mode.HYBRID:
+            return _Plan(fusion, None, rankings)
+        fused = models.Prefetch(query=fusion, prefetch=rankings, limit=candidates)
+        return _Plan(_vector(encoding, Head.COLBERT), Head.COLBERT.value, [fused])
+    head = Head(mode.value)
+    return _Plan(_vector(encoding, head), head.value)
+
+
+def _vector(encoding: Encoding, head: Head) -> Any:
+    if head is Head.SPARSE:
+        return sparse_vector(encoding, 0)
+    vectors = encoding.dense_vecs if head is Head.DENSE else encoding.colbert_vecs
+    assert vectors is not None
+    return vectors[0].tolist()
+
+
+def _mode(mode: Mode | str) -> Mode:
+    try:
+        return Mode(mode)
+    except ValueError as error:
+        raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error

@@ -1,0 +1,25 @@
+"""One encoder, and our own small corpus with its judgements."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m3_runtime import M3Encoder
+
+LIBRARY = Path(__file__).parents[2] / "benchmarks" / "data" / "multilingual"
+
+
+@pytest.fixture(scope="session")
+def encoder(mini_bundle: Path) -> Iterator[M3Encoder]:
+    with M3Encoder.open(mini_bundle, variant="onnx-fp32", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def library() -> list[tuple[str, str]]:
+    """Twelve English and Chinese passages: id and text."""
+    lines = (LIBRARY / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["_id"], row["text"]) for row in rows if row["_id"].startswith(("en-", "zh-"))][:12]
