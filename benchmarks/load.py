@@ -114,11 +114,11 @@ def loaded(asked: argparse.Namespace, seconds: float) -> tuple[Tally, float]:
 
 
 def direct(encoder: M3Encoder, asked: argparse.Namespace, seconds: float) -> Direct:
-    """The encoder's own throughput over what all clients would send together, and its time for single requests."""
+    """The encoder's own throughput over what all clients have under way at a time, and its time for single requests."""
     turns = [requests_of(client, asked) for client in range(asked.clients)]
     tokens, used_s = 0, 0.0
     while used_s < seconds / 2:
-        texts = [text for turn in turns for _ in range(4) for text in next(turn)]
+        texts = [text for turn in turns for text in next(turn)]
         start_s = time.perf_counter()
         tokens += int(encoder.encode(texts, max_length=encoder.max_tokens).token_counts.sum())
         used_s += time.perf_counter() - start_s

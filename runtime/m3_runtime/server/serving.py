@@ -101,7 +101,8 @@ def listening(settings: ServerSettings) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        at = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named, or asyncio would not switch Nagle's algorithm off, and answers would wait 40 ms.
+        at = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         at.bind((settings.host, settings.port))
         at.set_inheritable(True)
