@@ -45,8 +45,8 @@ def test_each_head_is_scored_as_we_score_it(index, scores, mode):
 
 
 def test_hybrid_finds_what_either_ranking_has(index, scores):
-    found = {point.id for point in index.search(QUERY, limit=12, candidates=2)}  # limit raises candidates
-    assert found == set(range(12))
+    found = {point.id for point in index.search(QUERY, limit=15, candidates=2)}  # limit raises candidates
+    assert found == set(range(15))
     first = index.search(QUERY, limit=2, candidates=2)
     leaders = {*np.argsort(-scores["dense"])[:2].tolist(), *np.argsort(-scores["sparse"])[:2].tolist()}
     assert {point.id for point in first} <= leaders
@@ -112,4 +112,4 @@ def test_bad_input_is_named(index):
         index.add([Passage(40, None)])
     with pytest.raises(InputError, match="mode must be one of dense, sparse"):
         index.search(QUERY, mode="fuzzy")
-    assert len(index.search(QUERY, limit=100, mode=Mode.DENSE)) == 12  # nothing was added
+    assert len(index.search(QUERY, limit=100, mode=Mode.DENSE)) == 15  # nothing was added

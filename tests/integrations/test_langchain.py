@@ -1,0 +1,113 @@
+"""LangChain's own stores: in memory, Qdrant, Milvus Lite."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_milvus import Milvus
+from langchain_qdrant import QdrantVectorStore, RetrievalMode
+from pymilvus import Function, FunctionType
+from qdrant_client import QdrantClient
+
+from m3_runtime import InputError
+from m3_runtime.integrations.langchain import M3Embeddings
+from m3_runtime.integrations.langchain_milvus import M3SparseEmbeddings as MilvusSparse
+from m3_runtime.integrations.langchain_qdrant import M3SparseEmbeddings as QdrantSparse
+from m3_runtime.integrations.qdrant import Passage, QdrantIndex
+
+QUERY = "谁用胶泥做成活字？"
+ANSWER = "zh-huozi"
+
+
+@pytest.fixture(scope="module")
+def documents(library):
+    return [Document(text, metadata={"name": name}) for name, text in library]
+
+
+def test_dense_in_langchains_own_store(encoder, documents):
+    store = InMemoryVectorStore(M3Embeddings(encoder))
+    store.add_documents(documents)
+    found = store.similarity_search_with_score(QUERY, k=3)
+    assert found[0][0].metadata["name"] == ANSWER
+    both = encoder.encode([QUERY, found[0][0].page_content])["dense_vecs"]
+    assert found[0][1] == pytest.approx(float(both[0] @ both[1]), abs=1e-5)
+
+
+def test_async_gives_the_same(encoder):
+    embeddings = M3Embeddings(encoder)
+    assert asyncio.run(embeddings.aembed_documents(["one", "two"])) == embeddings.embed_documents(["one", "two"])
+    assert asyncio.run(embeddings.aembed_query("one")) == embeddings.embed_query("one")
+    assert embeddings.embed_documents([]) == []
+
+
+def test_max_length_is_kept_to(encoder):
+    long, short = "one two three four five six", "one two"
+    cut = M3Embeddings(encoder, max_length=4)
+    np.testing.assert_allclose(cut.embed_query(long), cut.embed_query(short), atol=1e-6)
+    assert np.abs(np.subtract(M3Embeddings(encoder).embed_query(long), cut.embed_query(long))).max() > 1e-3
+    for sparse in (QdrantSparse(encoder, max_length=4), MilvusSparse(encoder, max_length=4)):
+        assert sparse.embed_query(long) == sparse.embed_query(short) != type(sparse)(encoder).embed_query(long)
+
+
+def test_bad_texts_are_named(encoder):
+    for embeddings in (M3Embeddings(encoder), QdrantSparse(encoder), MilvusSparse(encoder)):
+        with pytest.raises(InputError, match="1"):
+            embeddings.embed_documents(["good", None])
+
+
+@pytest.mark.parametrize("mode", list(RetrievalMode))
+def test_the_qdrant_store(encoder, documents, mode):
+    client = QdrantClient(":memory:")
+    QdrantIndex.create(client, "library", encoder)
+    store = QdrantVectorStore(
+        client,
+        "library",
+        embedding=M3Embeddings(encoder),
+        sparse_embedding=QdrantSparse(encoder),
+        retrieval_mode=mode,
+        vector_name="dense",
+        sparse_vector_name="sparse",
+    )
+    store.add_documents(documents)
+    found = store.similarity_search(QUERY, k=3)
+    assert found[0].metadata["name"] == ANSWER
+    client.close()
+
+
+def test_the_qdrant_store_reads_what_our_index_filled(encoder, library):
+    client = QdrantClient(":memory:")
+    QdrantIndex.create(client, "library", encoder).add(Passage(i, text) for i, (_, text) in enumerate(library))
+    store = QdrantVectorStore(
+        client,
+        "library",
+        embedding=M3Embeddings(encoder),
+        sparse_embedding=QdrantSparse(encoder),
+        retrieval_mode=RetrievalMode.HYBRID,
+        vector_name="dense",
+        sparse_vector_name="sparse",
+        content_payload_key="text",
+    )
+    (found,) = store.similarity_search(QUERY, k=1)
+    assert found.page_content == dict(library)[ANSWER]
+    client.close()
+
+
+def test_the_milvus_store(encoder, documents, tmp_path):
+    store = Milvus.from_documents(
+        documents,
+        embedding=[M3Embeddings(encoder), MilvusSparse(encoder)],
+        vector_field=["dense", "sparse"],
+        index_params=[
+            {"index_type": "FLAT", "metric_type": "IP"},
+            {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP"},
+        ],
+        # the store's own default for this index asks for a drop ratio, which Milvus Lite refuses
+        search_params=[{"metric_type": "IP", "params": {}}, {"metric_type": "IP", "params": {}}],
+        connection_args={"uri": str(tmp_path / "library.db")},
+        consistency_level="Strong",
+    )
+    rrf = Function("rrf", FunctionType.RERANK, input_field_names=[], params={"reranker": "rrf", "k": 60})
+    found = store.similarity_search(QUERY, k=3, reranker=rrf)
+    assert found[0].metadata["name"] == ANSWER
