@@ -3,15 +3,15 @@
 Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folder, or a server.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.encoding import Encoding
 from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
+from m3_runtime.integrations.passages import Mode, Passage, checked_mode
 from m3_runtime.manifest import Head
 from m3_runtime.space import check_space
 
@@ -20,34 +20,13 @@ try:
 except ImportError as error:
     raise ExtraNotInstalledError('this needs qdrant-client; pip install "m3-runtime[qdrant]"') from error
 
+__all__ = ["TEXT_KEY", "Mode", "Passage", "QdrantIndex", "named_vectors", "sparse_vector"]
+
 TEXT_KEY = "text"
 """Where a point's payload has the text."""
 _SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
 _ENCODE_TEXTS = 32
 _UPSERT_NUMBERS = 1_000_000  # of ColBERT, at about 20 bytes each in JSON: a server refuses requests above 32 MiB
-
-
-class Mode(StrEnum):
-    """How to search.
-
-    HYBRID fuses the dense and the sparse ranking by their ranks (RRF); RERANKED orders what HYBRID finds by ColBERT.
-    COLBERT alone compares the query with every point: exact, and slow in a large collection.
-    """
-
-    DENSE = "dense"
-    SPARSE = "sparse"
-    COLBERT = "colbert"
-    HYBRID = "hybrid"
-    RERANKED = "reranked"
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A text to keep. `id` is an integer of 0 or more, or a UUID as text; `payload` lies beside the text."""
-
-    id: int | str
-    text: str
-    payload: Mapping[str, Any] = field(default_factory=dict)
 
 
 class QdrantIndex:
@@ -133,7 +112,7 @@ class QdrantIndex:
         Raises:
             InputError: an argument is not what it must be.
         """
-        chosen = _mode(mode)
+        chosen = checked_mode(mode)
         encoding = self._encoder.encode_queries(
             [query],
             return_dense=chosen not in (Mode.SPARSE, Mode.COLBERT),
@@ -147,8 +126,7 @@ class QdrantIndex:
 
     def _points(self, passages: list[Passage], max_length: int | None) -> list[models.PointStruct]:
         for passage in passages:
-            if not isinstance(passage.text, str):
-                raise InputError(f"passage {passage.id!r}: text must be a str, got {type(passage.text).__name__}")
+            passage.check()
         encoding = self._encoder.encode_corpus(
             [passage.text for passage in passages],
             max_length=max_length,
@@ -248,10 +226,3 @@ def _vector(encoding: Encoding, head: Head) -> Any:
     vectors = encoding.dense_vecs if head is Head.DENSE else encoding.colbert_vecs
     assert vectors is not None
     return vectors[0].tolist()
-
-
-def _mode(mode: Mode | str) -> Mode:
-    try:
-        return Mode(mode)
-    except ValueError as error:
-        raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error

@@ -1,0 +1,306 @@
+"""Milvus: pymilvus' `BGEM3EmbeddingFunction` over a bundle, and a collection with dense and sparse search.
+
+Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) or a server.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.encoding import Encoding
+from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.flag import BGEM3FlagModel
+from m3_runtime.integrations.passages import Mode, Passage, checked_mode
+from m3_runtime.space import check_space
+
+try:
+    from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker
+    from scipy.sparse import csr_array
+except ImportError as error:
+    raise ExtraNotInstalledError('this needs pymilvus and scipy; pip install "m3-runtime[milvus]"') from error
+
+__all__ = ["BGEM3EmbeddingFunction", "Hit", "MilvusIndex", "Mode", "Passage"]
+
+_SPACE_KEY, _VARIANT_KEY = "m3.space_id", "m3.variant"
+_ENCODE_TEXTS = 32
+_MAX_TEXT_BYTES = 65_535  # of a VARCHAR
+_MAX_ID_BYTES = 512
+_BY_PRODUCT = {"metric_type": "IP"}
+
+
+class BGEM3EmbeddingFunction:
+    """pymilvus' class of that name: the same calls, the same keys and types, with a bundle's folder as the model.
+
+    >>> function = BGEM3EmbeddingFunction("bge-m3-cpu")  # doctest: +SKIP
+    >>> function.encode_documents(["Bees dance."])["sparse"].shape  # doctest: +SKIP
+    (1, 250002)
+
+    Attributes:
+        model: the `BGEM3FlagModel` that does the work.
+    """
+
+    def __init__(  # noqa: PLR0913 - pymilvus' arguments
+        self,
+        model_name: str | Path,
+        batch_size: int = 16,
+        device: str | None = None,
+        normalize_embeddings: bool | None = True,
+        use_fp16: bool = False,
+        return_dense: bool = True,
+        return_sparse: bool = True,
+        return_colbert_vecs: bool = False,
+        *,
+        variant: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            model_name: a bundle's folder.
+            batch_size: most texts that run together.
+            device: None or "cpu".
+            normalize_embeddings: what the bundle was exported with, or None.
+            use_fp16: accepted; the bundle's variant says how vectors are computed.
+            return_dense: give "dense".
+            return_sparse: give "sparse".
+            return_colbert_vecs: give "colbert_vecs".
+            variant: as in `M3Encoder.open`.
+            threads: as in `M3Encoder.open`.
+
+        Raises:
+            M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
+        """
+        self.model = BGEM3FlagModel(
+            model_name, normalize_embeddings, use_fp16, devices=device, variant=variant, threads=threads
+        )
+        self.model_name, self.batch_size, self.device = str(model_name), batch_size, device
+        self.normalize_embeddings, self.use_fp16 = normalize_embeddings, use_fp16
+        self._heads = (return_dense, return_sparse, return_colbert_vecs)
+
+    @property
+    def dim(self) -> dict[str, int | None]:
+        """Width of each kind of vector, under "dense", "colbert_vecs" and "sparse"."""
+        geometry = self.model.encoder.bundle.manifest.geometry
+        return {"dense": geometry.hidden_size, "colbert_vecs": geometry.colbert_dim, "sparse": geometry.vocab_size}
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
+        """As `encode_documents`."""
+        return self._encode(texts)
+
+    def encode_queries(self, queries: Sequence[str]) -> dict[str, Any]:
+        """As `encode_documents`: M3 treats queries and passages alike."""
+        return self._encode(queries)
+
+    def encode_documents(self, documents: Sequence[str]) -> dict[str, Any]:
+        """The vectors of S texts, for the heads that were asked for.
+
+        Returns:
+            "dense": S arrays (H,); "sparse": a `csr_array` (S, V) of float64; "colbert_vecs": S arrays (L-1, C).
+
+        Raises:
+            InputError: a text is not what it must be, or no head is asked for.
+        """
+        return self._encode(documents)
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Any]:
+        if isinstance(texts, str):
+            raise InputError("expected a list of texts, got a str; put it in a list")
+        found = self.model.encoder.encode(texts, self.batch_size, None, *self._heads)
+        results: dict[str, Any] = {}
+        if found.dense_vecs is not None:
+            results["dense"] = list(found.dense_vecs)
+        if found.sparse is not None:
+            data, ids, starts = found.sparse.to_csr()
+            shape = (len(found.sparse), found.sparse.vocab_size)
+            results["sparse"] = csr_array((data.astype("float64"), ids, starts), shape=shape)
+        if found.colbert_vecs is not None:
+            results["colbert_vecs"] = found.colbert_vecs
+        return results
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found; `score` is Milvus', or ColBERT's after reranking."""
+
+    passage: Passage
+    score: float
+
+
+class MilvusIndex:
+    """A collection with the fields id, text, payload (JSON), dense and sparse; ColBERT orders candidates anew.
+
+    Milvus keeps no ColBERT rows here: reranking encodes the candidates' texts when it is asked for.
+    The collection notes which vector space and which variant filled it, and `open` compares.
+
+    >>> index = MilvusIndex.create(MilvusClient("library.db"), "library", encoder)  # doctest: +SKIP
+    >>> index.add([Passage("bees", "Bees dance.")])  # doctest: +SKIP
+    >>> index.search("How do bees talk?")[0].passage.text  # doctest: +SKIP
+    """
+
+    def __init__(self, client: MilvusClient, collection: str, encoder: M3Encoder) -> None:
+        """Use `create` or `open`, which look at the collection."""
+        self._client, self._collection, self._encoder = client, collection, encoder
+
+    @classmethod
+    def create(cls, client: MilvusClient, collection: str, encoder: M3Encoder) -> "MilvusIndex":
+        """A new, empty collection.
+
+        Raises:
+            InputError: there is a collection of this name.
+        """
+        if client.has_collection(collection):  # creating it again would do nothing, and say nothing
+            raise InputError(f"there is a collection {collection!r}; open it, drop it, or choose another name")
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_MAX_ID_BYTES)
+        schema.add_field("text", DataType.VARCHAR, max_length=_MAX_TEXT_BYTES)
+        schema.add_field("payload", DataType.JSON)
+        schema.add_field("dense", DataType.FLOAT_VECTOR, dim=encoder.bundle.manifest.geometry.hidden_size)
+        schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+        indexes = client.prepare_index_params()
+        indexes.add_index("dense", index_type="AUTOINDEX", metric_type="IP")  # lengths are 1: cosine
+        indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+        client.create_collection(
+            collection,
+            schema=schema,
+            index_params=indexes,
+            consistency_level="Strong",  # what was added is found at once
+            properties={_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name},
+        )
+        return cls(client, collection, encoder)
+
+    @classmethod
+    def open(cls, client: MilvusClient, collection: str, encoder: M3Encoder) -> "MilvusIndex":
+        """A collection that `create` made, loaded for searching.
+
+        Raises:
+            InputError: there is no such collection, or it does not say which vector space it holds.
+            SpaceMismatchError: it was filled from another vector space.
+
+        Warns:
+            VariantDriftWarning: the same space, computed by another variant.
+        """
+        if not client.has_collection(collection):
+            raise InputError(f"there is no collection {collection!r}; make it with MilvusIndex.create")
+        notes = client.describe_collection(collection).get("properties") or {}
+        if not {_SPACE_KEY, _VARIANT_KEY} <= notes.keys():
+            raise InputError(
+                f"collection {collection!r} does not say which vector space it holds; expected {_SPACE_KEY} and "
+                f"{_VARIANT_KEY} among its properties, as MilvusIndex.create writes them"
+            )
+        check_space(notes[_SPACE_KEY], notes[_VARIANT_KEY], encoder)
+        client.load_collection(collection)
+        return cls(client, collection, encoder)
+
+    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> None:
+        """Encode and write passages, some at a time; an id that is there is replaced. Integers become text.
+
+        Args:
+            passages: any number of them.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+
+        Raises:
+            InputError: a text is none, too long for a VARCHAR, or without lexical weights (empty, say), which Milvus
+                does not take; the passage is named.
+            HeadError: the bundle has no sparse head.
+        """
+        waiting = iter(passages)
+        while some := list(islice(waiting, _ENCODE_TEXTS)):
+            last = {str(passage.id): passage for passage in some}  # of an id that comes twice the last counts
+            self._client.upsert(self._collection, self._rows(list(last.values()), max_length))
+
+    def search(
+        self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 50, filter: str = ""
+    ) -> list[Hit]:
+        """The best passages, best first.
+
+        A query without lexical weights (an empty one, say) finds nothing by SPARSE, and HYBRID is dense alone.
+
+        Args:
+            query: the question.
+            limit: how many passages at most.
+            mode: how to search; COLBERT alone is not there, as Milvus holds no ColBERT rows.
+            candidates: how many of each ranking HYBRID fuses, and how many RERANKED encodes and orders anew.
+            filter: Milvus' filter, as in `payload["lang"] == "zh"`.
+
+        Raises:
+            InputError: an argument is not what it must be.
+        """
+        chosen = checked_mode(mode)
+        if chosen is Mode.COLBERT:
+            raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
+        question = self._encoder.encode_queries(
+            [query],
+            return_dense=chosen is not Mode.SPARSE,
+            return_sparse=chosen is not Mode.DENSE,
+            return_colbert_vecs=chosen is Mode.RERANKED,
+        )
+        if chosen is not Mode.RERANKED:
+            return self._hits(question, limit, max(limit, candidates), filter)
+        most = max(limit, candidates)
+        return self._reranked(question, self._hits(question, most, most, filter))[:limit]
+
+    def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, Any]]:
+        for passage in passages:
+            passage.check()
+            if len(passage.text.encode("utf-8", "replace")) > _MAX_TEXT_BYTES:
+                raise InputError(f"passage {passage.id!r} has more than {_MAX_TEXT_BYTES} bytes; split it")
+        texts = [passage.text for passage in passages]
+        found = self._encoder.encode_corpus(texts, max_length=max_length, return_sparse=True)
+        assert found.dense_vecs is not None
+        rows = []
+        for place, passage in enumerate(passages):
+            sparse = _weights(found, place)
+            if not sparse:
+                raise InputError(f"passage {passage.id!r} has no lexical weights, and Milvus takes no empty vector")
+            row = {"id": str(passage.id), "text": passage.text, "payload": dict(passage.payload)}
+            rows.append({**row, "dense": found.dense_vecs[place], "sparse": sparse})
+        return rows
+
+    def _hits(self, question: Encoding, limit: int, candidates: int, where: str) -> list[Hit]:
+        vectors: list[tuple[str, Any]] = []
+        if question.dense_vecs is not None:
+            vectors.append(("dense", question.dense_vecs[0]))
+        if question.sparse is not None and (weights := _weights(question, 0)):
+            vectors.append(("sparse", weights))
+        if not vectors:
+            return []
+        fields = ["id", "text", "payload"]
+        if len(vectors) == 1:
+            ((name, vector),) = vectors
+            found = self._client.search(
+                self._collection,
+                [vector],
+                filter=where,
+                limit=limit,
+                output_fields=fields,
+                search_params=_BY_PRODUCT,
+                anns_field=name,
+            )
+        else:
+            requests = [AnnSearchRequest([v], name, _BY_PRODUCT, candidates, expr=where or None) for name, v in vectors]
+            found = self._client.hybrid_search(self._collection, requests, RRFRanker(), limit, output_fields=fields)
+        return [_hit(row) for row in found[0]]
+
+    def _reranked(self, question: Encoding, hits: list[Hit]) -> list[Hit]:
+        if not hits:
+            return []
+        texts = [hit.passage.text for hit in hits]
+        rows = self._encoder.encode_corpus(texts, return_dense=False, return_colbert_vecs=True).colbert_vecs
+        assert rows is not None and question.colbert_vecs is not None
+        query = question.colbert_vecs[0]
+        scored = [Hit(h.passage, self._encoder.colbert_score(query, r)) for h, r in zip(hits, rows, strict=True)]
+        return sorted(scored, key=lambda hit: -hit.score)
+
+
+def _weights(encoding: Encoding, row: int) -> dict[int, float]:
+    assert encoding.sparse is not None
+    ids, weights = encoding.sparse.row(row)
+    return dict(zip(ids.tolist(), weights.tolist(), strict=True))
+
+
+def _hit(row: Any) -> Hit:
+    entity = row["entity"]
+    return Hit(Passage(row["id"], entity["text"], entity["payload"]), float(row["distance"]))

@@ -1,0 +1,55 @@
+"""What goes into a database, and how it is searched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from m3_runtime.errors import InputError
+
+
+class Mode(StrEnum):
+    """How to search.
+
+    HYBRID fuses the dense and the sparse ranking by their ranks (RRF); RERANKED orders what HYBRID finds by ColBERT.
+    COLBERT alone compares the query with every passage: exact, and slow in a large collection.
+    """
+
+    DENSE = "dense"
+    SPARSE = "sparse"
+    COLBERT = "colbert"
+    HYBRID = "hybrid"
+    RERANKED = "reranked"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to keep; `payload` lies beside it. Qdrant's ids are integers of 0 or more and UUIDs, Milvus' are texts."""
+
+    id: int | str
+    text: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """See that it is a text, so that the error names the passage.
+
+        Raises:
+            InputError: it is none.
+        """
+        if not isinstance(self.text, str):
+            raise InputError(f"passage {self.id!r}: text must be a str, got {type(self.text).__name__}")
+
+
+def checked_mode(mode: Mode | str) -> Mode:
+    """The mode of that name.
+
+    >>> checked_mode("hybrid")
+    <Mode.HYBRID: 'hybrid'>
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return Mode(mode)
+    except ValueError as error:
+        raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error

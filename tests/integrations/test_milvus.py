@@ -1,0 +1,164 @@
+"""Milvus Lite itself, in a file."""
+
+import numpy as np
+import pytest
+from pymilvus import DataType, MilvusClient
+from scipy.sparse import csr_array
+
+from m3_runtime import InputError, M3Encoder, SpaceMismatchError, VariantDriftWarning
+from m3_runtime.integrations.milvus import BGEM3EmbeddingFunction, MilvusIndex, Mode, Passage
+
+QUERY = "Who first climbed the second highest mountain on Earth?"
+
+
+@pytest.fixture(scope="module")
+def function(mini_bundle):
+    return BGEM3EmbeddingFunction(
+        str(mini_bundle), device="cpu", use_fp16=False, return_colbert_vecs=True, variant="onnx-fp32", threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("milvus") / "library.db")
+
+
+@pytest.fixture(scope="module")
+def client(path):
+    opened = MilvusClient(path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def index(client, encoder, library):
+    made = MilvusIndex.create(client, "library", encoder)
+    made.add(Passage(name, text, {"lang": name[:2]}) for name, text in library)
+    return made
+
+
+@pytest.fixture(scope="module")
+def scores(encoder, library):
+    """Our own scores of the query with every passage, by head and name."""
+    pairs = encoder.score_pairs([(QUERY, text) for _, text in library])
+    names = [name for name, _ in library]
+    return {
+        head: dict(zip(names, getattr(pairs, head).tolist(), strict=True)) for head in ("dense", "sparse", "colbert")
+    }
+
+
+def best(scores, most):
+    return sorted((name for name in scores if scores[name] > 0), key=lambda name: -scores[name])[:most]
+
+
+def test_the_function_gives_what_pymilvus_gives(function, encoder, library):
+    texts = [text for _, text in library[:3]]
+    found = function.encode_documents(texts)
+    ours = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+    assert list(found) == ["dense", "sparse", "colbert_vecs"]
+    assert isinstance(found["dense"], list)
+    np.testing.assert_allclose(found["dense"], ours["dense_vecs"], atol=1e-6)
+    assert isinstance(found["sparse"], csr_array)
+    assert found["sparse"].shape == (3, function.dim["sparse"])
+    for row, weights in enumerate(ours["lexical_weights"]):
+        line = found["sparse"]._getrow(row)  # as Milvus' own pages take a row
+        assert dict(zip(map(str, line.indices.tolist()), line.data.tolist(), strict=True)) == pytest.approx(weights)
+    assert [rows.shape[1] for rows in found["colbert_vecs"]] == [function.dim["colbert_vecs"]] * 3
+    assert function.dim["dense"] == found["dense"][0].shape[0]
+    again = function(texts), function.encode_queries(texts)
+    assert all((one["sparse"] != found["sparse"]).nnz == 0 for one in again)
+
+
+def test_the_function_refuses_what_it_cannot_do(mini_bundle, function):
+    with pytest.raises(InputError, match="cuda"):
+        BGEM3EmbeddingFunction(mini_bundle, device="cuda:0")
+    with pytest.raises(InputError, match="list of texts"):
+        function.encode_queries("one text")
+    assert list(BGEM3EmbeddingFunction(mini_bundle, return_dense=False, threads=1)(["a text"])) == ["sparse"]
+
+
+def test_the_functions_vectors_go_into_a_collection_of_ones_own(function, client, library):
+    """The steps of Milvus' own page on BGE-M3."""
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("name", DataType.VARCHAR, is_primary=True, max_length=100)
+    schema.add_field("dense", DataType.FLOAT_VECTOR, dim=function.dim["dense"])
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    indexes = client.prepare_index_params()
+    indexes.add_index("dense", index_type="AUTOINDEX", metric_type="IP")
+    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
+    client.create_collection("own", schema=schema, index_params=indexes, consistency_level="Strong")
+    found = function.encode_documents([text for _, text in library])
+    rows = zip(library, found["dense"], range(len(library)), strict=True)
+    client.insert("own", [{"name": n, "dense": d, "sparse": found["sparse"]._getrow(i)} for (n, _), d, i in rows])
+    question = function.encode_queries([QUERY])
+    for field, vector in (("dense", question["dense"][0]), ("sparse", question["sparse"]._getrow(0))):
+        (hits,) = client.search("own", [vector], anns_field=field, limit=1, search_params={"metric_type": "IP"})
+        assert [hit["name"] for hit in hits] == ["en-k2"]
+
+
+@pytest.mark.parametrize("mode", [Mode.DENSE, Mode.SPARSE])
+def test_each_head_is_scored_as_we_score_it(index, scores, mode):
+    ours = scores[mode.value]
+    found = index.search(QUERY, limit=5, mode=mode)
+    assert [hit.passage.id for hit in found] == best(ours, 5)
+    np.testing.assert_allclose([hit.score for hit in found], [ours[hit.passage.id] for hit in found], rtol=1e-4)
+
+
+def test_hybrid_and_reranked(index, scores, library):
+    found = index.search(QUERY, limit=2, candidates=2)
+    assert {hit.passage.id for hit in found} <= {*best(scores["dense"], 2), *best(scores["sparse"], 2)}
+    reranked = index.search(QUERY, limit=len(library), mode="reranked")
+    assert [hit.passage.id for hit in reranked] == best(scores["colbert"], len(library))
+    expected = [scores["colbert"][hit.passage.id] for hit in reranked]
+    np.testing.assert_allclose([hit.score for hit in reranked], expected, rtol=1e-4)
+    assert reranked[0].passage == Passage("en-k2", dict(library)["en-k2"], {"lang": "en"})
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse", "hybrid", "reranked"])
+def test_a_filter_holds_in_every_mode(index, mode):
+    found = index.search("造纸 paper 1953", mode=mode, filter='payload["lang"] == "zh"')
+    assert found
+    assert {hit.passage.payload["lang"] for hit in found} == {"zh"}
+
+
+def test_a_query_without_words(index):
+    assert index.search("", mode="sparse") == []
+    assert len(index.search("", limit=3)) == 3
+
+
+def test_an_id_is_replaced(client, encoder):
+    index = MilvusIndex.create(client, "one", encoder)
+    index.add([Passage(7, "first"), Passage(7, "second")])
+    index.add([Passage("7", "third", {"page": 4})])
+    assert [hit.passage for hit in index.search("first", mode="dense")] == [Passage("7", "third", {"page": 4})]
+    with pytest.raises(InputError, match="there is a collection 'one'"):
+        MilvusIndex.create(client, "one", encoder)
+
+
+def test_bad_passages_are_named_and_nothing_is_written(client, encoder):
+    index = MilvusIndex.create(client, "bad", encoder)
+    for text, reason in ((None, "must be a str"), ("", "no lexical weights"), ("字" * 30_000, "more than 65535 bytes")):
+        with pytest.raises(InputError, match=f"passage 'x'.*{reason}"):
+            index.add([Passage("fine", "a fine text"), Passage("x", text)])
+    assert index.search("a fine text", mode="dense") == []
+    with pytest.raises(InputError, match="reranked"):
+        index.search("a", mode="colbert")
+
+
+def test_a_file_knows_what_filled_it(encoder, mini_bundle, tiny_bundle, tmp_path):
+    client = MilvusClient(str(tmp_path / "kept.db"))
+    MilvusIndex.create(client, "kept", encoder).add([Passage("bees", "Bees dance.")])
+    client.create_collection("foreign", dimension=4)
+    client.close()
+
+    client = MilvusClient(str(tmp_path / "kept.db"))
+    (hit,) = MilvusIndex.open(client, "kept", encoder).search("Bees")
+    assert hit.passage.text == "Bees dance."
+    with M3Encoder.open(mini_bundle, variant="onnx-int8", threads=1) as other, pytest.warns(VariantDriftWarning):
+        MilvusIndex.open(client, "kept", other)
+    with M3Encoder.open(tiny_bundle, threads=1) as stranger, pytest.raises(SpaceMismatchError):
+        MilvusIndex.open(client, "kept", stranger)
+    for name, reason in (("foreign", "does not say"), ("absent", "no collection")):
+        with pytest.raises(InputError, match=reason):
+            MilvusIndex.open(client, name, encoder)
+    client.close()
