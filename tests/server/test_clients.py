@@ -61,8 +61,9 @@ def test_openais_client_understands_our_refusals(client, model, encoder):
 
 
 def test_hugging_faces_client_gets_the_dense_vectors(server, encoder, texts):
-    """It posts to the bare address, and LangChain's client for text-embeddings-inference is built on it."""
+    """It posts to the bare address, and LangChain's client for text-embeddings-inference hands it lists of texts."""
     client = InferenceClient(model=server.url)
-    for text in texts[:2]:
-        found = client.feature_extraction(text, truncate=True, normalize=True)
-        np.testing.assert_allclose(np.squeeze(found), encoder.encode(text).dense_vecs, atol=1e-6)
+    expected = encoder.encode(texts).dense_vecs
+    np.testing.assert_allclose(client.feature_extraction(texts), expected, atol=1e-6)
+    one = client.feature_extraction(texts[0], truncate=True, normalize=True)
+    np.testing.assert_allclose(np.squeeze(one), expected[0], atol=1e-6)
