@@ -1,0 +1,95 @@
+"""LlamaIndex: `BaseEmbedding` of the dense head, and the sparse encoder function that its stores take.
+
+Needs the extra `llama-index`.
+"""
+
+import asyncio
+
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import ExtraNotInstalledError
+
+try:
+    from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.embeddings import BaseEmbedding
+except ImportError as error:
+    raise ExtraNotInstalledError('this needs llama-index-core; pip install "m3-runtime[llama-index]"') from error
+
+_BATCH_TEXTS = 32  # LlamaIndex' own default of 10 leaves little to batch by length
+
+SparseRows = tuple[list[list[int]], list[list[float]]]
+
+
+class M3Embedding(BaseEmbedding):
+    """Dense vectors for `VectorStoreIndex(embed_model=…)`; the async methods run in a thread.
+
+    >>> index = VectorStoreIndex.from_documents(documents, embed_model=M3Embedding(encoder))  # doctest: +SKIP
+    """
+
+    _encoder: M3Encoder = PrivateAttr()
+    _max_length: int | None = PrivateAttr()
+
+    def __init__(
+        self, encoder: M3Encoder, *, max_length: int | None = None, embed_batch_size: int = _BATCH_TEXTS
+    ) -> None:
+        """The encoder stays yours to close.
+
+        Args:
+            encoder: an open encoder.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+            embed_batch_size: how many texts LlamaIndex hands over at a time.
+        """
+        super().__init__(model_name=encoder.bundle.manifest.source.name, embed_batch_size=embed_batch_size)
+        self._encoder, self._max_length = encoder, max_length
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex logs it."""
+        return "M3Embedding"
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        found = self._encoder.encode_corpus(texts, max_length=self._max_length).dense_vecs
+        assert found is not None
+        return found.tolist()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        (vector,) = self._get_text_embeddings([text])
+        return vector
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)  # M3 treats queries and passages alike
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+
+class M3SparseEncoder:
+    """Lexical weights for `QdrantVectorStore(sparse_doc_fn=…, sparse_query_fn=…)`; one object serves both."""
+
+    def __init__(self, encoder: M3Encoder, *, max_length: int | None = None) -> None:
+        """The encoder stays yours to close.
+
+        Args:
+            encoder: an open encoder.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+        """
+        self._encoder, self._max_length = encoder, max_length
+
+    def __call__(self, texts: list[str]) -> SparseRows:
+        """Token ids and weights of S texts, as two lists of S lists.
+
+        Raises:
+            InputError: a text is not what it must be; it is named by its index.
+            HeadError: the bundle has no sparse head.
+        """
+        found = self._encoder.encode_corpus(
+            texts, max_length=self._max_length, return_dense=False, return_sparse=True
+        ).sparse
+        assert found is not None
+        rows = [found.row(index) for index in range(len(found))]
+        return [ids.tolist() for ids, _ in rows], [weights.tolist() for _, weights in rows]
