@@ -9,6 +9,7 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 
 from m3_bench.bars.hub_graph import write_hub_graph
 from m3_bench.bars.portable_graph import write_portable_graph
+from m3_bench.bars.rows import ALL_HEADS
 from m3_bench.workers.ours import encoder_of_graph
 from m3_export.checkpoint import Checkpoint
 from m3_export.recipe import Recipe
@@ -59,11 +60,9 @@ def test_the_portable_graph_gives_the_same_vectors_on_openvino(tiny_random_check
     write_portable_graph(tiny_random_checkpoint, bundle, tmp_path / "model.onnx")
     texts = ["what is a vector model", "the search"]
     properties = {"INFERENCE_PRECISION_HINT": "f32"}
-    with (
-        encoder_of_graph(bundle, tmp_path / "model.onnx", properties, 1) as got,
-        M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as expected,
-    ):
-        mine, other = (e.encode(texts, return_sparse=True, return_colbert_vecs=True) for e in (got, expected))
+    mine = encoder_of_graph(bundle, tmp_path / "model.onnx", properties, 1).run(texts, ALL_HEADS)
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
+        other = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
     np.testing.assert_allclose(mine.dense_vecs, other.dense_vecs, atol=1e-5)
     for a, b in zip(mine.colbert_vecs, other.colbert_vecs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
