@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +24,14 @@ KINDS: Mapping[Kind, type[Document]] = {
     Kind.RETRIEVAL: Retrieval,
     Kind.MARGINS: Margins,
 }
+# JSON text has line breaks between values only, never within them.
+_PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 
 
 def to_text(document: Document) -> str:
-    """A document as JSON text."""
-    return json.dumps(to_json(document), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    """A document as JSON text: a key a line, and lists of plain values on one."""
+    text = json.dumps(to_json(document), ensure_ascii=False, allow_nan=False, indent=1)
+    return _PLAIN_LIST.sub(lambda found: f"[{_BREAK.sub(' ', found[1])}]", text) + "\n"
 
 
 def from_text(text: str, where: str) -> Document:

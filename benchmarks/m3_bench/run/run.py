@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from m3_bench import documents
 from m3_bench.documents import Contender, Model, Run, Scenario, ScenarioRun
@@ -11,6 +12,7 @@ from m3_bench.errors import BenchError, DocumentError
 from m3_bench.machine import this_machine
 from m3_bench.run.candidates import Candidate
 from m3_bench.run.outputs import keep_outputs
+from m3_bench.run.table import best_tokens_per_s
 from m3_bench.run.turns import is_able, measure_scenario
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
@@ -71,12 +73,6 @@ def run(wish: Wish, maker: TextMaker, progress: Progress) -> Run:
         for name, one in found.items():
             progress.say(f"  {name}: {_in_words(one, scenario)}")
     return done
-
-
-def default_cpus(threads: int) -> tuple[int, ...]:
-    """The first so many logical CPUs that this process may use."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return tuple(allowed[:threads])
 
 
 def _begin(wish: Wish) -> Run:
@@ -163,6 +159,6 @@ def _is_finished(done: Run, scenario: Scenario, candidates: Sequence[Candidate])
 def _in_words(found: ScenarioRun, scenario: Scenario) -> str:
     if found.error:
         return f"failed: {found.error.splitlines()[0]}"
-    seconds = sorted(seconds for one in found.rounds for seconds in one.seconds)
-    speed = max(scenario.tokens * len(one.seconds) / one.wall_s for one in found.rounds)
-    return f"{seconds[len(seconds) // 2] * 1e3:.1f} ms a call, best {speed:.0f} tokens/s"
+    seconds = [seconds for one in found.rounds for seconds in one.seconds]
+    speed = best_tokens_per_s(found, scenario)
+    return f"{median(seconds) * 1e3:.1f} ms a call, best {speed:.0f} tokens/s"
