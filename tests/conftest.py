@@ -1,9 +1,12 @@
 """Real parts, built once per session: two checkpoints, and the bundles that the command makes of them."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -15,6 +18,15 @@ from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.tokenizer import M3Tokenizer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 # A red build must be red again when it is run again; at a desk every run tries other examples.
 settings.register_profile("ci", derandomize=True)
@@ -35,6 +47,25 @@ def run_export(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run m3-export in a process of its own, as a user does."""
     command = [sys.executable, "-m", "m3_export", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium. CI installs it and fails without; at a desk without one the summary says what was left out.
+
+    Not for the session: while it is open an event loop runs, which tests of asynchronous code must not find.
+    """
+    from playwright.sync_api import sync_playwright
+
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    if found is None:
+        remedy = "Chromium is missing, so nobody has looked at this page; as root: apt-get install chromium"
+        assert not os.environ.get("CI"), remedy
+        pytest.skip(remedy)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS), timeout=180_000)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,15 @@
 """The report in a real browser: Debian's Chromium, from the disk, with the network watched."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from stored import samples
 
 from m3_bench.cli import main
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 SLOW_MS = 180_000  # on a busy machine; a page that does not open at all is what must be told
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -33,20 +21,6 @@ class Visit:
     page: Page
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium. CI installs it and fails without; at a desk without one the summary says what was left out."""
-    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
-    if found is None:
-        remedy = "Chromium is missing, so nobody has looked at the report; as root: apt-get install chromium"
-        assert not os.environ.get("CI"), remedy
-        pytest.skip(remedy)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(FLAGS), timeout=SLOW_MS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

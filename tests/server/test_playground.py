@@ -1,31 +1,13 @@
 """The page at /, in a real browser."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from running import running
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 SLOW_MS = 180_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium. CI installs it and fails without; at a desk without one the summary says what was left out."""
-    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
-    if found is None:
-        remedy = "Chromium is missing, so nobody has looked at the playground; as root: apt-get install chromium"
-        assert not os.environ.get("CI"), remedy
-        pytest.skip(remedy)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(FLAGS), timeout=SLOW_MS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

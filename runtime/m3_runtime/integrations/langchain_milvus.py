@@ -2,6 +2,7 @@
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.integrations.lexical import lexical_rows
 
 try:
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
@@ -28,12 +29,8 @@ class M3SparseEmbeddings(BaseSparseEmbedding):
             InputError: a text is not what it must be; it is named by its index.
             HeadError: the bundle has no sparse head.
         """
-        found = self._encoder.encode_corpus(
-            texts, max_length=self._max_length, return_dense=False, return_sparse=True
-        ).sparse
-        assert found is not None
-        rows = (found.row(index) for index in range(len(found)))
-        return [dict(zip(ids.tolist(), weights.tolist(), strict=True)) for ids, weights in rows]
+        rows = lexical_rows(self._encoder, texts, self._max_length)
+        return [dict(zip(ids, weights, strict=True)) for ids, weights in rows]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """One vector.

@@ -7,6 +7,7 @@ import asyncio
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.integrations.lexical import lexical_rows
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -87,9 +88,5 @@ class M3SparseEncoder:
             InputError: a text is not what it must be; it is named by its index.
             HeadError: the bundle has no sparse head.
         """
-        found = self._encoder.encode_corpus(
-            texts, max_length=self._max_length, return_dense=False, return_sparse=True
-        ).sparse
-        assert found is not None
-        rows = [found.row(index) for index in range(len(found))]
-        return [ids.tolist() for ids, _ in rows], [weights.tolist() for _, weights in rows]
+        rows = lexical_rows(self._encoder, texts, self._max_length)
+        return [ids for ids, _ in rows], [weights for _, weights in rows]
