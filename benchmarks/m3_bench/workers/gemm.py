@@ -37,7 +37,8 @@ def exact_rows(rows: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np
 
 def on_onnxruntime(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: int) -> Multiply:
     """MatMulInteger, uint8 by int8, with the session configuration that the runtime gives int8 graphs here."""
-    import onnxruntime
+    with without_telemetry():
+        import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     node = helper.make_node("MatMulInteger", ["rows", "weights", "zero_point"], ["product"])
@@ -95,7 +96,8 @@ def _inferring(model: Any, rows: NDArray[np.float32], hint: str, threads: int) -
 
 def float_on_onnxruntime(rows: Floats, weights: Floats, _precision: str, threads: int) -> Multiply:
     """MatMul, fp32."""
-    import onnxruntime
+    with without_telemetry():
+        import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(

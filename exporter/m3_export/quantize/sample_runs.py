@@ -28,7 +28,8 @@ def runner(engine: EngineName) -> Callable[[ir.Model, Mapping[Projection, Form]]
 
 def on_onnxruntime(graph: ir.Model, forms: Mapping[Projection, Form]) -> Run:
     """As ONNX Runtime runs it, with the session configuration of our engine."""
-    import onnxruntime
+    with without_telemetry():
+        import onnxruntime
 
     model = graph.clone()
     if forms:

@@ -1,25 +1,49 @@
-"""Importing Intel's packages without their telemetry.
+"""Importing the engines without their telemetry.
 
 `import openvino` (and nncf) starts a session of the package openvino_telemetry, which takes it for consent that the
 user was never asked: it writes an id to the home folder and sends it out. Both packages have a fallback of their own
 for when it is not installed; that is what they get here.
+
+`import onnxruntime`, from 1.29 on, writes an id and a queue of events into the home folder, to be sent to its makers,
+unless ORT_DISABLE_TELEMETRY is in the environment; it looks once, at the import (microsoft/onnxruntime, pull request
+27379). Whoever has set that variable, to whatever, has decided.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TELEMETRY = "openvino_telemetry"
+_OPENVINO_PACKAGE = "openvino_telemetry"
+_ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Inside, openvino_telemetry cannot be imported. Who has imported it before is left alone."""
-    if TELEMETRY in sys.modules:
+    """What is imported inside for the first time has no telemetry. What was imported before is left alone."""
+    with _openvino_without(), _onnxruntime_without():
+        yield
+
+
+@contextmanager
+def _openvino_without() -> Iterator[None]:
+    if _OPENVINO_PACKAGE in sys.modules:
         yield
         return
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what makes `import` raise ImportError
+    sys.modules[_OPENVINO_PACKAGE] = None  # type: ignore[assignment]  # what makes `import` raise ImportError
     try:
         yield
     finally:
-        del sys.modules[TELEMETRY]
+        del sys.modules[_OPENVINO_PACKAGE]
+
+
+@contextmanager
+def _onnxruntime_without() -> Iterator[None]:
+    if _ONNXRUNTIME_SWITCH in os.environ:
+        yield
+        return
+    os.environ[_ONNXRUNTIME_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ONNXRUNTIME_SWITCH]

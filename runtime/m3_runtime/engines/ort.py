@@ -6,6 +6,7 @@ from typing import Any
 
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
@@ -54,7 +55,8 @@ class OrtEngine:
             EngineError: onnxruntime cannot load the graph.
         """
         try:
-            import onnxruntime
+            with without_telemetry():
+                import onnxruntime
         except ImportError as error:
             raise EngineNotInstalledError(
                 f"onnxruntime cannot be imported ({error}); install it: pip install m3-runtime"
