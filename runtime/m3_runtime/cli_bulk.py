@@ -3,19 +3,21 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, BundleOnNode, Cluster, encode_on_cluster
 from m3_runtime.bulk.encode import Limits
 from m3_runtime.bulk.job import ColbertDtype, DenseDtype, Job, OnLong, VectorSettings
 from m3_runtime.bulk.progress import ProgressBar
 from m3_runtime.bulk.rows import Columns
-from m3_runtime.bulk.run import BulkSummary, encode_here, run_job
+from m3_runtime.bulk.run import BulkSummary, Encode, encode_here, run_job
 from m3_runtime.bulk.sources import SourceFormat, find_sources
 from m3_runtime.bulk.workers import encode_in_processes
-from m3_runtime.bundle import Bundle
+from m3_runtime.bundle import Bundle, Verify
 from m3_runtime.cli_arguments import add_batching, add_bundle, integer
 from m3_runtime.cpu import default_threads
 from m3_runtime.encoder import M3Encoder
@@ -42,6 +44,7 @@ examples:
   m3-runtime bulk my-bundle part-*.parquet -o out --text body --id doc_id --heads dense,sparse
   m3-runtime bulk my-bundle corpus/ -o out --heads dense,sparse,colbert --colbert-dtype int8 --colbert-pool 2
   m3-runtime bulk my-bundle corpus/ -o out --workers 4          # on a machine of many cores
+  m3-runtime bulk my-bundle corpus/ -o out --ray                # on the nodes of a Ray cluster
 
 columns of a shard:
   id string, tokens int32, dense_vecs list of H floats, lexical_weights list of {id int32, weight float32},
@@ -76,10 +79,11 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--workers",
         type=integer(1),
-        default=1,
         metavar="N",
-        help="processes that encode, each with the model in memory and its share of the cores (default: 1)",
+        help="processes that encode, each with the model in memory and its share of the cores (default: 1; with --ray "
+        "as many as the nodes have room for)",
     )
+    _add_cluster(command)
     command.add_argument("--strict", action="store_true", help="stop at a bad row instead of putting it aside")
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
@@ -96,6 +100,22 @@ def _add_input(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--text", default="text", metavar="NAME", help="column of the texts (default: %(default)s)")
     group.add_argument("--id", metavar="NAME", help='column of the ids (default: "id" where there is one)')
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("a Ray cluster (extra ray)")
+    group.add_argument(
+        "--ray",
+        action="store_true",
+        help="encode on the nodes of a Ray cluster: each worker takes as many of Ray's CPUs as it has --threads "
+        f"(default: {DEFAULT_ACTOR_THREADS}). BUNDLE and OUT must be at the same path on every node, inputs need not",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of the cluster; means --ray (default: RAY_ADDRESS, or the cluster that runs here, or a new one on this "
+        "machine)",
+    )
 
 
 def _add_vectors(command: argparse.ArgumentParser) -> None:
@@ -145,24 +165,30 @@ def run(arguments: argparse.Namespace) -> None:
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, arguments)
-    threads = arguments.threads or max(1, default_threads() // arguments.workers)
-    open_encoder = partial(
-        M3Encoder.from_bundle,
-        bundle,
-        variant,
-        threads,
-        cache_dir=arguments.cache_dir,
-        low_memory=arguments.low_memory,
-    )
-    limits = Limits(arguments.batch_size, arguments.token_budget)
+    encoders = partial(_encoders(bundle, variant, arguments), job, Limits(arguments.batch_size, arguments.token_budget))
     with ProgressBar(is_shown=not arguments.quiet) as bar:
-        if arguments.workers > 1:
-            open_encode = partial(encode_in_processes, open_encoder, job, limits, arguments.workers)
-        else:
-            open_encode = partial(encode_here, open_encoder, job, limits)
-        summary = run_job(job, arguments.output, open_encode, bar, strict=arguments.strict)
+        summary = run_job(job, arguments.output, encoders, bar, strict=arguments.strict)
     if not arguments.quiet:
         sys.stderr.writelines(f"m3-runtime: {line}\n" for line in _said(summary))
+
+
+def _encoders(
+    bundle: Bundle, variant: Variant, arguments: argparse.Namespace
+) -> Callable[[Job, Limits], AbstractContextManager[Encode]]:
+    """What encodes: this process, processes of its own, or a cluster."""
+    cache_dir, low_memory = arguments.cache_dir, arguments.low_memory
+    if arguments.ray or arguments.ray_address:
+        on_node = BundleOnNode(
+            bundle.folder.resolve(), Verify(arguments.verify), variant.name, cache_dir, low_memory=low_memory
+        )
+        cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
+        return partial(encode_on_cluster, on_node, cluster)
+    workers = arguments.workers or 1
+    threads = arguments.threads or max(1, default_threads() // workers)
+    open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory)
+    if workers > 1:
+        return partial(encode_in_processes, open_encoder, workers)
+    return partial(encode_here, open_encoder)
 
 
 def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) -> Job:

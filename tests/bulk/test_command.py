@@ -156,7 +156,7 @@ def test_no_room_for_a_shard(work):
     source, more = work.write(texts), ("--heads", "dense,colbert", "--shard-rows", 3)
     done = limited(work, 30_000, source, *more)
     assert done.returncode == 1
-    assert "part-00000002.parquet" in done.stderr
+    assert "partial/shard-2." in done.stderr
     assert "File too large; finished shards are kept: make room" in done.stderr
     assert "Traceback" not in done.stderr
     assert work.ids() == [f"t{i}" for i in range(6)]

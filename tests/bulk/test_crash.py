@@ -51,9 +51,9 @@ parquet()  # imported once, not in every fork
 source, out = sys.argv[1], Path(sys.argv[2])
 job = Job("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]))
 
-def encode(shards, path_of):
+def encode(shards, partial):
     for shard in shards:
-        path = path_of(shard.index)
+        path = partial / str(shard.index)
         with open_whole(path) as file:
             for row in shard.rows:
                 file.write(f"{row.id}\\n".encode())

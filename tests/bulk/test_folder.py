@@ -20,7 +20,7 @@ JOB = Job("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns()
 
 
 def draft(folder: JobFolder, index: int) -> ShardDraft:
-    path = folder.partial_path(index)
+    path = folder.partial / str(index)
     path.write_text(f"shard {index}")
     return ShardDraft(index, path, 9, (BadRow(f"in.jsonl:{index}", "bäd"),), 90, 0, 25)
 

@@ -1,5 +1,6 @@
 """A shard's rows to a Parquet file, step by step, so that memory follows the step and not the shard."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class ShardDraft:
 
 
 def encode_shard(
-    encoder: M3Encoder, job: Job, limits: Limits, shard: Shard, path: Path
+    encoder: M3Encoder, job: Job, limits: Limits, shard: Shard, partial: Path
 ) -> Iterator[StepDone | ShardDraft]:
     """Encode a shard into a file, and yield how it goes; the draft comes last.
 
@@ -73,7 +74,7 @@ def encode_shard(
         job: what is made of a text.
         limits: how much runs together.
         shard: its rows.
-        path: where to write; nothing is there yet.
+        partial: the folder to write into, under a name that no other attempt has.
 
     Raises:
         BulkError: the file cannot be written.
@@ -84,6 +85,7 @@ def encode_shard(
     if not rows:
         yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
         return
+    path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
     tokens = truncated = 0
     with writing(path), open_whole(path) as file, _writer(file, job, encoder) as writer:
         for step in _steps(rows, job.vectors.heads):

@@ -12,7 +12,6 @@ cleared away when the job resumes.
 
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,6 @@ class JobFolder:
         self._out, self._journal = out, journal
         self._shards = {entry.index: entry for entry in journal.text.shards}
         self._rejected_bytes = max((entry.rejected_bytes for entry in journal.text.shards), default=0)
-        self._token = secrets.token_hex(4)
         self.is_complete = journal.text.is_complete
 
     @classmethod
@@ -81,9 +79,10 @@ class JobFolder:
         """How many shards are done but no longer here: they were moved or deleted, which is allowed."""
         return sum(entry.rows > 0 and not self._part(entry.index).exists() for entry in self.shards)
 
-    def partial_path(self, index: int) -> Path:
-        """Where a shard is written until it is complete; no two runs share such a name."""
-        return self._out / PARTIAL / f"{_name(index)}.{self._token}"
+    @property
+    def partial(self) -> Path:
+        """The folder in which shards are written until they are complete."""
+        return self._out / PARTIAL
 
     def commit(self, draft: ShardDraft) -> ShardDone:
         """Make a draft a shard.
@@ -118,14 +117,14 @@ class JobFolder:
         Raises:
             BulkError: the journal cannot be written.
         """
-        shutil.rmtree(self._out / PARTIAL, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
         if not self.is_complete:
             self._journal.add(Complete(len(self._shards)))
             self.is_complete = True
 
     def _recover(self) -> None:
         """Clear away what came after the last line of the journal."""
-        vectors, partial, rejected = self._out / VECTORS, self._out / PARTIAL, self._out / REJECTED
+        vectors, partial, rejected = self._out / VECTORS, self.partial, self._out / REJECTED
         with writing(self._out):
             if partial.exists():
                 shutil.rmtree(partial)

@@ -16,8 +16,36 @@ from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
 
 Events = Iterator[StepDone | ShardDraft]
-Encode = Callable[[Iterator[Shard], Callable[[int], Path]], Events]
-"""Shards, and where each is written, to what becomes of them; drafts may come in another order."""
+
+
+@dataclass(frozen=True)
+class ShardsLeft:
+    """The shards of a job that are not done. Iterating reads the inputs, from their beginning, each time.
+
+    Attributes:
+        job: what is made of what.
+        done: indices of the others.
+        strict: a bad row is an error.
+    """
+
+    job: Job
+    done: frozenset[int]
+    strict: bool
+
+    def __iter__(self) -> Iterator[Shard]:
+        """Yield them in order.
+
+        Raises:
+            InputError: an input cannot be read; or a row is bad, and `strict` is on.
+        """
+        for shard in read_shards(self.job.sources, self.job.columns, self.job.shard_rows, self.done):
+            if self.strict and shard.bad:
+                raise _stopped(shard.bad[0])
+            yield shard
+
+
+Encode = Callable[[ShardsLeft, Path], Events]
+"""Shards, and the folder for what is being written, to what becomes of them; drafts may come in another order."""
 
 
 class Report(Protocol):
@@ -75,10 +103,9 @@ def run_job(
         already = folder.shards
         taken_away = folder.taken_away()
         if not folder.is_complete:
-            shards = _checked(read_shards(job.sources, job.columns, job.shard_rows, folder.done), strict=strict)
             with open_encode() as encode:
                 report.begin(sum(one.size_bytes for one in job.sources), sum(one.input_bytes for one in already))
-                for event in encode(shards, folder.partial_path):
+                for event in encode(ShardsLeft(job, folder.done, strict), folder.partial):
                     _take(event, folder, report, strict=strict)
             folder.finish()
         return _summary(folder, len(already), taken_away)
@@ -95,9 +122,9 @@ def encode_here(open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits)
     """
     with open_encoder() as encoder:
 
-        def encode(shards: Iterator[Shard], path_of: Callable[[int], Path]) -> Events:
+        def encode(shards: ShardsLeft, partial: Path) -> Events:
             for shard in shards:
-                yield from encode_shard(encoder, job, limits, shard, path_of(shard.index))
+                yield from encode_shard(encoder, job, limits, shard, partial)
 
         yield encode
 
@@ -109,13 +136,6 @@ def _take(event: StepDone | ShardDraft, folder: JobFolder, report: Report, *, st
     if strict and event.bad:
         raise _stopped(event.bad[0])
     folder.commit(event)
-
-
-def _checked(shards: Iterator[Shard], *, strict: bool) -> Iterator[Shard]:
-    for shard in shards:
-        if strict and shard.bad:
-            raise _stopped(shard.bad[0])
-        yield shard
 
 
 def _stopped(bad: BadRow) -> InputError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from m3_runtime.bulk.encode import Limits, ShardDraft, StepDone, encode_shard
 from m3_runtime.bulk.job import Job
-from m3_runtime.bulk.run import Encode, Events
+from m3_runtime.bulk.run import Encode, Events, ShardsLeft
 from m3_runtime.bulk.sharding import Shard
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import BulkError, M3Error
@@ -28,7 +28,7 @@ _GOES_WITHIN_S = 5.0
 @dataclass(frozen=True)
 class _Task:
     shard: Shard
-    path: Path
+    partial: Path
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class _Worker:
 
 @contextmanager
 def encode_in_processes(
-    open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits, workers: int
+    open_encoder: Callable[[], M3Encoder], workers: int, job: Job, limits: Limits
 ) -> Iterator[Encode]:
     """Encode in `workers` processes, a shard each at a time; drafts come as they are done.
 
     Args:
         open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
+        workers: how many.
         job: what is made of a text.
         limits: how much runs together, in each worker.
-        workers: how many.
 
     Raises:
         BulkError: a worker was killed.
@@ -57,8 +57,8 @@ def encode_in_processes(
     try:
         started.extend(_start(open_encoder, job, limits) for _ in range(workers))
 
-        def encode(shards: Iterator[Shard], path_of: Callable[[int], Path]) -> Events:
-            return _encode(started, shards, path_of)
+        def encode(shards: ShardsLeft, partial: Path) -> Events:
+            return _encode(started, iter(shards), partial)
 
         yield encode
     finally:
@@ -78,13 +78,13 @@ def _start(open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits) -> _
     return _Worker(ours, process)
 
 
-def _encode(workers: list[_Worker], shards: Iterator[Shard], path_of: Callable[[int], Path]) -> Events:
+def _encode(workers: list[_Worker], shards: Iterator[Shard], partial: Path) -> Events:
     busy: dict[Connection, _Worker] = {}
     idle = list(workers)
     while True:
         while idle and (shard := next(shards, None)) is not None:
             worker = idle.pop()
-            _send(worker, _Task(shard, path_of(shard.index)))
+            _send(worker, _Task(shard, partial))
             busy[worker.pipe] = worker
         if not busy:
             return
@@ -126,7 +126,7 @@ def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: Job, lim
             with open_encoder() as encoder:
                 while True:
                     task: _Task = pipe.recv()
-                    for event in encode_shard(encoder, job, limits, task.shard, task.path):
+                    for event in encode_shard(encoder, job, limits, task.shard, task.partial):
                         pipe.send(event)
         except M3Error as error:
             pipe.send(error)

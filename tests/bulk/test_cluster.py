@@ -1,0 +1,156 @@
+"""A Ray cluster of two nodes on this machine: the same shards, the same safety."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+from m3_runtime import Bundle, SpaceMismatchError, VariantError
+from m3_runtime.bulk.cluster import BundleOnNode
+from m3_runtime.bundle import Verify
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """The address of a cluster of two nodes with a CPU each; the environment has its token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray", numbered=False)))
+        node = [
+            str(RAY),
+            "start",
+            "--block",
+            "--num-cpus=1",
+            "--object-store-memory=100000000",
+            "--disable-usage-stats",
+        ]
+        head = [*node, "--head", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+        with process_group([*head, f"--port={address.rpartition(':')[2]}"]) as first:
+            wait_for(address, first)
+            with process_group([*node, f"--address={address}"]):
+                yield address
+
+
+@contextmanager
+def process_group(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is killed with all its children: Ray's own way to stop takes half a minute."""
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(address: str, head: subprocess.Popen[bytes]) -> None:
+    host, _, port = address.rpartition(":")
+    while True:
+        assert head.poll() is None, "the cluster did not start"
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
+def test_nodes_write_what_one_process_writes_though_encoders_are_killed(work, cluster):
+    source, more = work.numbered(400, bad_every=7), ("--heads", "dense,sparse,colbert", "--shard-rows", 5)
+    with started(work, source, *more, "--ray-address", cluster, "--workers", 2) as process:
+        killed = actors()
+        for number in killed:
+            os.kill(number, signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+    assert killed
+    assert process.returncode == 0, said
+    assert "tokens/s [" in said
+    ids, rejected = work.ids(), work.rejected()
+    found = pyarrow.dataset.dataset(work.out / "vectors").to_table()
+    work.out = work.folder / "alone"
+    assert work.run(source, *more).returncode == 0
+    assert found.equals(pyarrow.dataset.dataset(work.out / "vectors").to_table())
+    assert ids == work.ids() == [f"t{i}" for i in range(400) if i % 7 != 6]
+    assert sorted(row["place"] for row in rejected) == sorted(row["place"] for row in work.rejected())
+
+
+def test_the_driver_is_killed_and_the_job_goes_on_without_the_cluster(work, cluster):
+    source, more = work.numbered(600), ("--shard-rows", 5)
+    with started(work, source, *more, "--ray-address", cluster) as process:
+        process.kill()
+        process.communicate(timeout=300)
+    assert 20 <= len(work.ids()) < 600
+    done = work.run(source, *more)
+    assert done.returncode == 0, done.stderr
+    assert "shards were done already" in done.stderr
+    assert work.ids() == [f"t{i}" for i in range(600)]
+
+
+def test_a_bad_row_and_a_bad_setting_are_said_as_they_are_without(work, cluster):
+    source = work.numbered(40, bad_every=40)
+    (work.folder / "cache").write_text("not a folder")
+    for more in (("--strict",), ("--variant", "openvino-int8", "--cache-dir", work.folder / "cache")):
+        work.out = work.folder / f"alone{len(more)}"
+        alone = work.run(source, *more)
+        work.out = work.folder / f"cluster{len(more)}"
+        done = work.run(source, *more, "--ray-address", cluster)
+        assert done.returncode == alone.returncode == 1
+        assert done.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_no_cluster_there(work):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = work.run(work.numbered(5), "--ray-address", address)
+    assert done.returncode == 1
+    assert f"no Ray cluster at '{address}' lets us in" in done.stderr
+
+
+def test_no_room_for_an_encoder(work, cluster):
+    done = work.run(work.numbered(5), "--ray-address", cluster, "--threads", 3)
+    assert done.returncode == 1
+    assert "no node of the Ray cluster has the 3 CPUs of an encoder, the largest has 1" in done.stderr
+
+
+def test_a_node_with_another_bundle_is_refused(tiny_bundle):
+    here = BundleOnNode(tiny_bundle, Verify.SIZE, "onnx-fp32", None, low_memory=False)
+    with pytest.raises(SpaceMismatchError, match="put the same bundle on every node"):
+        here.open("m3-another", threads=1)
+    with pytest.raises(VariantError, match="onnx-fp64"):
+        replace(here, variant="onnx-fp64").open(Bundle.open(tiny_bundle).manifest.space_id, threads=1)
+
+
+def started(work, *words: object) -> subprocess.Popen[str]:
+    """A job that has some shards done."""
+    process = subprocess.Popen(work.command(*words), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 4:
+        time.sleep(0.001)
+    return process
+
+
+def actors() -> list[int]:
+    """Processes that hold an encoder."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdecimal() and "MapWorker" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+        except OSError:  # it has gone
+            continue
+    return found
