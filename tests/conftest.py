@@ -1,19 +1,21 @@
 """Real parts, built once per session: two checkpoints, and the bundles that the command makes of them."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 import m3_models
 from m3_bench.bars.contenders import Setup
-from m3_bench.peers import PeerSource
+from m3_bench.peers import PeerSource, environment_of
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
@@ -21,6 +23,9 @@ from m3_runtime.tokenizer import M3Tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+ROOT = Path(__file__).parents[1]
+FOREIGN = Path(__file__).parent / "foreign"
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = (
@@ -106,6 +111,59 @@ def _exported(
         done = run_export(name, out, *more)
         assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def foreign_python() -> Path:
+    """The Python of an environment with libraries that do not fit into ours; made once, and again when pins change.
+
+    TORCH names a build of torch, as for make.
+    """
+    torch = os.environ.get("TORCH")
+    source = PeerSource(ROOT / "out", tuple(torch.split()) if torch else None)
+    return environment_of(
+        "foreign", FOREIGN / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
+    )
+
+
+@pytest.fixture(scope="session")
+def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
+    """Runs a script of tests/foreign with a request, in a folder; gives what it prints."""
+
+    def run(script: str, request: object, folder: Path) -> Any:
+        # nobody's login, nobody's downloads, and nothing sent to ONNX Runtime's makers
+        env = {**os.environ, "HF_HOME": str(folder / "hub"), "ORT_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(
+            [str(foreign_python), str(FOREIGN / script)],
+            input=json.dumps(request),
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def integrations_page() -> str:
+    """docs/integrations.md."""
+    return (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
+    """The blocks of Python under a heading of docs/integrations.md."""
+
+    def blocks(heading: str) -> list[str]:
+        section = integrations_page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+    return blocks
 
 
 @pytest.fixture

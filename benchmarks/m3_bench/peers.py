@@ -1,9 +1,11 @@
 """The peers' environments: each a venv of its own, made of its pinned requirements when it is first needed."""
 
 import hashlib
+import importlib.util
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -44,15 +46,34 @@ def ensure_environment(peer: Peer, source: PeerSource, progress: Progress) -> Pa
     Raises:
         PeerError: there are no requirements, or they cannot be installed.
     """
-    requirements = _requirements(peer)
+    return environment_of(str(peer), _requirements(peer), source, progress)
+
+
+def environment_of(
+    name: str, requirements: Path, source: PeerSource, progress: Progress, *, pip_options: Sequence[str] = ()
+) -> Path:
+    """The Python of any environment, made as those of the peers are.
+
+    Args:
+        name: of its folder in `source.folder`.
+        requirements: a file that pins everything.
+        source: where environments go, and how pip is to find torch.
+        progress: told that something is installed.
+        pip_options: for `pip install`.
+
+    Raises:
+        PeerError: the requirements cannot be installed.
+    """
     text = requirements.read_text(encoding="utf-8")
     wanted = hashlib.sha256(text.encode()).hexdigest()
-    folder = (source.folder / peer).absolute()
+    folder = (source.folder / name).absolute()
     ready, python = folder / _READY, folder / "bin" / "python"
     if not ready.is_file() or ready.read_text() != wanted:
-        with progress.step(f"Installing {peer} into {source.folder / peer}"):
+        with progress.step(f"Installing {name} into {source.folder / name}"):
             shutil.rmtree(folder, ignore_errors=True)
-            _install(peer, python, requirements, _torch_words(text, source))
+            torch = _torch_words(text, source)
+            steps = [list(torch)] if torch is not None else []
+            _install(name, python, [*steps, ["-r", str(requirements)]], pip_options)
         ready.write_text(wanted)
     return python
 
@@ -70,14 +91,15 @@ def _torch_words(text: str, source: PeerSource) -> tuple[str, ...] | None:
     return None if found is None else source.torch or (found[0],)
 
 
-def _install(peer: Peer, python: Path, requirements: Path, torch: tuple[str, ...] | None) -> None:
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
-    steps = [[sys.executable, "-m", "venv", str(python.parents[1])]]
-    steps += [[*pip, *torch]] if torch is not None else []
-    steps += [[*pip, "-r", str(requirements)]]
-    for words in steps:
+def _install(name: str, python: Path, steps: Sequence[Sequence[str]], options: Sequence[str]) -> None:
+    """Make the environment, then `pip install` each step: with our own pip, mostly newer and faster than Python's."""
+    has_pip = importlib.util.find_spec("pip") is not None
+    venv = [sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else []), str(python.parents[1])]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if has_pip else [str(python), "-m", "pip"]
+    pip += ["install", "--disable-pip-version-check", "--progress-bar", "off", *options]
+    for words in (venv, *([*pip, *step] for step in steps)):
         try:
-            run_to_end(f"installing {peer}", words, threads=1)
+            run_to_end(f"installing {name}", words, threads=1)
         except WorkerError as error:
             remedy = "a network or a mirror that has its packages is needed; --torch names another build of torch"
             raise PeerError(f"{error}; {remedy}") from error

@@ -11,6 +11,7 @@ from m3_export import calibration, passes, verify
 from m3_export.budget import Excess
 from m3_export.checkpoint import Checkpoint
 from m3_export.errors import CheckpointError, OverBudgetError
+from m3_export.library_files import write_library_files
 from m3_export.model import M3Model
 from m3_export.plan.plan import read_plans
 from m3_export.plan.planner import Calibrated, Texts
@@ -80,6 +81,7 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         if over and not recipe.allow_over_budget:
             raise OverBudgetError(over_budget_message(settled))
         keep_plans(settled, draft.geometry, staging)
+        write_library_files(staging, draft, tokenizer)
         manifest = replace(
             draft,
             variants=tuple(found.variant for found in settled),

@@ -17,8 +17,10 @@ from m3_runtime.manifest import TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # transformers 5 makes an empty vocabulary where neither file is there, and says nothing
 VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
+SPECIAL_TOKENS = ("bos_token", "cls_token", "eos_token", "sep_token", "pad_token", "unk_token", "mask_token")
 UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding gives no lexical weight
 
 # Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
@@ -73,6 +75,22 @@ class CheckpointTokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
         (folder / TOKENIZER_NAME).write_text(self.saved, encoding="utf-8")
+
+    def config(self, max_tokens: int) -> dict[str, Any]:
+        """What transformers reads beside tokenizer.json, in tokenizer_config.json.
+
+        The class is the one that takes the pipeline as it lies. XLM-R's own makes parts of it anew, by the rules of the
+        release that reads it.
+        """
+        special = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_tokens,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "padding_side": "right",
+            "clean_up_tokenization_spaces": False,
+            **{name: token for name, token in special.items() if token is not None},
+        }
 
 
 def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> TokenizerInfo:

@@ -27,6 +27,8 @@ def test_an_environment_is_made_once_and_again_when_its_requirements_change(requ
     found = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(tmp_path / "peers" / "bge-m3-lite")
 
+    assert not (python.parent / "pip").exists()  # ours did it
+
     kept = python.parents[1] / "kept"
     kept.touch()
     assert ensure_environment(Peer.LITE, source, QUIET) == python
@@ -37,6 +39,13 @@ def test_an_environment_is_made_once_and_again_when_its_requirements_change(requ
         ensure_environment(Peer.LITE, source, QUIET)
     assert not kept.exists()
     assert not (python.parents[1] / "ready").exists()
+
+
+def test_without_a_pip_of_ours_the_environment_brings_one(requirements, tmp_path, monkeypatch):
+    requirements.write_text("# nothing\n")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    python = ensure_environment(Peer.LITE, PeerSource(tmp_path / "peers", None), QUIET)
+    assert (python.parent / "pip").exists()
 
 
 def test_a_wheel_has_no_requirements_and_says_so(requirements, tmp_path):

@@ -198,7 +198,8 @@ def test_flags_win_over_the_recipe_and_a_subset_of_variants_writes_only_that(den
     manifest = Bundle.open(dense_only.out).manifest
     assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
     assert {path for path in files(dense_only.out) if "/" in path} == {
-        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "plan/onnx-int8.svg"
+        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "plan/onnx-int8.svg", "1_Pooling/config.json",
+        "onnx/last_hidden_state_int8.onnx",
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from m3_export.passes.bias_gelu import FuseBiasGelu
 from m3_export.passes.centre_activations import CentreActivations, Floats
 from m3_export.passes.flash_attention import FuseAttention
+from m3_export.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.passes.last_layer_rows import KeepLastLayerRows
 from m3_export.passes.loud_neurons import SplitLoudNeurons
 from m3_export.passes.metadata import StripMetadata
@@ -39,3 +40,9 @@ def for_onnxruntime(model: ir.Model) -> ir.Model:
         FuseAttention(), FuseSkipLayerNorm(), FuseBiasGelu(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()
     )
     return fusions(model.clone()).model
+
+
+def encoder_alone(model: ir.Model) -> ir.Model:
+    """The graph without heads, changed in place: `last_hidden_state` is its only output."""
+    steps = (KeepLastHiddenState(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model).model

@@ -1,0 +1,83 @@
+"""Small files by which transformers, Optimum and sentence-transformers open a bundle's folder as it lies.
+
+tokenizer_config.json               transformers: take tokenizer.json as it is, cut at the model's limit
+onnx/last_hidden_state.onnx         the encoder without heads; its weights are those of model.onnx, in the same file
+onnx/last_hidden_state_int8.onnx    the same of model_int8.onnx
+modules.json, 1_Pooling/config.json, sentence_bert_config.json
+                                    sentence-transformers: which graph, how to pool, whether to normalise
+
+The runtime reads none of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from m3_export import passes
+from m3_export.passes.last_hidden_state import LAST_HIDDEN_STATE
+from m3_export.recipe import VariantName
+from m3_export.tokenizer import TOKENIZER_CONFIG_NAME, CheckpointTokenizer
+from m3_export.variants import FILES
+from m3_runtime.manifest import Manifest, Pooling
+
+ENCODERS: Mapping[VariantName, str] = {
+    VariantName.ONNX_FP32: f"onnx/{LAST_HIDDEN_STATE}.onnx",
+    VariantName.ONNX_INT8: f"onnx/{LAST_HIDDEN_STATE}_int8.onnx",
+}
+_POOLING_FOLDER = "1_Pooling"
+_POOLING_FLAGS: Mapping[Pooling, str] = {
+    Pooling.CLS: "pooling_mode_cls_token",
+    Pooling.MEAN: "pooling_mode_mean_tokens",
+    Pooling.LAST_TOKEN: "pooling_mode_lasttoken",
+}
+
+
+def write_library_files(folder: Path, draft: Manifest, tokenizer: CheckpointTokenizer) -> None:
+    """Write them for the variants that `folder` holds.
+
+    Args:
+        folder: the bundle, with every variant written.
+        draft: its manifest as far as it is known; geometry, pooling and normalisation are read.
+        tokenizer: the checkpoint's.
+    """
+    _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(draft.geometry.max_tokens))
+    written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]
+    for name in written:
+        _write_encoder(folder / FILES[name], folder / ENCODERS[name])
+    if written:
+        _write_sentence_transformers(folder, draft, ENCODERS[written[0]])
+
+
+def _write_encoder(graph: Path, encoder: Path) -> None:
+    """Weights stay where they are: what is loaded refers to the data file beside it, and so does what is saved."""
+    ir.save(passes.encoder_alone(ir.load(graph)), encoder)
+
+
+def _write_sentence_transformers(folder: Path, draft: Manifest, encoder: str) -> None:
+    (folder / _POOLING_FOLDER).mkdir()
+    _write(folder / "modules.json", _modules(normalize=draft.normalize))
+    _write(
+        folder / _POOLING_FOLDER / "config.json",
+        {
+            "word_embedding_dimension": draft.geometry.hidden_size,
+            **{flag: pooling is draft.pooling for pooling, flag in _POOLING_FLAGS.items()},
+        },
+    )
+    # model_args: the name that every release with ONNX reads
+    settings = {"max_seq_length": draft.geometry.max_tokens, "model_args": {"file_name": encoder}}
+    _write(folder / "sentence_bert_config.json", settings)
+
+
+def _modules(*, normalize: bool) -> list[dict[str, object]]:
+    steps = [("", "Transformer"), (_POOLING_FOLDER, "Pooling")]
+    steps += [("2_Normalize", "Normalize")] if normalize else []
+    return [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(steps)
+    ]
+
+
+def _write(path: Path, content: Mapping[str, object] | Sequence[object]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

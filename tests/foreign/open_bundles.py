@@ -1,0 +1,75 @@
+"""Open bundles with sentence-transformers and Optimum by the code of docs/integrations.md, and print what they give.
+
+Runs in the environment of pins.txt. Standard input: {"sentence-transformers": [code, code], "optimum": [code],
+"texts": [...]}. In the working folder, `tiny` and `mini` each hold a bundle by the name that the code uses.
+"""
+
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from no_network import refuse_network, wanted
+
+PACKAGES = ("sentence-transformers", "optimum-onnx", "transformers")
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    refuse_network()
+    there = Path.cwd()
+    found = {}
+    for name in ("tiny", "mini"):
+        os.chdir(there / name)
+        found[name] = sentence_transformers(request, with_int8=name == "tiny")
+    os.chdir(there / "tiny")
+    found["optimum"] = optimum(request)
+    found["versions"] = {name: metadata.version(name) for name in PACKAGES}
+    found["connections"] = wanted
+    print(json.dumps(found))
+
+
+def sentence_transformers(request: dict, with_int8: bool) -> dict:
+    fp32, int8 = request["sentence-transformers"]
+    page: dict = {}
+    exec(fp32, page)
+    found = {
+        "page": listed(page["dense_vecs"]),
+        "fp32": listed(page["model"].encode(request["texts"])),
+        "max_seq_length": page["model"].max_seq_length,
+    }
+    if with_int8:
+        exec(int8, page)
+        found["int8"] = listed(page["int8_model"].encode(request["texts"], batch_size=1))
+    return found
+
+
+def optimum(request: dict) -> dict:
+    (code,) = request["optimum"]
+    page: dict = {}
+    exec(code, page)
+    tokenizer, model = page["tokenizer"], page["model"]
+    batch = tokenizer(request["texts"], padding=True, truncation=True, return_tensors="np")
+    rows = feature_extraction("last_hidden_state.onnx")
+    return {
+        "page": {name: listed(array) for name, array in page["found"].items()},
+        "ids": tokenizer(request["texts"], truncation=True)["input_ids"],
+        "dense_vecs": listed(model(**batch)["dense_vecs"]),
+        "last_hidden_state": list(rows(**batch).last_hidden_state.shape),
+    }
+
+
+def feature_extraction(file_name: str):
+    from optimum.onnxruntime import ORTModelForFeatureExtraction
+
+    return ORTModelForFeatureExtraction.from_pretrained("bge-m3-cpu", subfolder="onnx", file_name=file_name)
+
+
+def listed(array: np.ndarray) -> list:
+    return np.asarray(array).tolist()
+
+
+if __name__ == "__main__":
+    main()
