@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 import m3_models
@@ -74,43 +76,56 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture(scope="session")
-def mini_m3_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of a run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def mini_m3_checkpoint(shared_folder: Path) -> Path:
     """mini-m3's checkpoint folder: real weights, mean pooling."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "mini-m3"
-    m3_models.write_checkpoint("mini-m3", folder)
-    return folder
+    return _made_once(shared_folder / "checkpoints" / "mini-m3", partial(m3_models.write_checkpoint, "mini-m3"))
 
 
 @pytest.fixture(scope="session")
-def tiny_random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_random_checkpoint(shared_folder: Path) -> Path:
     """tiny-random's checkpoint folder: CLS pooling, C ≠ H."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-random"
-    m3_models.write_checkpoint("tiny-random", folder)
-    return folder
+    return _made_once(shared_folder / "checkpoints" / "tiny-random", partial(m3_models.write_checkpoint, "tiny-random"))
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def bundles(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """Where exported bundles go."""
+    kept: Path | None = request.config.getoption("--bundles")
+    return (kept or shared_folder / "bundles").absolute()
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(bundles: Path) -> Path:
     """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
     plan = Path(__file__).parent / "golden" / "mini_m3_plan.json"
-    return _exported(tmp_path_factory, request, "mini-m3", "--plan", plan)
+    return _made_once(bundles / "mini-m3", lambda out: _export("mini-m3", out, "--plan", plan))
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def tiny_bundle(bundles: Path) -> Path:
     """tiny-random with all three variants."""
-    return _exported(tmp_path_factory, request, "tiny-random")
+    return _made_once(bundles / "tiny-random", lambda out: _export("tiny-random", out))
 
 
-def _exported(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, name: str, *more: str | Path
-) -> Path:
-    kept: Path | None = request.config.getoption("--bundles")
-    out = (kept or tmp_path_factory.mktemp("bundles")).absolute() / name
-    if not out.is_dir():
-        done = run_export(name, out, *more)
-        assert done.returncode == 0, done.stderr
-    return out
+def _export(*words: str | Path) -> None:
+    done = run_export(*words)
+    assert done.returncode == 0, done.stderr
+
+
+def _made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process to ask for makes, and for which the others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -121,9 +136,11 @@ def foreign_python() -> Path:
     """
     torch = os.environ.get("TORCH")
     source = PeerSource(ROOT / "out", tuple(torch.split()) if torch else None)
-    return environment_of(
-        "foreign", FOREIGN / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
-    )
+    source.folder.mkdir(exist_ok=True)
+    with FileLock(source.folder / "foreign.lock"):
+        return environment_of(
+            "foreign", FOREIGN / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
+        )
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.dataset
 import pytest
@@ -23,16 +24,17 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """The address of a cluster of two nodes with a CPU each; the environment has its token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.MonkeyPatch.context() as patch:
+    # Ray's sockets lie in its folder, and a socket's name has 107 bytes at most: pytest's own folders are too deep.
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory(prefix="ray") as folder:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray", numbered=False)))
+        patch.setenv("RAY_TMPDIR", folder)
         node = [
             str(RAY),
             "start",
@@ -55,7 +57,8 @@ def process_group(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(address: str, head: subprocess.Popen[bytes]) -> None:
