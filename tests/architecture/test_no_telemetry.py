@@ -43,10 +43,9 @@ def test_encoding_leaves_no_trace(tiny_bundle: Path, tmp_path: Path):
     assert [path.name for path in home.rglob("*")] == []
 
 
-def test_exporting_leaves_no_trace(tmp_path: Path):
-    home = run_with_empty_home(
-        tmp_path, EXPORT, "tiny-random", tmp_path / "out", "--variants", "openvino-int8,onnx-fp32", "--quiet"
-    )
+def test_exporting_leaves_no_trace(tiny_bundle: Path, tmp_path: Path):
+    plan = tiny_bundle / "plan.json"
+    home = run_with_empty_home(tmp_path, EXPORT, "tiny-random", tmp_path / "out", "--plan", plan, "--quiet")
     assert not [path for path in home.rglob("*") if {"intel", "microsoft"} & {part.lower() for part in path.parts}]
     assert not list(home.rglob("*openvino*")) and not list(home.rglob("*onnxruntime*"))
 
