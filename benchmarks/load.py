@@ -137,7 +137,7 @@ def beside(asked: argparse.Namespace) -> tuple[Tally, float, list[Direct]]:
     if asked.bundle is None:
         return *loaded(asked, asked.seconds), []
     with M3Encoder.open(asked.bundle, variant=asked.variant, threads=asked.threads) as encoder:
-        direct(encoder, asked, 2.0)
+        direct(encoder, asked, min(2.0, asked.seconds))
         before = direct(encoder, asked, asked.seconds / 2)
         tally, took_s = loaded(asked, asked.seconds)
         return tally, took_s, [before, direct(encoder, asked, asked.seconds / 2)]

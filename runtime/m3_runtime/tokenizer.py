@@ -120,7 +120,8 @@ class M3Tokenizer:
 
     def pieces(self, text: str, *, with_specials: bool = True) -> tuple[Piece, ...]:
         """The tokens of a text that has passed `check_text`, with their places; nothing is cut."""
-        found = self._pipeline.encode(text, add_special_tokens=with_specials)
+        # encode_batch, since encode would keep all other threads waiting meanwhile
+        found = self._pipeline.encode_batch([text], add_special_tokens=with_specials)[0]
         rows = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
         return tuple(
             Piece(
@@ -194,7 +195,7 @@ class M3Tokenizer:
         return cut
 
     def _too_long(self, text: str, index: int, max_length: int) -> TextTooLongError:
-        return TextTooLongError(f"text {index}", index, len(self._pipeline.encode(text).ids), max_length)
+        return TextTooLongError(f"text {index}", index, len(self._pipeline.encode_batch_fast([text])[0]), max_length)
 
 
 def checked_texts(sentences: object) -> list[str]:

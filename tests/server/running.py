@@ -33,7 +33,8 @@ class Running:
         return self.client.post(path, json=body, headers=headers)
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        lines = self.log_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def metric(self, name: str) -> float:
         """The sum over all labels of one count."""
@@ -78,6 +79,15 @@ def running(bundle: Path, folder: Path, *words: str) -> Iterator[Running]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def events(server: Running, name: str, number: int) -> list[dict]:
+    """The log's lines of one event, once there are so many."""
+    end_s = time.monotonic() + 90
+    while len(found := [line for line in server.log() if line["event"] == name]) < number:
+        assert time.monotonic() < end_s, server.log_file.read_text()
+        time.sleep(0.1)
+    return found
 
 
 def _url(process: subprocess.Popen[str], log_file: Path) -> str:

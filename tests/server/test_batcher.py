@@ -162,9 +162,9 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(backend):
         second = asyncio.create_task(runs.encode(of_length(90), DENSE, "a", 20))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match=r"90 tokens wait, the limit is 100; try again in \d+ s") as refused:
-            await runs.encode(of_length(11), DENSE, "b", 20)
+            await runs.encode(of_length(11), DENSE, "a", 20)
         assert refused.value.retry_after_s >= 1
-        third = asyncio.create_task(runs.encode(of_length(10), DENSE, "b", 20))
+        third = asyncio.create_task(runs.encode(of_length(10), DENSE, "a", 20))
         await asyncio.sleep(0.01)
         gate.open.set()
         assert [len(found) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
@@ -188,13 +188,26 @@ def test_a_wait_beyond_the_deadline_is_refused_at_the_door(backend):
 
     async def scenario() -> None:
         runs = batcher(gate)
-        runs._rate.note(10, 1.0)  # ten tokens a second
+        runs._pace.ran(10, 1.0)  # ten tokens a second
         calls = [asyncio.create_task(runs.encode(of_length(100), DENSE, "a", 60)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFullError, match="the wait is about 10 s, the request's deadline is 5 s"):
-            await runs.encode(of_length(10), DENSE, "b", 5)
+        with pytest.raises(QueueFullError, match="it might take 26 s, the deadline is 20 s; try again in 5 s"):
+            await runs.encode(of_length(10), DENSE, "a", 20)
+        other = asyncio.create_task(runs.encode(of_length(10), DENSE, "b", 20))  # a new client is served earlier
+        await asyncio.sleep(0)
+        assert not other.done()
         gate.open.set()
-        await asyncio.gather(*calls)
+        await asyncio.gather(*calls, other)
+        runs.close()
+
+    run(scenario())
+
+
+def test_who_finds_nothing_waiting_is_let_in_however_slow_the_engine_was(backend):
+    async def scenario() -> None:
+        runs = batcher(backend)
+        runs._pace.ran(1, 100.0)
+        assert len(await runs.encode(of_length(10), DENSE, "a", 20)) == 1
         runs.close()
 
     run(scenario())
@@ -211,7 +224,7 @@ def test_what_is_late_or_cancelled_leaves_the_queue(backend):
         late = asyncio.create_task(runs.encode(of_length(40), DENSE, "a", 0.05))
         await asyncio.sleep(0)
         cancelled.cancel()
-        with pytest.raises(DeadlineError, match=r"not done within 0\.05 s"):
+        with pytest.raises(QueueFullError, match=r"busy: the request was not done within 0\.05 s; try again in 1 s"):
             await late
         assert cancelled.cancelled()
         assert (runs._queue.tokens, runs.requests) == (0, 1)
@@ -221,6 +234,23 @@ def test_what_is_late_or_cancelled_leaves_the_queue(backend):
 
     run(scenario())
     assert gate.lengths == [20]
+
+
+def test_what_is_too_much_for_its_deadline_is_not_the_others_fault(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = batcher(gate)
+        runs._pace.ran(100, 1.0)
+        running = asyncio.create_task(runs.encode(of_length(20), DENSE, "a", 20))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineError, match=r"not done within 0\.05 s; send less at a time, or allow more time"):
+            await runs.encode(of_length(40), DENSE, "b", 0.05)
+        gate.open.set()
+        assert len(await running) == 1
+        runs.close()
+
+    run(scenario())
 
 
 def test_an_engine_that_fails_hurts_only_its_own_requests(backend, encoder, texts):

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "load.py"
 
 def test_the_load_script_counts_what_it_sends(server, tiny_bundle: Path):
     before = server.metric("m3_requests_total")
-    words = ["--clients", "2", "--texts", "3", "--words", "5", "--seconds", "1"]
+    words = ["--clients", "2", "--texts", "3", "--words", "5", "--seconds", "0.5"]
     beside = ["--bundle", str(tiny_bundle), "--variant", "onnx-fp32", "--threads", "1"]
     command = [sys.executable, str(SCRIPT), server.url, *words, *beside]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

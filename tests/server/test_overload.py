@@ -1,10 +1,9 @@
 """Too many clients, clients that go away, and the end of a server under load."""
 
 import json
-import socket
+import re
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,20 +11,13 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-import uvicorn
 from running import Running, running
 
-from m3_runtime.server import protocol
+from m3_runtime.cli import main
+from m3_runtime.server import serving
 
 FLOAT_NOISE = 1e-5
-SMALL = ("--variant", "onnx-fp32", "--max-queue-tokens", "300")
-
-
-@pytest.fixture(scope="module")
-def small(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
-    """A server whose queue holds three of the requests below."""
-    with running(tiny_bundle, tmp_path_factory.mktemp("small"), *SMALL) as started:
-        yield started
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
 def until(server: Running, name: str, value: float, limit_s: float = 60) -> None:
@@ -35,37 +27,21 @@ def until(server: Running, name: str, value: float, limit_s: float = 60) -> None
         time.sleep(0.05)
 
 
-def passages(number: int) -> list[str]:
-    """Four texts of some twenty tokens, others for each number."""
-    return [f"client {number} says {'yes no '[: 3 + part]}{number * part}" for part in range(4)]
-
-
-def test_five_times_too_many_clients_get_right_answers_or_429(small, encoder):
-    """16 clients that never pause, each with a third of what may wait."""
-    before_mib = small.resident_mib()
-    answers: dict[int, httpx2.Response] = {}
-
-    def ask(client: int) -> None:
-        with httpx2.Client(base_url=small.url, timeout=120, trust_env=False) as http:
-            for turn in range(12):
-                number = 100 * client + turn
-                answers[number] = http.post("/embed", json={"inputs": passages(number)})
-
-    with ThreadPoolExecutor(16) as clients:
-        list(clients.map(ask, range(16)))
-    statuses = [answer.status_code for answer in answers.values()]
-    assert set(statuses) == {200, 429}, statuses
-    assert len(statuses) == 16 * 12
-    for number, answer in answers.items():
-        if answer.status_code == 200:
-            expected = encoder.encode(passages(number)).dense_vecs
-            np.testing.assert_allclose(np.array(answer.json(), np.float32), expected, atol=FLOAT_NOISE)
-        else:
-            assert int(answer.headers["retry-after"]) >= 1
-            assert answer.json()["error_type"] == "Overloaded"
-            assert "the server is busy" in answer.json()["error"]
-    assert small.resident_mib() - before_mib < 50
-    until(small, "m3_queue_tokens", 0)
+def test_five_times_the_capacity_gets_right_answers_or_429(tiny_bundle: Path, tmp_path: Path):
+    """The script measures the capacity, sends five times that, and looks at every answer; here for some seconds."""
+    words = ("--variant", "onnx-fp32")
+    with running(tiny_bundle, tmp_path, *words, "--max-queue-tokens", "16384") as server:
+        more = ["--pid", str(server.process.pid), "--seconds", "4", "--capacity-seconds", "1", "--threads", "1"]
+        command = [sys.executable, str(SCRIPT), server.url, "--bundle", str(tiny_bundle), *words, *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"^answers: [1-9]\d* × 200, [1-9]\d* × 429;", done.stdout, re.MULTILINE), done.stdout
+        held = re.search(
+            r"^resident: (\d+) MiB before; most .*: (\d+), (\d+), (\d+), (\d+)$", done.stdout, re.MULTILINE
+        )
+        assert held is not None, done.stdout
+        assert max(map(int, held.groups())) - int(held[1]) < 50
+        until(server, "m3_queue_tokens", 0)
 
 
 def test_who_goes_away_leaves_the_queue(server):
@@ -124,12 +100,12 @@ def test_two_servers_share_a_bundle(tiny_bundle: Path, tmp_path: Path, server):
         assert server.post("/m3/encode", body).content == other.post("/m3/encode", body).content
 
 
-def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, server):
+def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, server, monkeypatch, capsys):
+    monkeypatch.setattr(serving, "log_as_json", lambda: None)  # pytest's own logging stays
+
     def words(*more: str) -> str:
-        command = [sys.executable, "-m", "m3_runtime", "serve", *more]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == 1
-        return done.stderr
+        assert main(["serve", *more]) == 1
+        return capsys.readouterr().err
 
     bundle = str(tiny_bundle)
     assert "the folder does not exist" in words(str(tmp_path / "none"))
@@ -141,39 +117,3 @@ def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, serve
     (tmp_path / "keys").write_text("short\n")
     assert "line 1 of the key file" in words(bundle, "--port", "0", "--api-key-file", str(tmp_path / "keys"))
     assert "max_length is 1000000" in words(bundle, "--port", "0", "--max-length", "1000000")
-
-
-def test_headers_that_never_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch):
-    """uvicorn itself would wait for ever. A connection that only idles between requests is left alone."""
-
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 1.0)
-    config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, lifespan="off", log_config=None, ws="none")
-    at = config.bind_socket()
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([at],))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        address = at.getsockname()
-        idle = socket.create_connection(address, timeout=20)
-        slow = socket.create_connection(address, timeout=20)
-        silent = socket.create_connection(address, timeout=20)
-        for line in (idle, slow):
-            line.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert b" 204 " in line.recv(4096)
-        slow.sendall(b"GET / HT")
-        assert slow.recv(4096) == silent.recv(4096) == b""  # closed
-        idle.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert b" 204 " in idle.recv(4096)
-        for line in (idle, slow, silent):
-            line.close()
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        at.close()

@@ -58,6 +58,32 @@ def test_scores_words_and_alignment_are_those_of_the_encoder(server, encoder, pa
     assert all(url.startswith(server.url) for url in asked)
 
 
+def test_every_script_is_shown_as_it_is_written(server, page):
+    """Signs made of several tokens stay whole, right-to-left texts run so, and nothing is wider than a telephone."""
+    page.set_viewport_size({"width": 375, "height": 700})
+    page.goto(server.url)
+    family = "👨\u200d👩\u200d👧\u200d👦"
+    query, passages = (
+        "a cat 😀 sat",
+        [f"यह पें {family} e\u0301te\u0301", "القطة تجلس هنا 123", "猫坐在那里。" * 40, "x" * 300],
+    )
+    page.get_by_label("Query").fill(query)
+    page.get_by_label("Passages").fill("\n".join(passages))
+    page.get_by_role("button", name="Compare").click()
+    page.locator("[data-passage]").first.wait_for()
+
+    cards = [page.locator("[data-passage]").filter(has_text=passage[:9]) for passage in passages]
+    pieces = cards[0].locator(".text").evaluate("line => Array.from(line.childNodes, node => node.textContent)")
+    assert "".join(pieces) == passages[0]
+    assert all(any(sign in piece for piece in pieces) for sign in (family, "पें", "e\u0301"))
+    directions = [card.locator(".text").evaluate("line => getComputedStyle(line).direction") for card in cards]
+    assert directions == ["ltr", "rtl", "ltr", "ltr"]
+    cards[2].locator("summary").click()
+    labels = cards[2].locator("tbody th").all_inner_texts()
+    assert labels == ["a", "▁", "c", "a", "t", "▁", "😀", "▁", "s", "a", "t", "</s>"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_problems_are_shown_and_keys_asked_for(tiny_bundle: Path, tmp_path: Path, page):
     keys = tmp_path / "keys.txt"
     keys.write_text("0123456789abcdef\n")

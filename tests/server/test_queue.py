@@ -112,23 +112,49 @@ def test_beside_a_long_run_only_short_texts_are_taken():
 def test_room_is_counted_in_tokens():
     waiting = queue(max_tokens=100)
     waiting.add(job(40, 40))
-    assert waiting.has_room(20)
-    assert not waiting.has_room(21)
+    assert waiting.has_room("a", 20)
+    assert not waiting.has_room("a", 21)
     waiting.take()
     assert waiting.tokens == 0
-    assert waiting.has_room(100)
+    assert waiting.has_room("a", 100)
+
+
+def test_who_fills_the_queue_keeps_nobody_else_out():
+    waiting = queue(max_tokens=100)
+    waiting.add(job(50, 50))
+    assert not waiting.has_room("a", 1)
+    assert waiting.has_room("new", 25)
+    assert not waiting.has_room("new", 26)
+    waiting.add(job(10, client="new"))
+    assert not waiting.has_room("new", 1)
+
+
+def test_requests_of_a_client_are_done_in_their_order_and_passed_only_by_smaller_ones():
+    waiting = queue(batch_texts=1)
+    large, alike = job(30, 31, 32), job(33, 30, 30)
+    for request in (large, alike):
+        waiting.add(request)
+    order = []
+    while batch := waiting.take():
+        order += [text.job for text in batch]
+        if len(order) < 20:
+            waiting.add(job(10))
+    first, second = ([i for i, which in enumerate(order) if which is request] for request in (large, alike))
+    assert max(first) < min(second)
+    passed = sum(which is not large for which in order[: max(first)])
+    assert 0 < 10 * passed <= large.tokens
 
 
 def test_who_leaves_is_not_served_and_leaves_nothing_behind():
     waiting = queue(batch_texts=1)
-    gone, stays = job(5, 6, 7), job(6)
+    gone, stays = job(5, 6, 7), job(60)
     waiting.add(gone)
     waiting.add(stays)
     first = waiting.take()[0]
     assert first.job is gone
     waiting.remove(gone)
     waiting.remove(gone)  # as after a late disconnect
-    assert (waiting.tokens, waiting.texts) == (6, 1)
+    assert (waiting.tokens, waiting.texts) == (60, 1)
     assert waiting.take() == (stays.texts[0],)
     assert waiting.take() == ()
 

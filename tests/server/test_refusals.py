@@ -92,6 +92,28 @@ def test_too_much_is_413(server, body, message):
     assert message in answer.json()["error"]
 
 
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"])
+def test_bad_json_is_found_whatever_its_type_is_called(server, kind):
+    for body in (b'{"inputs": "\\ud800"}', b'{"inputs": ' + DEEP.encode(), b'{"inputs": NaN}'):
+        answer = server.client.post("/embed", content=body, headers={"content-type": kind})
+        assert answer.status_code == 422
+        assert "the body is not JSON" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["a"] * 41, "the request has 41 texts, the limit is 40"),
+        ("a" * 16_385, "the texts have 16385 characters, the limit is 16384; send them in parts"),
+    ],
+    ids=["texts", "characters"],
+)
+def test_too_much_to_show_is_413(server, inputs, message):
+    answer = server.post("/tokenize", {"inputs": inputs})
+    assert answer.status_code == 413
+    assert message in answer.json()["error"]
+
+
 def test_fifty_megabytes_are_refused_unread(server):
     before = server.resident_mib()
     text = json.dumps({"inputs": ["x" * 1000] * 50_000}).encode()
@@ -139,6 +161,7 @@ def test_a_deadline_that_has_passed_is_504(server):
 def test_unknown_paths_and_methods(server):
     assert server.client.get("/nothing").json()["error_type"] == "NotFound"
     assert server.client.get("/embed").status_code == 405
+    assert server.client.head("/health").status_code == server.client.head("/ready").status_code == 200
     page = server.client.get("/metrics").text
     assert "/nothing" not in page
 
@@ -149,10 +172,13 @@ def test_no_text_is_logged(server):
     server.post("/embed", {"inputs": [secret, 5]})
     server.post("/rerank", {"query": secret, "texts": [secret, None]})
     server.client.get("/info", params={"q": secret})
+    end_s = time.monotonic() + 30
+    while (last := server.log()[-1]).get("route") != "/info":  # lines are written when answers have been sent
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    assert last["event"] == "request" and last["status"] == 200
     log = server.log_file.read_text()
     assert "Geheimnis" not in log and "4711" not in log
-    last = server.log()[-1]
-    assert last["event"] == "request" and last["route"] == "/info" and last["status"] == 200
 
 
 def test_keys(tiny_bundle: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from running import Running, running
+from running import Running, events, running
 
 WORDS = ("--variant", "onnx-fp32", "--workers", "2", "--low-memory")
 
@@ -20,15 +20,6 @@ def two(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
     with running(tiny_bundle, tmp_path_factory.mktemp("two"), *WORDS) as started:
         events(started, "all_workers_serve", 1)
         yield started
-
-
-def events(server: Running, name: str, number: int) -> list[dict]:
-    """The log's lines of one event, once there are so many."""
-    end_s = time.monotonic() + 90
-    while len(found := [line for line in server.log() if line["event"] == name]) < number:
-        assert time.monotonic() < end_s, server.log_file.read_text()
-        time.sleep(0.1)
-    return found
 
 
 def ask(server: Running, text: str) -> httpx2.Response:

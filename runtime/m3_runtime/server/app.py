@@ -63,11 +63,16 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
         return PlainTextResponse("alive")
 
+    # some load balancers ask so
+    operation.head("/health", include_in_schema=False)(health)
+
     @operation.get("/ready", summary="Whether it takes requests")
     async def ready() -> Response:
         if service.is_draining:
             return PlainTextResponse("about to stop", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ready")
+
+    operation.head("/ready", include_in_schema=False)(ready)
 
     @operation.get("/metrics", summary="Counts for Prometheus")
     async def metrics() -> Response:

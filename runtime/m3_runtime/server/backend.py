@@ -19,6 +19,8 @@ from m3_runtime.pipeline import encode_tokens
 from m3_runtime.server.queue import Ids, QueuedText
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
+_FIRST_TEXT = "What is BGE M3? And what is it good for?"
+
 LexicalRow = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -75,6 +77,17 @@ class Backend:
             bundle, variant, opening.threads, cache_dir=opening.cache_dir, low_memory=opening.low_memory
         )
         return cls(bundle, variant, tokenizer, engine)
+
+    def warm_up(self) -> None:
+        """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
+
+        Raises:
+            EngineError: the engine cannot run the graph.
+        """
+        self._encode(
+            self.tokenize([_FIRST_TEXT], self.bundle.manifest.geometry.max_tokens, OnTruncate.TRUNCATE).ids,
+            self.bundle.manifest.heads,
+        )
 
     def tokenize(self, texts: Sequence[str], max_length: int, on_truncate: OnTruncate) -> TokenizedTexts:
         """Texts to ids; they have passed `check_text`.

@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.manifest import Head
 from m3_runtime.server.backend import TextVectors
+from m3_runtime.server.pace import Pace
 from m3_runtime.server.queue import Ids, Job, QueuedText, QueueLimits, TokenQueue
 
 # Two runs at most: a long one must not keep short queries out, and more would only share the same cores.
@@ -18,7 +19,6 @@ _LANES = 2
 _SHORT_RUN_TOKENS = 256
 """A run of more tokens lets a shorter one run beside it."""
 
-_RATE_SMOOTHING = 0.1
 _MOST_RETRY_S = 60
 
 
@@ -65,22 +65,6 @@ class _Request:
                 self.done.set_exception(error)
 
 
-@dataclass
-class _Rate:
-    """Tokens per second while the engine is busy, smoothed; 0 as long as nothing has run."""
-
-    tokens_per_s: float = field(default=0.0)
-
-    def note(self, tokens: int, duration_s: float) -> None:
-        measured = tokens / max(duration_s, 1e-6)
-        if self.tokens_per_s:
-            # by time, not by run: many small runs say no more than a long one
-            weight = min(1.0, _RATE_SMOOTHING + duration_s)
-            self.tokens_per_s += weight * (measured - self.tokens_per_s)
-        else:
-            self.tokens_per_s = measured
-
-
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
 
@@ -88,8 +72,9 @@ class Batcher:
         self._runner = runner
         self._observer = observer
         self._queue = TokenQueue(limits)
-        self._rate = _Rate()
+        self._pace = Pace()
         self._running: list[int] = []  # tokens of each run
+        self._ended_s = 0.0  # when the last run did
         self._requests: dict[Job, _Request] = {}
         self._threads = ThreadPoolExecutor(_LANES, "m3-engine")
         self._is_draining = False
@@ -104,11 +89,12 @@ class Batcher:
         """Requests that wait or run."""
         return len(self._requests)
 
-    def check_room(self, tokens: int, deadline_s: float) -> None:
-        """Refuse a request that cannot be served; may be asked before the texts are tokenized, with `tokens` 1.
+    def check_room(self, tokens: int, client: str, deadline_s: float) -> None:
+        """Refuse a request that cannot be served; may be asked before the texts are tokenized, with fewer tokens.
 
         Args:
             tokens: tokens of the request.
+            client: who asks.
             deadline_s: seconds from now in which it must be done.
 
         Raises:
@@ -121,16 +107,14 @@ class Batcher:
         most = self.limits.max_tokens
         if tokens > most:
             raise RequestTooLargeError(f"the request has {tokens} tokens, the limit is {most}; send it in parts")
-        if not self._queue.has_room(tokens):
+        if not self._queue.has_room(client, tokens):
             raise self._full(f"{self._queue.tokens} tokens wait, the limit is {most}")
-        if (wait_s := self._wait_s()) > deadline_s:
-            raise self._full(f"the wait is about {math.ceil(wait_s)} s, the request's deadline is {deadline_s:g} s")
-
-    def _wait_s(self) -> float:
-        return self._queue.tokens / self._rate.tokens_per_s if self._rate.tokens_per_s else 0.0
+        # where nothing waits, whoever comes is let in: else one slow run could keep everyone out for ever
+        if self._queue.texts and (wait_s := self._pace.most_s(client, tokens)) > deadline_s:
+            raise self._full(f"it might take {math.ceil(wait_s)} s, the deadline is {deadline_s:g} s")
 
     def _full(self, reason: str) -> QueueFullError:
-        seconds = min(_MOST_RETRY_S, max(1, math.ceil(self._wait_s() / 2)))
+        seconds = min(_MOST_RETRY_S, max(1, math.ceil(self._pace.seconds(self._queue.tokens) / 2)))
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
     async def encode(
@@ -145,31 +129,40 @@ class Batcher:
             deadline_s: seconds from now in which it must be done.
 
         Raises:
-            ServiceError: the queue is full, the deadline has passed, or the server is about to stop.
+            QueueFullError: the queue is full, or those in it kept the request from being done in time.
+            DeadlineError: the request is too much for its deadline.
+            DrainingError: the server is about to stop.
             RequestTooLargeError: the request is larger than the whole queue.
             EngineError: the engine failed.
         """
         job = Job.of(client, heads, ids)
-        self.check_room(job.tokens, deadline_s)
+        self.check_room(job.tokens, client, deadline_s)
         if not job.texts:
             return []
         loop = asyncio.get_running_loop()
         request = _Request(job, loop.create_future(), loop.time(), [None] * len(ids), len(ids))
         self._requests[job] = request
+        self._pace.begin(client, job.tokens)
         self._queue.add(job)
         self._pump()
         try:
             async with asyncio.timeout(deadline_s):
                 await request.done
         except TimeoutError as error:
-            raise DeadlineError(
-                f"the request was not done within {deadline_s:g} s; send less at a time, or allow more time"
-            ) from error
+            raise self._late(job.tokens, deadline_s) from error
         finally:
             self._queue.remove(job)
             del self._requests[job]
+            self._pace.end(client, job.tokens)
             self._observer.waiting(self._queue.tokens, self._queue.texts)
         return [vectors for vectors in request.results if vectors is not None]
+
+    def _late(self, tokens: int, deadline_s: float) -> QueueFullError | DeadlineError:
+        """Whose fault it is: that of the others who wait, or that of a request which is too much for its time."""
+        reason = f"the request was not done within {deadline_s:g} s"
+        if len(self._requests) > 1 and self._pace.seconds(tokens) <= deadline_s:
+            return self._full(reason)
+        return DeadlineError(f"{reason}; send less at a time, or allow more time")
 
     async def drain(self) -> None:
         """Take no more requests, and wait until those that were taken are done."""
@@ -201,8 +194,9 @@ class Batcher:
         self._running.append(tokens)
         for text in batch:
             self._observer.queued(loop.time() - self._requests[text.job].added_s)
+        start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
-        run.add_done_callback(lambda done: self._finished(batch, tokens, done))
+        run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
 
     def _timed(self, batch: tuple[QueuedText, ...]) -> tuple[list[TextVectors], float]:
         start_s = time.perf_counter()
@@ -212,15 +206,18 @@ class Batcher:
         self,
         batch: tuple[QueuedText, ...],
         tokens: int,
+        start_s: float,
         done: "asyncio.Future[tuple[list[TextVectors], float]]",
     ) -> None:
         self._running.remove(tokens)
+        end_s = asyncio.get_running_loop().time()
+        self._pace.ran(tokens, end_s - max(start_s, self._ended_s))
+        self._ended_s = end_s
         self._pump()  # first: the engine must not wait while results are handed out
         if (error := None if done.cancelled() else done.exception()) is not None:
             self._fail(batch, error)
         elif not done.cancelled():
             vectors, duration_s = done.result()
-            self._rate.note(tokens, duration_s)
             self._observer.ran(len(batch), tokens, duration_s)
             self._hand_out(batch, vectors)
 

@@ -17,7 +17,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from m3_runtime.server.answers import Problem, refusal
+from m3_runtime.errors import M3Error
+from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.keys import ApiKeys
 from m3_runtime.server.service import Call, Service
 from m3_runtime.server.settings import Limits
@@ -31,6 +32,7 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered without a key (POST / is /embed, and needs one)."""
 
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+_NOT_QUEUED = frozenset({"/tokenize"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
 
 
@@ -90,6 +92,8 @@ class Gate:
         except _RefusedError as no:
             answer = refusal(exchange.path, no.status, no.problem, no.message, no.retry_after_s)
             await answer(scope, receive, noting)
+        except M3Error as error:
+            await refusal_of(exchange.path, error)(scope, receive, noting)
         except _GoneError:
             exchange.status = 499  # as nginx calls it; nobody reads it
         except Exception as error:
@@ -110,11 +114,13 @@ class Gate:
                 HTTPStatus.TOO_MANY_REQUESTS, Problem.OVERLOADED,
                 f"the server is busy: {self._requests} requests are under way; try again in 1 s", 1,
             )  # fmt: skip
-        scope[CALL] = Call(exchange.client, _deadline_s(headers, limits))
+        size = _announced_bytes(headers, limits)
+        scope[CALL] = call = Call(exchange.client, _deadline_s(headers, limits), size)
+        if exchange.method == "POST" and exchange.path not in _NOT_QUEUED:
+            self._service.check_room(call)
         self._requests += 1
         held = 0
         try:
-            size = _announced_bytes(headers, limits)
             held = self._hold(size)
             body = await _body(receive, limits)
             if len(body) > size:
@@ -235,7 +241,7 @@ def _too_large(limits: Limits) -> _RefusedError:
 
 def _check_json(body: bytes, headers: Headers) -> None:
     """Refuse what is no JSON: not UTF-8, NaN, nested without end, half a surrogate pair. Routes see none of it."""
-    if not body or "json" not in headers.get("content-type", ""):
+    if not body or "json" not in headers.get("content-type", "").lower():
         return
     try:
         from_json(body, allow_inf_nan=False, cache_strings=False)

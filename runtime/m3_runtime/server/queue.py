@@ -6,8 +6,9 @@ Texts of many requests wait here, and each batch is taken by three rules.
   a run with short queries. Company comes from any request: the first text is chosen fairly, others of its length join.
 * Clients share the engine by tokens (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996). A client that has
   just come is served before one that has had its share; who sends a thousand passages delays himself.
-* A client's own requests share its turns in the same manner, shorter ones first (self-clocked fair queueing, Golestani,
-  INFOCOM 1994). So one application's queries do not wait for its own bulk job.
+* A client's own requests come in the order of their arrival, except that a request is passed by smaller ones of the
+  next so many tokens as it has itself. So one application's queries do not wait for its own bulk job, and a request's
+  wait is bounded when it comes. (Shared turns would let whatever comes later slow down what is nearly done.)
 
 No text starves: the counters that order the texts only grow, and every new text starts at the current count.
 """
@@ -27,6 +28,8 @@ from m3_runtime.manifest import Head
 Ids = NDArray[np.int32]
 
 _FEW_STALE = 64
+_KEPT_FOR_NEW = 4
+"""One part in so many more is kept for clients who have nothing waiting: who floods the server keeps nobody out."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class QueueLimits:
     """How much may wait, and how much runs together.
 
     Attributes:
-        max_tokens: most tokens that wait.
+        max_tokens: most tokens that wait; a quarter more for clients who have nothing waiting yet.
         batch_tokens: most tokens of a batch, except that one text always runs whole. More would gain next to nothing,
             and make everyone else wait longer.
         batch_texts: most texts of a batch.
@@ -119,14 +122,21 @@ class TokenQueue:
         """Texts that wait."""
         return self._texts
 
-    def has_room(self, tokens: int) -> bool:
-        """Whether so many more tokens may wait."""
-        return self._tokens + tokens <= self.limits.max_tokens
+    def has_room(self, client: str, tokens: int) -> bool:
+        """Whether so many more tokens of a client may wait."""
+        most = self.limits.max_tokens
+        if not self._held(client):
+            most += most // _KEPT_FOR_NEW
+        return self._tokens + tokens <= most
+
+    def _held(self, client: str) -> int:
+        found = self._clients.get(client)
+        return 0 if found is None else found.tokens
 
     def add(self, job: Job) -> None:
         """Let all texts of a job wait; the caller has asked `has_room`."""
         client = self._clients.setdefault(job.client, _Client())
-        if client.waiting == 0:
+        if client.texts == 0:
             client.start = max(client.start, self._now)
         client.add(job)
         for text in job.texts:
@@ -154,7 +164,7 @@ class TokenQueue:
         batch = (first, *self._company(first, most_tokens))
         # An ideal server would have advanced all waiting clients alike, and one who comes now. Without this share, ever
         # new clients, who all start at the count, would keep it where it is, and pass the old ones for ever.
-        sharing = 1 + sum(client.waiting > 0 for client in self._clients.values())
+        sharing = 1 + sum(client.texts > 0 for client in self._clients.values())
         self._now = max(self._now + sum(text.tokens for text in batch) // sharing, start)
         for text in batch:
             client = self._clients[text.job.client]
@@ -184,7 +194,7 @@ class TokenQueue:
             del self._kinds[kind]
         self._tokens -= text.tokens
         self._texts -= 1
-        self._clients[text.job.client].left()
+        self._clients[text.job.client].left(text)
 
     def _forget_idle(self) -> None:
         """A client's past counts only while others wait: an idle server owes nobody, and remembers nobody."""
@@ -192,7 +202,7 @@ class TokenQueue:
             self._clients.clear()
             self._now = 0
             return
-        idle = [name for name, client in self._clients.items() if not client.waiting and client.start <= self._now]
+        idle = [name for name, client in self._clients.items() if not client.texts and client.start <= self._now]
         for name in idle:
             del self._clients[name]
 
@@ -204,19 +214,19 @@ class _Client:
 
     def __init__(self) -> None:
         self.start = 0
-        self.waiting = 0
+        self.texts = self.tokens = 0  # that wait
         self.arrival = next(self._arrivals)
-        self._now = 0
+        self._served = 0
         self._order: list[tuple[int, int, QueuedText]] = []
         self._numbers = itertools.count()
 
     def add(self, job: Job) -> None:
-        """Rank a job's texts behind what this client has had: each at the count at which the job would be done."""
-        done = self._now
+        """Rank a job's texts: as if it had come when so many tokens more have been served as it has itself."""
+        rank = self._served + job.tokens
         for text in sorted(job.texts, key=lambda text: text.tokens):
-            done += text.tokens
-            heapq.heappush(self._order, (done, next(self._numbers), text))
-        self.waiting += len(job.texts)
+            heapq.heappush(self._order, (rank, next(self._numbers), text))
+        self.texts += len(job.texts)
+        self.tokens += job.tokens
 
     def next(self, most_tokens: int | None) -> QueuedText | None:
         """The text that is next, among those of at most so many tokens."""
@@ -233,13 +243,12 @@ class _Client:
     def serve(self, text: QueuedText) -> None:
         """Charge what a text costs."""
         self.start += text.tokens
-        first = self._order[0]
-        if first[2] is text:
-            self._now = max(self._now, first[0])
+        self._served += text.tokens
 
-    def left(self) -> None:
-        """One text fewer waits. Its entry stays in the order until it comes up, unless there are many such."""
-        self.waiting -= 1
-        if len(self._order) > 2 * self.waiting + _FEW_STALE:
+    def left(self, text: QueuedText) -> None:
+        """A text waits no longer. Its entry stays in the order until it comes up, unless there are many such."""
+        self.texts -= 1
+        self.tokens -= text.tokens
+        if len(self._order) > 2 * self.texts + _FEW_STALE:
             self._order = [entry for entry in self._order if entry[2].is_waiting]
             heapq.heapify(self._order)

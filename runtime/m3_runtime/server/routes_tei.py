@@ -98,19 +98,23 @@ def _add_words(routes: APIRouter, service: Service) -> None:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         for i, text in enumerate(texts):
             check_text(text, f"inputs[{i}]")
-        return json_answer(
-            [
-                [
-                    {"id": p.id, "text": p.text, "special": p.is_special, "start": p.start, "stop": p.stop}
-                    for p in service.backend.tokenizer.pieces(text, with_specials=body.add_special_tokens)
-                ]
-                for text in texts
-            ]
-        )
+        return await service.show_tokens(texts, lambda: _tokens(texts, body.add_special_tokens, service))
 
     @routes.get("/info", summary="What is served, and its limits")
     async def info() -> Response:
         return json_answer(_info(service))
+
+
+def _tokens(texts: list[str], with_specials: bool, service: Service) -> Response:
+    return json_answer(
+        [
+            [
+                {"id": p.id, "text": p.text, "special": p.is_special, "start": p.start, "stop": p.stop}
+                for p in service.backend.tokenizer.pieces(text, with_specials=with_specials)
+            ]
+            for text in texts
+        ]
+    )
 
 
 def _info(service: Service) -> dict[str, Any]:

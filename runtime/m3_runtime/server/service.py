@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,16 +22,26 @@ from m3_runtime.server.settings import ServerSettings
 from m3_runtime.sparse import SparseVectors
 from m3_runtime.tokenizer import OnTruncate
 
+T = TypeVar("T")
+
 # Handing so little to another thread would take longer than tokenizing it.
 _FEW_CHARS = 4096
+_MANY_CHARS = 2**17
+_SHOWN_SHARE = 16
+"""Of a body that is long enough, one part in so many may be texts whose tokens are shown: that takes far more room."""
+
+_SIZES_KEPT = 0.99
+_MOST_GUESSED = 8
+"""A body counts for no more than one part in so many of the queue until its texts are known: they may be cut."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """Who asks, and how long there is for it."""
+    """Who asks, how long there is for it, and how many bytes its body was announced to have (0: not announced)."""
 
     client: str
     deadline_s: float
+    body_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,26 @@ class Cut:
 class _Tokenized:
     ids: tuple[Ids, ...]
     truncated: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.size for row in self.ids)
+
+
+@dataclass
+class _Sizes:
+    """How many tokens a byte of a body stands for, by the last hundred requests or so; 0 as long as there was none."""
+
+    tokens: float = 0.0
+    body_bytes: float = 0.0
+
+    def note(self, tokens: int, body_bytes: int) -> None:
+        if body_bytes:
+            self.tokens = _SIZES_KEPT * self.tokens + tokens
+            self.body_bytes = _SIZES_KEPT * self.body_bytes + body_bytes
+
+    def guess(self, body_bytes: int) -> int:
+        return int(body_bytes * self.tokens / self.body_bytes) if self.body_bytes else 0
 
 
 class Service:
@@ -65,7 +96,9 @@ class Service:
         self.metrics = Metrics.of(backend)
         self.batcher = Batcher(backend, settings.limits.queue, self.metrics)
         self.is_draining = False
+        self._sizes = _Sizes()
         self._aside = ThreadPoolExecutor(1, "m3-tokenizer")
+        self._far_aside = ThreadPoolExecutor(1, "m3-long-tokenizer")
 
     def cut(self, is_truncating: bool | None = None, max_length: int | None = None) -> Cut:
         """How long texts may be; None is what the server was started with.
@@ -77,6 +110,15 @@ class Service:
         if is_truncating is None:
             return Cut(length, self.settings.on_truncate)
         return Cut(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
+
+    def check_room(self, call: Call) -> None:
+        """Refuse a request that will not be served, before its body is looked at: saying no must cost next to nothing.
+
+        Raises:
+            ServiceError: the server is busy, or about to stop.
+        """
+        most = self.batcher.limits.max_tokens // _MOST_GUESSED
+        self.batcher.check_room(min(most, self._sizes.guess(call.body_bytes)), call.client, call.deadline_s)
 
     async def encode(self, texts: Texts, name: str, heads: tuple[Head, ...], cut: Cut, call: Call) -> Encoding:
         """The vectors of S texts, in their order.
@@ -100,29 +142,47 @@ class Service:
         tokenized = await self._tokenized(texts, name, cut)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
+        self._sizes.note(tokenized.tokens, call.body_bytes)
         vectors = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         self.metrics.truncated.inc(tokenized.truncated)
         return self._encoding(vectors, tokenized, heads)
+
+    async def show_tokens(self, texts: Sequence[str], work: Callable[[], T]) -> T:
+        """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
+
+        Raises:
+            RequestTooLargeError: too many texts, or too long ones.
+        """
+        self._check_number(len(texts))
+        chars, most = sum(map(len, texts)), self.settings.limits.max_body_bytes // _SHOWN_SHARE
+        if chars > most:
+            raise RequestTooLargeError(f"the texts have {chars} characters, the limit is {most}; send them in parts")
+        return await self._run_aside(chars, work)
 
     def _check(self, texts: Texts, heads: tuple[Head, ...], call: Call) -> None:
         for head in heads:
             if head not in self.backend.bundle.manifest.heads:
                 names = ", ".join(h.value for h in self.backend.bundle.manifest.heads)
                 raise HeadError(f"the model has no {head.value} head; it has: {names}")
-        most = self.settings.limits.max_texts
-        if len(texts.items) > most:
-            raise RequestTooLargeError(
-                f"the request has {len(texts.items)} texts, the limit is {most}; send it in parts"
-            )
+        self._check_number(len(texts.items))
         # Every text is two tokens at least. Who cannot be served is told before work is done for him.
-        self.batcher.check_room(2 * len(texts.items), call.deadline_s)
+        self.batcher.check_room(2 * len(texts.items), call.client, call.deadline_s)
+
+    def _check_number(self, texts: int) -> None:
+        most = self.settings.limits.max_texts
+        if texts > most:
+            raise RequestTooLargeError(f"the request has {texts} texts, the limit is {most}; send it in parts")
 
     async def _tokenized(self, texts: Texts, name: str, cut: Cut) -> _Tokenized:
         chars = sum(len(item) for item in texts.items)
         if chars <= _FEW_CHARS:
             return self._to_ids(texts.items, name, cut)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._aside, self._to_ids, texts.items, name, cut)
+        return await self._run_aside(chars, lambda: self._to_ids(texts.items, name, cut))
+
+    async def _run_aside(self, chars: int, work: Callable[[], T]) -> T:
+        """Do something with so many characters in another thread. Megabytes take seconds, and keep nobody waiting."""
+        threads = self._aside if chars <= _MANY_CHARS else self._far_aside
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def _to_ids(self, items: Sequence[str | TokenIds], name: str, cut: Cut) -> _Tokenized:
         rows: list[Ids | None] = [None] * len(items)
@@ -167,6 +227,7 @@ class Service:
         await self.batcher.drain()
         self.batcher.close()
         self._aside.shutdown()
+        self._far_aside.shutdown()
         self.backend.close()
 
 

@@ -5,6 +5,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -52,6 +53,7 @@ def run_worker(settings: ServerSettings, at: socket.socket, tell: Callable[[], N
     start_s = time.monotonic()
     backend = Backend.open(settings.opening)
     try:
+        backend.warm_up()
         service = Service(backend, settings)
         app = create_app(service)
         host, port = at.getsockname()[:2]
@@ -102,10 +104,12 @@ def listening(settings: ServerSettings) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         # The protocol is named, or asyncio would not switch Nagle's algorithm off, and answers would wait 40 ms.
-        at = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        at.bind((settings.host, settings.port))
-        at.set_inheritable(True)
+        with ExitStack() as failing:
+            at = failing.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            at.bind((settings.host, settings.port))
+            at.set_inheritable(True)
+            failing.pop_all()
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --port") from error
     return at

@@ -26,7 +26,7 @@ _spawn = multiprocessing.get_context("spawn")  # engines have threads, which a f
 _LOOK_EVERY_S = 0.2
 _CANNOT_START = 3
 _SHORT_LIFE_S = 5.0
-"""A worker that lives no longer is replaced only after as long a pause: something is wrong, and must not spin."""
+"""A worker that has not lived so long is not replaced earlier: something is wrong, and must not spin."""
 
 
 def serve_with_workers(settings: ServerSettings, at: socket.socket) -> None:
@@ -97,8 +97,7 @@ class _Workers:
                 "worker_died",
                 extra={"worker": worker.process.pid, "exit": worker.process.exitcode, "lived_s": round(lived_s, 1)},
             )
-            if lived_s < _SHORT_LIFE_S:
-                self._is_ending.wait(_SHORT_LIFE_S)
+            self._is_ending.wait(max(0.0, _SHORT_LIFE_S - lived_s))
             self._workers[place] = self._start()
 
     def _forget(self, worker: _Worker) -> None:

@@ -1,0 +1,102 @@
+"""How long a request takes is known well enough when it comes."""
+
+import numpy as np
+import pytest
+
+from m3_runtime.manifest import Head
+from m3_runtime.server.pace import Pace
+from m3_runtime.server.queue import Job, QueueLimits, TokenQueue
+
+DEADLINE_S = 30.0
+
+
+def paced(tokens_per_s: int) -> Pace:
+    pace = Pace()
+    pace.ran(tokens_per_s, 1.0)
+    return pace
+
+
+def test_nothing_is_known_before_anything_has_run():
+    assert Pace().most_s("a", 10**9) == 0
+
+
+def test_the_last_seconds_count():
+    pace = paced(100)
+    for _ in range(40):
+        pace.ran(100, 2.0)
+    assert pace.seconds(500) == pytest.approx(10, rel=0.01)
+
+
+def test_many_short_runs_count_as_one_long_one():
+    pace = Pace()
+    for _ in range(1000):
+        pace.ran(1, 0.001)
+    pace.ran(9000, 1.0)
+    assert pace.seconds(10_000) == pytest.approx(2, rel=0.1)
+
+
+def test_of_others_counts_what_runs_before():
+    pace = paced(1)
+    pace.begin("bulk", 200)
+    pace.begin("b", 10)
+    allowed = 1 + 2 / 10
+    assert pace.most_s("bulk", 50) == pytest.approx(allowed * (200 + 50 + 10))
+    assert pace.most_s("b", 50) == pytest.approx(allowed * (10 + 50 + 60))
+    assert pace.most_s("new", 30) == pytest.approx(allowed * (30 + 30 + 10))
+    pace.end("bulk", 200)
+    pace.end("b", 10)
+    assert pace.most_s("new", 30) == 30
+
+
+class Server:
+    """1000 tokens per second, in a time of its own; requests come five times as fast, whatever becomes of them."""
+
+    def __init__(self, seed: int, texts: int, tokens: int) -> None:
+        self.random, self.texts, self.tokens = np.random.default_rng(seed), texts, tokens
+        self.waiting, self.pace = TokenQueue(QueueLimits()), paced(1000)
+        self.now_s = self.due_s = 0.0
+        self.missing: dict[Job, tuple[int, float]] = {}
+        self.took_s: list[float] = []
+        self.refused = 0
+
+    def go_on(self, tokens_per_s: float, until_s: float) -> None:
+        while self.now_s < until_s:
+            while self.due_s <= self.now_s:
+                self.ask()
+                self.due_s += self.random.exponential(self.texts * self.tokens / 4 / 5000)
+            batch = self.waiting.take()
+            if batch:
+                duration_s = sum(text.tokens for text in batch) / tokens_per_s
+                self.now_s += duration_s
+                self.pace.ran(sum(text.tokens for text in batch), duration_s)
+            else:
+                self.now_s = self.due_s
+            for text in batch:
+                self.hand_out(text.job)
+
+    def ask(self) -> None:
+        lengths = self.random.integers(5, self.tokens, self.random.integers(1, self.texts))
+        job = Job.of("a", (Head.DENSE,), [np.zeros(length, np.int32) for length in lengths])
+        if self.waiting.has_room("a", job.tokens) and self.pace.most_s("a", job.tokens) <= DEADLINE_S:
+            self.waiting.add(job)
+            self.pace.begin("a", job.tokens)
+            self.missing[job] = len(lengths), self.due_s
+        else:
+            self.refused += 1
+
+    def hand_out(self, job: Job) -> None:
+        left, came_s = self.missing.pop(job)
+        if left > 1:
+            self.missing[job] = left - 1, came_s
+        else:
+            self.pace.end("a", job.tokens)
+            self.took_s.append(self.now_s - came_s)
+
+
+@pytest.mark.parametrize(("texts", "tokens"), [(2, 100), (16, 20), (16, 100), (100, 50)])
+def test_who_is_let_in_is_done_in_time_at_five_times_the_load(texts, tokens):
+    server = Server(0, texts, tokens)
+    server.go_on(1000, 100)
+    assert max(server.took_s) < DEADLINE_S
+    assert all(server.now_s - came_s < DEADLINE_S for _, came_s in server.missing.values())
+    assert server.refused > len(server.took_s) > 50
