@@ -179,7 +179,11 @@ def _encoders(
     cache_dir, low_memory = arguments.cache_dir, arguments.low_memory
     if arguments.ray or arguments.ray_address:
         on_node = BundleOnNode(
-            bundle.folder.resolve(), Verify(arguments.verify), variant.name, cache_dir, low_memory=low_memory
+            bundle.folder.resolve(),
+            Verify(arguments.verify),
+            variant.name,
+            cache_dir and Path(cache_dir).resolve(),
+            low_memory=low_memory,
         )
         cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
         return partial(encode_on_cluster, on_node, cluster)

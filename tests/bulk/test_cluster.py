@@ -21,11 +21,13 @@ from m3_runtime.bulk.cluster import BundleOnNode
 from m3_runtime.bundle import Verify
 
 RAY = Path(sys.executable).with_name("ray")
+HEAD_BYTES = 100_000_000
+"""What the node of the driver holds of read shards and the like."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes with a CPU each; the environment has its token."""
+    """The address of a cluster of two nodes with a CPU each, one of much memory; the environment has its token."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -35,18 +37,12 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
-        node = [
-            str(RAY),
-            "start",
-            "--block",
-            "--num-cpus=1",
-            "--object-store-memory=100000000",
-            "--disable-usage-stats",
-        ]
-        head = [*node, "--head", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+        node = [str(RAY), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+        head = [*node, f"--object-store-memory={HEAD_BYTES}", "--head", "--include-dashboard=false"]
+        head.append("--node-ip-address=127.0.0.1")
         with process_group([*head, f"--port={address.rpartition(':')[2]}"]) as first:
             wait_for(address, first)
-            with process_group([*node, f"--address={address}"]):
+            with process_group([*node, f"--object-store-memory={20 * HEAD_BYTES}", f"--address={address}"]):
                 yield address
 
 
@@ -103,6 +99,23 @@ def test_the_driver_is_killed_and_the_job_goes_on_without_the_cluster(work, clus
     assert work.ids() == [f"t{i}" for i in range(600)]
 
 
+def test_reading_waits_when_encoders_do_and_a_signal_ends_the_job_as_it_does_without(work, cluster):
+    source = work.write([{"text": "word " * 200_000}] * 200)  # 1 MB each
+    assert source.stat().st_size > 2 * HEAD_BYTES
+    with started(work, source, "--shard-rows", 1, "--ray-address", cluster) as process:
+        for number in actors():
+            os.kill(number, signal.SIGSTOP)
+        earlier, read_bytes = -1, 0
+        while read_bytes > earlier:
+            time.sleep(2)
+            earlier, read_bytes = read_bytes, position(source)
+        process.terminate()
+        _, said = process.communicate(timeout=300)
+    assert 0 < read_bytes < HEAD_BYTES  # 0: it was read to its end, and closed
+    assert process.returncode == -signal.SIGTERM
+    assert "SIGTERM" not in said
+
+
 def test_a_bad_row_and_a_bad_setting_are_said_as_they_are_without(work, cluster):
     source = work.numbered(40, bad_every=40)
     (work.folder / "cache").write_text("not a folder")
@@ -121,7 +134,9 @@ def test_no_cluster_there(work):
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = work.run(work.numbered(5), "--ray-address", address)
-    assert done.returncode == 1
+        client = work.run(work.numbered(5), "--ray-address", f"ray://{address}")
+    assert done.returncode == client.returncode == 1
+    assert "give the command on a node of the cluster" in client.stderr
     assert f"no Ray cluster at '{address}' lets us in" in done.stderr
 
 
@@ -157,3 +172,15 @@ def actors() -> list[int]:
         except OSError:  # it has gone
             continue
     return found
+
+
+def position(source: Path) -> int:
+    """How far somebody has read a file."""
+    for folder in Path("/proc").iterdir():
+        try:
+            for link in (folder / "fd").iterdir():
+                if link.readlink() == source:
+                    return int((folder / "fdinfo" / link.name).read_text().split()[1])
+        except OSError:  # no process, not ours, or it has gone
+            continue
+    return 0

@@ -11,7 +11,10 @@ import contextlib
 import logging
 import os
 import pickle
+import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ DEFAULT_ACTOR_THREADS = 4
 """Of an actor; one encoder scales over a few cores, several of them over many."""
 
 _ANSWERS_WITHIN_S = 10.0
+_RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+$", re.MULTILINE)
 _COLUMN = "pickled"
 
 
@@ -42,7 +46,7 @@ class BundleOnNode:
         folder: absolute; the same on every node.
         verify: how closely it is looked at, on each.
         variant: to run.
-        cache_dir: as in `M3Encoder.open`.
+        cache_dir: absolute; on each node its own, or one that they share.
         low_memory: as in `M3Encoder.open`.
     """
 
@@ -103,17 +107,18 @@ def encode_on_cluster(bundle: BundleOnNode, cluster: Cluster, job: Job, limits: 
     """
     ray = _ray()
     with _joined(ray, cluster.address):
-        actors, threads = _slots([node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], cluster)
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        actors, threads = _slots([resources.get("CPU", 0) for resources in nodes.values()], cluster)
+        store_bytes = nodes[ray.get_runtime_context().get_node_id()].get("object_store_memory", 0)
 
         def encode(shards: ShardsLeft, partial: Path) -> Events:
             arguments = (bundle, job, limits, threads, partial.resolve())
             try:
-                for pickled in _outcomes(shards, arguments, actors, threads):
+                for pickled in _outcomes(shards, arguments, actors, threads, store_bytes // 2):
                     yield from _events(pickle.loads(pickled))  # noqa: S301 - our own actors wrote it
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
                 raise BulkError(
-                    f"Ray gave up ({reason}); finished shards are kept: run the same command again"
+                    f"Ray gave up ({_reason(str(error))}); finished shards are kept: run the same command again"
                 ) from error
 
         yield encode
@@ -122,10 +127,14 @@ def encode_on_cluster(bundle: BundleOnNode, cluster: Cluster, job: Job, limits: 
 @contextmanager
 def _joined(ray: Any, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that we start tells nobody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors have it print a false alarm each time
     named = address or os.environ.get("RAY_ADDRESS", "")
+    if named.startswith("ray://"):
+        raise InputError(f"{named!r} is an address for clients; give the command on a node of the cluster, without it")
     try:
         _knock(named)
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        with _sigterm_as_before():
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster at {named!r} lets us in ({error}); start one with "
@@ -138,11 +147,32 @@ def _joined(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Undo that Ray catches SIGTERM: it ends the process with another status, and prints where it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():  # others may not, and Ray did not
+        signal.signal(signal.SIGTERM, before)
+
+
 def _knock(address: str) -> None:
     """See that somebody listens at "host:port": Ray itself takes minutes to give up. Its other addresses pass."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), _ANSWERS_WITHIN_S).close()
+
+
+def _reason(text: str) -> str:
+    r"""The error that Ray wraps, out of the traceback that it makes of it.
+
+    >>> _reason("ray::Map()\n  File ...\nMemoryError: no room\n\nThe above ...\nray.UserCodeException: failed\nTo ...")
+    'MemoryError: no room'
+    >>> _reason("The node died.\n\tid: 7")
+    'The node died.'
+    """
+    raised = _RAISED.search(text)
+    return raised[0] if raised else text.strip().partition("\n")[0]
 
 
 def _slots(node_cpus: Sequence[float], cluster: Cluster) -> tuple[int, int]:
@@ -162,11 +192,15 @@ def _slots(node_cpus: Sequence[float], cluster: Cluster) -> tuple[int, int]:
     return cluster.actors or room, threads
 
 
-def _outcomes(shards: ShardsLeft, arguments: tuple[Any, ...], actors: int, threads: int) -> Iterator[bytes]:
-    from ray.data import ActorPoolStrategy, DataContext, read_datasource
+def _outcomes(
+    shards: ShardsLeft, arguments: tuple[Any, ...], actors: int, threads: int, ahead_bytes: float
+) -> Iterator[bytes]:
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, read_datasource
 
     context = DataContext.get_current()
     context.target_max_block_size = 1  # a shard is a block, and a block is a task
+    # What was read lies on this node alone; by itself, Ray Data would fill it with as much as all nodes together hold.
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead_bytes)
     context.enable_progress_bars = False  # ours counts bytes and tokens
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it shows no bar
