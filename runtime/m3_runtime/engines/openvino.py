@@ -25,6 +25,10 @@ Tokens = NDArray[np.int64]
 # request keeps buffers of the largest batch that it has seen, so there are no more of them.
 _MAX_REQUESTS = 2
 
+# OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them unless told otherwise. Batches have ever new
+# shapes, so that memory would grow for hours. Making it anew costs nothing that could be measured.
+_KEPT_FOR_SHAPES = 64
+
 
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
@@ -67,6 +71,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
+            "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_SHAPES),
             **properties,
         }
         cache = opening.cache_folder
