@@ -37,6 +37,10 @@ class SparseVectors:
         start, end = self._bounds(index)
         return self.ids[start:end], self.weights[start:end]
 
+    def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The ids and weights of every text, in order."""
+        return (self.row(index) for index in range(len(self)))
+
     def lexical_weights(self, index: int) -> dict[str, float]:
         """One text as FlagEmbedding shows it: decimal ids to weights, as Python floats.
 

@@ -20,6 +20,14 @@ def test_rows_as_dicts_in_order_of_occurrence(vectors):
     assert vectors.lexical_weights(-1) == {"7": 1.0}
 
 
+def test_rows_as_arrays(vectors):
+    assert [(ids.tolist(), weights.tolist()) for ids, weights in vectors.rows()] == [
+        ([9, 4], [0.5, 0.25]),
+        ([], []),
+        ([7], [1.0]),
+    ]
+
+
 def test_values_are_python_floats(vectors):
     assert {type(weight) for weight in vectors.lexical_weights(0).values()} == {float}
 

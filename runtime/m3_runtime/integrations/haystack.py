@@ -158,8 +158,7 @@ class _Embedder:
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()
         if found.sparse is not None:
-            rows = (found.sparse.row(index) for index in range(len(found.sparse)))
-            columns[_SPARSE] = [SparseEmbedding(ids.tolist(), weights.tolist()) for ids, weights in rows]
+            columns[_SPARSE] = [SparseEmbedding(ids.tolist(), weights.tolist()) for ids, weights in found.sparse.rows()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

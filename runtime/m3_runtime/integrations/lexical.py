@@ -16,5 +16,4 @@ def lexical_rows(encoder: M3Encoder, texts: Sequence[str], max_length: int | Non
     """
     found = encoder.encode_corpus(texts, max_length=max_length, return_dense=False, return_sparse=True).sparse
     assert found is not None
-    rows = (found.row(index) for index in range(len(found)))
-    return [(ids.tolist(), weights.tolist()) for ids, weights in rows]
+    return [(ids.tolist(), weights.tolist()) for ids, weights in found.rows()]

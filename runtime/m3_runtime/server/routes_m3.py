@@ -61,8 +61,7 @@ def _lexical(found: Encoding) -> list[dict[str, np.float32]] | None:
     """Ids to weights that are still float32, so that JSON has no digits beyond their precision."""
     if found.sparse is None:
         return None
-    rows = [found.sparse.row(i) for i in range(len(found.sparse))]
-    return [dict(zip(map(str, ids.tolist()), weights, strict=True)) for ids, weights in rows]
+    return [dict(zip(map(str, ids.tolist()), weights, strict=True)) for ids, weights in found.sparse.rows()]
 
 
 def _arrays(found: Encoding, colbert_dtype: str) -> dict[str, NDArray[Any]]:

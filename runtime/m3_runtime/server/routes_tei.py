@@ -57,9 +57,11 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
     async def embed_sparse(body: EmbedSparse, request: Request) -> Response:
         found = await encode(body, Head.SPARSE, request)
         assert found.sparse is not None
-        rows = [found.sparse.row(i) for i in range(len(found.sparse))]
         return json_answer(
-            [[{"index": i, "value": w} for i, w in zip(ids.tolist(), weights, strict=True)] for ids, weights in rows]
+            [
+                [{"index": i, "value": w} for i, w in zip(ids.tolist(), weights, strict=True)]
+                for ids, weights in found.sparse.rows()
+            ]
         )
 
     @routes.post("/embed_all", summary="ColBERT vectors", responses=answered_by(Matrices))
