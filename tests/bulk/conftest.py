@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class Work:
 
     def run(self, *more: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+
+    def started(self, *more: object) -> subprocess.Popen[str]:
+        """A job under way, or ended early: some shards are done."""
+        process = subprocess.Popen(self.command(*more), stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and len(list(self.out.glob("vectors/*"))) < 4:
+            time.sleep(0.001)
+        return process
 
     def ids(self) -> list[str]:
         """Of all shards, in order of their names."""

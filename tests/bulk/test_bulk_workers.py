@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,14 +25,6 @@ def children_of(parent: int) -> dict[int, str]:
         if started_by == parent and "spawn_main" in words:
             found[int(folder.name)] = words
     return found
-
-
-def started(work, source: Path) -> subprocess.Popen[str]:
-    """A job with two workers that has some shards done, and both workers at work."""
-    process = subprocess.Popen(work.command(source, *WORKERS, "--quiet"), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 4:
-        time.sleep(0.001)
-    return process
 
 
 def gone(number: int) -> bool:
@@ -67,7 +58,7 @@ def test_two_workers_write_what_one_process_writes(work):
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_the_parent_is_stopped_and_its_workers_go(work, stop):
     source = work.numbered(2000)
-    with started(work, source) as process:
+    with work.started(source, *WORKERS, "--quiet") as process:
         workers = list(children_of(process.pid))
         assert len(workers) == 2
         process.send_signal(stop)
@@ -82,7 +73,7 @@ def test_the_parent_is_stopped_and_its_workers_go(work, stop):
 
 def test_a_worker_is_killed_and_that_is_said(work):
     source = work.numbered(2000)
-    with started(work, source) as process:
+    with work.started(source, *WORKERS, "--quiet") as process:
         workers = list(children_of(process.pid))
         os.kill(workers[0], signal.SIGKILL)
         _, said = process.communicate(timeout=300)

@@ -70,7 +70,7 @@ def wait_for(address: str, head: subprocess.Popen[bytes]) -> None:
 
 def test_nodes_write_what_one_process_writes_though_encoders_are_killed(work, cluster):
     source, more = work.numbered(400, bad_every=7), ("--heads", "dense,sparse,colbert", "--shard-rows", 5)
-    with started(work, source, *more, "--ray-address", cluster, "--workers", 2) as process:
+    with work.started(source, *more, "--ray-address", cluster, "--workers", 2) as process:
         killed = actors()
         for number in killed:
             os.kill(number, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_nodes_write_what_one_process_writes_though_encoders_are_killed(work, cl
 
 def test_the_driver_is_killed_and_the_job_goes_on_without_the_cluster(work, cluster):
     source, more = work.numbered(600), ("--shard-rows", 5)
-    with started(work, source, *more, "--ray-address", cluster) as process:
+    with work.started(source, *more, "--ray-address", cluster) as process:
         process.kill()
         process.communicate(timeout=300)
     assert 20 <= len(work.ids()) < 600
@@ -102,7 +102,7 @@ def test_the_driver_is_killed_and_the_job_goes_on_without_the_cluster(work, clus
 def test_reading_waits_when_encoders_do_and_a_signal_ends_the_job_as_it_does_without(work, cluster):
     source = work.write([{"text": "word " * 200_000}] * 200)  # 1 MB each
     assert source.stat().st_size > 2 * HEAD_BYTES
-    with started(work, source, "--shard-rows", 1, "--ray-address", cluster) as process:
+    with work.started(source, "--shard-rows", 1, "--ray-address", cluster) as process:
         for number in actors():
             os.kill(number, signal.SIGSTOP)
         earlier, read_bytes = -1, 0
@@ -152,14 +152,6 @@ def test_a_node_with_another_bundle_is_refused(tiny_bundle):
         here.open("m3-another", threads=1)
     with pytest.raises(VariantError, match="onnx-fp64"):
         replace(here, variant="onnx-fp64").open(Bundle.open(tiny_bundle).manifest.space_id, threads=1)
-
-
-def started(work, *words: object) -> subprocess.Popen[str]:
-    """A job that has some shards done."""
-    process = subprocess.Popen(work.command(*words), stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 4:
-        time.sleep(0.001)
-    return process
 
 
 def actors() -> list[int]:

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.dataset
@@ -152,9 +151,7 @@ def test_the_command_killed_at_random_points(work):
 def test_stopped_from_outside_while_it_encodes(work, stop):
     source = work.numbered(3000)
     more = ("--shard-rows", 5)
-    with subprocess.Popen(work.command(source, *more, "--quiet"), stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and len(list(work.out.glob("vectors/*"))) < 3:
-            time.sleep(0.001)
+    with work.started(source, *more, "--quiet") as process:
         process.send_signal(stop)
         _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if stop is signal.SIGINT else -stop), said
