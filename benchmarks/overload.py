@@ -82,7 +82,11 @@ class Held:
 
 
 class Lines:
-    """Connections that are kept, as many as there are requests under way."""
+    """Connections that are kept, as many as there are requests under way.
+
+    Not httpx2's: with it the client takes 0.48 of a core instead of 0.10 for 250 requests per second, and on the
+    server's own cores it then offers four times the capacity where it should offer five.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
