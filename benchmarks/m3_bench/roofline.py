@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from m3_bench.bars.contenders import BF16_FLAGS
 from m3_bench.documents import Ceiling, Roofline
 from m3_bench.errors import WorkerError
 from m3_bench.machine import this_machine
@@ -81,7 +80,7 @@ def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:
     """Why there is no such ceiling here; empty if there is."""
     if missing := [name for name in _PACKAGES[engine] if find_spec(name) is None]:
         return f"{missing[0]} is not installed"
-    if precision == "bf16" and not cpu.flags & BF16_FLAGS:
+    if precision == "bf16" and not cpu.has_bf16:
         return "this processor has no bf16"
     if (engine, precision) == ("openvino", "int8") and not cpu.has_int8_dot:
         return "no int8 dot product on this processor: OpenVINO's int8 product saturates"

@@ -43,6 +43,11 @@ class CpuInfo:
         """Multiplies int8 without saturating on the way (VNNI or AMX on x86, dot product on Arm)."""
         return bool(self.flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
+    @property
+    def has_bf16(self) -> bool:
+        """Multiplies bf16 (AVX512-BF16 or AMX on x86, the BF16 extension on Arm)."""
+        return bool(self.flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
     def has(self, feature: CpuFeature) -> bool:
         """Whether the processor can do what a variant needs."""
         return {CpuFeature.INT8_DOT: self.has_int8_dot}[feature]

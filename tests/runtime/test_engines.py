@@ -11,7 +11,8 @@ import pytest
 from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
-from m3_runtime.engines.openvino import OpenVinoEngine
+from m3_runtime.engines import openvino as openvino_engine
+from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
 from m3_runtime.manifest import EngineName, Head
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
@@ -110,9 +111,50 @@ def test_signed_weights_are_converted_only_where_they_would_saturate(monkeypatch
         assert ("session.x64quantprecision" in ort.session_config({}, is_int8=is_int8)) == expected
 
 
-def test_a_variant_may_change_our_session_configuration():
+def test_a_variant_may_change_our_options():
     config = ort.session_config({"session.intra_op.allow_spinning": "1"}, is_int8=False)
     assert config["session.intra_op.allow_spinning"] == "1"
+    assert compile_properties({"PERFORMANCE_HINT": "THROUGHPUT"}, 3)["PERFORMANCE_HINT"] == "THROUGHPUT"
+
+
+def test_the_engines_are_given_our_options(bundle):
+    on_openvino = select.open_engine(bundle, bundle.variant("openvino-int8"), 1)
+    compiled = on_openvino._model  # type: ignore[attr-defined]
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    on_openvino.close()
+    on_onnxruntime = select.open_engine(bundle, bundle.variant("onnx-int8"), 1)
+    options = on_onnxruntime._session.get_session_options()  # type: ignore[attr-defined]
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    on_onnxruntime.close()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "runs_as"),
+    [
+        (X86, "f32"),
+        (ARM, "f32"),
+        (replace(X86, flags=X86.flags | {"avx512_bf16"}), "bf16"),
+        (replace(X86, flags=X86.flags | {"amx_bf16"}), "bf16"),
+        (replace(ARM, flags=ARM.flags | {"bf16"}), "bf16"),
+    ],
+)
+def test_bf16_runs_where_it_is_multiplied(monkeypatch, caplog, cpu, runs_as):
+    caplog.set_level("INFO", "m3_runtime")
+    cpu = replace(cpu, name=f"of {monkeypatch} {sorted(cpu.flags)}")  # said once a text: this test's own
+    monkeypatch.setattr(openvino_engine, "cpu_info", lambda: cpu)
+    for _ in range(2):
+        assert compile_properties({"INFERENCE_PRECISION_HINT": "bf16"}, 1)["INFERENCE_PRECISION_HINT"] == runs_as
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (runs_as == "f32")
+    assert all(cpu.name in line and "bf16" in line and "f32" in line for line in said)
+
+
+@pytest.mark.parametrize("properties", [{}, {"INFERENCE_PRECISION_HINT": "f32"}])
+def test_what_asks_for_no_bf16_gets_none(properties):
+    """OpenVINO would take bf16 by itself where the processor has it."""
+    assert compile_properties(properties, 1)["INFERENCE_PRECISION_HINT"] == "f32"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -194,10 +236,7 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
         required = [value.any_name for value in model.inputs]
         found = {value.any_name: array for value, array in model(feeds).items()}
     else:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        for key, value in ort.session_config(variant.properties, is_int8=variant.precision != "fp32").items():
-            options.add_session_config_entry(key, value)
+        options = ort.session_options(variant.properties, 1, is_int8=variant.precision != "fp32")
         session = onnxruntime.InferenceSession(path, options)
         optional = {value.name for value in session.get_overridable_initializers()}
         required = [value.name for value in session.get_inputs()]

@@ -16,7 +16,6 @@ from m3_runtime import Bundle
 from m3_runtime.cpu import CpuInfo, cpu_info
 from m3_runtime.engines.select import unmet_needs
 
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _PYTHON = Path(sys.executable)
 _BUILT = "built.json"
 _QUICK_TEXTS = 16
@@ -105,7 +104,7 @@ def _gemm(contender: Contender, cpu: CpuInfo, setup: Setup) -> Command:
 
 
 def _openvino_bf16(cpu: CpuInfo, setup: Setup) -> Command:
-    if not cpu.flags & BF16_FLAGS:
+    if not cpu.has_bf16:
         raise NotApplicableError("no bf16 on this processor")
     graph = portable_graph(setup)
     hint = ("--graph", str(graph), "--property", "INFERENCE_PRECISION_HINT=bf16")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from m3_bench.bars.contenders import BF16_FLAGS, Setup, command_of
+from m3_bench.bars.contenders import Setup, command_of
 from m3_bench.bars.rows import ALL_HEADS, Contender
 from m3_bench.errors import BenchError
 from m3_bench.peers import Peer, ensure_environment
@@ -86,7 +86,7 @@ def peer_candidates(names: Sequence[str], setup: Setup) -> Iterator[Candidate]:
     if unknown := sorted(set(names) - PEERS.keys()):
         raise InputError(f"there is no peer {unknown[0]!r}; peers are {', '.join(PEERS)}")
     for name in names or PEERS:
-        if name.endswith("bf16") and not names and not cpu_info().flags & BF16_FLAGS:
+        if name.endswith("bf16") and not names and not cpu_info().has_bf16:
             setup.progress.say(
                 f"{name} is left out: this processor has no bf16 (name it in --peers to run it all the same)"
             )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from m3_bench.workers.serve import Encoder, serve
 from m3_runtime.engines.no_telemetry import without_telemetry
-from m3_runtime.engines.ort import session_config
+from m3_runtime.engines.openvino import compile_properties
+from m3_runtime.engines.ort import session_options
 
 ROWS, DEPTH, COLUMNS = 2048, 1024, 4096
 FLOP = 2 * ROWS * DEPTH * COLUMNS
@@ -53,10 +54,7 @@ def on_onnxruntime(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: 
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    for key, value in session_config({}, is_int8=True).items():
-        options.add_session_config_entry(key, value)
+    options = session_options({}, threads, is_int8=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(["product"], {"rows": rows})[0]
 
@@ -79,12 +77,7 @@ def _inferring(model: Any, rows: NDArray[np.float32], hint: str, threads: int) -
     """An OpenVINO model of one product, compiled."""
     import openvino
 
-    config = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": str(threads),
-        "INFERENCE_PRECISION_HINT": hint,
-    }
+    config = compile_properties({"INFERENCE_PRECISION_HINT": hint}, threads)
     request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
 
     def multiply() -> NDArray[Any]:
@@ -108,8 +101,7 @@ def float_on_onnxruntime(rows: Floats, weights: Floats, _precision: str, threads
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options({}, threads, is_int8=False)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(["product"], {"rows": rows})[0]
 

@@ -1,16 +1,19 @@
 """The OpenVINO engine: the fastest on x86, from the extra m3-runtime[openvino]."""
 
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.compiled_cache import compile_cached
 from m3_runtime.engines.no_telemetry import without_telemetry
@@ -18,6 +21,8 @@ from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
 from m3_runtime.errors import EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
+
+_log = logging.getLogger("m3_runtime")
 
 Tokens = NDArray[np.int64]
 
@@ -28,6 +33,8 @@ _MAX_REQUESTS = 2
 # OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them unless told otherwise. Batches have ever new
 # shapes, so that memory would grow for hours. Making it anew costs nothing that could be measured.
 _KEPT_FOR_SHAPES = 64
+
+_PRECISION = "INFERENCE_PRECISION_HINT"
 
 
 class OpenVinoEngine:
@@ -67,13 +74,7 @@ class OpenVinoEngine:
             EngineError: OpenVINO cannot load or compile the graph.
         """
         openvino = _openvino()
-        config = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_SHAPES),
-            **properties,
-        }
+        config = compile_properties(properties, threads)
         cache = opening.cache_folder
         try:
             core = openvino.Core()
@@ -139,6 +140,37 @@ class OpenVinoEngine:
         if run & (run - 1) == 0:
             self._weights.let_go()
             trim_heap()
+
+
+def compile_properties(properties: Mapping[str, str], threads: int) -> dict[str, str]:
+    """All properties that a graph is compiled with: what we choose for a CPU server, then what the variant asks for.
+
+    bf16 runs as f32, which is nearer to exact, on a processor that does not multiply it: there OpenVINO would round as
+    bf16 does and compute in float all the same.
+
+    Args:
+        properties: the variant's. Without a precision hint it computes in f32.
+        threads: threads of one run.
+    """
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        "ENABLE_CPU_PINNING": "NO",  # two processes would be pinned to the same cores
+        "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_SHAPES),
+        _PRECISION: "f32",
+        **properties,
+    }
+    if config[_PRECISION] == "bf16" and not cpu_info().has_bf16:
+        _say_once(f"this processor ({cpu_info().name}) does not multiply bf16; what is bf16 in the variant runs as f32")
+        config[_PRECISION] = "f32"
+    return config
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Each text once in the life of the process. Not a warning: nothing is lost but speed, and none can be had."""
+    _log.info("%s", message)
 
 
 def _openvino() -> Any:

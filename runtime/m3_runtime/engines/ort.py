@@ -54,20 +54,8 @@ class OrtEngine:
             BundleFormatError: a property that this engine does not know.
             EngineError: onnxruntime cannot load the graph.
         """
-        try:
-            with without_telemetry():
-                import onnxruntime
-        except ImportError as error:
-            raise EngineNotInstalledError(
-                f"onnxruntime cannot be imported ({error}); install it: pip install m3-runtime"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        options.enable_cpu_mem_arena = not opening.low_memory
-        for key, value in session_config(properties, is_int8=is_int8, low_memory=opening.low_memory).items():
-            options.add_session_config_entry(key, value)
+        onnxruntime = _onnxruntime()
+        options = session_options(properties, threads, is_int8=is_int8, low_memory=opening.low_memory)
         opening.tell_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -97,6 +85,31 @@ class OrtEngine:
         self._session = None
 
 
+def session_options(
+    properties: Mapping[str, str], threads: int, *, is_int8: bool, low_memory: bool = False
+) -> Any:  # onnxruntime.SessionOptions, which may not be installed
+    """All options that a graph is loaded with.
+
+    Args:
+        properties: the variant's session configuration.
+        threads: threads of one run.
+        is_int8: the graph multiplies int8.
+        low_memory: hold less in memory and take longer.
+
+    Raises:
+        EngineNotInstalledError: onnxruntime is missing.
+        BundleFormatError: a property that this engine does not know.
+    """
+    options = _onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.enable_cpu_mem_arena = not low_memory
+    for key, value in session_config(properties, is_int8=is_int8, low_memory=low_memory).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 def session_config(properties: Mapping[str, str], *, is_int8: bool, low_memory: bool = False) -> dict[str, str]:
     """Session configuration: what we choose for a CPU server, then what the variant asks for.
 
@@ -121,3 +134,14 @@ def session_config(properties: Mapping[str, str], *, is_int8: bool, low_memory: 
             )
         config[key] = value
     return config
+
+
+def _onnxruntime() -> Any:
+    try:
+        with without_telemetry():
+            import onnxruntime
+    except ImportError as error:
+        raise EngineNotInstalledError(
+            f"onnxruntime cannot be imported ({error}); install it: pip install m3-runtime"
+        ) from error
+    return onnxruntime
