@@ -2,11 +2,12 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pyarrow.dataset
 import pytest
+
+from patience import wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)
 
@@ -35,10 +36,7 @@ def gone(number: int) -> bool:
 
 
 def wait_until_gone(numbers: list[int]) -> None:
-    end_s = time.monotonic() + 300
-    while not all(map(gone, numbers)):
-        assert time.monotonic() < end_s, "a worker outlives its parent"
-        time.sleep(0.01)
+    wait_until(lambda: all(map(gone, numbers)), lambda: "a worker outlives its parent")
 
 
 def test_two_workers_write_what_one_process_writes(work):

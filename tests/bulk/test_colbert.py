@@ -3,7 +3,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from colbert_loss import losses
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -49,7 +49,6 @@ def test_a_pooled_row_is_as_long_as_its_rows():
 
 
 @given(st.integers(1, 40), st.integers(2, 6))
-@settings(deadline=None)
 def test_pooling_keeps_one_row_of_so_many(count, factor):
     rows = unit_rows(count, seed=count)
     found = pooled(rows, factor)

@@ -8,6 +8,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from patience import PATIENCE_S
+
 TEXTS = [
     "What is BGE M3?",
     "",
@@ -208,7 +210,7 @@ def test_arguments_that_cannot_be(work, more, code, message):
 def test_the_missing_extra_is_named(work, package, more):
     code = f"import sys; sys.modules[{package!r}] = None; from m3_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, *work.command(work.write([{"text": "a b c"}]), *more)[3:]]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert 'pip install "m3-runtime[bulk]"' in done.stderr
     assert not list(work.out.glob("vectors/*"))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
+from patience import PATIENCE_S
+
 # Ends the process at its n-th touch of the job's folder: files opened, renamed and removed, and both sides of a flush.
 KILLER = """
 import os, signal, sys
@@ -153,7 +155,7 @@ def test_stopped_from_outside_while_it_encodes(work, stop):
     more = ("--shard-rows", 5)
     with work.started(source, *more, "--quiet") as process:
         process.send_signal(stop)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (130 if stop is signal.SIGINT else -stop), said
     before = work.ids()
     assert 10 <= len(before) < 3000

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_runtime import M3Encoder
@@ -24,7 +24,7 @@ WORDS = (
 ONE_TOKEN_WORDS = ("the", "of", "und", "la", "search", "is", "and", "de", "in", "что", "как", "не")
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join)
 CORPORA = st.lists(TEXTS, min_size=2, max_size=6)
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=8)
 
 
 @pytest.fixture(scope="module")

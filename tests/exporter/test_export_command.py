@@ -26,6 +26,7 @@ from m3_export.recipe import Recipe, VariantName
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.manifest import Head
+from patience import PATIENCE_S
 
 M3_EXPORT = [sys.executable, "-m", "m3_export"]
 BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98"
@@ -287,7 +288,9 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
         first.kill()
         wait_for(second, "PyTorch FP32 reference")
         second.send_signal(signal.SIGINT)
-        assert second.communicate(timeout=60)[1].splitlines()[-1] == "m3-export: interrupted, nothing was written"
+        assert (
+            second.communicate(timeout=PATIENCE_S)[1].splitlines()[-1] == "m3-export: interrupted, nothing was written"
+        )
     assert (first.returncode, second.returncode) == (-signal.SIGKILL, 1)
     assert names(stopped.parent) == set()
     (left,) = killed.parent.iterdir()
@@ -331,7 +334,7 @@ def test_a_wrong_number_of_words_is_exit_2(words: list[str]):
 
 
 def command_without_words() -> Done:
-    done = subprocess.run(M3_EXPORT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(M3_EXPORT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     return Done(done.returncode, done.stdout, done.stderr, Path())
 
 

@@ -213,7 +213,7 @@ ZIPPED = _bytes_of(head(1), zipped=True)
 # PyTorch remarks on the pickle protocol of what it is about to refuse
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=60).map(lambda tail: b"\x80\x02" + tail)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_arbitrary_bytes_give_our_error_and_no_other(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     folder = tmp_path_factory.mktemp("heads")
     (folder / "sparse_linear.pt").write_bytes(content)
@@ -223,7 +223,7 @@ def test_arbitrary_bytes_give_our_error_and_no_other(tmp_path_factory: pytest.Te
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 @given(st.sampled_from([LEGACY, ZIPPED]), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_flipped_byte_gives_our_error_or_finite_tensors(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, place: float, flip: int
 ):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from m3_runtime import M3Encoder
 from m3_runtime.cli_output import npz_arrays, write_npz
+from patience import PATIENCE_S, wait_until
 
 HEADS = "dense,sparse,colbert"
 
@@ -353,12 +353,9 @@ def test_interrupted(tiny_bundle, tmp_path):
         text=True,
     )
     assert process.stdin is not None
-    deadline = time.monotonic() + 60
-    while not any(out.parent.iterdir()):  # it waits for input once the temporary file is there
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: any(out.parent.iterdir()))  # it waits for input once the temporary file is there
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert stderr == "m3-runtime: interrupted\n"
     assert list(out.parent.iterdir()) == []

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_runtime import Bundle, EngineError, HeadError, InputError, M3Encoder, TextTooLongError
@@ -94,7 +94,7 @@ def test_an_empty_text_is_a_text(encoder):
 WORDS = st.lists(st.sampled_from(["red", "blue", "fox", "日本", "Straße", "42", "\n"]), max_size=30).map(" ".join)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(batch=st.lists(WORDS, min_size=1, max_size=8), budget=st.integers(1, 200), size=st.integers(1, 8))
 def test_a_text_alone_and_in_any_batch_is_the_same(encoder, batch, budget, size):
     together = encoder.encode(batch, size, token_budget=budget, **ALL)
@@ -102,7 +102,7 @@ def test_a_text_alone_and_in_any_batch_is_the_same(encoder, batch, budget, size)
         close(together, encoder.encode([text], **ALL), i, 0)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(order=st.permutations(range(8)))
 def test_the_order_of_the_input_is_kept(encoder, texts, order):
     straight = encoder.encode(texts, **ALL)

@@ -9,8 +9,8 @@ import pytest
 from m3_runtime import Bundle, BundleFormatError, EngineError, M3Encoder, loading
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer
+from patience import PATIENCE_S
 
-WAIT_S = 60
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 
 
@@ -27,7 +27,7 @@ def test_the_tokenizer_opens_while_the_engine_does(tiny_bundle, monkeypatch, var
         def tell_busy() -> None:
             order.append("busy")
             opening.tell_busy()
-            assert is_open.wait(WAIT_S), "nobody opened the tokenizer meanwhile"
+            assert is_open.wait(PATIENCE_S), "nobody opened the tokenizer meanwhile"
 
         return open_engine(bundle, variant, threads, replace(opening, tell_busy=tell_busy))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
@@ -99,7 +99,7 @@ SPECIALS = ["</s>", "<mask>", " <mask>", "<s> "]
 PIECES = st.sampled_from([*WORDS, *BLANKS, *JOINING, *SPECIALS])
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(text=st.lists(PIECES | TEXT, max_size=60).map("".join), max_length=st.integers(3, 20))
 def test_prefixes_of_long_texts_are_exact(
     text, max_length, tokenizer, blank_keeping_tokenizer, mini_tokenizer, monkeypatch

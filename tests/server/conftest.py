@@ -40,6 +40,6 @@ def backend(tiny_bundle: Path) -> Iterator[Backend]:
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with small limits, for everything that leaves it as it was."""
-    words = ("--variant", "onnx-fp32", "--max-texts", "40", "--max-body-kib", "256", "--body-timeout-s", "1")
+    words = ("--variant", "onnx-fp32", "--max-texts", "40", "--max-body-kib", "256", "--body-timeout-s", "5")
     with running(tiny_bundle, tmp_path_factory.mktemp("server"), *words) as started:
         yield started

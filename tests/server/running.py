@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-START_S = 60
+from patience import PATIENCE_S, wait_until
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Running:
     client: httpx2.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx2.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         return self.client.post(path, json=body, headers=headers)
@@ -55,7 +54,7 @@ class Running:
         return int(self.url.rsplit(":", 1)[1])
 
     def connection(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def running(bundle: Path, folder: Path, *words: str) -> Iterator[Running]:
             server.client.close()
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -83,30 +82,33 @@ def running(bundle: Path, folder: Path, *words: str) -> Iterator[Running]:
 
 def events(server: Running, name: str, number: int) -> list[dict]:
     """The log's lines of one event, once there are so many."""
-    end_s = time.monotonic() + 90
-    while len(found := [line for line in server.log() if line["event"] == name]) < number:
-        assert time.monotonic() < end_s, server.log_file.read_text()
-        time.sleep(0.1)
-    return found
+
+    def found() -> list[dict]:
+        return [line for line in server.log() if line["event"] == name]
+
+    wait_until(lambda: len(found()) >= number, server.log_file.read_text)
+    return found()
 
 
 def _url(process: subprocess.Popen[str], log_file: Path) -> str:
-    until_s = time.monotonic() + START_S
-    while time.monotonic() < until_s:
+    urls: list[str] = []
+
+    def serves() -> bool:
         assert process.poll() is None, log_file.read_text()
         for line in log_file.read_text().splitlines(keepends=True):
             if line.startswith("{") and line.endswith("\n") and (found := json.loads(line)).get("event") == "serving":
-                return str(found["url"])
-        time.sleep(0.05)
-    raise AssertionError(f"the server did not start within {START_S} s: {log_file.read_text()}")
+                urls.append(str(found["url"]))
+        return bool(urls)
+
+    wait_until(serves, log_file.read_text)
+    return urls[0]
 
 
 def _wait_until_ready(server: Running) -> None:
-    until_s = time.monotonic() + START_S
-    while time.monotonic() < until_s:
+    def is_ready() -> bool:
         try:
-            if server.client.get("/ready").status_code == 200:
-                return
+            return server.client.get("/ready").status_code == 200
         except httpx2.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server is not ready")
+            return False
+
+    wait_until(is_ready, lambda: "the server is not ready")

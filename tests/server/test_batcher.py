@@ -15,6 +15,7 @@ from m3_runtime.server.backend import Backend, TextVectors
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.queue import Ids, QueuedText, QueueLimits
 from m3_runtime.tokenizer import OnTruncate
+from patience import PATIENCE_S
 
 ALL = tuple(Head)
 DENSE = (Head.DENSE,)
@@ -48,7 +49,7 @@ class Gate:
 
     def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
         self.lengths.append(batch[0].tokens)
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENCE_S)
         return self._backend.run(batch)
 
 
@@ -143,6 +144,9 @@ def test_short_queries_run_while_a_long_passage_does(backend):
         passage = asyncio.create_task(runs.encode(of_length(500), DENSE, "a", 20))
         await asyncio.sleep(0)
         queries = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", 20)) for n in (300, 12, 10)]
+        async with asyncio.timeout(PATIENCE_S):
+            while len(gate.lengths) < 2:
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         assert gate.lengths == [500, 12]  # a second long run must wait
         gate.open.set()

@@ -12,6 +12,7 @@ from running import Running, events, running
 
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.server.memory import memory_of
+from patience import PATIENCE_S
 
 VARIANT = ("--variant", "openvino-int8")
 COMPANY = 0.99999  # lowest cosine between a text alone and in any batch
@@ -44,7 +45,7 @@ def expected(encoder: M3Encoder, texts: list[str]) -> dict[str, np.ndarray]:
 def ask(server: Running, texts: list[str]) -> dict[str, np.ndarray]:
     """On a connection of its own: any worker may take it."""
     body = {"texts": texts, "format": "npz"}
-    answer = httpx2.post(f"{server.url}/m3/encode", json=body, timeout=60, trust_env=False)
+    answer = httpx2.post(f"{server.url}/m3/encode", json=body, timeout=PATIENCE_S, trust_env=False)
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-m3-variant"] == "openvino-int8"
     return dict(np.load(io.BytesIO(answer.content), allow_pickle=False))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from m3_runtime.server import protocol
+from patience import PATIENCE_S
 
 ANSWER_BYTES = 64 * 2**20
 ASK = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -24,6 +25,7 @@ def served(status: int, body: bytes) -> Iterator[tuple[str, int]]:
         await send({"type": "http.response.body", "body": body})
 
     config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, lifespan="off", log_config=None, ws="none")
+    config.timeout_keep_alive = int(PATIENCE_S)
     at = config.bind_socket()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([at],))
@@ -35,7 +37,7 @@ def served(status: int, body: bytes) -> Iterator[tuple[str, int]]:
         yield at.getsockname()
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
         at.close()
 
 
@@ -49,9 +51,9 @@ def taken(line: socket.socket) -> int:
 
 def test_headers_that_never_end_are_not_waited_for(monkeypatch):
     """uvicorn itself would wait for ever. A connection that only idles between requests is left alone."""
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 3.0)
     with served(204, b"") as address:
-        idle, slow, silent = (socket.create_connection(address, timeout=20) for _ in range(3))
+        idle, slow, silent = (socket.create_connection(address, timeout=PATIENCE_S) for _ in range(3))
         for line in (idle, slow):
             line.sendall(ASK)
             assert b" 204 " in line.recv(4096)
@@ -64,7 +66,7 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
 
 
 def test_an_answer_that_nobody_takes_is_let_go_of(monkeypatch):
-    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 3.0)
     cut_off = threading.Event()
     lost = protocol.PatientProtocol.connection_lost
 
@@ -74,9 +76,9 @@ def test_an_answer_that_nobody_takes_is_let_go_of(monkeypatch):
 
     monkeypatch.setattr(protocol.PatientProtocol, "connection_lost", noting)
     with served(200, bytes(ANSWER_BYTES)) as address:
-        with socket.create_connection(address, timeout=20) as idle:
+        with socket.create_connection(address, timeout=PATIENCE_S) as idle:
             idle.sendall(ASK)
-            assert cut_off.wait(20)
-        with socket.create_connection(address, timeout=20) as reading:
+            assert cut_off.wait(PATIENCE_S)
+        with socket.create_connection(address, timeout=PATIENCE_S) as reading:
             reading.sendall(ASK.replace(b"host: x", b"host: x\r\nconnection: close"))
             assert taken(reading) > ANSWER_BYTES

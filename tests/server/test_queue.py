@@ -1,7 +1,7 @@
 """The order in which texts run: lengths, fairness, company, leaving."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_runtime.manifest import Head
@@ -171,7 +171,6 @@ def test_many_cancelled_requests_are_not_remembered():
     assert waiting.texts == 1
 
 
-@settings(deadline=None)  # machines stall
 @given(
     jobs=st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from([DENSE, ALL]), st.lists(st.integers(2, 40), min_size=1)),

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from running import running
 
+from patience import wait_until
+
 DEEP = "[" * 100_000
 
 
@@ -132,14 +134,12 @@ def test_a_body_that_does_not_come_is_408(server):
         line.sendall(
             b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
-        start_s = time.monotonic()
         answer = b""
-        while b"the body did not arrive within 1 s" not in answer:
+        while b"the body did not arrive within 5 s" not in answer:
             part = line.recv(65536)  # head and body may come apart
             assert part, answer
             answer += part
         assert b" 408 " in answer.splitlines()[0]
-        assert time.monotonic() - start_s < 20
 
 
 def test_what_is_no_http_does_no_harm(server):
@@ -172,10 +172,8 @@ def test_no_text_is_logged(server):
     server.post("/embed", {"inputs": [secret, 5]})
     server.post("/rerank", {"query": secret, "texts": [secret, None]})
     server.client.get("/info", params={"q": secret})
-    end_s = time.monotonic() + 30
-    while (last := server.log()[-1]).get("route") != "/info":  # lines are written when answers have been sent
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
+    wait_until(lambda: server.log()[-1].get("route") == "/info")  # lines are written when answers have been sent
+    last = server.log()[-1]
     assert last["event"] == "request" and last["status"] == 200
     log = server.log_file.read_text()
     assert "Geheimnis" not in log and "4711" not in log
@@ -199,10 +197,7 @@ def test_keys(tiny_bundle: Path, tmp_path: Path):
         assert "0123456789abcdef" not in server.log_file.read_text()
 
         keys.write_text("0123456789abcdef-new\n")
-        until_s = time.monotonic() + 30
-        while status("0123456789abcdef-new") != 200:
-            assert time.monotonic() < until_s
-            time.sleep(0.2)
+        wait_until(lambda: status("0123456789abcdef-new") == 200)
         assert status("0123456789abcdef-shop") == 401
 
         keys.unlink()  # those that were read last still hold
