@@ -9,12 +9,17 @@ from m3_runtime.manifest import Parity
 
 @dataclass(frozen=True)
 class Budget:
-    """Lowest accepted parity of an INT8 variant, per head; the defaults are the budget `balanced`."""
+    """Lowest accepted parity of an INT8 variant, per head; the defaults are the budget `balanced`.
+
+    `degenerate_share` is the largest accepted share of degenerate texts (one character, a word repeated, digits …) whose
+    dense cosine is below `dense_min`.
+    """
 
     dense_mean: float = 0.9993
     dense_min: float = 0.998
     colbert_p5: float = 0.996
     sparse_jaccard: float = 0.98
+    degenerate_share: float = 0.005
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -28,7 +33,7 @@ class Budget:
         >>> Budget.parse("dense_min=0.997").dense_min
         0.997
         >>> Budget.parse("strict,dense_min=0.999").to_text()
-        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99'
+        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99,degenerate_share=0.01'
         """
         parts = [part.strip() for part in text.split(",") if part.strip()]
         base = cls()
@@ -49,9 +54,9 @@ class Budget:
 
 
 BUDGETS = {
-    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99),
+    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99, degenerate_share=0.01),
     "balanced": Budget(),
-    "fast": Budget(dense_mean=0.998, dense_min=0.994, colbert_p5=0.99, sparse_jaccard=0.96),
+    "fast": Budget(dense_mean=0.998, dense_min=0.994, colbert_p5=0.99, sparse_jaccard=0.96, degenerate_share=0.01),
 }
 
 
@@ -86,7 +91,7 @@ BATCH_INVARIANCE = 0.99999  # of any variant: a text's vectors may not depend on
 def excesses(parity: Parity, budget: Budget, precision: str, *, normalize: bool) -> tuple[Excess, ...]:
     """What is over budget. FP32 variants are held to arithmetic noise instead of the budget."""
     if precision != "fp32":
-        return _too_low(_int8_figures(parity, budget))
+        return (*_too_low(_int8_figures(parity, budget)), *_degenerate(parity, budget))
     at_most = _fp32_differences(parity) if normalize else ()
     at_least = () if normalize else _fp32_cosines(parity)
     return (*(e for e in at_most if not e.measured <= e.limit), *_too_low([*at_least, *_company(parity, FP32_COSINE)]))
@@ -114,6 +119,14 @@ def _int8_figures(parity: Parity, budget: Budget) -> list[Excess]:
     if parity.sparse:
         figures.append(Excess("sparse weighted Jaccard mean", parity.sparse.jaccard_mean, budget.sparse_jaccard))
     return [*figures, *_company(parity, budget.dense_min)]
+
+
+def _degenerate(parity: Parity, budget: Budget) -> tuple[Excess, ...]:
+    if parity.degenerate is None:
+        return ()
+    figure = f"share of {parity.degenerate.texts} degenerate texts below {parity.degenerate.below_what:g}"
+    share = Excess(figure, parity.degenerate.below / parity.degenerate.texts, budget.degenerate_share)
+    return () if share.measured <= share.limit else (share,)
 
 
 def _fp32_differences(parity: Parity) -> list[Excess]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import m3_models
 from m3_export.errors import OverBudgetError
+from m3_export.plan.costs import Objective
 from m3_export.recipe import Target
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.manifest import Pooling
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="NAME|NAME=VALUE,…",
         help="lowest accepted parity: strict, balanced (default: dense_mean=0.9993, dense_min=0.998, colbert_p5=0.996, "
-        "sparse_jaccard=0.98) or fast, figures of your own, or both: strict,dense_min=0.999",
+        "sparse_jaccard=0.98, degenerate_share=0.005) or fast, figures of your own, or both: strict,dense_min=0.999",
     )
     accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
     accuracy.add_argument(
@@ -115,7 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument(
         "--target",
         choices=[t.value for t in Target],
-        help="processor to plan for: this machine's, with costs measured here (default), or one with VNNI or AMX",
+        help="processor to plan for: this machine's, with costs measured here (default), or one with VNNI or AMX, "
+        "with recorded costs",
+    )
+    planning.add_argument(
+        "--optimise",
+        choices=[o.value for o in Objective],
+        help="what the plan is to be fast at: one short query (latency), batches (throughput), or both "
+        "(balanced, the default: a query of 16 tokens and a passage of 128 count a quarter each, 16 passages a half)",
     )
     parser.add_argument(
         "--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)"
@@ -197,6 +205,7 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         normalize=recipe.normalize if args.normalize is None else args.normalize,
         allow_over_budget=recipe.allow_over_budget or args.allow_over_budget,
         target=recipe.target if args.target is None else Target(args.target),
+        objective=recipe.objective if args.optimise is None else Objective(args.optimise),
         plan=args.plan or recipe.plan,
         calibration_texts=args.calibration_texts or recipe.calibration_texts,
         probe_texts=args.probe_texts or recipe.probe_texts,

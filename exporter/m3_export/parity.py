@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_export.plan.losses import TextLosses
 from m3_runtime.encoding import Encoding
-from m3_runtime.manifest import ColbertParity, DenseParity, SparseParity
+from m3_runtime.manifest import ColbertParity, DegenerateParity, DenseParity, SparseParity
 
 Floats = NDArray[np.float32]
 TOP = 5
@@ -47,6 +48,37 @@ def dense_parity(reference: Outputs, variant: Outputs) -> DenseParity:
         cosine_mean=_rounded(cosines.mean()),
         cosine_min=_rounded(cosines.min()),
         max_abs=_rounded(np.abs(reference.dense - variant.dense).max()),
+    )
+
+
+def degenerate_parity(reference: Outputs, variant: Outputs, dense_min: float) -> DegenerateParity:
+    """Cosine of the dense vectors of degenerate texts; `dense_min` is what a budget asks of natural ones."""
+    cosines = _cosines(reference.dense, variant.dense)
+    return DegenerateParity(
+        texts=len(cosines),
+        cosine_mean=_rounded(cosines.mean()),
+        cosine_min=_rounded(cosines.min()),
+        below=int((cosines < dense_min).sum()),
+        below_what=dense_min,
+    )
+
+
+def text_losses(reference: Outputs, variant: Outputs, *, is_degenerate: bool) -> TextLosses:
+    """The same comparison text by text, as losses."""
+    texts = len(reference.dense)
+    sparse, colbert, counts = np.zeros(0), np.zeros(0), np.zeros(texts, np.int64)
+    if reference.lexical is not None and variant.lexical is not None:
+        pairs = zip(reference.lexical, variant.lexical, strict=True)
+        sparse = np.array([1 - weighted_jaccard(expected, got) for expected, got in pairs])
+    if reference.colbert is not None and variant.colbert is not None:
+        colbert = 1 - _cosines(np.concatenate(reference.colbert), np.concatenate(variant.colbert))
+        counts = np.array([len(rows) for rows in reference.colbert])
+    return TextLosses(
+        dense=1 - _cosines(reference.dense, variant.dense),
+        sparse=sparse,
+        colbert=colbert,
+        text_of_row=np.repeat(np.arange(texts), counts),
+        is_degenerate=np.full(texts, is_degenerate),
     )
 
 

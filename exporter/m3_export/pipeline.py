@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_export import calibration, passes, verify
 from m3_export.budget import Excess
 from m3_export.checkpoint import Checkpoint
@@ -14,14 +17,15 @@ from m3_export.errors import CheckpointError, OverBudgetError
 from m3_export.library_files import write_library_files
 from m3_export.model import M3Model
 from m3_export.plan.plan import read_plans
-from m3_export.plan.planner import Calibrated, Texts
+from m3_export.plan.planner import Planner, TuningTexts
+from m3_export.plan.simulation import QuantizedModel
 from m3_export.progress import Progress
 from m3_export.recipe import Recipe
 from m3_export.reference import reference_outputs
 from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, translated
 from m3_export.source import Source, resolve
 from m3_export.space_id import space_id_of
-from m3_export.texts import Text, chosen_texts, digest
+from m3_export.texts import ChosenTexts, Text, chosen_texts, digest
 from m3_export.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.trace import trace
 from m3_export.variants import Graphs
@@ -32,6 +36,7 @@ from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.manifest import Head, Manifest, SourceInfo, TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
+Ids = NDArray[np.int32]
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -67,14 +72,20 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         tokenizer.save(staging)
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
         progress.say(f"Tokenizer: {tokenizer_info.proof}, trailing blanks {tokenizer_info.blank_rule}")
-        probe = _probe(checkpoint, tokenizer_info, staging, texts.probe, progress)
+        encoding = M3Tokenizer.open(staging / tokenizer_info.path, tokenizer_info)
+        probe = _probe(checkpoint, tokenizer_info, encoding, texts, progress)
         draft = _describe(found, checkpoint, tokenizer_info, tokenizer.ids_sha256, recipe)
         given = read_plans(recipe.plan, checkpoint.geometry) if recipe.plan else {}
-        calibrated = _calibrated(checkpoint, tokenizer_info, texts.calibration, staging, progress)
+        tuning = _tuning_texts(checkpoint, encoding, texts)
+        model = M3Model(checkpoint, tokenizer_info.unused_ids)
+        with progress.step(f"Activation statistics of {len(tuning.ranges)} calibration texts"):
+            statistics = calibration.measure(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
+        quantized = QuantizedModel(model, statistics)
         with progress.step("Tracing the graph"), translated("tracing the graph"):
-            graphs = Graphs(passes.portable(trace(calibrated.model)), work)
+            graphs = Graphs(passes.portable(trace(model)), work)
         del checkpoint
-        workshop = Workshop(graphs, calibrated, draft, probe, staging, recipe, given, progress)
+        planner = Planner(quantized, tuning, draft.geometry, recipe, progress)
+        workshop = Workshop(graphs, quantized, planner, encoding, draft, probe, staging, recipe, given, progress)
         settled = tuple(workshop.settle(name) for name in recipe.variants)
         shutil.rmtree(work)
         over = {found.variant.name: found.over for found in settled if found.over}
@@ -97,14 +108,14 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
     return Export(Bundle(out, manifest), over, settled)
 
 
-def _calibrated(
-    checkpoint: Checkpoint, info: TokenizerInfo, texts: tuple[Text, ...], staging: Path, progress: Progress
-) -> Calibrated:
-    """The model that is traced, and the calibration texts as ids."""
+def _tuning_texts(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts) -> TuningTexts:
+    """The calibration texts as ids."""
     longest = min(calibration.MAX_TOKENS, checkpoint.geometry.max_tokens)
-    tokenizer = M3Tokenizer.open(staging / info.path, info)
-    ids = tokenizer.encode_batch([text.text for text in texts], longest).ids
-    return Calibrated(M3Model(checkpoint, info.unused_ids), Texts.split(ids), progress)
+
+    def ids(kind: tuple[Text, ...]) -> tuple[Ids, ...]:
+        return tuple(tokenizer.encode_batch([text.text for text in kind], longest).ids)
+
+    return TuningTexts.split(ids(texts.calibration), ids(texts.degenerate_calibration))
 
 
 def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
@@ -117,21 +128,25 @@ def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
 
 
 def _probe(
-    checkpoint: Checkpoint, info: TokenizerInfo, staging: Path, probe: tuple[Text, ...], progress: Progress
+    checkpoint: Checkpoint, info: TokenizerInfo, tokenizer: M3Tokenizer, texts: ChosenTexts, progress: Progress
 ) -> verify.Probe:
     """Run the reference over the probe texts."""
-    tokenizer = M3Tokenizer.open(staging / info.path, info)
-    texts = tuple(text.text for text in probe)
-    ids = tokenizer.encode_batch(texts, min(verify.MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)).ids
-    with progress.step(f"Running the PyTorch FP32 reference on {len(texts)} probe texts"):
-        reference = reference_outputs(checkpoint, ids, info.unused_ids, lambda rows: progress.bar(rows, "reference"))
-    return verify.Probe(
-        texts=texts,
-        ids=ids,
-        sha256=digest(probe),
-        reference=reference,
-        measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
-    )
+    longest = min(verify.MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
+
+    def run(kind: tuple[Text, ...]) -> verify.ProbeTexts:
+        given = tuple(text.text for text in kind)
+        ids = tokenizer.encode_batch(given, longest).ids
+        outputs = reference_outputs(checkpoint, ids, info.unused_ids, lambda rows: progress.bar(rows, "reference"))
+        return verify.ProbeTexts(given, tuple(ids), outputs)
+
+    natural, degenerate = texts.probe, texts.degenerate_probe
+    with progress.step(f"Running the PyTorch FP32 reference on {len(natural)} + {len(degenerate)} probe texts"):
+        return verify.Probe(
+            natural=run(natural),
+            degenerate=run(degenerate),
+            sha256=digest((*natural, *degenerate)),
+            measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
+        )
 
 
 def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, ids_sha256: str, recipe: Recipe) -> Manifest:
@@ -152,6 +167,7 @@ def _describe(found: Source, checkpoint: Checkpoint, info: TokenizerInfo, ids_sh
         recipe={
             "budget": recipe.budget.to_text(),
             "target": recipe.target.value,
+            "objective": recipe.objective.value,
             "plan": "given" if recipe.plan else "measured",
             "pooling_from": pooling.pooling_from,
             "normalize_from": pooling.normalize_from,

@@ -8,6 +8,7 @@ from typing import Any
 
 from m3_export.budget import Budget
 from m3_export.errors import RecipeError
+from m3_export.plan.costs import Objective
 from m3_runtime.manifest import Head, Pooling
 
 ALL_HEADS = (Head.DENSE, Head.SPARSE, Head.COLBERT)
@@ -25,9 +26,8 @@ class Target(StrEnum):
     """The processor that a bundle is planned for."""
 
     HERE = "here"  # costs are measured on this machine
-    VNNI = (
-        "vnni"  # x86 with AVX-512 VNNI, AVX-VNNI or AMX: costs are known figures, static INT8 may have to be simulated
-    )
+    VNNI = "vnni"  # x86 with AVX-512 VNNI or AVX-VNNI: recorded costs; static INT8 may have to be simulated
+    AMX = "amx"  # x86 with AMX
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Recipe:
     budget: Budget = field(default_factory=Budget)
     allow_over_budget: bool = False
     target: Target = Target.HERE
+    objective: Objective = Objective.BALANCED
     plan: Path | None = None
     calibration_texts: Path | None = None
     probe_texts: Path | None = None
@@ -109,6 +110,8 @@ def _read(key: str, value: Any) -> Any:
         return value
     if key == "target":
         return _members(Target, [str(value)], "target")[0]
+    if key == "objective":
+        return _members(Objective, [str(value)], "objective")[0]
     if key in ("plan", "calibration_texts", "probe_texts"):
         if not isinstance(value, str):
             raise RecipeError(f"{key} must be the path of a file, got {value!r}")
@@ -120,6 +123,7 @@ def _read(key: str, value: Any) -> Any:
             raise RecipeError(f"budget must be a name or a table of numbers, [budget], got {value!r}")
         return Budget.parse(",".join(f"{name}={number}" for name, number in value.items()))
     known = (
-        "variants, heads, pooling, normalize, allow_over_budget, target, plan, calibration_texts, probe_texts, budget"
+        "variants, heads, pooling, normalize, allow_over_budget, target, objective, plan, calibration_texts, probe_texts, "
+        "budget"
     )
     raise RecipeError(f"unknown key {key!r}; a recipe has: {known}")

@@ -1,7 +1,7 @@
 """The reference: transformers' own XLM-R in PyTorch FP32, and the heads as FlagEmbedding applies them.
 
-It shares the checkpoint's tensors with M3Model but none of its code, so that parity also proves M3Model. Each text
-runs alone: padding cannot hide a mistake on both sides.
+It shares the checkpoint's tensors with M3Model but none of its code, so that parity also proves M3Model. Only texts of
+one length run together: padding cannot hide a mistake on both sides.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ def reference_outputs(
     checkpoint: Checkpoint,
     ids: Sequence[Ids],
     unused_ids: Iterable[int],
-    track: Callable[[Sequence[Ids]], Iterable[Ids]],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
 ) -> Outputs:
     """Run N texts, given as ids with both special tokens.
 
@@ -33,20 +33,34 @@ def reference_outputs(
         unused_ids: ids without lexical weight.
         track: wraps the iteration, for a progress bar.
     """
-    encoder = encoder_of(checkpoint)
-    dense, lexical, colbert = [], [], []
-    unused = set(unused_ids)
+    encoder, unused = encoder_of(checkpoint), set(unused_ids)
+    dense: list[np.ndarray] = [np.zeros(0)] * len(ids)
+    lexical: list[Mapping[int, float]] = [{}] * len(ids)
+    colbert: list[np.ndarray] = [np.zeros(0)] * len(ids)
     with torch.inference_mode():
-        for row in track(ids):
-            inputs = torch.from_numpy(np.asarray(row, dtype=np.int64))[None]
-            hidden = encoder(input_ids=inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state[0]
-            dense.append(_normalized(_pooled(hidden, checkpoint.pooling.pooling), checkpoint).numpy())
-            if checkpoint.sparse and checkpoint.colbert:
-                weights = torch.relu(_linear(hidden, checkpoint.sparse))[:, 0]
-                lexical.append(_max_per_id(row.tolist(), weights.tolist(), unused))
-                colbert.append(_normalized(_linear(hidden[1:], checkpoint.colbert), checkpoint).numpy())
+        for batch in track(batches_of_one_length(ids)):
+            inputs = torch.from_numpy(np.stack([ids[i] for i in batch]).astype(np.int64))
+            states = encoder(input_ids=inputs, attention_mask=torch.ones_like(inputs)).last_hidden_state
+            for i, hidden in zip(batch, states, strict=True):
+                dense[i] = _normalized(_pooled(hidden, checkpoint.pooling.pooling), checkpoint).numpy()
+                if checkpoint.sparse and checkpoint.colbert:
+                    weights = torch.relu(_linear(hidden, checkpoint.sparse))[:, 0]
+                    lexical[i] = _max_per_id(ids[i].tolist(), weights.tolist(), unused)
+                    colbert[i] = _normalized(_linear(hidden[1:], checkpoint.colbert), checkpoint).numpy()
     has_heads = checkpoint.sparse is not None
     return Outputs(np.stack(dense), lexical if has_heads else None, colbert if has_heads else None)
+
+
+def batches_of_one_length(ids: Sequence[Ids], most: int = 32) -> list[list[int]]:
+    """Indices of texts that can run together without padding, at most so many at a time.
+
+    >>> batches_of_one_length([np.arange(3), np.arange(5), np.arange(3)])
+    [[0, 2], [1]]
+    """
+    of_length: dict[int, list[int]] = {}
+    for i, row in enumerate(ids):
+        of_length.setdefault(len(row), []).append(i)
+    return [group[start : start + most] for group in of_length.values() for start in range(0, len(group), most)]
 
 
 def encoder_of(checkpoint: Checkpoint) -> XLMRobertaModel:

@@ -52,8 +52,19 @@ def as_text(export: Export) -> str:
     for variant in manifest.variants:
         lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
         lines += [f"  OVER BUDGET (allowed): {excess}" for excess in export.excesses.get(variant.name, ())]
-    lines += ["", f"budget: {manifest.recipe['budget']}", ""]
+    lines += ["", *_degenerate_lines(export), f"budget: {manifest.recipe['budget']}", ""]
     return "\n".join(lines)
+
+
+def _degenerate_lines(export: Export) -> list[str]:
+    """How the variants do on degenerate texts: one character, a word repeated, digits, code."""
+    parities = export.bundle.manifest.parity.items()
+    return [
+        f"{name}: {found.below} of {found.texts} degenerate texts below {found.below_what:g} (dense cosine mean "
+        f"{found.cosine_mean:.6f}, min {found.cosine_min:.6f})"
+        for name, parity in parities
+        if (found := parity.degenerate) is not None
+    ]
 
 
 def _row(variant: Variant, parity: Parity, size_bytes: int) -> str:

@@ -1,26 +1,33 @@
-"""Each variant written, measured, and, where it is over its budget, written again by the next plan."""
+"""Each variant planned, written and measured: candidates in folders of their own, the chosen one moved into the bundle."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from m3_export import verify
 from m3_export.budget import Excess, excesses
 from m3_export.errors import ExportError
-from m3_export.plan.costs import Costs, Way, known, measure
-from m3_export.plan.picture import picture
-from m3_export.plan.plan import Plan, plans_to_text
-from m3_export.plan.planner import Calibrated, Planned, forms_of, plans
+from m3_export.plan.costs import Seconds
+from m3_export.plan.losses import Losses
+from m3_export.plan.plan import PrecisionPlan, plans_to_text
+from m3_export.plan.planner import Planned, Planner
+from m3_export.plan.simulation import QuantizedModel
+from m3_export.plan.timing import in_turns
 from m3_export.progress import Progress
-from m3_export.quantize.sample_runs import OPENVINO_GROUP, runner
-from m3_export.recipe import Recipe, Target, VariantName
-from m3_export.variants import Graphs, engine_of, write_float, write_int8
+from m3_export.recipe import Recipe, VariantName
+from m3_export.variants import Graphs, write_float, write_int8
 from m3_runtime.bundle import Bundle
-from m3_runtime.cpu import cpu_info, default_threads
-from m3_runtime.manifest import EngineName, Geometry, Manifest, Parity, Variant
+from m3_runtime.cpu import default_threads
+from m3_runtime.engines.select import open_graph
+from m3_runtime.manifest import Geometry, Manifest, Parity, Variant
+from m3_runtime.tokenizer import M3Tokenizer
 
-GROUPS = {EngineName.OPENVINO: OPENVINO_GROUP, EngineName.ONNXRUNTIME: 0}
+SEED = 20_240_205  # of the bootstrap: the same figures for the same losses
 
 
 @dataclass(frozen=True)
@@ -35,81 +42,113 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A plan as a variant in a folder of its own, with what was measured of it."""
+
+    variant: Variant
+    folder: Path
+    measured: verify.Measured
+
+
+@dataclass(frozen=True)
 class Workshop:
     """All that is needed to write and measure a variant in a staging folder."""
 
     graphs: Graphs
-    calibrated: Calibrated
+    quantized: QuantizedModel
+    planner: Planner
+    tokenizer: M3Tokenizer
     draft: Manifest
     probe: verify.Probe
     staging: Path
     recipe: Recipe
-    given: Mapping[str, Plan]
+    given: Mapping[str, PrecisionPlan]
     progress: Progress
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def settle(self, name: VariantName) -> Settled:
         """Write a variant within its budget, or as near as it gets.
 
         Raises:
             ExportError: a library failed.
+            PlanError: the costs of the target are not known for this model.
         """
         if name is VariantName.ONNX_FP32:
-            return self._measured(lambda: write_float(self.graphs, self.staging), name, None, ())
-        settled: Settled | None = None
-        for planned in self._plans(name):
-            settled = self._written(name, planned, settled.reached if settled else ())
-            if not settled.over:
-                break
-            self.progress.say("  Over budget: " + "; ".join(map(str, settled.over)))
-        assert settled is not None
-        return settled
-
-    def _plans(self, name: VariantName) -> Iterator[Planned]:
+            with self.progress.step(f"Writing {name}"), translated(f"writing {name}"):
+                variant = write_float(self.graphs, self.staging)
+            with self.progress.step(f"Measuring the parity of {name}"):
+                measured = self._measured(variant, self.staging)
+            return self._settled(Written(variant, self.staging, measured), (), None)
         if str(name) in self.given:
-            return iter([Planned(self.given[str(name)], None, (), None)])
-        with self.progress.step(f"Planning {name}: timing its products"), translated(f"planning {name}"):
-            costs = self._costs(engine_of(name))
-        group = GROUPS[engine_of(name)]
-        return plans(self.calibrated, costs, group, self.recipe.budget, self.progress)
+            plan = self.given[str(name)]
+            with self.progress.step(f"Writing {name} as planned, measuring its parity"), translated(f"writing {name}"):
+                written = self._written(name, plan)
+            planned, reached = Planned(plan, (), None, None), ()
+        else:
+            with self.progress.step(f"Planning {name}"), translated(f"planning {name}"):
+                planned, tried = self._search(name)
+            written = tried[planned.plan]
+            reached = tuple(w.measured.parity for w in tried.values())
+        self._move_in(written)
+        return self._settled(written, reached, planned)
 
-    def _costs(self, engine: EngineName) -> Costs:
-        if self.recipe.target is Target.VNNI:
-            return known(engine)
-        is_static = engine is EngineName.OPENVINO and cpu_info().has_int8_dot
-        ways = [way for way in Way if is_static or way is not Way.STATIC]
-        track = lambda kinds: self.progress.bar(kinds, "costs", "kind")  # noqa: E731 - one line, used once
-        return measure(ways, self.draft.geometry, GROUPS[engine], runner(engine), track)
+    def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, Written]]:
+        tried: dict[PrecisionPlan, Written] = {}
 
-    def _written(self, name: VariantName, planned: Planned, reached: Sequence[Parity]) -> Settled:
-        def write() -> Variant:
-            forms = forms_of(self.calibrated.subject(planned.plan.group), planned.plan)
-            return write_int8(name, self.graphs, self.calibrated.statistics, planned.plan, forms, self.staging)
+        def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
+            tried[plan] = self._written(name, plan)
+            losses, most = tried[plan].measured.losses, 1 - self.recipe.budget.dense_min
+            return losses.figures(most), losses.upper_bounds(most, np.random.default_rng(SEED))
 
-        return self._measured(write, name, planned, reached)
+        def seconds(first: PrecisionPlan, second: PrecisionPlan) -> tuple[Seconds, Seconds]:
+            return self._in_turns(tried[first], tried[second])
 
-    def _measured(
-        self, write: Callable[[], Variant], name: VariantName, planned: Planned | None, reached: Sequence[Parity]
-    ) -> Settled:
-        with self.progress.step(f"Writing {name}"), translated(f"writing {name}"):
-            variant = write()
-        with self.progress.step(f"Measuring the parity of {name}"):
-            bundle = Bundle(self.staging, replace(self.draft, variants=(variant,)))
-            parity = verify.measure(bundle, variant, self.probe, default_threads())
+        planned = self.planner.plan(name, self.graphs.work, evaluate, seconds)
+        for plan, written in tried.items():
+            if plan != planned.plan:
+                shutil.rmtree(written.folder)
+        return planned, tried
+
+    def _written(self, name: VariantName, plan: PrecisionPlan) -> Written:
+        folder = self.graphs.work / f"candidate-{next(self._numbers)}"
+        quantized = self.quantized.projections(plan)
+        variant = write_int8(name, self.graphs, self.quantized.statistics, plan, quantized, folder)
+        return Written(variant, folder, self._measured(variant, folder))
+
+    def _measured(self, variant: Variant, folder: Path) -> verify.Measured:
+        bundle = Bundle(folder, replace(self.draft, variants=(variant,)))
+        return verify.measure(
+            bundle, variant, self.tokenizer, self.probe, self.recipe.budget.dense_min, default_threads()
+        )
+
+    def _in_turns(self, first: Written, second: Written) -> tuple[Seconds, Seconds]:
+        with (
+            closing(open_graph(first.folder / first.variant.graph, first.variant, default_threads())) as a,
+            closing(open_graph(second.folder / second.variant.graph, second.variant, default_threads())) as b,
+        ):
+            seconds = in_turns({"a": a, "b": b}, self.draft.heads, self.draft.geometry.vocab_size)
+        return seconds["a"], seconds["b"]
+
+    def _move_in(self, written: Written) -> None:
+        for path in written.variant.files:
+            target = self.staging / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (written.folder / path).replace(target)
+        shutil.rmtree(written.folder)
+
+    def _settled(self, written: Written, reached: Sequence[Parity], planned: Planned | None) -> Settled:
+        variant, parity = written.variant, written.measured.parity
         over = excesses(parity, self.recipe.budget, variant.precision, normalize=self.draft.normalize)
-        return Settled(variant, parity, over, (*reached, parity), planned)
+        if over:
+            self.progress.say("  Over budget: " + "; ".join(map(str, over)))
+        return Settled(variant, parity, over, tuple(reached) or (parity,), planned)
 
 
 def keep_plans(settled: Sequence[Settled], geometry: Geometry, staging: Path) -> None:
-    """Write plan.json, which `--plan` takes, and a picture of each plan."""
-    planned = {found.variant.name: found.planned for found in settled if found.planned}
-    if not planned:
-        return
-    (staging / "plan.json").write_text(
-        plans_to_text({name: found.plan for name, found in planned.items()}, geometry), encoding="utf-8"
-    )
-    (staging / "plan").mkdir()
-    for name, found in planned.items():
-        (staging / "plan" / f"{name}.svg").write_text(picture(name, found), encoding="utf-8")
+    """Write plan.json, which `--plan` takes."""
+    plans = {found.variant.name: found.planned.plan for found in settled if found.planned}
+    if plans:
+        (staging / "plan.json").write_text(plans_to_text(plans, geometry), encoding="utf-8")
 
 
 def over_budget_message(settled: Sequence[Settled]) -> str:

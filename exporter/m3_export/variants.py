@@ -8,13 +8,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from m3_export import passes
-from m3_export.calibration import Statistics
+from m3_export.calibration import ActivationStatistics
+from m3_export.errors import PlanError
 from m3_export.passes.shift_biases import Floats, ShiftBiases
-from m3_export.plan.forms import Form
-from m3_export.plan.plan import Plan, Precision, Projection
+from m3_export.plan.plan import FloatType, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import widest_group
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, properties, write_openvino_int8
+from m3_export.quantize.projection import QuantizedProjection
 from m3_export.recipe import VariantName
 from m3_runtime.manifest import CpuFeature, EngineName, ProjectionPrecision, Variant
 
@@ -47,10 +48,12 @@ class Graphs:
         """With ONNX Runtime's operators."""
         return passes.for_onnxruntime(self.portable)
 
-    def for_int8(self, statistics: Statistics, forms: Mapping[Projection, Form]) -> ir.Model:
-        """What a writer starts from: the same function, activations easier to quantize, biases for the forms."""
-        model = passes.for_int8(self.portable, statistics.means, statistics.loud_neurons)
-        return ShiftBiases(_shifts(forms))(model).model
+    def for_int8(
+        self, statistics: ActivationStatistics, quantized: Mapping[Projection, QuantizedProjection]
+    ) -> ir.Model:
+        """What a writer starts from: the same function, activations easier to quantize, biases for the products."""
+        model = passes.for_int8(self.portable, statistics.means, statistics.outlier_neurons)
+        return ShiftBiases(_shifts(quantized))(model).model
 
 
 def write_float(graphs: Graphs, folder: Path) -> Variant:
@@ -63,20 +66,18 @@ def write_float(graphs: Graphs, folder: Path) -> Variant:
 def write_int8(
     name: VariantName,
     graphs: Graphs,
-    statistics: Statistics,
-    plan: Plan,
-    forms: Mapping[Projection, Form],
+    statistics: ActivationStatistics,
+    plan: PrecisionPlan,
+    quantized: Mapping[Projection, QuantizedProjection],
     folder: Path,
 ) -> Variant:
-    """Write an INT8 variant as its plan says; what an earlier plan left there is replaced."""
-    model, path = graphs.for_int8(statistics, forms), folder / FILES[name]
-    for old in _files(folder, name):
-        (folder / old).unlink()
+    """Write an INT8 variant as its plan says."""
+    model, path = graphs.for_int8(statistics, quantized), folder / FILES[name]
     if name is VariantName.OPENVINO_INT8:
         saved = _save(name_weighted_nodes(model), graphs.work / "for_int8.onnx")
-        write_openvino_int8(saved, path, forms)
+        write_openvino_int8(saved, path, quantized)
     else:
-        quantize = ir.passes.Sequential(QuantizeProjections(forms), RemoveUnusedNodesPass())
+        quantize = ir.passes.Sequential(QuantizeProjections(quantized), RemoveUnusedNodesPass())
         _save(quantize(passes.for_onnxruntime(model)).model, path)
     return Variant(
         name=str(name),
@@ -84,15 +85,28 @@ def write_int8(
         precision="int8",
         graph=FILES[name],
         files=_files(folder, name),
-        properties=properties(plan) if name is VariantName.OPENVINO_INT8 else {},
+        properties=properties_of(name, plan),
         plan=(_words(graphs.portable), *plan.lines()),
         needs=_needs(plan),
     )
 
 
-def _needs(plan: Plan) -> tuple[CpuFeature, ...]:
+def properties_of(name: VariantName, plan: PrecisionPlan) -> dict[str, str]:
+    """The properties that belong to a variant of this plan.
+
+    Raises:
+        PlanError: the plan wants bf16 of an engine that has none.
+    """
+    if name is VariantName.OPENVINO_INT8:
+        return properties(plan)
+    if plan.float_type is not FloatType.F32:
+        raise PlanError(f"{name}: ONNX Runtime multiplies no bf16 on CPUs; the plan's float_type must be f32")
+    return {}
+
+
+def _needs(plan: PrecisionPlan) -> tuple[CpuFeature, ...]:
     """Without int8 dot products OpenVINO's static products saturate at 16 bits: another, wrong computation."""
-    is_static = any(choice.precision is Precision.STATIC for choice in plan.choices.values())
+    is_static = any(scheme.precision is Precision.STATIC for scheme in plan.schemes.values())
     return (CpuFeature.INT8_DOT,) if is_static else ()
 
 
@@ -102,12 +116,12 @@ def _words(portable: ir.Model) -> ProjectionPrecision:
     return ProjectionPrecision("words", f"int8 per group of {widest_group(int(shape[1]))}")
 
 
-def _shifts(forms: Mapping[Projection, Form]) -> dict[str, Floats]:
+def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Floats]:
     shifts = {}
-    for place, form in forms.items():
-        names = place.kind.weights
-        for name, part in zip(names, form.shift.chunk(len(names)), strict=True):
-            shifts[f"layers.{place.layer}.{name}.weight"] = part.numpy()
+    for projection, product in quantized.items():
+        names = projection.kind.weights
+        for name, part in zip(names, product.shift.chunk(len(names)), strict=True):
+            shifts[f"layers.{projection.layer}.{name}.weight"] = part.numpy()
     return shifts
 
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_export.parity import Outputs, colbert_parity, dense_parity, lowest_cosine, sparse_parity
+from m3_export.parity import (
+    Outputs,
+    colbert_parity,
+    degenerate_parity,
+    dense_parity,
+    lowest_cosine,
+    sparse_parity,
+    text_losses,
+)
+from m3_export.plan.losses import TextLosses, joined
 from m3_runtime import M3Encoder
 from m3_runtime.batching import pad_batch
 from m3_runtime.bundle import Bundle
@@ -34,43 +43,74 @@ PADDED, MAX_PADDED_TOKENS = 8, 128
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What parity is measured on: N texts, their (L,) ids, what the reference gives for them, and the machine."""
+class ProbeTexts:
+    """N texts, their (L,) ids, and what the reference gives for them."""
 
     texts: tuple[str, ...]
     ids: tuple[Ids, ...]
-    sha256: str
     reference: Outputs
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What parity is measured on: natural and degenerate texts, the digest of both, and the machine."""
+
+    natural: ProbeTexts
+    degenerate: ProbeTexts
+    sha256: str
     measured_on: str
 
 
-def measure(bundle: Bundle, variant: Variant, probe: Probe, threads: int) -> Parity:
+@dataclass(frozen=True)
+class Measured:
+    """The parity of a variant, and the losses of every text behind it."""
+
+    parity: Parity
+    losses: TextLosses
+
+
+def measure(
+    bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, probe: Probe, dense_min: float, threads: int
+) -> Measured:
     """Encode the probe texts with a variant and compare; then some of them in company, and padded.
+
+    Args:
+        bundle: holds the variant.
+        variant: to be measured.
+        tokenizer: the model's.
+        probe: the texts.
+        dense_min: degenerate texts whose dense cosine is below are counted.
+        threads: of the engine.
 
     Raises:
         EngineError: the engine cannot load or run the variant.
     """
-    info = bundle.manifest.tokenizer
-    tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
     is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
     run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
     engine = open_engine(bundle, run, threads)
+    natural, degenerate = probe.natural, probe.degenerate
     with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
-        outputs = _encode(encoder, probe.texts)
-        company = lowest_cosine_in_company(engine, bundle.manifest, probe.ids)
-        padded = lowest_cosine_padded(engine, bundle.manifest, probe)
-    return Parity(
-        texts=len(probe.texts),
-        tokens=sum(len(row) for row in probe.ids),
+        outputs, of_degenerate = _encode(encoder, natural.texts), _encode(encoder, degenerate.texts)
+        company = lowest_cosine_in_company(engine, bundle.manifest, natural.ids)
+        padded = lowest_cosine_padded(engine, bundle.manifest, natural)
+    parity = Parity(
+        texts=len(natural.texts),
+        tokens=sum(len(row) for row in natural.ids),
         probe_sha256=probe.sha256,
         measured_on=probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
-        dense=dense_parity(probe.reference, outputs),
-        sparse=sparse_parity(probe.reference, outputs),
-        colbert=colbert_parity(probe.reference, outputs),
+        dense=dense_parity(natural.reference, outputs),
+        sparse=sparse_parity(natural.reference, outputs),
+        colbert=colbert_parity(natural.reference, outputs),
         batch_invariance_min=company,
         padded_dense_min=padded,
         is_simulated=is_simulated,
+        degenerate=degenerate_parity(degenerate.reference, of_degenerate, dense_min),
     )
+    losses = joined(
+        text_losses(natural.reference, outputs, is_degenerate=False),
+        text_losses(degenerate.reference, of_degenerate, is_degenerate=True),
+    )
+    return Measured(parity, losses)
 
 
 def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> float:
@@ -90,7 +130,7 @@ def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[I
     return lowest
 
 
-def lowest_cosine_padded(engine: Engine, manifest: Manifest, probe: Probe) -> float:
+def lowest_cosine_padded(engine: Engine, manifest: Manifest, probe: ProbeTexts) -> float:
     """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
     short = sorted(
         (i for i, row in enumerate(probe.ids) if len(row) <= MAX_PADDED_TOKENS), key=lambda i: len(probe.ids[i])

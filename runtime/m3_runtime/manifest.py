@@ -133,6 +133,20 @@ class ColbertParity:
 
 
 @dataclass(frozen=True)
+class DegenerateParity:
+    """Dense cosines over degenerate texts: one character, a word repeated, digits, code, literal special tokens.
+
+    `below` of them have a cosine below `below_what`.
+    """
+
+    texts: int
+    cosine_mean: float
+    cosine_min: float
+    below: int
+    below_what: float
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
@@ -152,6 +166,7 @@ class Parity:
     batch_invariance_min: float
     padded_dense_min: float
     is_simulated: bool = False
+    degenerate: DegenerateParity | None = None
 
 
 @dataclass(frozen=True)

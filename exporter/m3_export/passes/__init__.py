@@ -15,8 +15,8 @@ from m3_export.passes.centre_activations import CentreActivations, Floats
 from m3_export.passes.flash_attention import FuseAttention
 from m3_export.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.passes.last_layer_rows import KeepLastLayerRows
-from m3_export.passes.loud_neurons import SplitLoudNeurons
 from m3_export.passes.metadata import StripMetadata
+from m3_export.passes.outlier_neurons import SplitOutlierNeurons
 from m3_export.passes.skip_layer_norm import FuseSkipLayerNorm
 
 
@@ -29,9 +29,9 @@ def portable(model: ir.Model) -> ir.Model:
     return ir.passes.Sequential(*steps)(model).model
 
 
-def for_int8(model: ir.Model, means: Sequence[Floats], loud: Sequence[Sequence[int]]) -> ir.Model:
-    """A copy that computes the same and is easier to quantize: loud neurons apart, activations centred."""
-    return ir.passes.Sequential(SplitLoudNeurons(loud), CentreActivations(means))(model.clone()).model
+def for_int8(model: ir.Model, means: Sequence[Floats], outliers: Sequence[Sequence[int]]) -> ir.Model:
+    """A copy that computes the same and is easier to quantize: outlier neurons in float, activations centred."""
+    return ir.passes.Sequential(SplitOutlierNeurons(outliers), CentreActivations(means))(model.clone()).model
 
 
 def for_onnxruntime(model: ir.Model) -> ir.Model:

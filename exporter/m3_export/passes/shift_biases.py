@@ -41,7 +41,7 @@ def _second_input(product: ir.Node) -> str | None:
 
 
 def _bias_add(product: ir.Node) -> ir.Node | None:
-    """The sum that adds the bias: the next one, or the one after what loud neurons add."""
+    """The sum that adds the bias: the next one, or the one after what outlier neurons add."""
     node = product
     for _ in range(2):
         uses = node.outputs[0].uses()

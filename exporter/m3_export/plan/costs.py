@@ -1,181 +1,219 @@
-"""What a projection costs, by kind and by the way it is multiplied: measured on this machine, in turns.
+"""What projections cost in time, as part of whole layers: measured on this processor, or recorded on another.
 
-Costs are times relative to the float encoder's projections, which are 1 together. They are rounded to a twentieth of
-the float time of their kind, since a plan should not hang on the noise of a measurement.
+A product timed alone misleads: a static scheme also saves outside the product (one quantization for three readers, fused
+into what comes before it). So models of a few layers are written by the writers and run by the engines that users get,
+one per kind of projection and precision, in turns; what differs between them is what the scheme costs.
+
+    seconds(plan) = fixed + layers · layer + sum over projections of extra(kind, precision)    by shape and setting
+
+`fixed` is the embedding and the heads, `layer` a layer whose projections all have the first precision that the engine
+offers, `extra` what another precision adds to it (less than nothing, if it is faster).
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-import torch
-
-from m3_export.passes.matching import add_initializer
-from m3_export.plan.forms import Form, Heard, form_of
-from m3_export.plan.plan import Choice, Kind, Precision, Projection
-from m3_runtime.cpu import cpu_info, default_threads
+from m3_export.errors import PlanError
+from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan
 from m3_runtime.manifest import EngineName, Geometry
 
-TOKENS = 512
-ROUNDS = 5
-STEP = 0.05
-WORK = {Kind.QKV: 3 / 12, Kind.ATTENTION_OUT: 1 / 12, Kind.FFN_IN: 4 / 12, Kind.FFN_OUT: 4 / 12}
+RECORDED = Path(__file__).parent / "recorded"
+COSTS_SCHEMA = 1
 
 
-class Way(StrEnum):
-    """How a projection is multiplied, as far as its time is concerned."""
+@dataclass(frozen=True)
+class Shape:
+    """A batch that is timed: texts × tokens."""
 
-    STATIC = "static"
-    DYNAMIC = "dynamic"
-    SMOOTHED = "dynamic, smoothed"
-    APART = "dynamic, columns apart"
-    FLOAT = "float"
-
-    @classmethod
-    def of(cls, choice: Choice) -> "Way":
-        """The way of a choice."""
-        if choice.precision is not Precision.DYNAMIC:
-            return cls(choice.precision.value)
-        if choice.columns_apart:
-            return cls.APART
-        return cls.SMOOTHED if choice.smoothing else cls.DYNAMIC
+    name: str
+    texts: int
+    tokens: int
 
 
-SAMPLES = {
-    Way.STATIC: Choice(Precision.STATIC, smoothing=0.5),
-    Way.DYNAMIC: Choice(Precision.DYNAMIC),
-    Way.SMOOTHED: Choice(Precision.DYNAMIC, smoothing=0.5),
-    Way.APART: Choice(Precision.DYNAMIC, columns_apart=4),
-    Way.FLOAT: Choice(Precision.FLOAT),
-}
+SHAPES = (Shape("query", 1, 16), Shape("passage", 1, 128), Shape("batch", 16, 128))
+
+
+class Objective(StrEnum):
+    """What a plan is to be fast at."""
+
+    LATENCY = "latency"
+    BALANCED = "balanced"
+    THROUGHPUT = "throughput"
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """What each shape counts; 1 together."""
+        return {
+            Objective.LATENCY: {"query": 0.7, "passage": 0.3, "batch": 0.0},
+            Objective.BALANCED: {"query": 0.25, "passage": 0.25, "batch": 0.5},
+            Objective.THROUGHPUT: {"query": 0.0, "passage": 0.1, "batch": 0.9},
+        }[self]
+
+
+Seconds = Mapping[str, float]  # by shape
+
+
+def weighted(objective: Objective, seconds: Seconds, reference: Seconds) -> float:
+    """One time out of the times of all shapes, each in parts of a reference.
+
+    >>> weighted(Objective.BALANCED, {"query": 2, "passage": 1, "batch": 1}, {"query": 1, "passage": 1, "batch": 1})
+    1.25
+    """
+    return sum(weight * seconds[shape] / reference[shape] for shape, weight in objective.weights.items())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a compiled model has once: the float type and the group of dynamic ranges (0: a token)."""
+
+    float_type: FloatType
+    group: int
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Time of each kind and way in parts of the float time of that kind, and where the figures are from."""
+    """Times of one engine on one processor for a width of model.
 
-    ratios: Mapping[tuple[Kind, Way], float]
-    source: str
-
-    @property
-    def precisions(self) -> frozenset[Precision]:
-        """What the engine offers on that processor."""
-        return frozenset(Precision(way.value) for _, way in self.ratios if way.value in list(Precision))
-
-    def of(self, kind: Kind, choice: Choice, layers: int) -> float:
-        """Cost of one projection of a model with so many layers."""
-        return WORK[kind] / layers * self.ratios[kind, Way.of(choice)]
-
-
-# For bundles that are planned on another machine than they will run on: full-size geometry, 2 cores of a Zen 5 server
-# with AVX-512 VNNI, onnxruntime 1.32, openvino 2026.4.1.
-_VNNI = {
-    EngineName.OPENVINO: {Way.STATIC: 0.35, Way.DYNAMIC: 0.45, Way.SMOOTHED: 0.5, Way.APART: 0.55, Way.FLOAT: 1.0},
-    EngineName.ONNXRUNTIME: {Way.DYNAMIC: 0.4, Way.SMOOTHED: 0.45, Way.APART: 0.5, Way.FLOAT: 1.0},
-}
-
-
-def known(engine: EngineName) -> Costs:
-    """Costs on a processor with VNNI, for when this one has none."""
-    ratios = {(kind, way): ratio for kind in Kind for way, ratio in _VNNI[engine].items()}
-    return Costs(ratios, "2 cores of AMD Zen 5 (AVX-512 VNNI)")
-
-
-Run = Callable[[np.ndarray], object]
-Runner = Callable[[ir.Model, Mapping[Projection, Form]], Run]
-
-
-def measure(
-    ways: Sequence[Way],
-    geometry: Geometry,
-    group: int,
-    runner: Runner,
-    track: Callable[[Sequence[Kind]], Iterable[Kind]],
-) -> Costs:
-    """Time every way of every kind in turns.
-
-    Args:
-        ways: what the engine offers here, float among them.
-        geometry: sizes of the model.
-        group: of dynamic ranges.
-        runner: makes of a small float graph and the forms of its projection a function that runs it on (1, TOKENS, K).
-        track: wraps the iteration, for a progress bar.
+    Attributes:
+        engine: the engine.
+        processor: its name.
+        kind_of_processor: its multipliers, as `processor_kind` says them.
+        hidden_size: H of the model that was timed.
+        ffn_size: its FFN's width.
+        base: seconds by setting: of a model without layers, and of each layer at the first precision.
+        extra: seconds that one projection adds in another precision, by setting.
     """
-    ratios: dict[tuple[Kind, Way], float] = {}
-    for kind in track(list(Kind)):
-        sample = Sample.of(kind, geometry)
-        runs = {way: runner(sample.graph, sample.forms(SAMPLES[way], group)) for way in ways}
-        seconds = _in_turns(runs, sample.rows[None])
-        ratios |= {(kind, way): _rounded(seconds[way] / seconds[Way.FLOAT], way) for way in ways}
-    return Costs(ratios, f"{cpu_info().name}, {default_threads()} threads")
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A model of one projection: what comes before it in the encoder, the product, and the bias; weights are noise."""
-
-    kind: Kind
-    rows: np.ndarray
-    weights: tuple[np.ndarray, ...]
-
-    @classmethod
-    def of(cls, kind: Kind, geometry: Geometry) -> "Sample":
-        """In the sizes of a model: rows (TOKENS, K), weights (K, N) each."""
-        width = geometry.ffn_size if kind is Kind.FFN_OUT else geometry.hidden_size
-        columns = geometry.ffn_size if kind is Kind.FFN_IN else geometry.hidden_size
-        rng = np.random.default_rng(0)
-        weights = tuple(rng.normal(0, 0.02, (width, columns)).astype(np.float32) for _ in kind.weights)
-        return cls(kind, rng.normal(size=(TOKENS, width)).astype(np.float32), weights)
+    engine: EngineName
+    processor: str
+    kind_of_processor: str
+    hidden_size: int
+    ffn_size: int
+    base: Mapping[Setting, tuple[Seconds, Seconds]]
+    extra: Mapping[Setting, Mapping[tuple[Kind, Precision], Seconds]]
 
     @property
-    def graph(self) -> ir.Model:
-        """X (1, T, K) → normalisation or GELU → one product with bias per weight."""
-        width = self.rows.shape[1]
-        x = ir.Value(name="x", shape=ir.Shape(["B", "T", width]), type=ir.TensorType(ir.DataType.FLOAT))
-        graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="sample")
-        ones = [add_initializer(graph, name, np.ones(width, np.float32)) for name in ("gain", "offset")]
-        inputs, before = ([x], "Gelu") if self.kind is Kind.FFN_OUT else ([x, *ones], "LayerNormalization")
-        read = ir.node(before, inputs=inputs)
-        graph.append(read)
-        for name, values in zip(self.kind.weights, self.weights, strict=True):
-            weight = add_initializer(graph, f"layers.0.{name}.weight", values)
-            bias = add_initializer(graph, f"layers.0.{name}.bias", np.zeros(values.shape[1], np.float32))
-            product = ir.node("MatMul", inputs=[read.outputs[0], weight], name=f"layers.0.{name}")
-            total = ir.node("Add", inputs=[product.outputs[0], bias])
-            total.outputs[0].name, total.outputs[0].dtype = name, ir.DataType.FLOAT
-            graph.extend([product, total])
-            graph.outputs.append(total.outputs[0])
-        return ir.Model(graph, ir_version=10)
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings that were timed."""
+        return tuple(self.base)
 
-    def forms(self, choice: Choice, group: int) -> Mapping[Projection, Form]:
-        """The form of its projection under a choice; none for float."""
-        if choice.precision is Precision.FLOAT:
-            return {}
-        rows = torch.from_numpy(self.rows)
-        after_gelu = self.kind is Kind.FFN_OUT
-        heard = torch.nn.functional.gelu(rows) if after_gelu else rows
-        weight = torch.from_numpy(np.concatenate(self.weights, axis=1))
-        found = form_of(choice, Heard(heard.amin(0), heard.amax(0), heard, after_gelu), weight, group)
-        return {Projection(0, self.kind): found}
+    def precisions(self, setting: Setting) -> tuple[Precision, ...]:
+        """What the engine offers there."""
+        timed = {precision for _, precision in self.extra[setting]}
+        return tuple(precision for precision in Precision if precision in timed)
+
+    def seconds(self, plan: PrecisionPlan, layers: int) -> Seconds:
+        """Predicted times of a plan for a model of so many layers."""
+        setting = Setting(plan.float_type, plan.group)
+        fixed, layer = self.base[setting]
+        table = self.extra[setting]
+        return {
+            shape.name: fixed[shape.name]
+            + layers * layer[shape.name]
+            + sum(table[name.kind, scheme.precision][shape.name] for name, scheme in plan.schemes.items())
+            for shape in SHAPES
+        }
 
 
-def _in_turns(runs: Mapping[Way, Run], rows: np.ndarray) -> dict[Way, float]:
-    """Median seconds of each; a first round is discarded."""
-    seconds: dict[Way, list[float]] = {way: [] for way in runs}
-    for number in range(ROUNDS + 1):
-        for way, run in runs.items():
-            start = time.perf_counter()
-            run(rows)
-            if number:
-                seconds[way].append(time.perf_counter() - start)
-    return {way: statistics.median(found) for way, found in seconds.items()}
+def processor_kind(flags: frozenset[str]) -> str:
+    """The multipliers that decide which plan is fastest, best first.
+
+    >>> processor_kind(frozenset({"avx2", "avx512_vnni", "avx512_bf16"}))
+    'vnni+bf16'
+    """
+    int8 = (
+        "amx" if "amx_int8" in flags
+        else "vnni" if flags & {"avx512_vnni", "avx_vnni"}
+        else "i8mm" if "i8mm" in flags
+        else "dotprod" if "asimddp" in flags
+        else "avx2" if "avx2" in flags
+        else "plain"
+    )  # fmt: skip
+    return int8 + ("+bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "")
 
 
-def _rounded(ratio: float, way: Way) -> float:
-    """In steps; int8 never counts as slower than float, since it holds a quarter of the memory."""
-    steps = max(1, round(ratio / STEP))
-    return 1.0 if way is Way.FLOAT else min(steps * STEP, 1 - STEP)
+def write_costs(path: Path, costs: Sequence[Costs]) -> None:
+    """Write times as a file that `read_costs` takes."""
+    path.write_text(json.dumps({"costs_schema": COSTS_SCHEMA, "costs": [_to_json(c) for c in costs]}, indent=1) + "\n")
+
+
+def read_costs(path: Path) -> tuple[Costs, ...]:
+    """Read recorded times.
+
+    Raises:
+        PlanError: the file cannot be read, or is no file of recorded costs.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["costs_schema"] != COSTS_SCHEMA:
+            raise PlanError(f"costs {path}: expected costs_schema {COSTS_SCHEMA}, got {content['costs_schema']!r}")
+        return tuple(_from_json(entry) for entry in content["costs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"costs {path}: {error!r}; m3-bench roofline --record writes such a file") from error
+
+
+def recorded(engine: EngineName, geometry: Geometry, target: str) -> Costs:
+    """Times that the project keeps for a kind of processor (`vnni`, `amx`) and this width of model.
+
+    Raises:
+        PlanError: none are kept for such a processor, or for this geometry.
+    """
+    kept = [costs for path in sorted(RECORDED.glob("*.json")) for costs in read_costs(path) if costs.engine is engine]
+    of_target = [costs for costs in kept if costs.kind_of_processor.partition("+")[0] == target]
+    if not of_target and target == "amx":  # measured nowhere yet; VNNI's ratios between precisions are the nearest
+        of_target = [costs for costs in kept if costs.kind_of_processor.startswith("vnni")]
+    for costs in of_target:
+        if (costs.hidden_size, costs.ffn_size) == (geometry.hidden_size, geometry.ffn_size):
+            return costs
+    sizes = ", ".join(sorted({f"{c.hidden_size}/{c.ffn_size}" for c in of_target})) or "none"
+    raise PlanError(
+        f"no costs are recorded for {engine.value} on {target} and a model of hidden/FFN size "
+        f"{geometry.hidden_size}/{geometry.ffn_size} (there are: {sizes}); export on such a processor, give a plan with "
+        "--plan, or record them there with m3-bench roofline --record"
+    )
+
+
+def _to_json(costs: Costs) -> dict[str, Any]:
+    return {
+        "engine": costs.engine.value,
+        "processor": costs.processor,
+        "kind_of_processor": costs.kind_of_processor,
+        "hidden_size": costs.hidden_size,
+        "ffn_size": costs.ffn_size,
+        "settings": [
+            {
+                "float_type": setting.float_type.value,
+                "group": setting.group,
+                "fixed_s": _rounded(costs.base[setting][0]),
+                "layer_s": _rounded(costs.base[setting][1]),
+                "extra_s": {f"{k}.{p}": _rounded(s) for (k, p), s in costs.extra[setting].items()},
+            }
+            for setting in costs.settings
+        ],
+    }
+
+
+def _from_json(entry: Mapping[str, Any]) -> Costs:
+    base, extra = {}, {}
+    for part in entry["settings"]:
+        setting = Setting(FloatType(part["float_type"]), int(part["group"]))
+        base[setting] = (part["fixed_s"], part["layer_s"])
+        keys = {tuple(name.split(".")): seconds for name, seconds in part["extra_s"].items()}
+        extra[setting] = {(Kind(kind), Precision(precision)): seconds for (kind, precision), seconds in keys.items()}
+    return Costs(
+        engine=EngineName(entry["engine"]),
+        processor=entry["processor"],
+        kind_of_processor=entry["kind_of_processor"],
+        hidden_size=int(entry["hidden_size"]),
+        ffn_size=int(entry["ffn_size"]),
+        base=base,
+        extra=extra,
+    )
+
+
+def _rounded(seconds: Seconds) -> dict[str, float]:
+    return {shape: float(f"{value:.4g}") for shape, value in seconds.items()}

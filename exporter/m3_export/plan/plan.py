@@ -1,4 +1,4 @@
-"""A precision plan: for each of a model's projections, how it is multiplied. Values, and their JSON form."""
+"""A precision plan: the quantization scheme of each of a model's projections. Values, and their JSON form."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from m3_export.errors import PlanError
 from m3_runtime.manifest import Geometry, ProjectionPrecision
 
 PLAN_SCHEMA = 1
+_OLD_KEYS = {"columns_apart": "float_columns"}  # of plans that release 0.1 wrote
 
 
 class Kind(StrEnum):
@@ -33,6 +34,13 @@ class Precision(StrEnum):
     STATIC = "static"  # activations int8, one range for all texts, from calibration
     DYNAMIC = "dynamic"  # activations int8, ranges measured on each token while it runs
     FLOAT = "float"
+
+
+class FloatType(StrEnum):
+    """What everything that is not int8 is computed in. A processor that does not multiply bf16 takes f32 instead."""
+
+    F32 = "f32"
+    BF16 = "bf16"
 
 
 @dataclass(frozen=True)
@@ -64,46 +72,67 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How one projection is multiplied.
+class Scheme:
+    """The quantization scheme of one projection.
 
-    `smoothing` is SmoothQuant's strength α (Xiao et al. 2022): activations are divided, and weight rows multiplied, by
-    max|x|^α / max|w|^(1-α) per channel; 0 leaves them alone. `clip` is the share of the calibrated range that a static
-    range keeps. `columns_apart` is how many outlier channels are multiplied apart in float.
+    Attributes:
+        precision: of the product.
+        smoothing: SmoothQuant's strength α (Xiao et al. 2022): activations are divided, and weight rows multiplied, by
+            max|x|^α / max|w|^(1-α) per channel; 0 leaves them alone.
+        clip: share of the calibrated range that a static range keeps.
+        float_columns: outlier columns that are multiplied in float (LLM.int8, Dettmers et al. 2022).
     """
 
     precision: Precision
     smoothing: float = 0.0
     clip: float = 1.0
-    columns_apart: int = 0
+    float_columns: int = 0
 
 
-FLOAT = Choice(Precision.FLOAT)
-DYNAMIC = Choice(Precision.DYNAMIC)
+FLOAT = Scheme(Precision.FLOAT)
+DYNAMIC = Scheme(Precision.DYNAMIC)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The choices of one variant.
+class PrecisionPlan:
+    """The schemes of one variant.
 
-    `group` is how many neighbouring values of a token share a range where activations are dynamic; 0 is the whole
-    token.
+    Attributes:
+        schemes: of every projection.
+        group: how many neighbouring values of a token share a dynamic range; 0 is the whole token.
+        float_type: what is computed in where nothing is quantized: float projections, attention, heads.
     """
 
-    choices: Mapping[Projection, Choice]
+    schemes: Mapping[Projection, Scheme]
     group: int
+    float_type: FloatType = FloatType.F32
 
     @classmethod
-    def uniform(cls, layers: int, choice: Choice, group: int) -> "Plan":
-        """The same choice for every projection."""
-        return cls(dict.fromkeys(projections(layers), choice), group)
+    def uniform(cls, layers: int, scheme: Scheme, group: int) -> "PrecisionPlan":
+        """The same scheme for every projection."""
+        return cls(dict.fromkeys(projections(layers), scheme), group)
 
     def lines(self) -> tuple[ProjectionPrecision, ...]:
-        """The form in which a manifest tells it."""
+        """The form in which a manifest lists it."""
         return tuple(
-            ProjectionPrecision(str(place), choice.precision.value, choice.smoothing, choice.clip, choice.columns_apart)
-            for place, choice in self.choices.items()
+            ProjectionPrecision(str(name), scheme.precision.value, scheme.smoothing, scheme.clip, scheme.float_columns)
+            for name, scheme in self.schemes.items()
         )
+
+    def __hash__(self) -> int:
+        """Equal plans have equal hashes; a dict has none of its own."""
+        return hash((frozenset(self.schemes.items()), self.group, self.float_type))
+
+    def __str__(self) -> str:
+        """How many projections have which precision, and the float type.
+
+        >>> str(PrecisionPlan.uniform(2, DYNAMIC, 128))
+        '8 dynamic (group 128), f32'
+        """
+        precisions = [scheme.precision for scheme in self.schemes.values()]
+        counts = [f"{precisions.count(p)} {p}" for p in Precision if p in precisions]
+        group = f"(group {self.group})" if self.group else "(by token)"
+        return ", ".join([f"{c} {group}" if c.endswith("dynamic") else c for c in counts] + [self.float_type.value])
 
 
 def projections(layers: int) -> tuple[Projection, ...]:
@@ -111,20 +140,22 @@ def projections(layers: int) -> tuple[Projection, ...]:
     return tuple(Projection(layer, kind) for layer in range(layers) for kind in Kind)
 
 
-def plans_to_text(plans: Mapping[str, Plan], geometry: Geometry) -> str:
+def plans_to_text(plans: Mapping[str, PrecisionPlan], geometry: Geometry) -> str:
     """The plans of some variants as a file that `read_plans` takes."""
     content = {
         "plan_schema": PLAN_SCHEMA,
         "geometry": _sizes(geometry),
-        "variants": {
-            name: {"group": plan.group, "projections": {str(p): _choice_to_json(c) for p, c in plan.choices.items()}}
-            for name, plan in plans.items()
-        },
+        "variants": {name: _plan_to_json(plan) for name, plan in plans.items()},
     }
     return json.dumps(content, indent=1) + "\n"
 
 
-def read_plans(path: Path, geometry: Geometry) -> dict[str, Plan]:
+def _plan_to_json(plan: PrecisionPlan) -> dict[str, Any]:
+    schemes = {str(name): _scheme_to_json(scheme) for name, scheme in plan.schemes.items()}
+    return {"group": plan.group, "float_type": plan.float_type.value, "projections": schemes}
+
+
+def read_plans(path: Path, geometry: Geometry) -> dict[str, PrecisionPlan]:
     """Read plans for a model of this geometry, by the name of their variant.
 
     Raises:
@@ -140,7 +171,7 @@ def read_plans(path: Path, geometry: Geometry) -> dict[str, Plan]:
         raise PlanError(f"plan {path}: {error}") from error
 
 
-def _plans(content: Any, geometry: Geometry) -> dict[str, Plan]:
+def _plans(content: Any, geometry: Geometry) -> dict[str, PrecisionPlan]:
     if not isinstance(content, dict) or content.get("plan_schema") != PLAN_SCHEMA:
         raise PlanError(f"expected a JSON object with plan_schema {PLAN_SCHEMA}, as m3-export writes in plan.json")
     if content.get("geometry") != _sizes(geometry):
@@ -153,48 +184,52 @@ def _plans(content: Any, geometry: Geometry) -> dict[str, Plan]:
     return {name: _plan(name, entry, geometry.layers) for name, entry in variants.items()}
 
 
-def _plan(name: str, entry: Any, layers: int) -> Plan:
+def _plan(name: str, entry: Any, layers: int) -> PrecisionPlan:
     listed = entry.get("projections") if isinstance(entry, dict) else None
     group = entry.get("group") if isinstance(entry, dict) else None
     if not isinstance(listed, dict) or not isinstance(group, int) or isinstance(group, bool) or group < 0:
         raise PlanError(f"variant {name!r} needs a group (0 or more) and projections")
-    given = {Projection.parse(place): _choice(place, choice) for place, choice in listed.items()}
+    float_type = entry.get("float_type", FloatType.F32.value)
+    if float_type not in list(FloatType):
+        raise PlanError(f"variant {name!r}: float_type must be one of {', '.join(FloatType)}, got {float_type!r}")
+    given = {Projection.parse(key): _scheme(key, content) for key, content in listed.items()}
     wanted = projections(layers)
-    if foreign := [place for place in given if place not in wanted]:
+    if foreign := [key for key in given if key not in wanted]:
         raise PlanError(f"variant {name!r}: the model has no {foreign[0]}; it has {layers} layers")
-    if missing := [place for place in wanted if place not in given]:
+    if missing := [key for key in wanted if key not in given]:
         raise PlanError(
             f"variant {name!r} says nothing about {missing[0]} ({len(missing)} of {len(wanted)} are missing)"
         )
-    return Plan({place: given[place] for place in wanted}, group)
+    return PrecisionPlan({key: given[key] for key in wanted}, group, FloatType(float_type))
 
 
-def _choice(place: str, content: Any) -> Choice:
-    allowed = {"precision", "smoothing", "clip", "columns_apart"}
+def _scheme(key: str, content: Any) -> Scheme:
     if not isinstance(content, dict) or content.get("precision") not in list(Precision):
-        raise PlanError(f"{place}: precision must be one of {', '.join(Precision)}, got {content!r}")
+        raise PlanError(f"{key}: precision must be one of {', '.join(Precision)}, got {content!r}")
+    content = {_OLD_KEYS.get(name, name): value for name, value in content.items()}
+    allowed = {"precision", "smoothing", "clip", "float_columns"}
     if unknown := sorted(set(content) - allowed):
-        raise PlanError(f"{place}: unknown key {unknown[0]!r}; a choice has: {', '.join(sorted(allowed))}")
-    smoothing, clip = _share(place, content, "smoothing", 0.0), _share(place, content, "clip", 1.0)
-    apart = content.get("columns_apart", 0)
-    if not isinstance(apart, int) or isinstance(apart, bool) or not 0 <= apart <= 64 or clip == 0:
-        raise PlanError(f"{place}: expected 0 to 64 columns_apart and a clip above 0, got {content!r}")
-    return Choice(Precision(content["precision"]), smoothing, clip, apart)
+        raise PlanError(f"{key}: unknown key {unknown[0]!r}; a scheme has: {', '.join(sorted(allowed))}")
+    smoothing, clip = _share(key, content, "smoothing", 0.0), _share(key, content, "clip", 1.0)
+    columns = content.get("float_columns", 0)
+    if not isinstance(columns, int) or isinstance(columns, bool) or not 0 <= columns <= 64 or clip == 0:
+        raise PlanError(f"{key}: expected 0 to 64 float_columns and a clip above 0, got {content!r}")
+    return Scheme(Precision(content["precision"]), smoothing, clip, columns)
 
 
-def _share(place: str, content: Mapping[str, Any], key: str, default: float) -> float:
+def _share(name: str, content: Mapping[str, Any], key: str, default: float) -> float:
     value = content.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise PlanError(f"{place}: {key} must be a number from 0 to 1, got {value!r}")
+        raise PlanError(f"{name}: {key} must be a number from 0 to 1, got {value!r}")
     return float(value)
 
 
-def _choice_to_json(choice: Choice) -> dict[str, object]:
+def _scheme_to_json(scheme: Scheme) -> dict[str, object]:
     """Only what is not the default, so that a plan stays readable."""
-    default = Choice(choice.precision)
-    rest = {key: getattr(choice, key) for key in ("smoothing", "clip", "columns_apart")}
+    default = Scheme(scheme.precision)
+    rest = {key: getattr(scheme, key) for key in ("smoothing", "clip", "float_columns")}
     changed = {key: value for key, value in rest.items() if value != getattr(default, key)}
-    return {"precision": choice.precision.value, **changed}
+    return {"precision": scheme.precision.value, **changed}
 
 
 def _sizes(geometry: Geometry) -> dict[str, int]:

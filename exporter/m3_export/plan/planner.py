@@ -1,158 +1,251 @@
-"""From calibration texts to a plan: hear → options → sensitivity → path → the fastest plan within the budget."""
+"""From activation statistics to the plan of one variant: costs → candidates → search."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from m3_export import calibration
-from m3_export.budget import Budget
-from m3_export.model import M3Model
-from m3_export.plan import sensitivity
-from m3_export.plan.costs import Costs
-from m3_export.plan.forms import Form, Heard
-from m3_export.plan.hearing import hear
-from m3_export.plan.options import Option, find_options
-from m3_export.plan.plan import Plan, Precision, Projection, projections
-from m3_export.plan.search import Path, Search, Tried
-from m3_export.plan.simulate import Exact, Losses, Subject
+from m3_export.plan import timing
+from m3_export.plan.costs import Costs, Seconds, Setting, recorded, weighted
+from m3_export.plan.losses import Losses, TextLosses, limits_of
+from m3_export.plan.plan import (
+    DYNAMIC,
+    FLOAT,
+    FloatType,
+    Kind,
+    Precision,
+    PrecisionPlan,
+    Projection,
+    Scheme,
+    projections,
+)
+from m3_export.plan.search import Candidate, Repair, Trial, search
+from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.progress import Progress
+from m3_export.quantize.projection import fake_quantize, quantize_projection
+from m3_export.recipe import Recipe, Target, VariantName
+from m3_export.variants import engine_of
+from m3_runtime.manifest import EngineName, Geometry
 
 Ids = NDArray[np.int32]
-# What of the budget a plan may use up on the tuning texts. The probe texts are others, and more: where they show a
-# plan to be over, the next one has to leave more room.
-MARGINS = (0.85, 0.6, 0.4, 0.25)
-SENSITIVITY_TEXTS, SENSITIVITY_TOKENS = 16, 48
-TUNING_TOKENS = 96
+STRENGTHS = (0.5, 0.7, 0.85)  # of smoothing, for static ranges; ONNX Runtime's per-token ranges may do without
+TUNING_ROWS = 256
+NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
+
+# Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
+NATURAL, NATURAL_TOKENS, DEGENERATE, DEGENERATE_TOKENS = 12, 48, 24, 16
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The calibration texts as ids: ranges and means are measured on one part, plans are compared on the other."""
+class TuningTexts:
+    """Calibration texts as ids: ranges are measured on one part, projections are compared on the other."""
 
     ranges: tuple[Ids, ...]
     tuning: tuple[Ids, ...]
+    is_degenerate: tuple[bool, ...]
 
     @classmethod
-    def split(cls, ids: Sequence[Ids]) -> "Texts":
-        """Every fifth text is for tuning; of a single text both parts are made."""
-        tuning = tuple(ids[::5])
-        return cls(tuple(row for i, row in enumerate(ids) if i % 5) or tuning, tuning)
-
-
-class Calibrated:
-    """What is measured once for all engines, each part when it is first asked for."""
-
-    def __init__(self, model: M3Model, texts: Texts, progress: Progress) -> None:
-        self.model, self._texts, self._progress = model, texts, progress
-        self._damage: Mapping[Projection, float] | None = None
-
-    @cached_property
-    def statistics(self) -> calibration.Statistics:
-        """Means and loud neurons."""
-        return calibration.measure(self.model, self._texts.ranges, lambda rows: self._progress.bar(rows, "calibration"))
-
-    def subject(self, group: int) -> Subject:
-        """The model as an engine's planner sees it."""
-        return Subject(self.model, self.statistics, self._heard, group)
-
-    @cached_property
-    def _heard(self) -> Mapping[Projection, Heard]:
-        places, statistics, texts = projections(len(self.model.layers)), self.statistics, self._texts.ranges
-        with self._progress.step(f"  Hearing {len(places)} projections on {len(texts)} calibration texts"):
-            return hear(self.model, statistics, places, texts, lambda rows: self._progress.bar(rows, "ranges"))
-
-    @cached_property
-    def tuning(self) -> Exact:
-        """The exact outputs of the tuning texts."""
-        with self._progress.step(f"  Exact outputs of {len(self._texts.tuning)} tuning texts"):
-            return Exact(self.model, [_cut(row, TUNING_TOKENS) for row in self._texts.tuning])
-
-    @cached_property
-    def sensitivity(self) -> Exact:
-        """The exact outputs of fewer and shorter ones, for what is run once per projection."""
-        return Exact(self.model, [_cut(row, SENSITIVITY_TOKENS) for row in self._texts.tuning[:SENSITIVITY_TEXTS]])
-
-    def damage(
-        self, subject: Subject, options: Mapping[Projection, Sequence[Option]], limits: Losses
-    ) -> Mapping[Projection, float]:
-        """Damage per local error of each projection: the model's, so measured once, with the first engine's options."""
-        if self._damage is None:
-            track, exact = partial(self._progress.bar, title="sensitivity", unit="projection"), self.sensitivity
-            with self._progress.step(f"  What each of {len(options)} projections does to the vectors"):
-                self._damage = sensitivity.measure(subject, exact, options, limits, track)
-        return self._damage
+    def split(cls, natural: Sequence[Ids], degenerate: Sequence[Ids]) -> "TuningTexts":
+        """Every fifth text of each kind is for tuning; a single text is both."""
+        parts = [(texts[::5], [t for i, t in enumerate(texts) if i % 5] or texts) for texts in (natural, degenerate)]
+        (natural_tuning, natural_ranges), (degenerate_tuning, degenerate_ranges) = parts
+        chosen = [_cut(row, NATURAL_TOKENS) for row in natural_tuning[:NATURAL]]
+        strange = [_cut(row, DEGENERATE_TOKENS) for row in degenerate_tuning[:DEGENERATE]]
+        return cls(
+            ranges=(*natural_ranges, *degenerate_ranges),
+            tuning=(*chosen, *strange),
+            is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
+        )
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and where it came from: what else was tried, and the costs it was chosen by; neither for a given plan."""
+    """The plan that was chosen and how: every trial (the chosen one first), and predicted seconds by shape."""
 
-    plan: Plan
-    cost: float | None
-    tried: tuple[Tried, ...]
+    plan: PrecisionPlan
+    trials: tuple[Trial, ...]
     costs: Costs | None
+    seconds: Seconds | None
 
 
-def plans(calibrated: Calibrated, costs: Costs, group: int, budget: Budget, progress: Progress) -> Iterator[Planned]:
-    """Yield plans, each nearer to exact than the one before, until there is nothing nearer.
+class Planner:
+    """Plans the INT8 variants of one model; what engines have in common is computed once."""
 
-    The first is the fastest that holds the budget on the tuning texts; the caller measures what is written of it on
-    texts that no plan has seen, and asks for the next one if it does not hold.
-    """
-    subject, limits = calibrated.subject(group), limits_of(budget)
-    with progress.step("  Trying ways to quantize each projection"):
-        options = find_options(subject, costs, partial(progress.bar, title="options", unit="projection"))
+    def __init__(
+        self,
+        quantized: QuantizedModel,
+        texts: TuningTexts,
+        geometry: Geometry,
+        recipe: Recipe,
+        progress: Progress,
+    ) -> None:
+        """Nothing is computed yet."""
+        self._quantized, self._texts, self._geometry = quantized, texts, geometry
+        self._limits, self._objective, self._target = limits_of(recipe.budget), recipe.objective, recipe.target
+        self._progress = progress
+        self._known: dict[tuple[Projection, Scheme, int], TextLosses] = {}
 
-    def simulate(plan: Plan) -> Losses:
-        exact = calibrated.tuning
-        with progress.step(f"  Simulating {_counts(plan)}"):
-            return losses_of(subject, plan, exact)
+    def plan(
+        self,
+        name: VariantName,
+        work: Path,
+        evaluate: Callable[[PrecisionPlan], tuple[Losses, Losses]],
+        faster: Callable[[PrecisionPlan, PrecisionPlan], tuple[Seconds, Seconds]],
+    ) -> Planned:
+        """Search the fastest plan within the budget.
 
-    path = Path(options, lambda: calibrated.damage(subject, options, limits), group)
-    search = Search(path, simulate, limits)
-    place = -1
-    for margin in MARGINS:
-        found = search.fastest(margin, beyond=place)
-        progress.say(f"  Plan: {_counts(found.plan)}, {found.losses.over(limits):.0%} of the budget in simulation")
-        yield Planned(found.plan, found.cost, search.tried, costs)
-        place = found.place
-        if search.is_last(found):
-            return
+        Args:
+            name: the variant.
+            work: a folder for small models that are timed.
+            evaluate: writes and measures a plan: its figures, and those expected of other texts.
+            faster: measures the seconds of two plans that were evaluated, in turns.
 
+        Raises:
+            PlanError: costs of the target are not known for this model.
+        """
+        costs = self._costs(name, work)
+        reference = costs.seconds(self._uniform(costs, costs.settings[0], FLOAT), self._geometry.layers)
 
-def losses_of(subject: Subject, plan: Plan, exact: Exact) -> Losses:
-    """What a plan loses on some texts, simulated."""
-    with subject.with_plan(plan):
-        return exact.losses()
+        def time_of(plan: PrecisionPlan) -> float:
+            return weighted(self._objective, costs.seconds(plan, self._geometry.layers), reference)
 
+        candidates = [Candidate(plan, title, time_of(plan)) for title, plan in self._candidates(costs, time_of)]
+        repairs: dict[int, Repair] = {}
+        best: list[Trial] = []
 
-def forms_of(subject: Subject, plan: Plan) -> Mapping[Projection, Form]:
-    """The forms of all projections that are not float."""
-    return {
-        place: subject.form(place, choice)
-        for place, choice in plan.choices.items()
-        if choice.precision is not Precision.FLOAT
-    }
+        def try_out(candidate: Candidate) -> Trial:
+            so_far = f"; best so far: {best[-1].candidate.name}" if best else ""
+            title = f"  Trying {candidate.name} ({candidate.plan}), predicted {1 / candidate.time:.2f} × float{so_far}"
+            with self._progress.step(title):
+                trial = Trial(candidate, *evaluate(candidate.plan))
+            self._progress.say(f"    {trial.expected.worst(self._limits):.0%} of the budget")
+            if trial.holds(self._limits) and not best:
+                best.append(trial)
+            return trial
 
+        def repaired(trial: Trial) -> Candidate | None:
+            group = trial.candidate.plan.group
+            if group not in repairs:
+                repairs[group] = self._repair(costs, group, time_of)
+            with self._progress.step(f"  Repairing {trial.candidate.name}"):
+                return repairs[group](trial)
 
-def limits_of(budget: Budget) -> Losses:
-    """The budget as the most that may be lost."""
-    return Losses(
-        dense_mean=1 - budget.dense_mean,
-        dense_min=1 - budget.dense_min,
-        colbert_p5=1 - budget.colbert_p5,
-        sparse_jaccard=1 - budget.sparse_jaccard,
-    )
+        def faster_of(a: Trial, b: Trial) -> Trial:
+            seconds = faster(a.candidate.plan, b.candidate.plan)
+            times = [weighted(self._objective, found, reference) for found in seconds]
+            # of two that cannot be told apart the more accurate one
+            is_close = max(times) <= min(times) * 1.01
+            first = (
+                a.expected.worst(self._limits) <= b.expected.worst(self._limits) if is_close else times[0] < times[1]
+            )
+            best.append(a if first else b)
+            return best[-1]
+
+        trials = search(candidates, self._limits, try_out, repaired, faster_of)
+        plan = trials[0].candidate.plan
+        return Planned(plan, trials, costs, costs.seconds(plan, self._geometry.layers))
+
+    def _costs(self, name: VariantName, work: Path) -> Costs:
+        if self._target is not Target.HERE:
+            return recorded(engine_of(name), self._geometry, self._target.value)
+        track = partial(self._progress.bar, title="costs", unit="model")
+        with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
+            return timing.measure_costs(self._quantized, name, work, track)
+
+    def _uniform(self, costs: Costs, setting: Setting, scheme: Scheme) -> PrecisionPlan:
+        schemes = dict.fromkeys(projections(self._geometry.layers), scheme)
+        return PrecisionPlan(schemes, setting.group, setting.float_type)
+
+    def _candidates(
+        self, costs: Costs, time_of: Callable[[PrecisionPlan], float]
+    ) -> Sequence[tuple[str, PrecisionPlan]]:
+        """Whole-model candidates; those with static or smoothed schemes have them tuned per projection."""
+        found: list[tuple[str, PrecisionPlan]] = []
+
+        def add(title: str, schemes: dict[Projection, Scheme], settings: Sequence[Setting]) -> None:
+            plans = [PrecisionPlan(schemes, s.group, s.float_type) for s in settings]
+            found.append((title, min(self._not_slower(plans, costs), key=time_of)))
+
+        groups = sorted({setting.group for setting in costs.settings})
+        every = projections(self._geometry.layers)
+        if Precision.STATIC in costs.precisions(costs.settings[0]):
+            static = self._static
+            add("all static", dict(static), costs.settings)
+            mixed = {p: DYNAMIC if p.kind is Kind.FFN_OUT else scheme for p, scheme in static.items()}
+            add("static, FFN-out dynamic", mixed, costs.settings)
+        for group in groups:
+            of_group = [setting for setting in costs.settings if setting.group == group]
+            add("all dynamic", dict.fromkeys(every, DYNAMIC), of_group)
+        if costs.engine is EngineName.ONNXRUNTIME:
+            add("all dynamic, smoothed", dict(self._smoothed), costs.settings)
+        return found
+
+    def _not_slower(self, plans: Sequence[PrecisionPlan], costs: Costs) -> list[PrecisionPlan]:
+        """Without the bf16 plans that make one short query slower than f32 does."""
+        query = {plan.float_type: costs.seconds(plan, self._geometry.layers)["query"] for plan in plans}
+        exact = query.get(FloatType.F32, float("inf"))
+        return [p for p in plans if p.float_type is FloatType.F32 or query[p.float_type] <= NO_SLOWER * exact]
+
+    @cached_property
+    def _static(self) -> dict[Projection, Scheme]:
+        with self._progress.step("  Tuning static ranges"):
+            schemes = [Scheme(Precision.STATIC, smoothing=strength) for strength in STRENGTHS]
+            return {projection: self._nearest(projection, schemes) for projection in self._every()}
+
+    @cached_property
+    def _smoothed(self) -> dict[Projection, Scheme]:
+        with self._progress.step("  Tuning smoothing"):
+            schemes = [DYNAMIC, *(Scheme(Precision.DYNAMIC, smoothing=strength) for strength in STRENGTHS)]
+            return {projection: self._nearest(projection, schemes) for projection in self._every()}
+
+    def _every(self) -> Sequence[Projection]:
+        return list(self._progress.bar(projections(self._geometry.layers), "tuning", "projection"))
+
+    def _nearest(self, projection: Projection, schemes: Sequence[Scheme]) -> Scheme:
+        """The scheme whose product is nearest to exact on the calibration rows, every row counting the same."""
+        inputs, weight = self._quantized.statistics.inputs[projection], self._quantized.weight(projection)
+        rows = inputs.rows[:: max(1, len(inputs.rows) // TUNING_ROWS)]
+        exact = rows @ weight
+        spread = (exact - exact.mean(0)).pow(2).sum(1).clamp(min=1e-12)
+
+        def error(scheme: Scheme) -> float:
+            product = fake_quantize(quantize_projection(scheme, inputs, weight, 0), 0, after_gelu=inputs.after_gelu)
+            return float(((product(rows) - exact).pow(2).sum(1) / spread).mean())
+
+        with torch.inference_mode():
+            return min(schemes, key=error)
+
+    def _repair(self, costs: Costs, group: int, time_of: Callable[[PrecisionPlan], float]) -> Repair:
+        setting = next(setting for setting in costs.settings if setting.group == group)
+        precisions = costs.precisions(setting)
+        ladder = {
+            projection: [self._scheme(projection, precision) for precision in precisions]
+            for projection in projections(self._geometry.layers)
+        }
+
+        def losses(projection: Projection, scheme: Scheme) -> TextLosses:
+            key = (projection, scheme, group if scheme.precision is Precision.DYNAMIC else 0)
+            if key not in self._known:
+                self._known[key] = self._simulation.losses_of_projection(projection, scheme, group)
+            return self._known[key]
+
+        return Repair(ladder, losses, self._simulation.losses_of_embedding(), time_of, self._limits)
+
+    def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
+        return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(
+            precision, lambda: FLOAT
+        )()
+
+    @cached_property
+    def _simulation(self) -> Simulation:
+        with self._progress.step(f"  Exact outputs of {len(self._texts.tuning)} tuning texts"):
+            return Simulation(self._quantized, self._texts.tuning, self._texts.is_degenerate)
 
 
 def _cut(row: Ids, tokens: int) -> Ids:
     """A text's first tokens and its last one, </s>."""
     return row if len(row) <= tokens else np.append(row[: tokens - 1], row[-1])
-
-
-def _counts(plan: Plan) -> str:
-    kinds = [choice.precision for choice in plan.choices.values()]
-    return ", ".join(f"{kinds.count(p)} {p}" for p in Precision if p in kinds)

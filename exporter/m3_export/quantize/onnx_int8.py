@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from m3_export.passes.matching import MICROSOFT, add_initializer
-from m3_export.plan.forms import GELU_MINIMUM, TINY, Form
 from m3_export.plan.plan import Kind, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
+from m3_export.quantize.projection import GELU_MINIMUM, TINY, QuantizedProjection
 
 WEIGHTS = {f"{weight}.weight": kind for kind in Kind for weight in kind.weights}
 
@@ -38,22 +38,22 @@ AFTER_GELU = RowQuantizer(zero_point=16, steps_above=239, smallest_scale=GELU_MI
 
 
 class QuantizeProjections(ir.passes.InPlacePass):
-    """Quantizes projections as their forms say, and the word embedding; what has no form stays float.
+    """Quantizes projections as planned, and the word embedding; what is not in `quantized` stays float.
 
     Runs on the graph that `passes.for_onnxruntime` made.
     """
 
-    def __init__(self, forms: Mapping[Projection, Form]) -> None:
-        self._forms = forms
+    def __init__(self, quantized: Mapping[Projection, QuantizedProjection]) -> None:
+        self._quantized = quantized
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """See `onnx_ir.passes.InPlacePass`."""
         graph, rows = model.graph, _Rows(model.graph)
         modified = False
         for node in list(graph):
-            if node.op_type == "MatMul" and (found := _place(node)) is not None and found[0] in self._forms:
-                place, part = found
-                _quantize_matmul(graph, node, rows, _Part(place, self._forms[place], part))
+            if node.op_type == "MatMul" and (found := _projection_of(node)) is not None and found[0] in self._quantized:
+                projection, part = found
+                _quantize_matmul(graph, node, rows, _Part(projection, self._quantized[projection], part))
                 modified = True
             elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == "words":
                 _quantize_embedding(graph, node)
@@ -61,7 +61,7 @@ class QuantizeProjections(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _place(node: ir.Node) -> tuple[Projection, int] | None:
+def _projection_of(node: ir.Node) -> tuple[Projection, int] | None:
     """`layers.3.key.weight` → layer.3.qkv, and which of its weights it is."""
     name = node.inputs[1].name if node.inputs[1] is not None else None
     word, _, rest = (name or "").partition(".")
@@ -76,13 +76,13 @@ def _place(node: ir.Node) -> tuple[Projection, int] | None:
 class _Part:
     """One weight of a projection."""
 
-    place: Projection
-    form: Form
+    projection: Projection
+    quantized: QuantizedProjection
     number: int
 
     @property
     def columns(self) -> slice:
-        width = self.form.values.shape[1] // len(self.place.kind.weights)
+        width = self.quantized.values.shape[1] // len(self.projection.kind.weights)
         return slice(self.number * width, (self.number + 1) * width)
 
 
@@ -95,9 +95,9 @@ class _Rows:
 
     def of(self, x: ir.Value, part: _Part, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
         """(B, T, K) float → (B, T, K) uint8, the (B, T, 1) scales, and how it was done."""
-        key = (x, part.place)
+        key = (x, part.projection)
         if key not in self._known:
-            after_gelu = part.place.kind is Kind.FFN_OUT and part.form.smoothing is None
+            after_gelu = part.projection.kind is Kind.FFN_OUT and part.quantized.smoothing is None
             quantizer = AFTER_GELU if after_gelu else BOTH_SIDES
             self._known[key] = (*self._quantize(x, quantizer, part, before), quantizer)
         return self._known[key]
@@ -112,29 +112,33 @@ class _Rows:
             nodes.append(ir.node(op_type, inputs=list(inputs), attributes=attributes))
             return nodes[-1].outputs[0]
 
-        if (factors := _factors(part.form)) is not None:
-            x = add("Mul", x, add_initializer(graph, f"{part.place}.factors", factors))
+        if (factors := _factors(part.quantized)) is not None:
+            x = add("Mul", x, add_initializer(graph, f"{part.projection}.factors", factors))
         reach = x if quantizer is AFTER_GELU else add("Abs", x)
         largest = add("ReduceMax", reach, _shared(graph, "last_axis", np.array([-1], np.int64)), keepdims=1)
         steps = _shared(graph, f"one_over_{quantizer.steps_above}", np.float32(1 / quantizer.steps_above))
         floor = _shared(graph, f"smallest_scale_{quantizer.zero_point}", np.float32(quantizer.smallest_scale))
         scale = add("Max", add("Mul", largest, steps), floor)
         # as a table of rows QuantizeLinear takes a scale for each, and no pass over the activation is needed to divide
-        width = part.form.values.shape[0]
+        width = part.quantized.values.shape[0]
         table = add("Reshape", x, _shared(graph, f"rows_of_{width}", np.array([-1, width], np.int64)))
         scales = add("Reshape", scale, _shared(graph, "flat", np.array([-1], np.int64)))
         zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
         zero_points = add("Expand", zero_point, add("Shape", scales))
-        quantized = add("QuantizeLinear", table, scales, zero_points, axis=0)
-        rows = add("Reshape", quantized, add("Shape", x))
+        codes = add("QuantizeLinear", table, scales, zero_points, axis=0)
+        rows = add("Reshape", codes, add("Shape", x))
         graph.insert_before(before, nodes)
         return rows, scale
 
 
-def _factors(form: Form) -> np.ndarray | None:
+def _factors(quantized: QuantizedProjection) -> np.ndarray | None:
     """(K,) what channels are multiplied with before their range is taken; None if that is 1 everywhere."""
-    factors = np.ones(form.values.shape[0], np.float32) if form.smoothing is None else 1 / form.smoothing.numpy()
-    factors[list(form.apart)] = 0
+    factors = (
+        np.ones(quantized.values.shape[0], np.float32)
+        if quantized.smoothing is None
+        else 1 / quantized.smoothing.numpy()
+    )
+    factors[list(quantized.float_columns)] = 0
     return None if (factors == 1).all() else factors
 
 
@@ -142,24 +146,24 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows, part: _P
     x, weight = node.inputs
     assert x is not None and weight is not None
     rows, scale, quantizer = known_rows.of(x, part, node)
-    form, columns = part.form, part.columns
-    quantized = add_initializer(graph, f"{weight.name}.int8", np.ascontiguousarray(form.values[:, columns].numpy()))
-    scales = add_initializer(graph, f"{weight.name}.scale", form.scales[columns].numpy())
+    quantized, columns = part.quantized, part.columns
+    values = add_initializer(graph, f"{weight.name}.int8", np.ascontiguousarray(quantized.values[:, columns].numpy()))
+    scales = add_initializer(graph, f"{weight.name}.scale", quantized.scales[columns].numpy())
     one = _shared(graph, "one", np.float32(1.0))
     zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
     product = ir.node(
-        "MatMulIntegerToFloat", inputs=[rows, quantized, one, scales, zero_point], domain=MICROSOFT, name=node.name
+        "MatMulIntegerToFloat", inputs=[rows, values, one, scales, zero_point], domain=MICROSOFT, name=node.name
     )
     nodes = [product, ir.node("Mul", inputs=[product.outputs[0], scale])]
-    if form.apart:
-        nodes += _apart(graph, x, part, nodes[-1].outputs[0])
+    if quantized.float_columns:
+        nodes += _float_product(graph, x, part, nodes[-1].outputs[0])
     _put_instead(graph, node, nodes)
 
 
-def _apart(graph: ir.Graph, x: ir.Value, part: _Part, product: ir.Value) -> list[ir.Node]:
+def _float_product(graph: ir.Graph, x: ir.Value, part: _Part, product: ir.Value) -> list[ir.Node]:
     """The outlier channels' share of the product, in float, and the sum of both."""
-    name, weight = f"{part.place}.apart", part.form.apart_weight[:, part.columns].numpy()
-    which = _shared(graph, f"{name}.channels", np.array(part.form.apart, np.int64))
+    name, weight = f"{part.projection}.float_columns", part.quantized.float_weight[:, part.columns].numpy()
+    which = _shared(graph, f"{name}.channels", np.array(part.quantized.float_columns, np.int64))
     channels = ir.node("Gather", inputs=[x, which], attributes={"axis": -1})
     thin_weight = add_initializer(graph, f"{name}.{part.number}.weight", np.ascontiguousarray(weight))
     thin = ir.node("MatMul", inputs=[channels.outputs[0], thin_weight])
@@ -171,11 +175,11 @@ def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     assert words is not None and ids is not None and words.const_value is not None
     table = words.const_value.numpy()
     values, group_scales = quantize_groups(table, widest_group(table.shape[1]))
-    quantized = add_initializer(graph, "words.int8", values)
+    codes = add_initializer(graph, "words.int8", values)
     scales = add_initializer(graph, "words.scale", group_scales)
     shape = add_initializer(graph, "words.shape", np.array([0, 0, table.shape[1]], np.int64))
     to_float = {"to": ir.DataType.FLOAT}
-    rows = ir.node("Gather", inputs=[quantized, ids], attributes={"axis": 0}, name=node.name)
+    rows = ir.node("Gather", inputs=[codes, ids], attributes={"axis": 0}, name=node.name)
     row_scales = ir.node("Gather", inputs=[scales, ids], attributes={"axis": 0})
     casts = [ir.node("Cast", inputs=[n.outputs[0]], attributes=to_float) for n in (rows, row_scales)]
     product = ir.node("Mul", inputs=[cast.outputs[0] for cast in casts])

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from m3_export.plan.forms import LEVELS, Form
-from m3_export.plan.plan import Kind, Plan, Precision, Projection
+from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
+from m3_export.quantize.projection import LEVELS, QuantizedProjection
 from m3_runtime.engines.no_telemetry import without_telemetry
 
 WEIGHTS = {weight: kind for kind in Kind for weight in kind.weights}
@@ -29,24 +29,24 @@ PROJECTION = re.compile(rf"layers\.(\d+)\.({'|'.join(WEIGHTS)})")
 WORDS = "gather.words"
 
 
-def properties(plan: Plan) -> dict[str, str]:
+def properties(plan: PrecisionPlan) -> dict[str, str]:
     """The compile properties of a plan: with others it is another computation than the one that was verified."""
-    return {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(plan.group)}
+    return {"INFERENCE_PRECISION_HINT": plan.float_type.value, "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(plan.group)}
 
 
-def write_openvino_int8(graph: Path, target: Path, forms: Mapping[Projection, Form]) -> None:
+def write_openvino_int8(graph: Path, target: Path, quantized: Mapping[Projection, QuantizedProjection]) -> None:
     """Convert a graph saved after `name_weighted_nodes` and write `target` (.xml, its .bin beside it).
 
     Args:
         graph: the float graph, its biases shifted.
         target: the .xml file.
-        forms: of the projections that are not float.
+        quantized: of the projections that are not float.
     """
     with without_telemetry():
         import openvino as ov
 
     model = ov.convert_model(graph)
-    writer = _Writer(forms)
+    writer = _Writer(quantized)
     for node in model.get_ordered_ops():
         name = node.get_friendly_name()
         if node.get_type_name() == "MatMul" and (match := PROJECTION.fullmatch(name)):
@@ -64,8 +64,8 @@ def name_weighted_nodes(model: ir.Model) -> ir.Model:
     """A copy whose nodes with weights carry the weight's name: `layers.3.ffn_out`, `sparse`, `gather.words`."""
     named = model.clone()
     for node in named.graph:
-        place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
-        weight = node.inputs[place] if place is not None else None
+        projection = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+        weight = node.inputs[projection] if projection is not None else None
         if weight is not None and weight.name in named.graph.initializers and len(weight.const_value.shape) == 2:
             # a Gather may not be called as its table is: OpenVINO would rename one of the two
             node.name = ("gather." if node.op_type == "Gather" else "") + weight.name.removesuffix(".weight")
@@ -73,74 +73,80 @@ def name_weighted_nodes(model: ir.Model) -> ir.Model:
 
 
 class _Writer:
-    """Puts forms in the place of float products; query, key and value share what they read."""
+    """Puts quantized products in the place of float ones; query, key and value share what they read."""
 
-    def __init__(self, forms: Mapping[Projection, Form]) -> None:
-        self._forms = forms
+    def __init__(self, quantized: Mapping[Projection, QuantizedProjection]) -> None:
+        self._quantized = quantized
         self._read: dict[tuple[str, int, Projection], Any] = {}
 
-    def quantize(self, node: Any, place: Projection, weight: str) -> None:
+    def quantize(self, node: Any, projection: Projection, weight: str) -> None:
         """Rewrite one MatMul, unless its projection is float."""
         from openvino import opset13 as op
 
-        form = self._forms.get(place)
-        if form is None:
+        quantized = self._quantized.get(projection)
+        if quantized is None:
             return
         source = node.input_value(0)
-        columns = _columns_of(form, place.kind.weights.index(weight), len(place.kind.weights))
-        key = (source.get_node().get_friendly_name(), source.get_index(), place)
+        columns = _columns_of(quantized, projection.kind.weights.index(weight), len(projection.kind.weights))
+        key = (source.get_node().get_friendly_name(), source.get_index(), projection)
         if key not in self._read:
-            self._read[key] = _reading(source, form)
-        product = op.matmul(self._read[key], _weight(form, columns), False, True)
+            self._read[key] = _reading(source, quantized)
+        product = op.matmul(self._read[key], _weight(quantized, columns), False, True)
         product.set_friendly_name(node.get_friendly_name())
         node.set_friendly_name(f"{node.get_friendly_name()}.float")
-        result = product if not form.apart else _with_apart(product, source, form, columns)
+        result = product if not quantized.float_columns else _with_float_columns(product, source, quantized, columns)
         node.output(0).replace(result.output(0))
 
 
-def _columns_of(form: Form, part: int, parts: int) -> slice:
-    width = form.values.shape[1] // parts
+def _columns_of(quantized: QuantizedProjection, part: int, parts: int) -> slice:
+    width = quantized.values.shape[1] // parts
     return slice(part * width, (part + 1) * width)
 
 
-def _reading(source: Any, form: Form) -> Any:
+def _reading(source: Any, quantized: QuantizedProjection) -> Any:
     """What the int8 product reads."""
     from openvino import opset13 as op
 
-    if form.precision is Precision.STATIC:
-        factors, offsets = 1 / form.step.numpy(), -(form.low / form.step).numpy()
+    if quantized.precision is Precision.STATIC:
+        factors, offsets = 1 / quantized.step.numpy(), -(quantized.low / quantized.step).numpy()
         steps = op.add(op.multiply(source, op.constant(factors[None, None])), op.constant(offsets[None, None]))
-        bounds = [op.constant(np.float32(bound)) for bound in (0, LEVELS, 0, LEVELS * _unit(form))]
+        bounds = [op.constant(np.float32(bound)) for bound in (0, LEVELS, 0, LEVELS * _unit(quantized))]
         return op.fake_quantize(steps, *bounds, LEVELS + 1)
-    factors = np.ones(form.values.shape[0], np.float32) if form.smoothing is None else 1 / form.smoothing.numpy()
-    factors[list(form.apart)] = 0
+    factors = (
+        np.ones(quantized.values.shape[0], np.float32)
+        if quantized.smoothing is None
+        else 1 / quantized.smoothing.numpy()
+    )
+    factors[list(quantized.float_columns)] = 0
     if (factors == 1).all():
         return source
     return op.multiply(source, op.constant(factors[None, None]))
 
 
-def _unit(form: Form) -> float:
+def _unit(quantized: QuantizedProjection) -> float:
     """What one of the 255 steps is worth behind a FakeQuantize: any value is right, a middling one keeps magnitudes."""
-    return float(form.step.log().mean().exp())
+    return float(quantized.step.log().mean().exp())
 
 
-def _weight(form: Form, columns: slice) -> Any:
+def _weight(quantized: QuantizedProjection, columns: slice) -> Any:
     """(N, K) int8, each row times its scale: the layout that OpenVINO multiplies without transposing a copy at load."""
     from openvino import opset13 as op
 
-    scales = form.scales[columns].numpy()
-    if form.precision is Precision.STATIC:
-        scales = scales / np.float32(_unit(form))
-    values = np.ascontiguousarray(form.values[:, columns].numpy().T)
+    scales = quantized.scales[columns].numpy()
+    if quantized.precision is Precision.STATIC:
+        scales = scales / np.float32(_unit(quantized))
+    values = np.ascontiguousarray(quantized.values[:, columns].numpy().T)
     return op.multiply(op.convert(op.constant(values), np.float32), op.constant(scales[:, None].astype(np.float32)))
 
 
-def _with_apart(product: Any, source: Any, form: Form, columns: slice) -> Any:
+def _with_float_columns(product: Any, source: Any, quantized: QuantizedProjection, columns: slice) -> Any:
     """The product plus that of the outlier channels, in float."""
     from openvino import opset13 as op
 
-    channels = op.gather(source, op.constant(np.array(form.apart, np.int64)), op.constant(np.int64(2)))
-    thin = op.matmul(channels, op.constant(np.ascontiguousarray(form.apart_weight[:, columns].numpy())), False, False)
+    channels = op.gather(source, op.constant(np.array(quantized.float_columns, np.int64)), op.constant(np.int64(2)))
+    thin = op.matmul(
+        channels, op.constant(np.ascontiguousarray(quantized.float_weight[:, columns].numpy())), False, False
+    )
     return op.add(product, thin)
 
 
@@ -160,7 +166,7 @@ def _quantize_embedding(node: Any) -> None:
 
 
 def _name_by_position(model: Any) -> None:
-    """OpenVINO names nodes by a counter of the process; name them by their place, so that bytes repeat."""
-    for place, node in enumerate(model.get_ordered_ops()):
+    """OpenVINO names nodes by a counter of the process; name them by their projection, so that bytes repeat."""
+    for projection, node in enumerate(model.get_ordered_ops()):
         if re.fullmatch(r"[A-Za-z]+_\d+(/.*)?", node.get_friendly_name()):
-            node.set_friendly_name(f"{node.get_type_name()}.{place}")
+            node.set_friendly_name(f"{node.get_type_name()}.{projection}")

@@ -9,16 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 from m3_export.errors import RecipeError
+from m3_export.texts.degenerate import Purpose, degenerate_texts
+from m3_export.texts.text import Text, folded
 
-
-@dataclass(frozen=True)
-class Text:
-    """One text with its id, language code and kind (prose, query, code, …)."""
-
-    id: str
-    lang: str
-    kind: str
-    text: str
+DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 1000
 
 
 @dataclass(frozen=True)
@@ -27,6 +21,8 @@ class ChosenTexts:
 
     calibration: tuple[Text, ...]
     probe: tuple[Text, ...]
+    degenerate_calibration: tuple[Text, ...]
+    degenerate_probe: tuple[Text, ...]
     warnings: tuple[str, ...]
 
 
@@ -46,7 +42,17 @@ def chosen_texts(calibration: Path | None, probe: Path | None) -> ChosenTexts:
             f"all {len(ranges)} calibration texts are in one language or script ({languages.pop()}): ranges measured "
             "on them may be too narrow for others; add some texts of each language that will be encoded"
         )
-    return ChosenTexts(ranges, held_out, tuple(warnings))
+    return ChosenTexts(
+        calibration=ranges,
+        probe=held_out,
+        degenerate_calibration=degenerate_texts(Purpose.CALIBRATION, _words(ranges), DEGENERATE_CALIBRATION),
+        degenerate_probe=degenerate_texts(Purpose.PROBE, _words(held_out), DEGENERATE_PROBE),
+        warnings=tuple(warnings),
+    )
+
+
+def _words(texts: tuple[Text, ...]) -> list[str]:
+    return " ".join(text.text for text in texts).split()
 
 
 def read_texts(path: Path, what: str) -> tuple[Text, ...]:
@@ -111,19 +117,15 @@ def check_disjoint(calibration: tuple[Text, ...], probe: tuple[Text, ...]) -> No
     Raises:
         RecipeError: names the first text that is in both.
     """
-    known = {_folded(text.text): text.id for text in calibration}
+    known = {folded(text.text): text.id for text in calibration}
     for text in probe:
-        if (other := known.get(_folded(text.text))) is not None:
+        if (other := known.get(folded(text.text))) is not None:
             raise RecipeError(f"probe text {text.id!r} is calibration text {other!r}; parity needs texts of its own")
 
 
 def digest(texts: tuple[Text, ...]) -> str:
     """SHA-256 over the texts, so that two parities can be told to be of the same probe."""
     return hashlib.sha256("\0".join(text.text for text in texts).encode()).hexdigest()
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _read(name: str) -> tuple[Text, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from pathlib import Path
 
 from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, CpuInfo, cpu_info
@@ -114,7 +115,11 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
         EngineNotInstalledError: the engine's package is missing.
         EngineError: the engine cannot load the graph.
     """
-    graph = bundle.file(variant.graph)
+    return open_graph(bundle.file(variant.graph), variant, threads, opening)
+
+
+def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = DEFAULT_OPENING) -> Engine:
+    """Load a variant's graph from a file that need not lie in a bundle; see `open_engine`."""
     match variant.engine:
         case EngineName.ONNXRUNTIME:
             from m3_runtime.engines.ort import OrtEngine

@@ -1,11 +1,11 @@
-"""Run the few loud FFN neurons of a layer apart, in float: the same function, far easier to quantize.
+"""Run the few outlier FFN neurons of a layer apart, in float: the same function, far easier to quantize.
 
 Some neurons answer to one kind of token (in e5-small to <s>, in every text) with twenty times the value of all
 others. A row's INT8 step has to reach that far, and the other neurons of that token drown in it. A neuron is a column
 of FFN-in, a bias, and a row of FFN-out, so the FFN is a sum over neurons and can be split exactly:
 
-    ffn(x) = gelu(x W_in + b) W_out                 with the loud neurons' weights set to zero (they then give zero)
-           + gelu(x W_in[loud] + b[loud]) W_out[loud]     two thin products that stay float
+    ffn(x) = gelu(x W_in + b) W_out                 with the outlier neurons' weights set to zero (they then give zero)
+           + gelu(x W_in[outliers] + b[outliers]) W_out[outliers]     two thin products that stay float
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from m3_export.passes.matching import add_initializer, constant, only_made_by, split_bias
 
-LOUD = ".loud_"  # in the names of the thin weights
+OUTLIERS = ".outlier_neurons_"  # in the names of the thin weights
 
 
-class SplitLoudNeurons(ir.passes.InPlacePass):
-    """Runs on the portable graph. `neurons` are the loud ones of each layer, in graph order; an empty list is fine."""
+class SplitOutlierNeurons(ir.passes.InPlacePass):
+    """Runs on the portable graph. `neurons` are the outliers of each layer, in graph order; an empty list is fine."""
 
     def __init__(self, neurons: Sequence[Sequence[int]]) -> None:
         self._neurons = neurons
@@ -35,14 +35,14 @@ class SplitLoudNeurons(ir.passes.InPlacePass):
         if len(gelus) != len(self._neurons):
             raise ValueError(f"{len(self._neurons)} lists of neurons for {len(gelus)} layers")
         split = [
-            _split(model.graph, gelu, list(loud), f"layers.{layer}{LOUD}")
-            for layer, (gelu, loud) in enumerate(zip(gelus, self._neurons, strict=True))
-            if loud
+            _split(model.graph, gelu, list(outliers), f"layers.{layer}{OUTLIERS}")
+            for layer, (gelu, outliers) in enumerate(zip(gelus, self._neurons, strict=True))
+            if outliers
         ]
         return ir.passes.PassResult(model, modified=any(split))
 
 
-def _split(graph: ir.Graph, gelu: ir.Node, loud: list[int], name: str) -> bool:
+def _split(graph: ir.Graph, gelu: ir.Node, outliers: list[int], name: str) -> bool:
     parts = split_bias(gelu.inputs[0])
     ffn_in = only_made_by(parts[0], "MatMul") if parts else None
     uses = gelu.outputs[0].uses()
@@ -53,8 +53,8 @@ def _split(graph: ir.Graph, gelu: ir.Node, loud: list[int], name: str) -> bool:
     if any(weight is None for weight in weights):
         return False
     w_in, bias, w_out = (np.array(weight) for weight in weights)  # copies: the originals belong to other variants
-    thin = _thin_ffn(graph, ffn_in.inputs[0], w_in[:, loud], bias[loud], w_out[loud], name, before=ffn_out)
-    w_in[:, loud], bias[loud], w_out[loud] = 0, 0, 0
+    thin = _thin_ffn(graph, ffn_in.inputs[0], w_in[:, outliers], bias[outliers], w_out[outliers], name, before=ffn_out)
+    w_in[:, outliers], bias[outliers], w_out[outliers] = 0, 0, 0
     _replace_weight(graph, ffn_in, w_in)
     _replace_weight(graph, ffn_out, w_out)
     add = gelu.inputs[0].producer() if gelu.inputs[0] is not None else None

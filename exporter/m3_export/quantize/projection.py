@@ -1,14 +1,14 @@
-"""What a choice makes of one projection: the integers that engines multiply, and the same in PyTorch floats.
+"""A quantized projection: the integers that engines multiply, and the same in PyTorch floats.
 
-The writers of both engines and the planner's simulation read the same forms, so that what is simulated is what is
+The writers of both engines and the planner's simulation read the same values, so that what is simulated is what is
 written. Letters: K inputs and N outputs of the projection, R rows (tokens).
 
     static    q = round((x - low) / step), 0…255            y = q Ŵ + shift            low, step: (K,), calibrated
     dynamic   z = x / smoothing;  q = round(z / range(z))   y = q·range(z) Ŵ + shift   range: of a token or its groups
-    apart     outlier channels are left out of both and multiplied in float
+    outlier columns in float (LLM.int8) are left out of both and multiplied apart
 
-SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static form it is part
-of the range of each channel and costs nothing. So does the zero point: it is part of the shift, which the projection's
+SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static scheme it is
+part of the range of each channel and costs nothing. So is the zero point: it is part of the shift, which the projection's
 bias takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019), whatever its
 cause.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from m3_export.plan.plan import Choice, Precision
+from m3_export.plan.plan import Precision, Scheme
 
 LEVELS = 255  # steps of an unsigned byte
 LARGEST = 127  # of a signed one; -128 is not used
@@ -27,8 +27,8 @@ GELU_MINIMUM = 0.17  # |min of x Φ(x)| = 0.16997
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What calibration heard at the input of a projection, in the form in which the INT8 graph gives it.
+class InputStatistics:
+    """What calibration measured at the input of a projection, centred as the INT8 graph centres it.
 
     Attributes:
         lowest: (K,) of each channel, over all tokens.
@@ -44,19 +44,19 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Form:
+class QuantizedProjection:
     """One projection as it is multiplied; the product x Ŵ + shift is without the projection's bias.
 
     Attributes:
         precision: static or dynamic.
-        values: (K, N) int8, the weight; zero rows where channels are apart.
+        values: (K, N) int8, the weight; zero rows for columns in float.
         scales: (N,) of each column: Ŵ = values · scales.
         shift: (N,) to be added to the bias.
         low: (K,) static: the value that becomes 0; the channel's zero point.
         step: (K,) static: what one of the 255 steps is worth in each channel.
         smoothing: (K,) dynamic: what channels are divided by; None where that is 1 everywhere.
-        apart: channels multiplied in float, ascending.
-        apart_weight: (A, N) float32, their rows of the weight.
+        float_columns: channels multiplied in float, ascending.
+        float_weight: (A, N) float32, their rows of the weight.
     """
 
     precision: Precision
@@ -66,60 +66,64 @@ class Form:
     low: torch.Tensor
     step: torch.Tensor
     smoothing: torch.Tensor | None
-    apart: tuple[int, ...]
-    apart_weight: torch.Tensor
+    float_columns: tuple[int, ...]
+    float_weight: torch.Tensor
 
 
-def form_of(choice: Choice, heard: Heard, weight: torch.Tensor, group: int) -> Form:
-    """The form of a projection whose choice is static or dynamic.
+def quantize_projection(
+    scheme: Scheme, inputs: InputStatistics, weight: torch.Tensor, group: int
+) -> QuantizedProjection:
+    """Quantize a projection whose scheme is static or dynamic.
 
     Args:
-        choice: not float.
-        heard: its input.
+        scheme: not float.
+        inputs: statistics of its input.
         weight: (K, N) float32.
         group: channels that share a dynamic range; 0 is all of a token.
     """
-    apart = loudest_channels(heard, choice.columns_apart)
-    rest = weight.clone() if apart else weight
-    rest[list(apart)] = 0
-    divisor = smoothing_of(heard, rest, choice.smoothing)
-    if choice.precision is Precision.STATIC:
-        low, step = static_ranges(heard, divisor, choice.clip, apart)
+    columns = outlier_channels(inputs, scheme.float_columns)
+    rest = weight.clone() if columns else weight
+    rest[list(columns)] = 0
+    divisor = smoothing_of(inputs, rest, scheme.smoothing)
+    if scheme.precision is Precision.STATIC:
+        low, step = static_ranges(inputs, divisor, scheme.clip, columns)
         values, scales = int8_columns(rest * step[:, None])
         divisor = None
     else:
         low = step = torch.zeros(0)
         values, scales = int8_columns(rest if divisor is None else rest * divisor[:, None])
-    rough = Form(
-        precision=choice.precision,
+    rough = QuantizedProjection(
+        precision=scheme.precision,
         values=values,
         scales=scales,
         shift=torch.zeros(weight.shape[1]),
         low=low,
         step=step,
         smoothing=divisor,
-        apart=apart,
-        apart_weight=weight[list(apart)],
+        float_columns=columns,
+        float_weight=weight[list(columns)],
     )
-    exact = (heard.rows.mean(0, dtype=torch.float64) @ weight.double()).float()
-    return replace(rough, shift=exact - rendered(rough, group, after_gelu=heard.after_gelu)(heard.rows).mean(0))
+    exact = (inputs.rows.mean(0, dtype=torch.float64) @ weight.double()).float()
+    return replace(rough, shift=exact - fake_quantize(rough, group, after_gelu=inputs.after_gelu)(inputs.rows).mean(0))
 
 
-def rendered(form: Form, group: int, *, after_gelu: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the form computes: a function (…, K) → (…, N) in floats that hold integers, so it is exact."""
-    weight, apart = form.values.float() * form.scales, list(form.apart)
+def fake_quantize(
+    quantized: QuantizedProjection, group: int, *, after_gelu: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a quantized projection computes: a function (…, K) → (…, N) in floats that hold integers, so it is exact."""
+    weight, columns = quantized.values.float() * quantized.scales, list(quantized.float_columns)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        thin = x[..., apart] @ form.apart_weight if apart else 0.0
-        if apart:
+        thin = x[..., columns] @ quantized.float_weight if columns else 0.0
+        if columns:
             x = x.clone()
-            x[..., apart] = 0
-        if form.precision is Precision.STATIC:
-            read = torch.clamp(torch.round((x - form.low) / form.step), 0, LEVELS)
+            x[..., columns] = 0
+        if quantized.precision is Precision.STATIC:
+            rounded = torch.clamp(torch.round((x - quantized.low) / quantized.step), 0, LEVELS)
         else:
-            smooth = x if form.smoothing is None else x / form.smoothing
-            read = dynamic_rounding(smooth, group, after_gelu=after_gelu and form.smoothing is None)
-        return read @ weight + form.shift + thin
+            smooth = x if quantized.smoothing is None else x / quantized.smoothing
+            rounded = dynamic_rounding(smooth, group, after_gelu=after_gelu and quantized.smoothing is None)
+        return rounded @ weight + quantized.shift + thin
 
     return multiply
 
@@ -137,42 +141,42 @@ def dynamic_rounding(x: torch.Tensor, group: int, *, after_gelu: bool) -> torch.
     return torch.round(x / scale).clamp(-128, LARGEST) * scale
 
 
-def smoothing_of(heard: Heard, weight: torch.Tensor, strength: float) -> torch.Tensor | None:
+def smoothing_of(inputs: InputStatistics, weight: torch.Tensor, strength: float) -> torch.Tensor | None:
     """SmoothQuant's divisor of each channel, (K,), geometric mean 1; None for strength 0."""
     if strength == 0:
         return None
-    loudness = torch.maximum(heard.highest.abs(), heard.lowest.abs()).clamp(min=1e-5)
+    largest = torch.maximum(inputs.highest.abs(), inputs.lowest.abs()).clamp(min=1e-5)
     weights = weight.abs().amax(dim=1).clamp(min=1e-5)
-    divisor = loudness**strength / weights ** (1 - strength)
+    divisor = largest**strength / weights ** (1 - strength)
     return (divisor / divisor.log().mean().exp()).clamp(min=1e-4, max=1e4)
 
 
 def static_ranges(
-    heard: Heard, divisor: torch.Tensor | None, clip: float, apart: tuple[int, ...]
+    inputs: InputStatistics, divisor: torch.Tensor | None, clip: float, float_columns: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero point and step of each channel, (K,) both: every step is the same in the smoothed space.
 
     Clipping shortens the range around the channel's middle; after GELU at its upper end only, since most values lie at
     the lower one.
     """
-    ones = torch.ones_like(heard.lowest) if divisor is None else divisor
-    used = (heard.highest > heard.lowest).float()  # a silent channel has no say
-    used[list(apart)] = 0
-    if heard.after_gelu:
+    ones = torch.ones_like(inputs.lowest) if divisor is None else divisor
+    used = (inputs.highest > inputs.lowest).float()  # a constant channel has no say
+    used[list(float_columns)] = 0
+    if inputs.after_gelu:
         low = torch.full_like(ones, -GELU_MINIMUM)
-        length = ((heard.highest - low) / ones * used).amax() * clip * ones
+        length = ((inputs.highest - low) / ones * used).amax() * clip * ones
     else:
-        middle = (heard.highest + heard.lowest) / 2
-        length = ((heard.highest - heard.lowest) / ones * used).amax() * clip * ones
+        middle = (inputs.highest + inputs.lowest) / 2
+        length = ((inputs.highest - inputs.lowest) / ones * used).amax() * clip * ones
         low = middle - length / 2
     return low, (length / LEVELS).clamp(min=TINY)
 
 
-def loudest_channels(heard: Heard, count: int) -> tuple[int, ...]:
+def outlier_channels(inputs: InputStatistics, count: int) -> tuple[int, ...]:
     """The channels of the longest ranges, ascending."""
     if count == 0:
         return ()
-    return tuple(sorted(torch.topk(torch.maximum(heard.highest, -heard.lowest), count).indices.tolist()))
+    return tuple(sorted(torch.topk(torch.maximum(inputs.highest, -inputs.lowest), count).indices.tolist()))
 
 
 def int8_columns(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,193 @@
+"""Times of plans: models of a few layers for the costs of each precision, whole variants in turns for the choice."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from math import gcd
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from m3_export import passes
+from m3_export.calibration import ActivationStatistics
+from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting, Shape, processor_kind
+from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, projections
+from m3_export.plan.simulation import QuantizedModel
+from m3_export.trace import trace
+from m3_export.variants import Graphs, VariantName, engine_of, properties_of, write_int8
+from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
+from m3_runtime.engines import Engine, TokenBatch
+from m3_runtime.engines.select import open_graph
+from m3_runtime.manifest import EngineName, Head, Variant
+
+K = TypeVar("K")
+LAYERS = 3  # of the small models; a difference of layers is what is wanted, and two of them are measured against one
+WORDS = 1024  # of their vocabulary: looking up a word takes as long in a small table
+ROUNDS = {"query": 25, "passage": 9, "batch": 5}
+SCHEMES = {
+    Precision.STATIC: Scheme(Precision.STATIC, smoothing=0.7),
+    Precision.DYNAMIC: Scheme(Precision.DYNAMIC),
+    Precision.FLOAT: FLOAT,
+}
+
+
+def offered(engine: EngineName, cpu: CpuInfo) -> tuple[Precision, ...]:
+    """The precisions that an engine multiplies on a processor, fastest first as a rule.
+
+    OpenVINO's static products saturate on x86 without an int8 dot product; ONNX Runtime's graph has dynamic ranges only.
+    """
+    if engine is EngineName.OPENVINO and cpu.has_int8_dot:
+        return (Precision.STATIC, Precision.DYNAMIC, Precision.FLOAT)
+    return (Precision.DYNAMIC, Precision.FLOAT)
+
+
+def settings(engine: EngineName, cpu: CpuInfo, hidden_size: int, ffn_size: int) -> tuple[Setting, ...]:
+    """The settings worth timing: groups of 128, 256 and a whole token, each in f32 and, where it is multiplied, bf16."""
+    if engine is EngineName.ONNXRUNTIME:
+        return (Setting(FloatType.F32, 0),)
+    widest = gcd(hidden_size, ffn_size)
+    groups = sorted({group for group in (128, 256, widest) if widest % group == 0})
+    types = [FloatType.F32, FloatType.BF16] if cpu.has_bf16 else [FloatType.F32]
+    return tuple(Setting(float_type, group) for group in groups for float_type in types)
+
+
+def measure_costs(
+    quantized: QuantizedModel,
+    name: VariantName,
+    work: Path,
+    track: Callable[[Sequence[K]], Iterable[K]],
+) -> Costs:
+    """Time models of one and of `LAYERS` layers on an engine of this machine.
+
+    Args:
+        quantized: the model whose layers are timed.
+        name: the variant, which says the engine.
+        work: a folder for the small models; they are removed.
+        track: wraps the iteration over the models to be written, for a progress bar.
+    """
+    engine, cpu = engine_of(name), cpu_info()
+    hidden, ffn = quantized.model.layers[0].ffn_in.weight.shape
+    found = settings(engine, cpu, hidden, ffn)
+    first, *others = offered(engine, cpu)
+    most = min(LAYERS, len(quantized.model.layers))
+    base = dict.fromkeys(Kind, SCHEMES[first])
+    variations = {(k, p): {**base, k: SCHEMES[p]} for k in Kind for p in others}
+    plans: dict[tuple[Setting, int, tuple[Kind, Precision] | None], PrecisionPlan] = {}
+    for setting in found:
+        for layers in (1, most):
+            plans[setting, layers, None] = _plan(base, layers, setting)
+        for key, schemes in variations.items():
+            plans[setting, most, key] = _plan(schemes, most, setting)
+    seconds = _timed(quantized, name, plans, work, track)
+    table, extra = {}, {}
+    for setting in found:
+        one, several = seconds[setting, 1, None], seconds[setting, most, None]
+        layer = {s.name: (several[s.name] - one[s.name]) / max(most - 1, 1) for s in SHAPES}
+        table[setting] = ({s.name: one[s.name] - layer[s.name] for s in SHAPES}, layer)
+        extra[setting] = {(kind, first): dict.fromkeys(several, 0.0) for kind in Kind} | {
+            key: {s.name: (seconds[setting, most, key][s.name] - several[s.name]) / most for s in SHAPES}
+            for key in variations
+        }
+    return Costs(
+        engine=engine,
+        processor=f"{cpu.name}, {default_threads()} threads",
+        kind_of_processor=processor_kind(cpu.flags),
+        hidden_size=int(hidden),
+        ffn_size=int(ffn),
+        base=table,
+        extra=extra,
+    )
+
+
+def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], vocab_size: int) -> dict[K, Seconds]:
+    """Median seconds of each engine for each shape; all take turns, a first round is discarded."""
+    found: dict[K, dict[str, float]] = {key: {} for key in engines}
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        batch = _batch(shape, vocab_size, rng)
+        samples: dict[K, list[float]] = {key: [] for key in engines}
+        for number in range(ROUNDS[shape.name] + 1):
+            for key, engine in engines.items():
+                start = time.perf_counter()
+                engine.run(batch, heads)
+                if number:
+                    samples[key].append(time.perf_counter() - start)
+        for key, sample in samples.items():
+            found[key][shape.name] = statistics.median(sample)
+    return dict(found)
+
+
+def _timed(
+    quantized: QuantizedModel,
+    name: VariantName,
+    plans: Mapping[K, PrecisionPlan],
+    work: Path,
+    track: Callable[[Sequence[K]], Iterable[K]],
+) -> dict[K, Seconds]:
+    """Write the small models, each file once, and run them all in turns."""
+    small = {layers: _Small.of(quantized, layers, work) for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}}
+    heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
+    written: dict[tuple[int, tuple[Scheme, ...]], Variant] = {}
+    with ExitStack() as stack:
+        engines: dict[K, Engine] = {}
+        for key in track(list(plans)):
+            plan = plans[key]
+            layers, schemes = len(plan.schemes) // len(Kind), tuple(plan.schemes.values())
+            if (layers, schemes) not in written:
+                folder = work / f"timed-{len(written)}"
+                written[layers, schemes] = small[layers].write(name, plan, folder)
+            variant, folder = written[layers, schemes], work / f"timed-{list(written).index((layers, schemes))}"
+            timed = small[layers].with_plan(variant, plan)
+            engines[key] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
+        return in_turns(engines, heads, len(quantized.model.words))
+
+
+class _Small:
+    """The first layers of a model, with few words."""
+
+    def __init__(self, quantized: QuantizedModel, graphs: Graphs) -> None:
+        self._quantized, self._graphs = quantized, graphs
+
+    @classmethod
+    def of(cls, quantized: QuantizedModel, layers: int, work: Path) -> "_Small":
+        model = copy.copy(quantized.model)
+        model._modules, model._parameters = dict(model._modules), dict(model._parameters)
+        model.layers = torch.nn.ModuleList(list(model.layers)[:layers])
+        model.words = torch.nn.Parameter(model.words[:WORDS].clone(), requires_grad=False)
+        return cls(
+            QuantizedModel(model, _first_layers(quantized.statistics, layers)),
+            Graphs(passes.portable(trace(model)), work),
+        )
+
+    def write(self, name: VariantName, plan: PrecisionPlan, folder: Path) -> Variant:
+        quantized = self._quantized.projections(plan)
+        return write_int8(name, self._graphs, self._quantized.statistics, plan, quantized, folder)
+
+    def with_plan(self, variant: Variant, plan: PrecisionPlan) -> Variant:
+        """The same file, compiled for another setting."""
+        return replace(variant, properties=properties_of(VariantName(variant.name), plan))
+
+
+def _first_layers(statistics: ActivationStatistics, layers: int) -> ActivationStatistics:
+    kept = set(projections(layers))
+    return ActivationStatistics(
+        means=statistics.means[: 1 + 2 * layers],
+        outlier_neurons=statistics.outlier_neurons[:layers],
+        inputs={projection: inputs for projection, inputs in statistics.inputs.items() if projection in kept},
+    )
+
+
+def _plan(schemes: Mapping[Kind, Scheme], layers: int, setting: Setting) -> PrecisionPlan:
+    return PrecisionPlan(
+        {projection: schemes[projection.kind] for projection in projections(layers)}, setting.group, setting.float_type
+    )
+
+
+def _batch(shape: Shape, vocab_size: int, rng: np.random.Generator) -> TokenBatch:
+    ids = rng.integers(5, min(vocab_size, WORDS), (shape.texts, shape.tokens), dtype=np.int64)
+    return TokenBatch(input_ids=ids, attention_mask=np.ones_like(ids))

@@ -1,0 +1,22 @@
+"""One calibration or probe text."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text with its id, language code and kind (prose, query, code, …)."""
+
+    id: str
+    lang: str
+    kind: str
+    text: str
+
+
+def folded(text: str) -> str:
+    """What makes two texts the same one: case and blanks do not count.
+
+    >>> folded("  Grüß\\nGott ")
+    'grüss gott'
+    """
+    return " ".join(text.casefold().split())
