@@ -61,7 +61,7 @@ def search(
     Returns:
         All trials; the first is the best that holds. Where none holds, the first is the one that is least over.
     """
-    order, queue, seen = count(), list[tuple[float, int, Candidate]](), set[PrecisionPlan]()
+    order, queue, seen = count(), list[tuple[float, int, Candidate | Trial]](), set[PrecisionPlan]()
 
     def add(candidate: Candidate | None) -> None:
         if candidate is not None and candidate.plan not in seen:
@@ -73,15 +73,18 @@ def search(
     best: Trial | None = None
     trials: list[Trial] = []
     while queue and len(trials) < MOST_TRIALS:
-        _, _, candidate = heapq.heappop(queue)
-        if best is not None and candidate.time > best.candidate.time * AS_FAST:
+        time, _, following = heapq.heappop(queue)
+        if best is not None and time > best.candidate.time * AS_FAST:
             break
-        trial = evaluate(candidate)
+        if isinstance(following, Trial):
+            add(repair(following))
+            continue
+        trial = evaluate(following)
         trials.append(trial)
         if trial.holds(limits):
             best = trial if best is None else faster(best, trial)
-        else:
-            add(repair(trial))
+        else:  # its repair takes longer than it did, and is worked out only when nothing else could be as fast
+            heapq.heappush(queue, (following.time * AS_FAST, next(order), trial))
     chosen = best or min(trials, key=lambda trial: trial.expected.worst(limits))
     return (chosen, *(trial for trial in trials if trial is not chosen))
 
