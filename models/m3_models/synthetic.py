@@ -1,8 +1,8 @@
-"""synthetic-xlmr-large: seeded noise in BGE-M3's exact geometry, for sizes, memory and speed; it never ships.
+"""synthetic-xlmr-large: BGE-M3's exact geometry, for sizes, memory, speed and quantization; it never ships.
 
-24 layers, 1024 wide, 250 002 words, 8194 positions; the tokenizer is mini-m3's, so real texts have real
-lengths. Speed of a transformer does not depend on its weights' values; accuracy does: quote no parity
-figure of this one as BGE-M3's.
+24 layers, 1024 wide, 250 002 words, 8194 positions; the tokenizer is mini-m3's, so real texts have real lengths. The
+weights are noise, in which `m3_models.planted` plants what makes a real model hard to quantize. Quote no parity figure
+of this one as BGE-M3's.
 """
 
 from collections.abc import Callable
