@@ -40,6 +40,9 @@ PLANTED = {
     "embeddings.position_embeddings.weight",
     "embeddings.token_type_embeddings.weight",
     "embeddings.LayerNorm.weight",
+    "attention.self.query.weight",
+    "attention.self.key.weight",
+    "attention.self.value.weight",
     "attention.output.dense.weight",
     "attention.output.LayerNorm.weight",
     "attention.output.LayerNorm.bias",
@@ -50,10 +53,7 @@ PLANTED = {
     "output.LayerNorm.bias",
 }
 PLANTED_IN_FIRST_LAYER = {
-    "attention.self.query.weight",
     "attention.self.query.bias",
-    "attention.self.key.weight",
-    "attention.self.value.weight",
     "attention.self.value.bias",
     "attention.output.dense.bias",
 }
