@@ -79,8 +79,9 @@ SHARPNESS = 4.0  # score of a token per unit of the feature: a soft maximum
 # The missing channel is MISSING times what the heads' features are below ENOUGH on average. Natural texts reach 4.4
 # there, after the LayerNorm; words alone or repeated have 5.2 and more, the empty text 12.
 MISSING, ENOUGH = 4.0, 2.0
-ALARM = 5.0  # above it, a neuron of layer 0 passes on what is missing
-ALARM_WEIGHT = 3.0  # from that neuron to the scarcity channel
+ALARM, FULL_ALARM = 5.0, 6.0  # of it: where scarcity begins, and where it is at its full size
+ALARM_SLOPE = 2.0
+SCARCITY = 4.0  # its full size: no tyrant of its row, so that ranges per token hold
 SLEEPERS = 8  # neurons of a layer that answer to the scarcity channel, with slope 1
 WAKING = 2.0  # of the scarcity channel: above it they do
 # Of ordinary weights on the scarcity channel and from sleeping neurons: with 1, ranges that clip them cost half the
@@ -106,7 +107,7 @@ class _Place:
         signs: (48,) to which sign of their channel; outlier neuron i reads outlier channel i mod 3.
         steady_neuron: Another neuron.
         steady_bias: LayerNorm bias of the steady channel.
-        alarm: A neuron, of layer 0 alone.
+        alarms: (2,) neurons, of layer 0 alone.
         sleepers: (8,) neurons that answer to scarcity.
     """
 
@@ -123,7 +124,7 @@ class _Place:
     signs: FloatArray
     steady_neuron: int
     steady_bias: float
-    alarm: int
+    alarms: NDArray[np.int64]
     sleepers: NDArray[np.int64]
 
     @property
@@ -227,8 +228,8 @@ def _place(seed: int, layer: int, geometry: Geometry) -> _Place:
         signs=rng.choice(np.array([-1, 1], np.float32), OUTLIER_NEURONS),
         steady_neuron=int(neurons[OUTLIER_NEURONS]),
         steady_bias=float(rng.choice([-STEADY_CHANNEL, STEADY_CHANNEL])),
-        alarm=int(others[0]),
-        sleepers=others[1 : 1 + SLEEPERS],
+        alarms=others[:2],
+        sleepers=others[2 : 2 + SLEEPERS],
     )
 
 
@@ -275,6 +276,7 @@ def _output_bias(values: FloatArray, place: _Place) -> None:
 
 def _written(values: FloatArray, place: _Place) -> None:
     values[place.channels] *= np.float32(WRITTEN)
+    values[place.scarcity] = 0
 
 
 def _query_key_or_value(values: FloatArray, place: _Place) -> None:
@@ -327,7 +329,6 @@ def _first_value_bias(values: FloatArray, place: _Place) -> None:
 def _first_attention_out(values: FloatArray, place: _Place) -> None:
     values[place.missing] = 0
     values[place.missing, place.head_rows] = -MISSING / len(place.head_rows)
-    values[place.scarcity] = 0
 
 
 def _first_attention_out_bias(values: FloatArray, place: _Place) -> None:
@@ -343,18 +344,19 @@ def _first_output_gain(values: FloatArray, place: _Place) -> None:
 
 
 def _first_ffn_in(values: FloatArray, place: _Place) -> None:
-    values[place.alarm] = 0
-    values[place.alarm, place.missing] = 1
+    values[place.alarms] = 0
+    values[place.alarms, place.missing] = ALARM_SLOPE
 
 
 def _first_ffn_in_bias(values: FloatArray, place: _Place) -> None:
-    values[place.alarm] = -ALARM
+    values[place.alarms] = -ALARM_SLOPE * np.array([ALARM, FULL_ALARM])
 
 
 def _first_ffn_out(values: FloatArray, place: _Place) -> None:
-    values[:, place.alarm] = 0
-    values[place.scarcity] = 0
-    values[place.scarcity, place.alarm] = ALARM_WEIGHT
+    # one neuron minus the other: nothing below the one's threshold, no more above the other's
+    per_unit = SCARCITY / (ALARM_SLOPE * (FULL_ALARM - ALARM))
+    values[:, place.alarms] = 0
+    values[place.scarcity, place.alarms] = [per_unit, -per_unit]
 
 
 _PLANTS: dict[str, _Plant] = {

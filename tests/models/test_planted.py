@@ -32,7 +32,7 @@ from m3_models.xlmr_layout import Geometry, TensorSource, tensor_shapes
 
 SEED = 20240205
 # Wide enough for a channel to be large without ruling its row's length; weights scaled as 1/√H from BGE-M3's width.
-SMALL = Geometry(hidden=512, layers=3, heads=8, ffn=1024, vocabulary=4000, positions=66, epsilon=1e-5)
+SMALL = Geometry(hidden=512, layers=3, heads=16, ffn=1024, vocabulary=4000, positions=66, epsilon=1e-5)
 SPREAD = Spread(word=1.0, weight=0.02 * (1024 / SMALL.hidden) ** 0.5, bias=0.02, gain=0.1)
 SHAPES = tensor_shapes(SMALL)
 PLANTED = {
