@@ -92,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     wish.add_argument("--heads", help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)")
     wish.add_argument("--recipe", type=Path, metavar="FILE", help="TOML with the same words; flags win over it")
     wish.add_argument("--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle")
-    wish.add_argument("--outliers", action="store_true", help=f"plant activation outliers; {m3_models.SYNTHETIC} only")
     wish.add_argument("--force", action="store_true", help="replace a bundle that is at OUT already")
     how = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls, normalised)")
     how.add_argument("--pooling", choices=[p.value for p in Pooling])
@@ -134,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> int:
-    source = _source(args)
+    source = str(args.source)
     _check_usage(args, source)
     if args.checkpoint_only:
         return _write_checkpoint(args, source)
@@ -151,18 +150,6 @@ def _export(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(report.as_text(done))
     return EXIT_OK
-
-
-def _source(args: argparse.Namespace) -> str:
-    """SOURCE, or with --outliers the hostile model in its place."""
-    if not args.outliers:
-        return str(args.source)
-    if args.source != m3_models.SYNTHETIC:
-        raise InputError(
-            f"--outliers plants outliers into {m3_models.SYNTHETIC} and nothing else, not into {args.source!r}; "
-            f"leave it out, or give {m3_models.SYNTHETIC} as SOURCE"
-        )
-    return m3_models.SYNTHETIC_OUTLIERS
 
 
 def _check_usage(args: argparse.Namespace, source: str) -> None:

@@ -5,7 +5,7 @@
 'mini-m3'
 """
 
-from m3_models.catalogue import SYNTHETIC, SYNTHETIC_OUTLIERS, describe, is_name, names, write_checkpoint
+from m3_models.catalogue import describe, is_name, names, write_checkpoint
 from m3_models.errors import (
     FolderNotEmptyError,
     MissingPackageError,
@@ -15,8 +15,6 @@ from m3_models.errors import (
 )
 
 __all__ = [
-    "SYNTHETIC",
-    "SYNTHETIC_OUTLIERS",
     "FolderNotEmptyError",
     "MissingPackageError",
     "ModelError",

@@ -14,11 +14,6 @@ from m3_models.errors import FolderNotEmptyError, UnknownModelError
 class _Model:
     module: str
     description: str
-    listed: bool = True
-
-
-SYNTHETIC = "synthetic-xlmr-large"
-SYNTHETIC_OUTLIERS = "synthetic-xlmr-large-outliers"
 
 
 _MODELS = {
@@ -31,33 +26,27 @@ _MODELS = {
         "m3_models.tiny_random",
         "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
     ),
-    SYNTHETIC: _Model(
+    "synthetic-xlmr-large": _Model(
         "m3_models.synthetic",
-        "seeded noise in BGE-M3's exact geometry (2.3 GB), for sizes and speed; its vectors mean nothing, "
-        "it never ships",
-    ),
-    SYNTHETIC_OUTLIERS: _Model(
-        "m3_models.synthetic_outliers",
-        "synthetic-xlmr-large with activation outliers planted, on which naive INT8 fails; its vectors mean nothing, "
-        "it never ships",
-        listed=False,  # a test object; m3-export's --outliers asks for it
+        "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real model's, for sizes, "
+        "speed and quantization; its vectors mean nothing, it never ships",
     ),
 }
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that can be written; `SYNTHETIC_OUTLIERS` is one more, for tests of INT8.
+    """Return the names that can be written.
 
     >>> names()
     ('mini-m3', 'tiny-random', 'synthetic-xlmr-large')
     """
-    return tuple(name for name, model in _MODELS.items() if model.listed)
+    return tuple(_MODELS)
 
 
 def is_name(name: str) -> bool:
     """Whether `write_checkpoint` knows the name.
 
-    >>> is_name(SYNTHETIC_OUTLIERS), is_name("bge-m3")
+    >>> is_name("mini-m3"), is_name("bge-m3")
     (True, False)
     """
     return name in _MODELS
@@ -79,7 +68,7 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
     kill leaves no target.
 
     Args:
-        name: One of `names()`, or `SYNTHETIC_OUTLIERS`.
+        name: One of `names()`.
         folder: The folder to create; it may exist if it is empty.
         progress: Called with one line before each long step.
 

