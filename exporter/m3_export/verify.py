@@ -74,6 +74,8 @@ def measure(
 ) -> Measured:
     """Encode the probe texts with a variant and compare; then some of them in company, and padded.
 
+    Degenerate texts are what INT8 may break on; a float variant is not run on them.
+
     Args:
         bundle: holds the variant.
         variant: to be measured.
@@ -88,11 +90,16 @@ def measure(
     is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
     run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
     engine = open_engine(bundle, run, threads)
-    natural, degenerate = probe.natural, probe.degenerate
+    natural, degenerate = probe.natural, probe.degenerate if variant.precision != "fp32" else None
     with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
-        outputs, of_degenerate = _encode(encoder, natural.texts), _encode(encoder, degenerate.texts)
+        outputs = _encode(encoder, natural.texts)
+        of_degenerate = _encode(encoder, degenerate.texts) if degenerate else None
         company = lowest_cosine_in_company(engine, bundle.manifest, natural.ids)
         padded = lowest_cosine_padded(engine, bundle.manifest, natural)
+    losses, of_share = text_losses(natural.reference, outputs, is_degenerate=False), None
+    if degenerate and of_degenerate:
+        losses = joined(losses, text_losses(degenerate.reference, of_degenerate, is_degenerate=True))
+        of_share = degenerate_parity(degenerate.reference, of_degenerate, dense_min)
     parity = Parity(
         texts=len(natural.texts),
         tokens=sum(len(row) for row in natural.ids),
@@ -104,11 +111,7 @@ def measure(
         batch_invariance_min=company,
         padded_dense_min=padded,
         is_simulated=is_simulated,
-        degenerate=degenerate_parity(degenerate.reference, of_degenerate, dense_min),
-    )
-    losses = joined(
-        text_losses(natural.reference, outputs, is_degenerate=False),
-        text_losses(degenerate.reference, of_degenerate, is_degenerate=True),
+        degenerate=of_share,
     )
     return Measured(parity, losses)
 

@@ -12,7 +12,8 @@ from enum import StrEnum
 from m3_runtime.errors import BundleFormatError
 from m3_runtime.records import from_json, to_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts
 MANIFEST_NAME = "manifest.json"
 
 
@@ -245,9 +246,10 @@ class Manifest:
         version = data.get("schema_version") if isinstance(data, dict) else None
         if not isinstance(version, int) or isinstance(version, bool):
             raise BundleFormatError(f"{MANIFEST_NAME} has no integer schema_version; this is not a bundle of m3-export")
-        if version != SCHEMA_VERSION:
+        if not OLDEST_SCHEMA_VERSION <= version <= SCHEMA_VERSION:
             raise BundleFormatError(
-                f"the bundle has schema version {version}, this release reads {SCHEMA_VERSION}; "
+                f"the bundle has schema version {version}, this release reads {OLDEST_SCHEMA_VERSION} to "
+                f"{SCHEMA_VERSION}; "
                 + ("upgrade m3-runtime" if version > SCHEMA_VERSION else "export the checkpoint again")
             )
         return from_json(cls, data, MANIFEST_NAME)

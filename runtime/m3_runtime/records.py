@@ -28,16 +28,23 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], data: Any, where: str) -> T:
     """JSON values as a record of type `cls`; `where` names the place in errors.
 
+    A key may be missing where the field has a default: older releases did not write it.
+
     Raises:
         BundleFormatError: a key is missing, unknown or of the wrong type.
     """
     if not isinstance(data, dict):
         raise BundleFormatError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
-    missing, unknown = hints.keys() - data.keys(), data.keys() - hints.keys()
+    missing, unknown = _required(cls) - data.keys(), data.keys() - hints.keys()
     if missing or unknown:
         raise BundleFormatError(f"{where}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}")
-    return cls(**{name: _value(hint, data[name], f"{where}: {name}") for name, hint in hints.items()})
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _required(cls: Any) -> set[str]:
+    nothing = dataclasses.MISSING
+    return {f.name for f in dataclasses.fields(cls) if f.default is nothing and f.default_factory is nothing}
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:

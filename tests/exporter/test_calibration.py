@@ -1,34 +1,34 @@
-"""What calibration hears, against the plain arithmetic."""
+"""Activation statistics, against the plain arithmetic."""
 
 import numpy as np
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export.calibration import LOUD_FACTOR, MOST_LOUD, loud_neurons, measure
+from m3_export.calibration import MOST_OUTLIERS, OUTLIER_FACTOR, measure, outlier_neurons
 from m3_export.model import M3Model
 
 
 def test_means_are_of_all_tokens_in_graph_order():
     model = M3Model(checkpoint_of(), UNUSED)
     texts = texts_of(5, 12, 30)
-    heard: list[np.ndarray] = []
-    hook = model.layers[0].attention_norm.register_forward_hook(lambda _m, _i, output: heard.append(output[0].numpy()))
+    seen_values: list[np.ndarray] = []
+    hook = model.layers[0].attention_norm.register_forward_hook(lambda _m, _i, output: seen_values.append(output[0].numpy()))
     with torch.inference_mode():
         for text in texts:
             model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))
     hook.remove()
     statistics = measure(model, texts, lambda rows: rows)
     assert len(statistics.means) == 5  # the embedding's, and two in each of two layers
-    np.testing.assert_allclose(statistics.means[1], np.concatenate(heard).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(statistics.means[1], np.concatenate(seen_values).mean(axis=0), atol=1e-6)
 
 
-def test_listening_leaves_no_trace():
+def test_observing_leaves_no_trace():
     model = M3Model(checkpoint_of(), UNUSED)
     measure(model, texts_of(4), lambda rows: rows)
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_loud_neurons_are_those_of_the_activations():
+def test_outlier_neurons_are_those_of_the_activations():
     model = M3Model(checkpoint_of(), UNUSED)
     with torch.no_grad():  # what one neuron of the first layer reads for one word, and little else
         word = torch.tensor([[0, 9, 2]])
@@ -39,18 +39,18 @@ def test_loud_neurons_are_those_of_the_activations():
         model.layers[0].ffn_in.weight[:, 7] = 1000 * seen[0] / seen[0].norm() ** 2
         model.layers[0].ffn_in.bias[7] = -900
     texts = [word[0].numpy(), *texts_of(20, 31)]
-    heard: list[np.ndarray] = []
-    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: heard.append(output[0].numpy()))
+    seen_values: list[np.ndarray] = []
+    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: seen_values.append(output[0].numpy()))
     statistics = measure(model, texts, lambda rows: rows)
     hook.remove()
-    activations = np.concatenate(heard)
-    expected = np.flatnonzero(activations.max(axis=0) > LOUD_FACTOR * np.median(activations.max(axis=1)))
-    assert expected.tolist() == list(statistics.loud_neurons[0]) == [7]
+    activations = np.concatenate(seen_values)
+    expected = np.flatnonzero(activations.max(axis=0) > OUTLIER_FACTOR * np.median(activations.max(axis=1)))
+    assert expected.tolist() == list(statistics.outlier_neurons[0]) == [7]
 
 
 def test_loud_is_relative_to_a_middling_token_and_bounded():
     of_token = np.array([1.0, 2.0, 3.0])
-    assert loud_neurons(np.array([LOUD_FACTOR * 2.0, 0.0]), of_token) == ()
-    assert loud_neurons(np.array([0.0, LOUD_FACTOR * 2.0 + 0.1]), of_token) == (1,)
-    many = np.linspace(100, 200, 2 * MOST_LOUD)
-    assert loud_neurons(many, of_token) == tuple(range(MOST_LOUD, 2 * MOST_LOUD))
+    assert outlier_neurons(np.array([OUTLIER_FACTOR * 2.0, 0.0]), of_token) == ()
+    assert outlier_neurons(np.array([0.0, OUTLIER_FACTOR * 2.0 + 0.1]), of_token) == (1,)
+    many = np.linspace(100, 200, 2 * MOST_OUTLIERS)
+    assert outlier_neurons(many, of_token) == tuple(range(MOST_OUTLIERS, 2 * MOST_OUTLIERS))

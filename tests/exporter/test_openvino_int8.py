@@ -16,17 +16,17 @@ from test_graph import UNUSED, checkpoint_of, padded, texts_of
 from m3_export import passes
 from m3_export.model import M3Model
 from m3_export.passes.shift_biases import ShiftBiases
-from m3_export.plan.forms import Heard, form_of
-from m3_export.plan.plan import Choice, Kind, Precision, Projection, projections
+from m3_export.quantize.projection import InputStatistics, quantize_projection
+from m3_export.plan.plan import Scheme, Kind, Precision, Projection, projections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
 from m3_export.trace import trace
 from m3_export.verify import SIMULATED
 
-CHOICES = {
-    Kind.QKV: Choice(Precision.STATIC, smoothing=0.5),
-    Kind.ATTENTION_OUT: Choice(Precision.DYNAMIC, columns_apart=4),
-    Kind.FFN_IN: Choice(Precision.DYNAMIC, smoothing=0.5),
-    Kind.FFN_OUT: Choice(Precision.STATIC, clip=0.8),
+SCHEMES = {
+    Kind.QKV: Scheme(Precision.STATIC, smoothing=0.5),
+    Kind.ATTENTION_OUT: Scheme(Precision.DYNAMIC, float_columns=4),
+    Kind.FFN_IN: Scheme(Precision.DYNAMIC, smoothing=0.5),
+    Kind.FFN_OUT: Scheme(Precision.STATIC, clip=0.8),
 }
 SPARED = Projection(1, Kind.FFN_IN)
 
@@ -37,28 +37,28 @@ def model() -> M3Model:
 
 
 @pytest.fixture(scope="module")
-def forms(model):
-    """Forms of all projections but one, on noise with two loud channels."""
+def quantized(model):
+    """All projections but one, on noise with two outlier channels."""
     found = {}
-    for place in projections(2):
-        weight = torch.cat([getattr(model.layers[place.layer], name).weight for name in place.kind.weights], dim=1)
+    for projection in projections(2):
+        weight = torch.cat([getattr(model.layers[projection.layer], name).weight for name in projection.kind.weights], dim=1)
         rows = torch.from_numpy(np.random.default_rng(0).normal(size=(60, len(weight))).astype(np.float32))
         rows[:, :2] *= 5
-        if place.kind is Kind.FFN_OUT:
+        if projection.kind is Kind.FFN_OUT:
             rows = torch.nn.functional.gelu(rows)
-        heard = Heard(rows.amin(0), rows.amax(0), rows, place.kind is Kind.FFN_OUT)
-        found[place] = form_of(CHOICES[place.kind], heard, weight, 32)
+        inputs = InputStatistics(rows.amin(0), rows.amax(0), rows, projection.kind is Kind.FFN_OUT)
+        found[projection] = quantize_projection(SCHEMES[projection.kind], inputs, weight, 32)
     del found[SPARED]
     return found
 
 
 @pytest.fixture(scope="module")
-def graphs(model, forms, tmp_path_factory):
-    """The traced graph on disk, its nodes named by their weights: exact, and with biases shifted for the forms."""
+def graphs(model, quantized, tmp_path_factory):
+    """The traced graph on disk, its nodes named by their weights: exact, and with biases shifted for the products."""
     folder, shifts = tmp_path_factory.mktemp("portable"), {}
-    for place, form in forms.items():
-        for name, part in zip(place.kind.weights, form.shift.chunk(len(place.kind.weights)), strict=True):
-            shifts[f"layers.{place.layer}.{name}.weight"] = part.numpy()
+    for projection, product in quantized.items():
+        for name, part in zip(projection.kind.weights, product.shift.chunk(len(projection.kind.weights)), strict=True):
+            shifts[f"layers.{projection.layer}.{name}.weight"] = part.numpy()
     graph = passes.portable(trace(model))
     for name, content in (("exact", graph), ("shifted", ShiftBiases(shifts)(graph.clone()).model)):
         ir.save(name_weighted_nodes(content), folder / f"{name}.onnx", external_data=f"{name}.data")
@@ -66,9 +66,9 @@ def graphs(model, forms, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(graphs, forms, tmp_path_factory):
+def written(graphs, quantized, tmp_path_factory):
     target = tmp_path_factory.mktemp("openvino") / "model_int8.xml"
-    write_openvino_int8(graphs / "shifted.onnx", target, forms)
+    write_openvino_int8(graphs / "shifted.onnx", target, quantized)
     return target
 
 
@@ -101,10 +101,10 @@ def test_outputs_keep_their_names_and_are_close(written, graphs):
     assert (exact["dense_vecs"] * int8["dense_vecs"]).sum(axis=1).min() > 0.95  # calibrated on noise, not on texts
 
 
-def test_the_same_graph_gives_the_same_bytes(written, graphs, forms, tmp_path):
+def test_the_same_graph_gives_the_same_bytes(written, graphs, quantized, tmp_path):
     """Although OpenVINO numbers its nodes by a counter of the process."""
     again = tmp_path / "model_int8.xml"
-    write_openvino_int8(graphs / "shifted.onnx", again, forms)
+    write_openvino_int8(graphs / "shifted.onnx", again, quantized)
     for suffix in (".xml", ".bin"):
         first, second = (hashlib.sha256(p.with_suffix(suffix).read_bytes()).digest() for p in (written, again))
         assert first == second, suffix

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from m3_export.errors import PlanError
-from m3_export.plan.plan import Choice, Kind, Plan, Precision, Projection, plans_to_text, projections, read_plans
+from m3_export.plan.plan import FloatType, Kind, PrecisionPlan, Precision, Projection, Scheme, plans_to_text, projections, read_plans
 from m3_runtime.manifest import Geometry
 
 GEOMETRY = Geometry(2, 2, 32, 64, 50, 78, 12)
-PLAN = Plan(
+PLAN = PrecisionPlan(
     {
-        place: Choice(Precision.STATIC, 0.5, 0.8)
-        if place.kind is Kind.FFN_OUT
-        else Choice(Precision.DYNAMIC, 0.0, 1.0, 4)
-        if place.kind is Kind.QKV
-        else Choice(Precision.FLOAT)
-        for place in projections(2)
+        projection: Scheme(Precision.STATIC, 0.5, 0.8)
+        if projection.kind is Kind.FFN_OUT
+        else Scheme(Precision.DYNAMIC, 0.0, 1.0, 4)
+        if projection.kind is Kind.QKV
+        else Scheme(Precision.FLOAT)
+        for projection in projections(2)
     },
     128,
 )
@@ -43,7 +43,7 @@ def test_a_plan_survives_its_file(tmp_path: Path):
 def test_there_are_four_projections_a_layer_in_the_order_in_which_they_run():
     assert len(projections(24)) == 96
     assert [str(p) for p in projections(1)] == [f"layer.0.{k}" for k in ("qkv", "attention_out", "ffn_in", "ffn_out")]
-    assert all(Projection.parse(str(place)) == place for place in projections(3))
+    assert all(Projection.parse(str(projection)) == projection for projection in projections(3))
 
 
 def test_the_manifest_tells_every_choice():
@@ -51,6 +51,26 @@ def test_the_manifest_tells_every_choice():
     assert lines["layer.1.ffn_out"].precision == "static"
     assert (lines["layer.1.ffn_out"].smoothing, lines["layer.1.ffn_out"].clip) == (0.5, 0.8)
     assert lines["layer.0.qkv"].columns_apart == 4
+
+
+def test_a_plan_that_release_0_1_wrote_replays(tmp_path: Path):
+    """It said columns_apart and had no float type."""
+    old = variants(lambda v: v.pop("float_type"))
+    for scheme in old["openvino-int8"]["projections"].values():
+        if "float_columns" in scheme:
+            scheme["columns_apart"] = scheme.pop("float_columns")
+    assert read_plans(written(tmp_path, variants=old), GEOMETRY) == {"openvino-int8": PLAN}
+
+
+def test_the_float_type_is_part_of_a_plan(tmp_path: Path):
+    bf16 = variants(lambda v: v.update(float_type="bf16"))
+    assert read_plans(written(tmp_path, variants=bf16), GEOMETRY)["openvino-int8"].float_type is FloatType.BF16
+    with pytest.raises(PlanError, match="float_type must be one of f32, bf16, got 'fp8'"):
+        read_plans(written(tmp_path, variants=variants(lambda v: v.update(float_type="fp8"))), GEOMETRY)
+
+
+def test_equal_plans_are_one_key():
+    assert len({PLAN, PrecisionPlan(dict(reversed(PLAN.schemes.items())), 128)}) == 1
 
 
 def test_a_plan_for_another_geometry_is_refused(tmp_path: Path):
@@ -71,7 +91,7 @@ def test_a_plan_for_another_geometry_is_refused(tmp_path: Path):
         (lambda v: v["projections"]["layer.0.qkv"].update(smooth=1), "unknown key 'smooth'"),
         (lambda v: v["projections"]["layer.0.qkv"].update(smoothing=2), "smoothing must be a number from 0 to 1"),
         (lambda v: v["projections"]["layer.0.qkv"].update(clip=0), "a clip above 0"),
-        (lambda v: v["projections"]["layer.0.qkv"].update(columns_apart=1000), "0 to 64 columns_apart"),
+        (lambda v: v["projections"]["layer.0.qkv"].update(float_columns=1000), "0 to 64 float_columns"),
         (lambda v: v.update(group=-1), "needs a group"),
     ],
 )

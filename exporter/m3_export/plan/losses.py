@@ -4,7 +4,6 @@ Engine and simulation are compared with the exact model by the same code. A loss
 is exact: 1 - cosine of dense vectors and of ColBERT rows, 1 - weighted Jaccard of lexical weights.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,9 +26,13 @@ class Losses:
     sparse_jaccard: float
     degenerate_share: float
 
+    def as_array(self) -> Floats:
+        """(5,) in the order of the fields."""
+        return np.array([getattr(self, f.name) for f in fields(self)])
+
     def in_parts_of(self, limits: "Losses") -> Floats:
         """(5,) each loss divided by its limit: above 1 is over budget."""
-        return np.array([getattr(self, f.name) / max(getattr(limits, f.name), 1e-12) for f in fields(self)])
+        return self.as_array() / np.maximum(limits.as_array(), 1e-12)
 
     def worst(self, limits: "Losses") -> float:
         """The largest loss in parts of its limit: at most 1 is within."""
@@ -115,17 +118,3 @@ def joined(first: TextLosses, second: TextLosses) -> TextLosses:
         is_degenerate=np.concatenate([first.is_degenerate, second.is_degenerate]),
     )
 
-
-def sums(parts: Sequence[TextLosses]) -> TextLosses:
-    """Losses of independent errors that happen together.
-
-    1 - cosine is quadratic in the error, so it adds up; 1 - Jaccard is linear in it, so its square does.
-    """
-    first = parts[0]
-    return TextLosses(
-        dense=np.sum([part.dense for part in parts], axis=0),
-        sparse=np.sqrt(np.sum([part.sparse**2 for part in parts], axis=0)),
-        colbert=np.sum([part.colbert for part in parts], axis=0),
-        text_of_row=first.text_of_row,
-        is_degenerate=first.is_degenerate,
-    )

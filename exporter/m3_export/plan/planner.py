@@ -114,7 +114,7 @@ class Planner:
             return weighted(self._objective, costs.seconds(plan, self._geometry.layers), reference)
 
         candidates = [Candidate(plan, title, time_of(plan)) for title, plan in self._candidates(costs, time_of)]
-        repairs: dict[int, Repair] = {}
+        repairs: dict[Setting, Repair] = {}
         best: list[Trial] = []
 
         def try_out(candidate: Candidate) -> Trial:
@@ -128,11 +128,12 @@ class Planner:
             return trial
 
         def repaired(trial: Trial) -> Candidate | None:
-            group = trial.candidate.plan.group
-            if group not in repairs:
-                repairs[group] = self._repair(costs, group, time_of)
+            plan = trial.candidate.plan
+            setting = Setting(plan.float_type, plan.group)
+            if setting not in repairs:
+                repairs[setting] = self._repair(costs, setting, reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[group](trial)
+                return repairs[setting](trial)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             seconds = faster(a.candidate.plan, b.candidate.plan)
@@ -219,8 +220,8 @@ class Planner:
         with torch.inference_mode():
             return min(schemes, key=error)
 
-    def _repair(self, costs: Costs, group: int, time_of: Callable[[PrecisionPlan], float]) -> Repair:
-        setting = next(setting for setting in costs.settings if setting.group == group)
+    def _repair(self, costs: Costs, setting: Setting, reference: Seconds) -> Repair:
+        group = setting.group
         precisions = costs.precisions(setting)
         ladder = {
             projection: [self._scheme(projection, precision) for precision in precisions]
@@ -233,7 +234,10 @@ class Planner:
                 self._known[key] = self._simulation.losses_of_projection(projection, scheme, group)
             return self._known[key]
 
-        return Repair(ladder, losses, self._simulation.losses_of_embedding(), time_of, self._limits)
+        def time(projection: Projection, scheme: Scheme) -> float:
+            return weighted(self._objective, costs.extra[setting][projection.kind, scheme.precision], reference)
+
+        return Repair(ladder, losses, self._simulation.losses_of_embedding(), time, self._limits)
 
     def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
         return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(

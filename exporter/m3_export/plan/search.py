@@ -7,14 +7,14 @@ hold.
 """
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
-from m3_export.plan.losses import Losses, TextLosses, sums
-from m3_export.plan.plan import FLOAT, Precision, PrecisionPlan, Projection, Scheme
+from m3_export.plan.losses import Floats, Losses, TextLosses
+from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
 MOST_TRIALS = 16
@@ -27,6 +27,7 @@ class Candidate:
     plan: PrecisionPlan
     name: str
     time: float
+    is_repair: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def search(
         trials.append(trial)
         if trial.holds(limits):
             best = trial if best is None else faster(best, trial)
+            if following.is_repair:  # it may have been repaired more than needed
+                add(repair(trial))
         else:  # its repair takes longer than it did, and is worked out only when nothing else could be as fast
             heapq.heappush(queue, (following.time * AS_FAST, next(order), trial))
     chosen = best or min(trials, key=lambda trial: trial.expected.worst(limits))
@@ -90,10 +93,10 @@ def search(
 
 
 class Repair:
-    """Predicts what a plan would lose from what its projections lose one at a time, and plans from that.
+    """Predicts what plans lose from what their projections lose one at a time, and finds the fastest that should hold.
 
-    Errors of projections are nearly independent, so losses add up; where that is wrong for a model, it is about as wrong
-    for the repaired plan as for the failed one, whose figures the engine measured. So predictions are ratios to those.
+    Errors of projections are nearly independent, so losses add up. Where that is wrong for a model, it is about as wrong
+    for the new plan as for the one that the engine measured: predictions are scaled to its figures.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Repair:
         ladder: Mapping[Projection, Sequence[Scheme]],
         losses: Callable[[Projection, Scheme], TextLosses],
         always: TextLosses,
-        time: Callable[[PrecisionPlan], float],
+        time: Callable[[Projection, Scheme], float],
         limits: Losses,
     ) -> None:
         """Nothing is computed yet.
@@ -110,74 +113,106 @@ class Repair:
             ladder: the schemes of each projection, from fastest to exact; the last is float.
             losses: of one quantized projection alone.
             always: losses that no scheme changes: of the embedding.
-            time: predicted, of a plan.
+            time: what one projection adds to a candidate's time.
             limits: the budget.
         """
         self._ladder, self._losses, self._always, self._time = ladder, losses, always, time
         self._limits = limits
-        self._nothing = sums([always])
-        self._nothing = replace(
-            self._nothing, dense=0 * always.dense, sparse=0 * always.sparse, colbert=0 * always.colbert
-        )
 
     def __call__(self, trial: Trial) -> Candidate | None:
-        """A plan that is predicted to hold; None if not even float everywhere is."""
-        plan = trial.candidate.plan
-        schemes = dict(plan.schemes)
-        of_failed = self._figures(schemes)
-        measured = np.array([getattr(trial.expected, f.name) for f in fields(Losses)])
-        scale = measured / np.maximum(of_failed, 1e-12)
+        """The fastest plan that is predicted to hold; None if there is none, or if it is the one that was tried.
 
-        def excess(parts: np.ndarray) -> float:
-            return float(np.maximum(parts - 1, 0).sum())
-
-        def in_parts(candidate: Mapping[Projection, Scheme]) -> np.ndarray:
-            limits = np.array([max(getattr(self._limits, f.name), 1e-12) for f in fields(Losses)])
-            return self._figures(candidate) * scale / limits
-
-        parts, climbed = in_parts(schemes), list[tuple[float, Projection, Scheme]]()
-        seconds = self._time(plan)
-        while excess(parts) > 0:
-            steps = []
-            for projection, scheme in schemes.items():
-                if (better := self._next(projection, scheme)) is None:
-                    continue
-                trial_schemes = {**schemes, projection: better}
-                trial_parts = in_parts(trial_schemes)
-                dearer = self._time(replace(plan, schemes=trial_schemes)) - seconds
-                gain = excess(parts) - excess(trial_parts)
-                steps.append((gain / max(dearer, 1e-6), dearer, projection, better))
-            steps = [step for step in steps if step[0] > 0]
-            if not steps:
+        Precisions go up where that saves most excess per time; then they go down wherever that is possible, alone or in
+        exchange for another projection's going up.
+        """
+        start = trial.candidate.plan
+        measured = trial.expected.in_parts_of(self._limits)
+        state = _State(dict(start.schemes), self._sum(start.schemes))
+        scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
+        while (excess := self._excess(state, scale)) > 0:
+            higher = [(excess - self._excess(found, scale), longer, found) for longer, found in self._moves(state, up=True)]
+            gain, _, found = max(higher, default=(0.0, 0.0, state), key=lambda move: move[0] / max(move[1], 1e-9))
+            if gain <= 0:
                 return None
-            _, dearer, projection, better = max(steps, key=lambda step: step[0])
-            climbed.append((dearer, projection, schemes[projection]))
-            schemes[projection] = better
-            parts, seconds = in_parts(schemes), seconds + dearer
-        for _, projection, before in sorted(climbed, key=lambda step: -step[0]):
-            back = {**schemes, projection: before}
-            if excess(in_parts(back)) == 0:
-                schemes = back
-        repaired = replace(plan, schemes=schemes)
-        if repaired == plan:
+            state = found
+        state = self._lowered(state, scale)
+        plan = replace(start, schemes=state.schemes)
+        if plan == start:
             return None
-        return Candidate(repaired, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", self._time(repaired))
-
-    def _next(self, projection: Projection, scheme: Scheme) -> Scheme | None:
-        if scheme.precision is Precision.FLOAT:
-            return None
-        ladder = self._ladder[projection]
-        precisions = [step.precision for step in ladder]
-        place = precisions.index(scheme.precision) if scheme.precision in precisions else -1
-        return ladder[place + 1] if place + 1 < len(ladder) else FLOAT
-
-    def _figures(self, schemes: Mapping[Projection, Scheme]) -> np.ndarray:
-        """(5,) predicted figures, before scaling. Degenerate texts: their mean loss, whose share over a limit it drives."""
-        losses = sums(
-            [self._always]
-            + [self._losses(p, scheme) for p, scheme in schemes.items() if scheme.precision is not Precision.FLOAT]
+        time = trial.candidate.time + sum(
+            self._time(projection, scheme) - self._time(projection, start.schemes[projection])
+            for projection, scheme in state.schemes.items()
         )
-        figures = losses.figures(self._limits.dense_min)
-        degenerate = losses.dense[losses.is_degenerate]
-        share = float(np.minimum(degenerate, self._limits.dense_min).mean()) if degenerate.size else 0.0
-        return np.array([figures.dense_mean, figures.dense_min, figures.colbert_p5, figures.sparse_jaccard, share])
+        return Candidate(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time, is_repair=True)
+
+    def _lowered(self, state: "_State", scale: Floats) -> "_State":
+        """The fastest state that one or two moves at a time lead to, all of them predicted to hold."""
+        while True:
+            moves = list(self._moves(state, up=False))
+            moves += [
+                (longer + further, exchanged)
+                for longer, lower in list(moves)
+                for further, exchanged in self._moves(lower, up=True)
+                if longer + further < 0
+            ]
+            for longer, found in sorted(moves, key=lambda move: move[0]):
+                if longer < 0 and self._excess(found, scale) == 0:
+                    state = found
+                    break
+            else:
+                return state
+
+    def _moves(self, state: "_State", *, up: bool) -> Iterator[tuple[float, "_State"]]:
+        """Every projection one precision up, or down: how much longer that takes, and what it leads to."""
+        for projection, scheme in state.schemes.items():
+            ladder = self._ladder[projection]
+            place = [step.precision for step in ladder].index(scheme.precision) + (1 if up else -1)
+            if 0 <= place < len(ladder):
+                longer = self._time(projection, ladder[place]) - self._time(projection, scheme)
+                total = state.total - self._vector(projection, scheme) + self._vector(projection, ladder[place])
+                yield longer, _State({**state.schemes, projection: ladder[place]}, total)
+
+    def _sum(self, schemes: Mapping[Projection, Scheme]) -> Floats:
+        vectors = [self._vector(projection, scheme) for projection, scheme in schemes.items()]
+        return np.sum([_additive(self._always), *vectors], axis=0)
+
+    def _vector(self, projection: Projection, scheme: Scheme) -> Floats:
+        if scheme.precision is Precision.FLOAT:
+            return np.zeros_like(_additive(self._always))
+        return _additive(self._losses(projection, scheme))
+
+    def _excess(self, state: "_State", scale: Floats) -> float:
+        """By how much all figures together are over, in parts of their limits."""
+        return float(np.maximum(self._in_parts(state.total) * scale - 1, 0).sum())
+
+    def _in_parts(self, total: Floats) -> Floats:
+        """(5,) predicted figures in parts of their limits, before scaling.
+
+        For the share of degenerate texts over the limit it is their mean loss, which drives it.
+        """
+        texts = self._always.dense.size
+        dense, squares, colbert = np.split(total, [texts, texts + self._always.sparse.size])
+        is_degenerate = self._always.is_degenerate
+        natural, strange = dense[~is_degenerate], np.minimum(dense[is_degenerate], self._limits.dense_min)
+        rows = colbert[~is_degenerate[self._always.text_of_row]]
+        figures = Losses(
+            dense_mean=float(natural.mean()),
+            dense_min=float(natural.max()),
+            colbert_p5=float(np.quantile(rows, 0.95)) if rows.size else 0.0,
+            sparse_jaccard=float(np.sqrt(np.maximum(squares[~is_degenerate], 0)).mean()) if squares.size else 0.0,
+            degenerate_share=float(strange.mean()) if strange.size else 0.0,
+        )
+        return figures.in_parts_of(self._limits)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Schemes, and the sum of their additive losses."""
+
+    schemes: Mapping[Projection, Scheme]
+    total: Floats
+
+
+def _additive(losses: TextLosses) -> Floats:
+    """One vector that adds up: 1 - cosine is quadratic in the error, 1 - Jaccard is linear in it, so its square."""
+    return np.concatenate([losses.dense, losses.sparse**2, losses.colbert])

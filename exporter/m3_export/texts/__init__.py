@@ -12,7 +12,7 @@ from m3_export.errors import RecipeError
 from m3_export.texts.degenerate import Purpose, degenerate_texts
 from m3_export.texts.text import Text, folded
 
-DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 1000
+DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 800
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ LETTERS = (
 )  # fmt: skip
 EMOJI = ((0x1F300, 0x1F5FF), (0x1F600, 0x1F64F), (0x1F680, 0x1F6C5), (0x2600, 0x26FF))
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
-REPEATS = (2, 3, 5, 12, 40, 150, 510)
+REPEATS = (2, 2, 2, 3, 3, 3, 5, 5, 12, 12, 40, 150, 510)
 CODE = (
     "for {0} in range({1}): {2}({0})", "{0}->{2}[{1}] = NULL;", "SELECT {0} FROM {2} WHERE {0} = {1};", "</{0}></{2}>",
     "#define {0} ({2} << {1})", 'if (x{1} == "{0}") {{ return {2}; }}', "{{{{{0}|{2}|{1}}}}}", "{0}@{2}-{1}.example.org",
@@ -78,7 +78,7 @@ class _Maker:
             "repeated-pair": lambda: " ".join(self._pair()),
             "special": self._special,
             "digits": self._digits,
-            "base64": lambda: base64.b64encode(self._rng.randbytes(self._rng.randint(3, 90))).decode(),
+            "base64": lambda: base64.b64encode(self._rng.randbytes(self._rng.randint(3, 40))).decode(),
             "code": lambda: self._rng.choice(CODE).format(
                 self._several(1), self._rng.randint(0, 9999), self._several(1)
             ),

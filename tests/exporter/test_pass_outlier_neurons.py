@@ -1,4 +1,4 @@
-"""Loud neurons apart: the same function, and quiet rows for the quantizer."""
+"""Outlier neurons in float: the same function, and ordinary rows for the quantizer."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import torch
 from graphs import floats, graph_of, operators, run, run_int8
 
 from m3_export.passes import for_onnxruntime
-from m3_export.passes.loud_neurons import SplitLoudNeurons
-from m3_export.plan.forms import Heard, form_of
+from m3_export.passes.outlier_neurons import SplitOutlierNeurons
+from m3_export.quantize.projection import InputStatistics, quantize_projection
 from m3_export.plan.plan import DYNAMIC, Kind, Projection
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 
-LOUD = (3, 17)
+OUTLIERS = (3, 17)
 W_IN, B_IN, W_OUT, B_OUT = floats(8, 32, seed=1), floats(32, seed=2), floats(32, 8, seed=3), floats(8, seed=4)
-W_IN[:, LOUD] *= 60
+W_IN[:, OUTLIERS] *= 60
 WEIGHTS = {"w_in": W_IN, "b_in": B_IN, "w_out": W_OUT, "b_out": B_OUT}
 FFN = """
 g (float[B,T,8] x) => (float[B,T,8] y) {
@@ -22,8 +22,8 @@ g (float[B,T,8] x) => (float[B,T,8] y) {
 """
 
 
-def split(text=FFN, neurons=(LOUD,), **changed):
-    return SplitLoudNeurons(neurons)(graph_of(text, **{**WEIGHTS, **changed}))
+def split(text=FFN, neurons=(OUTLIERS,), **changed):
+    return SplitOutlierNeurons(neurons)(graph_of(text, **{**WEIGHTS, **changed}))
 
 
 def test_the_same_function():
@@ -42,12 +42,12 @@ def test_the_same_function_fused():
     np.testing.assert_allclose(run(fused, x=x)[0], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_loud_neurons_are_silent_in_the_rest():
+def test_outlier_neurons_are_silent_in_the_rest():
     model = split().model
     (rest, _thin) = [node for node in model.graph if node.op_type == "Gelu"]
     model.graph.outputs.append(rest.outputs[0])
     activations = run(model, x=floats(2, 5, 8, seed=9))[1]
-    assert not activations[..., LOUD].any()
+    assert not activations[..., OUTLIERS].any()
     assert np.count_nonzero(activations.any(axis=(0, 1))) == 30
 
 
@@ -55,7 +55,7 @@ def form_in(model, kind):
     """INT8 of a weight as it stands in the graph; what calibration would add to the bias is left out."""
     weight = torch.from_numpy(np.array(model.graph.initializers[f"layers.0.{kind}.weight"].const_value.numpy()))
     rows = torch.zeros((1, len(weight)))
-    return form_of(DYNAMIC, Heard(rows[0] - 1, rows[0] + 1, rows, kind is Kind.FFN_OUT), weight, group=0)
+    return quantize_projection(DYNAMIC, InputStatistics(rows[0] - 1, rows[0] + 1, rows, kind is Kind.FFN_OUT), weight, group=0)
 
 
 def test_int8_gains():
@@ -67,16 +67,16 @@ def test_int8_gains():
         model = graph_of(named, win=W_IN, b_in=B_IN, wout=W_OUT, b_out=B_OUT)
         for old, new in (("win", "layers.0.ffn_in.weight"), ("wout", "layers.0.ffn_out.weight")):
             model.graph.initializers[old].name = new
-        model = for_onnxruntime(SplitLoudNeurons((neurons,))(model).model)
-        forms = {Projection(0, kind): form_in(model, kind) for kind in (Kind.FFN_IN, Kind.FFN_OUT)}
-        return run_int8(QuantizeProjections(forms)(model).model, x=x)[0]
+        model = for_onnxruntime(SplitOutlierNeurons((neurons,))(model).model)
+        quantized = {Projection(0, kind): form_in(model, kind) for kind in (Kind.FFN_IN, Kind.FFN_OUT)}
+        return run_int8(QuantizeProjections(quantized)(model).model, x=x)[0]
 
     exact = run(graph_of(FFN, **WEIGHTS), x=x)[0]
-    apart, together = (np.abs(int8(neurons) - exact).mean() for neurons in (LOUD, ()))
+    apart, together = (np.abs(int8(neurons) - exact).mean() for neurons in (OUTLIERS, ()))
     assert apart < together / 3
 
 
-def test_no_loud_neuron_no_change():
+def test_no_outlier_neuron_no_change():
     result = split(neurons=((),))
     assert not result.modified
     assert operators(result.model) == operators(graph_of(FFN, **WEIGHTS))
@@ -99,4 +99,4 @@ def test_leaves_near_misses_alone(why, old, new):
 
 def test_one_list_per_layer():
     with pytest.raises(ValueError, match="2 lists of neurons for 1 layers"):
-        split(neurons=(LOUD, LOUD))
+        split(neurons=(OUTLIERS, OUTLIERS))
