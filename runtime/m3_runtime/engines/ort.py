@@ -44,7 +44,7 @@ class OrtEngine:
         Args:
             graph: the .onnx file; external data lies beside it.
             properties: the variant's session configuration.
-            threads: threads of one run.
+            threads: threads of all runs together.
             opening: `low_memory` leaves the weights mapped, where they can be used as they are, and keeps no memory
                 between runs.
             is_int8: the graph multiplies int8.
@@ -55,7 +55,9 @@ class OrtEngine:
             EngineError: onnxruntime cannot load the graph.
         """
         onnxruntime = _onnxruntime()
-        options = session_options(properties, threads, is_int8=is_int8, low_memory=opening.low_memory)
+        options = session_options(
+            properties, threads, is_int8=is_int8, low_memory=opening.low_memory, streams=opening.streams
+        )
         opening.tell_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -86,22 +88,23 @@ class OrtEngine:
 
 
 def session_options(
-    properties: Mapping[str, str], threads: int, *, is_int8: bool, low_memory: bool = False
+    properties: Mapping[str, str], threads: int, *, is_int8: bool, low_memory: bool = False, streams: int = 1
 ) -> Any:  # onnxruntime.SessionOptions, which may not be installed
     """All options that a graph is loaded with.
 
     Args:
         properties: the variant's session configuration.
-        threads: threads of one run.
+        threads: threads of all runs together.
         is_int8: the graph multiplies int8.
         low_memory: hold less in memory and take longer.
+        streams: how many runs share the threads: each brings the thread that calls it, the rest help whom they can.
 
     Raises:
         EngineNotInstalledError: onnxruntime is missing.
         BundleFormatError: a property that this engine does not know.
     """
     options = _onnxruntime().SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads - streams + 1
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     options.enable_cpu_mem_arena = not low_memory
