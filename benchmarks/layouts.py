@@ -1,7 +1,7 @@
 """How processes, threads and streams share a machine: throughput of several layouts, in turns, in one run.
 
-    python benchmarks/layouts.py BUNDLE [--variant openvino-int8] [--layouts 1x1 2x1 1x2] [--shape 4x128]
-                                 [--rounds 5] [--seconds 3] [--against ENABLE_CPU_PINNING=YES]
+    python benchmarks/layouts.py BUNDLE [--variant openvino-int8] [--layouts 1x1 2x1 1x2 1x2x2] [--shapes 1x16 1x128]
+                                 [--rounds 5] [--seconds 2] [--against ENABLE_CPU_PINNING=YES]
 
 A layout is processes × threads of each, or processes × threads × streams: so many runs at a time share the threads of
 their process. Every stream runs one batch of noise again and again; the tokens per second of all of them are added up.
@@ -32,22 +32,22 @@ from m3_runtime.manifest import Head
 
 BETWEEN_S = 0.3
 SPAWN = multiprocessing.get_context("spawn")
+Shape = tuple[int, int]  # texts, tokens
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process runs."""
+    """What one process opens."""
 
     bundle: Path
     variant: str
     threads: int
     streams: int
-    shape: tuple[int, int]
     properties: tuple[tuple[str, str], ...]
 
 
 class Layout:
-    """Processes that run the same job at the same time."""
+    """Processes that run the same at the same time."""
 
     def __init__(self, name: str, job: Job, processes: int) -> None:
         self.name = name
@@ -56,13 +56,13 @@ class Layout:
             ours, theirs = SPAWN.Pipe()
             SPAWN.Process(target=_work, args=(job, theirs), daemon=True).start()
             self._lines.append(ours)
-        self.digests = {line.recv() for line in self._lines}
 
-    def tokens_per_s(self, seconds: float) -> float:
-        """Of all processes together."""
+    def run(self, shape: Shape, seconds: float) -> tuple[float, set[str]]:
+        """Tokens per second of all processes together, and digests of what they found."""
         for line in self._lines:
-            line.send(seconds)
-        return float(sum(line.recv() for line in self._lines))
+            line.send((shape, seconds))
+        found = [line.recv() for line in self._lines]
+        return sum(speed for speed, _ in found), {digest for _, digest in found}
 
 
 def _work(job: Job, line: Connection) -> None:
@@ -70,21 +70,22 @@ def _work(job: Job, line: Connection) -> None:
     variant = bundle.variant(job.variant)
     variant = replace(variant, properties={**variant.properties, **dict(job.properties)})
     engine = open_engine(bundle, variant, job.threads, Opening(streams=job.streams))
-    ids = np.random.default_rng(0).integers(5, bundle.manifest.geometry.vocab_size - 2, job.shape)
-    batch = TokenBatch(ids, np.ones_like(ids))
-
-    def tokens_per_s(seconds: float) -> float:
-        runs, start_s = 0, time.perf_counter()
-        while (took_s := time.perf_counter() - start_s) < seconds:
-            engine.run(batch, list(Head))
-            runs += 1
-        return runs * ids.size / took_s
-
     with ThreadPoolExecutor(job.streams) as callers, suppress(EOFError):
-        list(callers.map(tokens_per_s, [1.0] * job.streams))
-        line.send(_digest(engine.run(batch, list(Head))))
         while True:
-            line.send(sum(callers.map(tokens_per_s, [line.recv()] * job.streams)))
+            shape, seconds = line.recv()
+            ids = np.random.default_rng(0).integers(5, bundle.manifest.geometry.vocab_size - 2, shape)
+            batch = TokenBatch(ids, np.ones_like(ids))
+
+            def tokens_per_s(batch: TokenBatch = batch, seconds: float = seconds) -> float:
+                runs, start_s = 0, time.perf_counter()
+                while (took_s := time.perf_counter() - start_s) < seconds:
+                    engine.run(batch, list(Head))
+                    runs += 1
+                return runs * batch.input_ids.size / took_s
+
+            calls = [callers.submit(tokens_per_s) for _ in range(job.streams)]
+            speed = sum(call.result() for call in calls)
+            line.send((speed, _digest(engine.run(batch, list(Head)))))
 
 
 def _digest(raw: RawOutputs) -> str:
@@ -92,40 +93,48 @@ def _digest(raw: RawOutputs) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays if array is not None)).hexdigest()
 
 
+def measure(layouts: list[Layout], shape: Shape, rounds: int, seconds: float) -> list[str]:
+    """A table of one shape, after a first round that is discarded."""
+    found: dict[str, list[float]] = {layout.name: [] for layout in layouts}
+    digests: set[str] = set()
+    for number in range(rounds + 1):
+        for layout in layouts:
+            time.sleep(BETWEEN_S)
+            speed, ours = layout.run(shape, seconds)
+            digests |= ours
+            if number:
+                found[layout.name].append(speed)
+    first = statistics.median(found[layouts[0].name])
+    lines = [f"| {shape[0]} x {shape[1]} | tokens/s best (median) | ÷ the first |", "|---|---|---|"]
+    for name, speeds in found.items():
+        middle = statistics.median(speeds)
+        lines.append(f"| {name} | {max(speeds):.0f} ({middle:.0f}) | {middle / first:.2f} |")
+    return [*lines, "", f"different results: {len(digests)}", ""]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--variant", default="auto")
-    parser.add_argument("--layouts", nargs="+", default=["1x1", "2x1", "1x2"])
-    parser.add_argument("--shape", default="4x128")
+    parser.add_argument("--layouts", nargs="+", default=["1x1", "2x1", "1x2", "1x2x2"])
+    parser.add_argument("--shapes", nargs="+", default=["1x16", "1x128", "16x128"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--against", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     variant = choose_variant(Bundle.open(args.bundle), args.variant)
-    texts, tokens = map(int, args.shape.split("x"))
     others = tuple(tuple(item.split("=", 1)) for item in args.against)
     layouts = []
     for properties in ((), others) if others else ((),):
         for name in args.layouts:
             processes, threads, streams = map(int, [*name.split("x"), 1][:3])
-            job = Job(args.bundle, variant.name, threads, streams, (texts, tokens), properties)
+            job = Job(args.bundle, variant.name, threads, streams, properties)
             layouts.append(Layout(" ".join([name, *args.against] if properties else [name]), job, processes))
-    found: dict[str, list[float]] = {layout.name: [] for layout in layouts}
-    for number in range(args.rounds + 1):
-        for layout in layouts:
-            time.sleep(BETWEEN_S)
-            speed = layout.tokens_per_s(args.seconds)
-            if number:
-                found[layout.name].append(speed)
-    print(f"{variant.name}, {cpu_info().name}, batches of {args.shape} tokens\n")
-    print("| processes x threads (x streams) | tokens/s best (median) | ÷ the first |\n|---|---|---|")
-    first = statistics.median(found[layouts[0].name])
-    for name, speeds in found.items():
-        middle = statistics.median(speeds)
-        print(f"| {name} | {max(speeds):.0f} ({middle:.0f}) | {middle / first:.2f} |")
-    print(f"\ndifferent results: {len(set().union(*(layout.digests for layout in layouts)))}")
+    print(f"{variant.name}, {cpu_info().name}; processes x threads (x streams)\n")
+    for shape in args.shapes:
+        texts, tokens = map(int, shape.split("x"))
+        print("\n".join(measure(layouts, (texts, tokens), args.rounds, args.seconds)), flush=True)
 
 
 if __name__ == "__main__":
