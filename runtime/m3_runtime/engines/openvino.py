@@ -40,15 +40,19 @@ _PRECISION = "INFERENCE_PRECISION_HINT"
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
 
-    def __init__(self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, requests: int) -> None:
+    def __init__(
+        self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, streams: int, requests: int
+    ) -> None:
         """Take over a compiled model.
 
         Args:
             model: the compiled model.
             all_tokens: if it has the input `kept_tokens`, the value that stands for all tokens.
             weights: the files that it has mapped.
-            requests: most that run at a time.
+            streams: runs that compute at a time.
+            requests: most runs at a time, those included whose inputs and outputs are copied.
         """
+        self.streams = streams
         self._model = model
         self._all_tokens = all_tokens
         self._weights = weights
@@ -91,7 +95,7 @@ class OpenVinoEngine:
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
         requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
-        return cls(compiled, all_tokens, weights, requests)
+        return cls(compiled, all_tokens, weights, opening.streams, requests)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""

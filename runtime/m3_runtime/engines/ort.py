@@ -25,7 +25,8 @@ class OrtEngine:
     copied. A dense-only run of a graph with `kept_tokens` computes them, and the last layer, for one token.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, streams: int = 1) -> None:
+        self.streams = streams
         self._session = session
         self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
@@ -64,7 +65,7 @@ class OrtEngine:
         except Exception as error:  # the package's errors have no common base but Exception
             raise EngineError(f"onnxruntime cannot load {graph.name!r}: {error}") from error
         trim_heap()  # converting and packing weights leaves up to 200 MB behind
-        return cls(session)
+        return cls(session, opening.streams)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
