@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_runtime import InputError, M3Encoder
+from m3_runtime.cli import main
 from m3_runtime.streams import MEASURED, best_streams, checked_streams, in_streams
 from patience import PATIENCE_S
 
@@ -78,3 +79,35 @@ def test_the_best_is_no_worse_than_one_and_the_threads_are_shared_evenly(threads
     assert MEASURED.tokens_per_s(tokens, threads, streams) >= max(speeds) / 1.2
     assert MEASURED.tokens_per_s(tokens, threads, streams) >= speeds[0]
     assert checked_streams("auto", threads) == best_streams(threads)
+
+
+@pytest.mark.parametrize("streams", ["1", "2", "auto"])
+def test_the_command_takes_it(tiny_bundle, tmp_path, streams):
+    source = tmp_path / "in.txt"
+    source.write_text("".join(f"{text}\n" for text in CORPUS))
+    out = tmp_path / "out.npz"
+    words = [
+        "encode",
+        tiny_bundle,
+        source,
+        "-o",
+        out,
+        "--variant",
+        "onnx-int8",
+        "--threads",
+        2,
+        "--batch-size",
+        4,
+        "--format",
+        "npz",
+    ]
+    assert main([*map(str, words), "--streams", streams]) == 0
+    with M3Encoder.open(tiny_bundle, variant="onnx-int8", threads=2) as encoder, np.load(out) as found:
+        assert np.array_equal(found["dense_vecs"], encoder.encode(CORPUS, 4).dense_vecs)
+
+
+@pytest.mark.parametrize("streams", ["0", "some"])
+def test_the_command_refuses_what_is_no_number(tiny_bundle, capsys, streams):
+    with pytest.raises(SystemExit):
+        main(["encode", str(tiny_bundle), "--streams", streams])
+    assert "--streams" in capsys.readouterr().err
