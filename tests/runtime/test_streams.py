@@ -86,21 +86,8 @@ def test_the_command_takes_it(tiny_bundle, tmp_path, streams):
     source = tmp_path / "in.txt"
     source.write_text("".join(f"{text}\n" for text in CORPUS))
     out = tmp_path / "out.npz"
-    words = [
-        "encode",
-        tiny_bundle,
-        source,
-        "-o",
-        out,
-        "--variant",
-        "onnx-int8",
-        "--threads",
-        2,
-        "--batch-size",
-        4,
-        "--format",
-        "npz",
-    ]
+    words = ["encode", tiny_bundle, source, "-o", out, "--format", "npz", "--variant", "onnx-int8"]
+    words += ["--threads", 2, "--batch-size", 4]
     assert main([*map(str, words), "--streams", streams]) == 0
     with M3Encoder.open(tiny_bundle, variant="onnx-int8", threads=2) as encoder, np.load(out) as found:
         assert np.array_equal(found["dense_vecs"], encoder.encode(CORPUS, 4).dense_vecs)
