@@ -71,8 +71,8 @@ class M3Encoder:
             cache_dir: a folder where OpenVINO keeps what it compiled, as large as the variant, for the next opening;
                 made if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
             low_memory: hold less in memory and take longer; the results are the same.
-            streams: how many batches run at a time and share the threads, or "auto": more than one makes the most of
-                many cores when there are many texts, and takes working memory for each. One text is not done sooner.
+            streams: how many batches run at a time and share the threads and the token budget, or "auto": more than
+                one makes the most of many cores when there are many texts, and no text is done sooner.
 
         Raises:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.

@@ -52,14 +52,15 @@ def _encoded(
         return batch, engine.run(batch, options.heads)
 
     results = _Results(texts, options, manifest)
-    with closing(in_streams(run, _batches(windows, options, results), engine.streams)) as done:
+    budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
+    with closing(in_streams(run, _batches(windows, budget, options.batch_size, results), engine.streams)) as done:
         for rows, (batch, raw) in done:
             results.take(rows.indices, batch, raw)
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], options: EncodeOptions, results: "_Results") -> Iterator[Rows]:
-    waiting = Waiting(options.token_budget, options.batch_size)
+def _batches(windows: Iterable[Window], token_budget: int, batch_size: int, results: "_Results") -> Iterator[Rows]:
+    waiting = Waiting(token_budget, batch_size)
     for window in windows:
         results.note(window)
         yield from waiting.add(window.start, window.tokenized.ids)

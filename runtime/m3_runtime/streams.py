@@ -2,18 +2,18 @@
 
 A run of n tokens by t threads takes about
 
-    weights / bandwidth + n · (work / (t · speed) + alone) + wait · log2(t)
+    weights / bandwidth + n · (shared / t + alone) + wait · log2(t)
 
-seconds: weights are read from memory once, products are split among the threads, something of every token is left to
-one thread, and at each step of the graph threads wait for each other. Streams split the threads, so that they lose less
-by the last two; but every stream reads the weights for itself. docs/performance.md shows where that leads.
+seconds: every run reads the weights from memory, most of the work is shared by the threads, some of it is done by one
+thread alone, and at each step of the graph threads wait for each other. Streams have fewer threads each, so they lose
+less by the last two, but each of them reads the weights for itself. docs/performance.md shows where that leads.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import log2
+from math import log2, sqrt
 from typing import TypeVar
 
 from m3_runtime.errors import InputError
@@ -29,61 +29,49 @@ class Parts:
     """What a run's time consists of.
 
     Attributes:
-        weights_bytes: read by every run.
-        core_bytes_per_s: what one core reads from memory.
-        most_bytes_per_s: what all cores read together; None for as many times `core_bytes_per_s` as there are cores,
-            up to eight.
-        token_core_s: seconds of one core for what is split among threads, for a token.
-        token_alone_s: seconds for what is not split, for a token.
+        weights_bytes: that every run reads.
+        core_bytes_per_s: what one core reads from memory. All cores together read as many times that as the square root
+            of their number says, which is about what servers of 2 to 96 cores have.
+        token_shared_s: seconds of one core for a token, of the work that threads share.
+        token_alone_s: seconds for a token, of the work that one thread does alone.
         wait_s: what the threads of a run wait for each other, for every doubling of their number.
     """
 
     weights_bytes: float
     core_bytes_per_s: float
-    most_bytes_per_s: float
-    token_core_s: float
+    token_shared_s: float
     token_alone_s: float
     wait_s: float
 
     def tokens_per_s(self, tokens: int, threads: int, streams: int) -> float:
-        """Throughput of streams that each run so many tokens at a time, each with its part of the threads."""
+        """Throughput of streams that run so many tokens at a time, each with its part of the threads."""
         own = threads / streams
-        bytes_per_s = min(own * self.core_bytes_per_s, self.most_bytes_per_s / streams)
-        run_s = (
-            self.weights_bytes / bytes_per_s
-            + tokens * (self.token_core_s / own + self.token_alone_s)
-            + self.wait_s * log2(own)
-        )
+        bytes_per_s = self.core_bytes_per_s * min(own, sqrt(threads) / streams)
+        token_s = self.token_shared_s / own + self.token_alone_s
+        run_s = self.weights_bytes / bytes_per_s + tokens * token_s + self.wait_s * log2(own)
         return streams * tokens / run_s
 
 
-# BGE-M3 in int8 on two cores of AMD Zen 4 (docs/performance.md).
-MEASURED = Parts(
-    weights_bytes=302e6,
-    core_bytes_per_s=25e9,
-    most_bytes_per_s=34e9,
-    token_core_s=1.6e-3,
-    token_alone_s=0.05e-3,
-    wait_s=1.6e-3,
-)
-BATCH_TOKENS = 2048  # of a batch in a large corpus, say 16 passages of 128
-_WORTH = 1.03  # more streams take more memory, so they must gain something
+ZEN_4 = Parts(302e6, core_bytes_per_s=37e9, token_shared_s=1.62e-3, token_alone_s=0.11e-3, wait_s=2.1e-3)
+"""BGE-M3 in int8, fitted to 1 × 16 and 1 × 128 tokens by one core and by two of an AMD Zen 4."""
+
+PASSAGE_TOKENS = 128
+_GOOD_ENOUGH = 0.9  # of the most: every stream takes working memory, and makes single runs slower
 
 
-def best_streams(threads: int, parts: Parts = MEASURED, tokens: int = BATCH_TOKENS) -> int:
-    """How many streams make the most of some threads when there are many texts; the fewest of equally good ones.
+def best_streams(threads: int, parts: Parts = ZEN_4, tokens: int = PASSAGE_TOKENS) -> int:
+    """The fewest streams that come within a tenth of the highest throughput for many texts.
+
+    >>> [best_streams(threads) for threads in (1, 2, 8, 32, 96)]
+    [1, 1, 4, 16, 48]
 
     Args:
         threads: of all streams together.
         parts: what a run's time consists of.
         tokens: that run together in a stream.
     """
-    best = 1
-    for streams in range(2, threads + 1):
-        if threads % streams == 0:
-            gained = parts.tokens_per_s(tokens, threads, streams) / parts.tokens_per_s(tokens, threads, best)
-            best = streams if gained > _WORTH else best
-    return best
+    speeds = {n: parts.tokens_per_s(tokens, threads, n) for n in range(1, threads + 1) if threads % n == 0}
+    return min(n for n, speed in speeds.items() if speed >= _GOOD_ENOUGH * max(speeds.values()))
 
 
 def checked_streams(streams: int | str, threads: int) -> int:

@@ -123,7 +123,7 @@ class Backend:
             heads=heads,
             max_length=self.bundle.manifest.geometry.max_tokens,
             batch_size=len(ids),
-            token_budget=sum(row.size for row in ids),
+            token_budget=self.engine.streams * sum(row.size for row in ids),  # one run, whole
             on_truncate=OnTruncate.ERROR,
             colbert_dtype=ColbertDtype.FLOAT32,
         )
