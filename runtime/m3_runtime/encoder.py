@@ -71,8 +71,7 @@ class M3Encoder:
             cache_dir: a folder where OpenVINO keeps what it compiled, as large as the variant, for the next opening;
                 made if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
             low_memory: hold less in memory and take longer; the results are the same.
-            streams: how many batches run at a time and share the threads and the token budget, or "auto": more than
-                one makes the most of many cores when there are many texts, and no text is done sooner.
+            streams: how many batches share threads and token budget, for many cores and many texts; or "auto".
 
         Raises:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.
@@ -80,12 +79,10 @@ class M3Encoder:
             EngineError: the engine is not installed or cannot load the graph.
             InputError: an argument is not what it must be.
         """
-        thread_count = default_threads() if threads is None else checked_threads(threads)
+        count = default_threads() if threads is None else checked_threads(threads)
         bundle = Bundle.open(path, verify=verify)
         chosen = choose_variant(bundle, variant, engine)
-        return cls.from_bundle(
-            bundle, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory, streams=streams
-        )
+        return cls.from_bundle(bundle, chosen, count, cache_dir=cache_dir, low_memory=low_memory, streams=streams)
 
     @classmethod
     def from_bundle(
@@ -113,8 +110,8 @@ class M3Encoder:
             EngineError: the engine is not installed or cannot load the graph.
             InputError: `cache_dir` cannot be used, or there are more streams than threads.
         """
-        shared = checked_streams(streams, threads)
-        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=shared)
+        count = checked_streams(streams, threads)
+        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
         return cls(bundle, variant, tokenizer, engine)
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from math import log2, sqrt
 from typing import TypeVar
 
+from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
-
-AUTO = "auto"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
