@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from m3_runtime.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encoder import M3Encoder
+from m3_runtime.engines.select import AUTO
 from m3_runtime.options import DEFAULT_BATCH_SIZE
 
 
@@ -21,6 +22,11 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _streams(text: str) -> int | str:
+    """An argparse type: how many streams, or "auto"."""
+    return text if text == AUTO else integer(1)(text)
+
+
 def add_bundle(command: argparse.ArgumentParser) -> None:
     """The bundle, and how to open it."""
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
@@ -28,7 +34,14 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     group.add_argument("--variant", default="auto", help="a variant's name (default: the fastest that runs here)")
     group.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto")
     group.add_argument(
-        "--threads", type=integer(1), help="threads of one run (default: the cores this process may use)"
+        "--threads", type=integer(1), help="threads of all runs together (default: the cores this process may use)"
+    )
+    group.add_argument(
+        "--streams",
+        type=_streams,
+        default=1,
+        metavar="N|auto",
+        help="how many batches run at a time and share the threads; for many cores and many texts (default: 1)",
     )
     group.add_argument(
         "--verify",
@@ -86,4 +99,5 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
         verify=arguments.verify,
         cache_dir=arguments.cache_dir,
         low_memory=arguments.low_memory,
+        streams=arguments.streams,
     )

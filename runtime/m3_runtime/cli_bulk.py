@@ -184,12 +184,14 @@ def _encoders(
             variant.name,
             cache_dir and Path(cache_dir).resolve(),
             low_memory=low_memory,
+            streams=arguments.streams,
         )
         cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
         return partial(encode_on_cluster, on_node, cluster)
     workers = arguments.workers or 1
     threads = arguments.threads or max(1, default_threads() // workers)
-    open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory)
+    how = {"cache_dir": cache_dir, "low_memory": low_memory, "streams": arguments.streams}
+    open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **how)
     if workers > 1:
         return partial(encode_in_processes, open_encoder, workers)
     return partial(encode_here, open_encoder)

@@ -95,6 +95,9 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
     missing = "" if is_installed(variant.engine) else ", which is not installed here"
     yield f"variant {variant.name}: {variant.precision} on {variant.engine.value}{missing}, {_mb(size)}"
     yield from _need_lines(variant)
+    if variant.properties.get("INFERENCE_PRECISION_HINT") == "bf16":
+        here = "" if cpu_info().has_bf16 else "; in f32 here, which this processor multiplies faster"
+        yield f"  what is not int8 runs in bf16{here}"
     yield from _plan_lines(variant.plan)
     parity = manifest.parity.get(variant.name)
     if parity is None:

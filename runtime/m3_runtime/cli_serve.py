@@ -164,6 +164,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         verify=Verify(arguments.verify),
         cache_dir=None if arguments.cache_dir is None else Path(arguments.cache_dir),
         low_memory=arguments.low_memory,
+        streams=arguments.streams,
     )
     return ServerSettings(
         opening=opening,

@@ -25,6 +25,7 @@ from m3_runtime.options import (
 )
 from m3_runtime.pairs import checked_pairs, score_pairs
 from m3_runtime.pipeline import encode_texts
+from m3_runtime.streams import checked_streams
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
@@ -57,6 +58,7 @@ class M3Encoder:
         verify: Verify | str = Verify.SIZE,
         cache_dir: str | Path | None = None,
         low_memory: bool = False,
+        streams: int | str = 1,
     ) -> "M3Encoder":
         """Open a bundle and load one of its variants.
 
@@ -64,11 +66,12 @@ class M3Encoder:
             path: the bundle's folder.
             variant: a variant's name, or "auto" for the fastest that runs here.
             engine: "onnxruntime", "openvino", or "auto".
-            threads: threads of one run; None takes the cores that this process may use.
+            threads: threads of all runs together; None takes the cores that this process may use.
             verify: "size" compares file sizes and the SHA-256 of small files, "full" every SHA-256.
             cache_dir: a folder where OpenVINO keeps what it compiled, as large as the variant, for the next opening;
                 made if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
             low_memory: hold less in memory and take longer; the results are the same.
+            streams: how many batches share threads and token budget, for many cores and many texts; or "auto".
 
         Raises:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.
@@ -76,10 +79,10 @@ class M3Encoder:
             EngineError: the engine is not installed or cannot load the graph.
             InputError: an argument is not what it must be.
         """
-        thread_count = default_threads() if threads is None else checked_threads(threads)
+        count = default_threads() if threads is None else checked_threads(threads)
         bundle = Bundle.open(path, verify=verify)
         chosen = choose_variant(bundle, variant, engine)
-        return cls.from_bundle(bundle, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory)
+        return cls.from_bundle(bundle, chosen, count, cache_dir=cache_dir, low_memory=low_memory, streams=streams)
 
     @classmethod
     def from_bundle(
@@ -90,22 +93,25 @@ class M3Encoder:
         *,
         cache_dir: str | Path | None = None,
         low_memory: bool = False,
+        streams: int | str = 1,
     ) -> "M3Encoder":
         """Load one variant of an open bundle; what `open` does when it has checked and chosen.
 
         Args:
             bundle: an open bundle.
             variant: one of its variants.
-            threads: threads of one run.
+            threads: threads of all runs together.
             cache_dir: as in `open`.
             low_memory: as in `open`.
+            streams: as in `open`.
 
         Raises:
             BundleError: the tokenizer or the variant's properties are not what they must be.
             EngineError: the engine is not installed or cannot load the graph.
-            InputError: `cache_dir` cannot be used.
+            InputError: `cache_dir` cannot be used, or there are more streams than threads.
         """
-        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory)
+        count = checked_streams(streams, threads)
+        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
         return cls(bundle, variant, tokenizer, engine)
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own

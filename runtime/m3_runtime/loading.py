@@ -14,7 +14,7 @@ from m3_runtime.tokenizer import M3Tokenizer
 
 
 def load(
-    bundle: Bundle, variant: Variant, threads: int, *, cache_dir: str | Path | None, low_memory: bool
+    bundle: Bundle, variant: Variant, threads: int, *, cache_dir: str | Path | None, low_memory: bool, streams: int = 1
 ) -> tuple[M3Tokenizer, Engine]:
     """Open the bundle's tokenizer and a variant's engine.
 
@@ -23,9 +23,10 @@ def load(
     Args:
         bundle: an open bundle.
         variant: one of its variants.
-        threads: threads of one run.
+        threads: threads of all runs together.
         cache_dir: where compiled forms are kept, or None.
         low_memory: hold less in memory and take longer.
+        streams: how many runs share the threads.
 
     Raises:
         BundleError: the tokenizer or the variant's properties are not what they must be.
@@ -37,7 +38,7 @@ def load(
     with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
         tokenizer = aside.submit(_tokenizer_after, is_busy, bundle)
         try:
-            engine = open_engine(bundle, variant, threads, Opening(low_memory, cache, is_busy.set))
+            engine = open_engine(bundle, variant, threads, Opening(low_memory, cache, is_busy.set, streams))
         finally:
             is_busy.set()
         try:

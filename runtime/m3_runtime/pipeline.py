@@ -15,6 +15,7 @@ from m3_runtime.heads import LexicalRows, colbert_rows, lexical_rows
 from m3_runtime.manifest import Head, Manifest
 from m3_runtime.options import EncodeOptions
 from m3_runtime.sparse import gather_sparse
+from m3_runtime.streams import in_streams
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 from m3_runtime.windows import Window, tokenized_windows
 
@@ -45,15 +46,21 @@ def _encoded(
     windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: Manifest, engine: Engine
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
-    results = _Results(texts, options, manifest)
-    for rows in _batches(windows, options, results):
+
+    def run(rows: Rows) -> tuple[TokenBatch, RawOutputs]:
         batch = pad_batch(rows.ids, manifest.tokenizer.pad_id)
-        results.take(rows.indices, batch, engine.run(batch, options.heads))
+        return batch, engine.run(batch, options.heads)
+
+    results = _Results(texts, options, manifest)
+    budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
+    with closing(in_streams(run, _batches(windows, budget, options.batch_size, results), engine.streams)) as done:
+        for rows, (batch, raw) in done:
+            results.take(rows.indices, batch, raw)
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], options: EncodeOptions, results: "_Results") -> Iterator[Rows]:
-    waiting = Waiting(options.token_budget, options.batch_size)
+def _batches(windows: Iterable[Window], token_budget: int, batch_size: int, results: "_Results") -> Iterator[Rows]:
+    waiting = Waiting(token_budget, batch_size)
     for window in windows:
         results.note(window)
         yield from waiting.add(window.start, window.tokenized.ids)

@@ -53,6 +53,21 @@ def test_two_workers_write_what_one_process_writes(work):
     assert sorted(row["place"] for row in rejected) == sorted(row["place"] for row in work.rejected())
 
 
+def test_streams_write_what_one_stream_writes(work):
+    source, more = work.numbered(60, bad_every=7), ("--heads", "dense,sparse,colbert", "--threads", 2)
+    tables = []
+    for streams in (1, 2, "auto"):
+        work.out = work.folder / f"out{streams}"
+        assert work.run(source, *more, "--shard-rows", 20, "--streams", streams).returncode == 0
+        tables.append(pyarrow.dataset.dataset(work.out / "vectors").to_table())
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    work.out = work.folder / "refused"
+    refused = work.run(source, *more, "--shard-rows", 20, "--streams", 3)
+    assert refused.returncode == 1
+    assert "streams must be from 1 to the number of threads, which is 2, got 3" in refused.stderr
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_the_parent_is_stopped_and_its_workers_go(work, stop):
     source = work.numbered(2000)

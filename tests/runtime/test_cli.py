@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3_runtime import M3Encoder
+from m3_runtime import M3Encoder, cli_info
+from m3_runtime.cli import main
 from m3_runtime.cli_output import npz_arrays, write_npz
+from m3_runtime.cpu import CpuInfo
 from patience import PATIENCE_S, wait_until
 
 HEADS = "dense,sparse,colbert"
@@ -294,6 +296,22 @@ def test_info_says_what_is_over_budget(bundle_copy):
     words = command("info", bundle_copy).stdout
     assert words.count("OVER BUDGET: ") == 2
     assert "  OVER BUDGET: dense_min 0.9 is below 0.998\n" in words.partition("variant onnx-int8")[2]
+
+
+@pytest.mark.parametrize(("flags", "here"), [({"avx512_bf16"}, "\n"), ({"avx512_vnni"}, "; in f32 here,")])
+def test_info_says_what_runs_in_bf16(bundle_copy, monkeypatch, capsys, flags, here):
+    manifest = bundle_copy / "manifest.json"
+    data = json.loads(manifest.read_text())
+    for variant in data["variants"]:
+        if variant["name"] == "openvino-int8":
+            variant["properties"]["INFERENCE_PRECISION_HINT"] = "bf16"
+    manifest.unlink()
+    manifest.write_text(json.dumps(data))
+    monkeypatch.setattr(cli_info, "cpu_info", lambda: CpuInfo("A Core", "x86_64", frozenset(flags)))
+    assert main(["info", str(bundle_copy)]) == 0
+    words = capsys.readouterr().out
+    assert words.count("runs in bf16") == 1
+    assert f"  what is not int8 runs in bf16{here}" in words.partition("variant openvino-int8")[2]
 
 
 def test_info_in_words(tiny_bundle):

@@ -90,6 +90,14 @@ def assert_equal_bits(found: list[TextVectors], encoder: M3Encoder, texts: Seque
             np.testing.assert_array_equal(mine, theirs)
 
 
+async def began(gate: Gate, runs: int) -> None:
+    """Wait until so many runs are at the gate, and then for more that should not be."""
+    async with asyncio.timeout(PATIENCE_S):
+        while len(gate.lengths) < runs:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+
+
 def test_one_request_gives_the_very_bits_of_the_encoder(backend, encoder, texts):
     async def scenario() -> None:
         runs = batcher(backend)
@@ -144,13 +152,26 @@ def test_short_queries_run_while_a_long_passage_does(backend):
         passage = asyncio.create_task(runs.encode(of_length(500), DENSE, "a", 20))
         await asyncio.sleep(0)
         queries = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", 20)) for n in (300, 12, 10)]
-        async with asyncio.timeout(PATIENCE_S):
-            while len(gate.lengths) < 2:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await began(gate, 2)
         assert gate.lengths == [500, 12]  # a second long run must wait
         gate.open.set()
         await asyncio.gather(passage, *queries)
+        runs.close()
+
+    run(scenario())
+
+
+def test_streams_run_side_by_side_and_short_queries_beside_them(backend):
+    gate = Gate(backend)
+
+    async def scenario() -> None:
+        runs = Batcher(gate, QueueLimits(), Notes(), streams=2)
+        lengths = (500, 400, 300, 12)
+        calls = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", PATIENCE_S)) for n in lengths]
+        await began(gate, 3)
+        assert sorted(gate.lengths) == [12, 400, 500]
+        gate.open.set()
+        await asyncio.gather(*calls)
         runs.close()
 
     run(scenario())

@@ -48,6 +48,7 @@ class BundleOnNode:
         variant: to run.
         cache_dir: absolute; on each node its own, or one that they share.
         low_memory: as in `M3Encoder.open`.
+        streams: as in `M3Encoder.open`.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class BundleOnNode:
     variant: str
     cache_dir: Path | None
     low_memory: bool
+    streams: int | str = 1
 
     def open(self, space_id: str, threads: int) -> M3Encoder:
         """Open it, if it is the one that the driver has seen.
@@ -70,7 +72,9 @@ class BundleOnNode:
                 "started; put the same bundle on every node"
             )
         variant = choose_variant(bundle, self.variant)
-        return M3Encoder.from_bundle(bundle, variant, threads, cache_dir=self.cache_dir, low_memory=self.low_memory)
+        return M3Encoder.from_bundle(
+            bundle, variant, threads, cache_dir=self.cache_dir, low_memory=self.low_memory, streams=self.streams
+        )
 
 
 @dataclass(frozen=True)

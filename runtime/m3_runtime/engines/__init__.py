@@ -45,7 +45,9 @@ def is_dense_only(heads: Sequence[Head]) -> bool:
 
 
 class Engine(Protocol):
-    """Runs one graph. `run` may be called from several threads at once."""
+    """Runs one graph. `run` may be called from several threads at once; `streams` of the calls compute at a time."""
+
+    streams: int
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """Run the graph for the heads asked for.

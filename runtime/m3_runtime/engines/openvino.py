@@ -26,9 +26,9 @@ _log = logging.getLogger("m3_runtime")
 
 Tokens = NDArray[np.int64]
 
-# One stream computes at a time; a second request lets another thread hand in and copy out meanwhile. Every
+# Beside those that compute, one request to a stream: another thread may hand in and copy out meanwhile. Every
 # request keeps buffers of the largest batch that it has seen, so there are no more of them.
-_MAX_REQUESTS = 2
+_SPARE_REQUESTS = 1
 
 # OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them unless told otherwise. Batches have ever new
 # shapes, so that memory would grow for hours. Making it anew costs nothing that could be measured.
@@ -40,15 +40,19 @@ _PRECISION = "INFERENCE_PRECISION_HINT"
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
 
-    def __init__(self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, requests: int) -> None:
+    def __init__(
+        self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, streams: int, requests: int
+    ) -> None:
         """Take over a compiled model.
 
         Args:
             model: the compiled model.
             all_tokens: if it has the input `kept_tokens`, the value that stands for all tokens.
             weights: the files that it has mapped.
-            requests: most that run at a time.
+            streams: runs that compute at a time.
+            requests: most runs at a time, those included whose inputs and outputs are copied.
         """
+        self.streams = streams
         self._model = model
         self._all_tokens = all_tokens
         self._weights = weights
@@ -65,7 +69,7 @@ class OpenVinoEngine:
         Args:
             graph: the .xml file; the .bin lies beside it.
             properties: the variant's compile properties.
-            threads: threads of one run.
+            threads: threads of all runs together.
             opening: `low_memory` keeps the buffers of one request, not of two; with a `cache_folder` the compiled form
                 is taken from there, or kept there.
 
@@ -74,7 +78,7 @@ class OpenVinoEngine:
             EngineError: OpenVINO cannot load or compile the graph.
         """
         openvino = _openvino()
-        config = compile_properties(properties, threads)
+        config = compile_properties(properties, threads, opening.streams)
         cache = opening.cache_folder
         try:
             core = openvino.Core()
@@ -90,7 +94,8 @@ class OpenVinoEngine:
                 compiled = compile_cached(compile_in, cache, openvino.get_version()) if cache else compile_in(None)
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
-        return cls(compiled, all_tokens, weights, 1 if opening.low_memory else _MAX_REQUESTS)
+        requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
+        return cls(compiled, all_tokens, weights, opening.streams, requests)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -142,7 +147,7 @@ class OpenVinoEngine:
             trim_heap()
 
 
-def compile_properties(properties: Mapping[str, str], threads: int) -> dict[str, str]:
+def compile_properties(properties: Mapping[str, str], threads: int, streams: int = 1) -> dict[str, str]:
     """All properties that a graph is compiled with: what we choose for a CPU server, then what the variant asks for.
 
     bf16 runs as f32, which is nearer to exact, on a processor that does not multiply it: there OpenVINO would round as
@@ -150,11 +155,12 @@ def compile_properties(properties: Mapping[str, str], threads: int) -> dict[str,
 
     Args:
         properties: the variant's. Without a precision hint it computes in f32.
-        threads: threads of one run.
+        threads: threads of all runs together.
+        streams: how many runs share them.
     """
     config = {
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
+        "NUM_STREAMS": str(streams),
         "INFERENCE_NUM_THREADS": str(threads),
         "ENABLE_CPU_PINNING": "NO",  # two processes would be pinned to the same cores
         "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_FOR_SHAPES),

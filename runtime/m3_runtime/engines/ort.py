@@ -16,6 +16,10 @@ from m3_runtime.manifest import Head
 _CONFIG_PREFIXES = ("session.", "mlas.", "optimization.")
 _ERRORS_ONLY = 3
 
+# What a run took of the arena is given back when it is over. (Without the arena memory is no smaller between runs, and
+# twice as large in them: nothing is planned ahead, and the C library keeps what is freed.)
+_SHRINKING = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
 
 class OrtEngine:
     """One onnxruntime session. `run` is thread-safe, as sessions are.
@@ -25,7 +29,16 @@ class OrtEngine:
     copied. A dense-only run of a graph with `kept_tokens` computes them, and the last layer, for one token.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, streams: int, shrinking: Any = None) -> None:
+        """Take over a session.
+
+        Args:
+            session: the session.
+            streams: runs that compute at a time.
+            shrinking: the options of runs after which memory goes back to the system; None to keep it.
+        """
+        self.streams = streams
+        self._shrinking = shrinking
         self._session = session
         self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
@@ -44,9 +57,8 @@ class OrtEngine:
         Args:
             graph: the .onnx file; external data lies beside it.
             properties: the variant's session configuration.
-            threads: threads of one run.
-            opening: `low_memory` leaves the weights mapped, where they can be used as they are, and keeps no memory
-                between runs.
+            threads: threads of all runs together.
+            opening: `low_memory` keeps no memory between runs.
             is_int8: the graph multiplies int8.
 
         Raises:
@@ -55,14 +67,18 @@ class OrtEngine:
             EngineError: onnxruntime cannot load the graph.
         """
         onnxruntime = _onnxruntime()
-        options = session_options(properties, threads, is_int8=is_int8, low_memory=opening.low_memory)
+        options = session_options(properties, threads, is_int8=is_int8, streams=opening.streams)
         opening.tell_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no common base but Exception
             raise EngineError(f"onnxruntime cannot load {graph.name!r}: {error}") from error
         trim_heap()  # converting and packing weights leaves up to 200 MB behind
-        return cls(session)
+        if not opening.low_memory:
+            return cls(session, opening.streams)
+        shrinking = onnxruntime.RunOptions()
+        shrinking.add_run_config_entry(*_SHRINKING)
+        return cls(session, opening.streams, shrinking)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -74,10 +90,12 @@ class OrtEngine:
         if self._keeps_tokens and is_dense_only(heads):
             inputs[KEPT_TOKENS] = FIRST_TOKEN
         try:
-            arrays = session.run(names, inputs)
+            arrays = session.run(names, inputs, self._shrinking)
         except Exception as error:
             shape = "x".join(map(str, batch.input_ids.shape))
             raise EngineError(f"onnxruntime failed on a batch of {shape} tokens: {error}") from error
+        if self._shrinking is not None:
+            trim_heap()
         return RawOutputs(**dict(zip(names, arrays, strict=True)))
 
     def close(self) -> None:
@@ -86,31 +104,30 @@ class OrtEngine:
 
 
 def session_options(
-    properties: Mapping[str, str], threads: int, *, is_int8: bool, low_memory: bool = False
+    properties: Mapping[str, str], threads: int, *, is_int8: bool, streams: int = 1
 ) -> Any:  # onnxruntime.SessionOptions, which may not be installed
     """All options that a graph is loaded with.
 
     Args:
         properties: the variant's session configuration.
-        threads: threads of one run.
+        threads: threads of all runs together.
         is_int8: the graph multiplies int8.
-        low_memory: hold less in memory and take longer.
+        streams: how many runs share the threads: each brings the thread that calls it, the rest help whom they can.
 
     Raises:
         EngineNotInstalledError: onnxruntime is missing.
         BundleFormatError: a property that this engine does not know.
     """
     options = _onnxruntime().SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads - streams + 1
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.enable_cpu_mem_arena = not low_memory
-    for key, value in session_config(properties, is_int8=is_int8, low_memory=low_memory).items():
+    for key, value in session_config(properties, is_int8=is_int8).items():
         options.add_session_config_entry(key, value)
     return options
 
 
-def session_config(properties: Mapping[str, str], *, is_int8: bool, low_memory: bool = False) -> dict[str, str]:
+def session_config(properties: Mapping[str, str], *, is_int8: bool) -> dict[str, str]:
     """Session configuration: what we choose for a CPU server, then what the variant asks for.
 
     Raises:
@@ -123,9 +140,6 @@ def session_config(properties: Mapping[str, str], *, is_int8: bool, low_memory: 
         # Without VNNI the u8 x s8 multiply-add saturates at 16 bits; this makes
         # onnxruntime use u8 x u8 instead.
         config["session.x64quantprecision"] = "1"
-    elif low_memory:
-        # Packed weights are a copy. (Converted ones are as well: there packing costs nothing more and runs faster.)
-        config["session.disable_prepacking"] = "1"
     for key, value in properties.items():
         if not key.startswith(_CONFIG_PREFIXES):
             raise BundleFormatError(

@@ -108,7 +108,7 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
     Args:
         bundle: an open bundle.
         variant: one of its variants.
-        threads: threads of one run.
+        threads: threads of all runs together.
         opening: what of memory and start is traded for what.
 
     Raises:

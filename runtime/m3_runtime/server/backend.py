@@ -17,6 +17,7 @@ from m3_runtime.manifest import Head, Variant
 from m3_runtime.options import ColbertDtype, EncodeOptions
 from m3_runtime.pipeline import encode_tokens
 from m3_runtime.server.queue import Ids, QueuedText
+from m3_runtime.streams import checked_streams
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
@@ -50,6 +51,7 @@ class Opening:
     verify: Verify = Verify.SIZE
     cache_dir: Path | None = None
     low_memory: bool = False
+    streams: int | str = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +71,17 @@ class Backend:
             BundleError: the folder is not a whole, unchanged bundle that this release reads.
             VariantError: there is no such variant, not on that engine, or this processor lacks what it needs.
             EngineError: the engine is not installed or cannot load the graph.
-            InputError: `cache_dir` cannot be used.
+            InputError: `cache_dir` cannot be used, or there are more streams than threads.
         """
         bundle = Bundle.open(opening.bundle, verify=opening.verify)
         variant = choose_variant(bundle, opening.variant, opening.engine)
         tokenizer, engine = load(
-            bundle, variant, opening.threads, cache_dir=opening.cache_dir, low_memory=opening.low_memory
+            bundle,
+            variant,
+            opening.threads,
+            cache_dir=opening.cache_dir,
+            low_memory=opening.low_memory,
+            streams=checked_streams(opening.streams, opening.threads),
         )
         return cls(bundle, variant, tokenizer, engine)
 
@@ -116,7 +123,7 @@ class Backend:
             heads=heads,
             max_length=self.bundle.manifest.geometry.max_tokens,
             batch_size=len(ids),
-            token_budget=sum(row.size for row in ids),
+            token_budget=self.engine.streams * sum(row.size for row in ids),  # one run, whole
             on_truncate=OnTruncate.ERROR,
             colbert_dtype=ColbertDtype.FLOAT32,
         )

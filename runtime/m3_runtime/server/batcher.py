@@ -14,8 +14,8 @@ from m3_runtime.server.backend import TextVectors
 from m3_runtime.server.pace import Pace
 from m3_runtime.server.queue import Ids, Job, QueuedText, QueueLimits, TokenQueue
 
-# Two runs at most: a long one must not keep short queries out, and more would only share the same cores.
-_LANES = 2
+# Beside the streams: a long run must not keep short queries out.
+_SHORT_LANES = 1
 _SHORT_RUN_TOKENS = 256
 """A run of more tokens lets a shorter one run beside it."""
 
@@ -68,7 +68,7 @@ class _Request:
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
 
-    def __init__(self, runner: Runner, limits: QueueLimits, observer: Observer) -> None:
+    def __init__(self, runner: Runner, limits: QueueLimits, observer: Observer, streams: int = 1) -> None:
         self._runner = runner
         self._observer = observer
         self._queue = TokenQueue(limits)
@@ -76,7 +76,8 @@ class Batcher:
         self._running: list[int] = []  # tokens of each run
         self._ended_s = 0.0  # when the last run did
         self._requests: dict[Job, _Request] = {}
-        self._threads = ThreadPoolExecutor(_LANES, "m3-engine")
+        self._streams = streams
+        self._threads = ThreadPoolExecutor(streams + _SHORT_LANES, "m3-engine")
         self._is_draining = False
 
     @property
@@ -182,9 +183,9 @@ class Batcher:
         self._observer.waiting(self._queue.tokens, self._queue.texts)
 
     def _next(self) -> tuple[QueuedText, ...]:
-        if not self._running:
+        if len(self._running) < self._streams:
             return self._queue.take()
-        if len(self._running) < _LANES and max(self._running) > _SHORT_RUN_TOKENS:
+        if len(self._running) < self._streams + _SHORT_LANES and max(self._running) > _SHORT_RUN_TOKENS:
             return self._queue.take(_SHORT_RUN_TOKENS)
         return ()
 
