@@ -137,7 +137,7 @@ def test_prefixes_of_long_texts_are_exact(text, max_length, pipelines, monkeypat
 UNITS = ["a", "aa", "ab", "abc", "0", "00", ".", "..", "-", "日", "日本", "का", "ก", "\U0001f9ff", "＜unk＞", "＜s＞"]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(text=st.lists(st.sampled_from(UNITS) | PIECES | TEXT, max_size=60).map("".join))
 def test_ids_and_places_are_the_packages(text, pipelines):
     for each in pipelines:
