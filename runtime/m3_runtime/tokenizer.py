@@ -223,19 +223,20 @@ class M3Tokenizer:
 
     def _ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
         """Per text: all its ids, or if they are more than `max_length`, at least that many."""
-        rows = []
-        for found in self._words.encode_batch(list(texts), add_special_tokens=False):
-            ids = [self.info.cls_id]
-            for number, word in zip(found.ids, found.tokens, strict=True):
-                if number == _WORD:
-                    ids += self._unigram.ids(word, max_length)
-                else:
-                    ids.append(self._added[number])
-                if len(ids) > max_length:
-                    break
-            ids.append(self.info.eos_id)
-            rows.append(np.array(ids, dtype=np.int32))
-        return rows
+        encoded = self._words.encode_batch(list(texts), add_special_tokens=False)
+        wrapped = ((self.info.cls_id, *self._inner_ids(found, max_length), self.info.eos_id) for found in encoded)
+        return [np.array(ids, dtype=np.int32) for ids in wrapped]
+
+    def _inner_ids(self, found: Any, limit: int) -> list[int]:
+        """Ids of the words and special tokens that the pipeline found: all, or at least `limit`."""
+        if not any(found.ids):  # words alone
+            return self._unigram.ids(found.tokens, limit)
+        ids: list[int] = []
+        for number, word in zip(found.ids, found.tokens, strict=True):
+            ids += [self._added[number]] if number != _WORD else self._unigram.ids([word], limit)
+            if len(ids) >= limit:
+                break
+        return ids
 
     def _prefix(self, text: str, limit: int) -> str:
         """At most about `limit` characters of `text`, cut where the ids before the cut cannot change.

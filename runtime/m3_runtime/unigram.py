@@ -9,7 +9,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 
 _UNKNOWN_PENALTY = 10.0
 """How much less than the worst piece an unknown character scores; the package's constant, and SentencePiece's."""
@@ -43,9 +43,17 @@ class Unigram:
         self._longest = max(map(len, pieces))
         self._kept = lru_cache(_KEPT_WORDS)(self._all_ids)
 
-    def ids(self, word: str, limit: int) -> Sequence[int]:
-        """The word's ids: all of them, or of a word with more than `limit` at least the first `limit`."""
-        return self._kept(word) if len(word) <= _KEPT_WORD_CHARS else self._leading_ids(word, limit)
+    def ids(self, words: Sequence[str], limit: int) -> list[int]:
+        """The words' ids: all of them, or if they are more than `limit`, at least the first `limit`."""
+        if max(map(len, words), default=0) <= _KEPT_WORD_CHARS:
+            return list(chain.from_iterable(map(self._kept, islice(words, limit))))  # every word has an id
+        ids: list[int] = []
+        for word in words:
+            kept = len(word) <= _KEPT_WORD_CHARS
+            ids += self._kept(word) if kept else (number for number, _, _ in islice(self.pieces(word), limit))
+            if len(ids) >= limit:
+                break
+        return ids
 
     def pieces(self, word: str) -> Iterator[tuple[int, int, int]]:
         """(id, start, stop) of the word's pieces in order; unknown characters in a row are one piece.
@@ -68,9 +76,6 @@ class Unigram:
 
     def _all_ids(self, word: str) -> tuple[int, ...]:
         return tuple(number for number, _, _ in self.pieces(word))
-
-    def _leading_ids(self, word: str, limit: int) -> list[int]:
-        return [number for number, _, _ in islice(self.pieces(word), limit)]
 
     def _joined(self, word: str, start: int, stop: int) -> tuple[int, int, int]:
         """Unknown characters in a row; the package looks even these up."""
