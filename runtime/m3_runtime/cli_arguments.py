@@ -52,7 +52,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="where OpenVINO keeps what it compiled, as large as the variant, to start faster next time (default: "
+        help="where OpenVINO keeps what it compiled, without the weights, to start faster next time (default: "
         "nowhere; onnxruntime keeps nothing)",
     )
     group.add_argument(

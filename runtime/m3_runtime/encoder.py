@@ -68,8 +68,8 @@ class M3Encoder:
             engine: "onnxruntime", "openvino", or "auto".
             threads: threads of all runs together; None takes the cores that this process may use.
             verify: "size" compares file sizes and the SHA-256 of small files, "full" every SHA-256.
-            cache_dir: a folder where OpenVINO keeps what it compiled, as large as the variant, for the next opening;
-                made if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
+            cache_dir: a folder where OpenVINO keeps what it compiled, all but the weights, for the next opening; made
+                if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
             low_memory: hold less in memory and take longer; the results are the same.
             streams: how many batches share threads and token budget, for many cores and many texts; or "auto".
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3_runtime.bundle import Bundle
 from m3_runtime.engines import Engine
-from m3_runtime.engines.compiled_cache import checked_cache_dir, variant_folder
+from m3_runtime.engines.compiled_cache import cache_file, checked_cache_dir
 from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.select import open_engine
 from m3_runtime.manifest import Variant
@@ -18,7 +18,7 @@ def load(
 ) -> tuple[M3Tokenizer, Engine]:
     """Open the bundle's tokenizer and a variant's engine.
 
-    Each takes about a second or more for BGE-M3, and either leaves a core free, so they load at the same time.
+    Each takes a good part of a second or more for BGE-M3 and leaves a core free, so they load at the same time.
 
     Args:
         bundle: an open bundle.
@@ -33,7 +33,7 @@ def load(
         EngineError: the engine is not installed or cannot load the graph.
         InputError: `cache_dir` cannot be used.
     """
-    cache = None if cache_dir is None else variant_folder(checked_cache_dir(cache_dir), bundle, variant, threads)
+    cache = None if cache_dir is None else cache_file(checked_cache_dir(cache_dir), bundle, variant, threads)
     is_busy = threading.Event()
     with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
         tokenizer = aside.submit(_tokenizer_after, is_busy, bundle)
@@ -49,7 +49,7 @@ def load(
 
 
 def _tokenizer_after(is_busy: threading.Event, bundle: Bundle) -> M3Tokenizer:
-    """Open the tokenizer when the engine needs the interpreter no longer: the package keeps it for all of a second."""
+    """Open the tokenizer when the engine needs the interpreter no longer: reading its file keeps it for long."""
     is_busy.wait()
     info = bundle.manifest.tokenizer
     return M3Tokenizer.open(bundle.file(info.path), info)

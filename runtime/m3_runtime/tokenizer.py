@@ -1,13 +1,20 @@
-"""Text to token ids: the checkpoint's own pipeline, with truncation done here.
+"""Text to token ids: the checkpoint's own pipeline, with its vocabulary and truncation here.
 
-The `tokenizers` package can truncate and pad by itself, but that is state on a shared object: setting it per
-call from several threads fails ("Already borrowed") or gives another call's lengths. So both are switched off
-once, at open, and never touched again; ids are cut here.
+The `tokenizers` package finds special tokens, normalizes and splits into words, all as tokenizer.json says. It gets a
+vocabulary without pieces, with which every word is one unknown token; `unigram` knows the pieces, in a fraction of the
+memory.
+
+The package can truncate and pad by itself, but that is state on a shared object: setting it per call from several
+threads fails ("Already borrowed") or gives another call's lengths. So ids are cut here.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +23,16 @@ from numpy.typing import NDArray
 
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
 from m3_runtime.manifest import TokenizerInfo
+from m3_runtime.unigram import Unigram
 
 SPECIALS = 2
 """Every text is wrapped in <s> and </s>."""
 
-# Bounds on what is tokenized at once: an Encoding of the package costs about 100 bytes a token.
+# The id of a word in the pipeline without pieces. Its one piece is empty, so no text has it.
+_WORD = 0
+_NO_PIECES = {"type": "Unigram", "unk_id": _WORD, "vocab": [["", 0.0]], "byte_fallback": False}
+
+# Bounds on what is tokenized at once: an Encoding of the package costs about 100 bytes a word.
 _GROUP_TEXTS = 256
 _GROUP_CHARS = 1_000_000
 
@@ -78,12 +90,37 @@ class Piece:
 
 
 class M3Tokenizer:
-    """The bundle's tokenizer. Safe to use from several threads: nothing changes after `open`."""
+    """The bundle's tokenizer. Safe to use from several threads: nothing that tells changes after `open`."""
 
-    def __init__(self, pipeline: Any, info: TokenizerInfo) -> None:
-        self._pipeline = pipeline
-        self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(pipeline, blank))
+    def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo) -> None:
+        """Make the pipeline.
+
+        Args:
+            spec: what tokenizer.json holds.
+            info: what the manifest says of it.
+
+        Raises:
+            BundleFormatError: it wraps a text in other special ids than `info` names.
+            Exception: anything else is wrong with it; the package raises bare Exception.
+        """
+        from tokenizers import Tokenizer
+
+        model, added = spec["model"], spec["added_tokens"]
+        if model["type"] != "Unigram" or model.get("byte_fallback"):
+            raise ValueError(f"its model is {model['type']}, expected XLM-R's: Unigram without byte_fallback")
+        self._names = [piece for piece, _ in model["vocab"]]
+        self._unigram = Unigram(self._names, [score for _, score in model["vocab"]], model["unk_id"])
+        rest = {**spec, "truncation": None, "padding": None, "model": _NO_PIECES}
+        self._words = Tokenizer.from_str(json.dumps(rest))
+        self._added_names = {int(token["id"]): str(token["content"]) for token in added}
+        self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
+        self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
         self.info = info
+        if (wrapped := self._words.encode("").ids) != [info.cls_id, info.eos_id]:
+            raise BundleFormatError(
+                f"the tokenizer turns an empty text into {wrapped}, the manifest says "
+                f"{[info.cls_id, info.eos_id]}; export the bundle again"
+            )
 
     @classmethod
     def open(cls, path: str | Path, info: TokenizerInfo) -> "M3Tokenizer":
@@ -91,44 +128,58 @@ class M3Tokenizer:
 
         Raises:
             BundleDamagedError: the file cannot be read as a tokenizer.
-            BundleFormatError: its pipeline does not wrap a text in the special ids that `info` names.
+            BundleFormatError: it does not wrap a text in the special ids that `info` names.
         """
-        from tokenizers import Tokenizer
-
         try:
-            pipeline = Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises bare Exception
-            raise BundleDamagedError(f"{str(path)!r} is not a tokenizer ({error}); export the bundle again") from error
-        pipeline.no_truncation()
-        pipeline.no_padding()
-        wrapped = pipeline.encode("").ids
-        if wrapped != [info.cls_id, info.eos_id]:
-            raise BundleFormatError(
-                f"{str(path)!r} turns an empty text into {wrapped}, the manifest says "
-                f"{[info.cls_id, info.eos_id]}; export the bundle again"
-            )
-        return cls(pipeline, info)
+            return cls(json.loads(Path(path).read_bytes()), info)
+        except BundleFormatError:
+            raise
+        except Exception as error:  # see __init__
+            raise BundleDamagedError(
+                f"{str(path)!r} is not a tokenizer that this release reads ({error}); export the bundle again"
+            ) from error
 
     @property
     def vocab_size(self) -> int:
         """How many ids the pipeline knows, added tokens included."""
-        return int(self._pipeline.get_vocab_size())
+        return len(self._names) + sum(number >= len(self._names) for number in self._added_names)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included, as `convert_id_to_token` shows it."""
-        return str(self._pipeline.decode(list(ids), skip_special_tokens=False))
+        names = [self._added_names.get(number) or self._names[number] for number in ids]
+        decoder = self._words.decoder
+        return str(decoder.decode(names)) if decoder is not None else " ".join(names)
 
     def pieces(self, text: str, *, with_specials: bool = True) -> tuple[Piece, ...]:
         """The tokens of a text that has passed `check_text`, with their places; nothing is cut."""
         # encode_batch, since encode would keep all other threads waiting meanwhile
-        found = self._pipeline.encode_batch([text], add_special_tokens=with_specials)[0]
-        rows = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
-        return tuple(
-            Piece(
-                id=number, text=name if special else text[start:stop], is_special=bool(special), start=start, stop=stop
-            )
-            for number, name, special, (start, stop) in rows
+        words, characters = (
+            each.encode_batch([text], add_special_tokens=with_specials)[0] for each in (self._words, self._characters)
         )
+        places, pieces = iter(characters.offsets), []
+        for number, word, is_special in zip(words.ids, words.tokens, words.special_tokens_mask, strict=True):
+            if is_special or number != _WORD:
+                start, stop = next(places)
+                index = number if is_special else self._added[number]
+                pieces.append(Piece(index, word if is_special else text[start:stop], bool(is_special), start, stop))
+                continue
+            inside = list(islice(places, len(word)))
+            for index, first, end in self._unigram.pieces(word):
+                start, stop = inside[first][0], inside[end - 1][1]
+                pieces.append(Piece(index, text[start:stop], False, start, stop))
+        return tuple(pieces)
+
+    @cached_property
+    def _characters(self) -> Any:
+        """The pipeline that makes a token of every character of a word: it knows where each comes from."""
+        from tokenizers import Regex, Tokenizer
+        from tokenizers.pre_tokenizers import Sequence as InOrder
+        from tokenizers.pre_tokenizers import Split
+
+        pipeline = Tokenizer.from_str(self._words.to_str())
+        each = Split(Regex("(?m:.)"), "isolated")  # (?m) lets Oniguruma's dot match a line break
+        pipeline.pre_tokenizer = InOrder([each] if pipeline.pre_tokenizer is None else [pipeline.pre_tokenizer, each])
+        return pipeline
 
     def encode_batch(
         self, texts: Sequence[str], max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE
@@ -155,8 +206,7 @@ class M3Tokenizer:
         """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`."""
         limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
         prefixes = [self._prefix(text, limit) for text in texts]
-        encoded = self._pipeline.encode_batch_fast(prefixes)
-        rows = [np.array(item.ids, dtype=np.int32) for item in encoded]
+        rows = self._ids(prefixes, max_length)
         for i, text in enumerate(texts):
             if rows[i].size <= max_length and len(prefixes[i]) < len(text):
                 rows[i] = self._longer_prefix(text, max_length, limit)
@@ -167,9 +217,26 @@ class M3Tokenizer:
         while True:
             limit *= 2
             prefix = self._prefix(text, limit)
-            ids = np.array(self._pipeline.encode_batch_fast([prefix])[0].ids, dtype=np.int32)
+            (ids,) = self._ids([prefix], max_length)
             if ids.size > max_length or len(prefix) == len(text):
                 return ids
+
+    def _ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
+        """Per text: all its ids, or if they are more than `max_length`, at least that many."""
+        encoded = self._words.encode_batch(list(texts), add_special_tokens=False)
+        wrapped = ((self.info.cls_id, *self._inner_ids(found, max_length), self.info.eos_id) for found in encoded)
+        return [np.array(ids, dtype=np.int32) for ids in wrapped]
+
+    def _inner_ids(self, found: Any, limit: int) -> list[int]:
+        """Ids of the words and special tokens that the pipeline found: all, or at least `limit`."""
+        if not any(found.ids):  # words alone
+            return self._unigram.ids(found.tokens, limit)
+        ids: list[int] = []
+        for number, word in zip(found.ids, found.tokens, strict=True):
+            ids += [self._added[number]] if number != _WORD else self._unigram.ids([word], limit)
+            if len(ids) >= limit:
+                break
+        return ids
 
     def _prefix(self, text: str, limit: int) -> str:
         """At most about `limit` characters of `text`, cut where the ids before the cut cannot change.
@@ -195,7 +262,7 @@ class M3Tokenizer:
         return cut
 
     def _too_long(self, text: str, index: int, max_length: int) -> TextTooLongError:
-        return TextTooLongError(f"text {index}", index, len(self._pipeline.encode_batch_fast([text])[0]), max_length)
+        return TextTooLongError(f"text {index}", index, self._ids([text], sys.maxsize)[0].size, max_length)
 
 
 def checked_texts(sentences: object) -> list[str]:

@@ -86,4 +86,4 @@ def test_the_command_takes_both(tiny_bundle, tmp_path, options):
         assert done.stderr == ""
         lines.append(json.loads(done.stdout))
     assert lines[0] == lines[1]
-    assert len(list(cache.glob("*/*.blob"))) == 1
+    assert [file.suffix for file in cache.iterdir()] == [".compiled"]

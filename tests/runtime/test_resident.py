@@ -38,7 +38,7 @@ def mapped(path: Path, access: int) -> mmap.mmap:
 
 
 def test_pages_of_a_mapped_file_are_let_go_and_read_again(big_file):
-    with resident.mapping([big_file.parent]) as files:
+    with resident.mapping(big_file.parent) as files:
         memory = mapped(big_file, mmap.ACCESS_READ)
     content = memory[:]
     assert resident_kib(big_file) >= 4096
@@ -48,7 +48,7 @@ def test_pages_of_a_mapped_file_are_let_go_and_read_again(big_file):
 
 
 def test_a_renamed_file_is_still_the_same(big_file):
-    with resident.mapping([big_file.parent]) as files:
+    with resident.mapping(big_file.parent) as files:
         memory = mapped(big_file, mmap.ACCESS_READ)
     big_file.rename(big_file.with_name("renamed"))
     assert files.let_go() == 4 * MIB
@@ -58,7 +58,7 @@ def test_a_renamed_file_is_still_the_same(big_file):
 @pytest.mark.parametrize("access", [mmap.ACCESS_COPY, mmap.ACCESS_WRITE])
 def test_what_can_be_written_is_left_alone(big_file, access):
     """Dropping a private page that was written to would lose what was written."""
-    with resident.mapping([big_file.parent]) as files:
+    with resident.mapping(big_file.parent) as files:
         memory = mapped(big_file, access)
     memory[:4] = b"new!"
     assert files.let_go() == 0
@@ -69,7 +69,7 @@ def test_mappings_of_others_are_left_alone(big_file, tmp_path_factory):
     before = mapped(big_file, mmap.ACCESS_READ)
     elsewhere = tmp_path_factory.mktemp("other") / "file"
     elsewhere.write_bytes(b"x" * MIB)
-    with resident.mapping([big_file.parent]) as files:
+    with resident.mapping(big_file.parent) as files:
         outside = mapped(elsewhere, mmap.ACCESS_READ)
     after = mapped(big_file, mmap.ACCESS_READ)
     assert all(sum(memory[:4096]) for memory in (before, outside, after))
@@ -77,7 +77,7 @@ def test_mappings_of_others_are_left_alone(big_file, tmp_path_factory):
 
 
 def test_a_closed_mapping_is_no_mapping(big_file):
-    with resident.mapping([big_file.parent]) as files:
+    with resident.mapping(big_file.parent) as files:
         memory = mapped(big_file, mmap.ACCESS_READ)
     memory.close()
     anonymous = mmap.mmap(-1, 4 * MIB)  # may well take the freed addresses
@@ -87,9 +87,9 @@ def test_a_closed_mapping_is_no_mapping(big_file):
 
 
 def test_an_opening_that_fails_does_not_block_the_next(tmp_path):
-    with pytest.raises(RuntimeError), resident.mapping([tmp_path]):
+    with pytest.raises(RuntimeError), resident.mapping(tmp_path):
         raise RuntimeError
-    with resident.mapping([tmp_path]) as files:
+    with resident.mapping(tmp_path) as files:
         pass
     assert files.let_go() == 0
 

@@ -1,5 +1,8 @@
+import json
 import pickle
+import random
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from m3_runtime import Bundle, BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime import Bundle, BundleDamagedError, BundleFormatError, InputError, TextTooLongError, unigram
 from m3_runtime import tokenizer as tokenizer_module
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, checked_texts
 
@@ -21,14 +24,31 @@ def mini_tokenizer(mini_bundle: Path) -> M3Tokenizer:
     return M3Tokenizer.open(bundle.file(bundle.manifest.tokenizer.path), bundle.manifest.tokenizer)
 
 
+@dataclass(frozen=True)
+class Both:
+    """A pipeline as the package reads it, and as we do."""
+
+    plain: Tokenizer
+    ours: M3Tokenizer
+
+
+def both(pipeline: Tokenizer, info) -> Both:
+    pipeline.no_truncation()
+    pipeline.no_padding()
+    return Both(pipeline, M3Tokenizer(json.loads(pipeline.to_str()), info))
+
+
 @pytest.fixture(scope="session")
-def blank_keeping_tokenizer(mini_tokenizer: M3Tokenizer) -> M3Tokenizer:
-    """The pipeline as transformers 4 writes it: runs of blanks shrink to one, and a trailing one becomes a token."""
-    pipeline = Tokenizer.from_str(mini_tokenizer._pipeline.to_str())
+def pipelines(tiny_bundle: Path, mini_bundle: Path) -> list[Both]:
+    """Both bundles' pipelines; and as transformers 4 writes it: blanks shrink to one, and a trailing one is a token."""
+    tiny, mini = (
+        both(Tokenizer.from_file(str(b / "tokenizer.json")), tokenizer_info(b)) for b in (tiny_bundle, mini_bundle)
+    )
+    keeps_blanks = Tokenizer.from_str(mini.plain.to_str())
     shrink = normalizers.Replace(Regex(" {2,}"), " ")
-    pipeline.normalizer = normalizers.Sequence([pipeline.normalizer, shrink])
-    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    return M3Tokenizer(pipeline, mini_tokenizer.info)
+    keeps_blanks.normalizer = normalizers.Sequence([keeps_blanks.normalizer, shrink])
+    keeps_blanks.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return [tiny, mini, both(keeps_blanks, mini.ours.info)]
 
 
 @pytest.fixture(scope="session")
@@ -101,17 +121,61 @@ PIECES = st.sampled_from([*WORDS, *BLANKS, *JOINING, *SPECIALS])
 
 @settings(max_examples=300)
 @given(text=st.lists(PIECES | TEXT, max_size=60).map("".join), max_length=st.integers(3, 20))
-def test_prefixes_of_long_texts_are_exact(
-    text, max_length, tokenizer, blank_keeping_tokenizer, mini_tokenizer, monkeypatch
-):
+def test_prefixes_of_long_texts_are_exact(text, max_length, pipelines, monkeypatch):
     monkeypatch.setattr(tokenizer_module, "_MIN_PREFIX_CHARS", 4)
     monkeypatch.setattr(tokenizer_module, "_CHARS_PER_TOKEN", 1)
-    for each in (tokenizer, blank_keeping_tokenizer, mini_tokenizer):
-        whole = each._pipeline.encode(text).ids
-        result = each.encode_batch([text], max_length)
-        expected = whole if len(whole) <= max_length else [*whole[: max_length - 1], each.info.eos_id]
+    for each in pipelines:
+        whole = each.plain.encode(text).ids
+        result = each.ours.encode_batch([text], max_length)
+        expected = whole if len(whole) <= max_length else [*whole[: max_length - 1], each.ours.info.eos_id]
         assert result.ids[0].tolist() == expected
         assert result.truncated == (len(whole) > max_length)
+
+
+# Ties and unknown characters in a row are where segmentations part; and names of special tokens that only normalizing
+# makes, which are no special tokens but pieces.
+UNITS = ["a", "aa", "ab", "abc", "0", "00", ".", "..", "-", "日", "日本", "का", "ก", "\U0001f9ff", "＜unk＞", "＜s＞"]
+
+
+@settings(max_examples=300)
+@given(text=st.lists(st.sampled_from(UNITS) | PIECES | TEXT, max_size=60).map("".join))
+def test_ids_and_places_are_the_packages(text, pipelines):
+    for each in pipelines:
+        for with_specials in (True, False):
+            expected = each.plain.encode(text, add_special_tokens=with_specials)
+            found = each.ours.pieces(text, with_specials=with_specials)
+            assert [piece.id for piece in found] == expected.ids
+            assert [(piece.start, piece.stop) for piece in found] == expected.offsets
+            assert [piece.is_special for piece in found] == [bool(mask) for mask in expected.special_tokens_mask]
+
+
+@pytest.mark.parametrize("block", [1, 7, 256])
+def test_long_words_are_decided_block_by_block_as_at_once(block, pipelines, monkeypatch):
+    monkeypatch.setattr(unigram, "_BLOCK_CHARS", block)
+    dice = random.Random(20)
+    words = ["".join(dice.choices(UNITS, k=200)) for _ in range(20)]
+    words += [unit * 700 for unit in UNITS]
+    for each in pipelines:
+        wholes = [each.plain.encode(word).ids for word in words]
+        assert [ids.tolist() for ids in each.ours.encode_batch(words, 10_000).ids] == wholes
+        for whole, ids in zip(wholes, each.ours.encode_batch(words, 9).ids, strict=True):
+            assert ids.tolist()[:8] == whole[:8]
+
+
+def test_the_same_vocabulary(pipelines):
+    for each in pipelines:
+        size = each.plain.get_vocab_size()
+        assert each.ours.vocab_size == size
+        ids = [0, 1, 2, size - 1, *random.Random(3).choices(range(size), k=200)]
+        for some in (*([one] for one in ids), ids):
+            assert each.ours.decode(some) == each.plain.decode(some, skip_special_tokens=False)
+
+
+def test_golden_ids_of_transformers(mini_tokenizer):
+    """mini-m3's pieces are XLM-R's."""
+    golden = Path(__file__).parents[1] / "golden" / "tokenizer_golden_ids.json"
+    for text, ids in json.loads(golden.read_text(encoding="utf-8"))["cases"]:
+        assert mini_tokenizer.encode_batch([text], 8192).ids[0].tolist() == ids
 
 
 @pytest.mark.parametrize(
@@ -158,6 +222,27 @@ def test_a_file_that_is_no_tokenizer(bundle_copy):
     path.unlink()
     path.write_text("{}")
     with pytest.raises(BundleDamagedError, match="not a tokenizer"):
+        M3Tokenizer.open(path, tokenizer_info(bundle_copy))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "BPE"},
+        {"byte_fallback": True},
+        {"unk_id": 560},
+        {"unk_id": None},
+        {"vocab": []},
+        {"vocab": [["a", float("nan")]], "unk_id": 0},
+    ],
+)
+def test_a_vocabulary_that_is_not_xlm_rs(bundle_copy, plain, change):
+    spec = json.loads(plain.to_str())
+    spec["model"] |= change
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    path.write_text(json.dumps(spec))
+    with pytest.raises(BundleDamagedError, match="is not a tokenizer that this release reads"):
         M3Tokenizer.open(path, tokenizer_info(bundle_copy))
 
 

@@ -1,38 +1,37 @@
-"""A folder that keeps a variant's compiled form from one opening to the next, and gives back only what it was given.
+"""Compiled forms of variants, kept from one opening to the next: nothing else is read back than what was written.
 
-OpenVINO writes and reads the form itself (its property CACHE_DIR); it would also run a damaged one. So each variant has
-a folder of its own, whose name says for which files, properties and processor it was compiled, and in it a seal with
-the release that compiled and the digests of what it wrote. The folder is complete or absent, as a bundle is: it is
-written beside its place and renamed.
-
-Only CACHE_MODE=OPTIMIZE_SPEED is used, which is OpenVINO's default. With OPTIMIZE_SIZE OpenVINO 2026.4 takes constants
-from the original file again and finds wrong ones: such a model fails at its first run.
+OpenVINO spends a second and more on rewriting a full-size graph. What comes of it is kept without the weights
+(CACHE_MODE=OPTIMIZE_SIZE), which are mapped from the bundle as ever: 5 MB for BGE-M3. Each variant has a file, whose
+name says for which files, properties and processor it was compiled, and in it the release that compiled and a digest.
+The file is complete or absent: it is written beside its place and renamed.
 """
 
 import hashlib
 import json
 import logging
-import shutil
+import os
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from m3_runtime.bundle import Bundle, sha256_of
+from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.manifest import Variant
 
 _log = logging.getLogger("m3_runtime")
-_SEAL = "seal.json"
-_ABANDONED_S = 3600.0
-
-Compiled = TypeVar("Compiled")
 
 
-def variant_folder(cache_dir: Path, bundle: Bundle, variant: Variant, threads: int) -> Path:
-    """Where a variant's compiled form belongs. Anything that it depends on and that changes gives another folder.
+@dataclass(frozen=True)
+class CompiledForm:
+    """What is kept: OpenVINO's export, and the value of the input `kept_tokens` for all tokens; None without it."""
+
+    export: bytes
+    all_tokens: int | None
+
+
+def cache_file(cache_dir: Path, bundle: Bundle, variant: Variant, threads: int) -> Path:
+    """Where a variant's compiled form belongs. Anything that it depends on and that changes gives another file.
 
     Args:
         cache_dir: the user's cache folder.
@@ -49,7 +48,7 @@ def variant_folder(cache_dir: Path, bundle: Bundle, variant: Variant, threads: i
         "threads": threads,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return cache_dir / f"{variant.name}-{digest[:32]}"
+    return cache_dir / f"{variant.name}-{digest[:32]}.compiled"
 
 
 def checked_cache_dir(cache_dir: str | Path) -> Path:
@@ -68,57 +67,40 @@ def checked_cache_dir(cache_dir: str | Path) -> Path:
     return folder.resolve()
 
 
-def compile_cached(compile_in: Callable[[Path | None], Compiled], folder: Path, release: str) -> Compiled:
-    """Compile with a cache: from `folder` if it holds what was written there, else anew, and keep it there.
-
-    Args:
-        compile_in: compiles, reading from and writing to the cache folder that it is given; None is no cache.
-        folder: of the variant, as `variant_folder` names it.
-        release: of the engine that compiles; the form of another is not read.
-    """
-    if folder.is_dir():
-        if _is_intact(folder, release):
-            return compile_in(folder)
-        _log.warning("the compiled form in %s is damaged or of another release; it is made anew", folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    _sweep(folder)
+def kept_form(file: Path, release: str) -> CompiledForm | None:
+    """What was kept in `file`; None if nothing was, or it is damaged or of another release than `release`."""
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        head, _, export = file.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        _log.warning("nothing is kept in %s: %s", folder.parent, error.strerror)
-        return compile_in(None)
+        _log.warning("%s cannot be read: %s", file, error.strerror)
+        return None
     try:
-        compiled = compile_in(staging)
-        _publish(staging, folder, release)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return compiled
+        said = json.loads(head)
+        if said == _head(CompiledForm(export, said["all_tokens"]), release):
+            return CompiledForm(export, said["all_tokens"])
+    except (ValueError, TypeError, KeyError):
+        pass
+    _log.warning("the compiled form in %s is damaged or of another release; it is made anew", file)
+    return None
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; compiling takes seconds, so what is old is nobody's."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        if left.stat().st_mtime < time.time() - _ABANDONED_S:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _publish(staging: Path, folder: Path, release: str) -> None:
-    """Seal what was written and put it in its place; if somebody was faster, theirs stays."""
+def keep_form(file: Path, form: CompiledForm, release: str) -> None:
+    """Keep a compiled form in `file`, or say why not."""
+    head = json.dumps(_head(form, release)).encode()
     try:
-        (staging / _SEAL).write_text(json.dumps(_seal_of(staging, release)), encoding="utf-8")
-        staging.rename(folder)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as output:
+                output.write(head + b"\n" + form.export)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        if not folder.is_dir():
-            _log.warning("nothing is kept in %s: %s", folder.parent, error.strerror)
+        _log.warning("nothing is kept in %s: %s", file.parent, error.strerror)
 
 
-def _is_intact(folder: Path, release: str) -> bool:
-    try:
-        return json.loads((folder / _SEAL).read_text(encoding="utf-8")) == _seal_of(folder, release)
-    except (OSError, ValueError):
-        return False
-
-
-def _seal_of(folder: Path, release: str) -> dict[str, object]:
-    files = sorted(path for path in folder.iterdir() if path.name != _SEAL)
-    return {"release": release, "files": {path.name: sha256_of(path) for path in files if path.is_file()}}
+def _head(form: CompiledForm, release: str) -> dict[str, object]:
+    return {"release": release, "all_tokens": form.all_tokens, "sha256": hashlib.sha256(form.export).hexdigest()}

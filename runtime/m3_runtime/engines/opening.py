@@ -13,13 +13,13 @@ def _nobody() -> None:
 class Opening:
     """What the caller wants of an engine besides its results, which do not depend on it.
 
-    `low_memory`: hold less in memory and take longer for it. `cache_folder`: where this variant's compiled form is kept
+    `low_memory`: hold less in memory and take longer for it. `cache_file`: where this variant's compiled form is kept
     from one opening to the next (OpenVINO only), or None. `streams`: how many runs at a time share the threads.
     `tell_busy` is called right before the long call into the engine, which leaves the interpreter to other threads.
     """
 
     low_memory: bool = False
-    cache_folder: Path | None = None
+    cache_file: Path | None = None
     tell_busy: Callable[[], None] = _nobody
     streams: int = 1
 

@@ -1,5 +1,6 @@
 """The OpenVINO engine: the fastest on x86, from the extra m3-runtime[openvino]."""
 
+import io
 import itertools
 import logging
 import threading
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
-from m3_runtime.engines.compiled_cache import compile_cached
+from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
@@ -35,6 +36,10 @@ _SPARE_REQUESTS = 1
 _KEPT_FOR_SHAPES = 64
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
+
+_WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
+_WHERE_READ = "WeightlessCacheAttribute"
+_LEAST_LEFT_OUT_BYTES = 2**16
 
 
 class OpenVinoEngine:
@@ -70,8 +75,8 @@ class OpenVinoEngine:
             graph: the .xml file; the .bin lies beside it.
             properties: the variant's compile properties.
             threads: threads of all runs together.
-            opening: `low_memory` keeps the buffers of one request, not of two; with a `cache_folder` the compiled form
-                is taken from there, or kept there.
+            opening: `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from
+                `cache_file`, or kept there.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
@@ -79,23 +84,13 @@ class OpenVinoEngine:
         """
         openvino = _openvino()
         config = compile_properties(properties, threads, opening.streams)
-        cache = opening.cache_folder
         try:
-            core = openvino.Core()
-            with mapping([graph.parent] if cache is None else [graph.parent, cache.parent]) as weights:
-                model = core.read_model(graph)
-                all_tokens = _open_kept_tokens(model)
-
-                def compile_in(folder: Path | None) -> Any:
-                    opening.tell_busy()
-                    where = {} if folder is None else {"CACHE_DIR": str(folder)}
-                    return core.compile_model(model, "CPU", config | where)
-
-                compiled = compile_cached(compile_in, cache, openvino.get_version()) if cache else compile_in(None)
+            with mapping(graph.parent) as weights:
+                model, all_tokens = _load(openvino.Core(), graph, config, opening, openvino.get_version())
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
         requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
-        return cls(compiled, all_tokens, weights, opening.streams, requests)
+        return cls(model, all_tokens, weights, opening.streams, requests)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -188,6 +183,68 @@ def _openvino() -> Any:
             f'openvino cannot be imported ({error}); install it: pip install "m3-runtime[openvino]"'
         ) from error
     return openvino
+
+
+def _load(
+    core: Any, graph: Path, config: Mapping[str, str], opening: Opening, release: str
+) -> tuple[Any, Tokens | None]:
+    """The compiled graph and the value of its `kept_tokens`; from the cache file if there is one with a form in it."""
+    file = opening.cache_file
+    if file is not None and (form := kept_form(file, release)) is not None:
+        opening.tell_busy()
+        return _imported(core, form, graph, config), _as_tokens(form.all_tokens)
+    model = core.read_model(graph)
+    all_tokens = _open_kept_tokens(model)
+    if file is None:
+        opening.tell_busy()
+        return core.compile_model(model, "CPU", config), all_tokens
+    _keep_small_constants(model)
+    opening.tell_busy()
+    compiled = core.compile_model(model, "CPU", {**config, **_WITHOUT_WEIGHTS})
+    form = CompiledForm(compiled.export_model().getvalue(), None if all_tokens is None else int(all_tokens[0]))
+    try:
+        is_same = _answer(compiled, all_tokens) == _answer(_imported(core, form, graph, config), all_tokens)
+    except RuntimeError:
+        is_same = False
+    if is_same:
+        keep_form(file, form, release)
+    else:
+        _log.warning(
+            "OpenVINO %s reads its form of %s otherwise than it wrote it; nothing is kept", release, graph.name
+        )
+    return compiled, all_tokens
+
+
+def _imported(core: Any, form: CompiledForm, graph: Path, config: Mapping[str, str]) -> Any:
+    where = {"WEIGHTS_PATH": str(graph.with_suffix(".bin"))}
+    return core.import_model(io.BytesIO(form.export), "CPU", {**config, **_WITHOUT_WEIGHTS, **where})
+
+
+def _answer(compiled: Any, all_tokens: Tokens | None) -> list[bytes]:
+    """What a compiled graph makes of a few tokens, to the bit."""
+    inputs = {value.any_name: np.ones((2, 6), np.int64) for value in compiled.inputs}
+    inputs["input_ids"] = np.arange(4, 16).reshape(2, 6)
+    if all_tokens is not None:
+        inputs[KEPT_TOKENS] = all_tokens
+    found = compiled(inputs)
+    return [np.asarray(found[output]).tobytes() for output in compiled.outputs]
+
+
+def _keep_small_constants(model: Any) -> None:
+    """Have a form without weights leave out large constants only.
+
+    OpenVINO 2026.4 notes of every constant where it was read, and reads it from there again even if it has made another
+    of it meanwhile; such a form slices in other places. Weights stay what they are, or are converted in the same way.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_byte_size() < _LEAST_LEFT_OUT_BYTES:
+            notes = node.get_rt_info()
+            for name in [name for name in notes.keys() if name.startswith(_WHERE_READ)]:  # noqa: SIM118 - no dict
+                del notes[name]
+
+
+def _as_tokens(kept: int | None) -> Tokens | None:
+    return None if kept is None else np.array([kept], np.int64)
 
 
 def _open_kept_tokens(model: Any) -> Tokens | None:

@@ -58,13 +58,13 @@ class MappedFiles:
 
 
 @contextmanager
-def mapping(folders: Sequence[Path]) -> Iterator[MappedFiles]:
-    """Note which files under some folders are mapped inside the block."""
+def mapping(folder: Path) -> Iterator[MappedFiles]:
+    """Note which files under a folder are mapped inside the block."""
     files = MappedFiles()
     with _opening:
         before = _mappings()
         yield files
-        inside = tuple(f"{folder.resolve()}/" for folder in folders)
+        inside = f"{folder.resolve()}/"
         files._mappings = frozenset(m for m in _mappings() - before if m.path.startswith(inside))
 
 
