@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import geometric_mean, median
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,30 @@ def speed_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Figure:
     return Figure(_fastest(ours) / _fastest(theirs), median(rounds))
 
 
+def throughput_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Figure:
+    """How many times as much we do in the same time, all batches of a turn together.
+
+    >>> throughput_ratio([Turn((1.0,), (8.0,), 0, 0)], [Turn((1.0, 3.0), (4.0, 4.0), 0, 0)])
+    Figure(best=4.0, median=4.0)
+    """
+    rounds = [_throughput(our) / _throughput(their) for our, their in zip(ours, theirs, strict=True)]
+    return Figure(max(map(_throughput, ours)) / max(map(_throughput, theirs)), median(rounds))
+
+
+def regret(ours: Sequence[Turn], others: Sequence[Sequence[Turn]]) -> Figure:
+    """Our time by that of the fastest of all, ourselves included; each turn's batches are the same shapes.
+
+    A turn's time is the geometric mean of its shapes' times, so that a short text counts as much as a large batch.
+
+    >>> regret([Turn((2.0, 8.0), (1, 1), 0, 0)], [[Turn((1.0, 4.0), (1, 1), 0, 0)], [Turn((4.0, 9.0), (1, 1), 0, 0)]])
+    Figure(best=2.0, median=2.0)
+    """
+    everybody = [[geometric_mean(turn.seconds) for turn in turns] for turns in (ours, *others)]
+    fastest = min(everybody[1:] or everybody, key=median)  # one and the same in all rounds
+    rounds = [mine / min(mine, theirs) for mine, theirs in zip(everybody[0], fastest, strict=True)]
+    return Figure(min(everybody[0]) / min(map(min, everybody)), median(rounds))
+
+
 def ceiling_share(ours: Sequence[Turn], ceilings: Sequence[Sequence[Turn]], flop_per_token: float) -> Figure:
     """The share of the fastest multiplication that encoding reaches; of several ceilings the highest counts.
 
@@ -93,6 +117,24 @@ def median_speed(turns: Sequence[Turn]) -> float:
 def median_seconds(turns: Sequence[Turn]) -> float:
     """Seconds of a batch, the median over all batches of all rounds."""
     return median(seconds for turn in turns for seconds in turn.seconds)
+
+
+def median_speeds(turns: Sequence[Turn]) -> tuple[float, ...]:
+    """Work per second of each batch, the median over rounds.
+
+    >>> median_speeds([Turn((1.0, 2.0), (8.0, 8.0), 0, 0), Turn((1.0, 4.0), (8.0, 8.0), 0, 0)])
+    (8.0, 3.0)
+    """
+    return tuple(map(median, zip(*(turn.speeds for turn in turns), strict=True)))
+
+
+def median_throughput(turns: Sequence[Turn]) -> float:
+    """Work of all batches of a turn by their time, the median over rounds."""
+    return median(map(_throughput, turns))
+
+
+def _throughput(turn: Turn) -> float:
+    return sum(turn.work) / sum(turn.seconds)
 
 
 def _speed(turn: Turn) -> float:
