@@ -58,3 +58,21 @@ def test_memory_is_low_at_its_best():
 
 def test_floating_point_operations_of_a_token_in_bge_m3s_geometry():
     assert stats.flop_per_token(layers=24, hidden=1024, ffn=4096) == pytest.approx(604e6, rel=1e-3)
+
+
+def test_throughput_is_of_all_batches_together():
+    by_length = [Turn((1.0, 3.0), (10.0, 10.0), 0, 0)]
+    together = [Turn((2.0,), (20.0,), 0, 0)]
+    assert stats.throughput_ratio(together, by_length).median == pytest.approx(2.0)
+    assert stats.median_throughput(by_length) == pytest.approx(5.0)
+
+
+def test_regret_counts_each_shape_alike_and_is_never_below_one():
+    def shapes(*seconds: float) -> list[Turn]:
+        return [Turn(seconds, (16.0, 2048.0), 0, 0)] * 2
+
+    ours, quick_query, quick_batch = shapes(0.02, 2.0), shapes(0.01, 2.0), shapes(0.02, 0.5)
+    assert stats.regret(ours, [quick_query]).median == pytest.approx(2**0.5)
+    assert stats.regret(ours, [quick_query, quick_batch]).median == pytest.approx(2.0)
+    assert stats.regret(quick_batch, [ours]) == stats.Figure(1.0, 1.0)
+    assert stats.regret(ours, []) == stats.Figure(1.0, 1.0)  # nothing else is known to hold
