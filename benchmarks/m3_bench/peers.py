@@ -25,7 +25,6 @@ class Peer(StrEnum):
     LITE = "bge-m3-lite"
     FLAGEMBEDDING = "flagembedding"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
-    SENTENCE_TRANSFORMERS_OPENVINO = "sentence-transformers-openvino"
     LLAMA_CPP = "llama-cpp"
     CANDDING = "candding"
 

@@ -17,8 +17,8 @@ DESCRIPTION = f"""\
 Measure others who run BGE-M3 on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
 
 Each peer has an environment of its own, made on first use from pinned requirements (from the source tree only; 4 GB in
-all, 6 more for st-openvino, and a quarter of an hour to compile llama.cpp). Their vectors of the reference's texts are
-kept too, so that a fast wrong one is shown as wrong.
+all, and a quarter of an hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast
+wrong one is shown as wrong.
 Peers: {NAMES}."""
 
 EPILOG = """\

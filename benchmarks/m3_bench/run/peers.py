@@ -15,11 +15,6 @@ from m3_runtime.errors import InputError
 Make = Callable[[Setup], Candidate]
 _DENSE = ("dense",)
 _ENGINE = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
-_MODULE = {
-    Peer.FLAGEMBEDDING: "flagembedding",
-    Peer.SENTENCE_TRANSFORMERS: "sentence_transformers",
-    Peer.SENTENCE_TRANSFORMERS_OPENVINO: "sentence_transformers",
-}
 
 
 def _lite(precision: str) -> Make:
@@ -46,20 +41,18 @@ def _flagembedding(precision: str) -> Make:
 
 def _sentence_transformers(backend: str, precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
-        is_openvino = backend == "openvino"
-        peer = Peer.SENTENCE_TRANSFORMERS_OPENVINO if is_openvino else Peer.SENTENCE_TRANSFORMERS
         # OpenVINO's own default, which the backend leaves as it is
-        computes = "bf16" if is_openvino and cpu_info().flags & BF16_FLAGS else precision
+        computes = "bf16" if backend == "openvino" and cpu_info().flags & BF16_FLAGS else precision
         name = f"sentence-transformers {backend} {computes}, dense only"
         more = ("--precision", precision, "--backend", backend)
-        return _of_checkpoint(name, peer, _ENGINE[backend], computes, more, setup)
+        return _of_checkpoint(name, Peer.SENTENCE_TRANSFORMERS, _ENGINE[backend], computes, more, setup)
 
     return make
 
 
 def _of_checkpoint(name: str, peer: Peer, engine: str, precision: str, more: Sequence[str], setup: Setup) -> Candidate:
     """A peer that reads the checkpoint itself."""
-    python, module = ensure_environment(peer, setup.peers, setup.progress), _MODULE[peer]
+    python, module = ensure_environment(peer, setup.peers, setup.progress), peer.value.replace("-", "_")
     arguments = (str(checkpoint_of(setup)), "--pooling", setup.pooling, *more, "--threads", str(setup.threads))
     heads = ALL_HEADS if peer is Peer.FLAGEMBEDDING else _DENSE
     command = Command(python, f"m3_bench.workers.{module}", arguments)
