@@ -1,4 +1,4 @@
-"""sentence-transformers, dense only, in its own environment: on PyTorch, or by its own export on ONNX Runtime or OpenVINO.
+"""sentence-transformers, dense only, in its own environment: PyTorch, or its own export on ONNX Runtime or OpenVINO.
 
 A checkpoint without sentence-transformers' files would be pooled by the mean, whatever it was trained with. So the
 modules are put together here: the encoder, the pooling that the bundle says, and normalisation.
