@@ -42,7 +42,7 @@ def _flagembedding(precision: str) -> Make:
 def _sentence_transformers(backend: str, precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
         # OpenVINO's own default, which the backend leaves as it is
-        computes = "bf16" if backend == "openvino" and cpu_info().flags & BF16_FLAGS else precision
+        computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
         name = f"sentence-transformers {backend} {computes}, dense only"
         more = ("--precision", precision, "--backend", backend)
         return _of_checkpoint(name, Peer.SENTENCE_TRANSFORMERS, _ENGINE[backend], computes, more, setup)
