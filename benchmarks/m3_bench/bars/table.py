@@ -28,15 +28,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """A bar and what was measured for it; the median decides whether it is met."""
+    """A bar and what was measured for it; the median decides whether it is met; a plan over budget meets none."""
 
     bar: Bar
     figure: Figure
+    holds: bool = True
 
     @property
     def is_met(self) -> bool:
         """Whether the median reaches the bar."""
-        return self.bar.is_met_by(self.figure.median)
+        return self.holds and self.bar.is_met_by(self.figure.median)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Report:
 
 def results(run: RowRun, flop_per_token: float) -> tuple[Result, ...]:
     """Each of a row's bars with its figure."""
-    return tuple(Result(bar, _figure(bar, run, flop_per_token)) for bar in run.row.bars)
+    holds = not _missed(run, run.sides[0])
+    return tuple(Result(bar, _figure(bar, run, flop_per_token), holds) for bar in run.row.bars)
 
 
 def _figure(bar: Bar, run: RowRun, flop_per_token: float) -> Figure:
