@@ -7,6 +7,7 @@ take more than twice as long that way.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class LlamaEncoder(Encoder):
     def __init__(self, model: Path, pooling: str, max_tokens: int, threads: int) -> None:
         from llama_cpp import Llama
 
+        self._one_at_a_time = Lock()  # one context, which several callers would share
         self._llama = Llama(
             str(model),
             embedding=True,
@@ -37,7 +39,8 @@ class LlamaEncoder(Encoder):
 
     def run(self, texts: Sequence[str], _heads: Sequence[str]) -> Any:
         """See `serve.Encoder.run`."""
-        found = [self._llama.embed(text, return_count=True) for text in texts]
+        with self._one_at_a_time:
+            found = [self._llama.embed(text, return_count=True) for text in texts]
         dense = np.array([vector for vector, _ in found], dtype=np.float32)
         dense /= np.linalg.norm(dense, axis=1, keepdims=True)
         return dense, sum(tokens for _, tokens in found)
