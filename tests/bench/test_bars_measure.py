@@ -109,8 +109,8 @@ def test_a_plan_that_breaks_on_degenerate_texts_alone_does_not_hold(setup, monke
     outputs = holding._outputs
     monkeypatch.setattr(holding, "_outputs", broken)
     (held,) = holding.holding([Planned("mine", "onnx-int8")], setup).values()
-    assert held.degenerate_dense_min < -0.9
-    assert any(one.startswith("degenerate texts: dense cosine min: measured -0.9") for one in held.excesses)
+    assert held.degenerate[0] < -0.9
+    assert any("of 2 degenerate texts below" in one for one in held.excesses)
 
 
 def test_unseen_texts_are_neither_calibration_nor_probe_texts():

@@ -67,12 +67,16 @@ def test_throughput_is_of_all_batches_together():
     assert stats.median_throughput(by_length) == pytest.approx(5.0)
 
 
-def test_regret_counts_each_shape_alike_and_is_never_below_one():
+def test_regret_weighs_the_shapes_and_is_never_below_one():
     def shapes(*seconds: float) -> list[Turn]:
         return [Turn(seconds, (16.0, 2048.0), 0, 0)] * 2
 
+    def regret(ours: list[Turn], *others: list[Turn]) -> float:
+        figure = stats.regret(ours, others, (0.25, 0.75))
+        assert figure.best == pytest.approx(figure.median)
+        return figure.median
+
     ours, quick_query, quick_batch = shapes(0.02, 2.0), shapes(0.01, 2.0), shapes(0.02, 0.5)
-    assert stats.regret(ours, [quick_query]).median == pytest.approx(2**0.5)
-    assert stats.regret(ours, [quick_query, quick_batch]).median == pytest.approx(2.0)
-    assert stats.regret(quick_batch, [ours]) == stats.Figure(1.0, 1.0)
-    assert stats.regret(ours, []) == stats.Figure(1.0, 1.0)  # nothing else is known to hold
+    assert regret(ours, quick_query) == pytest.approx(1 / (0.25 * 0.5 + 0.75))
+    assert regret(ours, quick_query, quick_batch) == pytest.approx(1 / (0.25 + 0.75 * 0.25))
+    assert regret(quick_batch, ours) == regret(ours) == 1.0  # nothing else is known to be faster

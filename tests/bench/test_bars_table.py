@@ -68,7 +68,7 @@ def test_regret_is_against_the_fastest_that_holds(tiny_bundle):
     mine, quick, wrong = (Planned(name, "onnx-int8") for name in names)
     row = regret_row(mine, (quick, wrong))
     parity = Bundle.open(tiny_bundle).manifest.parity["onnx-int8"]
-    held = {one: Held(parity, 0.999, ()) for one in (mine, quick)} | {wrong: Held(parity, 0.9, ("too far",))}
+    held = {one: Held(parity, (0.999,), ()) for one in (mine, quick)} | {wrong: Held(parity, (0.9,), ("too far",))}
     seconds = {mine: 3.0, quick: 2.0, wrong: 1.0}
     sides = tuple(
         SideRun(side, {}, (), (Turn((seconds[side.contender],) * 3, (16.0, 128.0, 2048.0), 0, 0),))
@@ -78,7 +78,7 @@ def test_regret_is_against_the_fastest_that_holds(tiny_bundle):
     (line,) = report.table_lines(found, FLOP)
     assert "| ≤ 1.03 | 1.50 | 1.50 | no | mine onnx-int8 5 · 43 · 683 tokens/s" in line
     assert "wrong onnx-int8 16 · 128 · 2048 tokens/s (does not hold: too far)" in line
-    alone = RowReport(row, Outcome.MEASURED, RowRun(row, sides[:1], {mine: Held(parity, 0.9, ("too far",))}))
+    alone = RowReport(row, Outcome.MEASURED, RowRun(row, sides[:1], {mine: Held(parity, (0.9,), ("too far",))}))
     assert "| 1.00 | 1.00 | no |" in report.table_lines(alone, FLOP)[0]  # the fastest, and over its budget
     (as_json,) = report.as_json(Report(this_machine(), Column.VNNI, 1, FLOP, {}, {}, (found,)))["rows"]
     assert [side["held"]["excesses"] for side in as_json["sides"]] == [[], [], ["too far"]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean, median
+from statistics import median
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,36 @@ def throughput_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Figure:
     return Figure(max(map(_throughput, ours)) / max(map(_throughput, theirs)), median(rounds))
 
 
-def regret(ours: Sequence[Turn], others: Sequence[Sequence[Turn]]) -> Figure:
-    """Our time by that of the fastest of all, ourselves included; each turn's batches are the same shapes.
+def regret(ours: Sequence[Turn], others: Sequence[Sequence[Turn]], weights: Sequence[float]) -> Figure:
+    """Our time by that of the fastest of all, ourselves included.
 
-    A turn's time is the geometric mean of its shapes' times, so that a short text counts as much as a large batch.
+    A turn's batches are shapes, and its time is the weighted sum of their times, each in parts of ours.
 
-    >>> regret([Turn((2.0, 8.0), (1, 1), 0, 0)], [[Turn((1.0, 4.0), (1, 1), 0, 0)], [Turn((4.0, 9.0), (1, 1), 0, 0)]])
+    Args:
+        ours: our turns.
+        others: those of everybody who counts, round by round with ours.
+        weights: of the shapes, 1 together.
+
+    >>> ours, half = [Turn((2.0, 8.0), (1, 1), 0, 0)], [Turn((1.0, 4.0), (1, 1), 0, 0)]
+    >>> regret(ours, [half], (0.5, 0.5))
     Figure(best=2.0, median=2.0)
     """
-    everybody = [[geometric_mean(turn.seconds) for turn in turns] for turns in (ours, *others)]
-    fastest = min(everybody[1:] or everybody, key=median)  # one and the same in all rounds
-    rounds = [mine / min(mine, theirs) for mine, theirs in zip(everybody[0], fastest, strict=True)]
-    return Figure(min(everybody[0]) / min(map(min, everybody)), median(rounds))
+
+    def parts(turn: Turn, mine: Turn) -> float:
+        shapes = zip(weights, turn.seconds, mine.seconds, strict=True)
+        return sum(weight * theirs / our for weight, theirs, our in shapes)
+
+    found = [[parts(turn, mine) for turn, mine in zip(turns, ours, strict=True)] for turns in others]
+    best = [
+        sum(w * min(t) / min(m) for w, t, m in zip(weights, _columns(turns), _columns(ours), strict=True))
+        for turns in others
+    ]
+    return Figure(1 / min([1.0, *best]), 1 / min([1.0, *map(median, found)]))
+
+
+def _columns(turns: Sequence[Turn]) -> list[tuple[float, ...]]:
+    """Seconds by batch instead of by turn."""
+    return list(zip(*(turn.seconds for turn in turns), strict=True))
 
 
 def ceiling_share(ours: Sequence[Turn], ceilings: Sequence[Sequence[Turn]], flop_per_token: float) -> Figure:

@@ -9,7 +9,7 @@ from typing import Any
 
 from m3_bench.bars import stats
 from m3_bench.bars.measure import RowRun, SideRun
-from m3_bench.bars.rows import SHAPES, Bar, Column, Measure, Row, Unit
+from m3_bench.bars.rows import SHAPE_WEIGHTS, SHAPES, Bar, Column, Measure, Row, Unit
 from m3_bench.bars.stats import Figure
 from m3_bench.machine import Machine
 from m3_runtime.records import to_json
@@ -87,7 +87,8 @@ def _figure(bar: Bar, run: RowRun, flop_per_token: float) -> Figure:
         case Measure.THROUGHPUT:
             return stats.throughput_ratio(ours, others[0])
         case Measure.REGRET:
-            return stats.regret(ours, [side.turns for side in run.sides[1:] if not _missed(run, side)])
+            known = [side.turns for side in run.sides[1:] if not _missed(run, side)]
+            return stats.regret(ours, known, SHAPE_WEIGHTS)
         case Measure.CEILING_SHARE:
             return stats.ceiling_share(ours, others, flop_per_token)
         case Measure.PEAK_BYTES:

@@ -9,7 +9,8 @@ from m3_export.texts import read_texts
 _NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
 _SCRIPTS = "aQ7~éßжΩאعहไ한中あ😀\u00a0"
 _WORDS = ("la", "und", "www", "не", "的", "ที่", "the", "🙂", "</s>", "<mask>", "0", "==", "e4b", "ʻa")
-_LENGTHS = (1, 2, 3, 8, 40, 600)  # words of a text
+_REPEATS = (2, 3, 8, 40, 600)
+_MIXTURES = 160
 
 
 def natural_texts() -> tuple[str, ...]:
@@ -26,9 +27,9 @@ def _degenerate(rng: random.Random) -> Iterator[str]:
     yield from ("", " ", "\n\t ")
     yield from _SCRIPTS
     for number, word in enumerate(_WORDS):
-        yield " ".join([word] * _LENGTHS[number % len(_LENGTHS)])
-    for length in (2, 3, 3, 3, 5, 9, 30):
-        yield " ".join(rng.choices(_WORDS, k=length))
+        yield " ".join([word] * _REPEATS[number % len(_REPEATS)])
+    for number in range(_MIXTURES):
+        yield " ".join(rng.choices(_WORDS, k=1 + number % 8))
     for length in (3, 20, 200):
         yield "".join(rng.choices("0123456789", k=length))
         yield "".join(rng.choices("ABCDEFGHabcdefgh0123456789+/", k=length)) + "=="
