@@ -3,11 +3,13 @@
 import io
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from m3_bench.bars import contenders, gguf
 from m3_bench.bars.contenders import hub_cache
+from m3_bench.bars.spm_file import spm_bytes
 from m3_bench.errors import PeerError
 
 
@@ -65,3 +67,18 @@ def test_a_checkpoint_is_converted_once_for_each_precision(setup, tiny_random_ch
     assert first == again != other
     assert [precision for _, precision in made] == ["q8_0", "f16"]
     assert first.arguments[1:] == ("--pooling", "cls", "--max-tokens", "512", "--threads", "1")
+
+
+def test_the_converter_is_given_a_sentencepiece_file_beside_the_checkpoints_own(
+    mini_m3_checkpoint, monkeypatch, tmp_path
+):
+    seen = {}
+
+    def run(name, words, threads):
+        seen.update({path.name: path.read_bytes()[:64] if path.is_file() else b"" for path in Path(words[2]).iterdir()})
+        Path(words[4]).write_bytes(b"GGUF")
+
+    monkeypatch.setattr(gguf, "run_to_end", run)
+    gguf.convert(tmp_path / "python", tmp_path, mini_m3_checkpoint, "q8_0", tmp_path / "model.gguf")
+    assert seen.keys() >= {path.name for path in mini_m3_checkpoint.iterdir()} | {"sentencepiece.bpe.model"}
+    assert spm_bytes(mini_m3_checkpoint / "tokenizer.json").startswith(seen["sentencepiece.bpe.model"])

@@ -2,13 +2,16 @@
 
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from m3_bench.bars.spm_file import spm_bytes
 from m3_bench.errors import PeerError
 from m3_bench.peers import Peer, requirement_of
 from m3_bench.worker_process import run_to_end
 
+_SENTENCEPIECE = "sentencepiece.bpe.model"
 _PACKAGE = "llama_cpp_python"
 _CONVERTER = "convert_hf_to_gguf.py"
 _PARTS = (_CONVERTER, "conversion/", "gguf-py/")
@@ -43,6 +46,9 @@ def _converter_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def convert(python: Path, converter: Path, checkpoint: Path, precision: str, model: Path) -> None:
     """Write a checkpoint as GGUF.
 
+    The converter gets a SentencePiece file beside the checkpoint's own, as BAAI's has: out of a `tokenizer.json` alone
+    it makes a tokenizer that leaves out the space before the first word, and so gives other tokens.
+
     Args:
         python: of the peer's environment.
         converter: folder of `fetch_converter`.
@@ -53,5 +59,11 @@ def convert(python: Path, converter: Path, checkpoint: Path, precision: str, mod
     Raises:
         BenchError: the converter failed.
     """
-    words = [str(python), str(converter / _CONVERTER), str(checkpoint), "--outfile", str(model)]
-    run_to_end(f"converting {checkpoint} to GGUF", [*words, "--outtype", precision], threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder)
+        for path in checkpoint.iterdir():
+            (whole / path.name).symlink_to(path.absolute())
+        if not (whole / _SENTENCEPIECE).exists():
+            (whole / _SENTENCEPIECE).write_bytes(spm_bytes(checkpoint / "tokenizer.json"))
+        words = [str(python), str(converter / _CONVERTER), str(whole), "--outfile", str(model)]
+        run_to_end(f"converting {checkpoint} to GGUF", [*words, "--outtype", precision], threads=1)
