@@ -18,7 +18,6 @@ from m3_export.parity import Floats, Outputs, colbert_parity, dense_parity, spar
 from m3_runtime.manifest import Parity
 
 FP32 = "onnx-fp32"
-DEGENERATE_SHARE = 0.005  # of degenerate texts may be below the budget's lowest dense cosine
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _held(one: Planned, reference: Outputs, found: Outputs, natural: int, budget
         for excess in excesses(measured, budget, precision, normalize=manifest.normalize)
     ]
     below = sum(not cosine >= budget.dense_min for cosine in cosines)
-    if below > DEGENERATE_SHARE * len(cosines):
+    if below > budget.degenerate_share * len(cosines):
         over.append(f"{below} of {len(cosines)} degenerate texts below {budget.dense_min}, lowest {min(cosines):.4f}")
     return Held(parity, cosines, tuple(over))
 

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
+from m3_export.plan.costs import Objective
 from m3_runtime.cpu import CpuInfo
 
 ALL_HEADS = ("dense", "sparse", "colbert")
@@ -80,7 +81,7 @@ ONE = Workload("a text of 128 tokens, 8 times", ((128,),) * 8)
 TOGETHER = Workload("8 queries of 5 to 25 tokens, in one call", (_QUERIES,) * 5)
 BY_LENGTH = Workload("8 queries of 5 to 25 tokens, a call for each length", by_length(_QUERIES) * 5)
 SHAPES = Workload("a text of 16 and one of 128 tokens, 16 of 128", ((16,), (128,), (128,) * 16))
-SHAPE_WEIGHTS = (0.25, 0.25, 0.5)  # as the planner weighs them by default
+SHAPE_WEIGHTS = tuple(Objective.BALANCED.weights[shape] for shape in ("query", "passage", "batch"))
 FIRST = Workload("a process until its first vectors, 16 tokens", ((16,),))
 DENSE_QUERY = Workload(QUERY.name + ", dense only", QUERY.lengths, ("dense",))
 DENSE_ONE = Workload(ONE.name + ", dense only", ONE.lengths, ("dense",))
