@@ -1,6 +1,6 @@
 """This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first.
 
-`ProcessorCosts` is the same as the planner reads it, with how fast memory is read.
+`ProcessorFacts` is the same in brief, with how fast memory is read.
 """
 
 import sys
@@ -38,8 +38,8 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class ProcessorCosts:
-    """What plans cost on a processor, for planning where it is not at hand.
+class ProcessorFacts:
+    """What a processor can do; kept beside what plans cost on it.
 
     Attributes:
         processor: its name.
@@ -69,10 +69,10 @@ class _Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """The ceilings, and what of them the planner reads."""
+    """The ceilings, every product of them and in brief."""
 
     roofline: Roofline
-    costs: ProcessorCosts
+    facts: ProcessorFacts
 
 
 def measure(threads: int, rounds: int, progress: Progress) -> Measured:
@@ -98,16 +98,16 @@ def measure(threads: int, rounds: int, progress: Progress) -> Measured:
         versions = {name: release for way in ways for name, release in way.worker.ready.versions.items()}
     ceilings = tuple(Ceiling(*key, tuple(found.get(key, ())), reasons.get(key, "")) for key in _WAYS)
     roofline = Roofline(this_machine(), threads, ceilings)
-    return Measured(roofline, _costs(roofline, versions, found[_MEMORY]))
+    return Measured(roofline, _facts(roofline, versions, found[_MEMORY]))
 
 
-def _costs(roofline: Roofline, versions: Mapping[str, str], read: Sequence[float]) -> ProcessorCosts:
+def _facts(roofline: Roofline, versions: Mapping[str, str], read: Sequence[float]) -> ProcessorFacts:
     speeds: dict[str, dict[str, float]] = {}
     for one in roofline.ceilings:
         if one.flop_per_s:
             speeds.setdefault(one.engine, {})[one.precision] = median(one.flop_per_s)
     machine = roofline.machine
-    return ProcessorCosts(machine.cpu, machine.flags, roofline.threads, versions, speeds, median(read))
+    return ProcessorFacts(machine.cpu, machine.flags, roofline.threads, versions, speeds, median(read))
 
 
 def _opened(threads: int, stack: ExitStack, reasons: dict[tuple[str, str], str], progress: Progress) -> Iterator[_Way]:
