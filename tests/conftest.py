@@ -198,8 +198,8 @@ def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
 def setup(tiny_bundle: Path, tmp_path: Path) -> Setup:
     """What the bars are measured with, on tiny-random."""
     return Setup(
-        balanced=Bundle.open(tiny_bundle),
-        strict=None,
+        bundle=Bundle.open(tiny_bundle),
+        known={},
         checkpoint=None,
         work=tmp_path / "bars",
         peers=PeerSource(tmp_path / "peers", None),

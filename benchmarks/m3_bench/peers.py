@@ -25,6 +25,8 @@ class Peer(StrEnum):
     LITE = "bge-m3-lite"
     FLAGEMBEDDING = "flagembedding"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
+    LLAMA_CPP = "llama-cpp"
+    CANDDING = "candding"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,19 @@ def environment_of(
             _install(name, python, [*steps, ["-r", str(requirements)]], pip_options)
         ready.write_text(wanted)
     return python
+
+
+def requirement_of(peer: Peer, package: str) -> str:
+    """A peer's pinned requirement of a package, "llama_cpp_python==0.3.36" for instance.
+
+    Raises:
+        PeerError: there are no requirements, or none of that package.
+    """
+    lines = _requirements(peer).read_text(encoding="utf-8").splitlines()
+    found = next((line for line in lines if line.startswith(f"{package}==")), None)
+    if found is None:
+        raise PeerError(f"the requirements of {peer} do not pin {package}")
+    return found
 
 
 def _requirements(peer: Peer) -> Path:

@@ -215,6 +215,18 @@ def doubts(values: Sequence[float], what: str = "tokens/s") -> tuple[str, ...]:
     return ()
 
 
+_MULTIPLIER = {"q8_0": "int8", "f16": "fp32"}  # GGUF's: q8_0 by q8_0 is int8, f16 is widened before it is multiplied
+
+
+def multiplier_of(precision: str) -> str:
+    """The precision in which a contender's products are computed: "int8", "bf16" or "fp32" of a roofline.
+
+    >>> multiplier_of("q8_0"), multiplier_of("bf16")
+    ('int8', 'bf16')
+    """
+    return _MULTIPLIER.get(precision, precision)
+
+
 def ceiling_flop_per_s(ceilings: Sequence[Ceiling], precision: str) -> float | None:
     """The fastest exact product of a precision: the highest of the engines' medians; None if there is none."""
     counted = [median(c.flop_per_s) for c in ceilings if c.precision == precision and not c.reason and c.flop_per_s]

@@ -39,7 +39,8 @@ class Command:
 
 def environment(threads: int) -> dict[str, str]:
     """Ours, with the thread counts of libraries that only listen to it, and nothing to be fetched from a hub."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    counts = dict.fromkeys(names, str(threads))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "BGE_M3_LITE_OFFLINE": "1"}
     offline["ORT_DISABLE_TELEMETRY"] = "1"  # peers import ONNX Runtime as it comes
     # A worker must not find our packages through a variable: peers have their own.

@@ -8,13 +8,9 @@ from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
 from m3_bench.bars.hub_graph import write_hub_graph
-from m3_bench.bars.portable_graph import write_portable_graph
-from m3_bench.bars.rows import ALL_HEADS
-from m3_bench.workers.ours import encoder_of_graph
 from m3_export.checkpoint import Checkpoint
 from m3_export.recipe import Recipe
 from m3_export.reference import encoder_of
-from m3_runtime import Bundle, M3Encoder
 
 IDS = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
 
@@ -53,16 +49,3 @@ def test_bge_m3_lites_fusion_finds_its_patterns_in_the_hub_graph(hub_graph):
     wanted = ("attention/output/dense/MatMul", "intermediate/dense/MatMul", "layer.1/output/dense/MatMul")
     for ending in wanted:  # by which it finds what to smooth
         assert any(name.endswith(ending) for name in names), ending
-
-
-def test_the_portable_graph_gives_the_same_vectors_on_openvino(tiny_random_checkpoint, tiny_bundle, tmp_path):
-    bundle = Bundle.open(tiny_bundle)
-    write_portable_graph(tiny_random_checkpoint, bundle, tmp_path / "model.onnx")
-    texts = ["what is a vector model", "the search"]
-    properties = {"INFERENCE_PRECISION_HINT": "f32"}
-    mine = encoder_of_graph(bundle, tmp_path / "model.onnx", properties, 1).run(texts, ALL_HEADS)
-    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
-        other = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
-    np.testing.assert_allclose(mine.dense_vecs, other.dense_vecs, atol=1e-5)
-    for a, b in zip(mine.colbert_vecs, other.colbert_vecs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -58,3 +58,25 @@ def test_memory_is_low_at_its_best():
 
 def test_floating_point_operations_of_a_token_in_bge_m3s_geometry():
     assert stats.flop_per_token(layers=24, hidden=1024, ffn=4096) == pytest.approx(604e6, rel=1e-3)
+
+
+def test_throughput_is_of_all_batches_together():
+    by_length = [Turn((1.0, 3.0), (10.0, 10.0), 0, 0)]
+    together = [Turn((2.0,), (20.0,), 0, 0)]
+    assert stats.throughput_ratio(together, by_length).median == pytest.approx(2.0)
+    assert stats.median_throughput(by_length) == pytest.approx(5.0)
+
+
+def test_regret_weighs_the_shapes_and_is_never_below_one():
+    def shapes(*seconds: float) -> list[Turn]:
+        return [Turn(seconds, (16.0, 2048.0), 0, 0)] * 2
+
+    def regret(ours: list[Turn], *others: list[Turn]) -> float:
+        figure = stats.regret(ours, others, (0.25, 0.75))
+        assert figure.best == pytest.approx(figure.median)
+        return figure.median
+
+    ours, quick_query, quick_batch = shapes(0.02, 2.0), shapes(0.01, 2.0), shapes(0.02, 0.5)
+    assert regret(ours, quick_query) == pytest.approx(1 / (0.25 * 0.5 + 0.75))
+    assert regret(ours, quick_query, quick_batch) == pytest.approx(1 / (0.25 + 0.75 * 0.25))
+    assert regret(quick_batch, ours) == regret(ours) == 1.0  # nothing else is known to be faster

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m3_bench.workers import gemm
+from m3_bench.workers import gemm, memory
 
 
 def test_onnxruntimes_product_is_exact_on_this_processor():
@@ -38,3 +38,16 @@ def test_a_float_product_that_is_off_is_no_ceiling(monkeypatch):
     monkeypatch.setitem(gemm.FLOAT, "torch", lambda rows, weights, *_: lambda: (rows @ weights) * 1.001)
     with pytest.raises(ArithmeticError, match="torch's fp32 product is off by"):
         gemm.Product("torch", "fp32", threads=1)
+
+
+@pytest.mark.parametrize("precision", list(gemm.DYNAMIC))
+def test_dynamic_products_are_near(precision):
+    """What int8 saturates to is another matter: where there is no dot product, the engine multiplies in float."""
+    assert gemm.Product("openvino", precision, threads=1).inspect(None) == (2.0 * 2048 * 1024 * 4096, ())
+
+
+def test_memory_is_read_whole():
+    reading = memory.Reading(threads=2)
+    assert reading.inspect(reading.run((), ())) == (2.0**29, ())
+    with pytest.raises(ArithmeticError, match="came out as 1"):
+        reading.inspect(1.0)

@@ -6,7 +6,7 @@ import pytest
 
 from m3_bench import peers
 from m3_bench.errors import PeerError
-from m3_bench.peers import Peer, PeerSource, ensure_environment
+from m3_bench.peers import Peer, PeerSource, ensure_environment, requirement_of
 from m3_export.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -59,6 +59,12 @@ def test_the_committed_requirements_pin_everything():
         assert [line for line in lines if not line.startswith("#") and "==" not in line] == []
     assert "bge-m3-lite[quant]==0.6.2" in (peers.REQUIREMENTS / "bge-m3-lite.txt").read_text()
     assert "FlagEmbedding==1.4.2" in (peers.REQUIREMENTS / "flagembedding.txt").read_text()
+
+
+def test_a_release_is_read_off_the_requirements(tmp_path):
+    assert requirement_of(Peer.LLAMA_CPP, "llama_cpp_python") == "llama_cpp_python==0.3.36"
+    with pytest.raises(PeerError, match="do not pin llama"):
+        requirement_of(Peer.LLAMA_CPP, "llama")
 
 
 def test_torch_is_first_and_its_build_can_be_chosen(tmp_path):

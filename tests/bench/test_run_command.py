@@ -16,6 +16,8 @@ from m3_bench.recording import read_outputs, read_recording
 from m3_bench.run.peers import PEERS
 from m3_bench.scenarios import read_scenarios
 from m3_export.parity import dense_parity
+from m3_export.plan.costs import read_costs
+from m3_runtime.manifest import EngineName
 
 SCENARIOS = """
 [[scenario]]
@@ -237,20 +239,32 @@ def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny
         assert "onnx-int8" in done.stdout
 
 
-def test_the_roofline_has_every_way_or_says_why_not(tmp_path):
+def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_path):
     path = tmp_path / "roofline.json"
-    done = bench("roofline", "--rounds", 1, "--threads", 1, "-o", path)
+    record = tmp_path / "costs.json"
+    words = ("roofline", "--rounds", 1, "--threads", 1, "-o", path, "--record", record)
+    assert "--checkpoint DIR go together" in bench(*words).stderr
+    done = bench(*words, "--checkpoint", tiny_random_checkpoint)
     assert done.returncode == 0, done.stderr
     found = documents.read_as(Roofline, path)
     assert {(one.engine, one.precision) for one in found.ceilings} >= {("onnxruntime", "int8"), ("openvino", "fp32")}
     for one in found.ceilings:
         assert bool(one.flop_per_s) != bool(one.reason), one
-    assert len(done.stdout.splitlines()) == 2 + len(found.ceilings)
+    assert len(done.stdout.splitlines()) == 3 + len(found.ceilings)
     assert bench("roofline", "-o", path).returncode == 2  # nothing is replaced unasked
+    costs = json.loads(record.read_text())
+    assert (costs["processor"], costs["threads"]) == (found.machine.cpu, 1)
+    assert costs["versions"].keys() >= {"onnxruntime", "openvino", "numpy"}
+    assert costs["read_bytes_per_s"] > 0
+    for one in found.ceilings:
+        assert (one.precision in costs["flop_per_s"].get(one.engine, {})) is bool(one.flop_per_s)
+    kept = read_costs(record)
+    assert [one.engine for one in kept] == [EngineName.ONNXRUNTIME, EngineName.OPENVINO]
+    assert {(one.hidden_size, one.ffn_size) for one in kept} == {(64, 128)}
 
 
 def test_peers_names_are_those_of_the_help_and_others_are_refused(tiny_bundle, tiny_random_checkpoint, tmp_path):
-    assert ", ".join(PEERS) == NAMES
+    assert ", ".join(PEERS) == " ".join(NAMES.split())
     done = bench("peers", tiny_random_checkpoint, tiny_bundle, "--peers", "vllm", "-o", tmp_path / "p.json")
     assert done.returncode == 2
     assert "there is no peer 'vllm'; peers are lite-int8" in done.stderr

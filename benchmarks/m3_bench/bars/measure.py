@@ -1,14 +1,16 @@
 """Runs one row: its contenders take turns, round after round, everybody else asleep."""
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from tempfile import TemporaryFile
 
 from m3_bench.bars.contenders import Setup, command_of
-from m3_bench.bars.rows import Row, Side, Workload
+from m3_bench.bars.holding import Held, holding
+from m3_bench.bars.rows import Planned, Row, Side, Workload
 from m3_bench.bars.stats import Turn
 from m3_bench.errors import NotApplicableError, WorkerError
 from m3_bench.texts import TextMaker
@@ -33,10 +35,16 @@ class SideRun:
 
 @dataclass(frozen=True)
 class RowRun:
-    """A row's raw values after some rounds."""
+    """A row's raw values after some rounds; `held` says of the sides of a regret row whether they hold the budget."""
 
     row: Row
     sides: tuple[SideRun, ...]
+    held: Mapping[Planned, Held] = field(default_factory=dict)
+
+    def held_by(self, side: SideRun) -> Held | None:
+        """Whether and how far a side holds its budget; None where that was not asked."""
+        contender = side.side.contender
+        return self.held.get(contender) if isinstance(contender, Planned) else None
 
     def dense_cosine(self, index: int) -> float | None:
         """Between the first text's dense vectors of the first side and another; None where they had other texts."""
@@ -60,8 +68,13 @@ class _Task:
 
     side: Side
     command: Command
+    threads: int
     work: _Work
     warmup: _Work
+
+    @property
+    def name(self) -> str:
+        return str(self.side.contender)
 
 
 @dataclass(frozen=True)
@@ -102,16 +115,18 @@ def measure_row(row: Row, setup: Setup, texts: TextMaker, rounds: int) -> Iterat
         M3Error: a side could not be made ready, or failed.
     """
     tasks = _tasks(row, setup, texts)
+    held = holding([one for one in (side.contender for side in row.sides) if isinstance(one, Planned)], setup)
     taken: list[list[_Taken]] = [[] for _ in tasks]
     with ExitStack() as stack:
-        takes = [stack.enter_context(_open(row, task, setup.threads)) for task in tasks]
+        takes = [stack.enter_context(_started_each_time(task) if row.is_start else _resident(task)) for task in tasks]
         for task, take in zip(tasks, takes, strict=True):
             take(task.warmup)
         for _ in range(rounds):
             for task, take, turns in zip(tasks, takes, taken, strict=True):
                 time.sleep(BETWEEN_S)
                 turns.append(take(task.work))
-            yield RowRun(row, tuple(_side_run(task.side, turns) for task, turns in zip(tasks, taken, strict=True)))
+            sides = (_side_run(task.side, turns) for task, turns in zip(tasks, taken, strict=True))
+            yield RowRun(row, tuple(sides), held)
 
 
 def _side_run(side: Side, taken: Sequence[_Taken]) -> SideRun:
@@ -120,17 +135,18 @@ def _side_run(side: Side, taken: Sequence[_Taken]) -> SideRun:
 
 def _tasks(row: Row, setup: Setup, texts: TextMaker) -> list[_Task]:
     """Every side made ready before any is started; without the optional ones that cannot run here."""
-    longest, made = setup.balanced.manifest.geometry.max_tokens, _Works(texts)
+    longest, made = setup.bundle.manifest.geometry.max_tokens, _Works(texts)
     tasks = []
     for side in row.sides:
+        threads = side.threads or setup.threads
         try:
-            command = command_of(side.contender, setup)
+            command = command_of(side.contender, replace(setup, threads=threads))
         except NotApplicableError:
-            if not side.optional:
+            if not side.is_optional:
                 raise
             continue
-        warmup = row.warmup or side.workload
-        tasks.append(_Task(side, command, made.of(side.workload.within(longest)), made.of(warmup.within(longest))))
+        work, warmup = (made.of(one.within(longest)) for one in (side.workload, row.warmup or side.workload))
+        tasks.append(_Task(side, command, threads, work, warmup))
     return tasks
 
 
@@ -149,42 +165,52 @@ class _Works:
         return _Work(Request(self._made[lengths], workload.heads), tuple(float(sum(batch)) for batch in lengths))
 
 
-def _open(row: Row, task: _Task, threads: int) -> AbstractContextManager[Take]:
-    return _started_each_time(task, threads) if row.is_start else _resident(task, threads)
-
-
 @contextmanager
-def _resident(task: _Task, threads: int) -> Iterator[Take]:
-    """Turns of one process, which sleeps in between."""
-    name = task.side.contender
-    with tempfile.TemporaryFile("w+") as errors, WorkerProcess.start(name, task.command, threads, errors) as worker:
+def _resident(task: _Task) -> Iterator[Take]:
+    """Turns of one process, which sleeps in between; or of several that work at the same time."""
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                WorkerProcess.start(task.name, task.command, task.threads, stack.enter_context(TemporaryFile("w+")))
+            )
+            for _ in range(task.side.processes)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
 
         def take(work: _Work) -> _Taken:
-            reply = _checked(name, work, worker.ask(work.request))
-            turn = Turn(reply.seconds, reply.work, reply.resident_bytes, reply.peak_bytes)
-            return _Taken(turn, worker.ready.versions, reply.dense)
+            started_s = time.perf_counter()
+            replies = list(pool.map(lambda worker: _checked(task, work, worker.ask(work.request)), workers))
+            wall_s = time.perf_counter() - started_s
+            return _Taken(_turn(replies, wall_s), workers[0].ready.versions, replies[0].dense)
 
         yield take
 
 
+def _turn(replies: Sequence[Reply], wall_s: float) -> Turn:
+    """Of one process its batches; of several, what they did together on the clock."""
+    resident, peak = sum(one.resident_bytes for one in replies), sum(one.peak_bytes for one in replies)
+    if len(replies) == 1:
+        return Turn(replies[0].seconds, replies[0].work, resident, peak)
+    return Turn((wall_s,), (sum(sum(one.work) for one in replies),), resident, peak)
+
+
 @contextmanager
-def _started_each_time(task: _Task, threads: int) -> Iterator[Take]:
+def _started_each_time(task: _Task) -> Iterator[Take]:
     """Turns that are a process each: from its start to its first answer."""
-    name = task.side.contender
 
     def take(work: _Work) -> _Taken:
-        with tempfile.TemporaryFile("w+") as errors:
+        with TemporaryFile("w+") as errors:
             started_s = time.perf_counter()
-            with WorkerProcess.start(name, task.command, threads, errors) as worker:
-                reply = _checked(name, work, worker.ask(work.request))
+            with WorkerProcess.start(task.name, task.command, task.threads, errors) as worker:
+                reply = _checked(task, work, worker.ask(work.request))
                 turn = Turn((time.perf_counter() - started_s,), (1.0,), reply.resident_bytes, reply.peak_bytes)
                 return _Taken(turn, worker.ready.versions, reply.dense)
 
     yield take
 
 
-def _checked(name: str, work: _Work, reply: Reply) -> Reply:
+def _checked(task: _Task, work: _Work, reply: Reply) -> Reply:
     """The reply, if the contender had as many tokens as we asked for."""
     if any(work.tokens) and reply.work != work.tokens:
-        raise WorkerError(f"{name} counted {reply.work} tokens where {work.tokens} were asked for")
+        raise WorkerError(f"{task.name} counted {reply.work} tokens where {work.tokens} were asked for")
     return reply

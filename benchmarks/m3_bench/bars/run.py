@@ -1,14 +1,14 @@
 """A whole run: what was given is checked, then row after row is measured, reported and kept."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3_bench.bars import table as report
-from m3_bench.bars.contenders import NEEDS_CHECKPOINT, NEEDS_STRICT, Setup, lite_build_facts
+from m3_bench.bars.contenders import NEEDS_CHECKPOINT, Setup, lite_build_facts
 from m3_bench.bars.measure import measure_row
-from m3_bench.bars.rows import Contender, Row
+from m3_bench.bars.rows import Planned, Row, column_of, regret_row, rows_for
 from m3_bench.bars.stats import flop_per_token
 from m3_bench.bars.table import Outcome, Report, RowReport
 from m3_bench.errors import NotApplicableError
@@ -18,10 +18,12 @@ from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.bundle import sha256_of
+from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.manifest import SourceInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
+_FULL_SIZE = 1024  # hidden values of BGE-M3
 _DIGEST_LIMIT_BYTES = 2**25  # larger files are compared by size: the weights are in the bundle's digest anyway
 
 
@@ -29,10 +31,10 @@ _DIGEST_LIMIT_BYTES = 2**25  # larger files are compared by size: the weights ar
 class Wish:
     """The command line, parsed."""
 
-    balanced: Path
-    strict: Path | None
+    bundle: Path
+    known: tuple[Path, ...]
     checkpoint: Path | None
-    rows: tuple[Row, ...]
+    rows: tuple[str, ...]
     rounds: int
     is_quick: bool
     threads: int
@@ -53,10 +55,12 @@ def run(wish: Wish) -> bool:
         OSError: the report cannot be written.
     """
     setup = _setup(wish)
-    texts = _text_maker(setup.balanced)
+    rows = _rows(wish, setup)
+    texts = _text_maker(setup.bundle)
     found = _empty_report(setup)
-    _print(f"{found.machine.cpu}, {found.threads} threads; {found.models['balanced']}\n\n{report.HEADER}")
-    for row in wish.rows:
+    about = f"{found.machine.cpu} ({found.column}), {found.threads} threads; {found.models[wish.bundle.name]}"
+    _print(f"{about}\n\n{report.HEADER}")
+    for row in rows:
         found = _measured(row, wish, setup, texts, found)
         _print("\n".join(report.table_lines(found.rows[-1], found.flop_per_token)))
     setup.progress.say(f"Raw values are in {wish.output}")
@@ -86,18 +90,15 @@ def _measured(row: Row, wish: Wish, setup: Setup, texts: TextMaker, found: Repor
 
 
 def _setup(wish: Wish) -> Setup:
-    _check_given(wish)
-    balanced = Bundle.open(wish.balanced)
-    strict = None if wish.strict is None else Bundle.open(wish.strict)
-    if strict is not None and strict.manifest.space_id != balanced.manifest.space_id:
-        raise InputError(
-            f"{str(wish.strict)!r} is of other weights than {str(wish.balanced)!r}; export both from one checkpoint"
-        )
+    bundle, known = Bundle.open(wish.bundle), {path.name: Bundle.open(path) for path in wish.known}
+    for name, other in known.items():
+        if other.manifest.space_id != bundle.manifest.space_id:
+            raise InputError(f"{name!r} is of other weights than {str(wish.bundle)!r}; export both from one checkpoint")
     if wish.checkpoint is not None:
-        check_source(wish.checkpoint, balanced.manifest.source)
+        check_source(wish.checkpoint, bundle.manifest.source)
     return Setup(
-        balanced=balanced,
-        strict=strict,
+        bundle=bundle,
+        known=known,
         checkpoint=wish.checkpoint,
         work=wish.work / "bars",
         peers=PeerSource(wish.work / "peers", wish.torch),
@@ -107,23 +108,36 @@ def _setup(wish: Wish) -> Setup:
     )
 
 
-def _check_given(wish: Wish) -> None:
-    """Before minutes are spent: is everything there that the rows need?"""
-    if wish.strict is None and (names := _needing(wish.rows, NEEDS_STRICT)):
+def _rows(wish: Wish, setup: Setup) -> tuple[Row, ...]:
+    """The rows that were asked for; before minutes are spent: is everything there that they need?"""
+    is_small = setup.bundle.manifest.geometry.hidden_size < _FULL_SIZE
+    known = {
+        row.name: row for row in (*rows_for(column_of(cpu_info()), is_small_model=is_small), *_regret(wish, setup))
+    }
+    if unknown := sorted(set(wish.rows) - known.keys()):
         raise InputError(
-            f"{names} needs --strict BUNDLE; make one with: m3-export CHECKPOINT OUT --budget strict (or choose others "
-            "with --rows)"
+            f"--rows: there is no row {unknown[0]!r}; rows are {', '.join(known)}, and regret with --plans"
         )
-    if wish.checkpoint is None and (names := _needing(wish.rows, NEEDS_CHECKPOINT)):
+    rows = tuple(row for name, row in known.items() if not wish.rows or name in wish.rows)
+    needing = [row.name for row in rows if any(side.contender in NEEDS_CHECKPOINT for side in row.sides)]
+    if wish.checkpoint is None and needing:
         raise InputError(
-            f"{names} needs --checkpoint DIR, the source of the bundles; write it with: m3-export synthetic-xlmr-large "
-            "DIR --checkpoint-only (or choose other rows with --rows)"
+            f"row {', '.join(needing)} needs --checkpoint DIR, the source of the bundles; write it with: m3-export "
+            "synthetic-xlmr-large DIR --checkpoint-only (or choose other rows with --rows)"
         )
+    return rows
 
 
-def _needing(rows: Sequence[Row], contenders: frozenset[Contender]) -> str:
-    names = [row.name for row in rows if any(side.contender in contenders for side in row.sides)]
-    return f"row {', '.join(names)}" if names else ""
+def _regret(wish: Wish, setup: Setup) -> Iterator[Row]:
+    """A row for each INT8 variant that other plans were given for."""
+    for variant in setup.bundle.manifest.variants:
+        known = [
+            Planned(name, variant.name)
+            for name, bundle in setup.known.items()
+            if any(other.name == variant.name for other in bundle.manifest.variants)
+        ]
+        if known:
+            yield regret_row(Planned(wish.bundle.name, variant.name), tuple(known))
 
 
 def check_source(checkpoint: Path, source: SourceInfo) -> None:
@@ -151,13 +165,13 @@ def _text_maker(bundle: Bundle) -> TextMaker:
 
 
 def _empty_report(setup: Setup) -> Report:
-    geometry = setup.balanced.manifest.geometry
-    bundles = {"balanced": setup.balanced, "strict": setup.strict}
+    geometry, bundles = setup.bundle.manifest.geometry, {setup.bundle.folder.name: setup.bundle, **setup.known}
     return Report(
         machine=this_machine(),
+        column=column_of(cpu_info()),
         threads=setup.threads,
         flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
-        models={role: _in_words(bundle) for role, bundle in bundles.items() if bundle is not None},
+        models={name: _in_words(bundle) for name, bundle in bundles.items()},
     )
 
 

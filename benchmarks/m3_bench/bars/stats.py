@@ -52,6 +52,48 @@ def speed_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Figure:
     return Figure(_fastest(ours) / _fastest(theirs), median(rounds))
 
 
+def throughput_ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> Figure:
+    """How many times as much we do in the same time, all batches of a turn together.
+
+    >>> throughput_ratio([Turn((1.0,), (8.0,), 0, 0)], [Turn((1.0, 3.0), (4.0, 4.0), 0, 0)])
+    Figure(best=4.0, median=4.0)
+    """
+    rounds = [_throughput(our) / _throughput(their) for our, their in zip(ours, theirs, strict=True)]
+    return Figure(max(map(_throughput, ours)) / max(map(_throughput, theirs)), median(rounds))
+
+
+def regret(ours: Sequence[Turn], others: Sequence[Sequence[Turn]], weights: Sequence[float]) -> Figure:
+    """Our time by that of the fastest of all, ourselves included.
+
+    A turn's batches are shapes, and its time is the weighted sum of their times, each in parts of ours.
+
+    Args:
+        ours: our turns.
+        others: those of everybody who counts, round by round with ours.
+        weights: of the shapes, 1 together.
+
+    >>> ours, half = [Turn((2.0, 8.0), (1, 1), 0, 0)], [Turn((1.0, 4.0), (1, 1), 0, 0)]
+    >>> regret(ours, [half], (0.5, 0.5))
+    Figure(best=2.0, median=2.0)
+    """
+
+    def parts(turn: Turn, mine: Turn) -> float:
+        shapes = zip(weights, turn.seconds, mine.seconds, strict=True)
+        return sum(weight * theirs / our for weight, theirs, our in shapes)
+
+    found = [[parts(turn, mine) for turn, mine in zip(turns, ours, strict=True)] for turns in others]
+    best = [
+        sum(w * min(t) / min(m) for w, t, m in zip(weights, _columns(turns), _columns(ours), strict=True))
+        for turns in others
+    ]
+    return Figure(1 / min([1.0, *best]), 1 / min([1.0, *map(median, found)]))
+
+
+def _columns(turns: Sequence[Turn]) -> list[tuple[float, ...]]:
+    """Seconds by batch instead of by turn."""
+    return list(zip(*(turn.seconds for turn in turns), strict=True))
+
+
 def ceiling_share(ours: Sequence[Turn], ceilings: Sequence[Sequence[Turn]], flop_per_token: float) -> Figure:
     """The share of the fastest multiplication that encoding reaches; of several ceilings the highest counts.
 
@@ -93,6 +135,24 @@ def median_speed(turns: Sequence[Turn]) -> float:
 def median_seconds(turns: Sequence[Turn]) -> float:
     """Seconds of a batch, the median over all batches of all rounds."""
     return median(seconds for turn in turns for seconds in turn.seconds)
+
+
+def median_speeds(turns: Sequence[Turn]) -> tuple[float, ...]:
+    """Work per second of each batch, the median over rounds.
+
+    >>> median_speeds([Turn((1.0, 2.0), (8.0, 8.0), 0, 0), Turn((1.0, 4.0), (8.0, 8.0), 0, 0)])
+    (8.0, 3.0)
+    """
+    return tuple(map(median, zip(*(turn.speeds for turn in turns), strict=True)))
+
+
+def median_throughput(turns: Sequence[Turn]) -> float:
+    """Work of all batches of a turn by their time, the median over rounds."""
+    return median(map(_throughput, turns))
+
+
+def _throughput(turn: Turn) -> float:
+    return sum(turn.work) / sum(turn.seconds)
 
 
 def _speed(turn: Turn) -> float:

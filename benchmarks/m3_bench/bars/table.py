@@ -9,7 +9,7 @@ from typing import Any
 
 from m3_bench.bars import stats
 from m3_bench.bars.measure import RowRun, SideRun
-from m3_bench.bars.rows import Bar, Measure, Row, Unit
+from m3_bench.bars.rows import SHAPE_WEIGHTS, SHAPES, Bar, Column, Measure, Row, Unit
 from m3_bench.bars.stats import Figure
 from m3_bench.machine import Machine
 from m3_runtime.records import to_json
@@ -28,15 +28,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """A bar and what was measured for it; the median decides whether it is met."""
+    """A bar and what was measured for it; the median decides whether it is met; a plan over budget meets none."""
 
     bar: Bar
     figure: Figure
+    holds: bool = True
 
     @property
     def is_met(self) -> bool:
         """Whether the median reaches the bar."""
-        return self.bar.is_met_by(self.figure.median)
+        return self.holds and self.bar.is_met_by(self.figure.median)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Report:
 
     Attributes:
         machine: where.
+        column: of the bars, which this machine is held to.
         threads: of every contender.
         flop_per_token: of the model, for the share of the ceiling.
         models: what was measured, in words, by role.
@@ -63,6 +65,7 @@ class Report:
     """
 
     machine: Machine
+    column: Column
     threads: int
     flop_per_token: float
     models: dict[str, str]
@@ -72,7 +75,8 @@ class Report:
 
 def results(run: RowRun, flop_per_token: float) -> tuple[Result, ...]:
     """Each of a row's bars with its figure."""
-    return tuple(Result(bar, _figure(bar, run, flop_per_token)) for bar in run.row.bars)
+    holds = not _missed(run, run.sides[0])
+    return tuple(Result(bar, _figure(bar, run, flop_per_token), holds) for bar in run.row.bars)
 
 
 def _figure(bar: Bar, run: RowRun, flop_per_token: float) -> Figure:
@@ -80,6 +84,11 @@ def _figure(bar: Bar, run: RowRun, flop_per_token: float) -> Figure:
     match bar.measure:
         case Measure.SPEED:
             return stats.speed_ratio(ours, others[0])
+        case Measure.THROUGHPUT:
+            return stats.throughput_ratio(ours, others[0])
+        case Measure.REGRET:
+            known = [side.turns for side in run.sides[1:] if not _missed(run, side)]
+            return stats.regret(ours, known, SHAPE_WEIGHTS)
         case Measure.CEILING_SHARE:
             return stats.ceiling_share(ours, others, flop_per_token)
         case Measure.PEAK_BYTES:
@@ -94,7 +103,7 @@ def table_lines(row: RowReport, flop_per_token: float) -> list[str]:
         return [
             f"| {bar.what} | {_limit(bar)} | – | – | {row.outcome} | {_one_line(row.reason)} |" for bar in row.row.bars
         ]
-    raw = "; ".join(_raw(side, row.row.unit) for side in row.run.sides)
+    raw = "; ".join(_raw(side, row.row.unit) + _missed(row.run, side) for side in row.run.sides)
     return [
         f"| {one.bar.what} | {_limit(one.bar)} | {_value(one.bar, one.figure.best)} "
         f"| {_value(one.bar, one.figure.median)} | {'yes' if one.is_met else 'no'} | {raw} |"
@@ -103,20 +112,27 @@ def table_lines(row: RowReport, flop_per_token: float) -> list[str]:
 
 
 def _limit(bar: Bar) -> str:
-    return f"{'≤' if bar.measure.is_memory else '≥'} {_value(bar, bar.limit)}"
+    return f"{'≤' if bar.measure.is_at_most else '≥'} {_value(bar, bar.limit)}"
 
 
 def _value(bar: Bar, value: float) -> str:
     return f"{value / 1e6:.0f} MB" if bar.measure.is_memory else f"{value:.2f}"
 
 
+def _missed(run: RowRun, side: SideRun) -> str:
+    held = run.held_by(side)
+    return f" (does not hold: {_one_line('; '.join(held.excesses))})" if held is not None and held.excesses else ""
+
+
 def _raw(side: SideRun, unit: Unit) -> str:
-    name = side.side.contender
+    name = str(side.side.contender)
+    if side.side.workload.lengths == SHAPES.lengths:
+        return f"{name} {' · '.join(f'{speed:.0f}' for speed in stats.median_speeds(side.turns))} tokens/s"
     if not any(side.side.workload.lengths):
         return f"{name} {stats.median_speed(side.turns) / 1e12:.3f} TOP/s"
     match unit:
         case Unit.TOKENS_PER_S:
-            return f"{name} {stats.median_speed(side.turns):.0f} tokens/s"
+            return f"{name} {stats.median_throughput(side.turns):.0f} tokens/s"
         case Unit.MILLISECONDS:
             return f"{name} {stats.median_seconds(side.turns) * 1e3:.1f} ms"
         case Unit.SECONDS:
@@ -133,6 +149,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "machine": to_json(report.machine),
+        "column": report.column.value,
         "threads": report.threads,
         "flop_per_token": report.flop_per_token,
         "models": report.models,
@@ -165,10 +182,13 @@ def _row_json(row: RowReport, flop_per_token: float) -> dict[str, Any]:
 def _side_json(run: RowRun, index: int) -> dict[str, Any]:
     side = run.sides[index]
     return {
-        "contender": side.side.contender.value,
+        "contender": str(side.side.contender),
         "workload": side.side.workload.name,
+        "processes": side.side.processes,
+        "threads": side.side.threads,
         "versions": side.versions,
         "dense_cosine_to_the_first_side": run.dense_cosine(index),
+        "held": to_json(run.held_by(side)),
         "turns": to_json(side.turns),
     }
 

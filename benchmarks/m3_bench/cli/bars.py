@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from m3_bench.bars.rows import ROWS, Row
+from m3_bench.bars.rows import Column, Row, rows_for
 from m3_bench.bars.run import Wish, run
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
@@ -20,13 +20,13 @@ asleep while another runs. They take turns (A B A B …), so read the ratios. A 
 to stderr, every raw value and what the machine is to FILE, which is written after each round."""
 
 EPILOG = """\
-rows, for --rows:
+rows, for --rows (and regret-VARIANT with --plans):
 {rows}
 
 examples:
-  m3-bench bars --balanced out/large-balanced --strict out/large-strict \\
-      --checkpoint out/ckpt-large -o bars.json
-  m3-bench bars --balanced out/large-balanced --rows ceiling,mixed,dense -o bars.json
+  m3-bench bars out/large-balanced --checkpoint out/ckpt-large -o bars.json
+  m3-bench bars out/large-balanced --rows ceiling,mixed,processes -o bars.json
+  m3-bench bars out/large-balanced --plans out/all-static,out/all-dynamic --rows regret-openvino-int8 -o regret.json
   m3-bench bars … --quick        one round of everything, to see that it runs; figures are rough
 
 exit codes: 0 measured, whether the bars are met or not; 1 something could not be measured; 2 usage"""
@@ -38,13 +38,15 @@ def add_to(commands: Commands) -> None:
         "bars",
         help="our variants against peers and the processor's ceiling",
         description=DESCRIPTION,
-        epilog=EPILOG.format(rows="\n".join(map(_described, ROWS))),
+        epilog=EPILOG.format(rows="\n".join(map(_described, rows_for(Column.VNNI)))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = bars.add_argument_group("what is measured")
-    what.add_argument("--balanced", type=Path, required=True, metavar="BUNDLE", help="exported with --budget balanced")
-    what.add_argument("--strict", type=Path, metavar="BUNDLE", help="the same weights, exported with --budget strict")
-    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundles' source, which the peers run")
+    what.add_argument("bundle", type=Path, metavar="BUNDLE", help="whose variants are ours")
+    what.add_argument("--checkpoint", type=Path, metavar="DIR", help="the bundle's source, which the peers run")
+    what.add_argument(
+        "--plans", metavar="BUNDLE,…", help="exported with --plan FILE --allow-over-budget: regret is against these"
+    )
     what.add_argument("--rows", metavar="NAME,…", help="only these (default: all)")
     how = bars.add_argument_group("how")
     how.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
@@ -65,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _described(row: Row) -> str:
     first, *more = row.bars
-    return "\n".join([f"  {row.name:10} {first.what}", *(f"  {'':10} {bar.what}" for bar in more)])
+    return "\n".join([f"  {row.name:16} {first.what}", *(f"  {'':16} {bar.what}" for bar in more)])
 
 
 def _wish(args: argparse.Namespace) -> Wish:
@@ -73,11 +75,14 @@ def _wish(args: argparse.Namespace) -> Wish:
         raise InputError(f"--rounds must be at least 1, got {args.rounds}")
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(args.output)!r} does not exist; create it first")
+    rows = _names(args.rows)
+    if args.rows is not None and not rows:
+        raise InputError("--rows: none is given")
     return Wish(
-        balanced=args.balanced,
-        strict=args.strict,
+        bundle=args.bundle.absolute(),
+        known=tuple(Path(name).absolute() for name in _names(args.plans)),
         checkpoint=args.checkpoint,
-        rows=_rows(args.rows),
+        rows=rows,
         rounds=args.rounds,
         is_quick=args.quick,
         threads=checked_threads(args.threads),
@@ -87,12 +92,5 @@ def _wish(args: argparse.Namespace) -> Wish:
     )
 
 
-def _rows(names: str | None) -> tuple[Row, ...]:
-    if names is None:
-        return ROWS
-    known = {row.name: row for row in ROWS}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        raise InputError(f"--rows {names}: there is no row {unknown or '(none given)'}; rows are {', '.join(known)}")
-    return tuple(known[name] for name in wanted)
+def _names(words: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (words or "").split(",") if name.strip())

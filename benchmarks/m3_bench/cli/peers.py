@@ -9,13 +9,16 @@ from m3_bench.cli.shared import add_run_flags
 from m3_runtime.errors import InputError
 from m3_runtime.options import checked_threads
 
-NAMES = "lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx"
+NAMES = """\
+lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
+llama-q8, llama-f16, candding"""
 
 DESCRIPTION = f"""\
 Measure others who run BGE-M3 on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
 
-Each peer has an environment of its own, made on first use from pinned requirements (about 2 GB in all, from the source
-tree only). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as wrong.
+Each peer has an environment of its own, made on first use from pinned requirements (from the source tree only; 4 GB in
+all, and a quarter of an hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast
+wrong one is shown as wrong.
 Peers: {NAMES}."""
 
 EPILOG = """\
@@ -61,8 +64,8 @@ def _run(args: argparse.Namespace) -> int:
     check_source(args.checkpoint, bundle.manifest.source)
     threads = checked_threads(args.threads)
     setup = Setup(
-        balanced=bundle,
-        strict=None,
+        bundle=bundle,
+        known={},
         checkpoint=args.checkpoint,
         work=args.work / "bars",
         peers=PeerSource(args.work / "peers", None if args.torch is None else tuple(args.torch.split())),

@@ -11,8 +11,8 @@ _PARITY = (
     "5th percentile | lowest |\n|---|---|---|---|---|---|---|---|---|"
 )
 _SPEED = (
-    "| contender | machine | p50 | p95 | p99 | tokens/s | interval | texts/s | × reference | CPU-s per M tokens | "
-    "cost per M tokens | doubts |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| contender | machine | p50 | p95 | p99 | tokens/s | per core | interval | texts/s | × reference | CPU-s per M "
+    "tokens | cost per M tokens | doubts |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -74,6 +74,8 @@ def _speed_cells(figure: Figure, reference: Figure | None, currency: str, marks:
     yield words.one_line(figure.who.machine)
     yield from (words.seconds(value) for value in (latency.p50_s, latency.p95_s, latency.p99_s))
     yield words.number(speed.median)
+    threads = figure.who.placed.run.threads
+    yield words.number(speed.median / threads) if threads else "–"
     yield f"{words.number(speed.low)} … {words.number(speed.high)}"
     yield words.number(figure.texts_per_s.median)
     yield "–" if reference is None else words.times(speed.median / reference.tokens_per_s.median)

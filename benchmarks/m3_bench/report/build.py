@@ -16,7 +16,7 @@ def build(inputs: Inputs) -> Page:
         accuracy.section(inputs, parity, choice),
         resources.cost(inputs, choice),
         resources.memory(inputs.board),
-        resources.ceiling(inputs, choice),
+        resources.ceiling(inputs),
         retrieval.section(inputs),
         margins.section(inputs),
         facts.section(inputs),

@@ -24,6 +24,15 @@ def speed(figure: Figure, *, is_strong: bool = False) -> Cell:
     return Cell(words.number(figure.tokens_per_s.median), figure.place, how, bool(figure.doubts), is_strong)
 
 
+def speed_per_core(figure: Figure) -> Cell:
+    """Tokens per second of each thread; a thread has a core of its own."""
+    threads = figure.who.placed.run.threads
+    if not threads:
+        return NOTHING
+    how = f"{words.number(figure.tokens_per_s.median)} tokens/s ÷ {threads} threads"
+    return Cell(words.number(figure.tokens_per_s.median / threads), figure.place, how, bool(figure.doubts))
+
+
 def texts(figure: Figure) -> Cell:
     """Texts per second, the median over rounds."""
     how = f"median of rounds: {_rounds(figure.texts_per_s.values)} texts/s{_doubt(figure)}"

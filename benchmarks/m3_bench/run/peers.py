@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from m3_bench.bars.contenders import Setup, command_of
+from m3_bench.bars.contenders import Setup, checkpoint_of, command_of, hub_cache, llama_cpp
 from m3_bench.bars.rows import ALL_HEADS, Contender
 from m3_bench.errors import BenchError
 from m3_bench.peers import Peer, ensure_environment
@@ -14,6 +14,7 @@ from m3_runtime.errors import InputError
 
 Make = Callable[[Setup], Candidate]
 _DENSE = ("dense",)
+_ENGINE = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def _lite(precision: str) -> Make:
@@ -31,35 +32,50 @@ def _lite(precision: str) -> Make:
 
 def _flagembedding(precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
-        more = ("--colbert-dim", str(setup.balanced.manifest.geometry.colbert_dim or -1))
-        return _on_torch(f"FlagEmbedding {precision}", Peer.FLAGEMBEDDING, "flagembedding", precision, more, setup)
+        more = ("--precision", precision, "--colbert-dim", str(setup.bundle.manifest.geometry.colbert_dim or -1))
+        name = f"FlagEmbedding {precision}"
+        return _of_checkpoint(name, Peer.FLAGEMBEDDING, "torch", precision, more, setup)
 
     return make
 
 
 def _sentence_transformers(backend: str, precision: str) -> Make:
     def make(setup: Setup) -> Candidate:
-        name, more = f"sentence-transformers {backend} {precision}, dense only", ("--backend", backend)
-        peer = Peer.SENTENCE_TRANSFORMERS
-        return _on_torch(name, peer, "sentence_transformers", precision, more, setup)
+        # OpenVINO's own default, which the backend leaves as it is
+        computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
+        name = f"sentence-transformers {backend} {computes}, dense only"
+        more = ("--precision", precision, "--backend", backend)
+        return _of_checkpoint(name, Peer.SENTENCE_TRANSFORMERS, _ENGINE[backend], computes, more, setup)
 
     return make
 
 
-def _on_torch(name: str, peer: Peer, module: str, precision: str, more: Sequence[str], setup: Setup) -> Candidate:
-    assert setup.checkpoint is not None
-    python = ensure_environment(peer, setup.peers, setup.progress)
-    pooling, threads = setup.balanced.manifest.pooling.value, str(setup.threads)
-    arguments = (str(setup.checkpoint.absolute()), "--precision", precision, "--pooling", pooling, *more)
-    return Candidate(
-        name=name,
-        is_ours=False,
-        engine="onnxruntime" if "onnx" in more else "torch",
-        precision=precision,
-        heads=ALL_HEADS if peer is Peer.FLAGEMBEDDING else _DENSE,
-        size_bytes=sum(path.stat().st_size for path in setup.checkpoint.glob("*.safetensors")),
-        command=Command(python, f"m3_bench.workers.{module}", (*arguments, "--threads", threads)),
-    )
+def _of_checkpoint(name: str, peer: Peer, engine: str, precision: str, more: Sequence[str], setup: Setup) -> Candidate:
+    """A peer that reads the checkpoint itself."""
+    python, module = ensure_environment(peer, setup.peers, setup.progress), peer.value.replace("-", "_")
+    arguments = (str(checkpoint_of(setup)), "--pooling", setup.pooling, *more, "--threads", str(setup.threads))
+    heads = ALL_HEADS if peer is Peer.FLAGEMBEDDING else _DENSE
+    command = Command(python, f"m3_bench.workers.{module}", arguments)
+    return Candidate(name, False, engine, precision, heads, _weights_bytes(setup), command)
+
+
+def _llama_cpp(precision: str) -> Make:
+    def make(setup: Setup) -> Candidate:
+        command = llama_cpp(precision, setup)
+        size = Path(command.arguments[0]).stat().st_size
+        return Candidate(f"llama.cpp {precision}, dense only", False, "llama.cpp", precision, _DENSE, size, command)
+
+    return make
+
+
+def _candding(setup: Setup) -> Candidate:
+    python = ensure_environment(Peer.CANDDING, setup.peers, setup.progress)
+    command = Command(python, "m3_bench.workers.candding", (str(hub_cache(setup)),))
+    return Candidate("candding fp32", False, "candle", "fp32", ALL_HEADS, _weights_bytes(setup), command)
+
+
+def _weights_bytes(setup: Setup) -> int:
+    return sum(path.stat().st_size for path in checkpoint_of(setup).glob("*.safetensors"))
 
 
 PEERS: Mapping[str, Make] = {
@@ -70,6 +86,10 @@ PEERS: Mapping[str, Make] = {
     "st-torch": _sentence_transformers("torch", "fp32"),
     "st-torch-bf16": _sentence_transformers("torch", "bf16"),
     "st-onnx": _sentence_transformers("onnx", "fp32"),
+    "st-openvino": _sentence_transformers("openvino", "fp32"),
+    "llama-q8": _llama_cpp("q8_0"),
+    "llama-f16": _llama_cpp("f16"),
+    "candding": _candding,
 }
 
 

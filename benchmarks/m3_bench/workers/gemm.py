@@ -1,11 +1,11 @@
 """The processor's ceilings: one matrix product, M=2048, K=1024, N=4096, as fast as an engine can do it.
 
 A product counts only if its numbers are right, so each engine's is compared with numpy's before it is timed: int8 to
-the last bit, fp32 and bf16 within what their mantissas allow.
+the last bit, fp32 and bf16 within what their mantissas allow, dynamic int8 within what rounding to 8 bits does.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,11 +73,27 @@ def on_openvino(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: int
     return _inferring(model, rows.astype(np.float32) - _ZERO_POINT, "f32", threads)
 
 
-def _inferring(model: Any, rows: NDArray[np.float32], hint: str, threads: int) -> Multiply:
+def dynamic_on_openvino(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
+    """Dynamic int8: float rows, which the engine quantizes group by group, and int8 weights with a scale a column."""
+    with without_telemetry():
+        import openvino
+        from openvino import opset13 as ops
+
+    scales = np.abs(weights).max(axis=0, keepdims=True) / np.float32(127)
+    whole = np.round(weights / scales).astype(np.int8)
+    x = ops.parameter([-1, DEPTH], np.float32)
+    unfolded = ops.multiply(ops.convert(ops.constant(whole), np.float32), ops.constant(scales))
+    model = openvino.Model([ops.matmul(x, unfolded, False, False)], [x])
+    return _inferring(model, rows, "f32", threads, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(DYNAMIC[precision])})
+
+
+def _inferring(
+    model: Any, rows: NDArray[np.float32], hint: str, threads: int, more: Mapping[str, str] | None = None
+) -> Multiply:
     """An OpenVINO model of one product, compiled."""
     import openvino
 
-    config = compile_properties({"INFERENCE_PRECISION_HINT": hint}, threads)
+    config = compile_properties({"INFERENCE_PRECISION_HINT": hint, **(more or {})}, threads)
     request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
 
     def multiply() -> NDArray[Any]:
@@ -132,9 +148,10 @@ def float_on_torch(rows: Floats, weights: Floats, precision: str, threads: int) 
     return multiply
 
 
+DYNAMIC = {"int8 dynamic, 128": 128, "int8 dynamic, 256": 256, f"int8 dynamic, {DEPTH}": DEPTH}  # values of a group
 INT8 = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}
 FLOAT = {"onnxruntime": float_on_onnxruntime, "openvino": float_on_openvino, "torch": float_on_torch}
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of the largest element
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, **dict.fromkeys(DYNAMIC, 2e-2)}  # of the largest element
 
 
 class Product(Encoder):
@@ -167,14 +184,15 @@ def int8_product(engine: str, threads: int) -> Multiply:
 
 
 def float_product(engine: str, precision: str, threads: int) -> Multiply:
-    """An engine's float product.
+    """An engine's product of floats, in whatever it computes it.
 
     Raises:
         ArithmeticError: it is not near enough.
     """
     rng = np.random.default_rng(0)
     rows, weights = (rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, DEPTH), (DEPTH, COLUMNS)))
-    multiply = FLOAT[engine](rows, weights, precision, threads)
+    make = dynamic_on_openvino if precision in DYNAMIC else FLOAT[engine]
+    multiply = make(rows, weights, precision, threads)
     exact = rows[:_CHECKED_ROWS].astype(np.float64) @ weights
     off = float(np.abs(multiply()[:_CHECKED_ROWS] - exact).max() / np.abs(exact).max())
     if not off <= TOLERANCE[precision]:

@@ -1,4 +1,4 @@
-"""A variant of a bundle, through `M3Encoder`; or another graph of the same model on OpenVINO, for comparison."""
+"""A variant of a bundle, through `M3Encoder`."""
 
 import argparse
 import time
@@ -13,10 +13,9 @@ from m3_bench.workers.serve import Encoder, serve
 from m3_bench.workers.vectors import Vectors, by_id
 from m3_runtime import Bundle, Encoding, M3Encoder
 from m3_runtime.engines import Engine
-from m3_runtime.engines.openvino import OpenVinoEngine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.loading import load
-from m3_runtime.manifest import EngineName, Variant
+from m3_runtime.manifest import Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
 P = ParamSpec("P")
@@ -92,33 +91,15 @@ class BundleEncoder(Encoder):
         return Vectors(found.dense_vecs, None if lexical is None else [by_id(row) for row in lexical], colbert)
 
 
-def encoder_of_graph(bundle: Bundle, graph: Path, properties: dict[str, str], threads: int) -> BundleEncoder:
-    """The bundle's tokenizer and heads around another graph."""
-    info = bundle.manifest.tokenizer
-    tokenizer = M3Tokenizer.open(bundle.file(info.path), info)
-    engine = OpenVinoEngine.open(graph, properties, threads)
-    stand_in = next((v for v in bundle.manifest.variants if v.engine is EngineName.OPENVINO), None)
-    return BundleEncoder(tokenizer, engine, bundle, stand_in or bundle.manifest.variants[0])
-
-
 def main() -> None:
     """Serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--variant", default="auto")
-    parser.add_argument("--graph", type=Path)
-    parser.add_argument("--property", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--variant", required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
-
-    def open_encoder() -> BundleEncoder:
-        if args.graph is None:
-            return BundleEncoder.open(args.bundle, args.variant, args.threads)
-        properties = dict(item.split("=", 1) for item in args.property)
-        return encoder_of_graph(Bundle.open(args.bundle), args.graph, properties, args.threads)
-
-    on_openvino = args.graph is not None or args.variant.startswith("openvino")
-    serve(open_encoder, ("openvino" if on_openvino else "onnxruntime", "tokenizers", "numpy"))
+    engine = "openvino" if args.variant.startswith("openvino") else "onnxruntime"
+    serve(lambda: BundleEncoder.open(args.bundle, args.variant, args.threads), (engine, "tokenizers", "numpy"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""sentence-transformers, dense only, in its own environment: on PyTorch, or on ONNX Runtime by its own export.
+"""sentence-transformers, dense only, in its own environment: PyTorch, or its own export on ONNX Runtime or OpenVINO.
 
 A checkpoint without sentence-transformers' files would be pooled by the mean, whatever it was trained with. So the
 modules are put together here: the encoder, the pooling that the bundle says, and normalisation.
@@ -31,6 +31,8 @@ class SentenceEncoder(Encoder):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             arguments |= {"provider": "CPUExecutionProvider", "session_options": options}
+        if backend == "openvino":
+            arguments |= {"ov_config": {"INFERENCE_NUM_THREADS": str(threads)}}
         encoder = models.Transformer(str(checkpoint), model_args=arguments, backend=backend)
         width = encoder.get_word_embedding_dimension()
         pooled = models.Pooling(width, pooling_mode=_POOLING[pooling])

@@ -6,7 +6,6 @@ from statistics import median
 from m3_bench import stats
 from m3_bench.compare import machines, words
 from m3_bench.compare.figures import Board, Figure, Who
-from m3_bench.documents import Scenario
 from m3_bench.report import cells, pictures
 from m3_bench.report.choice import Choice
 from m3_bench.report.inputs import Inputs, PlacedRoofline
@@ -81,7 +80,7 @@ def _memory_row(board: Board, who: Who) -> tuple[Cell, ...]:
     )
 
 
-def ceiling(inputs: Inputs, choice: Choice) -> Section | None:
+def ceiling(inputs: Inputs) -> Section | None:
     """Tokens per second as a share of the fastest matrix product; None without a roofline."""
     if not inputs.rooflines:
         return None
@@ -89,32 +88,34 @@ def ceiling(inputs: Inputs, choice: Choice) -> Section | None:
         anchor="ceiling",
         title="How much of the processor is used",
         intro=(
-            "The fastest exact matrix product (2048 × 1024 × 4096) that an engine does is taken for the ceiling. The "
-            "share is tokens/s × FLOP per token ÷ ceiling; attention itself is not counted."
+            "The fastest exact matrix product (2048 × 1024 × 4096) that an engine does in a contender's precision is "
+            "its ceiling. The share is tokens/s × FLOP per token ÷ ceiling; attention itself is not counted."
         ),
-        tables=(*_shares(inputs, choice.load), *(_ceilings(one) for one in inputs.rooflines)),
+        tables=(*_shares(inputs), *(_ceilings(one) for one in inputs.rooflines)),
         notes=tuple(_ceiling_notes(inputs)),
     )
 
 
-def _shares(inputs: Inputs, load: Scenario | None) -> Iterator[Table]:
-    model = inputs.model
-    rows = []
-    for figure in inputs.board.at(load.name) if load is not None and model is not None else ():
-        roofline = _roofline_of(figure, inputs)
-        if model is None or roofline is None or not model.flop_per_token:
-            continue
-        top = stats.ceiling_flop_per_s(roofline.document.ceilings, figure.who.contender.precision)
-        if top is not None:
-            share = stats.ceiling_share(figure.tokens_per_s.median, model.flop_per_token, top)
-            speed = words.number(figure.tokens_per_s.median)
-            how = f"{speed} tokens/s × {model.flop_per_token:.4g} FLOP ÷ {top:.4g} FLOP/s"
-            kind = Cell(figure.who.contender.precision)
-            rows.append(
-                (Cell(figure.who.label), kind, cells.speed(figure), Cell(words.percent(share), figure.place, how))
-            )
-    if rows and load is not None:
-        yield Table(f"Share of the ceiling: {load.title}", ("", "precision", "tokens/s", "share"), tuple(rows))
+def _shares(inputs: Inputs) -> Iterator[Table]:
+    """Each scenario of one caller: a multiplier is used by one call."""
+    for scenario in inputs.board.scenarios:
+        rows = [row for figure in inputs.board.at(scenario.name) if (row := _share(figure, inputs)) is not None]
+        if rows and scenario.clients == 1:
+            head = ("", "multiplier", "tokens/s", "tokens/s per core", "share of its ceiling")
+            yield Table(f"Share of the ceiling: {scenario.title}", head, tuple(rows))
+
+
+def _share(figure: Figure, inputs: Inputs) -> tuple[Cell, ...] | None:
+    model, roofline = inputs.model, _roofline_of(figure, inputs)
+    multiplier = stats.multiplier_of(figure.who.contender.precision)
+    top = None if roofline is None else stats.ceiling_flop_per_s(roofline.document.ceilings, multiplier)
+    if model is None or not model.flop_per_token or top is None:
+        return None
+    share = stats.ceiling_share(figure.tokens_per_s.median, model.flop_per_token, top)
+    speed = words.number(figure.tokens_per_s.median)
+    how = f"{speed} tokens/s × {model.flop_per_token:.4g} FLOP ÷ {top:.4g} FLOP/s"
+    named = Cell(figure.who.label), Cell(multiplier), cells.speed(figure), cells.speed_per_core(figure)
+    return (*named, Cell(words.percent(share), figure.place, how))
 
 
 def _roofline_of(figure: Figure, inputs: Inputs) -> PlacedRoofline | None:

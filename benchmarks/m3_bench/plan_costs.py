@@ -1,0 +1,59 @@
+"""What precisions cost on this processor, measured as the planner does it and kept for planning elsewhere."""
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m3_bench.roofline import ProcessorFacts
+from m3_export import calibration
+from m3_export.checkpoint import Checkpoint
+from m3_export.model import M3Model
+from m3_export.plan.costs import Costs, write_costs
+from m3_export.plan.simulation import QuantizedModel
+from m3_export.plan.timing import LAYERS, measure_costs
+from m3_export.progress import Progress
+from m3_export.recipe import Recipe, VariantName
+from m3_runtime.records import to_json
+
+_ROWS, _TOKENS = 4, 64
+
+
+def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
+    """Time every precision of every kind of projection on both engines, in models of a checkpoint's first layers.
+
+    Times do not hang on values, so a few rows of noise stand in for calibration texts.
+
+    Args:
+        checkpoint: a folder, whose width of model the costs are of.
+        progress: says what takes long.
+
+    Raises:
+        M3Error: it is no checkpoint, or an engine failed.
+    """
+    with progress.step(f"Reading the first layers of {checkpoint}"):
+        model = M3Model(Checkpoint.open(checkpoint, Recipe()), ())
+        model.layers = torch.nn.ModuleList(list(model.layers)[:LAYERS])
+        rows = np.random.default_rng(0).integers(5, len(model.words), (_ROWS, _TOKENS))
+        statistics = calibration.measure(model, list(rows), lambda batches: batches)
+    quantized = QuantizedModel(model, statistics)
+    found = []
+    for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
+        track = partial(progress.bar, title=name.value, unit="model")
+        with progress.step(f"Timing the precisions of {name.value}"), tempfile.TemporaryDirectory() as work:
+            found.append(measure_costs(quantized, name, Path(work), track))
+    return tuple(found)
+
+
+def write_record(facts: ProcessorFacts, costs: tuple[Costs, ...], path: Path) -> None:
+    """Write what `m3_export.plan.costs.read_costs` reads, and beside it what the processor can do.
+
+    Raises:
+        OSError: the disk said no.
+    """
+    write_costs(path, costs)
+    content = json.loads(path.read_text(encoding="utf-8")) | to_json(facts)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

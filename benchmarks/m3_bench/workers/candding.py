@@ -1,0 +1,66 @@
+"""candding, in its own environment, on weights of our choice.
+
+It has a model for each head, so three heads are three passes. It knows BAAI/bge-m3 from the hub; a folder laid out as
+the hub's cache, with our checkpoint in it, stands in for that.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from m3_bench.workers.serve import Encoder, serve
+from m3_bench.workers.vectors import Vectors
+
+_MODEL = "BAAI/bge-m3"
+
+
+class CanddingEncoder(Encoder):
+    """`TextEmbedding`, `SparseTextEmbedding` and `MultiVectorTextEmbedding`, each loaded when it is first asked for."""
+
+    def __init__(self) -> None:
+        import candding
+
+        self._classes = {
+            "dense": candding.TextEmbedding,
+            "sparse": candding.SparseTextEmbedding,
+            "colbert": candding.MultiVectorTextEmbedding,
+        }
+        self._models: dict[str, Any] = {}
+        self._model("dense")
+
+    def _model(self, head: str) -> Any:
+        if head not in self._models:
+            self._models[head] = self._classes[head](_MODEL, device="cpu", dtype="f32")
+        return self._models[head]
+
+    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
+        """See `serve.Encoder.run`."""
+        return {head: self._model(head).embed(list(texts), batch_size=len(texts)) for head in heads}, texts
+
+    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
+        """See `serve.Encoder.inspect`."""
+        found, texts = result
+        dense = found["dense"][0].tolist() if "dense" in found else ()
+        return float(sum(self._model("dense").token_count(list(texts)))), dense
+
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """See `serve.Encoder.vectors`: every text alone."""
+        found = {head: [self._model(head).embed([text])[0] for text in texts] for head in heads}
+        rows = found.get("sparse")
+        weights = rows and [dict(zip(row.indices.tolist(), row.values.tolist(), strict=True)) for row in rows]
+        return Vectors(found["dense"], weights, found.get("colbert"))
+
+
+def main() -> None:
+    """Serve."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cache", type=Path, help="folder laid out as the hub's cache")
+    args = parser.parse_args()  # threads come from the environment: RAYON_NUM_THREADS
+    os.environ["HF_HUB_CACHE"] = str(args.cache)
+    serve(CanddingEncoder, ("candding", "numpy"))
+
+
+if __name__ == "__main__":
+    main()
