@@ -34,10 +34,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from m3_export import calibration, parity, passes, variants
 from m3_export.checkpoint import Checkpoint
 from m3_export.model import M3Model
-from m3_export.plan.hearing import hear
-from m3_export.plan.plan import DYNAMIC, Plan, projections
-from m3_export.plan.planner import forms_of
-from m3_export.plan.simulate import Subject
+from m3_export.plan.plan import Precision, PrecisionPlan, Scheme
+from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.recipe import Recipe
 from m3_export.texts import Text, calibration_texts, probe_texts
@@ -53,8 +51,8 @@ Ids = np.ndarray
 SHAPES = "1x16,1x128,16x128,1x4096"
 WORDS = 8192  # rows of the word table where speed is measured
 PROBE_TOKENS = 512
-FUSIONS = ("FuseAttention", "FuseSkipLayerNorm", "FuseBiasGelu")
-FOR_INT8 = ("SplitLoudNeurons", "CentreActivations", "ShiftBiases")
+FOR_SPEED = ("FuseAttention", "PreventSkipLayerNorm", "KeepLastLayerRows")
+FOR_INT8 = ("SplitOutlierNeurons", "CentreActivations", "ShiftBiases")
 
 
 class Nothing(ir.passes.InPlacePass):
@@ -108,11 +106,6 @@ class Exporter:
         """As PyTorch exports it."""
         return trace(self.model)
 
-    @cached_property
-    def statistics(self) -> calibration.Statistics:
-        """Means and loud neurons on the calibration texts."""
-        return calibration.measure(self.model, self.ids(calibration_texts(), calibration.MAX_TOKENS), list)
-
     def ids(self, texts: Sequence[Text], tokens: int) -> list[Ids]:
         """(L,) ids of each text, cut to so many tokens."""
         tokenize, chosen = self._opened[1].original, [text.text for text in texts[:: self._every]]
@@ -125,11 +118,14 @@ class Exporter:
 
     def int8(self, without: Sequence[str] = (), words: int | None = WORDS) -> ir.Model:
         """The graph of onnx-int8 when every projection is dynamic."""
-        subject = self._subject(without)
-        forms = forms_of(subject, Plan.uniform(self.layers, DYNAMIC, 0))
+        statistics = self._statistics(
+            outliers="SplitOutlierNeurons" not in without, centred="CentreActivations" not in without
+        )
+        plan = PrecisionPlan.uniform(self.layers, Scheme(Precision.DYNAMIC), group=0)
+        projections = QuantizedModel(self.model, statistics).projections(plan)
         with left_out(without):
-            easier = variants.Graphs(self._portable(words), Path()).for_int8(subject.statistics, forms)
-            quantize = ir.passes.Sequential(QuantizeProjections(forms), RemoveUnusedNodesPass())
+            easier = variants.Graphs(self._portable(words), Path()).for_int8(statistics, projections)
+            quantize = ir.passes.Sequential(QuantizeProjections(projections), RemoveUnusedNodesPass())
             return quantize(passes.for_onnxruntime(easier)).model
 
     def _portable(self, words: int | None) -> ir.Model:
@@ -139,19 +135,15 @@ class Exporter:
         table.shape = table.const_value.shape
         return model
 
-    def _subject(self, without: Sequence[str]) -> Subject:
-        return self._heard(loud="SplitLoudNeurons" not in without, centred="CentreActivations" not in without)
-
     @cache  # noqa: B019 - lives as long as the command
-    def _heard(self, *, loud: bool, centred: bool) -> Subject:
-        """What calibration heard; the texts are heard again where a pass that changes the activations is left out."""
-        found = self.statistics
-        if not loud:
-            found = replace(found, loud_neurons=((),) * self.layers)
-        if not centred:
-            found = replace(found, means=tuple(np.zeros_like(mean) for mean in found.means))
-        ids = self.ids(calibration_texts(), calibration.MAX_TOKENS)
-        return Subject(self.model, found, hear(self.model, found, projections(self.layers), ids, list), 0)
+    def _statistics(self, *, outliers: bool, centred: bool) -> calibration.ActivationStatistics:
+        """On the calibration texts; measured again where a pass that changes the activations is left out."""
+        with ExitStack() as stack:
+            if not outliers:
+                stack.enter_context(mock.patch.object(calibration, "MOST_OUTLIERS", 0))
+            if not centred:
+                stack.enter_context(mock.patch.object(calibration, "norm_before", lambda _projection: None))
+            return calibration.measure(self.model, self.ids(calibration_texts(), calibration.MAX_TOKENS), list)
 
 
 class Bench:
@@ -175,11 +167,10 @@ class Bench:
         return Contender(name, self.graph(precision, without), ours | {f"session.{k}": v for k, v in config.items()})
 
     def without_passes(self, precision: str) -> list[str]:
-        """Each pass left out, and all the fusions together."""
-        names = [*FUSIONS, "KeepLastLayerRows"] + (["SplitLoudNeurons"] if precision == "int8" else [])
-        field_of = [self.contender("all passes", precision)]
-        field_of += [self.contender(f"without {name}", precision, [name]) for name in names]
-        return self._speed([*field_of, self.contender("without the three fusions", precision, FUSIONS)])
+        """Each pass left out."""
+        names = [*FOR_SPEED, *(["SplitOutlierNeurons"] if precision == "int8" else [])]
+        field_of = [self.contender(f"without {name}", precision, [name]) for name in names]
+        return self._speed([self.contender("all passes", precision), *field_of])
 
     def other_sessions(self, precision: str) -> list[str]:
         """Each choice of the session made otherwise."""

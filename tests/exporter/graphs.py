@@ -1,6 +1,7 @@
 """Small graphs written as ONNX text, and running a graph exactly as it is."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -39,6 +40,15 @@ def run_int8(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
     for key, value in session_config({}, is_int8=True).items():
         options.add_session_config_entry(key, value)
     return ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options).run(None, inputs)
+
+
+def optimised(model: ir.Model, folder: Path) -> Counter[str]:
+    """How often each operator stands in what ONNX Runtime's own optimiser makes of the graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
+    return operators(ir.load(options.optimized_model_filepath))
 
 
 def floats(*shape: int, seed: int = 0) -> np.ndarray:

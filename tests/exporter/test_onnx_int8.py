@@ -12,26 +12,33 @@ from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 
 from m3_export import passes
 from m3_export.model import M3Model
-from m3_export.quantize.projection import QuantizedProjection, InputStatistics, quantize_projection, fake_quantize
-from m3_export.plan.plan import DYNAMIC, Scheme, Kind, Precision, Projection, projections
+from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.onnx_int8 import QuantizeProjections
+from m3_export.quantize.projection import (
+    InputStatistics,
+    QuantizedProjection,
+    fake_quantize,
+    quantize_projection,
+)
 from m3_export.trace import trace
 
-SMOOTHED, APART = Scheme(Precision.DYNAMIC, smoothing=0.5), Scheme(Precision.DYNAMIC, float_columns=4)
+DYNAMIC = Scheme(Precision.DYNAMIC)
+SMOOTHED, OUTLIERS_IN_FLOAT = replace(DYNAMIC, smoothing=0.5), replace(DYNAMIC, float_columns=4)
 
 
-def quantized_for(weight: np.ndarray, kind: Kind = Kind.FFN_IN, scheme: Scheme = DYNAMIC, seed: int = 5) -> QuantizedProjection:
+def quantized_weight(
+    weight: np.ndarray, kind: Kind = Kind.FFN_IN, scheme: Scheme = DYNAMIC, seed: int = 5
+) -> QuantizedProjection:
     """What calibration on noise makes of a weight, without what it adds to the bias."""
     rows = torch.from_numpy(floats(50, len(weight), seed=seed))
     rows[:, :2] *= 20
-    is_gelu = kind is Kind.FFN_OUT
-    inputs = InputStatistics(rows.amin(0), rows.amax(0), rows, is_gelu)
-    quantized = quantize_projection(scheme, inputs, torch.from_numpy(weight), group=0)
-    return replace(quantized, shift=torch.zeros_like(quantized.shift))
+    inputs = InputStatistics(rows.amin(0), rows.amax(0), rows, after_gelu=kind is Kind.FFN_OUT)
+    found = quantize_projection(scheme, inputs, torch.from_numpy(weight), group=0)
+    return replace(found, shift=torch.zeros_like(found.shift))
 
 
-def int8_of(model: ir.Model, quantized: dict[Projection, QuantizedProjection]) -> ir.Model:
-    return ir.passes.Sequential(QuantizeProjections(quantized), RemoveUnusedNodesPass())(model).model
+def quantized(model: ir.Model, found: dict[Projection, QuantizedProjection]) -> ir.Model:
+    return ir.passes.Sequential(QuantizeProjections(found), RemoveUnusedNodesPass())(model).model
 
 
 def projection(weight: np.ndarray, before: str = "", reads: str = "x", kind: Kind = Kind.FFN_IN) -> ir.Model:
@@ -41,8 +48,8 @@ def projection(weight: np.ndarray, before: str = "", reads: str = "x", kind: Kin
     return model
 
 
-def int8_of(weight: np.ndarray, scheme: Scheme = DYNAMIC, kind: Kind = Kind.FFN_IN, **graph: str) -> ir.Model:
-    return int8_of(projection(weight, kind=kind, **graph), {Projection(0, kind): quantized_for(weight, kind, scheme)})
+def int8_of(weight: np.ndarray, kind: Kind = Kind.FFN_IN, **graph: str) -> ir.Model:
+    return quantized(projection(weight, kind=kind, **graph), {Projection(0, kind): quantized_weight(weight, kind)})
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -53,13 +60,13 @@ def test_close_to_float_at_any_scale(scale):
     assert error < 0.015
 
 
-@pytest.mark.parametrize("scheme", [DYNAMIC, SMOOTHED, APART], ids=str)
+@pytest.mark.parametrize("scheme", [DYNAMIC, SMOOTHED, OUTLIERS_IN_FLOAT], ids=str)
 @pytest.mark.parametrize("kind", [Kind.FFN_IN, Kind.FFN_OUT, Kind.ATTENTION_OUT])
 def test_the_engine_computes_what_the_planner_simulates(kind, scheme):
     weight, x = floats(64, 32, seed=1), np.maximum(floats(2, 5, 64), -0.16)
-    quantized = quantized_for(weight, kind, scheme)
-    wanted = fake_quantize(quantized, 0, after_gelu=kind is Kind.FFN_OUT)(torch.from_numpy(x)).numpy()
-    got = run_int8(int8_of(projection(weight, kind=kind), {Projection(0, kind): quantized}), x=x)[0]
+    found = quantized_weight(weight, kind, scheme)
+    wanted = fake_quantize(found, 0, after_gelu=kind is Kind.FFN_OUT)(torch.from_numpy(x)).numpy()
+    got = run_int8(quantized(projection(weight, kind=kind), {Projection(0, kind): found}), x=x)[0]
     # a value on the edge of a step may fall to either side: one step of one channel, not more
     assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
     assert np.median(np.abs(got - wanted)) < 1e-6 * np.abs(wanted).max()
@@ -98,7 +105,7 @@ def whole(tmp_path_factory):
     """A whole fused graph, all but one projection quantized, with its float form; both as sessions."""
     checkpoint = checkpoint_of()
     fused = passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED))))
-    model = int8_of(fused.clone(), {projection: quantized_in(fused, projection) for projection in projections(2) if projection != SPARED})
+    model = quantized(fused.clone(), {found: quantized_in(fused, found) for found in projections(2) if found != SPARED})
     sessions = [session_of(m, tmp_path_factory.mktemp("int8")) for m in (fused, model)]
     return model, *sessions
 
@@ -106,9 +113,10 @@ def whole(tmp_path_factory):
 SPARED = Projection(1, Kind.FFN_IN)
 
 
-def quantized_in(model: ir.Model, projection: Projection) -> QuantizedProjection:
-    names = [f"layers.{projection.layer}.{name}.weight" for name in projection.kind.weights]
-    return quantized_for(np.concatenate([model.graph.initializers[name].const_value.numpy() for name in names], axis=1))
+def quantized_in(model: ir.Model, found: Projection) -> QuantizedProjection:
+    names = [f"layers.{found.layer}.{name}.weight" for name in found.kind.weights]
+    weights = [model.graph.initializers[name].const_value.numpy() for name in names]
+    return quantized_weight(np.concatenate(weights, axis=1))
 
 
 def test_what_is_planned_is_quantized_and_nothing_else(whole):
@@ -118,6 +126,7 @@ def test_what_is_planned_is_quantized_and_nothing_else(whole):
     # three in a whole layer and the one layer's: query, key and value share theirs, but where only some rows are
     # queried
     assert found["QuantizeLinear"] == 8
+    assert found["Expand"] == 4  # zero points after Gelu and elsewhere, for all tokens and for those that are kept
     assert found["MatMul"] == 3  # the heads and the one that was spared
     floats_left = {v.name for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT and v.name}
     assert {name for name in floats_left if name.endswith(("query.weight", "ffn_in.weight", "words"))} == {
@@ -143,6 +152,6 @@ def test_the_same_text_alone_and_among_equals(whole):
 
 def test_other_matmuls_stay_float():
     model = graph_of("g (float[B,T,64] x) => (float[B,T,32] y) { y = MatMul(x, w) }", w=floats(64, 32))
-    result = QuantizeProjections({Projection(0, Kind.FFN_IN): quantized_for(floats(64, 32))})(model)
+    result = QuantizeProjections({Projection(0, Kind.FFN_IN): quantized_weight(floats(64, 32))})(model)
     assert not result.modified
     assert operators(result.model) == {"MatMul": 1}

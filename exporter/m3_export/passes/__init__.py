@@ -1,7 +1,7 @@
 """Graph to graph, one idea per file; each is an onnx_ir pass.
 
-`portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph with ONNX
-Runtime's fused operators. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
+`portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph that ONNX
+Runtime runs fastest. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
 only where one pass makes what the next one looks for.
 """
 
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from m3_export.passes.bias_gelu import FuseBiasGelu
 from m3_export.passes.centre_activations import CentreActivations, Floats
 from m3_export.passes.flash_attention import FuseAttention
 from m3_export.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.passes.last_layer_rows import KeepLastLayerRows
 from m3_export.passes.metadata import StripMetadata
 from m3_export.passes.outlier_neurons import SplitOutlierNeurons
-from m3_export.passes.skip_layer_norm import FuseSkipLayerNorm
+from m3_export.passes.skip_layer_norm import PreventSkipLayerNorm
 
 
 def portable(model: ir.Model) -> ir.Model:
@@ -35,11 +34,12 @@ def for_int8(model: ir.Model, means: Sequence[Floats], outliers: Sequence[Sequen
 
 
 def for_onnxruntime(model: ir.Model) -> ir.Model:
-    """A copy with attention, skip-layer-norm and bias-gelu fused; the weights are shared with `model`."""
-    fusions = ir.passes.Sequential(
-        FuseAttention(), FuseSkipLayerNorm(), FuseBiasGelu(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()
-    )
-    return fusions(model.clone()).model
+    """A copy that ONNX Runtime runs fast; the weights are shared with `model`.
+
+    What its own optimiser fuses well (Gelu with the bias in front of it) is left to it.
+    """
+    steps = (FuseAttention(), PreventSkipLayerNorm(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model.clone()).model
 
 
 def encoder_alone(model: ir.Model) -> ir.Model:

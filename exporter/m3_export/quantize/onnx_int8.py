@@ -21,6 +21,7 @@ from m3_export.plan.plan import Kind, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import GELU_MINIMUM, TINY, QuantizedProjection
 
+BLOCKS_SINCE = 21  # the opset whose QuantizeLinear takes a scale for each block of values
 WEIGHTS = {f"{weight}.weight": kind for kind in Kind for weight in kind.weights}
 
 
@@ -58,6 +59,8 @@ class QuantizeProjections(ir.passes.InPlacePass):
             elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == "words":
                 _quantize_embedding(graph, node)
                 modified = True
+        if modified:
+            graph.opset_imports.update({"": max(graph.opset_imports[""], BLOCKS_SINCE), MICROSOFT: 1})
         return ir.passes.PassResult(model, modified=modified)
 
 
@@ -92,6 +95,7 @@ class _Rows:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._known: dict[tuple[ir.Value, Projection], tuple[ir.Value, ir.Value, RowQuantizer]] = {}
+        self._zero_points: dict[tuple[RowQuantizer, object], ir.Value] = {}
 
     def of(self, x: ir.Value, part: _Part, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
         """(B, T, K) float → (B, T, K) uint8, the (B, T, 1) scales, and how it was done."""
@@ -105,30 +109,42 @@ class _Rows:
     def _quantize(
         self, x: ir.Value, quantizer: RowQuantizer, part: _Part, before: ir.Node
     ) -> tuple[ir.Value, ir.Value]:
-        graph = self._graph
+        graph, rows = self._graph, x
         nodes: list[ir.Node] = []
 
         def add(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
             nodes.append(ir.node(op_type, inputs=list(inputs), attributes=attributes))
             return nodes[-1].outputs[0]
 
+        def add_scale(reduction: str, step: float) -> ir.Value:
+            extreme = add(reduction, rows, _shared(graph, "last_axis", np.array([-1], np.int64)), keepdims=1)
+            return add("Mul", extreme, _shared(graph, f"step_{step:.4f}", np.float32(step)))
+
         if (factors := _factors(part.quantized)) is not None:
-            x = add("Mul", x, add_initializer(graph, f"{part.projection}.factors", factors))
-        reach = x if quantizer is AFTER_GELU else add("Abs", x)
-        largest = add("ReduceMax", reach, _shared(graph, "last_axis", np.array([-1], np.int64)), keepdims=1)
-        steps = _shared(graph, f"one_over_{quantizer.steps_above}", np.float32(1 / quantizer.steps_above))
+            rows = add("Mul", x, add_initializer(graph, f"{part.projection}.factors", factors))
+        step = 1 / quantizer.steps_above
+        # both extremes of a row are found faster than its largest magnitude, for which |x| would be written
+        scales = [add_scale("ReduceMax", step)]
+        if quantizer is BOTH_SIDES:
+            scales.append(add_scale("ReduceMin", -step))
         floor = _shared(graph, f"smallest_scale_{quantizer.zero_point}", np.float32(quantizer.smallest_scale))
-        scale = add("Max", add("Mul", largest, steps), floor)
-        # as a table of rows QuantizeLinear takes a scale for each, and no pass over the activation is needed to divide
+        scale = add("Max", *scales, floor)
+        key = (quantizer, _tokens(x))
+        if key not in self._zero_points:
+            zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
+            self._zero_points[key] = add("Expand", zero_point, add("Shape", scale))
+        # a block is a whole row; a scale for each index of an axis would be applied row after row, by one thread
         width = part.quantized.values.shape[0]
-        table = add("Reshape", x, _shared(graph, f"rows_of_{width}", np.array([-1, width], np.int64)))
-        scales = add("Reshape", scale, _shared(graph, "flat", np.array([-1], np.int64)))
-        zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
-        zero_points = add("Expand", zero_point, add("Shape", scales))
-        codes = add("QuantizeLinear", table, scales, zero_points, axis=0)
-        rows = add("Reshape", codes, add("Shape", x))
+        codes = add("QuantizeLinear", rows, scale, self._zero_points[key], axis=-1, block_size=width)
         graph.insert_before(before, nodes)
-        return rows, scale
+        return codes, scale
+
+
+def _tokens(x: ir.Value) -> object:
+    """The same for all activations that have a row for each of the same tokens."""
+    tokens = () if x.shape is None else tuple(x.shape)[:-1]
+    names = tuple(dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in tokens)
+    return x if None in names or not names else names
 
 
 def _factors(quantized: QuantizedProjection) -> np.ndarray | None:
