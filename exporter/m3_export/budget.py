@@ -11,8 +11,8 @@ from m3_runtime.manifest import Parity
 class Budget:
     """Lowest accepted parity of an INT8 variant, per head; the defaults are the budget `balanced`.
 
-    `degenerate_share` is the largest accepted share of degenerate texts (one character, a word repeated, digits …) whose
-    dense cosine is below `dense_min`.
+    `degenerate_share` is the largest accepted share of degenerate texts (one character, a word repeated, digits …)
+    whose dense cosine is below `dense_min`.
     """
 
     dense_mean: float = 0.9993

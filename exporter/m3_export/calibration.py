@@ -1,8 +1,8 @@
 """Activation statistics: what INT8 needs to know of activations, gathered in one pass over the calibration texts.
 
-Two things make activations easier to quantize, and both are exact: channels are centred (`passes.centre_activations`) and
-the few outlier neurons of a layer are multiplied in float (`passes.outlier_neurons`). The statistics of a projection's input
-are those that the INT8 graph will see, with both applied.
+Two things make activations easier to quantize, and both are exact: channels are centred (`passes.centre_activations`)
+and the few outlier neurons of a layer are multiplied in float (`passes.outlier_neurons`). The statistics of a
+projection's input are those that the INT8 graph will see, with both applied.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -123,7 +123,7 @@ def _read(key: str, value: Any) -> Any:
             raise RecipeError(f"budget must be a name or a table of numbers, [budget], got {value!r}")
         return Budget.parse(",".join(f"{name}={number}" for name, number in value.items()))
     known = (
-        "variants, heads, pooling, normalize, allow_over_budget, target, objective, plan, calibration_texts, probe_texts, "
-        "budget"
+        "variants, heads, pooling, normalize, allow_over_budget, target, objective, plan, calibration_texts, "
+        "probe_texts, budget"
     )
     raise RecipeError(f"unknown key {key!r}; a recipe has: {known}")

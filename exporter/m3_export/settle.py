@@ -1,4 +1,4 @@
-"""Each variant planned, written and measured: candidates in folders of their own, the chosen one moved into the bundle."""
+"""Each variant planned, written and measured: candidates in folders of their own, the chosen one in the bundle."""
 
 import itertools
 import shutil

@@ -11,15 +11,17 @@ from m3_export.model import M3Model
 def test_means_are_of_all_tokens_in_graph_order():
     model = M3Model(checkpoint_of(), UNUSED)
     texts = texts_of(5, 12, 30)
-    seen_values: list[np.ndarray] = []
-    hook = model.layers[0].attention_norm.register_forward_hook(lambda _m, _i, output: seen_values.append(output[0].numpy()))
+    outputs: list[np.ndarray] = []
+    hook = model.layers[0].attention_norm.register_forward_hook(
+        lambda _m, _i, output: outputs.append(output[0].numpy())
+    )
     with torch.inference_mode():
         for text in texts:
             model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))
     hook.remove()
     statistics = measure(model, texts, lambda rows: rows)
     assert len(statistics.means) == 5  # the embedding's, and two in each of two layers
-    np.testing.assert_allclose(statistics.means[1], np.concatenate(seen_values).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(statistics.means[1], np.concatenate(outputs).mean(axis=0), atol=1e-6)
 
 
 def test_observing_leaves_no_trace():
@@ -39,11 +41,11 @@ def test_outlier_neurons_are_those_of_the_activations():
         model.layers[0].ffn_in.weight[:, 7] = 1000 * seen[0] / seen[0].norm() ** 2
         model.layers[0].ffn_in.bias[7] = -900
     texts = [word[0].numpy(), *texts_of(20, 31)]
-    seen_values: list[np.ndarray] = []
-    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: seen_values.append(output[0].numpy()))
+    outputs: list[np.ndarray] = []
+    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: seen.append(output[0].numpy()))
     statistics = measure(model, texts, lambda rows: rows)
     hook.remove()
-    activations = np.concatenate(seen_values)
+    activations = np.concatenate(outputs)
     expected = np.flatnonzero(activations.max(axis=0) > OUTLIER_FACTOR * np.median(activations.max(axis=1)))
     assert expected.tolist() == list(statistics.outlier_neurons[0]) == [7]
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from graphs import operators, optimised
+from graphs import optimised
 
 from m3_export import passes
 from m3_export.checkpoint import Checkpoint, encoder_shapes

@@ -16,9 +16,9 @@ from test_graph import UNUSED, checkpoint_of, padded, texts_of
 from m3_export import passes
 from m3_export.model import M3Model
 from m3_export.passes.shift_biases import ShiftBiases
-from m3_export.quantize.projection import InputStatistics, quantize_projection
-from m3_export.plan.plan import Scheme, Kind, Precision, Projection, projections
+from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
+from m3_export.quantize.projection import InputStatistics, quantize_projection
 from m3_export.trace import trace
 from m3_export.verify import SIMULATED
 
@@ -41,7 +41,9 @@ def quantized(model):
     """All projections but one, on noise with two outlier channels."""
     found = {}
     for projection in projections(2):
-        weight = torch.cat([getattr(model.layers[projection.layer], name).weight for name in projection.kind.weights], dim=1)
+        weight = torch.cat(
+            [getattr(model.layers[projection.layer], name).weight for name in projection.kind.weights], dim=1
+        )
         rows = torch.from_numpy(np.random.default_rng(0).normal(size=(60, len(weight))).astype(np.float32))
         rows[:, :2] *= 5
         if projection.kind is Kind.FFN_OUT:

@@ -6,13 +6,13 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 from graphs import floats, graph_of, operators, run
+from m3_export.passes.loud_neurons import LOUD
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 
 from m3_export import passes
 from m3_export.model import M3Model
 from m3_export.passes.last_layer_rows import ALL_TOKENS, KeepLastLayerRows
-from m3_export.passes.loud_neurons import LOUD
 from m3_export.trace import trace
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.manifest import Head

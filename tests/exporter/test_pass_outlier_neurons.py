@@ -7,9 +7,9 @@ from graphs import floats, graph_of, operators, run, run_int8
 
 from m3_export.passes import for_onnxruntime
 from m3_export.passes.outlier_neurons import SplitOutlierNeurons
-from m3_export.quantize.projection import InputStatistics, quantize_projection
 from m3_export.plan.plan import DYNAMIC, Kind, Projection
 from m3_export.quantize.onnx_int8 import QuantizeProjections
+from m3_export.quantize.projection import InputStatistics, quantize_projection
 
 OUTLIERS = (3, 17)
 W_IN, B_IN, W_OUT, B_OUT = floats(8, 32, seed=1), floats(32, seed=2), floats(32, 8, seed=3), floats(8, seed=4)
@@ -55,7 +55,9 @@ def form_in(model, kind):
     """INT8 of a weight as it stands in the graph; what calibration would add to the bias is left out."""
     weight = torch.from_numpy(np.array(model.graph.initializers[f"layers.0.{kind}.weight"].const_value.numpy()))
     rows = torch.zeros((1, len(weight)))
-    return quantize_projection(DYNAMIC, InputStatistics(rows[0] - 1, rows[0] + 1, rows, kind is Kind.FFN_OUT), weight, group=0)
+    return quantize_projection(
+        DYNAMIC, InputStatistics(rows[0] - 1, rows[0] + 1, rows, kind is Kind.FFN_OUT), weight, group=0
+    )
 
 
 def test_int8_gains():

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from m3_export.errors import PlanError
-from m3_export.plan.plan import FloatType, Kind, PrecisionPlan, Precision, Projection, Scheme, plans_to_text, projections, read_plans
+from m3_export.plan.plan import (
+    FloatType,
+    Kind,
+    Precision,
+    PrecisionPlan,
+    Projection,
+    Scheme,
+    plans_to_text,
+    projections,
+    read_plans,
+)
 from m3_runtime.manifest import Geometry
 
 GEOMETRY = Geometry(2, 2, 32, 64, 50, 78, 12)

@@ -1,4 +1,4 @@
-"""The planner: what is simulated is what engines compute, repairs add up, and nothing faster than the choice would hold."""
+"""The planner: engines compute what is simulated, repairs hold, and nothing faster than the choice would."""
 
 import itertools
 from dataclasses import replace
@@ -324,7 +324,9 @@ def test_regret_against_all_plans_of_a_small_model(simulation, every_plan, share
     repair = Repair(
         dict.fromkeys(projections(2), (STATIC, FLOAT)), losses, simulation.losses_of_embedding(), extra, limits
     )
-    start = [Candidate(everywhere(scheme), str(scheme.precision), time_of(everywhere(scheme))) for scheme in (STATIC, FLOAT)]
+    start = [
+        Candidate(everywhere(scheme), str(scheme.precision), time_of(everywhere(scheme))) for scheme in (STATIC, FLOAT)
+    ]
     chosen = search(start, limits, evaluate, repair, lambda a, b: min(a, b, key=lambda t: t.candidate.time))[0]
     fastest = min(time_of(plan) for plan, found in every_plan.items() if found.worst(limits) <= 1)
     assert chosen.holds(limits)

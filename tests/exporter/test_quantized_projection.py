@@ -1,11 +1,17 @@
-"""Quantized projections: what INT8 makes of a projection, against exact products; and each scheme does what it is there for."""
+"""Quantized projections against exact products; and each scheme does what it is there for."""
 
 import numpy as np
 import pytest
 import torch
 
-from m3_export.quantize.projection import InputStatistics, quantize_projection, int8_columns, outlier_channels, fake_quantize
-from m3_export.plan.plan import Scheme, Precision
+from m3_export.plan.plan import Precision, Scheme
+from m3_export.quantize.projection import (
+    InputStatistics,
+    fake_quantize,
+    int8_columns,
+    outlier_channels,
+    quantize_projection,
+)
 
 WIDTH, COLUMNS, ROWS = 96, 40, 200
 
@@ -52,7 +58,9 @@ def test_every_scheme_is_close_to_the_product_on_rows_it_has_not_seen(scheme: Sc
 
 @pytest.mark.parametrize("group", [0, 32])
 def test_integers_are_integers_in_their_range(group: int):
-    quantized = quantize_projection(Scheme(Precision.STATIC, 0.5), statistics_of(rows_of(outlier=30)), weight_of(), group)
+    quantized = quantize_projection(
+        Scheme(Precision.STATIC, 0.5), statistics_of(rows_of(outlier=30)), weight_of(), group
+    )
     assert quantized.values.dtype == torch.int8
     assert int(quantized.values.abs().max()) <= 127
     steps = (rows_of(outlier=30) - quantized.low) / quantized.step
@@ -63,7 +71,9 @@ def test_integers_are_integers_in_their_range(group: int):
 def test_the_mean_over_the_calibration_rows_is_exact():
     rows, weight = rows_of(outlier=20, gelu=True), weight_of()
     for scheme in (Scheme(Precision.STATIC, 0.5, 0.5), Scheme(Precision.DYNAMIC)):
-        got = fake_quantize(quantize_projection(scheme, statistics_of(rows, gelu=True), weight, 0), 0, after_gelu=True)(rows)
+        got = fake_quantize(quantize_projection(scheme, statistics_of(rows, gelu=True), weight, 0), 0, after_gelu=True)(
+            rows
+        )
         torch.testing.assert_close(got.mean(0), (rows @ weight).mean(0), atol=2e-5, rtol=1e-4)
 
 
@@ -112,7 +122,9 @@ def test_dynamic_ranges_are_of_each_token_or_of_its_groups():
     weight = weight_of()
     for group in (0, 32):
         compute = fake_quantize(
-            quantize_projection(Scheme(Precision.DYNAMIC), statistics_of(rows_of()), weight, group), group, after_gelu=False
+            quantize_projection(Scheme(Precision.DYNAMIC), statistics_of(rows_of()), weight, group),
+            group,
+            after_gelu=False,
         )
         calm = rows_of(seed=3)[:4]
         torch.testing.assert_close(compute(torch.cat([calm, 1000 * calm]))[:4], compute(calm), atol=1e-6, rtol=0)

@@ -1,13 +1,15 @@
 """What projections cost in time, as part of whole layers: measured on this processor, or recorded on another.
 
-A product timed alone misleads: a static scheme also saves outside the product (one quantization for three readers, fused
-into what comes before it). So models of a few layers are written by the writers and run by the engines that users get,
-one per kind of projection and precision, in turns; what differs between them is what the scheme costs.
+A product timed alone misleads: a static scheme also saves outside the product (one quantization for three readers,
+fused into what comes before it). So models of a few layers are written by the writers and run by the engines that users
+get, in turns: one per precision, and one per kind of projection and precision. What differs between them is what a
+scheme costs.
 
     seconds(plan) = fixed + layers · layer + sum over projections of extra(kind, precision)    by shape and setting
 
 `fixed` is the embedding and the heads, `layer` a layer whose projections all have the first precision that the engine
-offers, `extra` what another precision adds to it (less than nothing, if it is faster).
+offers, `extra` what another precision adds to it (less than nothing, if it is faster). What the kinds add one by one is
+levelled so that a model in one precision takes what was measured of it.
 """
 
 import json
@@ -172,8 +174,8 @@ def recorded(engine: EngineName, geometry: Geometry, target: str) -> Costs:
     sizes = ", ".join(sorted({f"{c.hidden_size}/{c.ffn_size}" for c in of_target})) or "none"
     raise PlanError(
         f"no costs are recorded for {engine.value} on {target} and a model of hidden/FFN size "
-        f"{geometry.hidden_size}/{geometry.ffn_size} (there are: {sizes}); export on such a processor, give a plan with "
-        "--plan, or record them there with m3-bench roofline --record"
+        f"{geometry.hidden_size}/{geometry.ffn_size} (there are: {sizes}); export on such a processor, give a plan "
+        "with --plan, or record them there with m3-bench roofline --record"
     )
 
 

@@ -117,4 +117,3 @@ def joined(first: TextLosses, second: TextLosses) -> TextLosses:
         text_of_row=np.concatenate([first.text_of_row, second.text_of_row + first.dense.size]),
         is_degenerate=np.concatenate([first.is_degenerate, second.is_degenerate]),
     )
-

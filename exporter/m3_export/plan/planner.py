@@ -114,12 +114,14 @@ class Planner:
             return weighted(self._objective, costs.seconds(plan, self._geometry.layers), reference)
 
         candidates = [Candidate(plan, title, time_of(plan)) for title, plan in self._candidates(costs, time_of)]
+        for candidate in sorted(candidates, key=lambda candidate: candidate.time):
+            self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
         repairs: dict[Setting, Repair] = {}
         best: list[Trial] = []
 
         def try_out(candidate: Candidate) -> Trial:
             so_far = f"; best so far: {best[-1].candidate.name}" if best else ""
-            title = f"  Trying {candidate.name} ({candidate.plan}), predicted {1 / candidate.time:.2f} × float{so_far}"
+            title = f"  Trying {candidate.name} ({candidate.plan}), {candidate.time:.3f} of float predicted{so_far}"
             with self._progress.step(title):
                 trial = Trial(candidate, *evaluate(candidate.plan))
             self._progress.say(f"    {trial.expected.worst(self._limits):.0%} of the budget")

@@ -95,8 +95,8 @@ def search(
 class Repair:
     """Predicts what plans lose from what their projections lose one at a time, and finds the fastest that should hold.
 
-    Errors of projections are nearly independent, so losses add up. Where that is wrong for a model, it is about as wrong
-    for the new plan as for the one that the engine measured: predictions are scaled to its figures.
+    Errors of projections are nearly independent, so losses add up. Where that is wrong for a model, it is about as
+    wrong for the new plan as for the one that the engine measured: predictions are scaled to its figures.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class Repair:
         state = _State(dict(start.schemes), self._sum(start.schemes))
         scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
         while (excess := self._excess(state, scale)) > 0:
-            higher = [(excess - self._excess(found, scale), longer, found) for longer, found in self._moves(state, up=True)]
+            higher = [
+                (excess - self._excess(found, scale), longer, found) for longer, found in self._moves(state, up=True)
+            ]
             gain, _, found = max(higher, default=(0.0, 0.0, state), key=lambda move: move[0] / max(move[1], 1e-9))
             if gain <= 0:
                 return None

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from math import gcd
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from m3_runtime.engines.select import open_graph
 from m3_runtime.manifest import EngineName, Head, Variant
 
 K = TypeVar("K")
+Variation: TypeAlias = tuple[Kind | None, Precision] | None
 LAYERS = 3  # of the small models; a difference of layers is what is wanted, and two of them are measured against one
 WORDS = 1024  # of their vocabulary: looking up a word takes as long in a small table
 ROUNDS = {"query": 25, "passage": 9, "batch": 5}
@@ -39,7 +40,8 @@ SCHEMES = {
 def offered(engine: EngineName, cpu: CpuInfo) -> tuple[Precision, ...]:
     """The precisions that an engine multiplies on a processor, fastest first as a rule.
 
-    OpenVINO's static products saturate on x86 without an int8 dot product; ONNX Runtime's graph has dynamic ranges only.
+    OpenVINO's static products saturate on x86 without an int8 dot product; ONNX Runtime's graph has dynamic ranges
+    only.
     """
     if engine is EngineName.OPENVINO and cpu.has_int8_dot:
         return (Precision.STATIC, Precision.DYNAMIC, Precision.FLOAT)
@@ -47,7 +49,7 @@ def offered(engine: EngineName, cpu: CpuInfo) -> tuple[Precision, ...]:
 
 
 def settings(engine: EngineName, cpu: CpuInfo, hidden_size: int, ffn_size: int) -> tuple[Setting, ...]:
-    """The settings worth timing: groups of 128, 256 and a whole token, each in f32 and, where it is multiplied, bf16."""
+    """The settings worth timing: groups of 128, 256 and a token, each in f32 and, where it is multiplied, bf16."""
     if engine is EngineName.ONNXRUNTIME:
         return (Setting(FloatType.F32, 0),)
     widest = gcd(hidden_size, ffn_size)
@@ -76,23 +78,20 @@ def measure_costs(
     first, *others = offered(engine, cpu)
     most = min(LAYERS, len(quantized.model.layers))
     base = dict.fromkeys(Kind, SCHEMES[first])
-    variations = {(k, p): {**base, k: SCHEMES[p]} for k in Kind for p in others}
-    plans: dict[tuple[Setting, int, tuple[Kind, Precision] | None], PrecisionPlan] = {}
+    # one model per precision, and one per kind and precision; in each the other projections have the first precision
+    variations: dict[Variation, Mapping[Kind, Scheme]] = {None: base}
+    variations |= {(None, p): dict.fromkeys(Kind, SCHEMES[p]) for p in others}
+    variations |= {(kind, p): {**base, kind: SCHEMES[p]} for kind in Kind for p in others}
+    plans: dict[tuple[Setting, int, Variation], PrecisionPlan] = {}
     for setting in found:
-        for layers in (1, most):
-            plans[setting, layers, None] = _plan(base, layers, setting)
-        for key, schemes in variations.items():
-            plans[setting, most, key] = _plan(schemes, most, setting)
+        plans[setting, 1, None] = _plan(base, 1, setting)
+        plans |= {(setting, most, key): _plan(schemes, most, setting) for key, schemes in variations.items()}
     seconds = _timed(quantized, name, plans, work, track)
     table, extra = {}, {}
     for setting in found:
-        one, several = seconds[setting, 1, None], seconds[setting, most, None]
-        layer = {s.name: (several[s.name] - one[s.name]) / max(most - 1, 1) for s in SHAPES}
-        table[setting] = ({s.name: one[s.name] - layer[s.name] for s in SHAPES}, layer)
-        extra[setting] = {(kind, first): dict.fromkeys(several, 0.0) for kind in Kind} | {
-            key: {s.name: (seconds[setting, most, key][s.name] - several[s.name]) / most for s in SHAPES}
-            for key in variations
-        }
+        several = {key: seconds[setting, most, key] for key in variations}
+        table[setting] = _base(seconds[setting, 1, None], several[None], most)
+        extra[setting] = {(kind, first): dict.fromkeys(several[None], 0.0) for kind in Kind} | _extra(several, most)
     return Costs(
         engine=engine,
         processor=f"{cpu.name}, {default_threads()} threads",
@@ -102,6 +101,26 @@ def measure_costs(
         base=table,
         extra=extra,
     )
+
+
+def _base(one: Seconds, several: Seconds, layers: int) -> tuple[Seconds, Seconds]:
+    """Seconds of what is there once, and of a layer."""
+    layer = {shape: (several[shape] - one[shape]) / max(layers - 1, 1) for shape in one}
+    return {shape: one[shape] - layer[shape] for shape in one}, layer
+
+
+def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind, Precision], Seconds]:
+    """What a projection adds in another precision than the first, levelled to models in one precision."""
+    base = several[None]
+    extra: dict[tuple[Kind, Precision], Seconds] = {}
+    for key, uniform in several.items():
+        if key is None or key[0] is not None:
+            continue
+        kinds = {kind: several[kind, key[1]] for kind in Kind}
+        missing = {s: uniform[s] - base[s] - sum(found[s] - base[s] for found in kinds.values()) for s in base}
+        for kind, found in kinds.items():
+            extra[kind, key[1]] = {s: (found[s] - base[s] + missing[s] / len(Kind)) / layers for s in base}
+    return extra
 
 
 def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], vocab_size: int) -> dict[K, Seconds]:
@@ -130,7 +149,10 @@ def _timed(
     track: Callable[[Sequence[K]], Iterable[K]],
 ) -> dict[K, Seconds]:
     """Write the small models, each file once, and run them all in turns."""
-    small = {layers: _Small.of(quantized, layers, work) for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}}
+    small = {
+        layers: _Small.of(quantized, layers, work)
+        for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}
+    }
     heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
     written: dict[tuple[int, tuple[Scheme, ...]], Variant] = {}
     with ExitStack() as stack:

@@ -8,9 +8,9 @@ written. Letters: K inputs and N outputs of the projection, R rows (tokens).
     outlier columns in float (LLM.int8) are left out of both and multiplied apart
 
 SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static scheme it is
-part of the range of each channel and costs nothing. So is the zero point: it is part of the shift, which the projection's
-bias takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019), whatever its
-cause.
+part of the range of each channel and costs nothing. So is the zero point: it is part of the shift, which the
+projection's bias takes up. The shift also makes up for the mean error over the calibration rows (Nagel et al. 2019),
+whatever its cause.
 """
 
 from collections.abc import Callable

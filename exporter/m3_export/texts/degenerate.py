@@ -1,8 +1,8 @@
 """Degenerate texts, generated: what users send that is no language, or hardly any.
 
-Static ranges are a promise about texts that nobody has seen, and on natural language they keep it. It is the others that
-leave them: the empty text, one character, a word repeated to the end, digits, base64, "www la www". Calibration and probe
-each get a set of their own: other words, other characters, other random numbers.
+Static ranges are a promise about texts that nobody has seen, and on natural language they keep it. It is the others
+that leave them: the empty text, one character, a word repeated to the end, digits, base64, "www la www". Calibration
+and probe each get a set of their own: other words, other characters, other random numbers.
 """
 
 import base64
@@ -24,9 +24,15 @@ EMOJI = ((0x1F300, 0x1F5FF), (0x1F600, 0x1F64F), (0x1F680, 0x1F6C5), (0x2600, 0x
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
 REPEATS = (2, 2, 2, 3, 3, 3, 5, 5, 12, 12, 40, 150, 510)
 CODE = (
-    "for {0} in range({1}): {2}({0})", "{0}->{2}[{1}] = NULL;", "SELECT {0} FROM {2} WHERE {0} = {1};", "</{0}></{2}>",
-    "#define {0} ({2} << {1})", 'if (x{1} == "{0}") {{ return {2}; }}', "{{{{{0}|{2}|{1}}}}}", "{0}@{2}-{1}.example.org",
-)  # fmt: skip
+    "for {0} in range({1}): {2}({0})",
+    "{0}->{2}[{1}] = NULL;",
+    "SELECT {0} FROM {2} WHERE {0} = {1};",
+    "</{0}></{2}>",
+    "#define {0} ({2} << {1})",
+    'if (x{1} == "{0}") {{ return {2}; }}',
+    "{{{{{0}|{2}|{1}}}}}",
+    "{0}@{2}-{1}.example.org",
+)
 BLANKS = ("", " ", "\n", "\t \t", "　")
 
 
