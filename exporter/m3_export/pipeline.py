@@ -22,7 +22,7 @@ from m3_export.plan.simulation import QuantizedModel
 from m3_export.progress import Progress
 from m3_export.recipe import Recipe
 from m3_export.reference import reference_outputs
-from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, translated
+from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, speed_order, translated
 from m3_export.source import Source, resolve
 from m3_export.space_id import space_id_of
 from m3_export.texts import ChosenTexts, Text, chosen_texts, digest
@@ -75,17 +75,8 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         encoding = M3Tokenizer.open(staging / tokenizer_info.path, tokenizer_info)
         probe = _probe(checkpoint, tokenizer_info, encoding, texts, progress)
         draft = _describe(found, checkpoint, tokenizer_info, tokenizer.ids_sha256, recipe)
-        given = read_plans(recipe.plan, checkpoint.geometry) if recipe.plan else {}
-        tuning = _tuning_texts(checkpoint, encoding, texts)
-        model = M3Model(checkpoint, tokenizer_info.unused_ids)
-        with progress.step(f"Activation statistics of {len(tuning.ranges)} calibration texts"):
-            statistics = calibration.measure(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
-        quantized = QuantizedModel(model, statistics)
-        with progress.step("Tracing the graph"), translated("tracing the graph"):
-            graphs = Graphs(passes.portable(trace(model)), work)
+        workshop = _workshop(checkpoint, encoding, texts, draft, probe, staging, recipe, progress)
         del checkpoint
-        planner = Planner(quantized, tuning, draft.geometry, recipe, progress)
-        workshop = Workshop(graphs, quantized, planner, encoding, draft, probe, staging, recipe, given, progress)
         settled = tuple(workshop.settle(name) for name in recipe.variants)
         shutil.rmtree(work)
         over = {found.variant.name: found.over for found in settled if found.over}
@@ -95,6 +86,7 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         write_library_files(staging, draft, tokenizer)
         manifest = replace(
             draft,
+            recipe={**draft.recipe, **speed_order(settled, recipe.objective)},
             variants=tuple(found.variant for found in settled),
             parity={found.variant.name: found.parity for found in settled},
             over_budget={name: tuple(map(str, excess)) for name, excess in over.items()},
@@ -106,6 +98,29 @@ def export(source: str, out: Path, recipe: Recipe, *, force: bool, revision: str
         check_target(out, force=force)  # a large export takes minutes: somebody else may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over, settled)
+
+
+def _workshop(
+    checkpoint: Checkpoint,
+    tokenizer: M3Tokenizer,
+    texts: ChosenTexts,
+    draft: Manifest,
+    probe: verify.Probe,
+    staging: Path,
+    recipe: Recipe,
+    progress: Progress,
+) -> Workshop:
+    """The model, its activation statistics and its graph: what every variant is made of."""
+    given = read_plans(recipe.plan, checkpoint.geometry) if recipe.plan else {}
+    tuning = _tuning_texts(checkpoint, tokenizer, texts)
+    model = M3Model(checkpoint, draft.tokenizer.unused_ids)
+    with progress.step(f"Activation statistics of {len(tuning.ranges)} calibration texts"):
+        statistics = calibration.measure(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
+    quantized = QuantizedModel(model, statistics)
+    with progress.step("Tracing the graph"), translated("tracing the graph"):
+        graphs = Graphs(passes.portable(trace(model)), staging / ".work")
+    planner = Planner(quantized, tuning, draft.geometry, recipe, progress)
+    return Workshop(graphs, quantized, planner, tokenizer, draft, probe, staging, recipe, given, progress)
 
 
 def _tuning_texts(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts) -> TuningTexts:

@@ -12,7 +12,7 @@ import numpy as np
 from m3_export import verify
 from m3_export.budget import Excess, excesses
 from m3_export.errors import ExportError
-from m3_export.plan.costs import Seconds
+from m3_export.plan.costs import Objective, Seconds, weighted
 from m3_export.plan.losses import Losses
 from m3_export.plan.plan import PrecisionPlan, plans_to_text
 from m3_export.plan.planner import Planned, Planner
@@ -149,6 +149,18 @@ def keep_plans(settled: Sequence[Settled], geometry: Geometry, staging: Path) ->
     plans = {found.variant.name: found.planned.plan for found in settled if found.planned}
     if plans:
         (staging / "plan.json").write_text(plans_to_text(plans, geometry), encoding="utf-8")
+
+
+def speed_order(settled: Sequence[Settled], objective: Objective) -> dict[str, str]:
+    """The planned variants, fastest first, and the multipliers of the processor that this was measured on or for."""
+    plans = {found.variant.name: found.planned for found in settled if found.planned}
+    seconds = {name: planned.seconds for name, planned in plans.items() if planned.seconds}
+    processors = {planned.costs.multipliers for planned in plans.values() if planned.costs}
+    if not seconds:
+        return {}
+    reference = next(iter(seconds.values()))
+    fastest_first = sorted(seconds, key=lambda name: weighted(objective, seconds[name], reference))
+    return {"fastest_first": ",".join(fastest_first), "processor": ",".join(processors)}
 
 
 def over_budget_message(settled: Sequence[Settled]) -> str:

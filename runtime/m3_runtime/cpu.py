@@ -19,6 +19,14 @@ _KNOWN_FLAGS = frozenset(
     {"avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16"}
     | {"amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"}
 )
+# Best first.
+_INT8_MULTIPLIERS = {
+    "amx_int8": "amx",
+    "avx512_vnni": "vnni",
+    "avx_vnni": "vnni",
+    "i8mm": "i8mm",
+    "asimddp": "dotprod",
+}
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 
 
@@ -47,6 +55,23 @@ class CpuInfo:
     def has_bf16(self) -> bool:
         """Multiplies bf16 (AVX512-BF16 or AMX on x86, the BF16 extension on Arm)."""
         return bool(self.flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+    @property
+    def multipliers(self) -> str:
+        """What decides which variant is fastest: the best int8 product, and whether bf16 is multiplied.
+
+        >>> CpuInfo("Zen 4", "x86_64", frozenset({"avx2", "avx512_vnni", "avx512_bf16"})).multipliers
+        'vnni+bf16'
+        """
+        best_first = {
+            "amx_int8": "amx",
+            "avx512_vnni": "vnni",
+            "avx_vnni": "vnni",
+            "i8mm": "i8mm",
+            "asimddp": "dotprod",
+        }
+        int8 = next((name for flag, name in best_first.items() if flag in self.flags), "none")
+        return int8 + ("+bf16" if self.has_bf16 else "")
 
     def has(self, feature: CpuFeature) -> bool:
         """Whether the processor can do what a variant needs."""

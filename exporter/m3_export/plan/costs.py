@@ -83,7 +83,7 @@ class Costs:
     Attributes:
         engine: the engine.
         processor: its name.
-        kind_of_processor: its multipliers, as `processor_kind` says them.
+        multipliers: its multipliers, see `CpuInfo.multipliers`.
         hidden_size: H of the model that was timed.
         ffn_size: its FFN's width.
         base: seconds by setting: of a model without layers, and of each layer at the first precision.
@@ -92,7 +92,7 @@ class Costs:
 
     engine: EngineName
     processor: str
-    kind_of_processor: str
+    multipliers: str
     hidden_size: int
     ffn_size: int
     base: Mapping[Setting, tuple[Seconds, Seconds]]
@@ -119,23 +119,6 @@ class Costs:
             + sum(table[name.kind, scheme.precision][shape.name] for name, scheme in plan.schemes.items())
             for shape in SHAPES
         }
-
-
-def processor_kind(flags: frozenset[str]) -> str:
-    """The multipliers that decide which plan is fastest, best first.
-
-    >>> processor_kind(frozenset({"avx2", "avx512_vnni", "avx512_bf16"}))
-    'vnni+bf16'
-    """
-    int8 = (
-        "amx" if "amx_int8" in flags
-        else "vnni" if flags & {"avx512_vnni", "avx_vnni"}
-        else "i8mm" if "i8mm" in flags
-        else "dotprod" if "asimddp" in flags
-        else "avx2" if "avx2" in flags
-        else "plain"
-    )  # fmt: skip
-    return int8 + ("+bf16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "")
 
 
 def write_costs(path: Path, costs: Sequence[Costs]) -> None:
@@ -165,9 +148,9 @@ def recorded(engine: EngineName, geometry: Geometry, target: str) -> Costs:
         PlanError: none are kept for such a processor, or for this geometry.
     """
     kept = [costs for path in sorted(RECORDED.glob("*.json")) for costs in read_costs(path) if costs.engine is engine]
-    of_target = [costs for costs in kept if costs.kind_of_processor.partition("+")[0] == target]
+    of_target = [costs for costs in kept if costs.multipliers.partition("+")[0] == target]
     if not of_target and target == "amx":  # measured nowhere yet; VNNI's ratios between precisions are the nearest
-        of_target = [costs for costs in kept if costs.kind_of_processor.startswith("vnni")]
+        of_target = [costs for costs in kept if costs.multipliers.startswith("vnni")]
     for costs in of_target:
         if (costs.hidden_size, costs.ffn_size) == (geometry.hidden_size, geometry.ffn_size):
             return costs
@@ -183,7 +166,7 @@ def _to_json(costs: Costs) -> dict[str, Any]:
     return {
         "engine": costs.engine.value,
         "processor": costs.processor,
-        "kind_of_processor": costs.kind_of_processor,
+        "multipliers": costs.multipliers,
         "hidden_size": costs.hidden_size,
         "ffn_size": costs.ffn_size,
         "settings": [
@@ -209,7 +192,7 @@ def _from_json(entry: Mapping[str, Any]) -> Costs:
     return Costs(
         engine=EngineName(entry["engine"]),
         processor=entry["processor"],
-        kind_of_processor=entry["kind_of_processor"],
+        multipliers=entry["multipliers"],
         hidden_size=int(entry["hidden_size"]),
         ffn_size=int(entry["ffn_size"]),
         base=base,

@@ -1,7 +1,7 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from m3_export.variants import engine_of
 from m3_runtime.manifest import EngineName, Geometry
 
 Ids = NDArray[np.int32]
-STRENGTHS = (0.5, 0.7, 0.85)  # of smoothing, for static ranges; ONNX Runtime's per-token ranges may do without
+STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
@@ -124,7 +124,11 @@ class Planner:
             title = f"  Trying {candidate.name} ({candidate.plan}), {candidate.time:.3f} of float predicted{so_far}"
             with self._progress.step(title):
                 trial = Trial(candidate, *evaluate(candidate.plan))
-            self._progress.say(f"    {trial.expected.worst(self._limits):.0%} of the budget")
+            parts = trial.expected.in_parts_of(self._limits)
+            names = [f.name for f in fields(Losses)]
+            self._progress.say(
+                "    of the budget: " + ", ".join(f"{n} {p:.0%}" for n, p in zip(names, parts, strict=True))
+            )
             if trial.holds(self._limits) and not best:
                 best.append(trial)
             return trial

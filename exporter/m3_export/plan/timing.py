@@ -15,7 +15,7 @@ import torch
 
 from m3_export import passes
 from m3_export.calibration import ActivationStatistics
-from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting, Shape, processor_kind
+from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting, Shape
 from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, projections
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.trace import trace
@@ -95,7 +95,7 @@ def measure_costs(
     return Costs(
         engine=engine,
         processor=f"{cpu.name}, {default_threads()} threads",
-        kind_of_processor=processor_kind(cpu.flags),
+        multipliers=cpu.multipliers,
         hidden_size=int(hidden),
         ffn_size=int(ffn),
         base=table,

@@ -145,7 +145,10 @@ def smoothing_of(inputs: InputStatistics, weight: torch.Tensor, strength: float)
     """SmoothQuant's divisor of each channel, (K,), geometric mean 1; None for strength 0."""
     if strength == 0:
         return None
-    largest = torch.maximum(inputs.highest.abs(), inputs.lowest.abs()).clamp(min=1e-5)
+    # every range after GELU reaches down to its minimum: a neuron that was hardly active must not get a tiny divisor,
+    # or that range, divided by it, would be the longest of all
+    least = GELU_MINIMUM if inputs.after_gelu else 1e-5
+    largest = torch.maximum(inputs.highest.abs(), inputs.lowest.abs()).clamp(min=least)
     weights = weight.abs().amax(dim=1).clamp(min=1e-5)
     divisor = largest**strength / weights ** (1 - strength)
     return (divisor / divisor.log().mean().exp()).clamp(min=1e-4, max=1e4)

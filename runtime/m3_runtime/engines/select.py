@@ -13,7 +13,7 @@ from m3_runtime.cpu import FEATURE_MEANS, CpuInfo, cpu_info
 from m3_runtime.engines import Engine
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.errors import EngineNotInstalledError, InputError, VariantError
-from m3_runtime.manifest import CpuFeature, EngineName, Variant
+from m3_runtime.manifest import CpuFeature, EngineName, Manifest, Variant
 
 _log = logging.getLogger("m3_runtime")
 
@@ -62,8 +62,8 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
 
     Args:
         bundle: an open bundle.
-        variant: a variant's name, or "auto": what multiplies int8 fastest here (see `_rank`), else whatever runs;
-            variants that are over their budget come last.
+        variant: a variant's name, or "auto": the one that its export found fastest on such a processor, else what
+            multiplies int8 fastest here (see `_rank`); variants that are over their budget come last.
         engine: "onnxruntime", "openvino", or "auto" for any that is installed.
 
     Raises:
@@ -95,7 +95,10 @@ def find_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Cho
     if not installed:
         raise _not_installed(fitting[0])
     cpu, over_budget = cpu_info(), bundle.manifest.over_budget
-    best_first = sorted(installed, key=lambda v: (bool(over_budget.get(v.name)), _rank(v, cpu)))
+    measured = _fastest_first(bundle.manifest, cpu)
+    best_first = sorted(
+        installed, key=lambda v: (bool(over_budget.get(v.name)), measured.get(v.name, len(measured)), _rank(v, cpu))
+    )
     place = next((i for i, v in enumerate(best_first) if not unmet_needs(v)), None)
     if place is None:
         raise _not_capable(bundle, best_first[0])
@@ -190,6 +193,14 @@ def _in_words(needs: Sequence[CpuFeature]) -> str:
 
 def _listed(bundle: Bundle) -> str:
     return ", ".join(f"{v.name} ({v.engine.value})" for v in bundle.manifest.variants)
+
+
+def _fastest_first(manifest: Manifest, cpu: CpuInfo) -> dict[str, int]:
+    """Places of the variants in the order that the export measured; empty if that was on another kind of processor."""
+    if manifest.recipe.get("processor") != cpu.multipliers:
+        return {}
+    names = manifest.recipe.get("fastest_first", "").split(",")
+    return {name: place for place, name in enumerate(names) if name}
 
 
 def _rank(variant: Variant, cpu: CpuInfo) -> _Rank:
