@@ -6,13 +6,13 @@ import onnxruntime as ort
 import openvino as ov
 import pytest
 from graphs import floats, graph_of, operators, run
-from m3_export.passes.loud_neurons import LOUD
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 
 from m3_export import passes
 from m3_export.model import M3Model
 from m3_export.passes.last_layer_rows import ALL_TOKENS, KeepLastLayerRows
+from m3_export.passes.outlier_neurons import OUTLIERS
 from m3_export.trace import trace
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.manifest import Head
@@ -266,12 +266,12 @@ def test_attention_is_fused_in_the_last_layer_too(graph, tmp_path):
     assert_dense_is_the_same(session_of(fused, tmp_path), atol=1e-6)
 
 
-def test_the_last_layer_is_centred_and_its_loud_neurons_split(graph, tmp_path):
+def test_the_last_layer_is_centred_and_its_outlier_neurons_split(graph, tmp_path):
     means = [floats(32, seed=seed) for seed in range(5)]
     easier = passes.for_int8(graph, means, [[3], [0, 5]])
     biases = [n.inputs[2].name for n in easier.graph if n.op_type == "LayerNormalization"]
     assert [name.endswith(".centred") for name in biases] == [True, True, True, True, False]  # as without the pass
-    assert any(name.startswith(f"layers.1{LOUD}") for name in easier.graph.initializers)
+    assert any(name.startswith(f"layers.1{OUTLIERS}") for name in easier.graph.initializers)
     fused = session_of(passes.for_onnxruntime(easier), tmp_path)
     assert_dense_is_the_same(fused, atol=1e-5)
     batch = padded(texts_of(11, 4))
