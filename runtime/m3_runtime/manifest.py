@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from m3_runtime.errors import BundleFormatError
-from m3_runtime.records import from_json, to_json
+from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -190,7 +190,7 @@ class Variant:
     """One precision on one engine: its graph, the compile properties that belong to it, and its precision plan.
 
     `needs` names what the processor must be able to do (`CpuFeature`), or the variant would compute something else than
-    what was measured.
+    what was measured. Texts of at most `packed_tokens` tokens are packed into rows; 0 where the graph cannot.
     """
 
     name: str
@@ -201,6 +201,7 @@ class Variant:
     properties: Mapping[str, str]
     plan: tuple[ProjectionPrecision, ...]
     needs: tuple[CpuFeature, ...] = ()
+    packed_tokens: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import Rows, Waiting, pad_batch
+from m3_runtime.batching import Limits, Ready, Waiting
 from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.errors import EngineError
@@ -46,14 +46,15 @@ def _encoded(
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
     results = _Results(texts, options, manifest)
-    for rows in _batches(windows, options, results):
-        batch = pad_batch(rows.ids, manifest.tokenizer.pad_id)
-        results.take(rows.indices, batch, engine.run(batch, options.heads))
+    limits = Limits(options.token_budget, options.batch_size, engine.packed_tokens)
+    for ready in _batches(windows, limits, results):
+        tokens = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
+        results.take(ready.batch.indices, tokens, engine.run(tokens, options.heads))
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], options: EncodeOptions, results: "_Results") -> Iterator[Rows]:
-    waiting = Waiting(options.token_budget, options.batch_size)
+def _batches(windows: Iterable[Window], limits: Limits, results: "_Results") -> Iterator[Ready]:
+    waiting = Waiting(limits)
     for window in windows:
         results.note(window)
         yield from waiting.add(window.start, window.tokenized.ids)
@@ -87,7 +88,7 @@ class _Results:
         self._truncated += window.tokenized.truncated
 
     def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
-        """Put the results of one batch, whose rows are the texts at `indices`, in their places."""
+        """Put the results of one batch, which holds the texts at `indices` row by row, in their places."""
         _check_finite(raw)
         self._order.append(indices)
         if raw.dense_vecs is not None:
@@ -95,7 +96,7 @@ class _Results:
         if raw.token_weights is not None:
             self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))
         if raw.colbert_vecs is not None:
-            rows = colbert_rows(self._lengths[indices], raw.colbert_vecs, self._options.colbert_dtype.value)
+            rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
             for index, vectors in zip(indices, rows, strict=True):
                 self._colbert[index] = vectors
 

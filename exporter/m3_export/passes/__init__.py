@@ -1,7 +1,7 @@
 """Graph to graph, one idea per file; each is an onnx_ir pass.
 
 `portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph with ONNX
-Runtime's fused operators. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
+Runtime's fused operators, `for_openvino` one that packs short texts into rows. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
 only where one pass makes what the next one looks for.
 """
 
@@ -17,6 +17,7 @@ from m3_export.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.passes.last_layer_rows import KeepLastLayerRows
 from m3_export.passes.metadata import StripMetadata
 from m3_export.passes.outlier_neurons import SplitOutlierNeurons
+from m3_export.passes.packed_rows import PackRows
 from m3_export.passes.skip_layer_norm import FuseSkipLayerNorm
 
 
@@ -40,6 +41,12 @@ def for_onnxruntime(model: ir.Model) -> ir.Model:
         FuseAttention(), FuseSkipLayerNorm(), FuseBiasGelu(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()
     )
     return fusions(model.clone()).model
+
+
+def for_openvino(model: ir.Model) -> ir.Model:
+    """A copy that can pack short texts into rows."""
+    steps = (PackRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model.clone()).model
 
 
 def encoder_alone(model: ir.Model) -> ir.Model:

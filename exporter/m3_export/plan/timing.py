@@ -130,7 +130,10 @@ def _timed(
     track: Callable[[Sequence[K]], Iterable[K]],
 ) -> dict[K, Seconds]:
     """Write the small models, each file once, and run them all in turns."""
-    small = {layers: _Small.of(quantized, layers, work) for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}}
+    small = {
+        layers: _Small.of(quantized, layers, work)
+        for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}
+    }
     heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
     written: dict[tuple[int, tuple[Scheme, ...]], Variant] = {}
     with ExitStack() as stack:

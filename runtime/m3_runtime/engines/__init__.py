@@ -1,6 +1,6 @@
 """Engines: what runs a graph. One protocol, two implementations, chosen in `select`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,26 +12,47 @@ from m3_runtime.manifest import Head
 # A graph's optional input, (1,) int64: for how many leading tokens the last layer and the heads are computed; all by
 # default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.
 KEPT_TOKENS = "kept_tokens"
-FIRST_TOKEN = np.ones(1, np.int64)
-FIRST_TOKEN.flags.writeable = False
+
+# Optional inputs of a graph that packs short texts into rows. `packed_texts` (N, 2) int64: row and column of the token
+# that stands for each packed text; none by default. `plain_rows` (P,) int64: one entry (the default) where each row is a
+# text of its own, none where rows are packed. Their values hardly matter, their shapes choose what is computed.
+PACKED_TEXTS = "packed_texts"
+PLAIN_ROWS = "plain_rows"
+PACKING_DEFAULTS: Mapping[str, NDArray[np.int64]] = {
+    PACKED_TEXTS: np.empty((0, 2), np.int64),
+    PLAIN_ROWS: np.zeros(1, np.int64),
+}
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """B texts padded to T tokens.
+    """N texts in R rows of T tokens: each in a row of its own, or packed.
 
-    `input_ids` and `attention_mask` are (B, T) int64; padding is on the right, with the tokenizer's pad id.
+    Attributes:
+        input_ids: (R, T) int64; the tokenizer's pad id where no text is.
+        attention_mask: (R, T) int64; numbers the texts of a row: 1, 2, 3 …, 0 is padding. Texts are counted row by row.
+        packed_texts: (N, 2) int64, row and column of the token that stands for each packed text; None if each row is a
+            text, padded on the right.
+        leading: so many leading tokens hold the first token of every text.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    packed_texts: NDArray[np.int64] | None = None
+    leading: int = 1
+
+    def texts(self) -> NDArray[np.int64]:
+        """(R, T), which of the N texts each token is of; -1 at padding."""
+        counts = self.attention_mask.max(axis=1)
+        before = np.cumsum(counts) - counts
+        return np.where(self.attention_mask > 0, before[:, None] + self.attention_mask - 1, -1)
 
 
 @dataclass(frozen=True)
 class RawOutputs:
     """What a graph returned; None for a head that was not asked for.
 
-    dense_vecs (B, H), token_weights (B, T), colbert_vecs (B, T-1, C), all float32.
+    dense_vecs (N, H), token_weights (R, T), colbert_vecs (R, T-1, C), all float32.
     """
 
     dense_vecs: NDArray[np.float32] | None = None
@@ -45,7 +66,13 @@ def is_dense_only(heads: Sequence[Head]) -> bool:
 
 
 class Engine(Protocol):
-    """Runs one graph. `run` may be called from several threads at once."""
+    """Runs one graph. `run` may be called from several threads at once.
+
+    Attributes:
+        packed_tokens: texts of at most so many tokens are to be packed; 0 where the graph cannot.
+    """
+
+    packed_tokens: int
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """Run the graph for the heads asked for.

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PLAIN_ROWS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.compiled_cache import compile_cached
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
-from m3_runtime.errors import EngineError, EngineNotInstalledError
+from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
 
 _log = logging.getLogger("m3_runtime")
@@ -37,20 +37,28 @@ _KEPT_FOR_SHAPES = 64
 _PRECISION = "INFERENCE_PRECISION_HINT"
 
 
+# Of the optional inputs; -1 is any length.
+_OPTIONAL_SHAPES = {KEPT_TOKENS: [1], PACKED_TEXTS: [-1, 2], PLAIN_ROWS: [-1]}
+
+
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
 
-    def __init__(self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, requests: int) -> None:
+    def __init__(
+        self, model: Any, defaults: Mapping[str, Tokens], packed_tokens: int, weights: MappedFiles, requests: int
+    ) -> None:
         """Take over a compiled model.
 
         Args:
             model: the compiled model.
-            all_tokens: if it has the input `kept_tokens`, the value that stands for all tokens.
+            defaults: its optional inputs, and what they are unless we know better.
+            packed_tokens: as in `Engine`.
             weights: the files that it has mapped.
             requests: most that run at a time.
         """
+        self.packed_tokens = packed_tokens
         self._model = model
-        self._all_tokens = all_tokens
+        self._defaults = dict(defaults)
         self._weights = weights
         self._runs = itertools.count(1)
         self._slots = threading.BoundedSemaphore(requests)
@@ -58,7 +66,13 @@ class OpenVinoEngine:
 
     @classmethod
     def open(
-        cls, graph: Path, properties: Mapping[str, str], threads: int, opening: Opening = DEFAULT_OPENING
+        cls,
+        graph: Path,
+        properties: Mapping[str, str],
+        threads: int,
+        opening: Opening = DEFAULT_OPENING,
+        *,
+        packed_tokens: int = 0,
     ) -> "OpenVinoEngine":
         """Compile an IR; its weights are mapped, not read.
 
@@ -68,9 +82,11 @@ class OpenVinoEngine:
             threads: threads of one run.
             opening: `low_memory` keeps the buffers of one request, not of two; with a `cache_folder` the compiled form
                 is taken from there, or kept there.
+            packed_tokens: as in `Engine`; the variant says it.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
+            BundleFormatError: the variant is said to pack, and its graph cannot.
             EngineError: OpenVINO cannot load or compile the graph.
         """
         openvino = _openvino()
@@ -80,7 +96,7 @@ class OpenVinoEngine:
             core = openvino.Core()
             with mapping([graph.parent] if cache is None else [graph.parent, cache.parent]) as weights:
                 model = core.read_model(graph)
-                all_tokens = _open_kept_tokens(model)
+                defaults = _open_optional_inputs(model)
 
                 def compile_in(folder: Path | None) -> Any:
                     opening.tell_busy()
@@ -90,13 +106,17 @@ class OpenVinoEngine:
                 compiled = compile_cached(compile_in, cache, openvino.get_version()) if cache else compile_in(None)
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
-        return cls(compiled, all_tokens, weights, 1 if opening.low_memory else _MAX_REQUESTS)
+        if packed_tokens and PACKED_TEXTS not in defaults:
+            raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant is said to; export it again")
+        return cls(compiled, defaults, packed_tokens, weights, 1 if opening.low_memory else _MAX_REQUESTS)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._all_tokens is not None:
-            inputs[KEPT_TOKENS] = FIRST_TOKEN if is_dense_only(heads) else self._all_tokens
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
+        if KEPT_TOKENS in inputs and is_dense_only(heads):
+            inputs[KEPT_TOKENS] = np.array([batch.leading])
+        if batch.packed_texts is not None:
+            inputs |= {PACKED_TEXTS: batch.packed_texts, PLAIN_ROWS: np.empty(0, np.int64)}
         with self._request() as request:
             try:
                 request.infer(inputs, share_inputs=True)
@@ -184,23 +204,24 @@ def _openvino() -> Any:
     return openvino
 
 
-def _open_kept_tokens(model: Any) -> Tokens | None:
-    """Make an input of the constant `kept_tokens`; the value that it had, or None if the model has none.
+def _open_optional_inputs(model: Any) -> dict[str, Tokens]:
+    """Make inputs of the constants that stand for optional ones; the values that they had, by name.
 
-    It lies in the file as a constant because OpenVINO has no inputs with defaults: whoever compiles the file elsewhere
-    sees two inputs and gets every token.
+    They lie in the file as constants because OpenVINO has no inputs with defaults: whoever compiles the file elsewhere
+    sees two inputs, and gets every token of texts that are not packed.
     """
     from openvino import opset13
 
-    constants = (node for node in model.get_ordered_ops() if node.get_friendly_name() == KEPT_TOKENS)
-    constant = next((node for node in constants if node.get_type_name() == "Constant"), None)
-    if constant is None:
-        return None
-    all_tokens = np.array(constant.data, dtype=np.int64)
-    parameter = opset13.parameter(list(all_tokens.shape), np.int64, name=KEPT_TOKENS)
-    parameter.output(0).set_names({KEPT_TOKENS})
-    for reader in constant.output(0).get_target_inputs():
-        reader.replace_source_output(parameter.output(0))
-    model.add_parameters([parameter])
+    defaults = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or name not in _OPTIONAL_SHAPES:
+            continue
+        parameter = opset13.parameter(_OPTIONAL_SHAPES[name], np.int64, name=name)
+        parameter.output(0).set_names({name})
+        defaults[name] = np.array(node.data, dtype=np.int64)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(parameter.output(0))
+        model.add_parameters([parameter])
     model.validate_nodes_and_infer_types()
-    return all_tokens
+    return defaults

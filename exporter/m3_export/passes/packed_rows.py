@@ -1,0 +1,254 @@
+"""Several short texts in one row, each with the very bits that it has alone.
+
+`attention_mask` numbers the texts of a packed row: 1, 2, 3 …, in any arrangement that keeps each text's own order; 0 is
+padding. A token attends to the tokens of its own text, positions count within it, and it has a dense vector of its own.
+
+    scores = q kᵀ · scale + (0 within a text, else -1e9)
+    p = exp(scores - max)
+    context = p v ÷ p 1
+
+A matrix product adds up in the order of keys, and a key of another text or of padding adds an exact zero. So neither
+company nor padding changes a bit. A softmax adds up in vector lanes, by place in the row, and its bits change.
+
+Long texts gain nothing from company, and for them nothing is as fast as an engine's fused attention. So there are two
+attentions without weights, and shapes choose: queries go to one of them, the other gets a matrix without rows. No `If`:
+OpenVINO would copy all that goes in and out, and infer the shapes of each branch anew.
+
+    packed_texts (N, 2)  row and column of the token that stands for each packed text, in the order of `dense_vecs`
+    plain_rows (P,)      one entry: each row is a text, as ever; none: the rows are packed
+
+By default no text is packed, and a mask of ones and zeros is all that has to be known.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from m3_export.model import MASKED_SCORE
+from m3_export.passes.flash_attention import Attention, match_attention
+from m3_export.passes.matching import made_by, replace, split_operands
+from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PLAIN_ROWS
+
+PACKED_TOKENS = 64
+"""Texts of at most so many tokens are packed: the fused attention is no faster for them."""
+
+POSITIONS = "positions"  # the table of position rows
+INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+
+ONES = 16
+"""Columns of the matrix that sums up p: a product with one column might be computed in another order."""
+
+
+class PackRows(ir.passes.InPlacePass):
+    """Runs on the portable graph, after every pass that looks for attention."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """See `onnx_ir.passes.InPlacePass`.
+
+        Raises:
+            ValueError: the graph is not M3Model's.
+        """
+        graph = model.graph
+        softmaxes = [node for node in graph if node.op_type == "Softmax"]
+        attentions = [found for found in map(match_attention, softmaxes) if found is not None]
+        if not attentions or len(attentions) < len(softmaxes):
+            raise ValueError("an attention of the graph is not one that can be packed")
+        mask = attentions[0].mask
+        readers = list(mask.uses())
+        inputs = _Inputs.add_to(graph, mask)
+        rows = _Rows(graph, inputs, mask, "rows")
+        _place(graph, inputs, rows)
+        for number, attention in enumerate(attentions[:-1]):
+            _choose_attention(graph, attention, rows, f"attention.{number}")
+        if KEPT_TOKENS in graph.initializers:
+            rows = _Rows(graph, inputs, _kept(graph, mask), "rows.kept")
+        _choose_attention(graph, attentions[-1], rows, f"attention.{len(attentions) - 1}")
+        _pool(graph, inputs, rows)
+        _read_as_ones(graph, mask, readers)
+        graph.sort()
+        return ir.passes.PassResult(model, modified=True)
+
+
+class _Ops:
+    """Records nodes and names them after the place that they are for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.nodes: list[ir.Node] = []
+
+    def __call__(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        """Record a node; gives its output."""
+        name = f"{self._name}.{len(self.nodes)}"
+        node = ir.node(op_type, inputs=list(inputs), attributes=attributes, name=name)
+        node.outputs[0].name = name
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, values: float | list[int] | list[float]) -> ir.Value:
+        """A constant of int64 or float32."""
+        array = np.array(values)
+        return self("Constant", value=ir.tensor(array.astype(np.float32 if array.dtype.kind == "f" else np.int64)))
+
+    def places(self, matrix: ir.Value, axis: int) -> ir.Value:
+        """0, 1, 2 … along one axis of a matrix, as one row or one column. Not Range: its length would depend on data."""
+        line = self("Slice", matrix, self.constant([0]), self.constant([1]), self.constant([1 - axis]))
+        ones = self("Cast", self("Equal", line, line), to=INT64)
+        return self("CumSum", ones, self.constant(axis), exclusive=1)
+
+    def if_any(self, places: ir.Value, column: ir.Value) -> ir.Value:
+        """Places as a vector, where the column (0 or 1, 1) has an entry; else an empty one."""
+        table = self("Add", self("Reshape", places, self.constant([1, -1])), self("Mul", column, self.constant(0)))
+        return self("Reshape", table, self.constant([-1]))
+
+
+class _Inputs:
+    """The two inputs by whose shapes a caller says what the rows are.
+
+    Attributes:
+        numbers: (B, T), the mask.
+        texts: (N, 2), `packed_texts`.
+        packed, plain: (0 or 1, 1): there is an entry if rows are packed, or if they are not.
+    """
+
+    def __init__(self, numbers: ir.Value, texts: ir.Value, packed: ir.Value, plain: ir.Value) -> None:
+        self.numbers, self.texts, self.packed, self.plain = numbers, texts, packed, plain
+
+    @classmethod
+    def add_to(cls, graph: ir.Graph, numbers: ir.Value) -> "_Inputs":
+        texts = ir.Value(name=PACKED_TEXTS, shape=ir.Shape(["packed", 2]), type=ir.TensorType(INT64))
+        rows = ir.Value(name=PLAIN_ROWS, shape=ir.Shape(["plain"]), type=ir.TensorType(INT64))
+        graph.inputs.extend([texts, rows])
+        ops = _Ops("rows.inputs")
+        first = ops("Slice", texts, ops.constant([0]), ops.constant([1]), ops.constant([0]))
+        packed = ops("ReduceSum", first, ops.constant([1]))
+        plain = ops("Reshape", rows, ops.constant([-1, 1]))
+        graph.extend(ops.nodes)
+        return cls(numbers, texts, packed, plain)
+
+
+class _Rows:
+    """Who asks, and who sees whom. Either all asking tokens are packed, or none: one of the two has no places.
+
+    Attributes:
+        packed, plain: places of the asking tokens.
+        same: (B, packed, T) boolean, whether an asking token and another are of one text.
+        scores: (B, 1, packed, T), what is added to the scores: 0 where they are, else a large negative.
+    """
+
+    def __init__(self, graph: ir.Graph, inputs: _Inputs, asking: ir.Value, name: str) -> None:
+        """Record what is known once for all layers.
+
+        Args:
+            graph: gets the nodes.
+            inputs: of the graph.
+            asking: the numbers of the asking tokens, (B, T) or fewer columns of it.
+            name: for the nodes.
+        """
+        ops = _Ops(name)
+        places = ops.places(asking, axis=1)
+        packed, plain = ops.if_any(places, inputs.packed), ops.if_any(places, inputs.plain)
+        keys = ops("Unsqueeze", inputs.numbers, ops.constant([1]))
+        queries = ops("Unsqueeze", ops("Gather", asking, packed, axis=1), ops.constant([2]))
+        self.same = ops("And", ops("Equal", queries, keys), ops("Greater", keys, ops.constant(0)))
+        scores = ops("Where", self.same, ops.constant(0.0), ops.constant(MASKED_SCORE))
+        self.scores = ops("Unsqueeze", scores, ops.constant([1]))
+        self.packed, self.plain = packed, plain
+        graph.extend(ops.nodes)
+
+
+def _kept(graph: ir.Graph, numbers: ir.Value) -> ir.Value:
+    """The numbers of the tokens that the last layer computes."""
+    ops = _Ops("numbers.kept")
+    result = ops("Slice", numbers, ops.constant([0]), graph.initializers[KEPT_TOKENS], ops.constant([1]))
+    graph.extend(ops.nodes)
+    return result
+
+
+def _read_as_ones(graph: ir.Graph, numbers: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
+    """Whoever read the mask reads 1 for a token, of whatever text."""
+    ops = _Ops("mask")
+    ones = ops("Min", numbers, ops.constant(1))
+    graph.extend(ops.nodes)
+    for node, index in readers:
+        node.replace_input_with(index, ones)
+
+
+def _place(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
+    """Count the positions of packed tokens within their texts."""
+    table = next(node for node in graph if node.op_type == "Gather" and node.inputs[0].name == POSITIONS)
+    plain = table.inputs[1]
+    product, pad_id = split_operands(made_by(plain, "Add"), "Mul")
+    _, is_token = split_operands(product, "CumSum")
+    ops = _Ops("rows.positions")
+    place = ops.places(inputs.numbers, axis=1)
+    until = ops("GreaterOrEqual", ops("Unsqueeze", rows.packed, ops.constant([1])), place)
+    counted = ops("Cast", ops("And", rows.same, until), to=INT64)
+    counted = ops("Mul", counted, ops("Unsqueeze", is_token, ops.constant([1])))
+    rank = ops("ReduceSum", counted, ops.constant([2]), keepdims=0)
+    packed = ops("Add", ops("Mul", rank, ops("Gather", is_token, rows.packed, axis=1)), pad_id)
+    positions = ops("Concat", ops("Gather", plain, rows.plain, axis=1), packed, axis=1)
+    graph.extend(ops.nodes)
+    table.replace_input_with(1, positions)
+
+
+def _choose_attention(graph: ir.Graph, found: Attention, rows: _Rows, name: str) -> None:
+    """Let queries of packed tokens and those of the others go to attentions of their own."""
+    ops = _Ops(name)
+    size = int(found.biased[0].shape[-1]) // found.heads
+    heads, scale = ops.constant([0, 0, found.heads, size]), ops.constant(float(found.scale))
+    queries, keys, values = found.biased
+    keys = ops("Transpose", ops("Reshape", keys, heads), perm=[0, 2, 3, 1])
+    values = ops("Transpose", ops("Reshape", values, heads), perm=[0, 2, 1, 3])
+
+    def scores(places: ir.Value, mask_scores: ir.Value) -> ir.Value:
+        asking = ops("Reshape", ops("Gather", queries, places, axis=1), heads)
+        asking = ops("Transpose", asking, perm=[0, 2, 1, 3])
+        return ops("Add", ops("Mul", ops("MatMul", asking, keys), scale), mask_scores)
+
+    def together(context: ir.Value) -> ir.Value:
+        width = ops.constant([0, 0, found.heads * size])
+        return ops("Reshape", ops("Transpose", context, perm=[0, 2, 1, 3]), width)
+
+    plain = together(ops("MatMul", ops("Softmax", scores(rows.plain, found.mask_scores), axis=-1), values))
+    logits = scores(rows.packed, rows.scores)
+    parts = ops("Exp", ops("Sub", logits, ops("ReduceMax", logits, ops.constant([-1]))))
+    ones = ops(
+        "Add",
+        ops("Mul", ops("Slice", values, *map(ops.constant, ([0], [1], [3]))), ops.constant(0.0)),
+        ops.constant([1.0] * ONES),
+    )
+    sums = ops("Slice", ops("MatMul", parts, ones), *map(ops.constant, ([0], [1], [3])))
+    packed = together(ops("Div", ops("MatMul", parts, values), sums))
+    result = ops("Concat", plain, packed, axis=1)
+    replace(graph, found.last, ops.nodes, result)
+
+
+def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
+    """One dense vector for each row that is a text, and for each packed text."""
+    hidden = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
+    old = _pooled(graph.outputs[0])
+    readers = list(old.uses())
+    ops = _Ops("pool")
+    source = hidden
+    if made_by(old, "Div"):  # a mean
+        weights = ops("Cast", rows.same, to=FLOAT)
+        source = ops("Div", ops("MatMul", weights, hidden), ops("ReduceSum", weights, ops.constant([2])))
+    rows_of_texts = ops.if_any(ops.places(inputs.numbers, axis=0), inputs.plain)
+    plain = ops("Gather", old, rows_of_texts, axis=0)
+    result = ops("Concat", plain, ops("GatherND", source, inputs.texts), axis=0)
+    graph.extend(ops.nodes)
+    result.dtype, result.shape = FLOAT, ir.Shape(["texts", *old.shape[1:]])
+    graph.outputs[0].shape = ir.Shape(["texts", *graph.outputs[0].shape[1:]])
+    for node, index in readers:
+        node.replace_input_with(index, result)
+    if graph.outputs[0] is old:
+        result.name, old.name = old.name, f"{old.name}.plain"
+        graph.outputs[0] = result
+
+
+def _pooled(dense: ir.Value) -> ir.Value:
+    """The dense vectors before they are normalised."""
+    division = made_by(dense, "Div")
+    clip = made_by(division.inputs[1], "Clip") if division else None
+    return dense if clip is None else division.inputs[0]
