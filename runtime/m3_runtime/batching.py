@@ -4,10 +4,10 @@ Length alone decides how a text runs, so its vectors are the same alone, in any 
 
 * Short texts are packed, many in a row, also when there is just one. The graph keeps them apart, and company does not
   change a bit of them. One pass over the weights serves texts of many lengths.
-* Longer ones run in batches of one length, so nothing is padded. Padding would cost more than its tokens: it changes the
-  last bits of attention's sums, an activation near the edge of an INT8 step then falls to the other side, and the layers
-  multiply that until the same text alone and in a batch are only as close as INT8 is to FP32 (dense cosine 0.9991
-  measured, against 0.999999 without padding). One text of 128 tokens keeps a few cores as busy as eight do.
+* Longer ones run in batches of one length, so nothing is padded. Padding would cost more than its tokens: it changes
+  the last bits of attention's sums, an activation near the edge of an INT8 step then falls to the other side, and the
+  layers multiply that until the same text alone and in a batch are only as close as INT8 is to FP32 (dense cosine
+  0.9991 measured, against 0.999999 without padding). One text of 128 tokens keeps a few cores as busy as eight do.
 
 Graphs that cannot pack have all their texts run by length.
 """
@@ -95,11 +95,12 @@ def plan_batches(lengths: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
 
 def _packed(lengths: NDArray[np.int64], texts: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
     """Short texts in rows, and as many rows in a batch as the limits allow."""
-    widest = max(min(ROW_TOKENS, limits.token_budget), int(_steps(lengths[texts]).max()))
-    rows = [texts[row] for row in fill_rows(_steps(lengths[texts]), widest, limits.batch_size)]
+    steps = _steps(lengths[texts])
+    rows = fill_rows(steps, max(min(ROW_TOKENS, limits.token_budget), int(steps.max())), limits.batch_size)
+    width = max(int(steps[row].sum()) for row in rows)
     batch: list[NDArray[np.int64]] = []
-    for row in rows:
-        is_full = (len(batch) + 1) * widest > limits.token_budget
+    for row in (texts[row] for row in rows):
+        is_full = (len(batch) + 1) * width > limits.token_budget
         if batch and (is_full or sum(r.size for r in batch) + row.size > limits.batch_size):
             yield Batch(tuple(batch), is_packed=True)
             batch = []
@@ -213,8 +214,8 @@ def pad_batch(ids: Sequence[NDArray[np.int32]], pad_id: int) -> TokenBatch:
 def pack_batch(rows: Sequence[Sequence[NDArray[np.int32]]], pad_id: int, pooling: Pooling) -> TokenBatch:
     """Put several texts in a row.
 
-    The first two tokens of all texts of a row come first, then what is left of each: a dense-only call computes its last
-    layer for the leading tokens alone.
+    The first two tokens of all texts of a row come first, then what is left of each: a dense-only call computes its
+    last layer for the leading tokens alone.
 
     Args:
         rows: R rows of texts, given as ids.

@@ -27,6 +27,7 @@ class Slow:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.packed_tokens = engine.packed_tokens
         self.may_run = threading.Event()
         self.has_waited = True
         self.shapes: list[tuple[int, ...]] = []

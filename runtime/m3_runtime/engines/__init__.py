@@ -13,9 +13,9 @@ from m3_runtime.manifest import Head
 # default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.
 KEPT_TOKENS = "kept_tokens"
 
-# Optional inputs of a graph that packs short texts into rows. `packed_texts` (N, 2) int64: row and column of the token
-# that stands for each packed text; none by default. `plain_rows` (P,) int64: one entry (the default) where each row is a
-# text of its own, none where rows are packed. Their values hardly matter, their shapes choose what is computed.
+# Optional inputs of a graph that packs short texts into rows; their shapes choose what is computed. `packed_texts`
+# (N, 2) int64: row and column of the token that stands for each packed text; none by default. `plain_rows` (P,) int64:
+# one entry (the default) where each row is a text of its own, none where rows are packed.
 PACKED_TEXTS = "packed_texts"
 PLAIN_ROWS = "plain_rows"
 PACKING_DEFAULTS: Mapping[str, NDArray[np.int64]] = {
