@@ -151,7 +151,7 @@ class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
-    others of its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the
+    others, as the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
     `is_simulated` tells that the processor lacks what the variant needs, so that its integers were computed in float.
     """

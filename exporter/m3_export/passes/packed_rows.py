@@ -34,6 +34,7 @@ PACKED_TOKENS = 64
 """Texts of at most so many tokens are packed: the fused attention is no faster for them."""
 
 POSITIONS = "positions"  # the table of position rows
+TEXTS = "texts"  # the dynamic axis of dense vectors
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
 ONES = 16
@@ -91,7 +92,7 @@ class _Ops:
         return self("Constant", value=ir.tensor(array.astype(np.float32 if array.dtype.kind == "f" else np.int64)))
 
     def places(self, matrix: ir.Value, axis: int) -> ir.Value:
-        """0, 1, 2 … along one axis of a matrix, as one row or one column. Not Range: its length would depend on data."""
+        """0, 1, 2 … along an axis of a matrix, as a row or a column. Not Range: its length would depend on data."""
         line = self("Slice", matrix, self.constant([0]), self.constant([1]), self.constant([1 - axis]))
         ones = self("Cast", self("Equal", line, line), to=INT64)
         return self("CumSum", ones, self.constant(axis), exclusive=1)
@@ -116,6 +117,7 @@ class _Inputs:
 
     @classmethod
     def add_to(cls, graph: ir.Graph, numbers: ir.Value) -> "_Inputs":
+        """Give the graph the two inputs."""
         texts = ir.Value(name=PACKED_TEXTS, shape=ir.Shape(["packed", 2]), type=ir.TensorType(INT64))
         rows = ir.Value(name=PLAIN_ROWS, shape=ir.Shape(["plain"]), type=ir.TensorType(INT64))
         graph.inputs.extend([texts, rows])
@@ -238,13 +240,22 @@ def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     plain = ops("Gather", old, rows_of_texts, axis=0)
     result = ops("Concat", plain, ops("GatherND", source, inputs.texts), axis=0)
     graph.extend(ops.nodes)
-    result.dtype, result.shape = FLOAT, ir.Shape(["texts", *old.shape[1:]])
-    graph.outputs[0].shape = ir.Shape(["texts", *graph.outputs[0].shape[1:]])
+    result.dtype, result.shape = FLOAT, old.shape
     for node, index in readers:
         node.replace_input_with(index, result)
     if graph.outputs[0] is old:
         result.name, old.name = old.name, f"{old.name}.plain"
         graph.outputs[0] = result
+    _count_texts(result)
+
+
+def _count_texts(value: ir.Value) -> None:
+    """The first axis of all that follows gets another name: runtimes take axes of one name to be of one length."""
+    if value.shape is not None:
+        value.shape = ir.Shape([TEXTS, *list(value.shape)[1:]])
+    for node, _ in value.uses():
+        for output in node.outputs:
+            _count_texts(output)
 
 
 def _pooled(dense: ir.Value) -> ir.Value:
