@@ -166,7 +166,7 @@ class Parity:
     batch_invariance_min: float
     padded_dense_min: float
     is_simulated: bool = False
-    degenerate: DegenerateParity | None = None
+    degenerate: DegenerateParity | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ TEXTS = "texts"  # the dynamic axis of dense vectors
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
 ONES = 16
-"""Columns of the matrix that sums up p: a product with one column might be computed in another order."""
 
 
 class PackRows(ir.passes.InPlacePass):
@@ -136,6 +135,7 @@ class _Rows:
         packed, plain: places of the asking tokens.
         same: (B, packed, T) boolean, whether an asking token and another are of one text.
         scores: (B, 1, packed, T), what is added to the scores: 0 where they are, else a large negative.
+        ones: (1, 1, T, 16), sums up a row of T. A product with one column might be computed in another order.
     """
 
     def __init__(self, graph: ir.Graph, inputs: _Inputs, asking: ir.Value, name: str) -> None:
@@ -156,6 +156,8 @@ class _Rows:
         scores = ops("Where", self.same, ops.constant(0.0), ops.constant(MASKED_SCORE))
         self.scores = ops("Unsqueeze", scores, ops.constant([1]))
         self.packed, self.plain = packed, plain
+        column = ops("Reshape", ops.places(inputs.numbers, axis=1), ops.constant([1, 1, -1, 1]))
+        self.ones = ops("Add", ops("Cast", ops("Mul", column, ops.constant(0)), to=FLOAT), ops.constant([1.0] * ONES))
         graph.extend(ops.nodes)
 
 
@@ -215,12 +217,7 @@ def _choose_attention(graph: ir.Graph, found: Attention, rows: _Rows, name: str)
     plain = together(ops("MatMul", ops("Softmax", scores(rows.plain, found.mask_scores), axis=-1), values))
     logits = scores(rows.packed, rows.scores)
     parts = ops("Exp", ops("Sub", logits, ops("ReduceMax", logits, ops.constant([-1]))))
-    ones = ops(
-        "Add",
-        ops("Mul", ops("Slice", values, *map(ops.constant, ([0], [1], [3]))), ops.constant(0.0)),
-        ops.constant([1.0] * ONES),
-    )
-    sums = ops("Slice", ops("MatMul", parts, ones), *map(ops.constant, ([0], [1], [3])))
+    sums = ops("Slice", ops("MatMul", parts, rows.ones), *map(ops.constant, ([0], [1], [3])))
     packed = together(ops("Div", ops("MatMul", parts, values), sums))
     result = ops("Concat", plain, packed, axis=1)
     replace(graph, found.last, ops.nodes, result)
