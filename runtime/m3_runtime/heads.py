@@ -37,7 +37,7 @@ def lexical_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_si
     text_of, count = batch.texts(), int(batch.attention_mask.max(axis=1).sum())
     places = np.flatnonzero(token_weights > 0)
     places = places[np.argsort(text_of.flat[places], kind="stable")]
-    texts, ids, weights = (array.flat[places] for array in (text_of, batch.input_ids, token_weights))
+    texts, ids, weights = text_of.flat[places], batch.input_ids.flat[places], token_weights.flat[places]
     if ids.size == 0:
         return LexicalRows(np.zeros(count, np.int64), ids, np.empty(0, np.float32))
     # Sorting by (text, id) brings repeats together; the sort is stable, so each run begins with the first

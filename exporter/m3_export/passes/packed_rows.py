@@ -182,8 +182,12 @@ def _place(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     """Count the positions of packed tokens within their texts."""
     table = next(node for node in graph if node.op_type == "Gather" and node.inputs[0].name == POSITIONS)
     plain = table.inputs[1]
-    product, pad_id = split_operands(made_by(plain, "Add"), "Mul")
-    _, is_token = split_operands(product, "CumSum")
+    total = made_by(plain, "Add")
+    product = split_operands(total, "Mul") if total else None
+    count = split_operands(product[0], "CumSum") if product else None
+    if product is None or count is None:
+        raise ValueError("the graph counts positions in another way than M3Model's")
+    pad_id, is_token = product[1], count[1]
     ops = _Ops("rows.positions")
     place = ops.places(inputs.numbers, axis=1)
     until = ops("GreaterOrEqual", ops("Unsqueeze", rows.packed, ops.constant([1])), place)
@@ -258,5 +262,6 @@ def _count_texts(value: ir.Value) -> None:
 def _pooled(dense: ir.Value) -> ir.Value:
     """The dense vectors before they are normalised."""
     division = made_by(dense, "Div")
-    clip = made_by(division.inputs[1], "Clip") if division else None
-    return dense if clip is None else division.inputs[0]
+    if division is None or made_by(division.inputs[1], "Clip") is None:
+        return dense
+    return division.inputs[0]
