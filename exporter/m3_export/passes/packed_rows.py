@@ -10,14 +10,16 @@ padding. A token attends to the tokens of its own text, positions count within i
 A matrix product adds up in the order of keys, and a key of another text or of padding adds an exact zero. So neither
 company nor padding changes a bit. A softmax adds up in vector lanes, by place in the row, and its bits change.
 
-Long texts gain nothing from company, and for them nothing is as fast as an engine's fused attention. So there are two
-attentions without weights, and shapes choose: queries go to one of them, the other gets a matrix without rows. No `If`:
-OpenVINO would copy all that goes in and out, and infer the shapes of each branch anew.
+Long texts gain nothing from company, and for them nothing is as fast as an engine's fused attention, with a mask where
+texts are padded, without one where they are not. So there are three attentions without weights, and shapes choose:
+queries go to one of them, the others get matrices without rows. No `If`: OpenVINO would copy all that goes in and out,
+and infer the shapes of each branch anew.
 
     packed_texts (N, 2)  row and column of the token that stands for each packed text, in the order of `dense_vecs`
-    plain_rows (P,)      one entry: each row is a text, as ever; none: the rows are packed
+    whole_rows (0 or 1)  an entry: each row is a text, and all have one length
+    padded_rows (0 or 1) an entry: each row is a text, padded on the right
 
-By default no text is packed, and a mask of ones and zeros is all that has to be known.
+By default rows are padded ones, and a mask of ones and zeros is all that has to be known.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ import onnx_ir as ir
 from m3_export.model import MASKED_SCORE
 from m3_export.passes.flash_attention import Attention, match_attention
 from m3_export.passes.matching import made_by, replace, split_operands
-from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PLAIN_ROWS
+from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PADDED_ROWS, WHOLE_ROWS
 
 PACKED_TOKENS = 64
 """Texts of at most so many tokens are packed: the fused attention is no faster for them."""
@@ -56,7 +58,7 @@ class PackRows(ir.passes.InPlacePass):
             raise ValueError("an attention of the graph is not one that can be packed")
         mask = attentions[0].mask
         readers = list(mask.uses())
-        inputs = _Inputs.add_to(graph, mask)
+        inputs = _Inputs(graph, mask)
         rows = _Rows(graph, inputs, mask, "rows")
         _place(graph, inputs, rows)
         for number, attention in enumerate(attentions[:-1]):
@@ -103,39 +105,37 @@ class _Ops:
 
 
 class _Inputs:
-    """The two inputs by whose shapes a caller says what the rows are.
+    """The inputs by whose shapes a caller says what the rows are. One of three has an entry, the others are empty.
 
     Attributes:
         numbers: (B, T), the mask.
         texts: (N, 2), `packed_texts`.
-        packed, plain: (0 or 1, 1): there is an entry if rows are packed, or if they are not.
+        packed, whole, padded: (0 or 1, 1).
     """
 
-    def __init__(self, numbers: ir.Value, texts: ir.Value, packed: ir.Value, plain: ir.Value) -> None:
-        self.numbers, self.texts, self.packed, self.plain = numbers, texts, packed, plain
-
-    @classmethod
-    def add_to(cls, graph: ir.Graph, numbers: ir.Value) -> "_Inputs":
-        """Give the graph the two inputs."""
-        texts = ir.Value(name=PACKED_TEXTS, shape=ir.Shape(["packed", 2]), type=ir.TensorType(INT64))
-        rows = ir.Value(name=PLAIN_ROWS, shape=ir.Shape(["plain"]), type=ir.TensorType(INT64))
-        graph.inputs.extend([texts, rows])
+    def __init__(self, graph: ir.Graph, numbers: ir.Value) -> None:
+        """Give the graph its inputs."""
+        self.numbers = numbers
+        self.texts = ir.Value(name=PACKED_TEXTS, shape=ir.Shape(["packed", 2]), type=ir.TensorType(INT64))
+        whole = ir.Value(name=WHOLE_ROWS, shape=ir.Shape(["whole"]), type=ir.TensorType(INT64))
+        padded = ir.Value(name=PADDED_ROWS, shape=ir.Shape(["padded"]), type=ir.TensorType(INT64))
+        graph.inputs.extend([self.texts, whole, padded])
         ops = _Ops("rows.inputs")
-        first = ops("Slice", texts, ops.constant([0]), ops.constant([1]), ops.constant([0]))
-        packed = ops("ReduceSum", first, ops.constant([1]))
-        plain = ops("Reshape", rows, ops.constant([-1, 1]))
+        first = ops("Slice", self.texts, ops.constant([0]), ops.constant([1]), ops.constant([0]))
+        self.packed = ops("ReduceSum", first, ops.constant([1]))
+        self.whole, self.padded = (ops("Reshape", rows, ops.constant([-1, 1])) for rows in (whole, padded))
         graph.extend(ops.nodes)
-        return cls(numbers, texts, packed, plain)
 
 
 class _Rows:
-    """Who asks, and who sees whom. Either all asking tokens are packed, or none: one of the two has no places.
+    """Who asks, and who is seen. P asking tokens are packed, all or none of them; so are K seen ones.
 
     Attributes:
-        packed, plain: places of the asking tokens.
-        same: (B, packed, T) boolean, whether an asking token and another are of one text.
-        scores: (B, 1, packed, T), what is added to the scores: 0 where they are, else a large negative.
-        ones: (1, 1, T, 16), sums up a row of T. A product with one column might be computed in another order.
+        packed, whole, padded: places of the asking tokens, of each kind.
+        seen, seen_padded: places of the packed, and of the padded tokens that are seen.
+        same: (B, P, K) boolean, whether an asking token and a seen one are of one text.
+        scores: (B, 1, P, K), what is added to the scores: 0 where they are, else a large negative.
+        ones: (1, 1, K, 16), sums up a row of K. A product with one column might be computed in another order.
     """
 
     def __init__(self, graph: ir.Graph, inputs: _Inputs, asking: ir.Value, name: str) -> None:
@@ -149,15 +149,17 @@ class _Rows:
         """
         ops = _Ops(name)
         places = ops.places(asking, axis=1)
-        packed, plain = ops.if_any(places, inputs.packed), ops.if_any(places, inputs.plain)
-        keys = ops("Unsqueeze", inputs.numbers, ops.constant([1]))
-        queries = ops("Unsqueeze", ops("Gather", asking, packed, axis=1), ops.constant([2]))
+        kinds = (inputs.packed, inputs.whole, inputs.padded)
+        self.packed, self.whole, self.padded = (ops.if_any(places, kind) for kind in kinds)
+        every = ops.places(inputs.numbers, axis=1)
+        self.seen, self.seen_padded = ops.if_any(every, inputs.packed), ops.if_any(every, inputs.padded)
+        keys = ops("Unsqueeze", ops("Gather", inputs.numbers, self.seen, axis=1), ops.constant([1]))
+        queries = ops("Unsqueeze", ops("Gather", asking, self.packed, axis=1), ops.constant([2]))
         self.same = ops("And", ops("Equal", queries, keys), ops("Greater", keys, ops.constant(0)))
         scores = ops("Where", self.same, ops.constant(0.0), ops.constant(MASKED_SCORE))
         self.scores = ops("Unsqueeze", scores, ops.constant([1]))
-        self.packed, self.plain = packed, plain
-        column = ops("Reshape", ops.places(inputs.numbers, axis=1), ops.constant([1, 1, -1, 1]))
-        self.ones = ops("Add", ops("Cast", ops("Mul", column, ops.constant(0)), to=FLOAT), ops.constant([1.0] * ONES))
+        column = ops("Mul", ops("Reshape", self.seen, ops.constant([1, 1, -1, 1])), ops.constant(0))
+        self.ones = ops("Add", ops("Cast", column, to=FLOAT), ops.constant([1.0] * ONES))
         graph.extend(ops.nodes)
 
 
@@ -189,41 +191,49 @@ def _place(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
         raise ValueError("the graph counts positions in another way than M3Model's")
     pad_id, is_token = product[1], count[1]
     ops = _Ops("rows.positions")
-    place = ops.places(inputs.numbers, axis=1)
-    until = ops("GreaterOrEqual", ops("Unsqueeze", rows.packed, ops.constant([1])), place)
-    counted = ops("Cast", ops("And", rows.same, until), to=INT64)
+    plain_places = ops("Concat", rows.whole, rows.padded, axis=0)
+    is_token = ops("Gather", is_token, rows.seen, axis=1)
+    place, other = ops("Unsqueeze", rows.packed, ops.constant([1])), ops("Unsqueeze", rows.seen, ops.constant([0]))
+    counted = ops("Cast", ops("And", rows.same, ops("GreaterOrEqual", place, other)), to=INT64)
     counted = ops("Mul", counted, ops("Unsqueeze", is_token, ops.constant([1])))
     rank = ops("ReduceSum", counted, ops.constant([2]), keepdims=0)
-    packed = ops("Add", ops("Mul", rank, ops("Gather", is_token, rows.packed, axis=1)), pad_id)
-    positions = ops("Concat", ops("Gather", plain, rows.plain, axis=1), packed, axis=1)
+    packed = ops("Add", ops("Mul", rank, is_token), pad_id)
+    positions = ops("Concat", ops("Gather", plain, plain_places, axis=1), packed, axis=1)
     graph.extend(ops.nodes)
     table.replace_input_with(1, positions)
 
 
 def _choose_attention(graph: ir.Graph, found: Attention, rows: _Rows, name: str) -> None:
-    """Let queries of packed tokens and those of the others go to attentions of their own."""
+    """Let the queries of each kind of rows go to an attention of their own."""
     ops = _Ops(name)
-    size = int(found.biased[0].shape[-1]) // found.heads
-    heads, scale = ops.constant([0, 0, found.heads, size]), ops.constant(float(found.scale))
+    width = int(found.biased[0].shape[-1])
+    heads, joined = ops.constant([0, 0, found.heads, width // found.heads]), ops.constant([0, 0, width])
     queries, keys, values = found.biased
-    keys = ops("Transpose", ops("Reshape", keys, heads), perm=[0, 2, 3, 1])
-    values = ops("Transpose", ops("Reshape", values, heads), perm=[0, 2, 1, 3])
+    queries = ops("Mul", queries, ops.constant(float(found.scale)))  # here it is part of the projection
 
-    def scores(places: ir.Value, mask_scores: ir.Value) -> ir.Value:
-        asking = ops("Reshape", ops("Gather", queries, places, axis=1), heads)
-        asking = ops("Transpose", asking, perm=[0, 2, 1, 3])
-        return ops("Add", ops("Mul", ops("MatMul", asking, keys), scale), mask_scores)
+    def split(x: ir.Value, perm: Sequence[int]) -> ir.Value:
+        return ops("Transpose", ops("Reshape", x, heads), perm=list(perm))
 
-    def together(context: ir.Value) -> ir.Value:
-        width = ops.constant([0, 0, found.heads * size])
-        return ops("Reshape", ops("Transpose", context, perm=[0, 2, 1, 3]), width)
+    def of(x: ir.Value, places: ir.Value) -> ir.Value:
+        return ops("Gather", x, places, axis=1)
 
-    plain = together(ops("MatMul", ops("Softmax", scores(rows.plain, found.mask_scores), axis=-1), values))
-    logits = scores(rows.packed, rows.scores)
+    def scores(asking: ir.Value, seen: ir.Value) -> ir.Value:
+        return ops("MatMul", split(asking, (0, 2, 1, 3)), split(seen, (0, 2, 3, 1)))
+
+    def context(parts: ir.Value, seen: ir.Value, sums: ir.Value | None = None) -> ir.Value:
+        product = ops("MatMul", parts, split(seen, (0, 2, 1, 3)))
+        product = ops("Div", product, sums) if sums else product
+        return ops("Reshape", ops("Transpose", product, perm=[0, 2, 1, 3]), joined)
+
+    # each attention has its transposes to itself: engines make one operator of them
+    whole = context(ops("Softmax", scores(of(queries, rows.whole), keys), axis=-1), values)
+    mask_scores = ops("Gather", found.mask_scores, rows.seen_padded, axis=3)
+    masked = ops("Add", scores(of(queries, rows.padded), of(keys, rows.seen_padded)), mask_scores)
+    padded = context(ops("Softmax", masked, axis=-1), of(values, rows.seen_padded))
+    logits = ops("Add", scores(of(queries, rows.packed), of(keys, rows.seen)), rows.scores)
     parts = ops("Exp", ops("Sub", logits, ops("ReduceMax", logits, ops.constant([-1]))))
     sums = ops("Slice", ops("MatMul", parts, rows.ones), *map(ops.constant, ([0], [1], [3])))
-    packed = together(ops("Div", ops("MatMul", parts, values), sums))
-    result = ops("Concat", plain, packed, axis=1)
+    result = ops("Concat", whole, padded, context(parts, of(values, rows.seen), sums), axis=1)
     replace(graph, found.last, ops.nodes, result)
 
 
@@ -236,9 +246,11 @@ def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     source = hidden
     if made_by(old, "Div"):  # a mean
         weights = ops("Cast", rows.same, to=FLOAT)
-        source = ops("Div", ops("MatMul", weights, hidden), ops("ReduceSum", weights, ops.constant([2])))
-    rows_of_texts = ops.if_any(ops.places(inputs.numbers, axis=0), inputs.plain)
-    plain = ops("Gather", old, rows_of_texts, axis=0)
+        seen = ops("Gather", hidden, rows.seen, axis=1)
+        source = ops("Div", ops("MatMul", weights, seen), ops("ReduceSum", weights, ops.constant([2])))
+    texts = ops.places(inputs.numbers, axis=0)
+    texts = ops("Concat", ops.if_any(texts, inputs.whole), ops.if_any(texts, inputs.padded), axis=0)
+    plain = ops("Gather", old, texts, axis=0)
     result = ops("Concat", plain, ops("GatherND", source, inputs.texts), axis=0)
     graph.extend(ops.nodes)
     result.dtype, result.shape = FLOAT, old.shape

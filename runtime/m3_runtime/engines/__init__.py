@@ -14,13 +14,17 @@ from m3_runtime.manifest import Head
 KEPT_TOKENS = "kept_tokens"
 
 # Optional inputs of a graph that packs short texts into rows; their shapes choose what is computed. `packed_texts`
-# (N, 2) int64: row and column of the token that stands for each packed text; none by default. `plain_rows` (P,) int64:
-# one entry (the default) where each row is a text of its own, none where rows are packed.
+# (N, 2) int64: row and column of the token that stands for each packed text. `whole_rows`, `padded_rows` (0 or 1,)
+# int64: one entry where each row is a text of its own and all are of one length, or padded. The first two are empty by
+# default.
 PACKED_TEXTS = "packed_texts"
-PLAIN_ROWS = "plain_rows"
+WHOLE_ROWS = "whole_rows"
+PADDED_ROWS = "padded_rows"
+NO_ROWS, ROWS = np.empty(0, np.int64), np.zeros(1, np.int64)
 PACKING_DEFAULTS: Mapping[str, NDArray[np.int64]] = {
     PACKED_TEXTS: np.empty((0, 2), np.int64),
-    PLAIN_ROWS: np.zeros(1, np.int64),
+    WHOLE_ROWS: NO_ROWS,
+    PADDED_ROWS: ROWS,
 }
 
 
@@ -46,6 +50,14 @@ class TokenBatch:
         counts = self.attention_mask.max(axis=1)
         before = np.cumsum(counts) - counts
         return np.where(self.attention_mask > 0, before[:, None] + self.attention_mask - 1, -1)
+
+    def packing(self) -> dict[str, NDArray[np.int64]]:
+        """What a graph that packs is told of the rows."""
+        if self.packed_texts is not None:
+            return {PACKED_TEXTS: self.packed_texts, WHOLE_ROWS: NO_ROWS, PADDED_ROWS: NO_ROWS}
+        if self.attention_mask.all():
+            return {**PACKING_DEFAULTS, WHOLE_ROWS: ROWS, PADDED_ROWS: NO_ROWS}
+        return dict(PACKING_DEFAULTS)
 
 
 @dataclass(frozen=True)

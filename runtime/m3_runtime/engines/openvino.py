@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PLAIN_ROWS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PADDED_ROWS, WHOLE_ROWS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.compiled_cache import compile_cached
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
@@ -38,7 +38,7 @@ _PRECISION = "INFERENCE_PRECISION_HINT"
 
 
 # Of the optional inputs; -1 is any length.
-_OPTIONAL_SHAPES = {KEPT_TOKENS: [1], PACKED_TEXTS: [-1, 2], PLAIN_ROWS: [-1]}
+_OPTIONAL_SHAPES = {KEPT_TOKENS: [1], PACKED_TEXTS: [-1, 2], WHOLE_ROWS: [-1], PADDED_ROWS: [-1]}
 
 
 class OpenVinoEngine:
@@ -115,8 +115,8 @@ class OpenVinoEngine:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
         if KEPT_TOKENS in inputs and is_dense_only(heads):
             inputs[KEPT_TOKENS] = np.array([batch.leading])
-        if batch.packed_texts is not None:
-            inputs |= {PACKED_TEXTS: batch.packed_texts, PLAIN_ROWS: np.empty(0, np.int64)}
+        if PACKED_TEXTS in inputs:
+            inputs |= batch.packing()
         with self._request() as request:
             try:
                 request.infer(inputs, share_inputs=True)
@@ -129,7 +129,9 @@ class OpenVinoEngine:
             except Exception as error:
                 shape = "x".join(map(str, batch.input_ids.shape))
                 raise EngineError(f"OpenVINO failed on a batch of {shape} tokens: {error}") from error
-        return RawOutputs(**arrays)
+        raw = RawOutputs(**arrays)
+        _check_rows(batch, raw)
+        return raw
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -160,6 +162,15 @@ class OpenVinoEngine:
         if run & (run - 1) == 0:
             self._weights.let_go()
             trim_heap()
+
+
+def _check_rows(batch: TokenBatch, raw: RawOutputs) -> None:
+    """OpenVINO 2026.4 loses errors that come up while it infers shapes, and gives what the last run has left."""
+    texts = len(batch.attention_mask) if batch.packed_texts is None else len(batch.packed_texts)
+    wanted = (texts, len(batch.attention_mask), len(batch.attention_mask))
+    for values, rows in zip((raw.dense_vecs, raw.token_weights, raw.colbert_vecs), wanted, strict=True):
+        if values is not None and len(values) != rows:
+            raise EngineError(f"OpenVINO gave {len(values)} rows where {rows} were expected; update openvino")
 
 
 def compile_properties(properties: Mapping[str, str], threads: int) -> dict[str, str]:
