@@ -114,7 +114,7 @@ def test_one_and_two_threads(encoders, mini_bundle, variant):
 @few
 @given(text=TEXTS, extra=st.integers(1, 40))
 def test_padding_the_graph_by_hand(encoders, variant, text, extra):
-    """The runtime pads no text that runs alone, but whoever runs the graph may: FP32 does not notice, INT8 hardly does."""
+    """The runtime pads no text that runs alone, whoever runs the graph may: FP32 does not notice, INT8 hardly does."""
     encoder = encoders[variant]
     ids = encoder.tokenizer.encode_batch([text], 512).ids[0]
     plain = pad_batch([ids], encoder.tokenizer_info.pad_id)
