@@ -1,10 +1,10 @@
-"""Batches of one length against batches of 32 padded neighbours, and a mixed corpus against texts of its mean length.
+"""How the runtime puts texts together, against batches of one length and against padded neighbours.
 
-    python benchmarks/batching.py BUNDLE [--variant onnx-int8] [--threads 2] [--rounds 3] [--texts 60]
+    python benchmarks/batching.py BUNDLE [--variant openvino-int8] [--threads 2] [--rounds 5] [--texts 60]
 
-Ids are noise; lengths are drawn at random. Contenders take turns. Prints tokens per second, real tokens only, best of
-the rounds, then what one text of each of some lengths gets: its first run, when its shape is new to the engine, and its
-best.
+Ids are noise; lengths are drawn at random. Contenders take turns. Prints tokens per second, real tokens only, best and
+median of the rounds, then what one text of each of some lengths gets: its first run, when its shape is new to the
+engine, and its best.
 """
 
 import argparse
@@ -15,57 +15,74 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import pad_batch, plan_batches
+from m3_runtime.batching import DEFAULT_TOKEN_BUDGET, Batch, Limits, Ready, plan_batches
 from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import choose_variant, open_engine
-from m3_runtime.manifest import Head
+from m3_runtime.manifest import Head, Manifest
+from m3_runtime.options import DEFAULT_BATCH_SIZE
 
 NEIGHBOURS = 32
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 600)
+AT_ONCE = (4, 8, 16, 32)
+SETS = 6
+"""A handful of queries is drawn so many times: their lengths differ from set to set."""
+
 Lengths = NDArray[np.int64]
-Plan = Callable[[Lengths], list[NDArray[np.int64]]]
+Plan = Callable[[Lengths], Sequence[Batch]]
 
 
-def of_one_length(lengths: Lengths) -> list[NDArray[np.int64]]:
-    """What the runtime does."""
-    return list(plan_batches(lengths, 16384, 256))
+def by_length(lengths: Lengths) -> Sequence[Batch]:
+    """Batches of one length, however short."""
+    return list(plan_batches(lengths, Limits(DEFAULT_TOKEN_BUDGET, DEFAULT_BATCH_SIZE)))
 
 
-def padded_neighbours(lengths: Lengths) -> list[NDArray[np.int64]]:
+def padded_neighbours(lengths: Lengths) -> Sequence[Batch]:
     """Sorted by length, so many at a time."""
     order = np.argsort(-lengths, kind="stable")
-    return [order[i : i + NEIGHBOURS] for i in range(0, order.size, NEIGHBOURS)]
-
-
-def one_by_one(lengths: Lengths) -> list[NDArray[np.int64]]:
-    """Every text alone."""
-    return [np.array([i]) for i in range(lengths.size)]
+    starts = range(0, order.size, NEIGHBOURS)
+    return [Batch(tuple(order[i : i + 1] for i in range(at, min(at + NEIGHBOURS, order.size)))) for at in starts]
 
 
 class Bench:
     """An engine, and noise to feed it with."""
 
-    def __init__(self, engine: Engine, vocab_size: int, pad_id: int) -> None:
-        self._engine, self._pad_id = engine, pad_id
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+        self._engine, self._manifest = engine, manifest
+        vocab_size = manifest.geometry.vocab_size
         self._noise = np.random.default_rng(0).integers(5, vocab_size - 2, 2**14).astype(np.int32)
 
-    def seconds(self, lengths: Lengths, batches: Sequence[NDArray[np.int64]]) -> float:
-        """Time of all batches."""
+    def as_runtime(self, lengths: Lengths) -> Sequence[Batch]:
+        """What the runtime does."""
+        limits = Limits(DEFAULT_TOKEN_BUDGET, DEFAULT_BATCH_SIZE, self._engine.packed_tokens)
+        return list(plan_batches(lengths, limits))
+
+    def seconds(self, sets: Sequence[Lengths], plan: Plan) -> float:
+        """Time of sets of texts, one after the other."""
         start = time.perf_counter()
-        for batch in batches:
-            rows = [self._noise[: lengths[i]] for i in batch]
-            self._engine.run(pad_batch(rows, self._pad_id), list(Head))
+        for lengths in sets:
+            for batch in plan(lengths):
+                ready = Ready(batch, tuple(self._noise[: lengths[i]] for i in batch.indices))
+                tokens = ready.tokens(self._manifest.tokenizer.pad_id, self._manifest.pooling)
+                self._engine.run(tokens, list(Head))
         return time.perf_counter() - start
 
-    def rates(self, contenders: Sequence[tuple[Lengths, Plan]], rounds: int) -> list[float]:
-        """Tokens per second of each contender, best of the rounds, in turns."""
-        best = [np.inf] * len(contenders)
-        for _ in range(rounds):
-            for i, (lengths, plan) in enumerate(contenders):
-                best[i] = min(best[i], self.seconds(lengths, plan(lengths)))
-        return [float(lengths.sum()) / seconds for (lengths, _), seconds in zip(contenders, best, strict=True)]
+    def rates(self, contenders: Sequence[tuple[Sequence[Lengths], Plan]], rounds: int) -> list[tuple[float, float]]:
+        """Tokens per second of each contender, best and median of the rounds, in turns; what is seen first is new."""
+        for sets, plan in contenders:
+            self.seconds(sets, plan)
+        times = np.array([[self.seconds(sets, plan) for sets, plan in contenders] for _ in range(rounds)])
+        tokens = np.array([sum(int(lengths.sum()) for lengths in sets) for sets, _ in contenders])
+        return list(zip(tokens / times.min(axis=0), tokens / np.median(times, axis=0), strict=True))
+
+
+def compared(bench: Bench, rows: dict[str, tuple[Sequence[Lengths], Plan]], rounds: int) -> None:
+    """Print rows; the first is what the others are compared with."""
+    rates = bench.rates(list(rows.values()), rounds)
+    for name, (best, median) in zip(rows, rates, strict=True):
+        ratios = f"{best / rates[0][0]:.2f} | {median / rates[0][1]:.2f}"
+        print(f"| {name} | {best:.0f} | {median:.0f} | {ratios} |", flush=True)
 
 
 def main() -> None:
@@ -74,34 +91,33 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--variant", default="auto")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=60)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
     variant, manifest = choose_variant(bundle, args.variant), bundle.manifest
-    bench = Bench(open_engine(bundle, variant, args.threads), manifest.geometry.vocab_size, manifest.tokenizer.pad_id)
+    bench = Bench(open_engine(bundle, variant, args.threads), manifest)
     longest = min(600, manifest.geometry.max_tokens)
     rng, count = np.random.default_rng(0), args.texts
+    print(f"{manifest.source.name}, {variant.name}, {cpu_info().name}, {args.threads} threads\n")
+    print("| texts | tokens/s, best | median | ÷ the first, best | median |\n|---|---|---|---|---|")
+    for at_once in AT_ONCE:
+        sets = [rng.integers(5, 26, at_once) for _ in range(SETS)]
+        title = f"{at_once} of 5 to 25 tokens"
+        rows = {f"{title}, by length": (sets, by_length), f"{title}, as the runtime does": (sets, bench.as_runtime)}
+        compared(bench, rows, args.rounds)
     mixed = rng.integers(5, longest + 1, count)
     equal = np.full(count, round(mixed.mean()))
-    short = rng.integers(5, 26, count)
-    print(f"{manifest.source.name}, {variant.name}, {cpu_info().name}, {args.threads} threads\n")
-    print("| texts | tokens/s | ÷ the first |\n|---|---|---|")
-    rows: dict[str, tuple[Lengths, Plan]] = {
-        f"{count} of {equal[0]} tokens, as the runtime does": (equal, of_one_length),
-        "the same, one by one": (equal, one_by_one),
-        f"{count} of 5 to {longest} tokens, as the runtime does": (mixed, of_one_length),
-        "the same, padded neighbours": (mixed, padded_neighbours),
-        f"{count} of 5 to 25 tokens, as the runtime does": (short, of_one_length),
-        "the same, padded neighbours ": (short, padded_neighbours),
+    rows = {
+        f"{count} of {equal[0]} tokens": ([equal], bench.as_runtime),
+        f"{count} of 5 to {longest} tokens, as the runtime does": ([mixed], bench.as_runtime),
+        "the same, by length": ([mixed], by_length),
+        "the same, padded neighbours": ([mixed], padded_neighbours),
     }
-    rates = bench.rates(list(rows.values()), args.rounds)
-    for name, rate in zip(rows, rates, strict=True):
-        print(f"| {name} | {rate:.0f} | {rate / rates[0]:.2f} |", flush=True)
+    compared(bench, rows, args.rounds)
     print("\n| one text of | first, ms | best, ms | tokens/s |\n|---|---|---|---|")
     for length in LENGTHS[: sum(length <= longest for length in LENGTHS)]:
-        one = np.array([length])
-        first, *more = (bench.seconds(one, one_by_one(one)) for _ in range(4))
+        first, *more = (bench.seconds([np.array([length])], bench.as_runtime) for _ in range(6))
         print(f"| {length} | {first * 1e3:.1f} | {min(more) * 1e3:.1f} | {length / min(more):.0f} |", flush=True)
 
 

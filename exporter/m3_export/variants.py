@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from m3_export import passes
 from m3_export.calibration import ActivationStatistics
 from m3_export.errors import PlanError
+from m3_export.passes.packed_rows import PACKED_TOKENS
 from m3_export.passes.shift_biases import Floats, ShiftBiases
 from m3_export.plan.plan import FloatType, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import widest_group
@@ -74,7 +75,7 @@ def write_int8(
     """Write an INT8 variant as its plan says."""
     model, path = graphs.for_int8(statistics, quantized), folder / FILES[name]
     if name is VariantName.OPENVINO_INT8:
-        saved = _save(name_weighted_nodes(model), graphs.work / "for_int8.onnx")
+        saved = _save(name_weighted_nodes(passes.for_openvino(model)), graphs.work / "for_int8.onnx")
         write_openvino_int8(saved, path, quantized)
     else:
         quantize = ir.passes.Sequential(QuantizeProjections(quantized), RemoveUnusedNodesPass())
@@ -88,6 +89,7 @@ def write_int8(
         properties=properties_of(name, plan),
         plan=(_words(graphs.portable), *plan.lines()),
         needs=_needs(plan),
+        packed_tokens=PACKED_TOKENS if name is VariantName.OPENVINO_INT8 else 0,
     )
 
 

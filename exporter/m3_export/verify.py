@@ -17,13 +17,16 @@ from m3_export.parity import (
 )
 from m3_export.plan.losses import TextLosses, joined
 from m3_runtime import M3Encoder
-from m3_runtime.batching import pad_batch
+from m3_runtime.batching import DEFAULT_TOKEN_BUDGET, pad_batch
 from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import cpu_info
+from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.manifest import CpuFeature, Head, Manifest, Parity, Variant
-from m3_runtime.tokenizer import M3Tokenizer
+from m3_runtime.options import ColbertDtype, EncodeOptions
+from m3_runtime.pipeline import encode_tokens
+from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
 Ids = NDArray[np.int32]
 
@@ -37,8 +40,8 @@ SIMULATED_NOTE = (
 
 MAX_PROBE_TOKENS = 512  # probe texts are cut here, for the reference and the variants alike
 # Batch invariance is measured on probe texts cut to one of these lengths, so many of them together.
-COMPANY_LENGTHS, COMPANY = (8, 24, 64), 6
-# The graph's masked branch, which the runtime never takes, is measured on this many texts of at most so many tokens.
+COMPANY_LENGTHS, COMPANY = (8, 24, 64, 100), 6
+# Padding without packing, which the runtime never does, is measured on this many texts of at most so many tokens.
 PADDED, MAX_PADDED_TOKENS = 8, 128
 
 
@@ -117,20 +120,28 @@ def measure(
 
 
 def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> float:
-    """Lowest cosine, of dense vectors and ColBERT rows, between a text alone and among other texts of its length."""
-    lowest = 1.0
-    for length in COMPANY_LENGTHS:
-        long_enough = [row for row in ids if len(row) >= length][:COMPANY]
-        if len(long_enough) < 2:
-            continue
-        rows = [np.append(row[: length - 1], row[-1]) for row in long_enough]
-        together = _vectors(engine, manifest, pad_batch(rows, manifest.tokenizer.pad_id))
-        alone = [_vectors(engine, manifest, pad_batch([row], manifest.tokenizer.pad_id)) for row in rows]
-        for name, batch in together.items():
-            singles = np.concatenate([vectors[name] for vectors in alone])
-            width = batch.shape[-1]
-            lowest = min(lowest, lowest_cosine(singles.reshape(-1, width), batch.reshape(-1, width)))
+    """Lowest cosine, of dense vectors and ColBERT rows, of a text alone and among others, as the runtime batches."""
+    rows = [
+        np.append(row[: length - 1], row[-1])
+        for length in COMPANY_LENGTHS
+        for row in [row for row in ids if len(row) >= length][:COMPANY]
+    ]
+    lowest, together = 1.0, _encode_ids(engine, manifest, rows)
+    for place, row in enumerate(rows):
+        alone = _encode_ids(engine, manifest, [row])
+        assert alone.dense_vecs is not None and together.dense_vecs is not None
+        lowest = min(lowest, lowest_cosine(alone.dense_vecs, together.dense_vecs[place : place + 1]))
+        if alone.colbert_vecs is not None and together.colbert_vecs is not None:
+            lowest = min(lowest, lowest_cosine(alone.colbert_vecs[0], together.colbert_vecs[place]))
     return lowest
+
+
+def _encode_ids(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> Encoding:
+    heads = tuple(head for head in (Head.DENSE, Head.COLBERT) if head in manifest.heads)
+    options = EncodeOptions(
+        heads, manifest.geometry.max_tokens, len(ids), DEFAULT_TOKEN_BUDGET, OnTruncate.ERROR, ColbertDtype.FLOAT32
+    )
+    return encode_tokens(TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_)), options, manifest, engine)
 
 
 def lowest_cosine_padded(engine: Engine, manifest: Manifest, probe: ProbeTexts) -> float:

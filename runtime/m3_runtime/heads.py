@@ -11,9 +11,9 @@ from m3_runtime.engines import TokenBatch
 
 @dataclass(frozen=True)
 class LexicalRows:
-    """The lexical weights of B texts, one after the other.
+    """The lexical weights of N texts, one after the other.
 
-    `counts` (B,) int64: ids per text; `ids` (N,) int64 and `weights` (N,) float32 hold N =
+    `counts` (N,) int64: ids per text; `ids` (E,) int64 and `weights` (E,) float32 hold E =
     counts.sum() entries.
     """
 
@@ -30,42 +30,46 @@ def lexical_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_si
     already.
 
     Args:
-        batch: B texts padded to T tokens.
-        token_weights: (B, T), the sparse head's output.
+        batch: N texts in R rows of T tokens.
+        token_weights: (R, T), the sparse head's output.
         vocab_size: above every id.
     """
-    rows, columns = np.nonzero(token_weights > 0)
-    ids = batch.input_ids[rows, columns]
+    text_of, count = batch.texts(), int(batch.attention_mask.max(axis=1).sum())
+    places = np.flatnonzero(token_weights > 0)
+    places = places[np.argsort(text_of.flat[places], kind="stable")]
+    texts, ids, weights = text_of.flat[places], batch.input_ids.flat[places], token_weights.flat[places]
     if ids.size == 0:
-        return LexicalRows(np.zeros(len(token_weights), np.int64), ids, np.empty(0, np.float32))
-    # Sorting by (row, id) brings repeats together; the sort is stable, so each run begins with the first
+        return LexicalRows(np.zeros(count, np.int64), ids, np.empty(0, np.float32))
+    # Sorting by (text, id) brings repeats together; the sort is stable, so each run begins with the first
     # occurrence.
-    key = rows * vocab_size + ids
+    key = texts * vocab_size + ids
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    largest = np.maximum.reduceat(token_weights[rows, columns][order], starts)
+    largest = np.maximum.reduceat(weights[order], starts)
     first = order[starts]
     by_occurrence = np.argsort(first, kind="stable")
     kept = first[by_occurrence]
     return LexicalRows(
-        counts=np.bincount(rows[kept], minlength=len(token_weights)).astype(np.int64),
+        counts=np.bincount(texts[kept], minlength=count).astype(np.int64),
         ids=ids[kept],
         weights=largest[by_occurrence].astype(np.float32, copy=False),
     )
 
 
 def colbert_rows(
-    lengths: NDArray[np.int64], colbert_vecs: NDArray[np.float32], dtype: DTypeLike
+    batch: TokenBatch, colbert_vecs: NDArray[np.float32], dtype: DTypeLike
 ) -> Iterator[NDArray[np.floating]]:
     """Yield each text's ColBERT rows: tokens 1 .. L-1, that is without `<s>` and with `</s>`.
 
     Each (L-1, C) array is a copy that owns its memory, so keeping one does not keep the batch.
 
     Args:
-        lengths: (B,) tokens per text, both special tokens included.
-        colbert_vecs: (B, T-1, C), the ColBERT head's output; row i belongs to token i+1.
+        batch: N texts in R rows of T tokens.
+        colbert_vecs: (R, T-1, C), the ColBERT head's output; row i belongs to token i+1.
         dtype: float32 or float16.
     """
-    for vectors, length in zip(colbert_vecs, lengths, strict=True):
-        yield np.array(vectors[: length - 1], dtype=dtype, order="C")
+    for numbers, vectors in zip(batch.attention_mask, colbert_vecs, strict=True):
+        for number in range(1, int(numbers.max()) + 1):
+            columns = np.flatnonzero(numbers == number)[1:] - 1
+            yield vectors[columns].astype(dtype, copy=False)

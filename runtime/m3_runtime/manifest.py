@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from m3_runtime.errors import BundleFormatError
-from m3_runtime.records import from_json, to_json
+from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 3
-OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts
+OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts, and packing
 MANIFEST_NAME = "manifest.json"
 
 
@@ -152,7 +152,7 @@ class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
-    others of its length, which is how the runtime batches. `padded_dense_min` is the lowest dense cosine to the
+    others, as the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
     `is_simulated` tells that the processor lacks what the variant needs, so that its integers were computed in float.
     """
@@ -167,7 +167,7 @@ class Parity:
     batch_invariance_min: float
     padded_dense_min: float
     is_simulated: bool = False
-    degenerate: DegenerateParity | None = None
+    degenerate: DegenerateParity | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Variant:
     """One precision on one engine: its graph, the compile properties that belong to it, and its precision plan.
 
     `needs` names what the processor must be able to do (`CpuFeature`), or the variant would compute something else than
-    what was measured.
+    what was measured. Texts of at most `packed_tokens` tokens are packed into rows; 0 where the graph cannot.
     """
 
     name: str
@@ -202,6 +202,7 @@ class Variant:
     properties: Mapping[str, str]
     plan: tuple[ProjectionPrecision, ...]
     needs: tuple[CpuFeature, ...] = ()
+    packed_tokens: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import Rows, Waiting, pad_batch
+from m3_runtime.batching import Limits, Ready, Waiting
 from m3_runtime.encoding import Encoding
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.errors import EngineError
@@ -47,20 +47,21 @@ def _encoded(
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
 
-    def run(rows: Rows) -> tuple[TokenBatch, RawOutputs]:
-        batch = pad_batch(rows.ids, manifest.tokenizer.pad_id)
-        return batch, engine.run(batch, options.heads)
+    def run(ready: Ready) -> tuple[TokenBatch, RawOutputs]:
+        tokens = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
+        return tokens, engine.run(tokens, options.heads)
 
     results = _Results(texts, options, manifest)
     budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
-    with closing(in_streams(run, _batches(windows, budget, options.batch_size, results), engine.streams)) as done:
-        for rows, (batch, raw) in done:
-            results.take(rows.indices, batch, raw)
+    limits = Limits(budget, options.batch_size, engine.packed_tokens)
+    with closing(in_streams(run, _batches(windows, limits, results), engine.streams)) as done:
+        for ready, (tokens, raw) in done:
+            results.take(ready.batch.indices, tokens, raw)
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], token_budget: int, batch_size: int, results: "_Results") -> Iterator[Rows]:
-    waiting = Waiting(token_budget, batch_size)
+def _batches(windows: Iterable[Window], limits: Limits, results: "_Results") -> Iterator[Ready]:
+    waiting = Waiting(limits)
     for window in windows:
         results.note(window)
         yield from waiting.add(window.start, window.tokenized.ids)
@@ -94,7 +95,7 @@ class _Results:
         self._truncated += window.tokenized.truncated
 
     def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
-        """Put the results of one batch, whose rows are the texts at `indices`, in their places."""
+        """Put the results of one batch, which holds the texts at `indices` row by row, in their places."""
         _check_finite(raw)
         self._order.append(indices)
         if raw.dense_vecs is not None:
@@ -102,7 +103,7 @@ class _Results:
         if raw.token_weights is not None:
             self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))
         if raw.colbert_vecs is not None:
-            rows = colbert_rows(self._lengths[indices], raw.colbert_vecs, self._options.colbert_dtype.value)
+            rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
             for index, vectors in zip(indices, rows, strict=True):
                 self._colbert[index] = vectors
 

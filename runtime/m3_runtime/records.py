@@ -1,4 +1,7 @@
-"""Frozen dataclasses to JSON values and back, strictly: a missing, unknown or mistyped key is an error."""
+"""Frozen dataclasses to JSON values and back, strictly: a missing, unknown or mistyped key is an error.
+
+A field with the metadata `OPTIONAL` came later than the format: files without it are read as ever.
+"""
 
 import dataclasses
 import types
@@ -10,6 +13,9 @@ from typing import Any, TypeVar, get_args, get_origin
 from m3_runtime.errors import BundleFormatError
 
 T = TypeVar("T")
+
+OPTIONAL = types.MappingProxyType({"optional": True})
+"""Metadata of a field that a file may lack: it takes its default then."""
 
 
 def to_json(value: Any) -> Any:
@@ -28,23 +34,17 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], data: Any, where: str) -> T:
     """JSON values as a record of type `cls`; `where` names the place in errors.
 
-    A key may be missing where the field has a default: older releases did not write it.
-
     Raises:
         BundleFormatError: a key is missing, unknown or of the wrong type.
     """
     if not isinstance(data, dict):
         raise BundleFormatError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
-    missing, unknown = _required(cls) - data.keys(), data.keys() - hints.keys()
+    optional = {f.name for f in dataclasses.fields(cls) if f.metadata.get("optional")}  # type: ignore[arg-type]
+    missing, unknown = hints.keys() - data.keys() - optional, data.keys() - hints.keys()
     if missing or unknown:
         raise BundleFormatError(f"{where}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}")
-    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
-
-
-def _required(cls: Any) -> set[str]:
-    nothing = dataclasses.MISSING
-    return {f.name for f in dataclasses.fields(cls) if f.default is nothing and f.default_factory is nothing}
+    return cls(**{name: _value(hints[name], item, f"{where}: {name}") for name, item in data.items()})
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:

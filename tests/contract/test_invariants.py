@@ -23,6 +23,7 @@ WORDS = (
 )  # fmt: skip
 ONE_TOKEN_WORDS = ("the", "of", "und", "la", "search", "is", "and", "de", "in", "что", "как", "не")
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join)
+SHORT_TEXTS = st.lists(st.sampled_from(WORDS), max_size=20).map(" ".join)
 CORPORA = st.lists(TEXTS, min_size=2, max_size=6)
 few = settings(max_examples=8)
 
@@ -71,6 +72,27 @@ def test_alone_and_in_company(encoders, variant, data, words, size):
         assert list(alone.lexical_weights[0]) == list(together.lexical_weights[i])
 
 
+@settings(few, max_examples=20)
+@given(
+    corpus=st.lists(st.lists(st.sampled_from(WORDS), max_size=20).map(" ".join), min_size=1, max_size=30),
+    data=st.data(),
+)
+def test_a_short_text_has_its_own_bits_in_any_company(encoders, corpus, data):
+    """Packed or alone, in any order, whatever the limits that decide who shares a row."""
+    encoder = encoders["openvino-int8"]
+    assert encoder.variant.packed_tokens
+    alone = [all_heads(encoder, [text]) for text in corpus]
+    order = data.draw(st.permutations(range(len(corpus))))
+    limits = {"batch_size": data.draw(st.integers(1, 40)), "token_budget": data.draw(st.integers(1, 2000))}
+    together = all_heads(encoder, [corpus[i] for i in order], **limits)
+    dense = encoder.encode([corpus[i] for i in order], **limits).dense_vecs
+    for place, i in enumerate(order):
+        assert np.array_equal(together.dense_vecs[place], alone[i].dense_vecs[0])
+        assert np.array_equal(together.colbert_vecs[place], alone[i].colbert_vecs[0])
+        assert together.lexical_weights[place] == alone[i].lexical_weights[0]
+        assert np.array_equal(dense[place], encoder.encode(corpus[i]).dense_vecs)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @few
 @given(corpus=CORPORA, data=st.data())
@@ -92,7 +114,7 @@ def test_one_and_two_threads(encoders, mini_bundle, variant):
 @few
 @given(text=TEXTS, extra=st.integers(1, 40))
 def test_padding_the_graph_by_hand(encoders, variant, text, extra):
-    """The runtime never pads, but whoever runs the graph may: FP32 does not notice, INT8 stays within its distance."""
+    """The runtime pads no text that runs alone, whoever runs the graph may: FP32 does not notice, INT8 hardly does."""
     encoder = encoders[variant]
     ids = encoder.tokenizer.encode_batch([text], 512).ids[0]
     plain = pad_batch([ids], encoder.tokenizer_info.pad_id)

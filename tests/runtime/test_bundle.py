@@ -39,6 +39,23 @@ def test_a_whole_bundle_opens_fully_verified(tiny_bundle):
     assert set(bundle.manifest.parity) == {variant.name for variant in bundle.manifest.variants}
 
 
+def test_a_bundle_older_than_packing_runs_by_length(bundle_copy):
+    texts = ["What is BGE M3?", "", "Ein Satz"]
+
+    def forget(manifest):
+        for variant in manifest["variants"]:
+            del variant["packed_tokens"]
+
+    with M3Encoder.open(bundle_copy, variant="openvino-int8", threads=1) as packing:
+        assert packing.variant.packed_tokens
+        expected = packing.encode(texts).dense_vecs
+    change_manifest(bundle_copy, forget)
+    with M3Encoder.open(bundle_copy, variant="openvino-int8", threads=1) as by_length:
+        assert not by_length.variant.packed_tokens
+        found = by_length.encode(texts).dense_vecs
+    assert (found * expected).sum(axis=1).min() > 0.999
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(BundleNotFoundError, match="does not exist"):
         M3Encoder.open(tmp_path / "nowhere")

@@ -113,9 +113,7 @@ def test_what_is_kept_is_what_comes_back(tmp_path):
     assert kept_form(tmp_path / "other", "1") is None
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[\n", b"1\n", b'{"release": "1", "all_tokens": null, "sha256": ""}\nx']
-)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[\n", b"1\n", b'{"release": "1", "defaults": {}, "sha256": ""}\nx'])
 def test_a_file_that_says_something_else_is_not_believed(tmp_path, content, caplog):
     (tmp_path / "form").write_bytes(content)
     assert kept_form(tmp_path / "form", "1") is None

@@ -8,12 +8,21 @@ import onnxruntime
 import openvino
 import pytest
 
-from m3_runtime import Bundle, EngineError, EngineNotInstalledError, InputError, M3Encoder, VariantError
+from m3_runtime import (
+    Bundle,
+    BundleFormatError,
+    EngineError,
+    EngineNotInstalledError,
+    InputError,
+    M3Encoder,
+    VariantError,
+)
+from m3_runtime.batching import pack_batch
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
 from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
-from m3_runtime.manifest import EngineName, Head
+from m3_runtime.manifest import EngineName, Head, Pooling
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 X86 = CpuInfo("x", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni"}))
@@ -252,6 +261,29 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
         np.testing.assert_allclose(found[head.output_name], wanted, rtol=0, atol=2e-3)
 
 
+def some_batch(rng: np.random.Generator, vocabulary: int) -> TokenBatch:
+    """Texts of noise, packed or not."""
+    texts = [rng.integers(4, vocabulary - 1, rng.integers(2, 64)).astype(np.int32) for _ in range(rng.integers(1, 20))]
+    if rng.integers(2):
+        return pack_batch([texts[::2], texts[1::2]] if len(texts) > 1 else [texts], 1, Pooling.CLS)
+    return batch_of(*[int(rng.integers(2, 200))] * int(rng.integers(1, 5)), vocabulary=vocabulary)
+
+
+def test_what_a_packing_engine_has_run_before_changes_nothing(bundle):
+    """OpenVINO lets tensors share memory that grows with the shapes that come: the first run of each must be right."""
+    rng, variant = np.random.default_rng(0), bundle.variant("openvino-int8")
+    assert variant.packed_tokens
+    for _ in range(4):
+        engine = select.open_engine(bundle, variant, 1)
+        for _ in range(10):
+            batch = some_batch(rng, bundle.manifest.geometry.vocab_size)
+            heads = list(Head) if rng.integers(2) else [Head.DENSE]
+            first, again = engine.run(batch, heads), engine.run(batch, heads)
+            for head in heads:
+                np.testing.assert_array_equal(getattr(first, head.output_name), getattr(again, head.output_name))
+        engine.close()
+
+
 SHOWS_KEPT = """<ir_version: 10, opset_import: ["" : 20]>
 g (int64[B,T] input_ids, int64[B,T] attention_mask{}) => (float[B,K] dense_vecs, float[B,M] token_weights)
 <int64[1] first = {{0}}, int64[1] axis = {{1}}, int64[1] kept_tokens = {{1000}}> {{
@@ -291,6 +323,13 @@ def test_one_token_is_kept_when_dense_alone_is_asked_for(open_graph):
     assert widths(engine, Head.DENSE, Head.SPARSE) == [9, 9]
     assert widths(engine, Head.DENSE) == [1]
     engine.close()
+
+
+def test_a_variant_that_is_said_to_pack_and_cannot(tmp_path):
+    onnx.save(onnx.parser.parse_model(SHOWS_KEPT.format("", "kept_tokens", "kept_tokens")), tmp_path / "graph.onnx")
+    openvino.save_model(openvino.convert_model(tmp_path / "graph.onnx"), tmp_path / "graph.xml")
+    with pytest.raises(BundleFormatError, match="cannot pack"):
+        OpenVinoEngine.open(tmp_path / "graph.xml", {}, 1, packed_tokens=64)
 
 
 def test_a_graph_that_knows_no_kept_tokens(open_graph):

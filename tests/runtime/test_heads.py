@@ -47,6 +47,26 @@ def test_gathering_puts_every_text_back_in_its_place(cases, random):
         assert vectors.lexical_weights(place) == slow_lexical_weights(ids.tolist(), weights.tolist())
 
 
+@given(batches(), st.randoms(use_true_random=False))
+def test_packed_texts_are_told_apart(case, random):
+    """The texts of a batch, shuffled into one row, give what they give in rows of their own."""
+    batch, weights = case
+    rows, tokens = weights.shape
+    numbers = [number for number in range(1, rows + 1) for _ in range(tokens)]
+    random.shuffle(numbers)
+    order = np.argsort(numbers, kind="stable")
+    places = np.empty(order.size, np.int64)
+    places[order] = np.arange(order.size)
+    packed = TokenBatch(batch.input_ids.flatten()[places][None], np.array(numbers)[None])
+    found = lexical_rows(packed, weights.flatten()[places][None], VOCABULARY)
+    expected = lexical_rows(batch, weights, VOCABULARY)
+    for name in ("counts", "ids", "weights"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    vectors = np.arange(rows * tokens, dtype=np.float32).reshape(rows, tokens, 1)
+    split = list(colbert_rows(packed, vectors.reshape(1, -1, 1)[:, places][:, 1:], "float32"))
+    assert all(np.array_equal(a, b[1:]) for a, b in zip(split, vectors, strict=True))
+
+
 def test_nan_weights_are_dropped_like_zeros():
     batch = TokenBatch(np.array([[0, 5, 6, 2]]), np.ones((1, 4), np.int64))
     rows = lexical_rows(batch, np.array([[0, np.nan, 0.5, 0]], np.float32), VOCABULARY)
@@ -55,7 +75,8 @@ def test_nan_weights_are_dropped_like_zeros():
 
 def test_colbert_rows_leave_out_the_first_token_and_keep_the_last():
     vectors = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
-    long, short = colbert_rows(np.array([5, 3]), vectors, "float32")
+    batch = TokenBatch(np.zeros((2, 5), np.int64), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]))
+    long, short = colbert_rows(batch, vectors, "float32")
     assert np.array_equal(long, vectors[0])
     assert np.array_equal(short, vectors[1, :2])
 
@@ -63,7 +84,7 @@ def test_colbert_rows_leave_out_the_first_token_and_keep_the_last():
 def test_colbert_rows_own_their_memory():
     vectors = np.ones((1, 4, 3), np.float32)
     for dtype in ("float32", "float16"):
-        (rows,) = colbert_rows(np.array([5]), vectors, dtype)
+        (rows,) = colbert_rows(TokenBatch(np.zeros((1, 5), np.int64), np.ones((1, 5), np.int64)), vectors, dtype)
         assert rows.flags.owndata
         assert rows.base is None
         assert rows.dtype == dtype

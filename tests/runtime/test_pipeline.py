@@ -22,6 +22,7 @@ class Watched:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.streams = 1
+        self.packed_tokens = engine.packed_tokens
         self.shapes: list[tuple[int, ...]] = []
         self.spoil: tuple[str, float] | None = None
 

@@ -28,6 +28,7 @@ class Slow:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.streams = 1
+        self.packed_tokens = engine.packed_tokens
         self.may_run = threading.Event()
         self.has_waited = True
         self.shapes: list[tuple[int, ...]] = []

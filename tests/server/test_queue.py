@@ -34,6 +34,22 @@ def test_texts_of_one_length_run_together_whoever_sent_them():
     assert drain(waiting) == [[("a", 5), ("b", 5), ("c", 5)], [("a", 9), ("b", 9), ("c", 9)]]
 
 
+def test_short_texts_of_many_lengths_run_together_where_they_are_packed():
+    waiting = TokenQueue(QueueLimits(batch_tokens=30, batch_texts=4), packed_tokens=16)
+    for client in "abc":
+        waiting.add(job(9, 17, 5, 16, client=client))
+    batches = drain(waiting)
+    for batch in batches:
+        lengths = [tokens for _, tokens in batch]
+        assert set(lengths) == {17} or max(lengths) <= 16
+        assert len(batch) <= 4
+        assert sum(lengths) <= 30 or len(batch) == 1
+    assert any(len({tokens for _, tokens in batch}) > 1 for batch in batches)
+    assert sorted(entry for batch in batches for entry in batch) == sorted(
+        (client, tokens) for client in "abc" for tokens in (9, 17, 5, 16)
+    )
+
+
 def test_a_dense_only_text_and_one_with_all_heads_do_not_run_together():
     waiting = queue()
     waiting.add(job(5))

@@ -1,8 +1,8 @@
 """Graph to graph, one idea per file; each is an onnx_ir pass.
 
 `portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph that ONNX
-Runtime runs fastest. A pass that does not recognise its pattern leaves the graph as it is, so the order matters
-only where one pass makes what the next one looks for.
+Runtime runs fastest, `for_openvino` one that packs short texts into rows. A pass that does not recognise its pattern
+leaves the graph as it is, so the order matters only where one pass makes what the next one looks for.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from m3_export.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.passes.last_layer_rows import KeepLastLayerRows
 from m3_export.passes.metadata import StripMetadata
 from m3_export.passes.outlier_neurons import SplitOutlierNeurons
+from m3_export.passes.packed_rows import PackRows
 from m3_export.passes.skip_layer_norm import PreventSkipLayerNorm
 
 
@@ -39,6 +40,12 @@ def for_onnxruntime(model: ir.Model) -> ir.Model:
     What its own optimiser fuses well (Gelu with the bias in front of it) is left to it.
     """
     steps = (FuseAttention(), PreventSkipLayerNorm(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model.clone()).model
+
+
+def for_openvino(model: ir.Model) -> ir.Model:
+    """A copy that can pack short texts into rows."""
+    steps = (PackRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
     return ir.passes.Sequential(*steps)(model.clone()).model
 
 

@@ -28,13 +28,18 @@ MASKED_AT_MOST = -1e4  # what is added to padded keys' scores must be out of any
 
 @dataclass(frozen=True)
 class Attention:
-    """One matched attention: projections before their biases, the (B, T) mask and how scores are scaled."""
+    """One matched attention: projections before their biases, the (B, T) mask and how scores are scaled.
+
+    `biased` are query, key and value with their biases, (B, T, H); `mask_scores` what is added to the scores.
+    """
 
     query: ir.Value
     key: ir.Value
     value: ir.Value
     biases: tuple[ir.Value, ir.Value, ir.Value]
+    biased: tuple[ir.Value, ir.Value, ir.Value]
     mask: ir.Value
+    mask_scores: ir.Value
     masked_score: float
     heads: int
     scale: float
@@ -74,10 +79,31 @@ def match_attention(softmax: ir.Node) -> Attention | None:
         return None
     last, value = _match_context(softmax)
     query, key = _split_heads(scores.inputs[0], (0, 2, 1, 3)), _split_heads(scores.inputs[1], (0, 2, 3, 1))
-    if last is None or value is None or query is None or key is None or not query[2] == key[2] == value[2]:
+    if last is None or value is None or query is None or key is None or not query.heads == key.heads == value.heads:
         return None
-    biases = (query[1], key[1], value[1])
-    return Attention(query[0], key[0], value[0], biases, mask, factor, query[2], factor_of_scores, last)
+    return Attention(
+        query=query.unbiased,
+        key=key.unbiased,
+        value=value.unbiased,
+        biases=(query.bias, key.bias, value.bias),
+        biased=(query.biased, key.biased, value.biased),
+        mask=mask,
+        mask_scores=mask_scores,
+        masked_score=factor,
+        heads=query.heads,
+        scale=factor_of_scores,
+        last=last,
+    )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A projection that is split into heads."""
+
+    unbiased: ir.Value
+    bias: ir.Value
+    biased: ir.Value
+    heads: int
 
 
 def _match_mask(mask_scores: ir.Value) -> tuple[ir.Value | None, float | None]:
@@ -95,7 +121,7 @@ def _match_mask(mask_scores: ir.Value) -> tuple[ir.Value | None, float | None]:
     return wider.inputs[0], factor
 
 
-def _match_context(softmax: ir.Node) -> tuple[ir.Node | None, tuple[ir.Value, ir.Value, int] | None]:
+def _match_context(softmax: ir.Node) -> tuple[ir.Node | None, _Split | None]:
     """What follows the softmax: times v, heads together again. → the last node, and v before its split."""
     product = _only_reader(softmax)
     if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
@@ -114,17 +140,18 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
 
 
-def _split_heads(value: ir.Value | None, perm: tuple[int, ...]) -> tuple[ir.Value, ir.Value, int] | None:
-    """transpose(reshape(x + bias, (B, T, heads, size))) → x, bias and the number of heads."""
+def _split_heads(value: ir.Value | None, perm: tuple[int, ...]) -> _Split | None:
+    """transpose(reshape(x + bias, (B, T, heads, size))) → x, bias, their sum and the number of heads."""
     transpose = only_made_by(value, "Transpose")
     if transpose is None or perm_of(transpose) != perm:
         return None
     reshape = only_made_by(transpose.inputs[0], "Reshape")
     shape = reshape.outputs[0].shape if reshape else None
-    parts = split_bias(reshape.inputs[0]) if reshape else None
-    if shape is None or parts is None or len(shape) != 4 or not isinstance(shape[2], int):
+    biased = reshape.inputs[0] if reshape else None
+    parts = split_bias(biased)
+    if shape is None or biased is None or parts is None or len(shape) != 4 or not isinstance(shape[2], int):
         return None
-    return parts[0], parts[1], shape[2]
+    return _Split(*parts, biased, shape[2])
 
 
 def _prepare_mask(graph: ir.Graph, mask: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -12,18 +12,20 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m3_export import passes
 from m3_export.calibration import ActivationStatistics
-from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting, Shape
+from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting
 from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, projections
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.trace import trace
 from m3_export.variants import Graphs, VariantName, engine_of, properties_of, write_int8
+from m3_runtime.batching import pack_batch, pad_batch
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import Engine, TokenBatch
 from m3_runtime.engines.select import open_graph
-from m3_runtime.manifest import EngineName, Head, Variant
+from m3_runtime.manifest import EngineName, Head, Pooling, Variant
 
 K = TypeVar("K")
 Variation: TypeAlias = tuple[Kind | None, Precision] | None
@@ -128,12 +130,13 @@ def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], vocab_size: int
     found: dict[K, dict[str, float]] = {key: {} for key in engines}
     rng = np.random.default_rng(0)
     for shape in SHAPES:
-        batch = _batch(shape, vocab_size, rng)
+        ids = rng.integers(5, min(vocab_size, WORDS), (shape.texts, shape.tokens), dtype=np.int32)
+        batches = {key: _batch(ids, engine.packed_tokens) for key, engine in engines.items()}
         samples: dict[K, list[float]] = {key: [] for key in engines}
         for number in range(ROUNDS[shape.name] + 1):
             for key, engine in engines.items():
                 start = time.perf_counter()
-                engine.run(batch, heads)
+                engine.run(batches[key], heads)
                 if number:
                     samples[key].append(time.perf_counter() - start)
         for key, sample in samples.items():
@@ -210,6 +213,8 @@ def _plan(schemes: Mapping[Kind, Scheme], layers: int, setting: Setting) -> Prec
     )
 
 
-def _batch(shape: Shape, vocab_size: int, rng: np.random.Generator) -> TokenBatch:
-    ids = rng.integers(5, min(vocab_size, WORDS), (shape.texts, shape.tokens), dtype=np.int64)
-    return TokenBatch(input_ids=ids, attention_mask=np.ones_like(ids))
+def _batch(ids: NDArray[np.int32], packed_tokens: int) -> TokenBatch:
+    """Texts (B, T) as the runtime runs them; which id pads does not matter for the time."""
+    if ids.shape[1] <= packed_tokens:
+        return pack_batch([[row] for row in ids], pad_id=1, pooling=Pooling.CLS)
+    return pad_batch(list(ids), pad_id=1)

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import LEVELS, QuantizedProjection
+from m3_runtime.engines import PACKING_DEFAULTS
 from m3_runtime.engines.no_telemetry import without_telemetry
 
 WEIGHTS = {weight: kind for kind in Kind for weight in kind.weights}
@@ -53,6 +54,7 @@ def write_openvino_int8(graph: Path, target: Path, quantized: Mapping[Projection
             writer.quantize(node, Projection(int(match[1]), WEIGHTS[match[2]]), match[2])
         elif node.get_type_name() == "Gather" and name == WORDS:
             _quantize_embedding(node)
+    _close_optional_inputs(model)
     model.validate_nodes_and_infer_types()
     _name_by_position(model)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +165,23 @@ def _quantize_embedding(node: Any) -> None:
     shape = op.constant(np.array([0, 0, table.shape[1]], np.int64))
     joined = op.reshape(op.multiply(rows, row_scales), shape, True)
     node.output(0).replace(joined.output(0))
+
+
+def _close_optional_inputs(model: Any) -> None:
+    """Put constants of their names in the place of inputs that have defaults: OpenVINO has no such inputs.
+
+    Not earlier: what depends on a constant is computed at conversion, and could not be opened any more.
+    """
+    from openvino import opset13 as op
+
+    for parameter in list(model.get_parameters()):
+        name = parameter.get_friendly_name()
+        if name in PACKING_DEFAULTS:
+            constant = op.constant(PACKING_DEFAULTS[name])
+            for reader in parameter.output(0).get_target_inputs():
+                reader.replace_source_output(constant.output(0))
+            model.remove_parameter(parameter)
+            constant.set_friendly_name(name)
 
 
 def _name_by_position(model: Any) -> None:

@@ -1,6 +1,6 @@
 """Engines: what runs a graph. One protocol, two implementations, chosen in `select`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,26 +12,59 @@ from m3_runtime.manifest import Head
 # A graph's optional input, (1,) int64: for how many leading tokens the last layer and the heads are computed; all by
 # default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.
 KEPT_TOKENS = "kept_tokens"
-FIRST_TOKEN = np.ones(1, np.int64)
-FIRST_TOKEN.flags.writeable = False
+
+# Optional inputs of a graph that packs short texts into rows; their shapes choose what is computed. `packed_texts`
+# (N, 2) int64: row and column of the token that stands for each packed text. `whole_rows`, `padded_rows` (0 or 1,)
+# int64: one entry where each row is a text of its own and all are of one length, or padded. The first two are empty by
+# default.
+PACKED_TEXTS = "packed_texts"
+WHOLE_ROWS = "whole_rows"
+PADDED_ROWS = "padded_rows"
+NO_ROWS, ROWS = np.empty(0, np.int64), np.zeros(1, np.int64)
+PACKING_DEFAULTS: Mapping[str, NDArray[np.int64]] = {
+    PACKED_TEXTS: np.empty((0, 2), np.int64),
+    WHOLE_ROWS: NO_ROWS,
+    PADDED_ROWS: ROWS,
+}
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """B texts padded to T tokens.
+    """N texts in R rows of T tokens: each in a row of its own, or packed.
 
-    `input_ids` and `attention_mask` are (B, T) int64; padding is on the right, with the tokenizer's pad id.
+    Attributes:
+        input_ids: (R, T) int64; the tokenizer's pad id where no text is.
+        attention_mask: (R, T) int64; numbers the texts of a row: 1, 2, 3 …, 0 is padding. Texts are counted row by row.
+        packed_texts: (N, 2) int64, row and column of the token that stands for each packed text; None if each row is a
+            text, padded on the right.
+        leading: so many leading tokens hold the first token of every text.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    packed_texts: NDArray[np.int64] | None = None
+    leading: int = 1
+
+    def texts(self) -> NDArray[np.int64]:
+        """(R, T), which of the N texts each token is of; -1 at padding."""
+        counts = self.attention_mask.max(axis=1)
+        before = np.cumsum(counts) - counts
+        return np.where(self.attention_mask > 0, before[:, None] + self.attention_mask - 1, -1)
+
+    def packing(self) -> dict[str, NDArray[np.int64]]:
+        """What a graph that packs is told of the rows."""
+        if self.packed_texts is not None:
+            return {PACKED_TEXTS: self.packed_texts, WHOLE_ROWS: NO_ROWS, PADDED_ROWS: NO_ROWS}
+        if self.attention_mask.all():
+            return {**PACKING_DEFAULTS, WHOLE_ROWS: ROWS, PADDED_ROWS: NO_ROWS}
+        return dict(PACKING_DEFAULTS)
 
 
 @dataclass(frozen=True)
 class RawOutputs:
     """What a graph returned; None for a head that was not asked for.
 
-    dense_vecs (B, H), token_weights (B, T), colbert_vecs (B, T-1, C), all float32.
+    dense_vecs (N, H), token_weights (R, T), colbert_vecs (R, T-1, C), all float32.
     """
 
     dense_vecs: NDArray[np.float32] | None = None
@@ -45,9 +78,15 @@ def is_dense_only(heads: Sequence[Head]) -> bool:
 
 
 class Engine(Protocol):
-    """Runs one graph. `run` may be called from several threads at once; `streams` of the calls compute at a time."""
+    """Runs one graph. `run` may be called from several threads at once; `streams` of the calls compute at a time.
+
+    Attributes:
+        streams: runs that compute at a time.
+        packed_tokens: texts of at most so many tokens are to be packed; 0 where the graph cannot.
+    """
 
     streams: int
+    packed_tokens: int
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """Run the graph for the heads asked for.

@@ -11,8 +11,12 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_runtime.bundle import Bundle
 from m3_runtime.cpu import cpu_info
@@ -24,10 +28,10 @@ _log = logging.getLogger("m3_runtime")
 
 @dataclass(frozen=True)
 class CompiledForm:
-    """What is kept: OpenVINO's export, and the value of the input `kept_tokens` for all tokens; None without it."""
+    """What is kept: OpenVINO's export, and what the graph's optional inputs are by default."""
 
     export: bytes
-    all_tokens: int | None
+    defaults: Mapping[str, NDArray[np.int64]]
 
 
 def cache_file(cache_dir: Path, bundle: Bundle, variant: Variant, threads: int) -> Path:
@@ -78,9 +82,12 @@ def kept_form(file: Path, release: str) -> CompiledForm | None:
         return None
     try:
         said = json.loads(head)
-        if said == _head(CompiledForm(export, said["all_tokens"]), release):
-            return CompiledForm(export, said["all_tokens"])
-    except (ValueError, TypeError, KeyError):
+        defaults = {
+            name: np.array(values, np.int64).reshape(shape) for name, (shape, values) in said["defaults"].items()
+        }
+        if said == _head(form := CompiledForm(export, defaults), release):
+            return form
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     _log.warning("the compiled form in %s is damaged or of another release; it is made anew", file)
     return None
@@ -103,4 +110,5 @@ def keep_form(file: Path, form: CompiledForm, release: str) -> None:
 
 
 def _head(form: CompiledForm, release: str) -> dict[str, object]:
-    return {"release": release, "all_tokens": form.all_tokens, "sha256": hashlib.sha256(form.export).hexdigest()}
+    defaults = {name: [list(value.shape), value.flatten().tolist()] for name, value in form.defaults.items()}
+    return {"release": release, "defaults": defaults, "sha256": hashlib.sha256(form.export).hexdigest()}

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PADDED_ROWS, WHOLE_ROWS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
-from m3_runtime.errors import EngineError, EngineNotInstalledError
+from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 from m3_runtime.manifest import Head
 
 _log = logging.getLogger("m3_runtime")
@@ -42,24 +42,36 @@ _WHERE_READ = "WeightlessCacheAttribute"
 _LEAST_LEFT_OUT_BYTES = 2**16
 
 
+# Of the optional inputs; -1 is any length.
+_OPTIONAL_SHAPES = {KEPT_TOKENS: [1], PACKED_TEXTS: [-1, 2], WHOLE_ROWS: [-1], PADDED_ROWS: [-1]}
+
+
 class OpenVinoEngine:
     """One compiled model and a small pool of infer requests, which makes `run` thread-safe."""
 
     def __init__(
-        self, model: Any, all_tokens: Tokens | None, weights: MappedFiles, streams: int, requests: int
+        self,
+        model: Any,
+        defaults: Mapping[str, Tokens],
+        packed_tokens: int,
+        weights: MappedFiles,
+        streams: int,
+        requests: int,
     ) -> None:
         """Take over a compiled model.
 
         Args:
             model: the compiled model.
-            all_tokens: if it has the input `kept_tokens`, the value that stands for all tokens.
+            defaults: its optional inputs, and what they are unless we know better.
+            packed_tokens: as in `Engine`.
             weights: the files that it has mapped.
             streams: runs that compute at a time.
             requests: most runs at a time, those included whose inputs and outputs are copied.
         """
         self.streams = streams
+        self.packed_tokens = packed_tokens
         self._model = model
-        self._all_tokens = all_tokens
+        self._defaults = dict(defaults)
         self._weights = weights
         self._runs = itertools.count(1)
         self._slots = threading.BoundedSemaphore(requests)
@@ -67,7 +79,13 @@ class OpenVinoEngine:
 
     @classmethod
     def open(
-        cls, graph: Path, properties: Mapping[str, str], threads: int, opening: Opening = DEFAULT_OPENING
+        cls,
+        graph: Path,
+        properties: Mapping[str, str],
+        threads: int,
+        opening: Opening = DEFAULT_OPENING,
+        *,
+        packed_tokens: int = 0,
     ) -> "OpenVinoEngine":
         """Compile an IR; its weights are mapped, not read.
 
@@ -77,26 +95,32 @@ class OpenVinoEngine:
             threads: threads of all runs together.
             opening: `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from
                 `cache_file`, or kept there.
+            packed_tokens: as in `Engine`; the variant says it.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
+            BundleFormatError: the variant is said to pack, and its graph cannot.
             EngineError: OpenVINO cannot load or compile the graph.
         """
         openvino = _openvino()
         config = compile_properties(properties, threads, opening.streams)
         try:
             with mapping(graph.parent) as weights:
-                model, all_tokens = _load(openvino.Core(), graph, config, opening, openvino.get_version())
+                model, defaults = _load(openvino.Core(), graph, config, opening, openvino.get_version())
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
+        if packed_tokens and PACKED_TEXTS not in defaults:
+            raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant is said to; export it again")
         requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
-        return cls(model, all_tokens, weights, opening.streams, requests)
+        return cls(model, defaults, packed_tokens, weights, opening.streams, requests)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         """See `Engine.run`."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._all_tokens is not None:
-            inputs[KEPT_TOKENS] = FIRST_TOKEN if is_dense_only(heads) else self._all_tokens
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
+        if KEPT_TOKENS in inputs and is_dense_only(heads):
+            inputs[KEPT_TOKENS] = np.array([batch.leading])
+        if PACKED_TEXTS in inputs:
+            inputs |= batch.packing()
         with self._request() as request:
             try:
                 request.infer(inputs, share_inputs=True)
@@ -109,7 +133,9 @@ class OpenVinoEngine:
             except Exception as error:
                 shape = "x".join(map(str, batch.input_ids.shape))
                 raise EngineError(f"OpenVINO failed on a batch of {shape} tokens: {error}") from error
-        return RawOutputs(**arrays)
+        raw = RawOutputs(**arrays)
+        _check_rows(batch, raw)
+        return raw
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -140,6 +166,15 @@ class OpenVinoEngine:
         if run & (run - 1) == 0:
             self._weights.let_go()
             trim_heap()
+
+
+def _check_rows(batch: TokenBatch, raw: RawOutputs) -> None:
+    """OpenVINO 2026.4 loses errors that come up while it infers shapes, and gives what the last run has left."""
+    texts = len(batch.attention_mask) if batch.packed_texts is None else len(batch.packed_texts)
+    wanted = (texts, len(batch.attention_mask), len(batch.attention_mask))
+    for values, rows in zip((raw.dense_vecs, raw.token_weights, raw.colbert_vecs), wanted, strict=True):
+        if values is not None and len(values) != rows:
+            raise EngineError(f"OpenVINO gave {len(values)} rows where {rows} were expected; update openvino")
 
 
 def compile_properties(properties: Mapping[str, str], threads: int, streams: int = 1) -> dict[str, str]:
@@ -187,23 +222,23 @@ def _openvino() -> Any:
 
 def _load(
     core: Any, graph: Path, config: Mapping[str, str], opening: Opening, release: str
-) -> tuple[Any, Tokens | None]:
-    """The compiled graph and the value of its `kept_tokens`; from the cache file if there is one with a form in it."""
+) -> tuple[Any, Mapping[str, Tokens]]:
+    """The compiled graph and its optional inputs' defaults; from the cache file if there is one with a form in it."""
     file = opening.cache_file
     if file is not None and (form := kept_form(file, release)) is not None:
         opening.tell_busy()
-        return _imported(core, form, graph, config), _as_tokens(form.all_tokens)
+        return _imported(core, form, graph, config), form.defaults
     model = core.read_model(graph)
-    all_tokens = _open_kept_tokens(model)
+    defaults = _open_optional_inputs(model)
     if file is None:
         opening.tell_busy()
-        return core.compile_model(model, "CPU", config), all_tokens
+        return core.compile_model(model, "CPU", config), defaults
     _keep_small_constants(model)
     opening.tell_busy()
     compiled = core.compile_model(model, "CPU", {**config, **_WITHOUT_WEIGHTS})
-    form = CompiledForm(compiled.export_model().getvalue(), None if all_tokens is None else int(all_tokens[0]))
+    form = CompiledForm(compiled.export_model().getvalue(), defaults)
     try:
-        is_same = _answer(compiled, all_tokens) == _answer(_imported(core, form, graph, config), all_tokens)
+        is_same = _answer(compiled, defaults) == _answer(_imported(core, form, graph, config), defaults)
     except RuntimeError:
         is_same = False
     if is_same:
@@ -212,7 +247,7 @@ def _load(
         _log.warning(
             "OpenVINO %s reads its form of %s otherwise than it wrote it; nothing is kept", release, graph.name
         )
-    return compiled, all_tokens
+    return compiled, defaults
 
 
 def _imported(core: Any, form: CompiledForm, graph: Path, config: Mapping[str, str]) -> Any:
@@ -220,13 +255,10 @@ def _imported(core: Any, form: CompiledForm, graph: Path, config: Mapping[str, s
     return core.import_model(io.BytesIO(form.export), "CPU", {**config, **_WITHOUT_WEIGHTS, **where})
 
 
-def _answer(compiled: Any, all_tokens: Tokens | None) -> list[bytes]:
+def _answer(compiled: Any, defaults: Mapping[str, Tokens]) -> list[bytes]:
     """What a compiled graph makes of a few tokens, to the bit."""
-    inputs = {value.any_name: np.ones((2, 6), np.int64) for value in compiled.inputs}
-    inputs["input_ids"] = np.arange(4, 16).reshape(2, 6)
-    if all_tokens is not None:
-        inputs[KEPT_TOKENS] = all_tokens
-    found = compiled(inputs)
+    ids = np.arange(4, 16).reshape(2, 6)
+    found = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids), **defaults})
     return [np.asarray(found[output]).tobytes() for output in compiled.outputs]
 
 
@@ -243,27 +275,24 @@ def _keep_small_constants(model: Any) -> None:
                 del notes[name]
 
 
-def _as_tokens(kept: int | None) -> Tokens | None:
-    return None if kept is None else np.array([kept], np.int64)
+def _open_optional_inputs(model: Any) -> dict[str, Tokens]:
+    """Make inputs of the constants that stand for optional ones; the values that they had, by name.
 
-
-def _open_kept_tokens(model: Any) -> Tokens | None:
-    """Make an input of the constant `kept_tokens`; the value that it had, or None if the model has none.
-
-    It lies in the file as a constant because OpenVINO has no inputs with defaults: whoever compiles the file elsewhere
-    sees two inputs and gets every token.
+    They lie in the file as constants because OpenVINO has no inputs with defaults: whoever compiles the file elsewhere
+    sees two inputs, and gets every token of texts that are not packed.
     """
     from openvino import opset13
 
-    constants = (node for node in model.get_ordered_ops() if node.get_friendly_name() == KEPT_TOKENS)
-    constant = next((node for node in constants if node.get_type_name() == "Constant"), None)
-    if constant is None:
-        return None
-    all_tokens = np.array(constant.data, dtype=np.int64)
-    parameter = opset13.parameter(list(all_tokens.shape), np.int64, name=KEPT_TOKENS)
-    parameter.output(0).set_names({KEPT_TOKENS})
-    for reader in constant.output(0).get_target_inputs():
-        reader.replace_source_output(parameter.output(0))
-    model.add_parameters([parameter])
+    defaults = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or name not in _OPTIONAL_SHAPES:
+            continue
+        parameter = opset13.parameter(_OPTIONAL_SHAPES[name], np.int64, name=name)
+        parameter.output(0).set_names({name})
+        defaults[name] = np.array(node.data, dtype=np.int64)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(parameter.output(0))
+        model.add_parameters([parameter])
     model.validate_nodes_and_infer_types()
-    return all_tokens
+    return defaults

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import trim_heap
@@ -28,6 +30,8 @@ class OrtEngine:
     releases (measured). The heads cost under 1 % of the encoder, and an output that is not asked for is not
     copied. A dense-only run of a graph with `kept_tokens` computes them, and the last layer, for one token.
     """
+
+    packed_tokens = 0  # its products do not keep the order of keys for every shape
 
     def __init__(self, session: Any, streams: int, shrinking: Any = None) -> None:
         """Take over a session.
@@ -88,7 +92,7 @@ class OrtEngine:
         names = [head.output_name for head in heads]
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self._keeps_tokens and is_dense_only(heads):
-            inputs[KEPT_TOKENS] = FIRST_TOKEN
+            inputs[KEPT_TOKENS] = np.array([batch.leading])
         try:
             arrays = session.run(names, inputs, self._shrinking)
         except Exception as error:

@@ -132,7 +132,8 @@ def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = D
         case EngineName.OPENVINO:
             from m3_runtime.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine.open(graph, variant.properties, threads, opening)
+            packed_tokens = variant.packed_tokens
+            return OpenVinoEngine.open(graph, variant.properties, threads, opening, packed_tokens=packed_tokens)
 
 
 @cache

@@ -105,7 +105,7 @@ class Backend:
         return self.tokenizer.encode_batch(texts, max_length, on_truncate)
 
     def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
-        """Encode B texts of one length, in one run.
+        """Encode B texts of one kind, in one run.
 
         Heads that only some of the texts want are computed for all and handed to those.
 
@@ -123,7 +123,8 @@ class Backend:
             heads=heads,
             max_length=self.bundle.manifest.geometry.max_tokens,
             batch_size=len(ids),
-            token_budget=self.engine.streams * sum(row.size for row in ids),  # one run, whole
+            # one run, whole: the queue has bounded them, and packed rows are padded a little
+            token_budget=2 * self.engine.streams * sum(row.size for row in ids),
             on_truncate=OnTruncate.ERROR,
             colbert_dtype=ColbertDtype.FLOAT32,
         )

@@ -68,10 +68,21 @@ class _Request:
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
 
-    def __init__(self, runner: Runner, limits: QueueLimits, observer: Observer, streams: int = 1) -> None:
+    def __init__(
+        self, runner: Runner, limits: QueueLimits, observer: Observer, streams: int = 1, packed_tokens: int = 0
+    ) -> None:
+        """Nothing waits yet.
+
+        Args:
+            runner: encodes.
+            limits: of the queue.
+            observer: is told what happens.
+            streams: runs that compute at a time.
+            packed_tokens: texts of at most so many tokens are packed.
+        """
         self._runner = runner
         self._observer = observer
-        self._queue = TokenQueue(limits)
+        self._queue = TokenQueue(limits, packed_tokens)
         self._pace = Pace()
         self._running: list[int] = []  # tokens of each run
         self._ended_s = 0.0  # when the last run did

@@ -42,9 +42,9 @@ class Pace:
     def most_s(self, client: str, tokens: int) -> float:
         """Seconds in which a client's request of so many tokens is done, in all likelihood.
 
-        A batch takes texts of one length from all requests, so most of those under way are partly done, and on average
+        A batch takes texts of one kind from all requests, so most of those under way are partly done, and on average
         a request takes the time for all their sizes, not for what is left of them (Little's law). Some take up to twice
-        as long, as their lengths come up late. Clients share the engine evenly: of another's requests no more runs
+        as long, as their kinds come up late. Clients share the engine evenly: of another's requests no more runs
         meanwhile than of the client's own.
         """
         own = self._under_way[client] + tokens

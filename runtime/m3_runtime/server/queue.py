@@ -2,8 +2,9 @@
 
 Texts of many requests wait here, and each batch is taken by three rules.
 
-* A batch holds texts of one length, as everywhere in the runtime, so nothing is padded and a long passage never shares
-  a run with short queries. Company comes from any request: the first text is chosen fairly, others of its length join.
+* A batch holds texts of one kind, as everywhere in the runtime: packed short ones, or longer ones of one length. So a
+  long passage never shares a run with short queries. Company comes from any request: the first text is chosen fairly,
+  others of its kind join.
 * Clients share the engine by tokens (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996). A client that has
   just come is served before one that has had its share; who sends a thousand passages delays himself.
 * A client's own requests come in the order of their arrival, except that a request is passed by smaller ones of the
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import ENOUGH_TOKENS
+from m3_runtime.batching import ENOUGH_TOKENS, Limits
 from m3_runtime.engines import is_dense_only
 from m3_runtime.manifest import Head
 
@@ -90,23 +91,17 @@ class Job:
         return sum(text.tokens for text in self.texts)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What texts of a batch have in common. A dense-only run computes less, so it is another computation."""
-
-    length: int
-    is_dense_only: bool
-
-    @classmethod
-    def of(cls, text: QueuedText) -> "_Kind":
-        return cls(text.tokens, is_dense_only(text.job.heads))
+_Kind = tuple[int, bool]
+"""What texts of a batch have in common. A dense-only run computes less, so it is another computation."""
 
 
 class TokenQueue:
     """All texts that wait. Not thread-safe: one event loop owns it."""
 
-    def __init__(self, limits: QueueLimits) -> None:
+    def __init__(self, limits: QueueLimits, packed_tokens: int = 0) -> None:
+        """Nothing waits yet; texts of at most so many tokens are packed."""
         self.limits = limits
+        self._batch = Limits(limits.batch_tokens, limits.batch_texts, packed_tokens)
         self._clients: dict[str, _Client] = {}
         self._kinds: dict[_Kind, dict[QueuedText, None]] = {}
         self._now = 0  # tokens that every waiting client should have had
@@ -140,7 +135,7 @@ class TokenQueue:
             client.start = max(client.start, self._now)
         client.add(job)
         for text in job.texts:
-            self._kinds.setdefault(_Kind.of(text), {})[text] = None
+            self._kinds.setdefault(self._kind(text), {})[text] = None
         self._texts += len(job.texts)
         self._tokens += job.tokens
 
@@ -181,13 +176,20 @@ class TokenQueue:
 
     def _company(self, first: QueuedText, most_tokens: int | None) -> Iterator[QueuedText]:
         tokens = self.limits.batch_tokens if most_tokens is None else min(most_tokens, self.limits.batch_tokens)
-        places = min(self.limits.batch_texts, tokens // first.tokens) - 1
-        others = (text for text in self._kinds[_Kind.of(first)] if text is not first)
-        return itertools.islice(others, max(0, places))
+        tokens -= first.tokens
+        others = (text for text in self._kinds[self._kind(first)] if text is not first)
+        for text in itertools.islice(others, self.limits.batch_texts - 1):
+            tokens -= text.tokens
+            if tokens < 0:
+                return
+            yield text
+
+    def _kind(self, text: QueuedText) -> _Kind:
+        return self._batch.kind(text.tokens), is_dense_only(text.job.heads)
 
     def _leave(self, text: QueuedText) -> None:
         text.is_waiting = False
-        kind = _Kind.of(text)
+        kind = self._kind(text)
         alike = self._kinds[kind]
         del alike[text]
         if not alike:

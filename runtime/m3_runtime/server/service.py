@@ -94,7 +94,8 @@ class Service:
         self.max_length = checked_max_length(longest, manifest.geometry.max_tokens, "max_length")
         self.model_name = settings.model_name or manifest.source.name
         self.metrics = Metrics.of(backend)
-        self.batcher = Batcher(backend, settings.limits.queue, self.metrics, backend.engine.streams)
+        engine = backend.engine
+        self.batcher = Batcher(backend, settings.limits.queue, self.metrics, engine.streams, engine.packed_tokens)
         self.is_draining = False
         self._sizes = _Sizes()
         self._aside = ThreadPoolExecutor(1, "m3-tokenizer")
