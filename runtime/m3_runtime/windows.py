@@ -1,6 +1,6 @@
 """Texts to ids, a window at a time: while one window is worked on, the next is tokenized in another thread.
 
-What a window holds is a matter of speed alone. Texts that may run together find each other across windows (`batching.Waiting`).
+What a window holds is a matter of speed alone. Texts that may run together meet across windows (`batching.Waiting`).
 """
 
 from collections.abc import Generator, Sequence
