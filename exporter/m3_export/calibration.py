@@ -156,5 +156,9 @@ class _InputObserver:
         if offset is not None:
             lowest, highest, rows = lowest - offset, highest - offset, rows - offset
         lowest[zeroed], highest[zeroed], rows[:, zeroed] = 0, 0, 0
-        tensors = (torch.from_numpy(array) for array in (lowest, highest, rows))
-        return InputStatistics(*tensors, after_gelu=kind is Kind.FFN_OUT)
+        return InputStatistics(
+            lowest=torch.from_numpy(lowest),
+            highest=torch.from_numpy(highest),
+            rows=torch.from_numpy(rows),
+            after_gelu=kind is Kind.FFN_OUT,
+        )

@@ -25,7 +25,8 @@ from m3_export.reference import reference_outputs
 from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, speed_order, translated
 from m3_export.source import Source, resolve
 from m3_export.space_id import space_id_of
-from m3_export.texts import ChosenTexts, Text, chosen_texts, digest
+from m3_export.texts import ChosenTexts, chosen_texts, digest
+from m3_export.texts.text import Text
 from m3_export.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.trace import trace
 from m3_export.variants import Graphs

@@ -83,14 +83,13 @@ class Workshop:
             plan = self.given[str(name)]
             with self.progress.step(f"Writing {name} as planned, measuring its parity"), translated(f"writing {name}"):
                 written = self._written(name, plan)
-            planned, reached = Planned(plan, (), None, None), ()
+            planned, tried = Planned(plan, (), None, None), {plan: written}
         else:
             with self.progress.step(f"Planning {name}"), translated(f"planning {name}"):
                 planned, tried = self._search(name)
             written = tried[planned.plan]
-            reached = tuple(w.measured.parity for w in tried.values())
         self._move_in(written)
-        return self._settled(written, reached, planned)
+        return self._settled(written, [found.measured.parity for found in tried.values()], planned)
 
     def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, Written]]:
         tried: dict[PrecisionPlan, Written] = {}

@@ -19,8 +19,9 @@ from m3_export.calibration import ActivationStatistics
 from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting
 from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, projections
 from m3_export.plan.simulation import QuantizedModel
+from m3_export.recipe import VariantName
 from m3_export.trace import trace
-from m3_export.variants import Graphs, VariantName, engine_of, properties_of, write_int8
+from m3_export.variants import Graphs, engine_of, properties_of, write_int8
 from m3_runtime.batching import pack_batch, pad_batch
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import Engine, TokenBatch
@@ -29,6 +30,7 @@ from m3_runtime.manifest import EngineName, Head, Pooling, Variant
 
 K = TypeVar("K")
 Variation: TypeAlias = tuple[Kind | None, Precision] | None
+Model: TypeAlias = tuple[Setting, int, Variation]  # of so many layers
 LAYERS = 3  # of the small models; a difference of layers is what is wanted, and two of them are measured against one
 WORDS = 1024  # of their vocabulary: looking up a word takes as long in a small table
 ROUNDS = {"query": 25, "passage": 9, "batch": 5}
@@ -64,7 +66,7 @@ def measure_costs(
     quantized: QuantizedModel,
     name: VariantName,
     work: Path,
-    track: Callable[[Sequence[K]], Iterable[K]],
+    track: Callable[[Sequence[Model]], Iterable[Model]],
 ) -> Costs:
     """Time models of one and of `LAYERS` layers on an engine of this machine.
 
@@ -84,7 +86,7 @@ def measure_costs(
     variations: dict[Variation, Mapping[Kind, Scheme]] = {None: base}
     variations |= {(None, p): dict.fromkeys(Kind, SCHEMES[p]) for p in others}
     variations |= {(kind, p): {**base, kind: SCHEMES[p]} for kind in Kind for p in others}
-    plans: dict[tuple[Setting, int, Variation], PrecisionPlan] = {}
+    plans: dict[Model, PrecisionPlan] = {}
     for setting in found:
         plans[setting, 1, None] = _plan(base, 1, setting)
         plans |= {(setting, most, key): _plan(schemes, most, setting) for key, schemes in variations.items()}
@@ -147,10 +149,10 @@ def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], vocab_size: int
 def _timed(
     quantized: QuantizedModel,
     name: VariantName,
-    plans: Mapping[K, PrecisionPlan],
+    plans: Mapping[Model, PrecisionPlan],
     work: Path,
-    track: Callable[[Sequence[K]], Iterable[K]],
-) -> dict[K, Seconds]:
+    track: Callable[[Sequence[Model]], Iterable[Model]],
+) -> dict[Model, Seconds]:
     """Write the small models, each file once, and run them all in turns."""
     small = {
         layers: _Small.of(quantized, layers, work)
@@ -159,7 +161,7 @@ def _timed(
     heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
     written: dict[tuple[int, tuple[Scheme, ...]], Variant] = {}
     with ExitStack() as stack:
-        engines: dict[K, Engine] = {}
+        engines: dict[Model, Engine] = {}
         for key in track(list(plans)):
             plan = plans[key]
             layers, schemes = len(plan.schemes) // len(Kind), tuple(plan.schemes.values())
