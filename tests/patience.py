@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 PATIENCE_S = 300.0
 
@@ -17,3 +18,11 @@ def wait_until(is_so: Callable[[], object], otherwise: Callable[[], str] = lambd
     while not is_so():
         assert time.monotonic() < end_s, otherwise()
         time.sleep(0.02)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that nobody has waited for: containers may lack an init that does."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

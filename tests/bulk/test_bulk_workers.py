@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from patience import wait_until
+from patience import has_ended, wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)
 
@@ -28,15 +28,8 @@ def children_of(parent: int) -> dict[int, str]:
     return found
 
 
-def gone(number: int) -> bool:
-    try:
-        return (Path("/proc") / str(number) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def wait_until_gone(numbers: list[int]) -> None:
-    wait_until(lambda: all(map(gone, numbers)), lambda: "a worker outlives its parent")
+    wait_until(lambda: all(map(has_ended, numbers)), lambda: "a worker outlives its parent")
 
 
 def test_two_workers_write_what_one_process_writes(work):

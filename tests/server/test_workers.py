@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from running import Running, events, running
 
-from patience import PATIENCE_S, wait_until
+from patience import PATIENCE_S, has_ended, wait_until
 
 WORDS = ("--variant", "onnx-fp32", "--workers", "2", "--low-memory")
 
@@ -67,4 +67,4 @@ def test_workers_end_with_their_parent(tiny_bundle: Path, tmp_path: Path):
         workers = [line["pid"] for line in events(server, "serving", 2)]
         server.process.kill()
         server.process.wait(PATIENCE_S)
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+        wait_until(lambda: all(map(has_ended, workers)))
