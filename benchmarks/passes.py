@@ -42,7 +42,7 @@ from m3_export.texts import Text, calibration_texts, probe_texts
 from m3_export.tokenizer import CheckpointTokenizer
 from m3_export.trace import trace
 from m3_runtime.cpu import cpu_info, default_threads
-from m3_runtime.engines import FIRST_TOKEN, KEPT_TOKENS
+from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
 from session_turns import ALL_HEADS, SPINNING, Contender, Shape, markdown, speed_table
 
@@ -204,7 +204,7 @@ class Bench:
         for precision in ("fp32", "int8"):
             heads = self.contender(f"{precision}, all heads", precision)
             all_tokens = replace(heads, name=f"{precision}, dense only", outputs=ALL_HEADS[:1])
-            first = {KEPT_TOKENS: FIRST_TOKEN}
+            first = {KEPT_TOKENS: np.ones(1, np.int64)}
             field_of = [heads, all_tokens]
             if KEPT_TOKENS in {v.name for v in heads.open(self._threads).get_overridable_initializers()}:
                 field_of.append(replace(all_tokens, name=f"{precision}, dense only, kept_tokens 1", feed=first))

@@ -35,7 +35,8 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
         M3Error: it is no checkpoint, or an engine failed.
     """
     with progress.step(f"Reading the first layers of {checkpoint}"):
-        model = M3Model(Checkpoint.open(checkpoint, Recipe()), ())
+        opened = Checkpoint.open(checkpoint, Recipe())
+        model = M3Model(opened, ())
         model.layers = torch.nn.ModuleList(list(model.layers)[:LAYERS])
         rows = np.random.default_rng(0).integers(5, len(model.words), (_ROWS, _TOKENS))
         statistics = calibration.measure(model, list(rows), lambda batches: batches)
@@ -44,7 +45,7 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
     for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
         track = partial(progress.bar, title=name.value, unit="model")
         with progress.step(f"Timing the precisions of {name.value}"), tempfile.TemporaryDirectory() as work:
-            found.append(measure_costs(quantized, name, Path(work), track))
+            found.append(measure_costs(quantized, name, opened.geometry, Path(work), track))
     return tuple(found)
 
 

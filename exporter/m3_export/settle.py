@@ -81,7 +81,7 @@ class Workshop:
             return self._settled(Written(variant, self.staging, measured), (), None)
         if str(name) in self.given:
             plan = self.given[str(name)]
-            with self.progress.step(f"Writing {name} as planned, measuring its parity"), translated(f"writing {name}"):
+            with translated(f"writing {name}"):
                 written = self._written(name, plan)
             planned, tried = Planned(plan, (), None, None), {plan: written}
         else:
@@ -111,8 +111,10 @@ class Workshop:
     def _written(self, name: VariantName, plan: PrecisionPlan) -> Written:
         folder = self.graphs.work / f"candidate-{next(self._numbers)}"
         quantized = self.quantized.projections(plan)
-        variant = write_int8(name, self.graphs, self.quantized.statistics, plan, quantized, folder)
-        return Written(variant, folder, self._measured(variant, folder))
+        with self.progress.step(f"    Writing {name}"):
+            variant = write_int8(name, self.graphs, self.quantized.statistics, plan, quantized, folder)
+        with self.progress.step(f"    Measuring the parity of {name}"):
+            return Written(variant, folder, self._measured(variant, folder))
 
     def _measured(self, variant: Variant, folder: Path) -> verify.Measured:
         bundle = Bundle(folder, replace(self.draft, variants=(variant,)))
@@ -125,7 +127,7 @@ class Workshop:
             closing(open_graph(first.folder / first.variant.graph, first.variant, default_threads())) as a,
             closing(open_graph(second.folder / second.variant.graph, second.variant, default_threads())) as b,
         ):
-            seconds = in_turns({"a": a, "b": b}, self.draft.heads, self.draft.geometry.vocab_size)
+            seconds = in_turns({"a": a, "b": b}, self.draft.heads, self.draft.geometry)
         return seconds["a"], seconds["b"]
 
     def _move_in(self, written: Written) -> None:

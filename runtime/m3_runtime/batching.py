@@ -79,7 +79,7 @@ def plan_batches(lengths: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
     >>> [batch.indices.tolist() for batch in plan_batches(np.array([3, 9, 4, 9, 9]), Limits(18, 8))]
     [[1, 3], [4], [2], [0]]
     >>> [batch.rows for batch in plan_batches(np.array([3, 9, 4, 9, 9]), Limits(18, 8, packed_tokens=4))][-1]
-    (array([2, 0]),)
+    (array([0, 2]),)
     """
     kinds = np.where(lengths > limits.packed_tokens, lengths, 0)
     order = np.argsort(-kinds, kind="stable")

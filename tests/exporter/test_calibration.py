@@ -42,7 +42,7 @@ def test_outlier_neurons_are_those_of_the_activations():
         model.layers[0].ffn_in.bias[7] = -900
     texts = [word[0].numpy(), *texts_of(20, 31)]
     outputs: list[np.ndarray] = []
-    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: seen.append(output[0].numpy()))
+    hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: outputs.append(output[0].numpy()))
     statistics = measure(model, texts, lambda rows: rows)
     hook.remove()
     activations = np.concatenate(outputs)

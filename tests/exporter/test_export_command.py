@@ -29,7 +29,7 @@ from m3_runtime.manifest import Head
 from patience import PATIENCE_S
 
 M3_EXPORT = [sys.executable, "-m", "m3_export"]
-BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98"
+BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98,degenerate_share=0.005"
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def test_flags_win_over_the_recipe_and_a_subset_of_variants_writes_only_that(den
     manifest = Bundle.open(dense_only.out).manifest
     assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
     assert {path for path in files(dense_only.out) if "/" in path} == {
-        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "plan/onnx-int8.svg", "1_Pooling/config.json",
+        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "1_Pooling/config.json",
         "onnx/last_hidden_state_int8.onnx",
     }  # fmt: skip
 
@@ -243,7 +243,7 @@ def test_over_budget_is_exit_3_with_every_figure_and_the_remedies(over_budget: D
     assert message.startswith("over budget, no bundle was written:")
     assert "onnx-int8: dense cosine min: measured 0.99" in message
     assert "onnx-int8: ColBERT token cosine p5: measured 0.99" in message
-    assert "sparse" not in message
+    assert "sparse weighted Jaccard" not in message
     for remedy in ("--variants", "--budget", "--allow-over-budget"):
         assert remedy in message
 

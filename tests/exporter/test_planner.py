@@ -48,6 +48,7 @@ from m3_runtime.manifest import EngineName, Geometry
 
 STATIC = Scheme(Precision.STATIC, smoothing=0.5)
 SETTING = Setting(FloatType.F32, 32)
+GEOMETRY = Geometry(2, 2, 32, 64, 50, 78, 12)
 LIMITS = Losses(0.1, 0.1, 0.1, 0.1, 0.1)
 ZEN_4 = CpuInfo("Zen 4", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"}))
 ZEN_3 = CpuInfo("Zen 3", "x86_64", frozenset({"avx2"}))
@@ -61,7 +62,8 @@ def quantized() -> QuantizedModel:
 
 @pytest.fixture(scope="module")
 def simulation(quantized) -> Simulation:
-    return Simulation(quantized, texts_of(14, 14, 22, 37, 3, 4), [False, False, False, False, True, True])
+    lengths = [*range(8, 48, 2), 3, 4, 5]
+    return Simulation(quantized, texts_of(*lengths), [length < 8 for length in lengths])
 
 
 def everywhere(scheme: Scheme, group: int = 32) -> PrecisionPlan:
@@ -203,14 +205,14 @@ def test_bge_m3_can_be_planned_for_another_processor(engine, target):
 
 def test_recorded_costs_of_another_geometry_are_not_taken():
     with pytest.raises(PlanError, match=r"hidden/FFN size 32/64 \(there are: .*1024/4096.*--plan"):
-        recorded(EngineName.OPENVINO, Geometry(2, 2, 32, 64, 50, 78, 12), "vnni")
+        recorded(EngineName.OPENVINO, GEOMETRY, "vnni")
 
 
 def test_small_models_are_timed_in_every_precision_and_setting(quantized, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "cpu_info", lambda: ZEN_3)
     monkeypatch.setattr(timing, "ROUNDS", {"query": 1, "passage": 1, "batch": 1})
     for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
-        costs = timing.measure_costs(quantized, name, tmp_path, lambda plans: plans)
+        costs = timing.measure_costs(quantized, name, GEOMETRY, tmp_path, lambda plans: plans)
         assert costs.precisions(costs.settings[0]) == (Precision.DYNAMIC, Precision.FLOAT)
         plan = PrecisionPlan.uniform(2, DYNAMIC, costs.settings[0].group)
         assert set(costs.seconds(plan, 2)) == {shape.name for shape in SHAPES}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m3_export.budget import BUDGETS, Budget, Excess, excesses
 from m3_export.errors import RecipeError
 from m3_export.recipe import ALL_HEADS, Recipe, Target, VariantName, parse_heads, parse_variants
-from m3_runtime.manifest import ColbertParity, DenseParity, Head, Parity, Pooling, SparseParity
+from m3_runtime.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, Pooling, SparseParity
 
 WHOLE = """
 variants = ["openvino-int8", "onnx-fp32"]
@@ -152,9 +152,11 @@ def test_unknown_budget_names_are_refused(text: str):
 
 def test_budgets_by_name_and_changes_to_them():
     assert BUDGETS["balanced"] == Budget() == Budget.parse("balanced")
-    assert Budget.parse("strict") == Budget(0.9998, 0.9995, 0.999, 0.99)
-    assert Budget.parse("fast , dense_min=0.9") == Budget(0.998, 0.9, 0.99, 0.96)
-    figures = [[getattr(BUDGETS[name], f.name) for f in fields(Budget)] for name in ("strict", "balanced", "fast")]
+    assert Budget.parse("strict") == Budget(0.9998, 0.9995, 0.999, 0.99, 0.01)
+    assert Budget.parse("fast , dense_min=0.9") == Budget(0.998, 0.9, 0.99, 0.96, 0.01)
+    # how many degenerate texts may be below hangs on what they are below of, which differs
+    names = [f.name for f in fields(Budget) if f.name != "degenerate_share"]
+    figures = [[getattr(BUDGETS[budget], name) for name in names] for budget in ("strict", "balanced", "fast")]
     for stricter, looser in pairwise(figures):
         assert all(a > b for a, b in zip(stricter, looser, strict=True))
 
@@ -219,10 +221,11 @@ def test_fp32_is_not_held_to_the_budget():
 
 
 def test_all_figures_are_reported_at_once():
-    assert (
-        len(excesses(replace(PARITY, padded_dense_min=0.9), Budget(1, 1, 1, 1), "int8", normalize=True))
-        == len(fields(Budget)) + 1
-    )  # dense_min holds for a padded batch too
+    degenerate = DegenerateParity(texts=100, cosine_mean=0.99, cosine_min=0.9, below=3, below_what=0.998)
+    parity = replace(PARITY, padded_dense_min=0.9, degenerate=degenerate)
+    found = excesses(parity, Budget(1, 1, 1, 1), "int8", normalize=True)
+    assert len(found) == len(fields(Budget)) + 1  # dense_min holds for a padded batch too
+    assert str(found[-1]) == "share of 100 degenerate texts below 0.998: measured 0.03, budget 0.005"
 
 
 def test_a_dense_only_parity_is_held_to_dense_figures():

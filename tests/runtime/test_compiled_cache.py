@@ -19,7 +19,7 @@ from m3_runtime.manifest import FileEntry, Variant
 
 NAME = "openvino-int8"
 ALL = {"return_sparse": True, "return_colbert_vecs": True}
-FORM = CompiledForm(b"\nsome\nbytes\0", 1 << 30)
+FORM = CompiledForm(b"\nsome\nbytes\0", {"kept_tokens": np.array([1 << 30])})
 
 
 def opened(bundle: Path, cache: Path | None, **options) -> M3Encoder:
@@ -106,9 +106,11 @@ def test_a_damaged_form_is_made_anew(tiny_bundle, tmp_path, texts, caplog, chang
 
 
 def test_what_is_kept_is_what_comes_back(tmp_path):
-    for form in (FORM, CompiledForm(b"", None)):
+    for form in (FORM, CompiledForm(b"", {})):
         keep_form(tmp_path / "form", form, "1")
-        assert kept_form(tmp_path / "form", "1") == form
+        kept = kept_form(tmp_path / "form", "1")
+        assert kept is not None
+        assert (kept.export, kept.defaults) == (form.export, form.defaults)
         assert kept_form(tmp_path / "form", "2") is None
     assert kept_form(tmp_path / "other", "1") is None
 

@@ -22,7 +22,7 @@ from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
 from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
-from m3_runtime.manifest import EngineName, Head, Pooling
+from m3_runtime.manifest import EngineName, Head, Manifest, Pooling
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 X86 = CpuInfo("x", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni"}))
@@ -53,7 +53,24 @@ def without(monkeypatch, *engines: EngineName) -> None:
 def test_the_automatic_choice(bundle, monkeypatch, cpu, missing, chosen):
     without(monkeypatch, *missing)
     monkeypatch.setattr(select, "cpu_info", lambda: cpu)
-    assert select.choose_variant(bundle).name == chosen
+    elsewhere = replace(bundle.manifest, recipe={**bundle.manifest.recipe, "processor": "another"})
+    assert select.choose_variant(Bundle(bundle.folder, _without_needs(elsewhere))).name == chosen
+
+
+@pytest.mark.parametrize("first", ["onnx-int8", "openvino-int8"])
+def test_the_automatic_choice_is_what_the_export_found_fastest_on_such_a_processor(bundle, monkeypatch, first):
+    monkeypatch.setattr(select, "cpu_info", lambda: X86)
+    order = sorted(["onnx-int8", "openvino-int8"], key=lambda name: name != first)
+    recipe = {**bundle.manifest.recipe, "fastest_first": ",".join(order), "processor": X86.multipliers}
+    measured = replace(bundle.manifest, recipe=recipe)
+    assert select.choose_variant(Bundle(bundle.folder, measured)).name == first
+    monkeypatch.setattr(select, "cpu_info", lambda: OLD_X86)
+    assert select.choose_variant(Bundle(bundle.folder, _without_needs(measured))).name == "onnx-int8"
+
+
+def _without_needs(manifest: Manifest) -> Manifest:
+    """As a plan without static projections leaves them."""
+    return replace(manifest, variants=tuple(replace(variant, needs=()) for variant in manifest.variants))
 
 
 def over_budget(bundle: Bundle, *names: str) -> Bundle:
@@ -129,8 +146,9 @@ def test_a_variant_may_change_our_options():
 def test_the_engines_are_given_our_options(bundle):
     on_openvino = select.open_engine(bundle, bundle.variant("openvino-int8"), 1)
     compiled = on_openvino._model  # type: ignore[attr-defined]
+    hint = compile_properties(bundle.variant("openvino-int8").properties, 1)["INFERENCE_PRECISION_HINT"]
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
-    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
     on_openvino.close()
     on_onnxruntime = select.open_engine(bundle, bundle.variant("onnx-int8"), 1)
     options = on_onnxruntime._session.get_session_options()  # type: ignore[attr-defined]

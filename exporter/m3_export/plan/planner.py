@@ -161,7 +161,7 @@ class Planner:
             return recorded(engine_of(name), self._geometry, self._target.value)
         track = partial(self._progress.bar, title="costs", unit="model")
         with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
-            return timing.measure_costs(self._quantized, name, work, track)
+            return timing.measure_costs(self._quantized, name, self._geometry, work, track)
 
     def _uniform(self, costs: Costs, setting: Setting, scheme: Scheme) -> PrecisionPlan:
         schemes = dict.fromkeys(projections(self._geometry.layers), scheme)

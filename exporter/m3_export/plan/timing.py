@@ -26,7 +26,7 @@ from m3_runtime.batching import pack_batch, pad_batch
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.engines import Engine, TokenBatch
 from m3_runtime.engines.select import open_graph
-from m3_runtime.manifest import EngineName, Head, Pooling, Variant
+from m3_runtime.manifest import EngineName, Geometry, Head, Pooling, Variant
 
 K = TypeVar("K")
 Variation: TypeAlias = tuple[Kind | None, Precision] | None
@@ -65,6 +65,7 @@ def settings(engine: EngineName, cpu: CpuInfo, hidden_size: int, ffn_size: int) 
 def measure_costs(
     quantized: QuantizedModel,
     name: VariantName,
+    geometry: Geometry,
     work: Path,
     track: Callable[[Sequence[Model]], Iterable[Model]],
 ) -> Costs:
@@ -73,12 +74,12 @@ def measure_costs(
     Args:
         quantized: the model whose layers are timed.
         name: the variant, which says the engine.
+        geometry: the model's.
         work: a folder for the small models; they are removed.
         track: wraps the iteration over the models to be written, for a progress bar.
     """
     engine, cpu = engine_of(name), cpu_info()
-    hidden, ffn = quantized.model.layers[0].ffn_in.weight.shape
-    found = settings(engine, cpu, hidden, ffn)
+    found = settings(engine, cpu, geometry.hidden_size, geometry.ffn_size)
     first, *others = offered(engine, cpu)
     most = min(LAYERS, len(quantized.model.layers))
     base = dict.fromkeys(Kind, SCHEMES[first])
@@ -90,7 +91,7 @@ def measure_costs(
     for setting in found:
         plans[setting, 1, None] = _plan(base, 1, setting)
         plans |= {(setting, most, key): _plan(schemes, most, setting) for key, schemes in variations.items()}
-    seconds = _timed(quantized, name, plans, work, track)
+    seconds = _timed(quantized, name, plans, geometry, work, track)
     table, extra = {}, {}
     for setting in found:
         several = {key: seconds[setting, most, key] for key in variations}
@@ -100,8 +101,8 @@ def measure_costs(
         engine=engine,
         processor=f"{cpu.name}, {default_threads()} threads",
         multipliers=cpu.multipliers,
-        hidden_size=int(hidden),
-        ffn_size=int(ffn),
+        hidden_size=geometry.hidden_size,
+        ffn_size=geometry.ffn_size,
         base=table,
         extra=extra,
     )
@@ -127,12 +128,16 @@ def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind
     return extra
 
 
-def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], vocab_size: int) -> dict[K, Seconds]:
-    """Median seconds of each engine for each shape; all take turns, a first round is discarded."""
+def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geometry) -> dict[K, Seconds]:
+    """Median seconds of each engine for each shape; all take turns, a first round is discarded.
+
+    A shape is cut to what the model takes.
+    """
     found: dict[K, dict[str, float]] = {key: {} for key in engines}
     rng = np.random.default_rng(0)
     for shape in SHAPES:
-        ids = rng.integers(5, min(vocab_size, WORDS), (shape.texts, shape.tokens), dtype=np.int32)
+        size = (shape.texts, min(shape.tokens, geometry.max_tokens))
+        ids = rng.integers(5, min(geometry.vocab_size, WORDS), size, dtype=np.int32)
         batches = {key: _batch(ids, engine.packed_tokens) for key, engine in engines.items()}
         samples: dict[K, list[float]] = {key: [] for key in engines}
         for number in range(ROUNDS[shape.name] + 1):
@@ -150,6 +155,7 @@ def _timed(
     quantized: QuantizedModel,
     name: VariantName,
     plans: Mapping[Model, PrecisionPlan],
+    geometry: Geometry,
     work: Path,
     track: Callable[[Sequence[Model]], Iterable[Model]],
 ) -> dict[Model, Seconds]:
@@ -171,7 +177,7 @@ def _timed(
             variant, folder = written[layers, schemes], work / f"timed-{list(written).index((layers, schemes))}"
             timed = small[layers].with_plan(variant, plan)
             engines[key] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
-        return in_turns(engines, heads, len(quantized.model.words))
+        return in_turns(engines, heads, geometry)
 
 
 class _Small:

@@ -16,7 +16,7 @@ class Text:
 def folded(text: str) -> str:
     r"""What makes two texts the same one: case and blanks do not count.
 
-    >>> folded("  Grüß\\nGott ")
+    >>> folded("  Grüß\nGott ")
     'grüss gott'
     """
     return " ".join(text.casefold().split())

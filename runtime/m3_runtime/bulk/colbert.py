@@ -31,7 +31,8 @@ def to_int8(rows: NDArray[Any]) -> Int8Rows:
     ([[127, -32, 0]], [[1.0, -0.25, 0.0]])
     """
     largest = np.abs(rows).max(axis=1, initial=0).astype(np.float32)
-    scales = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    # the smallest floats have no 127th part
+    scales = np.where(largest > 127 * np.finfo(np.float32).tiny, largest / np.float32(127), np.float32(1))
     values = np.rint(rows / scales[:, None]).astype(np.int8)
     return Int8Rows(values, scales)
 
