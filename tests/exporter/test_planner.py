@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import openvino as ov
@@ -255,7 +256,7 @@ def run_search(times: dict[str, float], worst: dict[str, float], repairs: dict[s
         candidates,
         LIMITS,
         evaluate,
-        lambda trial: (repairs or {}).get(trial.candidate.name),
+        lambda trial, _seen: (repairs or {}).get(trial.candidate.name),
         lambda a, b: min(a, b, key=lambda trial: trial.candidate.time),
     )
     return trials[0].candidate.name, tried
@@ -283,34 +284,33 @@ def test_where_nothing_holds_the_one_that_is_least_over_comes_first():
     assert run_search({"a": 1, "b": 2}, {"a": 5.0, "b": 2.0})[0] == "b"
 
 
-def simulated_losses(simulation: Simulation, plan: PrecisionPlan) -> Losses:
-    return simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
+def _all_schemes() -> list[dict[Projection, Scheme]]:
+    choices = itertools.product((STATIC, FLOAT), repeat=8)
+    return [dict(zip(projections(2), schemes, strict=True)) for schemes in choices]
 
 
 @pytest.fixture(scope="module")
 def every_plan(simulation) -> dict[PrecisionPlan, Losses]:
     """All plans of two layers whose projections are static or float: 256."""
     found = {}
-    for schemes in itertools.product((STATIC, FLOAT), repeat=8):
-        plan = PrecisionPlan(dict(zip(projections(2), schemes, strict=True)), 32)
-        found[plan] = simulated_losses(simulation, plan)
+    for schemes in _all_schemes():
+        plan = PrecisionPlan(schemes, 32)
+        found[plan] = simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
     return found
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
-def test_regret_against_all_plans_of_a_small_model(simulation, every_plan, share):
-    """Time of the chosen plan ÷ time of the fastest of all 256 that holds, by costs that differ by kind."""
+def test_regret_against_all_plans_of_a_small_model(simulation, every_plan):
+    """Time of the chosen plan ÷ time of the fastest of all 256 that holds, for nine budgets.
+
+    Two layers are hard: one step is a tenth of the time, and errors of eight projections do not average out.
+    """
     costs = costs_of(qkv_float=0.9, attention_out_float=0.3, ffn_in_float=1.2, ffn_out_float=1.1)
-    tightest = simulated_losses(simulation, everywhere(FLOAT)).as_array()
-    loosest = simulated_losses(simulation, everywhere(STATIC)).as_array()
-    limits = Losses(*(tightest + share * (loosest - tightest) + 1e-9))
     known: dict[tuple[Projection, Scheme], TextLosses] = {}
 
     def losses(projection: Projection, scheme: Scheme) -> TextLosses:
-        key = (projection, scheme)
-        if key not in known:
-            known[key] = simulation.losses_of_projection(projection, scheme, 32)
-        return known[key]
+        if (projection, scheme) not in known:
+            known[projection, scheme] = simulation.losses_of_projection(projection, scheme, 32)
+        return known[projection, scheme]
 
     def time_of(plan: PrecisionPlan) -> float:
         return costs.seconds(plan, 2)["batch"]
@@ -319,19 +319,23 @@ def test_regret_against_all_plans_of_a_small_model(simulation, every_plan, share
         return costs.extra[SETTING][projection.kind, scheme.precision]["batch"]
 
     def evaluate(candidate: Candidate) -> Trial:
-        found = every_plan[candidate.plan]
-        return Trial(candidate, found, found)
+        return Trial(candidate, every_plan[candidate.plan], every_plan[candidate.plan])
 
-    repair = Repair(
-        dict.fromkeys(projections(2), (STATIC, FLOAT)), losses, simulation.losses_of_embedding(), extra, limits
-    )
-    start = [
-        Candidate(everywhere(scheme), str(scheme.precision), time_of(everywhere(scheme))) for scheme in (STATIC, FLOAT)
-    ]
-    chosen = search(start, limits, evaluate, repair, lambda a, b: min(a, b, key=lambda t: t.candidate.time))[0]
-    fastest = min(time_of(plan) for plan, found in every_plan.items() if found.worst(limits) <= 1)
-    assert chosen.holds(limits)
-    assert chosen.candidate.time / fastest <= 1.1
+    def regret(share: float) -> float:
+        tightest, loosest = (every_plan[everywhere(scheme)].as_array() for scheme in (FLOAT, STATIC))
+        limits = Losses(*(tightest + share * (loosest - tightest) + 1e-9))
+        ladder = dict.fromkeys(projections(2), (STATIC, FLOAT))
+        repair = Repair(ladder, losses, simulation.losses_of_embedding(), extra, limits)
+        start = [Candidate(plan, str(plan), time_of(plan)) for plan in (everywhere(STATIC), everywhere(FLOAT))]
+        faster = partial(min, key=lambda trial: trial.candidate.time)
+        chosen = search(start, limits, evaluate, repair, faster, most_trials=16)[0]
+        assert chosen.holds(limits)
+        fastest = min(time_of(plan) for plan, found in every_plan.items() if found.worst(limits) <= 1)
+        return chosen.candidate.time / fastest
+
+    regrets = sorted(regret(share / 10) for share in range(1, 10))
+    assert regrets[-2] <= 1.035
+    assert regrets[-1] <= 1.15
 
 
 def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
@@ -344,11 +348,12 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
         lambda projection, scheme: costs.extra[SETTING][projection.kind, scheme.precision]["batch"],
         LIMITS,
     )
-    repaired = repair(trial_of(Candidate(plan, "all static", 1.0), 1.3))
+    repaired = repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), {plan})
     assert repaired.name == "all static, repaired"
     assert (repaired.plan.group, repaired.plan.float_type) == (32, FloatType.BF16)
     assert FLOAT in repaired.plan.schemes.values()
-    assert repair(trial_of(Candidate(plan, "all static", 1.0), 0.9)) is None  # nothing to repair
+    everything = {replace(plan, schemes=schemes) for schemes in _all_schemes()}
+    assert repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), everything) is None
 
 
 def test_tuning_texts_are_none_of_those_that_ranges_are_measured_on():

@@ -1,6 +1,6 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -133,13 +133,13 @@ class Planner:
                 best.append(trial)
             return trial
 
-        def repaired(trial: Trial) -> Candidate | None:
+        def repaired(trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
             plan = trial.candidate.plan
             setting = Setting(plan.float_type, plan.group)
             if setting not in repairs:
                 repairs[setting] = self._repair(costs, setting, reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[setting](trial)
+                return repairs[setting](trial, seen)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             seconds = faster(a.candidate.plan, b.candidate.plan)

@@ -7,7 +7,7 @@ hold.
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -17,7 +17,9 @@ from m3_export.plan.losses import Floats, Losses, TextLosses
 from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
-MOST_TRIALS = 16
+COULD_HOLD = 1.5  # losses of so few layers are predicted within about this factor
+WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
+MOST_TRIALS = 8  # a trial in BGE-M3's geometry takes a minute
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def search(
     candidates: Sequence[Candidate],
     limits: Losses,
     evaluate: Callable[[Candidate], Trial],
-    repair: Callable[[Trial], Candidate | None],
+    repair: Callable[[Trial, Set[PrecisionPlan]], Candidate | None],
     faster: Callable[[Trial, Trial], Trial],
+    most_trials: int = MOST_TRIALS,
 ) -> tuple[Trial, ...]:
     """Try candidates until none is left that could be faster than the best that holds.
 
@@ -56,8 +59,9 @@ def search(
         candidates: whole-model candidates.
         limits: the budget.
         evaluate: writes and measures a candidate.
-        repair: a slower candidate nearer to exact, or None if there is none.
+        repair: the fastest plan that should hold, by what a trial showed, and that is not among those given; or None.
         faster: measures the times of two trials that hold, in turns; the faster of them.
+        most_trials: candidates to evaluate at most.
 
     Returns:
         All trials; the first is the best that holds. Where none holds, the first is the one that is least over.
@@ -73,21 +77,25 @@ def search(
         add(candidate)
     best: Trial | None = None
     trials: list[Trial] = []
-    while queue and len(trials) < MOST_TRIALS:
+    while queue and len(trials) < most_trials:
         time, _, following = heapq.heappop(queue)
         if best is not None and time > best.candidate.time * AS_FAST:
             break
         if isinstance(following, Trial):
-            add(repair(following))
+            add(repair(following, seen))
+            continue
+        if best is not None and following.is_repair and time > best.candidate.time * WORTH_A_TRIAL:
             continue
         trial = evaluate(following)
         trials.append(trial)
         if trial.holds(limits):
             best = trial if best is None else faster(best, trial)
             if following.is_repair:  # it may have been repaired more than needed
-                add(repair(trial))
+                add(repair(best, seen))
         else:  # its repair takes longer than it did, and is worked out only when nothing else could be as fast
             heapq.heappush(queue, (following.time * AS_FAST, next(order), trial))
+        if best is not None and following.is_repair and trial is not best:
+            add(repair(best, seen))
     chosen = best or min(trials, key=lambda trial: trial.expected.worst(limits))
     return (chosen, *(trial for trial in trials if trial is not chosen))
 
@@ -119,8 +127,8 @@ class Repair:
         self._ladder, self._losses, self._always, self._time = ladder, losses, always, time
         self._limits = limits
 
-    def __call__(self, trial: Trial) -> Candidate | None:
-        """The fastest plan that is predicted to hold; None if there is none, or if it is the one that was tried.
+    def __call__(self, trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
+        """The fastest plan not seen yet that is predicted to hold; None if there is none.
 
         Precisions go up where that saves most excess per time; then they go down wherever that is possible, alone or in
         exchange for another projection's going up.
@@ -129,6 +137,8 @@ class Repair:
         measured = trial.expected.in_parts_of(self._limits)
         state = _State(dict(start.schemes), self._sum(start.schemes))
         scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
+        if measured.max() <= 1:  # something holds already: now whatever is faster and could hold is worth a trial
+            scale = scale / COULD_HOLD
         while (excess := self._excess(state, scale)) > 0:
             higher = [
                 (excess - self._excess(found, scale), longer, found) for longer, found in self._moves(state, up=True)
@@ -139,30 +149,34 @@ class Repair:
             state = found
         state = self._lowered(state, scale)
         plan = replace(start, schemes=state.schemes)
-        if plan == start:
+        if plan in seen:
+            nearby = [found for _, found in self._exchanges(state) if self._excess(found, scale) == 0]
+            plans = (replace(start, schemes=found.schemes) for found in nearby)
+            plan = next((found for found in plans if found not in seen), start)
+        if plan in seen:
             return None
         time = trial.candidate.time + sum(
             self._time(projection, scheme) - self._time(projection, start.schemes[projection])
-            for projection, scheme in state.schemes.items()
+            for projection, scheme in plan.schemes.items()
         )
         return Candidate(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time, is_repair=True)
 
     def _lowered(self, state: "_State", scale: Floats) -> "_State":
         """The fastest state that one or two moves at a time lead to, all of them predicted to hold."""
         while True:
-            moves = list(self._moves(state, up=False))
-            moves += [
-                (longer + further, exchanged)
-                for longer, lower in list(moves)
-                for further, exchanged in self._moves(lower, up=True)
-                if longer + further < 0
-            ]
-            for longer, found in sorted(moves, key=lambda move: move[0]):
-                if longer < 0 and self._excess(found, scale) == 0:
-                    state = found
-                    break
-            else:
+            faster = (found for longer, found in self._exchanges(state) if longer < 0)
+            lowered = next((found for found in faster if self._excess(found, scale) == 0), None)
+            if lowered is None:
                 return state
+            state = lowered
+
+    def _exchanges(self, state: "_State") -> list[tuple[float, "_State"]]:
+        """One projection down, up, or one down and one up: the fastest first."""
+        downs = list(self._moves(state, up=False))
+        moves = [*downs, *self._moves(state, up=True)]
+        for longer, lower in downs:
+            moves += [(longer + further, exchanged) for further, exchanged in self._moves(lower, up=True)]
+        return sorted(moves, key=lambda move: move[0])
 
     def _moves(self, state: "_State", *, up: bool) -> Iterator[tuple[float, "_State"]]:
         """Every projection one precision up, or down: how much longer that takes, and what it leads to."""
