@@ -1,7 +1,7 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -193,9 +193,10 @@ class Planner:
 
     def _not_slower(self, plans: Sequence[PrecisionPlan], costs: Costs) -> list[PrecisionPlan]:
         """Without the bf16 plans that make one short query slower than f32 does."""
-        query = {plan.float_type: costs.seconds(plan, self._geometry.layers)["query"] for plan in plans}
-        exact = query.get(FloatType.F32, float("inf"))
-        return [p for p in plans if p.float_type is FloatType.F32 or query[p.float_type] <= NO_SLOWER * exact]
+        query = {plan: costs.seconds(plan, self._geometry.layers)["query"] for plan in plans}
+        return [
+            p for p in plans if query[p] <= NO_SLOWER * query.get(replace(p, float_type=FloatType.F32), float("inf"))
+        ]
 
     @cached_property
     def _static(self) -> dict[Projection, Scheme]:

@@ -159,25 +159,34 @@ def _timed(
     work: Path,
     track: Callable[[Sequence[Model]], Iterable[Model]],
 ) -> dict[Model, Seconds]:
-    """Write the small models, each file once, and run them all in turns."""
+    """Write the small models and run them all in turns; what differs in nothing that is computed is run once."""
     small = {
         layers: _Small.of(quantized, layers, work)
         for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}
     }
     heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
-    written: dict[tuple[int, tuple[Scheme, ...]], Variant] = {}
+    written: dict[tuple[Scheme, ...], tuple[Path, Variant]] = {}
     with ExitStack() as stack:
-        engines: dict[Model, Engine] = {}
+        engines: dict[PrecisionPlan, Engine] = {}
         for key in track(list(plans)):
-            plan = plans[key]
-            layers, schemes = len(plan.schemes) // len(Kind), tuple(plan.schemes.values())
-            if (layers, schemes) not in written:
+            plan = _computed(plans[key])
+            if plan in engines:
+                continue
+            schemes = tuple(plan.schemes.values())
+            if schemes not in written:
                 folder = work / f"timed-{len(written)}"
-                written[layers, schemes] = small[layers].write(name, plan, folder)
-            variant, folder = written[layers, schemes], work / f"timed-{list(written).index((layers, schemes))}"
-            timed = small[layers].with_plan(variant, plan)
-            engines[key] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
-        return in_turns(engines, heads, geometry)
+                written[schemes] = folder, small[len(schemes) // len(Kind)].write(name, plan, folder)
+            folder, variant = written[schemes]
+            timed = replace(variant, properties=properties_of(name, plan))
+            engines[plan] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
+        seconds = in_turns(engines, heads, geometry)
+    return {key: seconds[_computed(plan)] for key, plan in plans.items()}
+
+
+def _computed(plan: PrecisionPlan) -> PrecisionPlan:
+    """The same plan, its group left out where nothing is dynamic."""
+    is_dynamic = any(scheme.precision is Precision.DYNAMIC for scheme in plan.schemes.values())
+    return plan if is_dynamic else replace(plan, group=0)
 
 
 class _Small:
@@ -200,10 +209,6 @@ class _Small:
     def write(self, name: VariantName, plan: PrecisionPlan, folder: Path) -> Variant:
         quantized = self._quantized.projections(plan)
         return write_int8(name, self._graphs, self._quantized.statistics, plan, quantized, folder)
-
-    def with_plan(self, variant: Variant, plan: PrecisionPlan) -> Variant:
-        """The same file, compiled for another setting."""
-        return replace(variant, properties=properties_of(VariantName(variant.name), plan))
 
 
 def _first_layers(statistics: ActivationStatistics, layers: int) -> ActivationStatistics:
