@@ -60,16 +60,18 @@ class PairScores:
 
         `sparse+dense` is 0 where both weights are 0 (nothing is combined; FlagEmbedding gives NaN).
         """
-        d, s, c = weights.dense, weights.sparse, weights.colbert
-        two = self.dense * np.float32(d) + self.sparse * np.float32(s)
-        three = two + self.colbert * np.float32(c)
-        sparse_dense = two / np.float32(d + s) if d + s != 0 else np.zeros_like(two)
+        # relative to the largest, in float64: weights may be of any size
+        given = np.array([weights.dense, weights.sparse, weights.colbert])
+        d, s, c = given / max(float(np.abs(given).max()), np.finfo(np.float64).tiny)
+        two = self.dense * d + self.sparse * s
+        three = (two + self.colbert * c) / (d + s + c)
+        sparse_dense = two / (d + s) if d + s != 0 else np.zeros_like(two)
         return {
             "colbert": self.colbert.tolist(),
             "sparse": self.sparse.tolist(),
             "dense": self.dense.tolist(),
-            "sparse+dense": sparse_dense.tolist(),
-            "colbert+sparse+dense": (three / np.float32(d + s + c)).tolist(),
+            "sparse+dense": sparse_dense.astype(np.float32).tolist(),
+            "colbert+sparse+dense": three.astype(np.float32).tolist(),
         }
 
 

@@ -95,3 +95,10 @@ def test_colbert_alone_leaves_sparse_dense_at_zero_not_nan():
 def test_unusable_weights(weights):
     with pytest.raises(InputError, match="weights"):
         FusionWeights.from_sequence(weights)
+
+
+@pytest.mark.parametrize("size", [6e-49, 1.0, 1e300])
+def test_weights_may_be_of_any_size(size):
+    combined = scores(0.5, 0.25, 0.75).combined(FusionWeights(2 * size, size, size))
+    assert combined["colbert+sparse+dense"] == pytest.approx([0.5])
+    assert combined["sparse+dense"] == pytest.approx([1.25 / 3])
