@@ -1,6 +1,6 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -210,8 +210,8 @@ class Planner:
             schemes = [DYNAMIC, *(Scheme(Precision.DYNAMIC, smoothing=strength) for strength in STRENGTHS)]
             return {projection: self._nearest(projection, schemes) for projection in self._every()}
 
-    def _every(self) -> Sequence[Projection]:
-        return list(self._progress.bar(projections(self._geometry.layers), "tuning", "projection"))
+    def _every(self) -> Iterable[Projection]:
+        return self._progress.bar(projections(self._geometry.layers), "tuning", "projection")
 
     def _nearest(self, projection: Projection, schemes: Sequence[Scheme]) -> Scheme:
         """The scheme whose product is nearest to exact on the calibration rows, every row counting the same."""
