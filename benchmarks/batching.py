@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import DEFAULT_TOKEN_BUDGET, Batch, Limits, Ready, plan_batches
-from m3_runtime.bundle import Bundle
+from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET, Batch, Limits, Ready, plan_batches
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import choose_variant, open_engine
-from m3_runtime.manifest import Head, Manifest
-from m3_runtime.options import DEFAULT_BATCH_SIZE
 
 NEIGHBOURS = 32
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 600)

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3_export.checkpoint import Checkpoint
-from m3_export.model import Layer, M3Model, Projection
-from m3_export.parity import weighted_jaccard
+from m3_export.calibration.texts import Text, calibration_texts, probe_texts
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
+from m3_export.graph.model import Layer, M3Model, Projection
 from m3_export.recipe import Recipe
-from m3_export.texts import Text, calibration_texts, probe_texts
-from m3_export.tokenizer import CheckpointTokenizer
+from m3_export.verify.parity import weighted_jaccard
 
 Change = Callable[["Input", torch.Tensor], torch.Tensor]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from m3_export.texts import probe_texts
+from m3_export.calibration.texts import probe_texts
 from m3_runtime import M3Encoder, pipeline
 from m3_runtime.cpu import cpu_info, default_threads
-from m3_runtime.options import EncodeOptions
+from m3_runtime.encode.options import EncodeOptions
+from m3_runtime.encode.windows import Window, tokenized_windows
 from m3_runtime.tokenizer import M3Tokenizer
-from m3_runtime.windows import Window, tokenized_windows
 
 Windows = Callable[[Sequence[str], EncodeOptions, M3Tokenizer], Generator[Window, None, None]]
 MAX_LENGTH = 64

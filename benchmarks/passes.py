@@ -31,16 +31,19 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m3_export import calibration, parity, passes, variants
-from m3_export.checkpoint import Checkpoint
-from m3_export.model import M3Model
+from m3_export.calibration import statistics as calibration
+from m3_export.calibration.texts import Text, calibration_texts, probe_texts
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.trace import trace
 from m3_export.plan.plan import Precision, PrecisionPlan, Scheme
 from m3_export.plan.simulation import QuantizedModel
+from m3_export.quantize import variants
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.recipe import Recipe
-from m3_export.texts import Text, calibration_texts, probe_texts
-from m3_export.tokenizer import CheckpointTokenizer
-from m3_export.trace import trace
+from m3_export.verify import parity
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 Feed = dict[str, np.ndarray]
 Shape = tuple[int, int]  # texts, tokens

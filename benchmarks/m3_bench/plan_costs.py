@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from m3_bench.roofline import ProcessorFacts
-from m3_export import calibration
-from m3_export.checkpoint import Checkpoint
-from m3_export.model import M3Model
+from m3_export.calibration import statistics as calibration
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.graph.model import M3Model
 from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, measure_costs

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from m3_bench import documents
 from m3_bench.documents import Run
 from m3_bench.errors import DocumentError
-from m3_export.parity import Outputs
+from m3_export.verify.parity import Outputs
 
 RUN_KEY, TEXTS_KEY = "m3_bench_run", "texts"
 DENSE, SPARSE_IDS, SPARSE_WEIGHTS, SPARSE_STARTS = "dense", "sparse_ids", "sparse_weights", "sparse_starts"

@@ -14,8 +14,8 @@ import m3_models
 from m3_export.errors import OverBudgetError
 from m3_export.plan.costs import Objective
 from m3_export.recipe import Target
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError, M3Error
-from m3_runtime.manifest import Pooling
 
 if TYPE_CHECKING:
     from m3_export.recipe import Recipe
@@ -160,8 +160,8 @@ def _check_usage(args: argparse.Namespace, source: str) -> None:
 
 
 def _write_checkpoint(args: argparse.Namespace, source: str) -> int:
+    from m3_export.checkpoint.source import write_named
     from m3_export.progress import Progress
-    from m3_export.source import write_named
 
     write_named(source, args.out, Progress(quiet=args.quiet).say)
     if args.json:
@@ -172,9 +172,9 @@ def _write_checkpoint(args: argparse.Namespace, source: str) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> "Recipe":
-    from m3_export.budget import Budget
     from m3_export.errors import RecipeError
     from m3_export.recipe import Recipe, parse_heads, parse_variants
+    from m3_export.verify.budget import Budget
 
     try:
         recipe = Recipe.from_toml(args.recipe) if args.recipe else Recipe()
@@ -223,7 +223,7 @@ def _golden_parser() -> argparse.ArgumentParser:
 
 
 def _verify_golden(args: argparse.Namespace) -> int:
-    from m3_export import golden
+    from m3_export.verify import golden
 
     result = golden.verify(args.bundle, args.variant, force=args.force)
     sys.stdout.write(json.dumps(golden.as_json(result), indent=2) + "\n" if args.json else golden.as_text(result))

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from m3_export import passes
-from m3_export.passes.last_hidden_state import LAST_HIDDEN_STATE
+from m3_export.checkpoint.tokenizer import TOKENIZER_CONFIG_NAME, CheckpointTokenizer
+from m3_export.graph import passes
+from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
+from m3_export.quantize.variants import FILES
 from m3_export.recipe import VariantName
-from m3_export.tokenizer import TOKENIZER_CONFIG_NAME, CheckpointTokenizer
-from m3_export.variants import FILES
-from m3_runtime.manifest import Manifest, Pooling
+from m3_runtime.bundle.manifest import Manifest, Pooling
 
 ENCODERS: Mapping[VariantName, str] = {
     VariantName.ONNX_FP32: f"onnx/{LAST_HIDDEN_STATE}.onnx",

@@ -10,31 +10,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_export import calibration, passes, verify
-from m3_export.budget import Excess
-from m3_export.checkpoint import Checkpoint
+from m3_export.calibration import statistics as calibration
+from m3_export.calibration.texts import ChosenTexts, chosen_texts, digest
+from m3_export.calibration.texts.text import Text
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.source import Source, resolve
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.errors import CheckpointError, OverBudgetError
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.trace import trace
 from m3_export.library_files import write_library_files
-from m3_export.model import M3Model
 from m3_export.plan.plan import read_plans
 from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.progress import Progress
+from m3_export.quantize.variants import Graphs
 from m3_export.recipe import Recipe
-from m3_export.reference import reference_outputs
 from m3_export.settle import Settled, Workshop, keep_plans, over_budget_message, speed_order, translated
-from m3_export.source import Source, resolve
 from m3_export.space_id import space_id_of
-from m3_export.texts import ChosenTexts, chosen_texts, digest
-from m3_export.texts.text import Text
-from m3_export.tokenizer import CheckpointTokenizer, prove_same_ids
-from m3_export.trace import trace
-from m3_export.variants import Graphs
+from m3_export.verify import measure as verify
+from m3_export.verify.budget import Excess
+from m3_export.verify.reference import reference_outputs
 from m3_runtime import M3Encoder
-from m3_runtime.bundle import Bundle
-from m3_runtime.bundle_writer import check_target, list_files, publish, staging_folder, write_manifest
+from m3_runtime.bundle.manifest import Head, Manifest, SourceInfo, TokenizerInfo
+from m3_runtime.bundle.reader import Bundle
+from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
-from m3_runtime.manifest import Head, Manifest, SourceInfo, TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
 Ids = NDArray[np.int32]

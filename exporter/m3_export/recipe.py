@@ -6,10 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from m3_export.budget import Budget
 from m3_export.errors import RecipeError
 from m3_export.plan.costs import Objective
-from m3_runtime.manifest import Head, Pooling
+from m3_export.verify.budget import Budget
+from m3_runtime.bundle.manifest import Head, Pooling
 
 ALL_HEADS = (Head.DENSE, Head.SPARSE, Head.COLBERT)
 

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from m3_export.pipeline import Export
-from m3_runtime.manifest import Parity, Variant
+from m3_runtime.bundle.manifest import Parity, Variant
 from m3_runtime.records import to_json
 
 MEBIBYTE = 1 << 20

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from m3_export import verify
-from m3_export.budget import Excess, excesses
 from m3_export.errors import ExportError
 from m3_export.plan.costs import Objective, Seconds, weighted
 from m3_export.plan.losses import Losses
@@ -19,12 +17,14 @@ from m3_export.plan.planner import Planned, Planner
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import in_turns
 from m3_export.progress import Progress
+from m3_export.quantize.variants import Graphs, write_float, write_int8
 from m3_export.recipe import Recipe, VariantName
-from m3_export.variants import Graphs, write_float, write_int8
-from m3_runtime.bundle import Bundle
+from m3_export.verify import measure as verify
+from m3_export.verify.budget import Excess, excesses
+from m3_runtime.bundle.manifest import Geometry, Manifest, Parity, Variant
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import open_graph
-from m3_runtime.manifest import Geometry, Manifest, Parity, Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
 SEED = 20_240_205  # of the bootstrap: the same figures for the same losses

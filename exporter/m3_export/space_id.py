@@ -2,7 +2,7 @@
 
 import hashlib
 
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
 
 
 def space_id_of(weights: str, ids: str, checkpoint: Checkpoint) -> str:

@@ -7,9 +7,11 @@ with M3Encoder.open("my-bundle") as encoder:
     result["dense_vecs"], result["lexical_weights"], result["colbert_vecs"]
 """
 
-from m3_runtime.bundle import Bundle, Verify
+from m3_runtime.bundle.reader import Bundle, Verify
+from m3_runtime.bundle.space import VariantDriftWarning, check_space
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.sparse import SparseVectors
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.encoding import Encoding
 from m3_runtime.errors import (
     BundleDamagedError,
     BundleError,
@@ -25,8 +27,6 @@ from m3_runtime.errors import (
     VariantError,
 )
 from m3_runtime.scoring import PairScores
-from m3_runtime.space import VariantDriftWarning, check_space
-from m3_runtime.sparse import SparseVectors
 from m3_runtime.version import __version__
 
 __all__ = [

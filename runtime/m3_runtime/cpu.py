@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from m3_runtime.manifest import CpuFeature
+from m3_runtime.bundle.manifest import CpuFeature
 
 FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm"}
 """What to look for on a processor, in words."""

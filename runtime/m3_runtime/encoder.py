@@ -7,25 +7,25 @@ from pathlib import Path
 from types import TracebackType
 
 from m3_runtime import scoring
-from m3_runtime.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.bundle import Bundle, Verify
+from m3_runtime.bundle.manifest import TokenizerInfo, Variant
+from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
-from m3_runtime.encoding import Encoding
-from m3_runtime.engines import Engine
-from m3_runtime.engines.select import AUTO, choose_variant
-from m3_runtime.errors import EngineError, InputError
-from m3_runtime.loading import load
-from m3_runtime.manifest import TokenizerInfo, Variant
-from m3_runtime.options import (
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
     EncodeOptions,
     checked_max_length,
     checked_threads,
     encode_options,
 )
+from m3_runtime.encode.pipeline import encode_texts
+from m3_runtime.engines import Engine
+from m3_runtime.engines.select import AUTO, choose_variant
+from m3_runtime.engines.streams import checked_streams
+from m3_runtime.errors import EngineError, InputError
+from m3_runtime.loading import load
 from m3_runtime.pairs import checked_pairs, score_pairs
-from m3_runtime.pipeline import encode_texts
-from m3_runtime.streams import checked_streams
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")

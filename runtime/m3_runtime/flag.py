@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime import scoring
+from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.truncation import leading_dimensions
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.encoding import Encoding
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Manifest
-from m3_runtime.options import checked_max_length
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
-from m3_runtime.truncation import leading_dimensions
 
 Devices = str | int | Sequence[str] | Sequence[int]
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encoding import Encoding
+from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import EncodeOptions
+from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.errors import InputError, TextTooLongError
-from m3_runtime.manifest import Manifest
-from m3_runtime.options import EncodeOptions
-from m3_runtime.pipeline import encode_tokens
 from m3_runtime.scoring import PairScores, colbert_score
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 

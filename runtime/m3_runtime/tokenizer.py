@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
-from m3_runtime.manifest import TokenizerInfo
 from m3_runtime.unigram import Unigram
 
 SPECIALS = 2

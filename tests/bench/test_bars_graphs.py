@@ -8,9 +8,9 @@ from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
 from m3_bench.bars.hub_graph import write_hub_graph
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
 from m3_export.recipe import Recipe
-from m3_export.reference import encoder_of
+from m3_export.verify.reference import encoder_of
 
 IDS = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
 

@@ -11,7 +11,7 @@ from m3_bench.bars.rows import Bar, Column, Contender, Measure, Planned, Row, Si
 from m3_bench.bars.unseen import degenerate_texts, natural_texts
 from m3_bench.errors import BenchError, NotApplicableError, WorkerError
 from m3_bench.worker_process import Command
-from m3_export.texts import calibration_texts, probe_texts
+from m3_export.calibration.texts import calibration_texts, probe_texts
 from m3_runtime.cpu import CpuInfo
 
 NAMED = {row.name: row for row in rows_for(Column.AVX2)}

@@ -16,7 +16,7 @@ from m3_bench.recording import (
     write_outputs,
     write_recording,
 )
-from m3_export.parity import Outputs
+from m3_export.verify.parity import Outputs
 
 TEXTS = ("eins", "", "三")
 RUN = Run(this_machine(), Model("m", "m3-1", "2" * 64, 1.0), 2, (0, 1), digest_of(TEXTS), (), ())

@@ -12,8 +12,8 @@ from m3_bench.retrieval.ranking import best, best_above_zero
 from m3_bench.retrieval.search import first_stage, second_stage
 from m3_bench.retrieval.vectors import ColbertPart, Vectors
 from m3_bench.retrieval.words import words_of
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Head
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
 
 

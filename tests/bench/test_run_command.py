@@ -15,9 +15,9 @@ from m3_bench.documents import Roofline, Run
 from m3_bench.recording import read_outputs, read_recording
 from m3_bench.run.peers import PEERS
 from m3_bench.scenarios import read_scenarios
-from m3_export.parity import dense_parity
 from m3_export.plan.costs import read_costs
-from m3_runtime.manifest import EngineName
+from m3_export.verify.parity import dense_parity
+from m3_runtime.bundle.manifest import EngineName
 
 SCENARIOS = """
 [[scenario]]

@@ -18,7 +18,7 @@ import pytest
 
 from m3_runtime import Bundle, SpaceMismatchError, VariantError
 from m3_runtime.bulk.cluster import BundleOnNode
-from m3_runtime.bundle import Verify
+from m3_runtime.bundle.reader import Verify
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_BYTES = 100_000_000

@@ -46,7 +46,7 @@ from m3_runtime.bulk.job import Job, VectorSettings
 from m3_runtime.bulk.rows import Columns
 from m3_runtime.bulk.run import run_job
 from m3_runtime.bulk.sources import find_sources
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 parquet()  # imported once, not in every fork
 source, out = sys.argv[1], Path(sys.argv[2])

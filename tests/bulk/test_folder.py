@@ -12,8 +12,8 @@ from m3_runtime.bulk.job import ColbertDtype, Job, VectorSettings
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bulk.rows import BadRow, Columns
 from m3_runtime.bulk.sources import SourceFile, SourceFormat
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import BulkError, InputError
-from m3_runtime.manifest import Head
 
 SOURCE = SourceFile("in.jsonl", SourceFormat.JSONL, 100, "0" * 64)
 JOB = Job("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns(), (SOURCE,))

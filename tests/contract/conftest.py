@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from m3_runtime import Bundle, M3Encoder
+from m3_runtime.bundle.manifest import SourceInfo
 from m3_runtime.flag import BGEM3FlagModel
-from m3_runtime.manifest import SourceInfo
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
 BUNDLE_FIXTURES = {"mini_m3": "mini_bundle", "tiny_random": "tiny_bundle"}

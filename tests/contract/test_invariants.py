@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_runtime import M3Encoder
-from m3_runtime.batching import pad_batch
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.batching import pad_batch
 from m3_runtime.engines import TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head
 
 VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-int8")
 COMPANY = 0.99999  # lowest cosine between a text alone and in any batch

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from m3_runtime import Bundle, bundle_writer
-from m3_runtime.bundle_writer import check_target, list_files, publish, staging_folder, write_manifest
+from m3_runtime.bundle.manifest import FileEntry
+from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import FileEntry
 
 MANIFEST = json.dumps({"schema_version": 1, "space_id": "m3-0"})
 DEAD, RUNNING = "0123", "4567"  # tokens of exports that were killed and that run
@@ -173,7 +173,7 @@ def test_without_locks_nothing_is_cleared_and_exports_work(
 def test_two_exports_side_by_side_do_not_meet(tmp_path: Path):
     out = tmp_path / "out"
     script = (
-        "import sys; from pathlib import Path; from m3_runtime.bundle_writer import staging_folder\n"
+        "import sys; from pathlib import Path; from m3_runtime.bundle.writer import staging_folder\n"
         "with staging_folder(Path(sys.argv[1])) as folder: print(folder, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(out)]
@@ -189,7 +189,7 @@ def test_two_exports_side_by_side_do_not_meet(tmp_path: Path):
 def test_kill_9_leaves_a_leftover_and_no_target(tmp_path: Path):
     out = tmp_path / "out"
     script = (
-        "import os, sys; from pathlib import Path; from m3_runtime.bundle_writer import staging_folder\n"
+        "import os, sys; from pathlib import Path; from m3_runtime.bundle.writer import staging_folder\n"
         "with staging_folder(Path(sys.argv[1])) as folder: (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(out)], check=False).returncode == -9

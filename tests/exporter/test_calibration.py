@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export.calibration import MOST_OUTLIERS, OUTLIER_FACTOR, measure, outlier_neurons
-from m3_export.model import M3Model
+from m3_export.calibration.statistics import MOST_OUTLIERS, OUTLIER_FACTOR, measure, outlier_neurons
+from m3_export.graph.model import M3Model
 
 
 def test_means_are_of_all_tokens_in_graph_order():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from m3_export.calibration.texts import calibration_texts, chosen_texts, probe_texts, read_texts
 from m3_export.errors import RecipeError
-from m3_export.texts import calibration_texts, chosen_texts, probe_texts, read_texts
 
 
 def jsonl(path: Path, *lines: object) -> Path:

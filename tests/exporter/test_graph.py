@@ -9,16 +9,16 @@ import pytest
 import torch
 from graphs import optimised
 
-from m3_export import passes
-from m3_export.checkpoint import Checkpoint, encoder_shapes
-from m3_export.heads import HeadWeights
-from m3_export.model import M3Model
-from m3_export.pooling import PoolingChoice
-from m3_export.reference import reference_outputs
-from m3_export.trace import trace
+from m3_export.checkpoint.folder import Checkpoint, encoder_shapes
+from m3_export.checkpoint.heads import HeadWeights
+from m3_export.checkpoint.pooling import PoolingChoice
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.trace import trace
+from m3_export.verify.reference import reference_outputs
+from m3_runtime.bundle.manifest import Geometry, Head, Pooling
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
-from m3_runtime.manifest import Geometry, Head, Pooling
 
 UNUSED = (0, 1, 2, 3)
 CONFIG = {

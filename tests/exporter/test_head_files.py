@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m3_export.checkpoint.heads import read_heads
 from m3_export.errors import CheckpointError
-from m3_export.heads import read_heads
 
 HIDDEN = 6
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from m3_export.checkpoint import CHECKPOINT_PATTERNS
+from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
 from m3_runtime import M3Encoder
 
 REPO = "someone/bge-m3-tuned"
@@ -150,7 +150,7 @@ def resolved(env: dict[str, str], *sources: tuple[str, str | None]) -> list[str]
     script = f"""
 from pathlib import Path
 from m3_export.errors import SourceError
-from m3_export.source import resolve
+from m3_export.checkpoint.source import resolve
 for source, revision in {sources!r}:
     try:
         found = resolve(source, Path("unused"), revision=revision, progress=print)

@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 import transformers
 
+from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer
 from m3_export.library_files import write_library_files
-from m3_export.tokenizer import HARD_TEXTS, CheckpointTokenizer
 from m3_runtime import Bundle
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.engines.ort import session_config
-from m3_runtime.manifest import Pooling
 from m3_runtime.tokenizer import M3Tokenizer
 
 GRAPHS = {"model.onnx": "last_hidden_state.onnx", "model_int8.onnx": "last_hidden_state_int8.onnx"}

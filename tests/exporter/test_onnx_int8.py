@@ -10,8 +10,9 @@ from graphs import floats, graph_of, operators, run, run_int8
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 
-from m3_export import passes
-from m3_export.model import M3Model
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.trace import trace
 from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.quantize.projection import (
@@ -20,7 +21,6 @@ from m3_export.quantize.projection import (
     fake_quantize,
     quantize_projection,
 )
-from m3_export.trace import trace
 
 DYNAMIC = Scheme(Precision.DYNAMIC)
 SMOOTHED, OUTLIERS_IN_FLOAT = replace(DYNAMIC, smoothing=0.5), replace(DYNAMIC, float_columns=4)

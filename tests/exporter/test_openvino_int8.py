@@ -13,14 +13,14 @@ import pytest
 import torch
 from test_graph import UNUSED, checkpoint_of, padded, texts_of
 
-from m3_export import passes
-from m3_export.model import M3Model
-from m3_export.passes.shift_biases import ShiftBiases
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.passes.shift_biases import ShiftBiases
+from m3_export.graph.trace import trace
 from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
 from m3_export.quantize.projection import InputStatistics, quantize_projection
-from m3_export.trace import trace
-from m3_export.verify import SIMULATED
+from m3_export.verify.measure import SIMULATED
 
 SCHEMES = {
     Kind.QKV: Scheme(Precision.STATIC, smoothing=0.5),

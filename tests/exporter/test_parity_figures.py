@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_export.parity import (
+from m3_export.verify.parity import (
     Outputs,
     colbert_parity,
     dense_parity,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import floats, graph_of, operators, run
 
-from m3_export.passes.centre_activations import CentreActivations
+from m3_export.graph.passes.centre_activations import CentreActivations
 
 MEAN = 5 * floats(8, seed=11)
 WEIGHTS = {

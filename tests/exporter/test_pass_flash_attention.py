@@ -5,7 +5,7 @@ import pytest
 from graphs import floats, graph_of, operators, run
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m3_export.passes.flash_attention import FuseAttention
+from m3_export.graph.passes.flash_attention import FuseAttention
 
 BIASES = {"bq": floats(8, seed=1), "bk": floats(8, seed=2), "bv": floats(8, seed=3)}
 CONSTANTS = {

@@ -7,11 +7,11 @@ from graphs import floats, graph_of, operators, run
 from test_graph import UNUSED, checkpoint_of, padded, texts_of
 from test_pass_last_layer_rows import CONSTANTS, LAYER, LENGTHS, inputs, narrowed
 
-from m3_export import passes
-from m3_export.model import M3Model
-from m3_export.passes.last_hidden_state import LAST_HIDDEN_STATE, KeepLastHiddenState
-from m3_export.trace import trace
-from m3_runtime.manifest import Pooling
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE, KeepLastHiddenState
+from m3_export.graph.trace import trace
+from m3_runtime.bundle.manifest import Pooling
 
 
 def graph() -> ir.Model:

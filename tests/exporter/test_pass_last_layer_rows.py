@@ -9,13 +9,13 @@ from graphs import floats, graph_of, operators, run
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 
-from m3_export import passes
-from m3_export.model import M3Model
-from m3_export.passes.last_layer_rows import ALL_TOKENS, KeepLastLayerRows
-from m3_export.passes.outlier_neurons import OUTLIERS
-from m3_export.trace import trace
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.passes.last_layer_rows import ALL_TOKENS, KeepLastLayerRows
+from m3_export.graph.passes.outlier_neurons import OUTLIERS
+from m3_export.graph.trace import trace
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.engines import KEPT_TOKENS
-from m3_runtime.manifest import Head
 
 CONSTANTS = {
     **{name: floats(8, seed=seed) for seed, name in enumerate(("gamma", "beta", "bq", "bk", "bv", "bo", "b2"))},

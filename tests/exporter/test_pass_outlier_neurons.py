@@ -5,8 +5,8 @@ import pytest
 import torch
 from graphs import floats, graph_of, operators, optimised, run, run_int8
 
-from m3_export.passes import for_onnxruntime
-from m3_export.passes.outlier_neurons import SplitOutlierNeurons
+from m3_export.graph.passes import for_onnxruntime
+from m3_export.graph.passes.outlier_neurons import SplitOutlierNeurons
 from m3_export.plan.plan import DYNAMIC, Kind, Projection
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.quantize.projection import InputStatistics, quantize_projection

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m3_export import passes
-from m3_export.checkpoint import Checkpoint
-from m3_export.model import M3Model
-from m3_export.passes.packed_rows import PackRows
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.passes.packed_rows import PackRows
+from m3_export.graph.trace import trace
 from m3_export.recipe import Recipe
-from m3_export.trace import trace
-from m3_runtime.batching import pack_batch, pad_batch
+from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.encode.batching import pack_batch, pad_batch
 from m3_runtime.engines import KEPT_TOKENS, PACKING_DEFAULTS, TokenBatch
-from m3_runtime.manifest import Pooling
 
 HEADS = ("dense_vecs", "token_weights", "colbert_vecs")
 PAD = 1

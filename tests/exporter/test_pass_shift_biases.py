@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import floats, graph_of, run
 
-from m3_export.passes.shift_biases import ShiftBiases
+from m3_export.graph.passes.shift_biases import ShiftBiases
 
 W, B, THIN, X = floats(8, 4, seed=1), floats(4, seed=2), floats(8, 4, seed=3), floats(2, 3, 8)
 SHIFT = floats(4, seed=4)

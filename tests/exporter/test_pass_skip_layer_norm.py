@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import floats, graph_of, operators, optimised, run
 
-from m3_export.passes.skip_layer_norm import PreventSkipLayerNorm
+from m3_export.graph.passes.skip_layer_norm import PreventSkipLayerNorm
 
 WEIGHTS = {"gamma": floats(8, seed=1), "beta": floats(8, seed=2)}
 BIAS = {**WEIGHTS, "bias": floats(8, seed=3)}

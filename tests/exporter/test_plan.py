@@ -17,7 +17,7 @@ from m3_export.plan.plan import (
     projections,
     read_plans,
 )
-from m3_runtime.manifest import Geometry
+from m3_runtime.bundle.manifest import Geometry
 
 GEOMETRY = Geometry(2, 2, 32, 64, 50, 78, 12)
 PLAN = PrecisionPlan(

@@ -10,10 +10,11 @@ import pytest
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export import calibration, passes
-from m3_export.budget import Budget
+from m3_export.calibration import statistics as calibration
 from m3_export.errors import PlanError
-from m3_export.model import M3Model
+from m3_export.graph import passes
+from m3_export.graph.model import M3Model
+from m3_export.graph.trace import trace
 from m3_export.plan import timing
 from m3_export.plan.costs import (
     SHAPES,
@@ -40,12 +41,12 @@ from m3_export.plan.plan import (
 from m3_export.plan.planner import TuningTexts
 from m3_export.plan.search import AS_FAST, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
+from m3_export.quantize.variants import Graphs, properties_of, write_int8
 from m3_export.recipe import VariantName
-from m3_export.trace import trace
-from m3_export.variants import Graphs, properties_of, write_int8
-from m3_export.verify import SIMULATED
+from m3_export.verify.budget import Budget
+from m3_export.verify.measure import SIMULATED
+from m3_runtime.bundle.manifest import EngineName, Geometry
 from m3_runtime.cpu import CpuInfo
-from m3_runtime.manifest import EngineName, Geometry
 
 STATIC = Scheme(Precision.STATIC, smoothing=0.5)
 SETTING = Setting(FloatType.F32, 32)

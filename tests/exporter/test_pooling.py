@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
 from m3_export.errors import CheckpointError
-from m3_export.pooling import PoolingChoice, read_pooling
 from m3_export.recipe import Recipe
-from m3_runtime.manifest import Pooling
+from m3_runtime.bundle.manifest import Pooling
 
 FILES = "sentence-transformers files"
 OLD = "sentence_transformers.models"

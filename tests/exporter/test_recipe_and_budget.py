@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_export.budget import BUDGETS, Budget, Excess, excesses
 from m3_export.errors import RecipeError
 from m3_export.recipe import ALL_HEADS, Recipe, Target, VariantName, parse_heads, parse_variants
-from m3_runtime.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, Pooling, SparseParity
+from m3_export.verify.budget import BUDGETS, Budget, Excess, excesses
+from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, Pooling, SparseParity
 
 WHOLE = """
 variants = ["openvino-int8", "onnx-fp32"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import m3_models
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.source import HUB_ID, Source, resolve
 from m3_export.errors import SourceError
 from m3_export.recipe import Recipe
-from m3_export.source import HUB_ID, Source, resolve
 
 
 def found(source: str | Path, scratch: Path, progress: Callable[[str], None] = lambda _: None) -> Source:

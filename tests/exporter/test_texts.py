@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from m3_export.calibration.texts import Text, calibration_texts, check_disjoint, digest, probe_texts
 from m3_export.errors import RecipeError
-from m3_export.texts import Text, calibration_texts, check_disjoint, digest, probe_texts
 
 CALIBRATION, PROBE = calibration_texts(), probe_texts()
 BOTH = pytest.mark.parametrize("texts", [CALIBRATION, PROBE], ids=["calibration", "probe"])

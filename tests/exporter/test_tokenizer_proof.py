@@ -11,11 +11,11 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
-from m3_export.checkpoint import Checkpoint
+from m3_export.calibration.texts import probe_texts
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer, prove_same_ids
 from m3_export.errors import CheckpointError, TokenizerMismatchError
 from m3_export.recipe import Recipe
-from m3_export.texts import probe_texts
-from m3_export.tokenizer import HARD_TEXTS, CheckpointTokenizer, prove_same_ids
 from m3_runtime import M3Encoder
 from m3_runtime.tokenizer import M3Tokenizer
 

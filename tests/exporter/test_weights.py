@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m3_export.checkpoint import Checkpoint, encoder_shapes
+from m3_export.checkpoint.folder import Checkpoint, encoder_shapes
 from m3_export.errors import CheckpointError
 from m3_export.recipe import Recipe
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
 WORDS = "embeddings.word_embeddings.weight"

@@ -26,7 +26,8 @@ from haystack_integrations.components.retrievers.qdrant import QdrantHybridRetri
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 from m3_runtime import BundleNotFoundError, HeadError, InputError, VariantError
-from m3_runtime.bundle import sha256_of
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.integrations.haystack import (
     M3DocumentEmbedder,
     M3HybridDocumentEmbedder,
@@ -36,7 +37,6 @@ from m3_runtime.integrations.haystack import (
     M3TextEmbedder,
     shared_encoder,
 )
-from m3_runtime.manifest import Head
 
 QUESTIONS = {"zh-huozi": "谁用胶泥做成活字？", "en-honeybee": "How do bees tell each other where the flowers are?"}
 TEXT_EMBEDDERS = [M3TextEmbedder, M3SparseTextEmbedder, M3HybridTextEmbedder]

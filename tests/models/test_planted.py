@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from m3_export.checkpoint import Checkpoint
-from m3_export.model import M3Model
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.graph.model import M3Model
 from m3_export.recipe import Recipe
 from m3_models import planted as plants
 from m3_models.checkpoint_files import Heads, write_encoder, write_heads

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime.batching import (
+from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.encode.batching import (
     ENOUGH_TOKENS,
     ROW_TOKENS,
     Batch,
@@ -16,7 +17,6 @@ from m3_runtime.batching import (
     pad_batch,
     plan_batches,
 )
-from m3_runtime.manifest import Pooling
 
 LENGTHS = st.lists(st.integers(2, 600), max_size=80)
 PACKED = st.sampled_from([0, 4, 64])

@@ -15,8 +15,8 @@ from m3_runtime import (
     VariantError,
     Verify,
 )
-from m3_runtime import bundle as bundle_module
-from m3_runtime.bundle import sha256_of
+from m3_runtime.bundle import reader as bundle_module
+from m3_runtime.bundle.reader import sha256_of
 
 GRAPH = "onnx/model.onnx"
 

@@ -12,8 +12,8 @@ import pytest
 
 from m3_runtime import M3Encoder, cli_info
 from m3_runtime.cli import main
-from m3_runtime.cli_output import npz_arrays, write_npz
 from m3_runtime.cpu import CpuInfo
+from m3_runtime.io.output import npz_arrays, write_npz
 from patience import PATIENCE_S, wait_until
 
 HEADS = "dense,sparse,colbert"

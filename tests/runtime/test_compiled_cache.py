@@ -11,11 +11,11 @@ import openvino
 import pytest
 
 from m3_runtime import Bundle, InputError, M3Encoder
-from m3_runtime.bundle import sha256_of
+from m3_runtime.bundle.manifest import FileEntry, Variant
+from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines import compiled_cache
 from m3_runtime.engines.compiled_cache import CompiledForm, cache_file, keep_form, kept_form
-from m3_runtime.manifest import FileEntry, Variant
 
 NAME = "openvino-int8"
 ALL = {"return_sparse": True, "return_colbert_vecs": True}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from m3_runtime import Bundle, EngineError, HeadError, InputError, M3Encoder, TextTooLongError
-from m3_runtime.manifest import Head
-from m3_runtime.options import encode_options
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.options import encode_options
 
 ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 FLOAT_NOISE = 1e-5

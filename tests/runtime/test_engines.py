@@ -17,12 +17,12 @@ from m3_runtime import (
     M3Encoder,
     VariantError,
 )
-from m3_runtime.batching import pack_batch
+from m3_runtime.bundle.manifest import EngineName, Head, Manifest, Pooling
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
+from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
 from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
-from m3_runtime.manifest import EngineName, Head, Manifest, Pooling
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 X86 = CpuInfo("x", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni"}))

@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from m3_runtime.encode.heads import colbert_rows, lexical_rows
+from m3_runtime.encode.sparse import gather_sparse
 from m3_runtime.engines import TokenBatch
-from m3_runtime.heads import colbert_rows, lexical_rows
-from m3_runtime.sparse import gather_sparse
 
 VOCABULARY = 12
 

@@ -37,7 +37,7 @@ from m3_runtime import Bundle
 from m3_runtime.engines import TokenBatch
 from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 bundle = Bundle.open(sys.argv[1])
 engine = open_engine(bundle, bundle.variant(sys.argv[2]), 1, Opening(low_memory=sys.argv[3] == "True"))

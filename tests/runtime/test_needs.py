@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from m3_runtime import Bundle, M3Encoder, VariantError, cli
+from m3_runtime.bundle.manifest import CpuFeature
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines import select
-from m3_runtime.manifest import CpuFeature
 
 NEEDY = "openvino-int8"
 OLD = CpuInfo("Old Core", "x86_64", frozenset({"avx2", "fma"}))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from m3_runtime import InputError, TextTooLongError
-from m3_runtime.options import encode_options
+from m3_runtime.encode.options import encode_options
 from m3_runtime.pairs import _steps
 
 KEYS = ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from m3_runtime import Bundle, EngineError, M3Encoder
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head
 from m3_runtime.tokenizer import M3Tokenizer
 
 BUDGET = 256

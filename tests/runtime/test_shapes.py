@@ -14,7 +14,7 @@ from pathlib import Path
 from m3_runtime import Bundle
 from m3_runtime.engines import TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 bundle = Bundle.open(sys.argv[1])
 engine = open_engine(bundle, bundle.variant(sys.argv[2]), 1)

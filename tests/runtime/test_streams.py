@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from m3_runtime import InputError, M3Encoder
 from m3_runtime.cli import main
-from m3_runtime.streams import ZEN_4, best_streams, checked_streams, in_streams
+from m3_runtime.engines.streams import ZEN_4, best_streams, checked_streams, in_streams
 from patience import PATIENCE_S
 
 ALL = {"return_sparse": True, "return_colbert_vecs": True}

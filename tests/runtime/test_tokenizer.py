@@ -259,7 +259,7 @@ def test_a_pipeline_with_other_special_tokens(bundle_copy, plain):
 
 
 def tokenizer_info(folder: Path):
-    from m3_runtime.manifest import Manifest
+    from m3_runtime.bundle.manifest import Manifest
 
     return Manifest.from_text((folder / "manifest.json").read_text()).tokenizer
 

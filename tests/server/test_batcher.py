@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from m3_runtime import EngineError, M3Encoder
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
-from m3_runtime.manifest import Head
 from m3_runtime.server.backend import Backend, TextVectors
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.queue import Ids, QueuedText, QueueLimits

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.server.pace import Pace
 from m3_runtime.server.queue import Job, QueueLimits, TokenQueue
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.server.queue import Job, QueueLimits, TokenQueue
 
 DENSE = (Head.DENSE,)

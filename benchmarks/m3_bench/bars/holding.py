@@ -13,9 +13,9 @@ from m3_bench.bars.unseen import degenerate_texts, natural_texts
 from m3_bench.worker_process import WorkerProcess
 from m3_bench.workers.messages import Keep
 from m3_bench.workers.vectors import Vectors, read_vectors
-from m3_export.budget import Budget, excesses
-from m3_export.parity import Floats, Outputs, colbert_parity, dense_parity, sparse_parity
-from m3_runtime.manifest import Parity
+from m3_export.verify.budget import Budget, excesses
+from m3_export.verify.parity import Floats, Outputs, colbert_parity, dense_parity, sparse_parity
+from m3_runtime.bundle.manifest import Parity
 
 FP32 = "onnx-fp32"
 

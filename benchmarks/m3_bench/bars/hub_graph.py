@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from m3_bench.bars.spm_file import spm_bytes
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
 from m3_export.recipe import Recipe
-from m3_export.reference import encoder_of
+from m3_export.verify.reference import encoder_of
 
 OPSET = 11
 HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")

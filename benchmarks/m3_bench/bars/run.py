@@ -17,10 +17,10 @@ from m3_bench.peers import PeerSource
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
-from m3_runtime.bundle import sha256_of
+from m3_runtime.bundle.manifest import SourceInfo
+from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError, M3Error
-from m3_runtime.manifest import SourceInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
 _FULL_SIZE = 1024  # hidden values of BGE-M3

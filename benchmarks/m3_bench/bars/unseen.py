@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from m3_export.texts import read_texts
+from m3_export.calibration.texts import read_texts
 
 _NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
 _SCRIPTS = "aQ7~éßжΩאعहไ한中あ😀\u00a0"

@@ -8,8 +8,8 @@ from m3_bench.bars.run import Wish, run
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
-from m3_runtime.options import checked_threads
 
 DESCRIPTION = """\
 Measure this project's bars: our variants against peers and against the processor's own ceiling, on one machine, in one

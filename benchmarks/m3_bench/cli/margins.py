@@ -12,7 +12,7 @@ from m3_bench.cli.shared import checked_output
 from m3_bench.margins.run import MarginsWish, run
 from m3_bench.margins.table import in_words
 from m3_export.progress import Progress
-from m3_runtime.cli_arguments import integer
+from m3_runtime.cli.arguments import integer
 
 DESCRIPTION = """\
 Score the lines of a fine-tuning file with every variant of bundles: how far do positives stand above negatives, before

@@ -6,8 +6,8 @@ from pathlib import Path
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.run import measure, own_variants
 from m3_bench.cli.shared import add_run_flags
+from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
-from m3_runtime.options import checked_threads
 
 NAMES = """\
 lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,

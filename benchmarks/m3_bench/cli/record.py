@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cpu import default_threads
-from m3_runtime.manifest import Pooling
-from m3_runtime.options import checked_threads
+from m3_runtime.encode.options import checked_threads
 
 if TYPE_CHECKING:
     from m3_export.recipe import Recipe
@@ -58,8 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.record.record import Wish, record
     from m3_bench.record.torch_model import Dtype
     from m3_bench.scenarios import read_scenarios
+    from m3_export.calibration.texts import probe_texts, read_texts
     from m3_export.progress import Progress
-    from m3_export.texts import probe_texts, read_texts
 
     checked_output(args.output, force=args.force)
     found = read_texts(args.texts, "texts") if args.texts else probe_texts()

@@ -14,7 +14,7 @@ from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights
 from m3_bench.retrieval.run import RetrievalWish, run
 from m3_bench.retrieval.table import in_words
 from m3_export.progress import Progress
-from m3_runtime.cli_arguments import integer
+from m3_runtime.cli.arguments import integer
 from m3_runtime.cpu import default_threads
 
 DESCRIPTION = """\

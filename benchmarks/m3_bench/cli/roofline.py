@@ -10,8 +10,8 @@ from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output, checked_rounds
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
-from m3_runtime.options import checked_threads
 
 if TYPE_CHECKING:
     from m3_bench.documents import Ceiling

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import add_run_flags, checked_cpus, checked_rounds
+from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
-from m3_runtime.options import checked_threads
 
 if TYPE_CHECKING:
     from m3_bench.documents import Run
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace, bundle: "Bundle", candidates: "Sequence[Ca
 
 def _texts(args: argparse.Namespace, bundle: "Bundle") -> tuple[str, ...]:
     from m3_bench.recording import read_recording
-    from m3_export.texts import probe_texts, read_texts
+    from m3_export.calibration.texts import probe_texts, read_texts
 
     if args.reference is None:
         found = read_texts(args.texts, "texts") if args.texts else probe_texts()

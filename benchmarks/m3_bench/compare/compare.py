@@ -10,9 +10,9 @@ from m3_bench.compare.parity import compared
 from m3_bench.documents import Compared, Comparison, Contender, Model, OutputsFile, Prices, Run, Scenario, SourceFile
 from m3_bench.errors import DocumentError
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
-from m3_export.parity import Outputs
 from m3_export.progress import Progress
-from m3_runtime.bundle import sha256_of
+from m3_export.verify.parity import Outputs
+from m3_runtime.bundle.reader import sha256_of
 
 _HEADS = ("dense", "sparse", "colbert")
 _BUSY_SHARE = 0.5

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from m3_bench.documents import Compared, TextParity
 from m3_bench.errors import DocumentError
-from m3_export.parity import Outputs, colbert_parity, dense_parity, sparse_parity, weighted_jaccard
+from m3_export.verify.parity import Outputs, colbert_parity, dense_parity, sparse_parity, weighted_jaccard
 
 _DIGITS = 8  # as the parity of manifests; below it lies the order in which threads add
 

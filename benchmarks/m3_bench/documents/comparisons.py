@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from m3_bench.documents.kinds import SCHEMA_VERSION, Kind
 from m3_bench.documents.runs import Run
-from m3_runtime.manifest import ColbertParity, DenseParity, SparseParity
+from m3_runtime.bundle.manifest import ColbertParity, DenseParity, SparseParity
 
 
 @dataclass(frozen=True)

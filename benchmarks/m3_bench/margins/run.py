@@ -12,7 +12,7 @@ from m3_bench.retrieval.methods import Hybrid
 from m3_bench.retrieval.variants import Choice, Chosen, choose, notes_on_heads
 from m3_export.progress import Progress
 from m3_runtime import M3Encoder
-from m3_runtime.manifest import Variant
+from m3_runtime.bundle.manifest import Variant
 
 
 @dataclass(frozen=True)

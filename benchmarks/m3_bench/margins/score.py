@@ -11,7 +11,7 @@ from m3_bench.retrieval.maxsim import maxsim
 from m3_bench.retrieval.methods import Hybrid, possible
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.scoring import lexical_score
 
 Floats = NDArray[np.float32]

@@ -23,12 +23,12 @@ from m3_bench.recording import Recording, digest_of, write_recording
 from m3_bench.scenarios import within
 from m3_bench.texts import TextMaker
 from m3_bench.workers.serve import resident_memory
-from m3_export.checkpoint import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.source import resolve
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.progress import Progress
 from m3_export.recipe import Recipe
-from m3_export.source import resolve
 from m3_export.space_id import space_id_of
-from m3_export.tokenizer import CheckpointTokenizer
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import M3Tokenizer
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from m3_export.checkpoint import Checkpoint
-from m3_export.heads import HeadWeights
-from m3_export.parity import Outputs
-from m3_export.reference import encoder_of
-from m3_runtime.manifest import Pooling, TokenizerInfo
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.heads import HeadWeights
+from m3_export.verify.parity import Outputs
+from m3_export.verify.reference import encoder_of
+from m3_runtime.bundle.manifest import Pooling, TokenizerInfo
 from m3_runtime.tokenizer import M3Tokenizer
 
 

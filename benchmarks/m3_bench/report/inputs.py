@@ -8,7 +8,7 @@ from m3_bench import documents
 from m3_bench.compare.figures import Board, Place, PlacedRun, board, runs_of
 from m3_bench.documents import Comparison, Document, Margins, Model, Retrieval, Roofline, Run
 from m3_bench.errors import DocumentError
-from m3_runtime.bundle import sha256_of
+from m3_runtime.bundle.reader import sha256_of
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Head
 
 Floats = NDArray[np.float32]
 

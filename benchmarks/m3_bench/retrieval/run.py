@@ -19,7 +19,7 @@ from m3_bench.retrieval.vectors import TextEncoder
 from m3_bench.retrieval.words import words_of
 from m3_export.progress import Progress
 from m3_runtime import M3Encoder
-from m3_runtime.manifest import Head, Variant
+from m3_runtime.bundle.manifest import Head, Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
 _WHOLE = 1 << 30  # tokens: BM25 sees whole texts

@@ -13,7 +13,7 @@ from m3_bench.retrieval.methods import Hybrid
 from m3_bench.retrieval.metrics import DEPTH
 from m3_bench.retrieval.ranking import Floats, Places, Ranking, best, best_above_zero
 from m3_bench.retrieval.vectors import Vectors
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 UNION_DEPTH = 1000
 _SCORES_AT_ONCE = 1 << 25  # 128 MB of float32 a head

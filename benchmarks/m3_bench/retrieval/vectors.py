@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 Floats = NDArray[np.float32]
 PART_TEXTS = 256

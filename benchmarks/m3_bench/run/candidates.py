@@ -9,9 +9,9 @@ from m3_bench.bars.stats import flop_per_token
 from m3_bench.documents import Model
 from m3_bench.worker_process import Command
 from m3_runtime import Bundle
+from m3_runtime.bundle.manifest import Manifest, Variant
 from m3_runtime.engines.select import unmet_needs
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Manifest, Variant
 
 
 @dataclass(frozen=True)

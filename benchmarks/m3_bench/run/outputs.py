@@ -10,8 +10,8 @@ from m3_bench.run.candidates import Candidate
 from m3_bench.worker_process import WorkerProcess
 from m3_bench.workers.messages import Keep
 from m3_bench.workers.vectors import read_vectors
-from m3_export.parity import Outputs
-from m3_runtime.bundle import sha256_of
+from m3_export.verify.parity import Outputs
+from m3_runtime.bundle.reader import sha256_of
 
 
 def keep_outputs(

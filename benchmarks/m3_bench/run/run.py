@@ -28,7 +28,7 @@ class Wish:
         candidates: who.
         scenarios: what each is asked for.
         texts: whose vectors are kept, and their digest.
-        texts_sha256: see `m3_export.texts.digest`.
+        texts_sha256: see `m3_export.calibration.texts.digest`.
         rounds: turns of each in each scenario.
         threads: of each.
         cpus: logical CPUs that the processes are held to.

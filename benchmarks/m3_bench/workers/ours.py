@@ -12,10 +12,10 @@ import numpy as np
 from m3_bench.workers.serve import Encoder, serve
 from m3_bench.workers.vectors import Vectors, by_id
 from m3_runtime import Bundle, Encoding, M3Encoder
+from m3_runtime.bundle.manifest import Variant
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.loading import load
-from m3_runtime.manifest import Variant
 from m3_runtime.tokenizer import M3Tokenizer
 
 P = ParamSpec("P")

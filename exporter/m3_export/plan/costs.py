@@ -21,7 +21,7 @@ from typing import Any
 
 from m3_export.errors import PlanError
 from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan
-from m3_runtime.manifest import EngineName, Geometry
+from m3_runtime.bundle.manifest import EngineName, Geometry
 
 RECORDED = Path(__file__).parent / "recorded"
 COSTS_SCHEMA = 1

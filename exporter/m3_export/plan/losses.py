@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_export.budget import Budget
+from m3_export.verify.budget import Budget
 
 Floats = NDArray[np.float64]
 DRAWS = 400  # of the bootstrap

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_export.errors import PlanError
-from m3_runtime.manifest import Geometry, ProjectionPrecision
+from m3_runtime.bundle.manifest import Geometry, ProjectionPrecision
 
 PLAN_SCHEMA = 1
 _OLD_KEYS = {"columns_apart": "float_columns"}  # of plans that release 0.1 wrote

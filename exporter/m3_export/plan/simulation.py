@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m3_export.calibration import ActivationStatistics, linears, norm_before
-from m3_export.model import M3Model
+from m3_export.calibration.statistics import ActivationStatistics, linears, norm_before
+from m3_export.graph.model import M3Model
 from m3_export.plan.losses import TextLosses
 from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Scheme
 from m3_export.quantize.embedding import quantize_groups, widest_group

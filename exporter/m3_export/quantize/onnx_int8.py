@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from m3_export.passes.matching import MICROSOFT, add_initializer
+from m3_export.graph.passes.matching import MICROSOFT, add_initializer
 from m3_export.plan.plan import Kind, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import GELU_MINIMUM, TINY, QuantizedProjection

@@ -25,7 +25,7 @@ from m3_runtime.bulk.arrow import arrow
 from m3_runtime.bulk.encode import Limits, ShardDraft, StepDone, encode_shard
 from m3_runtime.bulk.job import Job
 from m3_runtime.bulk.run import Encode, Events, ShardsLeft
-from m3_runtime.bundle import Bundle, Verify
+from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
 from m3_runtime.errors import BulkError, ExtraNotInstalledError, InputError, M3Error, SpaceMismatchError

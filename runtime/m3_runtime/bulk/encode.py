@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3_runtime.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.bulk.arrow import parquet
 from m3_runtime.bulk.disk import open_whole, writing
 from m3_runtime.bulk.job import ColbertDtype, Job, OnLong, VectorSettings
 from m3_runtime.bulk.rows import BadRow, Row
 from m3_runtime.bulk.schema import COMPRESSION, shard_schema, step_table
 from m3_runtime.bulk.sharding import Shard
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.encoding import Encoding
-from m3_runtime.manifest import Head
-from m3_runtime.options import DEFAULT_BATCH_SIZE
 
 # A step is long enough that texts of one length meet in it. Its results are held at once, and a token of ColBERT is
 # 4 KB in BGE-M3: a character is a token at most, or nearly.

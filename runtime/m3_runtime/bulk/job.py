@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from m3_runtime.bulk.rows import Columns
 from m3_runtime.bulk.sources import SourceFile
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 FORMAT = 1
 """Of the output folder; a release that writes something else counts up."""

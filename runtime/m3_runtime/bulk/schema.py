@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from m3_runtime.bulk.arrow import arrow
 from m3_runtime.bulk.colbert import pooled, to_int8
 from m3_runtime.bulk.job import ColbertDtype, DenseDtype, Job, VectorSettings
-from m3_runtime.encoding import Encoding
-from m3_runtime.manifest import Geometry, Head
+from m3_runtime.bundle.manifest import Geometry, Head
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.version import __version__
 
 COMPRESSION = {"id": "zstd", "tokens": "zstd", "lexical_weights.list.element.id": "zstd"}

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
 
 # A graph's optional input, (1,) int64: for how many leading tokens the last layer and the heads are computed; all by
 # default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.

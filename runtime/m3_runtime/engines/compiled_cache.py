@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle import Bundle
+from m3_runtime.bundle.manifest import Variant
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Variant
 
 _log = logging.getLogger("m3_runtime")
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PADDED_ROWS, WHOLE_ROWS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
@@ -21,7 +22,6 @@ from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
-from m3_runtime.manifest import Head
 
 _log = logging.getLogger("m3_runtime")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
-from m3_runtime.manifest import Head
 
 # Properties with these beginnings are onnxruntime's own session configuration keys, handed over as they are.
 _CONFIG_PREFIXES = ("session.", "mlas.", "optimization.")

@@ -8,12 +8,12 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
-from m3_runtime.bundle import Bundle
+from m3_runtime.bundle.manifest import CpuFeature, EngineName, Manifest, Variant
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, CpuInfo, cpu_info
 from m3_runtime.engines import Engine
 from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.errors import EngineNotInstalledError, InputError, VariantError
-from m3_runtime.manifest import CpuFeature, EngineName, Manifest, Variant
 
 _log = logging.getLogger("m3_runtime")
 

@@ -16,13 +16,13 @@ from threading import Lock
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
-from m3_runtime.bundle import Bundle
+from m3_runtime.bundle.manifest import FileEntry, Head
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.options import checked_threads
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.errors import ExtraNotInstalledError, InputError
-from m3_runtime.manifest import FileEntry, Head
-from m3_runtime.options import checked_threads
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict

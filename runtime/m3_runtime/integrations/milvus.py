@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from m3_runtime.bundle.space import check_space
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.encoding import Encoding
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.flag import BGEM3FlagModel
 from m3_runtime.integrations.passages import Mode, Passage, checked_mode
-from m3_runtime.space import check_space
 
 try:
     from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker

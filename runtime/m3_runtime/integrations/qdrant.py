@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.space import check_space
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.encoding import Encoding
 from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
 from m3_runtime.integrations.passages import Mode, Passage, checked_mode
-from m3_runtime.manifest import Head
-from m3_runtime.space import check_space
 
 try:
     from qdrant_client import QdrantClient, models

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle import Bundle, Verify
-from m3_runtime.encoding import Encoding
+from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.bundle.reader import Bundle, Verify
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import ColbertDtype, EncodeOptions
+from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
+from m3_runtime.engines.streams import checked_streams
 from m3_runtime.loading import load
-from m3_runtime.manifest import Head, Variant
-from m3_runtime.options import ColbertDtype, EncodeOptions
-from m3_runtime.pipeline import encode_tokens
 from m3_runtime.server.queue import Ids, QueuedText
-from m3_runtime.streams import checked_streams
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"

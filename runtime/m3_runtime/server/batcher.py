@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
-from m3_runtime.manifest import Head
 from m3_runtime.server.backend import TextVectors
 from m3_runtime.server.pace import Pace
 from m3_runtime.server.queue import Ids, Job, QueuedText, QueueLimits, TokenQueue

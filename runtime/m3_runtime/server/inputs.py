@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import PlainValidator
 
+from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import InputError, RequestTooLargeError
-from m3_runtime.manifest import TokenizerInfo
 from m3_runtime.server.queue import Ids
 from m3_runtime.tokenizer import check_text
 

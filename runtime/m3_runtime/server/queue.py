@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.batching import ENOUGH_TOKENS, Limits
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.batching import ENOUGH_TOKENS, Limits
 from m3_runtime.engines import is_dense_only
-from m3_runtime.manifest import Head
 
 Ids = NDArray[np.int32]
 

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from m3_runtime.cli_output import npz_arrays, write_npz
-from m3_runtime.encoding import Encoding
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.io.output import npz_arrays, write_npz
 from m3_runtime.server.answers import json_answer
 from m3_runtime.server.gate import CALL
 from m3_runtime.server.routes_tei import colbert_answer

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Head
 from m3_runtime.server.answers import Problem, json_answer, refusal
 from m3_runtime.server.gate import CALL
 from m3_runtime.server.service import Service

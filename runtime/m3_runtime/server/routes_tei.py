@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from m3_runtime.encoding import Encoding
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import InputError
-from m3_runtime.manifest import Head
 from m3_runtime.scoring import FusionWeights
 from m3_runtime.server.answers import json_answer
 from m3_runtime.server.gate import CALL

@@ -6,8 +6,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encoding import Encoding
-from m3_runtime.manifest import Head
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
 
 

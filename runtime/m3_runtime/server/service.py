@@ -9,17 +9,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from m3_runtime.encoding import Encoding
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.sparse import SparseVectors
 from m3_runtime.errors import HeadError, RequestTooLargeError, TextTooLongError
-from m3_runtime.manifest import Head
-from m3_runtime.options import checked_max_length
 from m3_runtime.server.backend import Backend, TextVectors
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.inputs import Texts, TokenIds, checked_ids, too_long
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.settings import ServerSettings
-from m3_runtime.sparse import SparseVectors
 from m3_runtime.tokenizer import OnTruncate
 
 T = TypeVar("T")

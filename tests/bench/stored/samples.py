@@ -9,8 +9,8 @@ import numpy as np
 from m3_bench import documents
 from m3_bench.documents import OutputsFile, Run
 from m3_bench.recording import Recording, digest_of, write_outputs, write_recording
-from m3_export.parity import Outputs
-from m3_runtime.bundle import sha256_of
+from m3_export.verify.parity import Outputs
+from m3_runtime.bundle.reader import sha256_of
 
 HERE = Path(__file__).parent
 TEXTS = tuple(f"text number {n}" for n in range(48))

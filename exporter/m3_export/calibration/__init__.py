@@ -1,0 +1,1 @@
+"""Texts, and the activation statistics that are gathered on them."""

@@ -1,0 +1,164 @@
+"""Activation statistics: what INT8 needs to know of activations, gathered in one pass over the calibration texts.
+
+Two things make activations easier to quantize, and both are exact: channels are centred (`passes.centre_activations`)
+and the few outlier neurons of a layer are multiplied in float (`passes.outlier_neurons`). The statistics of a
+projection's input are those that the INT8 graph will see, with both applied.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m3_export.graph.model import M3Model, Norm
+from m3_export.graph.model import Projection as Linear
+from m3_export.plan.plan import Kind, Projection, projections
+from m3_export.quantize.projection import InputStatistics
+from m3_export.verify.reference import batches_of_one_length
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+MAX_TOKENS = 128  # of each text: many texts say more about a channel's range than long ones
+MAX_ROWS = 512  # kept of each input
+
+# An outlier neuron: its largest value is this many times the largest value of the median token.
+OUTLIER_FACTOR = 3.0
+MOST_OUTLIERS = 32  # of a layer; more would no longer be a thin product
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """What was measured.
+
+    Attributes:
+        means: (H,) float32 per normalisation, in the order in which they run.
+        outlier_neurons: indices of outlier FFN neurons per layer, ascending.
+        inputs: statistics of every projection's input, centred, outlier neurons at zero.
+    """
+
+    means: tuple[Floats, ...]
+    outlier_neurons: tuple[tuple[int, ...], ...]
+    inputs: Mapping[Projection, InputStatistics]
+
+
+def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
+    """The modules of a projection: three for query, key and value, else one."""
+    return tuple(getattr(model.layers[projection.layer], name) for name in projection.kind.weights)
+
+
+def norm_before(projection: Projection) -> int | None:
+    """Index of the normalisation that makes a projection's input; None where there is none."""
+    return {Kind.QKV: 2 * projection.layer, Kind.FFN_IN: 2 * projection.layer + 1}.get(projection.kind)
+
+
+def measure(
+    model: M3Model, ids: Sequence[Ids], track: Callable[[Sequence[list[int]]], Iterable[list[int]]]
+) -> ActivationStatistics:
+    """Run the calibration texts through the exact model.
+
+    Args:
+        model: the model that was traced.
+        ids: (L,) ids of each text, both special tokens included.
+        track: wraps the iteration, for a progress bar.
+    """
+    tokens = sum(len(row) for row in ids)
+    norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
+    inputs = {
+        projection: _InputObserver(linears(model, projection)[0], tokens)
+        for projection in projections(len(model.layers))
+    }
+    hooks = [norm.register_forward_hook(observer.observe) for norm, observer in norms.items()]
+    hooks += [
+        linears(model, projection)[0].register_forward_pre_hook(observer.observe)
+        for projection, observer in inputs.items()
+    ]
+    try:
+        with torch.inference_mode():
+            for indices in track(batches_of_one_length(ids)):
+                batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
+                model(batch, torch.ones_like(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    means = tuple((observer.total / tokens).astype(np.float32) for observer in norms.values())
+    outliers = tuple(
+        outlier_neurons(observer.highest, np.concatenate(observer.of_token))
+        for projection, observer in inputs.items()
+        if projection.kind is Kind.FFN_OUT
+    )
+    return ActivationStatistics(
+        means=means,
+        outlier_neurons=outliers,
+        inputs={
+            projection: observer.statistics(_offset(projection, means), _zeroed(projection, outliers), projection.kind)
+            for projection, observer in inputs.items()
+        },
+    )
+
+
+def outlier_neurons(highest: Floats, of_token: Floats) -> tuple[int, ...]:
+    """Neurons far above what the median token needs, the `MOST_OUTLIERS` largest of them, ascending.
+
+    Args:
+        highest: (F,) highest value of each neuron over all tokens.
+        of_token: (N,) highest value of each token over all neurons.
+
+    >>> outlier_neurons(np.array([1.0, 50.0, 2.0, 9.0]), np.array([1.0, 2.0, 50.0]))
+    (1, 3)
+    """
+    order = np.argsort(-highest, kind="stable")[:MOST_OUTLIERS]
+    return tuple(sorted(int(i) for i in order if highest[i] > OUTLIER_FACTOR * float(np.median(of_token))))
+
+
+def _offset(projection: Projection, means: Sequence[Floats]) -> Floats | None:
+    norm = norm_before(projection)
+    return None if norm is None else means[norm]
+
+
+def _zeroed(projection: Projection, outliers: Sequence[Sequence[int]]) -> list[int]:
+    return list(outliers[projection.layer]) if projection.kind is Kind.FFN_OUT else []
+
+
+class _MeanObserver:
+    """Sums a normalisation's outputs."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.total = np.zeros(norm.weight.shape, np.float64)
+
+    def observe(self, _norm: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self.total += output.numpy().sum((0, 1), dtype=np.float64)
+
+
+class _InputObserver:
+    """Widens the range of each channel and keeps every n-th row. In numpy, whose reductions by row are the faster."""
+
+    def __init__(self, linear: Linear, tokens: int) -> None:
+        width = linear.weight.shape[0]
+        self._every, self._seen = max(1, tokens // MAX_ROWS), 0
+        self._lowest = np.full(width, np.inf, np.float32)
+        self.highest = np.full(width, -np.inf, np.float32)
+        self.of_token: list[Floats] = []
+        self._rows: list[Floats] = []
+
+    def observe(self, _linear: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        x = args[0].flatten(0, 1).numpy()
+        np.minimum(self._lowest, x.min(0), out=self._lowest)
+        np.maximum(self.highest, x.max(0), out=self.highest)
+        self.of_token.append(x.max(1))
+        self._rows.append(x[-self._seen % self._every :: self._every].copy())
+        self._seen += len(x)
+
+    def statistics(self, offset: Floats | None, zeroed: list[int], kind: Kind) -> InputStatistics:
+        """Of the centred input, some channels of it at zero."""
+        lowest, highest, rows = self._lowest.copy(), self.highest.copy(), np.concatenate(self._rows)
+        if offset is not None:
+            lowest, highest, rows = lowest - offset, highest - offset, rows - offset
+        lowest[zeroed], highest[zeroed], rows[:, zeroed] = 0, 0, 0
+        return InputStatistics(
+            lowest=torch.from_numpy(lowest),
+            highest=torch.from_numpy(highest),
+            rows=torch.from_numpy(rows),
+            after_gelu=kind is Kind.FFN_OUT,
+        )

@@ -1,0 +1,1 @@
+"""The checkpoint: where it comes from, its weights, heads, pooling and tokenizer."""

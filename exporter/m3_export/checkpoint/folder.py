@@ -1,0 +1,219 @@
+"""A checkpoint folder, read and checked: encoder, heads, pooling. Nothing of it is executed."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m3_export.checkpoint.heads import HeadWeights, read_heads
+from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
+from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights
+from m3_export.errors import CheckpointError
+from m3_export.recipe import Recipe
+from m3_runtime.bundle.manifest import FileEntry, Geometry, Head
+from m3_runtime.bundle.reader import sha256_of
+
+# Everything that a checkpoint is read from: no foreign weight formats, no code, no training state.
+CHECKPOINT_PATTERNS = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin",
+    "pytorch_model.bin.index.json", "sparse_linear.pt", "colbert_linear.pt", "tokenizer*.json",
+    "special_tokens_map.json", "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json",
+)  # fmt: skip
+MIN_TOKENS = 3  # both special tokens and one of the text
+TASK_PREFIXES = ("roberta.", "model.")  # what task heads of transformers put before the encoder's own names
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of an M3 model in float32 and all that is known about them.
+
+    `encoder` maps transformers' XLMRobertaModel names to tensors; `sparse` and `colbert` are None for a dense-only
+    export. `config` is config.json as it is.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    encoder: Mapping[str, torch.Tensor]
+    sparse: HeadWeights | None
+    colbert: HeadWeights | None
+    pooling: PoolingChoice
+    geometry: Geometry
+    pad_id: int
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Recipe) -> "Checkpoint":
+        """Read a checkpoint folder.
+
+        Raises:
+            CheckpointError: a file is missing, malformed, of another architecture, of wrong shape, or holds NaN.
+        """
+        config = _read_config(folder / "config.json")
+        encoder = _encoder_only(read_encoder_weights(folder))
+        hidden = int(config["hidden_size"])
+        sparse, colbert = read_heads(folder, hidden) if Head.SPARSE in recipe.heads else (None, None)
+        geometry = _geometry(config, colbert)
+        _check_encoder(folder, encoder, geometry, config["max_position_embeddings"])
+        return cls(
+            folder=folder,
+            config=config,
+            encoder=encoder,
+            sparse=sparse,
+            colbert=colbert,
+            pooling=read_pooling(folder, recipe),
+            geometry=geometry,
+            pad_id=int(config.get("pad_token_id", 1)),
+        )
+
+    @property
+    def layer_norm_epsilon(self) -> float:
+        """What keeps a normalisation from dividing by zero; transformers' default where config.json says nothing."""
+        return float(self.config.get("layer_norm_eps", 1e-12))
+
+    def weights_sha256(self) -> str:
+        """Digest of all weights as float32, whatever files and dtypes they lie in on disk."""
+        digest = hashlib.sha256()
+        tensors = dict(self.encoder)
+        for name, head in (("sparse", self.sparse), ("colbert", self.colbert)):
+            if head:
+                tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+        for name in sorted(tensors):
+            tensor = tensors[name].contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(memoryview(tensor.numpy()).cast("B"))
+        return digest.hexdigest()
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """What a checkpoint is read from, with digests; other files of the folder do not matter."""
+        found = {path for pattern in CHECKPOINT_PATTERNS for path in self.folder.glob(pattern)}
+        if any(path.suffix == ".safetensors" for path in found):  # then the other format was not read
+            found = {path for path in found if not path.name.startswith("pytorch_model")}
+        paths = sorted(found)
+        return tuple(
+            FileEntry(path.relative_to(self.folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths
+        )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "xlm-roberta":
+        raise CheckpointError(f"config.json: model_type is {kind!r}; BGE-M3 checkpoints are 'xlm-roberta'")
+    expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 1}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"config.json: {key} is {config[key]!r}; BGE-M3 checkpoints have {value!r}")
+    _check_sizes(config)
+    return config
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    if wrong := [key for key in _SIZES if not _is_count(config.get(key), 1)]:
+        raise CheckpointError(f"config.json: {wrong[0]} is {config.get(wrong[0])!r}; expected a positive integer")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise CheckpointError("config.json: hidden_size is not a multiple of num_attention_heads")
+    pad_id, rows = config.get("pad_token_id", 1), config["max_position_embeddings"]
+    if not _is_count(pad_id, 0) or rows - pad_id - 1 < MIN_TOKENS:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {pad_id!r} and max_position_embeddings {rows}; XLM-R has 1, "
+            f"and {MIN_TOKENS} positions or more above it"
+        )
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(f"config.json: layer_norm_eps is {epsilon!r}; BGE-M3 checkpoints have 1e-05")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+_SIZES = (
+    "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def _encoder_only(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Encoder tensors under their plain names; pooler, task heads and position-id buffers are not used by M3."""
+    if adapter := sorted(name for name in weights if "lora_" in name):
+        raise CheckpointError(f"the weights hold {adapter[0]!r} ({len(adapter)} such tensors); {ADAPTER_REMEDY}")
+    prefix = next((p for p in TASK_PREFIXES if f"{p}embeddings.word_embeddings.weight" in weights), "")
+    plain = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    used = ("embeddings.", "encoder.layer.")
+    buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
+    return {n: t for n, t in plain.items() if n.startswith(used) and n not in buffers}
+
+
+def _geometry(config: Mapping[str, Any], colbert: HeadWeights | None) -> Geometry:
+    return Geometry(
+        layers=config["num_hidden_layers"],
+        attention_heads=config["num_attention_heads"],
+        hidden_size=config["hidden_size"],
+        ffn_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        # XLM-R counts positions from pad_token_id + 1, so that many rows are never used for tokens
+        max_tokens=config["max_position_embeddings"] - int(config.get("pad_token_id", 1)) - 1,
+        colbert_dim=colbert.weight.shape[0] if colbert else None,
+    )
+
+
+def encoder_shapes(geometry: Geometry, positions: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that an XLM-R encoder of this geometry has, with its shape."""
+    hidden, ffn = geometry.hidden_size, geometry.ffn_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (geometry.vocab_size, hidden),
+        "embeddings.position_embeddings.weight": (positions, hidden),
+        "embeddings.token_type_embeddings.weight": (1, hidden),
+    }
+    linears = {
+        "attention.self.query": (hidden, hidden),
+        "attention.self.key": (hidden, hidden),
+        "attention.self.value": (hidden, hidden),
+        "attention.output.dense": (hidden, hidden),
+        "intermediate.dense": (ffn, hidden),
+        "output.dense": (hidden, ffn),
+    }
+    norms = ["embeddings.LayerNorm"]
+    for i in range(geometry.layers):
+        layer = f"encoder.layer.{i}"
+        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
+        for name, shape in linears.items():
+            shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = shape, shape[:1]
+    for norm in norms:
+        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (hidden,)
+    return shapes
+
+
+def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: Geometry, positions: int) -> None:
+    shapes = encoder_shapes(geometry, positions)
+    if missing := sorted(shapes.keys() - encoder.keys()):
+        raise CheckpointError(
+            f"{folder.name}: {len(missing)} encoder tensors are missing, the first is {missing[0]!r}; "
+            "config.json and the weights are of different models, or a file is incomplete"
+        )
+    if unknown := sorted(encoder.keys() - shapes.keys()):
+        raise CheckpointError(
+            f"{folder.name}: unexpected encoder tensor {unknown[0]!r} ({len(unknown)} in all); "
+            "config.json and the weights are of different models, or the weights have been quantized"
+        )
+    for name, shape in shapes.items():
+        if tuple(encoder[name].shape) != shape:
+            got = tuple(encoder[name].shape)
+            raise CheckpointError(
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they are of different models"
+            )
+        if encoder[name].dtype is not torch.float32:
+            raise CheckpointError(
+                f"{folder.name}: {name} is {encoder[name].dtype}; export the float weights, not quantized ones"
+            )
+        if not math.isfinite(encoder[name].sum(dtype=torch.float64).item()):
+            raise CheckpointError(
+                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+            )

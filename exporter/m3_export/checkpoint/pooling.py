@@ -1,0 +1,91 @@
+"""How the dense vector is pooled: a flag, the sentence-transformers files, or BGE-M3's own way."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3_export.errors import CheckpointError
+from m3_export.recipe import Recipe
+from m3_runtime.bundle.manifest import Pooling
+
+# names of sentence-transformers: the flags of older releases, and the one word of newer ones
+ST_NAMES = {
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_lasttoken": Pooling.LAST_TOKEN,
+    "cls": Pooling.CLS,
+    "mean": Pooling.MEAN,
+    "lasttoken": Pooling.LAST_TOKEN,
+}
+ST_MODULES = {"Transformer", "Pooling", "Normalize"}
+
+
+@dataclass(frozen=True)
+class PoolingChoice:
+    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default"."""
+
+    pooling: Pooling
+    pooling_from: str
+    normalize: bool
+    normalize_from: str
+
+
+def read_pooling(folder: Path, recipe: Recipe) -> PoolingChoice:
+    """What the recipe says; else what modules.json and 1_Pooling say; else CLS and normalised, as BGE-M3 is.
+
+    Raises:
+        CheckpointError: the sentence-transformers files are malformed or ask for a pooling that M3 does not have.
+    """
+    stated = None if recipe.pooling is not None and recipe.normalize is not None else _stated(folder)
+    default = stated or (Pooling.CLS, True)
+    origin = "sentence-transformers files" if stated else "default"
+    return PoolingChoice(
+        pooling=default[0] if recipe.pooling is None else recipe.pooling,
+        pooling_from=origin if recipe.pooling is None else "flag",
+        normalize=default[1] if recipe.normalize is None else recipe.normalize,
+        normalize_from=origin if recipe.normalize is None else "flag",
+    )
+
+
+def _stated(folder: Path) -> tuple[Pooling, bool] | None:
+    if not (folder / "modules.json").is_file():
+        return None
+    modules = _read_json(folder / "modules.json", list)
+    kinds = {str(m.get("type", "")).rpartition(".")[2]: str(m.get("path", "")) for m in modules if isinstance(m, dict)}
+    if foreign := sorted(kinds.keys() - ST_MODULES):
+        raise CheckpointError(
+            f"modules.json has a {foreign[0]} module, which M3 does not have; "
+            "to leave it out on purpose say --pooling cls|mean|last_token and --normalize or --no-normalize"
+        )
+    if "Pooling" not in kinds:
+        raise CheckpointError(
+            "modules.json names no Pooling module; say how to pool with --pooling cls|mean|last_token"
+        )
+    return _pooling(folder / kinds["Pooling"] / "config.json"), "Normalize" in kinds
+
+
+def _pooling(path: Path) -> Pooling:
+    config = _read_json(path, dict)
+    name = f"{path.parent.name}/{path.name}"
+    words = config.get("pooling_mode")
+    if words is None:
+        words = [flag for flag, is_on in config.items() if flag.startswith("pooling_mode_") and is_on is True]
+    modes = [words] if isinstance(words, str) else words
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ST_NAMES:
+        raise CheckpointError(
+            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which with --pooling"
+        )
+    return ST_NAMES[modes[0]]
+
+
+def _read_json(path: Path, kind: type[Any]) -> Any:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
+    if not isinstance(data, kind):
+        raise CheckpointError(
+            f"{path.name}: expected a JSON {kind.__name__}; or say --pooling and --normalize yourself"
+        )
+    return data

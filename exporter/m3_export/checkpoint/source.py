@@ -1,0 +1,92 @@
+"""SOURCE to a local checkpoint folder: a folder, a name that m3_models builds, or a hub id."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import m3_models
+from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
+from m3_export.errors import SourceError
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./folder" is a folder, there or not
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this disk: the name it is known by, the folder, and the pinned revision of a hub source."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def resolve(source: str, scratch: Path, *, revision: str | None, progress: Callable[[str], None]) -> Source:
+    """Find or fetch SOURCE.
+
+    Args:
+        source: a folder, a name of m3_models, or a hub id such as BAAI/bge-m3; a folder wins over a name.
+        scratch: a folder for a checkpoint that has to be built.
+        revision: branch, tag or commit of a hub source.
+        progress: told what is being done.
+
+    Raises:
+        SourceError: none of the three, or the hub could not be reached.
+    """
+    path = Path(source).expanduser()
+    if revision is not None and (path.is_dir() or m3_models.is_name(source)):
+        raise SourceError(f"--revision {revision!r} is for hub sources; {source!r} is here already, leave it out")
+    if path.is_dir():
+        return Source(path.resolve().name, _with_config(path), None)
+    if m3_models.is_name(source):
+        write_named(source, scratch / source, progress)
+        return Source(source, scratch / source, None)
+    if HUB_ID.fullmatch(source):
+        return _from_hub(source, revision)
+    raise SourceError(
+        f"SOURCE {source!r} is {'a file, not' if path.is_file() else 'not'} a folder, not one of "
+        f"{', '.join(m3_models.names())}, and not a hub id of the form owner/name"
+    )
+
+
+def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the checkpoint of a name that m3_models knows.
+
+    Raises:
+        SourceError: a package that the model is made from is missing or of another release.
+    """
+    try:
+        m3_models.write_checkpoint(name, folder, progress=progress)
+    except m3_models.ModelError as error:
+        raise SourceError(str(error)) from error
+
+
+def _with_config(folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    inner = sorted(folder.glob("checkpoint-*/config.json"), key=lambda p: _step(p.parent.name))
+    hint = f"; did you mean {inner[-1].parent}?" if inner else "; a checkpoint folder has config.json"
+    raise SourceError(f"{folder} holds no config.json{hint}")
+
+
+def _step(name: str) -> int:
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _from_hub(repo: str, revision: str | None) -> Source:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
+    except Exception as error:  # the client's own errors, and those of the HTTP library below it
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise SourceError(
+            f"there is no folder {repo!r}, and it could not be had from the hub: {reason.rstrip('.')}. "
+            "Without a network: download the checkpoint elsewhere and give its folder, "
+            "or try the offline model with: m3-export mini-m3 OUT"
+        ) from error
+    # the cache names a snapshot by its commit, whatever branch or tag was asked for
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"hub repository {repo!r} holds no config.json; it is not a checkpoint of transformers")
+    return Source(repo, folder, folder.name)

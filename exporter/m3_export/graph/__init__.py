@@ -1,0 +1,1 @@
+"""The traced model, the trace, and the passes over the graph."""

@@ -1,0 +1,55 @@
+"""Graph to graph, one idea per file; each is an onnx_ir pass.
+
+`portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph that ONNX
+Runtime runs fastest, `for_openvino` one that packs short texts into rows. A pass that does not recognise its pattern
+leaves the graph as it is, so the order matters only where one pass makes what the next one looks for.
+"""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from m3_export.graph.passes.centre_activations import CentreActivations, Floats
+from m3_export.graph.passes.flash_attention import FuseAttention
+from m3_export.graph.passes.last_hidden_state import KeepLastHiddenState
+from m3_export.graph.passes.last_layer_rows import KeepLastLayerRows
+from m3_export.graph.passes.metadata import StripMetadata
+from m3_export.graph.passes.outlier_neurons import SplitOutlierNeurons
+from m3_export.graph.passes.packed_rows import PackRows
+from m3_export.graph.passes.skip_layer_norm import PreventSkipLayerNorm
+
+
+def portable(model: ir.Model) -> ir.Model:
+    """The traced graph without the exporter's traces of itself; with CLS pooling, `kept_tokens` as a third input.
+
+    The third input has a default, so nobody has to know it.
+    """
+    steps = (StripMetadata(), KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model).model
+
+
+def for_int8(model: ir.Model, means: Sequence[Floats], outliers: Sequence[Sequence[int]]) -> ir.Model:
+    """A copy that computes the same and is easier to quantize: outlier neurons in float, activations centred."""
+    return ir.passes.Sequential(SplitOutlierNeurons(outliers), CentreActivations(means))(model.clone()).model
+
+
+def for_onnxruntime(model: ir.Model) -> ir.Model:
+    """A copy that ONNX Runtime runs fast; the weights are shared with `model`.
+
+    What its own optimiser fuses well (Gelu with the bias in front of it) is left to it.
+    """
+    steps = (FuseAttention(), PreventSkipLayerNorm(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model.clone()).model
+
+
+def for_openvino(model: ir.Model) -> ir.Model:
+    """A copy that can pack short texts into rows."""
+    steps = (PackRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model.clone()).model
+
+
+def encoder_alone(model: ir.Model) -> ir.Model:
+    """The graph without heads, changed in place: `last_hidden_state` is its only output."""
+    steps = (KeepLastHiddenState(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    return ir.passes.Sequential(*steps)(model).model

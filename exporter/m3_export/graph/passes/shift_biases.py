@@ -1,0 +1,61 @@
+"""Add to the biases of projections what their INT8 products lack: zero points, and the mean of what rounding loses.
+
+Runs on the portable graph, before fusions take the biases up, so that one pass serves every engine.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from m3_export.graph.passes.matching import add_initializer, constant, is_vector
+
+Floats = NDArray[np.float32]
+
+
+class ShiftBiases(ir.passes.InPlacePass):
+    """`shifts` are (N,) by the name of the weight: `layers.3.ffn_out.weight`."""
+
+    def __init__(self, shifts: Mapping[str, Floats]) -> None:
+        self._shifts = shifts
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """See `onnx_ir.passes.InPlacePass`.
+
+        Raises:
+            ValueError: a weight is not there, or no bias follows its product.
+        """
+        products = {_second_input(node): node for node in model.graph if node.op_type == "MatMul"}
+        for name, shift in self._shifts.items():
+            add = _bias_add(products[name]) if name in products else None
+            if add is None:
+                raise ValueError(f"no product with {name!r} that a bias is added to")
+            _shift(model.graph, add, name, shift)
+        return ir.passes.PassResult(model, modified=bool(self._shifts))
+
+
+def _second_input(product: ir.Node) -> str | None:
+    _, value = product.inputs
+    return value.name if value is not None else None
+
+
+def _bias_add(product: ir.Node) -> ir.Node | None:
+    """The sum that adds the bias: the next one, or the one after what outlier neurons add."""
+    node = product
+    for _ in range(2):
+        uses = node.outputs[0].uses()
+        if len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None
+        node = uses[0].node
+        if any(is_vector(value) for value in node.inputs):
+            return node
+    return None
+
+
+def _shift(graph: ir.Graph, add: ir.Node, name: str, shift: Floats) -> None:
+    index = next(i for i, value in enumerate(add.inputs) if is_vector(value))
+    old = add.inputs[index]
+    shifted = np.asarray(constant(old), dtype=np.float64) + shift
+    # an initializer of its own: equal biases may share one after tracing
+    add.replace_input_with(index, add_initializer(graph, f"{name}.bias.shifted", shifted.astype(np.float32)))

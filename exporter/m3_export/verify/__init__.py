@@ -1,0 +1,1 @@
+"""The PyTorch reference, parity with it, budgets, golden values."""

@@ -1,0 +1,1 @@
+"""The bundle's format: manifest, reader, writer, vector space."""

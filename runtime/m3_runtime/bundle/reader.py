@@ -1,0 +1,155 @@
+"""Opening a bundle: everything is checked before anything is used."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+from m3_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, Variant
+from m3_runtime.errors import (
+    BundleDamagedError,
+    BundleFormatError,
+    BundleNotFoundError,
+    InputError,
+    VariantError,
+)
+
+SMALL_FILE_BYTES = 2**20
+"""Files up to this size have their digest compared at every opening: it takes a millisecond."""
+
+
+class Verify(StrEnum):
+    """How closely the listed files are looked at when a bundle is opened.
+
+    SIZE finds files that are missing or cut off, and any change of a file of at most 1 MiB (the graphs without their
+    weights, config.json). FULL finds changed bytes in large files (weights, a full-size tokenizer) too, at the price
+    of reading everything. Neither finds a forged manifest: digests protect from damage, not from an attacker.
+    """
+
+    SIZE = "size"
+    FULL = "full"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle: the folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: Verify | str = Verify.SIZE) -> "Bundle":
+        """Open a bundle and check every listed file.
+
+        Args:
+            path: the bundle's folder.
+            verify: "size" compares every size, and the SHA-256 of files up to 1 MiB (instant); "full" compares every
+                SHA-256. See `Verify`.
+
+        Raises:
+            BundleNotFoundError: no such folder, or no manifest in it.
+            BundleFormatError: malformed manifest, another schema, a path that leaves the folder.
+            BundleDamagedError: a listed file is missing, cut off or changed.
+            InputError: `verify` is neither "size" nor "full".
+        """
+        folder = Path(path)
+        level = _verify_level(verify)
+        manifest = _read_manifest(folder)
+        for entry in manifest.files:
+            _check_file(folder, entry, level)
+        _check_references(manifest)
+        return cls(folder=folder, manifest=manifest)
+
+    def file(self, path: str) -> Path:
+        """Absolute path of a listed file."""
+        return self.folder.resolve() / path
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name.
+
+        Raises:
+            VariantError: the bundle has no such variant.
+        """
+        for variant in self.manifest.variants:
+            if variant.name == name:
+                return variant
+        names = ", ".join(v.name for v in self.manifest.variants)
+        raise VariantError(f"the bundle has no variant {name!r}; it has: {names}")
+
+
+def safe_path(folder: Path, path: str) -> Path:
+    """The file `path` inside `folder`, refusing everything that leads out of it.
+
+    Raises:
+        BundleFormatError: absolute, with '..' or backslashes, or a symbolic link that leads out.
+    """
+    parts = PurePosixPath(path)
+    if not path or parts.is_absolute() or ".." in parts.parts or "\\" in path or ":" in path or "\0" in path:
+        raise BundleFormatError(f"{MANIFEST_NAME} lists {path!r}, which is not a path inside the bundle")
+    full = folder / parts
+    if not Path(os.path.realpath(full)).is_relative_to(os.path.realpath(folder)):
+        raise BundleFormatError(f"{path!r} is a link that leads out of the bundle; a bundle holds its own files")
+    return full
+
+
+def _verify_level(verify: Verify | str) -> Verify:
+    try:
+        return Verify(verify)
+    except ValueError as error:
+        raise InputError(f"verify must be 'size' or 'full', got {verify!r}") from error
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not folder.is_dir():
+        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleNotFoundError(
+            f"{str(folder)!r} is not a bundle: it has no {MANIFEST_NAME}; "
+            f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleFormatError(f"{MANIFEST_NAME} is not UTF-8 text; export the bundle again") from error
+    return Manifest.from_text(text)
+
+
+def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
+    path = safe_path(folder, entry.path)
+    if not os.path.isfile(path):  # noqa: PTH113 - Path's fails where a name is too long
+        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again")
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        raise BundleDamagedError(
+            f"{entry.path!r} is damaged: expected {entry.size_bytes} bytes, got {size}; copy or export it again"
+        )
+    is_digest_compared = level is Verify.FULL or size <= SMALL_FILE_BYTES
+    if is_digest_compared and (digest := sha256_of(path)) != entry.sha256:
+        raise BundleDamagedError(
+            f"{entry.path!r} is damaged: expected SHA-256 {entry.sha256}, got {digest}; copy or export it again"
+        )
+
+
+def _check_references(manifest: Manifest) -> None:
+    listed = {entry.path for entry in manifest.files}
+    used = {manifest.tokenizer.path}
+    for variant in manifest.variants:
+        used |= {variant.graph, *variant.files}
+    if unlisted := sorted(used - listed):
+        raise BundleFormatError(f"{MANIFEST_NAME} uses files that it does not list: {unlisted}")
+    names = {variant.name for variant in manifest.variants}
+    if not names or names != set(manifest.parity):
+        raise BundleFormatError(
+            f"{MANIFEST_NAME} must have variants, and parity for exactly those; it has variants {sorted(names)} and "
+            f"parity for {sorted(manifest.parity)}; export the bundle again"
+        )
+    if strangers := sorted(manifest.over_budget.keys() - names):
+        raise BundleFormatError(f"{MANIFEST_NAME} has over_budget for variants that it does not have: {strangers}")

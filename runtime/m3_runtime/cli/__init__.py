@@ -1,0 +1,66 @@
+"""The command m3-runtime."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from m3_runtime.cli import bulk, encode, info, score, serve
+from m3_runtime.errors import M3Error
+from m3_runtime.version import __version__
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors on CPU, from a bundle that m3-export made."
+
+_EPILOG = """\
+examples:
+  m3-runtime info my-bundle
+  m3-runtime encode my-bundle texts.txt -o vectors.jsonl
+  m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
+  m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
+m3-runtime COMMAND --help explains a command.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, all commands included."""
+    top = argparse.ArgumentParser(
+        prog="m3-runtime",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"m3-runtime {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    encode.add_command(commands)
+    bulk.add_command(commands)
+    score.add_command(commands)
+    serve.add_command(commands)
+    info.add_command(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = parser().parse_args(argv)
+    return _run(arguments.run, arguments)
+
+
+def _run(command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    try:
+        command(arguments)
+        sys.stdout.flush()
+    except (M3Error, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader went away (`| head`). Python would complain when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        sys.stderr.write(f"m3-runtime: {error}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("m3-runtime: interrupted\n")
+        return INTERRUPTED
+    return OK

@@ -1,0 +1,147 @@
+"""m3-runtime info: what a bundle is."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from m3_runtime.bundle.manifest import Manifest, Parity, ProjectionPrecision, Variant
+from m3_runtime.bundle.reader import Bundle
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info, default_threads
+from m3_runtime.engines.select import find_variant, is_installed, unmet_needs
+from m3_runtime.errors import M3Error
+from m3_runtime.records import to_json
+
+_EPILOG = """\
+examples:
+  m3-runtime info my-bundle
+  m3-runtime info my-bundle --json | jq .manifest.space_id
+  m3-runtime info my-bundle --verify full
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `info` to the command line."""
+    command = commands.add_parser(
+        "info",
+        help="what a bundle is, and what would run here",
+        description="What a bundle holds, how faithful its variants are, and which one this machine would run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    command.add_argument("--json", action="store_true", help="the same for programs: the manifest and this machine")
+    command.add_argument(
+        "--verify",
+        default="size",
+        choices=("size", "full"),
+        help="full compares every SHA-256, size those of small files (default: size)",
+    )
+    command.set_defaults(run=run, command_parser=command)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Describe the bundle."""
+    bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
+    text = _as_json(bundle) if arguments.json else "\n".join(_in_words(bundle))
+    sys.stdout.write(text + "\n")
+
+
+def _as_json(bundle: Bundle) -> str:
+    cpu = cpu_info()
+    machine = {
+        "cpu": cpu.name,
+        "architecture": cpu.architecture,
+        "flags": sorted(cpu.flags),
+        "threads": default_threads(),
+        "variant": _chosen(bundle),
+        "unmet_needs": {v.name: [need.value for need in unmet_needs(v)] for v in bundle.manifest.variants},
+    }
+    return json.dumps({"manifest": to_json(bundle.manifest), "machine": machine}, indent=2, ensure_ascii=False)
+
+
+def _in_words(bundle: Bundle) -> Iterator[str]:
+    manifest = bundle.manifest
+    yield from _model_lines(manifest)
+    for variant in manifest.variants:
+        yield ""
+        yield from _variant_lines(variant, manifest)
+    cpu = cpu_info()
+    yield ""
+    yield f"this machine: {cpu.name} ({cpu.architecture}), {default_threads()} threads"
+    yield f"  flags: {', '.join(sorted(cpu.flags)) or 'unknown'}"
+    yield f"  would run: {_chosen(bundle) or 'nothing: no variant of this bundle runs here'}"
+
+
+def _model_lines(manifest: Manifest) -> Iterator[str]:
+    source, geometry = manifest.source, manifest.geometry
+    revision = f" at {source.revision}" if source.revision else ""
+    width = f", ColBERT width {geometry.colbert_dim}" if geometry.colbert_dim else ""
+    yield f"source: {source.name}{revision}"
+    yield f"space_id: {manifest.space_id}"
+    yield f"heads: {', '.join(head.value for head in manifest.heads)}"
+    yield f"dense: {manifest.pooling.value} pooling, {'unit length' if manifest.normalize else 'not normalized'}"
+    yield (
+        f"encoder: {geometry.layers} layers, hidden size {geometry.hidden_size}{width}, "
+        f"vocabulary {geometry.vocab_size}, up to {geometry.max_tokens} tokens"
+    )
+    yield f"size: {_mb(sum(entry.size_bytes for entry in manifest.files))} in {len(manifest.files)} files"
+
+
+def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
+    size = sum(entry.size_bytes for entry in manifest.files if entry.path in {variant.graph, *variant.files})
+    missing = "" if is_installed(variant.engine) else ", which is not installed here"
+    yield f"variant {variant.name}: {variant.precision} on {variant.engine.value}{missing}, {_mb(size)}"
+    yield from _need_lines(variant)
+    if variant.properties.get("INFERENCE_PRECISION_HINT") == "bf16":
+        here = "" if cpu_info().has_bf16 else "; in f32 here, which this processor multiplies faster"
+        yield f"  what is not int8 runs in bf16{here}"
+    yield from _plan_lines(variant.plan)
+    parity = manifest.parity.get(variant.name)
+    if parity is None:
+        yield "  parity: not measured"
+    else:
+        yield from _parity_lines(parity)
+    for figure in manifest.over_budget.get(variant.name, ()):
+        yield f"  OVER BUDGET: {figure}"
+
+
+def _need_lines(variant: Variant) -> Iterator[str]:
+    unmet = unmet_needs(variant)
+    for need in variant.needs:
+        is_met = "NOT met here: it does not run" if need in unmet else "met here"
+        yield f"  needs {need.value} ({FEATURE_MEANS[need]}): {is_met}"
+
+
+def _plan_lines(plan: tuple[ProjectionPrecision, ...]) -> Iterator[str]:
+    """How many projections of each kind have which precision: `ffn_out 20 dynamic, 4 float`."""
+    kinds: dict[str, Counter[str]] = {}
+    for line in plan:
+        kinds.setdefault(line.projection.rpartition(".")[2], Counter())[line.precision] += 1
+    for kind, counts in kinds.items():
+        yield f"  plan    {kind}: {', '.join(f'{count} {precision}' for precision, count in counts.most_common())}"
+
+
+def _parity_lines(parity: Parity) -> Iterator[str]:
+    how = "simulated in float, " if parity.is_simulated else ""
+    yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({how}{parity.tokens} tokens):"
+    yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
+    if parity.sparse is not None:
+        sparse = parity.sparse
+        yield f"    sparse  weighted Jaccard {sparse.jaccard_mean:.4f}, lowest {sparse.jaccard_min:.4f}"
+    if parity.colbert is not None:
+        colbert = parity.colbert
+        yield f"    colbert cosine {colbert.cosine_mean:.5f}, 5th percentile {colbert.cosine_p5:.5f}"
+
+
+def _chosen(bundle: Bundle) -> str | None:
+    try:
+        return find_variant(bundle).variant.name
+    except M3Error:
+        return None
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

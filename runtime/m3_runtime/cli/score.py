@@ -1,0 +1,101 @@
+"""m3-runtime score: how well queries and passages match."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from m3_runtime.cli.arguments import add_batching, add_bundle, add_on_truncate, integer, open_encoder
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.io.input import InputFormat, PairRecord, read_pairs
+from m3_runtime.io.output import STDOUT, json_line, opened_output
+from m3_runtime.scoring import FusionWeights, PairScores
+
+_STEP_PAIRS = 1024
+
+_DESCRIPTION = """\
+Score pairs of a query and a passage with every head, and combined. A line of JSON for each pair.
+"""
+
+_EPILOG = """\
+examples:
+  m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
+  m3-runtime score my-bundle --pairs pairs.tsv -o scores.jsonl
+  m3-runtime score my-bundle --pairs pairs.jsonl --weights 0.4 0.2 0.4
+
+pairs: lines of query, tab, passage; or JSONL with "query" and "passage".
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add `score` to the command line."""
+    command = commands.add_parser(
+        "score",
+        help="how well queries and passages match",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_bundle(command)
+    command.add_argument("query", metavar="QUERY", nargs="?")
+    command.add_argument("passage", metavar="PASSAGE", nargs="?")
+    command.add_argument("--pairs", metavar="FILE", help="a file of pairs; - is standard input")
+    command.add_argument("--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO)
+    command.add_argument(
+        "--weights",
+        type=float,
+        nargs=3,
+        metavar=("DENSE", "SPARSE", "COLBERT"),
+        help="what each head counts in the combined scores (default: 1 1 1)",
+    )
+    command.add_argument("--max-query-length", type=integer(3), metavar="N", help="default: 512")
+    command.add_argument("--max-passage-length", type=integer(3), metavar="N", help="default: 512")
+    command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output")
+    add_on_truncate(command)
+    add_batching(command)
+    command.set_defaults(run=run, command_parser=command)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Score what the arguments name."""
+    pairs = _pairs(arguments)
+    weights = FusionWeights.from_sequence(arguments.weights)
+    texts = truncated = 0
+    with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
+        while step := list(islice(pairs, _STEP_PAIRS)):
+            scores = _scores(encoder, step, arguments)
+            texts += 2 * len(step)
+            truncated += scores.truncated
+            combined = scores.combined(weights)
+            for row in zip(*combined.values(), strict=True):
+                file.write(json_line(dict(zip(combined, row, strict=True))))
+    if truncated:
+        sys.stderr.write(
+            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
+            "and were cut\n"
+        )
+
+
+def _scores(encoder: M3Encoder, step: Sequence[PairRecord], arguments: argparse.Namespace) -> PairScores:
+    try:
+        return encoder.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_passage_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
+        )
+    except TextTooLongError as error:
+        raise InputError(f"{step[error.index].where}: {error}") from error
+
+
+def _pairs(arguments: argparse.Namespace) -> Iterator[PairRecord]:
+    has_texts = arguments.query is not None and arguments.passage is not None
+    if (arguments.pairs is not None) == has_texts or (arguments.query is not None and not has_texts):
+        arguments.command_parser.error("give QUERY and PASSAGE, or --pairs FILE")
+    if has_texts:
+        return iter([PairRecord(arguments.query, arguments.passage, "command line")])
+    return read_pairs(arguments.pairs, arguments.input_format)

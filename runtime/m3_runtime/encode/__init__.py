@@ -1,0 +1,1 @@
+"""From options and texts to batches, engine runs and the outputs of the heads: pure numpy."""

@@ -1,0 +1,119 @@
+"""The arguments of a call, checked once and frozen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.errors import HeadError, InputError
+from m3_runtime.tokenizer import SPECIALS, OnTruncate
+
+E = TypeVar("E", bound=StrEnum)
+
+DEFAULT_BATCH_SIZE = 256
+DEFAULT_MAX_LENGTH = 512
+
+
+class ColbertDtype(StrEnum):
+    """How ColBERT rows are handed out."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How to encode: every field has been checked against the bundle."""
+
+    heads: tuple[Head, ...]
+    max_length: int
+    batch_size: int
+    token_budget: int
+    on_truncate: OnTruncate
+    colbert_dtype: ColbertDtype
+
+
+def encode_options(
+    manifest: Manifest,
+    *,
+    heads: tuple[bool, bool, bool],
+    limits: tuple[int, int],
+    max_length: int | None,
+    on_truncate: OnTruncate | str,
+    colbert_dtype: ColbertDtype | str,
+) -> EncodeOptions:
+    """Check the arguments of `encode`.
+
+    Args:
+        manifest: of the bundle that will encode.
+        heads: whether dense, sparse and ColBERT are wanted.
+        limits: batch_size and token_budget.
+        max_length: tokens per text, or None for the default.
+        on_truncate: "truncate" or "error".
+        colbert_dtype: "float32" or "float16".
+
+    Raises:
+        InputError: an argument is out of range, or no head is asked for.
+        HeadError: the bundle has no such head.
+    """
+    batch_size, token_budget = limits
+    return EncodeOptions(
+        heads=_checked_heads(manifest, heads),
+        max_length=checked_max_length(max_length, manifest.geometry.max_tokens, "max_length"),
+        batch_size=_at_least(batch_size, 1, "batch_size"),
+        token_budget=_at_least(token_budget, 1, "token_budget"),
+        on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
+        colbert_dtype=_member(ColbertDtype, colbert_dtype, "colbert_dtype"),
+    )
+
+
+def checked_max_length(value: int | None, limit: int, name: str) -> int:
+    """A usable maximum length; None is 512 or the model's limit, whichever is less.
+
+    Raises:
+        InputError: fewer than 3 tokens (two specials and one of content), or more than the model takes.
+    """
+    if value is None:
+        return min(DEFAULT_MAX_LENGTH, limit)
+    length = _at_least(value, SPECIALS + 1, name)
+    if length > limit:
+        raise InputError(f"{name} is {length}, but the model takes at most {limit} tokens (both specials included)")
+    return length
+
+
+def checked_threads(threads: int) -> int:
+    """A usable thread count.
+
+    Raises:
+        InputError: not an integer of at least 1.
+    """
+    return _at_least(threads, 1, "threads")
+
+
+def _checked_heads(manifest: Manifest, wanted: Sequence[bool]) -> tuple[Head, ...]:
+    heads = tuple(head for head, is_wanted in zip(Head, wanted, strict=True) if is_wanted)
+    if not heads:
+        raise InputError("no head is asked for; set at least one of return_dense, return_sparse, return_colbert_vecs")
+    for head in heads:
+        if head not in manifest.heads:
+            names = ", ".join(h.value for h in manifest.heads)
+            raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
+    return heads
+
+
+def _at_least(value: object, least: int, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(f"{name} must be an integer, got {type(value).__name__}")
+    number = int(value.__index__())
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def _member(kind: type[E], value: str, name: str) -> E:
+    try:
+        return kind(value)
+    except ValueError as error:
+        names = " or ".join(repr(e.value) for e in kind)
+        raise InputError(f"{name} must be {names}, got {value!r}") from error

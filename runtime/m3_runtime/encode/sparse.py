@@ -1,0 +1,87 @@
+"""Lexical weights of many texts as arrays: what an inverted index or a sparse matrix wants."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_runtime.encode.heads import LexicalRows
+
+
+@dataclass(frozen=True, eq=False)
+class SparseVectors:
+    """S sparse vectors over the vocabulary, in compressed rows.
+
+    Text s has `ids[indptr[s]:indptr[s + 1]]` and the weights at the same places, in order of first
+    occurrence. `indptr` (S+1,) int64, `ids` (N,) int64, `weights` (N,) float32, all weights positive.
+    """
+
+    indptr: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        return (self.lexical_weights(row) for row in range(len(self)))
+
+    def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The ids and weights of one text.
+
+        Raises:
+            IndexError: there is no such text.
+        """
+        start, end = self._bounds(index)
+        return self.ids[start:end], self.weights[start:end]
+
+    def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The ids and weights of every text, in order."""
+        return (self.row(index) for index in range(len(self)))
+
+    def lexical_weights(self, index: int) -> dict[str, float]:
+        """One text as FlagEmbedding shows it: decimal ids to weights, as Python floats.
+
+        Raises:
+            IndexError: there is no such text.
+        """
+        ids, weights = self.row(index)
+        return dict(zip(map(str, ids.tolist()), weights.tolist(), strict=True))
+
+    def to_csr(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """(data, indices, indptr) of an (S, vocab_size) matrix, column indices ascending in each row.
+
+        For scipy: `scipy.sparse.csr_matrix(vectors.to_csr(), shape=(len(vectors), vectors.vocab_size))`.
+        """
+        rows = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.indptr))
+        order = np.lexsort((self.ids, rows))
+        return self.weights[order], self.ids[order], self.indptr
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        index %= len(self)
+        return int(self.indptr[index]), int(self.indptr[index + 1])
+
+
+def gather_sparse(parts: Sequence[LexicalRows], order: NDArray[np.int64], vocab_size: int) -> SparseVectors:
+    """Put the rows of several batches into input order.
+
+    Args:
+        parts: the batches' rows.
+        order: (S,) the input index of each row, in the order in which the batches hold them.
+        vocab_size: columns of the matrix.
+    """
+    if not parts:
+        return SparseVectors(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), vocab_size)
+    counts = np.concatenate([part.counts for part in parts])
+    starts = np.cumsum(counts) - counts
+    back = np.argsort(order, kind="stable")  # where the batches hold input row 0, 1, …
+    indptr = np.concatenate(([0], np.cumsum(counts[back]))).astype(np.int64)
+    # Entry k of a row lies at that row's start in the batches plus k.
+    taken = np.repeat(starts[back] - indptr[:-1], counts[back]) + np.arange(indptr[-1])
+    ids = np.concatenate([part.ids for part in parts])[taken]
+    weights = np.concatenate([part.weights for part in parts])[taken]
+    return SparseVectors(indptr=indptr, ids=ids, weights=weights, vocab_size=vocab_size)

@@ -1,0 +1,71 @@
+"""Texts to ids, a window at a time: while one window is worked on, the next is tokenized in another thread.
+
+What a window holds is a matter of speed alone. Texts that may run together find each other across windows
+(`batching.Waiting`).
+"""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from m3_runtime.encode.options import EncodeOptions
+from m3_runtime.errors import TextTooLongError
+from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
+
+# A window is large enough to fill batches of many lengths, and small next to what a caller holds in memory anyway. The
+# first one is small, since nothing runs meanwhile.
+_FIRST_TEXTS, _FIRST_CHARS = 256, 250_000
+_TEXTS, _CHARS = 2048, 2_000_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some neighbouring texts as ids; `start` is the index of the first."""
+
+    start: int
+    tokenized: TokenizedTexts
+
+
+def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Generator[Window]:
+    """Yield all texts as ids, in order.
+
+    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
+
+    Raises:
+        TextTooLongError: a text is too long and `options` say that this is an error; its index is among all texts.
+    """
+    parts = _parts(texts)
+    if len(parts) < 2:
+        yield from (_window(part, texts, options, tokenizer) for part in parts)
+        return
+    with ThreadPoolExecutor(1, "m3-tokenizer") as ahead:
+        following = ahead.submit(_window, parts[0], texts, options, tokenizer)
+        for part in parts[1:]:
+            window, following = following.result(), ahead.submit(_window, part, texts, options, tokenizer)
+            yield window
+        yield following.result()
+
+
+def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Window:
+    try:
+        tokenized = tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
+    except TextTooLongError as error:
+        index = part.start + error.index
+        raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
+    return Window(part.start, tokenized)
+
+
+def _parts(texts: Sequence[str]) -> list[range]:
+    """Runs of texts, each within the bounds on texts and characters, or one text.
+
+    >>> _parts(["a"] * 3000)
+    [range(0, 256), range(256, 2304), range(2304, 3000)]
+    """
+    parts: list[range] = []
+    start, chars, limits = 0, 0, (_FIRST_TEXTS, _FIRST_CHARS)
+    for i, text in enumerate(texts):
+        if i > start and (i - start >= limits[0] or chars + len(text) > limits[1]):
+            parts.append(range(start, i))
+            start, chars, limits = i, 0, (_TEXTS, _CHARS)
+        chars += len(text)
+    return [*parts, range(start, len(texts))] if texts else parts

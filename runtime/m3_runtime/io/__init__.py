@@ -1,0 +1,1 @@
+"""Rows and vectors in and out of files."""

@@ -1,0 +1,151 @@
+"""Writing results for the command line: a file is complete or absent."""
+
+import io
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.errors import InputError
+
+STDOUT = "-"
+
+
+@contextmanager
+def opened_output(target: str) -> Iterator[BinaryIO]:
+    """A file to write to: standard output for "-", else one that takes the target's name when complete.
+
+    A symbolic link stays, and the file it points at is replaced. What is no regular file (a pipe, /dev/null) is not
+    replaced but written to.
+
+    Raises:
+        InputError: the target cannot be written to.
+    """
+    if target == STDOUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(target)
+    with _opened_special(path) if path.exists() and not path.is_file() else _complete_or_absent(path) as file:
+        yield file
+
+
+class _Stream(io.BufferedWriter):
+    """A device or a pipe. It has no places: /dev/null says that it is at 0 always, and zipfile would believe it."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("a stream has no places")
+
+
+@contextmanager
+def _opened_special(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = _Stream(path.open("wb", buffering=0))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _complete_or_absent(target: Path) -> Iterator[BinaryIO]:
+    path = Path(os.path.realpath(target))
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        _set_usual_mode(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {str(path)!r}: {error.strerror}")
+
+
+def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
+    """Yield one JSON object a text: its id, its token count and the heads that were asked for."""
+    lexical = encoding.lexical_weights
+    for row, name in enumerate(ids):
+        record: dict[str, Any] = {"id": name, "tokens": int(encoding.token_counts[row])}
+        if encoding.dense_vecs is not None:
+            record["dense_vecs"] = _short(encoding.dense_vecs[row])
+        if isinstance(lexical, list):
+            record["lexical_weights"] = dict(
+                zip(lexical[row], _short(np.fromiter(lexical[row].values(), np.float32)), strict=True)
+            )
+        if encoding.colbert_vecs is not None:
+            record["colbert_vecs"] = [_short(vector) for vector in encoding.colbert_vecs[row]]
+        yield json_line(record)
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A JSON object as a line of UTF-8."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write what `numpy.load` reads, without pickle: `numpy.savez` would pickle arrays of objects.
+
+    Raises:
+        ValueError: an array holds objects.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+    """Everything as arrays, without pickle.
+
+    `ids` (S,), `token_counts` (S,), and per head: `dense_vecs` (S, H); `sparse_indptr` (S+1,), `sparse_ids` and
+    `sparse_weights`; `colbert_indptr` (S+1,) and `colbert_vecs` (rows, C), all texts one after the other.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.array(ids, dtype=np.str_),
+        "token_counts": np.concatenate([part.token_counts for part in parts]),
+    }
+    dense = [part.dense_vecs for part in parts if part.dense_vecs is not None]
+    if dense:
+        arrays["dense_vecs"] = np.concatenate(dense)
+    sparse = [part.sparse for part in parts if part.sparse is not None]
+    if sparse:
+        arrays["sparse_indptr"] = _starts(np.concatenate([np.diff(vectors.indptr) for vectors in sparse]))
+        arrays["sparse_ids"] = np.concatenate([vectors.ids for vectors in sparse])
+        arrays["sparse_weights"] = np.concatenate([vectors.weights for vectors in sparse])
+    colbert = [rows for part in parts if part.colbert_vecs is not None for rows in part.colbert_vecs]
+    if colbert:
+        arrays["colbert_indptr"] = _starts(np.array([len(rows) for rows in colbert]))
+        arrays["colbert_vecs"] = np.concatenate(colbert)
+    return arrays
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+def _short(vector: NDArray[Any]) -> list[float]:
+    """Floats with as many digits as their own precision needs, not the 17 of a float64."""
+    return [float(text) for text in vector.astype(np.str_)]
+
+
+def _set_usual_mode(path: Path) -> None:
+    """Give a temporary file, which is private, the mode that a new file would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
