@@ -25,7 +25,7 @@ from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
 from m3_runtime.errors import EngineError, InputError
 from m3_runtime.loading import load
-from m3_runtime.pairs import checked_pairs, score_pairs
+from m3_runtime.scoring import checked_pairs, score_pairs
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")

@@ -15,6 +15,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
+from m3_runtime.splitting import RunLimit
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 from patience import PATIENCE_S, wait_until
 
@@ -59,8 +60,8 @@ class Counting(M3Tokenizer):
 
 @pytest.fixture
 def small_windows(monkeypatch) -> None:
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 16)
-    monkeypatch.setattr(windows, "_TEXTS", 32)
+    monkeypatch.setattr(windows, "_FIRST_WINDOW", RunLimit(16, 250_000))
+    monkeypatch.setattr(windows, "_WINDOW", RunLimit(32, 250_000))
 
 
 @pytest.fixture
@@ -108,8 +109,8 @@ def test_a_small_input_needs_no_thread(slow):
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_windows_change_nothing(encoder, monkeypatch, batch_size):
     whole = encoder.encode(CORPUS, batch_size, 8, **ALL)
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 3)
-    monkeypatch.setattr(windows, "_TEXTS", 11)
+    monkeypatch.setattr(windows, "_FIRST_WINDOW", RunLimit(3, 250_000))
+    monkeypatch.setattr(windows, "_WINDOW", RunLimit(11, 250_000))
     parts = encoder.encode(CORPUS, batch_size, 8, **ALL)
     np.testing.assert_allclose(parts.dense_vecs, whole.dense_vecs, atol=1e-6)
     assert parts.token_counts.tolist() == whole.token_counts.tolist()

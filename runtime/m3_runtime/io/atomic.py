@@ -1,7 +1,7 @@
 """Files that are whole or absent, whatever happens while they are written: a full disk, a kill, a power cut.
 
-A file is written beside its target under another name, flushed to disk, and renamed; then its folder is flushed, so that
-the new name is on disk too. Nothing here knows the errors of this project: callers translate `OSError`.
+A file is written beside its target under another name, flushed to disk, and renamed; then its folder is flushed, so
+that the new name is on disk too. Nothing here knows the errors of this project: callers translate `OSError`.
 """
 
 import errno
@@ -54,7 +54,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: there is such a file already, or it cannot be written or flushed.
     """
-    file = path.open("xb")  # noqa: SIM115 - a file of somebody else's is not removed
+    file = path.open("xb")  # outside the block below, which must not remove the file of somebody else
     try:
         with file:
             yield file
@@ -100,3 +100,18 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until a folder and everything in it is on disk.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                flush(file)
+    flush_folder(folder)

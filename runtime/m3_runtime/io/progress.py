@@ -76,12 +76,11 @@ class Meter:
     """How far a job is; see `Progress.meter`."""
 
     def __init__(self, bar: Any) -> None:
-        self._bar = bar
+        self._bar, self._started_s = bar, time.monotonic()
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the meter was shown, above 0."""
-        return max(self._bar.format_dict["elapsed"], 1e-9) if self._bar is not None else 1e-9
+    def per_s(self, amount: int) -> float:
+        """An amount of this run, in units a second."""
+        return amount / max(time.monotonic() - self._started_s, 1e-9)
 
     def advance(self, amount: int, note: str) -> None:
         """Count some more work as done, and show a note beside it."""
