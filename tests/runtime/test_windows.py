@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError, windows
+from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode import windows
 from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine

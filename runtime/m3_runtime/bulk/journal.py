@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: nothing can be locked
     fcntl = None  # type: ignore[assignment]
 
-T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _record(cls: type[T], data: Mapping[str, Any], kind: str, name: str) -> T:
+def _record(cls: type[Entry], data: Mapping[str, Any], kind: str, name: str) -> Entry:
     if list(data) != [kind]:
         raise InputError(f"{name!r}: expected a line {kind!r}, got {list(data)}; choose another folder")
     return from_json(cls, data[kind], kind)
