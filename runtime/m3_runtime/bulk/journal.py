@@ -1,4 +1,4 @@
-"""The journal of a job: what it is, and which shards are done. A line is written when its shard has its name.
+"""The journal of a job: the job, and which of its shards are done. A line is written when its shard is in place.
 
     {"job": {…}}            the first line
     {"shard": {…}}          one for each shard, in the order in which they became done
@@ -78,7 +78,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class JournalText:
-    """What a journal says; `job` is None where it holds no whole line. `whole_bytes` of it are whole lines."""
+    """A journal's entries. `job` is None where it has no whole line; `whole_bytes` of the file are whole lines."""
 
     job: BulkJob | None
     shards: tuple[ShardDone, ...]

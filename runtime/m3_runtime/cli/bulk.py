@@ -118,7 +118,7 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do the job that the arguments name, or what is left of it."""
+    """Run a job, or the rest of it."""
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, arguments)
