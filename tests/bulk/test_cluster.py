@@ -16,8 +16,12 @@ from tempfile import TemporaryDirectory
 import pyarrow.dataset
 import pytest
 
-from m3_runtime import Bundle, M3Encoder, SpaceMismatchError, VariantError
-from m3_runtime.bulk.cluster import open_on_node
+from m3_runtime import Bundle, InputError, M3Encoder, SpaceMismatchError, VariantError
+from m3_runtime.bulk.cluster import Cluster, encode_on_cluster, open_on_node
+from m3_runtime.bulk.job import BulkJob, VectorSettings
+from m3_runtime.bulk.shards import BulkLimits
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.readers import Columns
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_BYTES = 100_000_000
@@ -137,6 +141,22 @@ def test_no_cluster_there(work):
     assert done.returncode == client.returncode == 2
     assert "run the command on a node of the cluster" in client.stderr
     assert f"cannot join a Ray cluster at '{address}'" in done.stderr
+
+
+def test_a_cluster_that_cannot_be_joined_leaves_the_handler_of_sigterm(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster is noted there
+    job = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 5, Columns(), ())
+    opening = partial(M3Encoder.open, tiny_bundle)
+    before = signal.signal(signal.SIGTERM, mine := lambda *_: None)
+    try:
+        with (
+            pytest.raises(InputError, match="cannot join a Ray cluster"),
+            encode_on_cluster(opening, Cluster("auto", None, None), job, BulkLimits()),
+        ):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_no_room_for_an_encoder(work, cluster):
