@@ -60,7 +60,7 @@ def test_packed_texts_are_told_apart(case, random):
     packed = TokenBatch(batch.input_ids.flatten()[places][None], np.array(numbers)[None])
     found = lexical_rows(packed, weights.flatten()[places][None], VOCABULARY)
     expected = lexical_rows(batch, weights, VOCABULARY)
-    for name in ("counts", "ids", "weights"):
+    for name in ("indptr", "ids", "weights"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     vectors = np.arange(rows * tokens, dtype=np.float32).reshape(rows, tokens, 1)
     split = list(colbert_rows(packed, vectors.reshape(1, -1, 1)[:, places][:, 1:], "float32"))

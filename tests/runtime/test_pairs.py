@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from m3_runtime import InputError, TextTooLongError
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.options import encode_options
 from m3_runtime.pairs import _steps
 
@@ -128,12 +129,5 @@ def test_cut_texts_can_be_refused(encoder, pairs, named):
     ],
 )
 def test_steps_keep_to_the_budget(encoder, lengths, budget, size, steps):
-    options = encode_options(
-        encoder.bundle.manifest,
-        heads=(True, True, True),
-        limits=(size, budget),
-        max_length=None,
-        on_truncate="truncate",
-        colbert_dtype="float32",
-    )
+    options = encode_options(encoder.bundle.manifest, set(Head), batch_size=size, token_budget=budget)
     assert [(step.start, step.stop) for step in _steps(np.array(lengths, np.int64), options)] == steps

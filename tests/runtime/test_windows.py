@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError, windows
+from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode import windows
 from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
@@ -83,14 +84,7 @@ def test_the_next_window_is_tokenized_while_the_engine_runs(slow):
 @pytest.mark.usefixtures("small_windows")
 def test_one_window_ahead_and_no_more(slow):
     encoder, _, tokenizer = slow
-    options = encode_options(
-        encoder.bundle.manifest,
-        heads=(True, False, False),
-        limits=(8, 512),
-        max_length=16,
-        on_truncate="truncate",
-        colbert_dtype="float32",
-    )
+    options = encode_options(encoder.bundle.manifest, {Head.DENSE}, batch_size=8, token_budget=512, max_length=16)
     expected = [2, 3, 4, 5, 6, 7, 7]
     for calls, _ in zip(expected, windows.tokenized_windows(CORPUS, options, tokenizer), strict=True):
         wait_until(lambda calls=calls: tokenizer.calls >= calls)

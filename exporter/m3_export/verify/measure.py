@@ -137,7 +137,7 @@ def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[I
 
 
 def _encode_ids(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> Encoding:
-    heads = tuple(head for head in (Head.DENSE, Head.COLBERT) if head in manifest.heads)
+    heads = frozenset({Head.DENSE, Head.COLBERT}).intersection(manifest.heads)
     options = EncodeOptions(
         heads, manifest.geometry.max_tokens, len(ids), DEFAULT_TOKEN_BUDGET, OnTruncate.ERROR, ColbertDtype.FLOAT32
     )

@@ -1,6 +1,6 @@
 """What `encode` returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.sparse import SparseVectors
 
 KEYS = ("dense_vecs", "lexical_weights", "colbert_vecs")
@@ -53,6 +54,25 @@ class Encoding(Mapping[str, Any]):
             is_single=True,
         )
 
+    def leading_dimensions(self, size: int, *, normalize: bool) -> "Encoding":
+        """The same texts with the first `size` dimensions of their dense and ColBERT vectors.
+
+        FlagEmbedding's `truncate_dim` cuts before it normalizes. Cutting afterwards and normalizing again gives the
+        same vectors, because the first normalization only scaled them.
+
+        Args:
+            size: dimensions to keep; narrower vectors stay as they are.
+            normalize: whether vectors have unit length.
+        """
+        dense, colbert = self.dense_vecs, self.colbert_vecs
+        if isinstance(colbert, list):
+            colbert = [_leading(rows, size, normalize) for rows in colbert]
+        elif colbert is not None:
+            colbert = _leading(colbert, size, normalize)
+        return replace(
+            self, dense_vecs=None if dense is None else _leading(dense, size, normalize), colbert_vecs=colbert
+        )
+
     def __getitem__(self, key: str) -> Any:
         if key not in KEYS:
             raise KeyError(key)
@@ -73,3 +93,48 @@ class Encoding(Mapping[str, Any]):
     def __repr__(self) -> str:
         heads = [key for key in KEYS if (self.sparse if key == KEYS[1] else getattr(self, key)) is not None]
         return f"Encoding(texts={len(self.token_counts)}, heads={heads}, truncated={self.truncated})"
+
+
+EncodedRow = tuple[Encoding, int]
+"""A text: the encoding of several texts that it is part of, and its row there."""
+
+
+def gather_encoding(texts: Sequence[EncodedRow], heads: Collection[Head], truncated: int) -> Encoding:
+    """One encoding of S texts that were encoded in different batches.
+
+    Args:
+        texts: S texts, at least one; each was encoded with all of `heads`, and maybe with more.
+        heads: heads to keep.
+        truncated: how many of the texts were cut.
+    """
+    dense, sparse, colbert = [], [], []
+    for encoding, row in texts:
+        if Head.DENSE in heads:
+            assert encoding.dense_vecs is not None
+            dense.append(encoding.dense_vecs[row])
+        if Head.SPARSE in heads:
+            assert encoding.sparse is not None
+            sparse.append(encoding.sparse.row(row))
+        if Head.COLBERT in heads:
+            assert encoding.colbert_vecs is not None
+            colbert.append(encoding.colbert_vecs[row])
+    vocab_size = 0 if not sparse or (first := texts[0][0].sparse) is None else first.vocab_size
+    return Encoding(
+        dense_vecs=np.stack(dense) if dense else None,
+        sparse=SparseVectors.from_rows(sparse, vocab_size) if sparse else None,
+        colbert_vecs=colbert or None,
+        token_counts=np.array([encoding.token_counts[row] for encoding, row in texts], np.int64),
+        truncated=truncated,
+        is_single=False,
+    )
+
+
+_SMALLEST_NORM = 1e-12
+
+
+def _leading(vectors: NDArray[Any], size: int, normalize: bool) -> NDArray[Any]:
+    kept = vectors[..., :size].copy()
+    if not normalize:
+        return kept
+    norm = np.linalg.norm(kept.astype(np.float32), axis=-1, keepdims=True)
+    return (kept / np.maximum(norm, _SMALLEST_NORM)).astype(vectors.dtype)

@@ -1,28 +1,15 @@
 """From what a graph returns to what each text gets. Pure functions on whole batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from m3_runtime.encode.sparse import SparseVectors
 from m3_runtime.engines import TokenBatch
 
 
-@dataclass(frozen=True)
-class LexicalRows:
-    """The lexical weights of N texts, one after the other.
-
-    `counts` (N,) int64: ids per text; `ids` (E,) int64 and `weights` (E,) float32 hold E =
-    counts.sum() entries.
-    """
-
-    counts: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    weights: NDArray[np.float32]
-
-
-def lexical_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_size: int) -> LexicalRows:
+def lexical_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_size: int) -> SparseVectors:
     """Aggregate token weights to one weight per id and text, as FlagEmbedding does.
 
     Per text: weights that are not positive are dropped, of an id that repeats the largest weight is kept, and
@@ -38,23 +25,17 @@ def lexical_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_si
     places = np.flatnonzero(token_weights > 0)
     places = places[np.argsort(text_of.flat[places], kind="stable")]
     texts, ids, weights = text_of.flat[places], batch.input_ids.flat[places], token_weights.flat[places]
-    if ids.size == 0:
-        return LexicalRows(np.zeros(count, np.int64), ids, np.empty(0, np.float32))
-    # Sorting by (text, id) brings repeats together; the sort is stable, so each run begins with the first
-    # occurrence.
+    # Sorting by (text, id) brings repeats together; the sort is stable, so each run begins with the first occurrence.
     key = texts * vocab_size + ids
     order = np.argsort(key, kind="stable")
-    ordered = key[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    largest = np.maximum.reduceat(weights[order], starts)
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
     first = order[starts]
     by_occurrence = np.argsort(first, kind="stable")
     kept = first[by_occurrence]
-    return LexicalRows(
-        counts=np.bincount(texts[kept], minlength=count).astype(np.int64),
-        ids=ids[kept],
-        weights=largest[by_occurrence].astype(np.float32, copy=False),
-    )
+    largest = np.maximum.reduceat(weights[order], starts) if starts.size else weights
+    counts = np.bincount(texts[kept], minlength=count)
+    indptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    return SparseVectors(indptr, ids[kept], largest[by_occurrence].astype(np.float32, copy=False), vocab_size)
 
 
 def colbert_rows(

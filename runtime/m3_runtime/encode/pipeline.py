@@ -1,6 +1,6 @@
-"""Texts to an `Encoding`: tokenize, batch, run, decode, put back in order."""
+"""Texts, or ids, to an `Encoding`: tokenize, batch, run, decode, put back in order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, Manifest
-from m3_runtime.encode.batching import Limits, Ready, Waiting
+from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.heads import LexicalRows, colbert_rows, lexical_rows
+from m3_runtime.encode.heads import colbert_rows, lexical_rows
 from m3_runtime.encode.options import EncodeOptions
-from m3_runtime.encode.sparse import gather_sparse
+from m3_runtime.encode.sparse import SparseVectors, gather_sparse
 from m3_runtime.encode.windows import Window, tokenized_windows
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.streams import in_streams
 from m3_runtime.errors import EngineError
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
+
+BatchObserver = Callable[[TokenBatch], None]
+"""Called with every batch before it runs, in the thread that runs it."""
 
 
 def encode_texts(
@@ -33,34 +36,47 @@ def encode_texts(
         return _encoded(windows, len(texts), options, manifest, engine)
 
 
-def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
+def encode_tokens(
+    tokenized: TokenizedTexts,
+    options: EncodeOptions,
+    manifest: Manifest,
+    engine: Engine,
+    on_batch: BatchObserver | None = None,
+) -> Encoding:
     """Encode S texts that are ids already.
 
     Raises:
         EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
-    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine)
+    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine, on_batch)
 
 
 def _encoded(
-    windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: Manifest, engine: Engine
+    windows: Iterable[Window],
+    texts: int,
+    options: EncodeOptions,
+    manifest: Manifest,
+    engine: Engine,
+    on_batch: BatchObserver | None = None,
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
 
     def run(ready: Ready) -> tuple[TokenBatch, RawOutputs]:
-        tokens = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
-        return tokens, engine.run(tokens, options.heads)
+        batch = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
+        if on_batch is not None:
+            on_batch(batch)
+        return batch, engine.run(batch, options.heads)
 
     results = _Results(texts, options, manifest)
     budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
-    limits = Limits(budget, options.batch_size, engine.packed_tokens)
+    limits = BatchLimits(budget, options.batch_size, engine.packed_tokens)
     with closing(in_streams(run, _batches(windows, limits, results), engine.streams)) as done:
-        for ready, (tokens, raw) in done:
-            results.take(ready.batch.indices, tokens, raw)
+        for ready, (batch, raw) in done:
+            results.take(ready.batch.indices, batch, raw)
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], limits: Limits, results: "_Results") -> Iterator[Ready]:
+def _batches(windows: Iterable[Window], limits: BatchLimits, results: "_Results") -> Iterator[Ready]:
     waiting = Waiting(limits)
     for window in windows:
         results.note(window)
@@ -83,9 +99,10 @@ class _Results:
         self._vocab_size = manifest.geometry.vocab_size
         self._lengths = np.zeros(texts, dtype=np.int64)
         self._truncated = 0
-        self._dense = np.empty((texts, manifest.geometry.hidden_size), dtype=np.float32)
-        self._lexical: list[LexicalRows] = []
-        self._order: list[NDArray[np.int64]] = []
+        width = manifest.geometry.hidden_size if Head.DENSE in options.heads else 0
+        self._dense = np.empty((texts, width), dtype=np.float32)
+        self._sparse: list[SparseVectors] = []
+        self._order: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
 
     def note(self, window: Window) -> None:
@@ -101,7 +118,7 @@ class _Results:
         if raw.dense_vecs is not None:
             self._dense[indices] = raw.dense_vecs
         if raw.token_weights is not None:
-            self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))
+            self._sparse.append(lexical_rows(batch, raw.token_weights, self._vocab_size))
         if raw.colbert_vecs is not None:
             rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
             for index, vectors in zip(indices, rows, strict=True):
@@ -109,11 +126,10 @@ class _Results:
 
     def encoding(self) -> Encoding:
         """All results, in input order."""
-        heads = self._options.heads
-        order = np.concatenate(self._order) if self._order else np.empty(0, np.int64)
+        heads, order = self._options.heads, np.concatenate(self._order)
         return Encoding(
             dense_vecs=self._dense if Head.DENSE in heads else None,
-            sparse=gather_sparse(self._lexical, order, self._vocab_size) if Head.SPARSE in heads else None,
+            sparse=gather_sparse(self._sparse, order, self._vocab_size) if Head.SPARSE in heads else None,
             colbert_vecs=self._colbert if Head.COLBERT in heads else None,
             token_counts=self._lengths,
             truncated=self._truncated,

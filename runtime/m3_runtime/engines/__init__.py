@@ -1,6 +1,6 @@
 """Engines: what runs a graph. One protocol, two implementations, chosen in `select`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class RawOutputs:
     colbert_vecs: NDArray[np.float32] | None = None
 
 
-def is_dense_only(heads: Sequence[Head]) -> bool:
+def is_dense_only(heads: Collection[Head]) -> bool:
     """Whether a call needs the pooled token alone."""
     return set(heads) == {Head.DENSE}
 
@@ -88,7 +88,7 @@ class Engine(Protocol):
     streams: int
     packed_tokens: int
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """Run the graph for the heads asked for.
 
         Raises:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -114,7 +114,7 @@ class OpenVinoEngine:
         requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
         return cls(model, defaults, packed_tokens, weights, opening.streams, requests)
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
         if KEPT_TOKENS in inputs and is_dense_only(heads):

@@ -1,6 +1,6 @@
 """The onnxruntime engine: runs everywhere, and is the default dependency."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class OrtEngine:
         shrinking.add_run_config_entry(*_SHRINKING)
         return cls(session, opening.streams, shrinking)
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
         session = self._session
         if session is None:
