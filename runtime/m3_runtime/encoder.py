@@ -30,7 +30,6 @@ from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
 from m3_runtime.errors import EngineError, InputError
 from m3_runtime.loading import load
-from m3_runtime.pairs import checked_pairs, score_pairs
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
@@ -271,7 +270,7 @@ class M3Encoder:
             EngineError: the engine failed, or the encoder is closed.
         """
         weights = scoring.FusionWeights.from_sequence(weights_for_different_modes)
-        pairs, is_single = checked_pairs(sentence_pairs)
+        pairs, is_single = scoring.checked_pairs(sentence_pairs)
         scores = self.score_pairs(
             pairs,
             batch_size,
@@ -315,9 +314,9 @@ class M3Encoder:
             )
             for name, length in (("max_query_length", max_query_length), ("max_passage_length", max_passage_length))
         )
-        pairs, _ = checked_pairs(sentence_pairs)
+        pairs, _ = scoring.checked_pairs(sentence_pairs)
         with self._running() as engine:
-            return score_pairs(pairs, (queries, passages), self._bundle.manifest, self._tokenizer, engine)
+            return scoring.score_pairs(pairs, (queries, passages), self._bundle.manifest, self._tokenizer, engine)
 
     compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
     colbert_score = staticmethod(scoring.colbert_score)

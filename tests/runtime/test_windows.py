@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError
 from m3_runtime.bundle.manifest import Head
@@ -16,6 +14,7 @@ from m3_runtime.encode import windows
 from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
+from m3_runtime.splitting import RunLimit
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 from patience import PATIENCE_S, wait_until
 
@@ -60,8 +59,8 @@ class Counting(M3Tokenizer):
 
 @pytest.fixture
 def small_windows(monkeypatch) -> None:
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 16)
-    monkeypatch.setattr(windows, "_TEXTS", 32)
+    monkeypatch.setattr(windows, "_FIRST_WINDOW", RunLimit(16, 250_000))
+    monkeypatch.setattr(windows, "_WINDOW", RunLimit(32, 250_000))
 
 
 @pytest.fixture
@@ -102,8 +101,8 @@ def test_a_small_input_needs_no_thread(slow):
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_windows_change_nothing(encoder, monkeypatch, batch_size):
     whole = encoder.encode(CORPUS, batch_size, 8, **ALL)
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 3)
-    monkeypatch.setattr(windows, "_TEXTS", 11)
+    monkeypatch.setattr(windows, "_FIRST_WINDOW", RunLimit(3, 250_000))
+    monkeypatch.setattr(windows, "_WINDOW", RunLimit(11, 250_000))
     parts = encoder.encode(CORPUS, batch_size, 8, **ALL)
     np.testing.assert_allclose(parts.dense_vecs, whole.dense_vecs, atol=1e-6)
     assert parts.token_counts.tolist() == whole.token_counts.tolist()
@@ -166,13 +165,3 @@ def test_several_callers_at_once(encoder):
         thread.join()
     assert len(got) == 4
     assert all(np.allclose(vectors, expected, atol=1e-6) for vectors in got)
-
-
-@given(st.lists(st.integers(0, 700_000), max_size=40))
-def test_windows_cover_the_texts_in_order_and_keep_to_their_bounds(sizes):
-    texts = ["x" * size for size in sizes]
-    parts = windows._parts(texts)
-    assert [i for part in parts for i in part] == list(range(len(texts)))
-    for number, part in enumerate(parts):
-        most = windows._CHARS if number else windows._FIRST_CHARS
-        assert len(part) == 1 or sum(len(texts[i]) for i in part) <= most

@@ -1,4 +1,4 @@
-"""The folder of a job, which is in order at any moment, whatever kills us.
+"""The folder of a job, which is consistent at any moment, whatever kills the process.
 
     OUT/journal.jsonl            what the job is, and which shards are done
     OUT/vectors/part-N.parquet   a shard, complete
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from m3_runtime.bulk.disk import flush, flush_folder, writing
-from m3_runtime.bulk.encode import ShardDraft
-from m3_runtime.bulk.job import Job, difference
-from m3_runtime.bulk.journal import Complete, Journal, ShardDone
-from m3_runtime.bulk.rows import BadRow
+from m3_runtime.bulk.job import BulkJob, difference
+from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
+from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.errors import BulkError, InputError
+from m3_runtime.io.atomic import flush, flush_folder, put_in_place
+from m3_runtime.io.readers import BadRow
 
 JOURNAL, VECTORS, REJECTED, PARTIAL = "journal.jsonl", "vectors", "rejected.jsonl", "partial"
 _NAME = re.compile(r"part-(\d{8,})\.parquet")
@@ -39,7 +39,7 @@ class JobFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, out: Path, job: Job) -> Iterator["JobFolder"]:
+    def open(cls, out: Path, job: BulkJob) -> Iterator["JobFolder"]:
         """Begin a job's folder, or resume it.
 
         Args:
@@ -95,8 +95,7 @@ class JobFolder:
         if draft.path is not None:
             with writing(part):
                 size_bytes = draft.path.stat().st_size
-                draft.path.replace(part)
-                flush_folder(part.parent)
+                put_in_place(draft.path, part)
         entry = ShardDone(
             index=draft.index,
             rows=draft.rows,
@@ -112,7 +111,7 @@ class JobFolder:
         return entry
 
     def finish(self) -> None:
-        """Say that nothing is left.
+        """Write down that nothing is left.
 
         Raises:
             BulkError: the journal cannot be written.
@@ -170,7 +169,7 @@ class JobFolder:
         return self._out / VECTORS / _name(index)
 
 
-def _begin(journal: Journal, job: Job, out: Path) -> None:
+def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
     """Write the first line, or compare it with what is asked for."""
     begun = journal.text.job
     if begun is None:

@@ -1,12 +1,42 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.io.readers import SourceFormat
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def add_parser(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command to the command line.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        name: of the command.
+        run: what it does with its arguments.
+        summary: its line in `m3-runtime --help`.
+        description: the first paragraph of its own help.
+        epilog: the last one, with examples.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run, command_parser=command)
+    return command
 
 
 def integer(least: int) -> Callable[[str], int]:
@@ -22,17 +52,25 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _streams(text: str) -> int | str:
-    """An argparse type: how many streams, or "auto"."""
-    return text if text == AUTO else integer(1)(text)
+def one_of(kind: type[E]) -> Callable[[str], E]:
+    """An argparse type: a member of an enum, by its value."""
+
+    def parse(text: str) -> E:
+        try:
+            return kind(text)
+        except ValueError as error:
+            names = " or ".join(member.value for member in kind)
+            raise argparse.ArgumentTypeError(f"expected {names}, got {text!r}") from error
+
+    return parse
 
 
 def add_bundle(command: argparse.ArgumentParser) -> None:
     """The bundle, and how to open it."""
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     group = command.add_argument_group("opening the bundle")
-    group.add_argument("--variant", default="auto", help="a variant's name (default: the fastest that runs here)")
-    group.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto")
+    group.add_argument("--variant", default=AUTO, help="a variant's name (default: the fastest that runs here)")
+    group.add_argument("--engine", default=AUTO, choices=(AUTO, "onnxruntime", "openvino"), help="default: auto")
     group.add_argument(
         "--threads", type=integer(1), help="threads of all runs together (default: the cores this process may use)"
     )
@@ -41,22 +79,56 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
         type=_streams,
         default=1,
         metavar="N|auto",
-        help="how many batches run at a time and share the threads; for many cores and many texts (default: 1)",
+        help="batches that run at the same time and share the threads; for many cores and many texts (default: 1)",
     )
+    add_verify(group)
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="folder where OpenVINO keeps compiled models, without their weights, to start faster next time (default: "
+        "none; onnxruntime has no cache)",
+    )
+    group.add_argument(
+        "--low-memory", action="store_true", help="use less memory and more time; the vectors are the same"
+    )
+
+
+def add_verify(group: Any) -> None:
+    """How closely a bundle's files are checked."""
     group.add_argument(
         "--verify",
         default="size",
         choices=("size", "full"),
-        help="full compares every SHA-256, size those of small files (default: size)",
+        help="full checks the SHA-256 of every file, size that of small files only (default: size)",
     )
+
+
+def add_heads(group: Any) -> None:
+    """Which heads to compute."""
     group.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="where OpenVINO keeps what it compiled, without the weights, to start faster next time (default: "
-        "nowhere; onnxruntime keeps nothing)",
+        "--heads",
+        type=_heads,
+        default=(Head.DENSE,),
+        metavar="LIST",
+        help="comma-separated: dense, sparse, colbert (default: dense)",
     )
+
+
+def add_max_length(group: Any, name: str = "--max-length") -> None:
+    """How many tokens of a text count."""
     group.add_argument(
-        "--low-memory", action="store_true", help="hold less in memory and take longer; the vectors are the same"
+        name, type=integer(3), metavar="N", help="tokens per text, both special tokens included (default: 512)"
+    )
+
+
+def add_input_format(group: Any, formats: Sequence[SourceFormat]) -> None:
+    """How a file is read."""
+    group.add_argument(
+        "--input-format",
+        type=_source_format,
+        choices=(None, *formats),
+        metavar="FORMAT",
+        help=f"{', '.join(formats)} or auto (default: auto, by the name's ending; lines if that says nothing)",
     )
 
 
@@ -75,7 +147,7 @@ def add_batching(command: argparse.ArgumentParser) -> None:
         type=integer(1),
         default=DEFAULT_TOKEN_BUDGET,
         metavar="N",
-        help="most tokens that run together; working memory follows it (default: %(default)s)",
+        help="most tokens that run together; bounds working memory (default: %(default)s)",
     )
 
 
@@ -85,7 +157,7 @@ def add_on_truncate(command: argparse.ArgumentParser) -> None:
         "--on-truncate",
         choices=("truncate", "error"),
         default="truncate",
-        help="what to do with longer texts (default: %(default)s, and say how many)",
+        help="what to do with longer texts: truncate them and report how many, or fail (default: %(default)s)",
     )
 
 
@@ -101,3 +173,18 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
         low_memory=arguments.low_memory,
         streams=arguments.streams,
     )
+
+
+def _streams(text: str) -> int | str:
+    return text if text == AUTO else integer(1)(text)
+
+
+def _source_format(text: str) -> SourceFormat | None:
+    return None if text == AUTO else one_of(SourceFormat)(text)
+
+
+def _heads(text: str) -> tuple[Head, ...]:
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(Head):
+        raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
+    return tuple(head for head in Head if head in names)  # in one order, so that a bulk job is recognized

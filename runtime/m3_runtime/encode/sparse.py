@@ -61,16 +61,6 @@ class SparseVectors:
         ids, weights = self.row(index)
         return dict(zip(map(str, ids.tolist()), weights.tolist(), strict=True))
 
-    def dot(self, index: int, other: "SparseVectors", other_index: int) -> np.float32:
-        """The lexical score of one text here and one in `other`: the sum over shared ids of both weights' product.
-
-        Raises:
-            IndexError: there is no such text.
-        """
-        (ids, weights), (other_ids, other_weights) = self.row(index), other.row(other_index)
-        _, here, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
-        return np.float32(weights[here] @ other_weights[there])
-
     def to_csr(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """(data, indices, indptr) of an (S, vocab_size) matrix, column indices ascending in each row.
 

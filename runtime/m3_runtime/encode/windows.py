@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.errors import TextTooLongError
+from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 
 # A window is large enough to fill batches of many lengths, and small next to what a caller holds in memory anyway. The
-# first one is small, since nothing runs meanwhile.
-_FIRST_TEXTS, _FIRST_CHARS = 256, 250_000
-_TEXTS, _CHARS = 2048, 2_000_000
+# first one is small, since nothing runs meanwhile. Items are texts, sizes characters.
+_FIRST_WINDOW = RunLimit(256, 250_000)
+_WINDOW = RunLimit(2048, 2_000_000)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M
     Raises:
         TextTooLongError: a text is too long and `options` say that this is an error; its index is among all texts.
     """
-    parts = _parts(texts)
+    parts = list(greedy_runs(map(len, texts), _WINDOW, first=_FIRST_WINDOW))
     if len(parts) < 2:
         yield from (_window(part, texts, options, tokenizer) for part in parts)
         return
@@ -53,19 +54,3 @@ def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer
         index = part.start + error.index
         raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
     return Window(part.start, tokenized)
-
-
-def _parts(texts: Sequence[str]) -> list[range]:
-    """Runs of texts, each within the bounds on texts and characters, or one text.
-
-    >>> _parts(["a"] * 3000)
-    [range(0, 256), range(256, 2304), range(2304, 3000)]
-    """
-    parts: list[range] = []
-    start, chars, limits = 0, 0, (_FIRST_TEXTS, _FIRST_CHARS)
-    for i, text in enumerate(texts):
-        if i > start and (i - start >= limits[0] or chars + len(text) > limits[1]):
-            parts.append(range(start, i))
-            start, chars, limits = i, 0, (_TEXTS, _CHARS)
-        chars += len(text)
-    return [*parts, range(start, len(texts))] if texts else parts

@@ -33,7 +33,7 @@ class M3Embeddings(Embeddings):
         Raises:
             InputError: a text is not what it must be; it is named by its index.
         """
-        found = self._encoder.encode_corpus(texts, max_length=self._max_length).dense_vecs
+        found = self._encoder.encode(texts, max_length=self._max_length).dense_vecs
         assert found is not None
         return found.tolist()
 

@@ -14,6 +14,6 @@ def lexical_rows(encoder: M3Encoder, texts: Sequence[str], max_length: int | Non
         InputError: a text is not what it must be; it is named by its index.
         HeadError: the bundle has no sparse head.
     """
-    found = encoder.encode_corpus(texts, max_length=max_length, return_dense=False, return_sparse=True).sparse
+    found = encoder.encode(texts, max_length=max_length, return_dense=False, return_sparse=True).sparse
     assert found is not None
     return [(ids.tolist(), weights.tolist()) for ids, weights in found.rows()]

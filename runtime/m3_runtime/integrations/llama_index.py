@@ -48,7 +48,7 @@ class M3Embedding(BaseEmbedding):
         return "M3Embedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found = self._encoder.encode_corpus(texts, max_length=self._max_length).dense_vecs
+        found = self._encoder.encode(texts, max_length=self._max_length).dense_vecs
         assert found is not None
         return found.tolist()
 

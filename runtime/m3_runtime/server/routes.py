@@ -18,7 +18,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import InputError
 from m3_runtime.io.output import npz_arrays, write_npz
-from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
+from m3_runtime.scoring import FusionWeights, PairScores, colbert_score, sparse_dot
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     OpenAiRefusal,
@@ -213,15 +213,13 @@ def _scores(
     encoding: Encoding, mode: Literal["dense", "sparse", "colbert", "hybrid"], weights: FusionWeights
 ) -> list[float]:
     """Scores of text 0, the query, and all other texts, the P passages."""
-    dense, sparse, colbert = encoding.dense_vecs, encoding.sparse, encoding.colbert_vecs
-    passages = range(1, len(encoding.token_counts))
-    none = np.zeros(len(passages), np.float32)
+    dense, colbert = encoding.dense_vecs, encoding.colbert_vecs or ()
+    lexical = () if encoding.sparse is None else tuple(encoding.sparse)
+    none = [0.0] * (len(encoding.token_counts) - 1)  # of heads that were not asked for
     scores = PairScores(
-        dense=none if dense is None else np.einsum("ph,h->p", dense[1:], dense[0]),
-        sparse=none if sparse is None else np.array([sparse.dot(0, sparse, i) for i in passages], np.float32),
-        colbert=none
-        if colbert is None
-        else np.array([colbert_score(colbert[0], colbert[i]) for i in passages], np.float32),
+        dense=np.array(none if dense is None else np.einsum("ph,h->p", dense[1:], dense[0]), np.float32),
+        sparse=np.array([sparse_dot(lexical[0], other) for other in lexical[1:]] or none, np.float32),
+        colbert=np.array([colbert_score(colbert[0], other) for other in colbert[1:]] or none, np.float32),
     )
     return scores.combined(weights)["colbert+sparse+dense" if mode == "hybrid" else mode]
 
