@@ -34,8 +34,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from m3_runtime import Bundle
-from m3_runtime.engines import TokenBatch
-from m3_runtime.engines.opening import Opening
+from m3_runtime.engines import Opening, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.bundle.manifest import Head
 

@@ -74,7 +74,11 @@ class _OneParseRequest(Request):
 class _OneParseRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
-        return lambda request: handler(_OneParseRequest(request.scope, request.receive))
+
+        async def handle(request: Request) -> Response:
+            return await handler(_OneParseRequest(request.scope, request.receive))
+
+        return handle
 
 
 def openai_routes(service: Service) -> APIRouter:
