@@ -9,7 +9,7 @@ from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.tokenizer import SPECIALS, OnTruncate
 
-E = TypeVar("E", bound=StrEnum)
+_E = TypeVar("_E", bound=StrEnum)
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_LENGTH = 512
@@ -117,7 +117,7 @@ def _at_least(value: object, least: int, name: str) -> int:
     return number
 
 
-def _member(kind: type[E], value: str, name: str) -> E:
+def _member(kind: type[_E], value: str, name: str) -> _E:
     try:
         return kind(value)
     except ValueError as error:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -21,53 +20,39 @@ _TEXTS = (1, 2, 4, 8, 16, 32, 64)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
-@dataclass(frozen=True)
 class Metrics:
     """All counts of one worker; an `Observer` of its batcher."""
 
-    registry: CollectorRegistry
-    requests: Counter
-    request_seconds: Histogram
-    rejections: Counter
-    texts: Counter
-    tokens: Counter
-    padding: Counter
-    truncated: Counter
-    queue_tokens: Gauge
-    queue_texts: Gauge
-    queue_seconds: Histogram
-    tokenize_seconds: Histogram
-    engine_seconds: Histogram
-    batch_texts: Histogram
-    batch_tokens: Histogram
-
-    @classmethod
-    def of(cls, encoder: M3Encoder) -> "Metrics":
+    def __init__(self, encoder: M3Encoder) -> None:
         """Counts that start at zero."""
-        r = CollectorRegistry()
-        _record_build(r, encoder)
-        return cls(
-            registry=r,
-            requests=Counter("m3_requests", "Requests answered", ("route", "status"), registry=r),
-            request_seconds=Histogram(
-                "m3_request_seconds", "First byte of a request to last of its answer", ("route",), registry=r,
-                buckets=_SECONDS,
-            ),
-            rejections=Counter("m3_rejections", "Requests refused", ("reason",), registry=r),
-            texts=Counter("m3_texts", "Texts encoded", registry=r),
-            tokens=Counter("m3_tokens", "Tokens encoded", registry=r),
-            padding=Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r),
-            truncated=Counter("m3_truncated_texts", "Texts that were cut", registry=r),
-            queue_tokens=_gauge("m3_queue_tokens", "Tokens that wait", r),
-            queue_texts=_gauge("m3_queue_texts", "Texts that wait", r),
-            queue_seconds=Histogram("m3_queue_seconds", "How long a text waited", registry=r, buckets=_SECONDS),
-            tokenize_seconds=Histogram(
-                "m3_tokenize_seconds", "Texts of a request to ids", registry=r, buckets=_SECONDS
-            ),
-            engine_seconds=Histogram("m3_engine_seconds", "A batch in the engine", registry=r, buckets=_SECONDS),
-            batch_texts=Histogram("m3_batch_texts", "Texts of a batch", registry=r, buckets=_TEXTS),
-            batch_tokens=Histogram("m3_batch_tokens", "Tokens of a batch", registry=r, buckets=_TOKENS),
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter("m3_requests", "Requests answered", ("route", "status"), registry=r)
+        self.request_seconds = Histogram(
+            "m3_request_seconds", "First byte of a request to last of its answer", ("route",), registry=r,
+            buckets=_SECONDS,
         )  # fmt: skip
+        self.rejections = Counter("m3_rejections", "Requests refused", ("reason",), registry=r)
+        self.texts = Counter("m3_texts", "Texts encoded", registry=r)
+        self.tokens = Counter("m3_tokens", "Tokens encoded", registry=r)
+        self.padding = Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r)
+        self.truncated = Counter("m3_truncated_texts", "Texts that were cut", registry=r)
+        self.queue_tokens = Gauge("m3_queue_tokens", "Tokens that wait", registry=r, multiprocess_mode="livesum")
+        self.queue_texts = Gauge("m3_queue_texts", "Texts that wait", registry=r, multiprocess_mode="livesum")
+        self.queue_seconds = Histogram("m3_queue_seconds", "How long a text waited", registry=r, buckets=_SECONDS)
+        self.tokenize_seconds = Histogram(
+            "m3_tokenize_seconds", "Texts of a request to ids", registry=r, buckets=_SECONDS
+        )
+        self.engine_seconds = Histogram("m3_engine_seconds", "A batch in the engine", registry=r, buckets=_SECONDS)
+        self.batch_texts = Histogram("m3_batch_texts", "Texts of a batch", registry=r, buckets=_TEXTS)
+        self.batch_tokens = Histogram("m3_batch_tokens", "Tokens of a batch", registry=r, buckets=_TOKENS)
+        labels = {
+            "version": __version__,
+            "variant": encoder.variant.name,
+            "engine": encoder.variant.engine.value,
+            "space_id": encoder.space_id,
+        }
+        build = Gauge("m3_build_info", "What is served", tuple(labels), registry=r, multiprocess_mode="livemax")
+        build.labels(**labels).set(1)
 
     def waiting(self, tokens: int, texts: int) -> None:
         """See `Observer.waiting`."""
@@ -97,21 +82,6 @@ class Metrics:
         together = CollectorRegistry()
         multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
         return generate_latest(together)
-
-
-def _gauge(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
-    return Gauge(name, meaning, registry=registry, multiprocess_mode="livesum")
-
-
-def _record_build(registry: CollectorRegistry, encoder: M3Encoder) -> None:
-    labels = {
-        "version": __version__,
-        "variant": encoder.variant.name,
-        "engine": encoder.variant.engine.value,
-        "space_id": encoder.space_id,
-    }
-    build = Gauge("m3_build_info", "What is served", tuple(labels), registry=registry, multiprocess_mode="livemax")
-    build.labels(**labels).set(1)
 
 
 _USUAL_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}

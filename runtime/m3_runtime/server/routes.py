@@ -41,12 +41,12 @@ from m3_runtime.server.schemas import (
     OpenAiRequest,
     OpenAiVectors,
     RerankRequest,
-    SimilarityParameters,
     SimilarityRequest,
+    TeiParameters,
     TextRank,
     Texts,
-    Token,
     TokenizeRequest,
+    TokenSpan,
     Vector,
 )
 from m3_runtime.server.service import Service
@@ -186,7 +186,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
 def _add_scores(routes: APIRouter, service: Service) -> None:
     @routes.post("/similarity", summary="Cosines of one sentence and others", responses=answered_by(list[float]))
     async def similarity(body: SimilarityRequest, request: Request) -> Response:
-        parameters = body.parameters or SimilarityParameters()
+        parameters = body.parameters or TeiParameters()
         _check_direction(parameters.truncation_direction)
         texts = _query_and_passages(body.inputs.source_sentence, "inputs.source_sentence", body.inputs.sentences)
         truncation = service.truncation(parameters.truncate)
@@ -217,8 +217,9 @@ def _scores(
     encoding: Encoding, mode: Literal["dense", "sparse", "colbert", "hybrid"], weights: FusionWeights
 ) -> list[float]:
     """Scores of text 0, the query, and all other texts, the P passages."""
-    dense, colbert = encoding.dense_vecs, encoding.colbert_vecs or ()
-    lexical = () if encoding.sparse is None else tuple(encoding.sparse)
+    dense = encoding.dense_vecs
+    lexical = [] if encoding.sparse is None else list(encoding.sparse)
+    colbert = [] if encoding.colbert_vecs is None else list(encoding.colbert_vecs)
     none = [0.0] * (len(encoding.token_counts) - 1)  # of heads that were not asked for
     scores = PairScores(
         dense=np.array(none if dense is None else np.einsum("ph,h->p", dense[1:], dense[0]), np.float32),
@@ -241,14 +242,16 @@ def _check_direction(direction: str | None) -> None:
 
 
 def _add_tokens(routes: APIRouter, service: Service) -> None:
-    @routes.post("/tokenize", summary="Tokens with their places in the text", responses=answered_by(list[list[Token]]))
+    @routes.post(
+        "/tokenize", summary="Tokens with their places in the text", responses=answered_by(list[list[TokenSpan]])
+    )
     async def tokenize(body: TokenizeRequest) -> Response:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         for i, text in enumerate(texts):
             check_text(text, f"inputs[{i}]")
         return await service.show_tokens(texts, lambda: json_answer([tokens(text, body) for text in texts]))
 
-    def tokens(text: str, body: TokenizeRequest) -> list[Token]:
+    def tokens(text: str, body: TokenizeRequest) -> list[TokenSpan]:
         pieces = service.encoder.tokenizer.pieces(text, with_specials=body.add_special_tokens)
         return [{"id": p.id, "text": p.text, "special": p.is_special, "start": p.start, "stop": p.stop} for p in pieces]
 

@@ -108,14 +108,19 @@ class OpenAiRequest(BaseModel):
     user: str | None = None
 
 
-class EmbedSparseRequest(BaseModel):
-    """POST /embed_sparse."""
+class TeiParameters(BaseModel):
+    """How long texts may be, as text-embeddings-inference asks; also the parameters of POST /similarity."""
 
     model_config = _OPEN
-    inputs: Annotated[Texts, _texts_field("inputs")]
     truncate: Truncate = None
     truncation_direction: Direction = "Right"
     prompt_name: str | None = None
+
+
+class EmbedSparseRequest(TeiParameters):
+    """POST /embed_sparse."""
+
+    inputs: Annotated[Texts, _texts_field("inputs")]
 
 
 class EmbedRequest(EmbedSparseRequest):
@@ -133,21 +138,12 @@ class SimilarityInput(BaseModel):
     sentences: Annotated[list[str], Field(min_length=1)]
 
 
-class SimilarityParameters(BaseModel):
-    """How to compare."""
-
-    model_config = _OPEN
-    truncate: Truncate = None
-    truncation_direction: Direction = "Right"
-    prompt_name: str | None = None
-
-
 class SimilarityRequest(BaseModel):
     """POST /similarity."""
 
     model_config = _OPEN
     inputs: SimilarityInput
-    parameters: SimilarityParameters | None = None
+    parameters: TeiParameters | None = None
 
 
 class RerankWeights(BaseModel):
@@ -159,14 +155,11 @@ class RerankWeights(BaseModel):
     colbert: Weight = 1.0
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(TeiParameters):
     """POST /rerank. `mode` and `weights` are ours."""
 
-    model_config = _OPEN
     query: str
     texts: Annotated[list[str], Field(min_length=1)]
-    truncate: Truncate = None
-    truncation_direction: Direction = "Right"
     raw_scores: Annotated[bool, Field(description="Scores are cosines and sums, never logits: both are the same.")] = (
         False
     )
@@ -268,7 +261,7 @@ class TextRank(Rank, total=False):
     text: str
 
 
-class Token(TypedDict):
+class TokenSpan(TypedDict):
     """A token; `text[start:stop]` are its characters."""
 
     id: int

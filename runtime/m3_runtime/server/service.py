@@ -21,7 +21,7 @@ from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import ServerSettings
 from m3_runtime.tokenizer import OnTruncate
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
 
@@ -90,7 +90,7 @@ class Service:
             settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
         )
         self.model_name = settings.model_name or self.manifest.source.name
-        self.metrics = Metrics.of(encoder)
+        self.metrics = Metrics(encoder)
         engine = encoder.engine
         self.batcher = Batcher(
             self._encode_batch, settings.limits.queue, self.metrics, engine.streams, engine.packed_tokens
@@ -194,7 +194,7 @@ class Service:
             on_batch=self.metrics.count_padding,
         )
 
-    async def show_tokens(self, texts: Sequence[str], work: Callable[[], T]) -> T:
+    async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
         """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
 
         Raises:
@@ -217,7 +217,7 @@ class Service:
             return self._to_ids(texts.items, name, truncation)
         return await self._in_thread(chars, lambda: self._to_ids(texts.items, name, truncation))
 
-    async def _in_thread(self, chars: int, work: Callable[[], T]) -> T:
+    async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
         threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
