@@ -87,12 +87,14 @@ class Opening:
         cache_file: where this variant's compiled form is kept from one opening to the next (OpenVINO only), or None.
         on_busy: called right before the long call into the engine, which leaves the interpreter to other threads.
         streams: how many runs at a time share the threads.
+        takes_padded: batches with padded rows will come; the runtime makes none.
     """
 
     low_memory: bool = False
     cache_file: Path | None = None
     on_busy: Callable[[], None] = lambda: None
     streams: int = 1
+    takes_padded: bool = False
 
 
 DEFAULT_OPENING = Opening()
