@@ -77,7 +77,7 @@ class BGEM3FlagModel:
             batch_size: most texts that run together.
             query_max_length: tokens per query; None is 512, or less where the model takes less.
             passage_max_length: tokens per passage, likewise.
-            return_dense: whether methods return dense vectors unless told otherwise.
+            return_dense: default of every method.
             return_sparse: likewise for lexical weights.
             return_colbert_vecs: likewise for ColBERT vectors.
             truncate_dim: keep this many leading dimensions.

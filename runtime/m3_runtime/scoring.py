@@ -23,7 +23,7 @@ from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 
 LexicalWeights = Mapping[str, float]
-Token = TypeVar("Token", int, str)
+TokenId = TypeVar("TokenId", int, str)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PairScores:
         }
 
 
-def sparse_dot(a: Mapping[Token, float], b: Mapping[Token, float]) -> float:
+def sparse_dot(a: Mapping[TokenId, float], b: Mapping[TokenId, float]) -> float:
     """Sum over shared token ids of the product of their weights.
 
     >>> sparse_dot({5: 0.5, 7: 0.25}, {5: 0.5, 9: 1.0})

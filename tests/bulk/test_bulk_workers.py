@@ -7,6 +7,12 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
+from m3_runtime.bulk.job import BulkJob, VectorSettings
+from m3_runtime.bulk.shards import BulkLimits, Shard
+from m3_runtime.bulk.workers import encode_in_processes
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import BulkError
+from m3_runtime.io.readers import Columns, Row
 from patience import has_ended, wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)
@@ -111,3 +117,17 @@ def test_a_bad_row_stops_strict_workers(work):
     assert set(work.ids()) <= {f"t{i}" for i in range(35)}
     assert work.run(source, *WORKERS).returncode == 0
     assert work.ids() == [f"t{i}" for i in range(100) if i % 40 != 39]
+
+
+def no_memory() -> None:
+    raise MemoryError("no room for the weights")
+
+
+def test_an_error_that_is_none_of_ours_is_named(work):
+    job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), ())
+    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 0, 1)
+    with (
+        encode_in_processes(no_memory, 1, job, BulkLimits()) as encode,
+        pytest.raises(BulkError, match=r"a worker failed \(MemoryError: no room for the weights\); finished shards"),
+    ):
+        list(encode(iter([shard]), work.folder))

@@ -59,7 +59,7 @@ def encode_on_cluster(
     Args:
         open_encoder: opens the job's bundle and variant on any node, given `threads`; it must pickle.
         cluster: where the actors run.
-        job: what is made of a text.
+        job: its settings say which vectors to make.
         limits: how much runs together, in each actor.
 
     Raises:

@@ -1,9 +1,9 @@
 """The folder of a job, which is consistent at any moment, whatever kills the process.
 
-    OUT/journal.jsonl            what the job is, and which shards are done
+    OUT/journal.jsonl            the job, and which of its shards are done
     OUT/vectors/part-N.parquet   a shard, complete
     OUT/rejected.jsonl           rows that could not be encoded, and why
-    OUT/partial/                 what is being written
+    OUT/partial/                 shards that are being written
 
 A shard becomes done in four steps, each on disk before the next: its file in `partial`, its lines in `rejected.jsonl`,
 its name in `vectors`, its line in the journal. What comes after the last line of the journal counts as not done: it is
@@ -44,7 +44,7 @@ class JobFolder:
 
         Args:
             out: the folder; made if it is not there.
-            job: what is asked for.
+            job: its inputs and settings.
 
         Raises:
             InputError: the folder holds something else, or another job.
@@ -67,7 +67,7 @@ class JobFolder:
 
     @property
     def shards(self) -> tuple[ShardDone, ...]:
-        """Those that are done, in order."""
+        """The shards that are done, in order."""
         return tuple(self._shards[index] for index in sorted(self._shards))
 
     @property
@@ -76,7 +76,7 @@ class JobFolder:
         return frozenset(self._shards)
 
     def taken_away(self) -> int:
-        """How many shards are done but no longer here: they were moved or deleted, which is allowed."""
+        """How many finished shards are no longer in the folder: moving or deleting them is allowed."""
         return sum(entry.rows > 0 and not self._part(entry.index).exists() for entry in self.shards)
 
     @property
@@ -170,7 +170,7 @@ class JobFolder:
 
 
 def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
-    """Write the first line, or compare it with what is asked for."""
+    """Write the job into a new journal, or compare it with the one there."""
     begun = journal.text.job
     if begun is None:
         journal.add(job)

@@ -1,4 +1,4 @@
-"""What a bulk job makes of what: the values that decide its output. Two runs of one job write the same shards."""
+"""A bulk job: its inputs and settings, which alone decide its output. Two runs of one job write the same shards."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class ShardColbertDtype(StrEnum):
 
 
 class OnLong(StrEnum):
-    """What becomes of a text of more than `max_length` tokens."""
+    """What to do with a text of more than `max_length` tokens."""
 
     TRUNCATE = "truncate"
     REJECT = "reject"
@@ -40,12 +40,12 @@ class OnLong(StrEnum):
 
 @dataclass(frozen=True)
 class VectorSettings:
-    """What is made of a text.
+    """Which vectors are made of a text, and how they are written.
 
     Attributes:
         heads: at least one.
         max_length: tokens per text, both special tokens included.
-        on_long: what becomes of longer texts.
+        on_long: what to do with longer texts.
         dense_dtype: of dense vectors.
         colbert_dtype: of ColBERT rows.
         colbert_pool: how many ColBERT rows become one, on average; 1 keeps all.
@@ -91,9 +91,9 @@ class BulkJob:
     Attributes:
         space_id: of the bundle.
         variant: that encodes.
-        vectors: what is made of a text.
+        vectors: which vectors to make.
         shard_rows: rows of the input in a shard, bad ones included.
-        columns: what is read.
+        columns: which columns to read.
         sources: the files, in order.
         format: of the output folder.
     """
@@ -108,11 +108,11 @@ class BulkJob:
 
 
 def difference(begun: BulkJob, asked: BulkJob) -> str | None:
-    """The first thing in which two jobs differ, in words; None if they are the same.
+    """The first difference between two jobs, in words; None if they are the same.
 
     Args:
-        begun: what a folder was begun with.
-        asked: what is asked for now.
+        begun: the job of an existing folder.
+        asked: the job to run now.
     """
     if begun.vectors != asked.vectors:
         return _first_difference(begun.vectors, asked.vectors)

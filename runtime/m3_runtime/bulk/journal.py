@@ -1,4 +1,4 @@
-"""The journal of a job: what it is, and which shards are done. A line is written when its shard has its name.
+"""The journal of a job: the job, and which of its shards are done. A line is written when its shard is in place.
 
     {"job": {…}}            the first line
     {"shard": {…}}          one for each shard, in the order in which they became done
@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: nothing can be locked
     fcntl = None  # type: ignore[assignment]
 
-T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 @contextmanager
@@ -78,7 +78,7 @@ class Complete:
 
 @dataclass(frozen=True)
 class JournalText:
-    """What a journal says; `job` is None where it holds no whole line. `whole_bytes` of it are whole lines."""
+    """A journal's entries. `job` is None where it has no whole line; `whole_bytes` of the file are whole lines."""
 
     job: BulkJob | None
     shards: tuple[ShardDone, ...]
@@ -170,7 +170,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _record(cls: type[T], data: Mapping[str, Any], kind: str, name: str) -> T:
+def _record(cls: type[Entry], data: Mapping[str, Any], kind: str, name: str) -> Entry:
     if list(data) != [kind]:
         raise InputError(f"{name!r}: expected a line {kind!r}, got {list(data)}; choose another folder")
     return from_json(cls, data[kind], kind)

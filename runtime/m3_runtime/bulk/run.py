@@ -51,10 +51,10 @@ def run_job(
     *,
     strict: bool,
 ) -> BulkSummary:
-    """Do what is left of a job.
+    """Run a job, or the rest of it.
 
     Args:
-        job: what is made of what.
+        job: its inputs and settings.
         out: the job's folder, begun or not.
         open_encode: opens what encodes; not called if nothing is left.
         progress: shows rows, tokens/s and the time that is left, by the bytes of the inputs.
@@ -118,7 +118,7 @@ def encode_here(open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: Bul
 
     Args:
         open_encoder: opens the job's bundle and variant.
-        job: what is made of a text.
+        job: its settings say which vectors to make.
         limits: how much runs together.
     """
     with open_encoder() as encoder:

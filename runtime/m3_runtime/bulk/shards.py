@@ -107,7 +107,7 @@ def read_shards(
 
     Args:
         sources: the files, in order.
-        columns: what is read of each.
+        columns: which columns to read.
         shard_rows: rows of a shard, good and bad together; the last one may have fewer.
         done: indices of shards to pass over.
 
@@ -144,7 +144,7 @@ def encode_shard(
 
     Args:
         encoder: of the job's bundle and variant.
-        job: what is made of a text.
+        job: its settings say which vectors to make.
         limits: how much runs together.
         shard: its rows.
         partial: the folder to write into, under a name that no other attempt has.

@@ -40,7 +40,7 @@ def encode_in_processes(
     Args:
         open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
         workers: how many.
-        job: what is made of a text.
+        job: its settings say which vectors to make.
         limits: how much runs together, in each worker.
 
     Raises:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from m3_runtime.cli import bulk, encode, info, score, serve
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -20,7 +20,7 @@ examples:
   m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
-exit codes: 0 done, 1 failed, 2 wrong usage or wrong input, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 130 interrupted
 m3-runtime COMMAND --help explains a command.
 """
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-runtime: {error}\n")
-        return USAGE if isinstance(error, InputError) else FAILED
+        return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-runtime: interrupted\n")
         return INTERRUPTED

@@ -6,13 +6,15 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.reader import Verify
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.io.readers import SourceFormat
+from m3_runtime.tokenizer import OnTruncate
 
-E = TypeVar("E", bound=StrEnum)
+Member = TypeVar("Member", bound=StrEnum)
 
 
 def add_parser(
@@ -52,17 +54,23 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
-def one_of(kind: type[E]) -> Callable[[str], E]:
-    """An argparse type: a member of an enum, by its value."""
+def add_integer(group: Any, name: str, text: str, *, least: int = 1, default: int | None = None) -> None:
+    """An option that takes an integer of at least `least`; its help ends with the default where there is one."""
+    shown = "" if default is None else " (default: %(default)s)"
+    group.add_argument(name, type=integer(least), default=default, metavar="N", help=text + shown)
 
-    def parse(text: str) -> E:
+
+def add_choice(group: Any, name: str, text: str, default: Member) -> None:
+    """An option that takes the value of an enum's member."""
+    kind = type(default)
+
+    def parse(value: str) -> Member:
         try:
-            return kind(text)
+            return kind(value)
         except ValueError as error:
-            names = " or ".join(member.value for member in kind)
-            raise argparse.ArgumentTypeError(f"expected {names}, got {text!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {' or '.join(kind)}, got {value!r}") from error
 
-    return parse
+    group.add_argument(name, type=parse, default=default, metavar="|".join(kind), help=f"{text} (default: {default})")
 
 
 def add_bundle(command: argparse.ArgumentParser) -> None:
@@ -71,9 +79,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("opening the bundle")
     group.add_argument("--variant", default=AUTO, help="a variant's name (default: the fastest that runs here)")
     group.add_argument("--engine", default=AUTO, choices=(AUTO, "onnxruntime", "openvino"), help="default: auto")
-    group.add_argument(
-        "--threads", type=integer(1), help="threads of all runs together (default: the cores this process may use)"
-    )
+    add_integer(group, "--threads", "threads of all runs together (default: the cores this process may use)")
     group.add_argument(
         "--streams",
         type=_streams,
@@ -88,77 +94,45 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
         help="folder where OpenVINO keeps compiled models, without their weights, to start faster next time (default: "
         "none; onnxruntime has no cache)",
     )
-    group.add_argument(
-        "--low-memory", action="store_true", help="use less memory and more time; the vectors are the same"
-    )
+    text = "use less memory and more time; the vectors are the same"
+    group.add_argument("--low-memory", action="store_true", help=text)
 
 
 def add_verify(group: Any) -> None:
     """How closely a bundle's files are checked."""
-    group.add_argument(
-        "--verify",
-        default="size",
-        choices=("size", "full"),
-        help="full checks the SHA-256 of every file, size that of small files only (default: size)",
-    )
+    text = "full checks the SHA-256 of every file, size that of small files only"
+    add_choice(group, "--verify", text, Verify.SIZE)
 
 
 def add_heads(group: Any) -> None:
     """Which heads to compute."""
-    group.add_argument(
-        "--heads",
-        type=_heads,
-        default=(Head.DENSE,),
-        metavar="LIST",
-        help="comma-separated: dense, sparse, colbert (default: dense)",
-    )
+    text = "comma-separated: dense, sparse, colbert (default: dense)"
+    group.add_argument("--heads", type=_heads, default=(Head.DENSE,), metavar="LIST", help=text)
 
 
 def add_max_length(group: Any, name: str = "--max-length") -> None:
     """How many tokens of a text count."""
-    group.add_argument(
-        name, type=integer(3), metavar="N", help="tokens per text, both special tokens included (default: 512)"
-    )
+    add_integer(group, name, "tokens per text, both special tokens included (default: 512)", least=3)
 
 
 def add_input_format(group: Any, formats: Sequence[SourceFormat]) -> None:
     """How a file is read."""
-    group.add_argument(
-        "--input-format",
-        type=_source_format,
-        choices=(None, *formats),
-        metavar="FORMAT",
-        help=f"{', '.join(formats)} or auto (default: auto, by the name's ending; lines if that says nothing)",
-    )
+    text = f"{', '.join(formats)} or auto (default: auto, by the name's ending; lines if that says nothing)"
+    group.add_argument("--input-format", type=_source_format, choices=(None, *formats), metavar="FORMAT", help=text)
 
 
 def add_batching(command: argparse.ArgumentParser) -> None:
     """How much runs together."""
     group = command.add_argument_group("batching")
-    group.add_argument(
-        "--batch-size",
-        type=integer(1),
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="most texts that run together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--token-budget",
-        type=integer(1),
-        default=DEFAULT_TOKEN_BUDGET,
-        metavar="N",
-        help="most tokens that run together; bounds working memory (default: %(default)s)",
-    )
+    add_integer(group, "--batch-size", "most texts that run together", default=DEFAULT_BATCH_SIZE)
+    text = "most tokens that run together; bounds working memory"
+    add_integer(group, "--token-budget", text, default=DEFAULT_TOKEN_BUDGET)
 
 
 def add_on_truncate(command: argparse.ArgumentParser) -> None:
     """What becomes of texts that are too long."""
-    command.add_argument(
-        "--on-truncate",
-        choices=("truncate", "error"),
-        default="truncate",
-        help="what to do with longer texts: truncate them and report how many, or fail (default: %(default)s)",
-    )
+    text = "what to do with longer texts: truncate them and report how many, or fail"
+    add_choice(command, "--on-truncate", text, OnTruncate.TRUNCATE)
 
 
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
@@ -180,7 +154,10 @@ def _streams(text: str) -> int | str:
 
 
 def _source_format(text: str) -> SourceFormat | None:
-    return None if text == AUTO else one_of(SourceFormat)(text)
+    try:
+        return None if text == AUTO else SourceFormat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(SourceFormat)} or auto, got {text!r}") from error
 
 
 def _heads(text: str) -> tuple[Head, ...]:

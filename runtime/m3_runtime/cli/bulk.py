@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, Cluster, encode_on_cluster
-from m3_runtime.bulk.job import (
-    BulkJob,
-    OnLong,
-    ShardColbertDtype,
-    ShardDenseDtype,
-    VectorSettings,
-    find_sources,
-)
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings, find_sources
 from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bulk.workers import encode_in_processes
@@ -25,12 +18,12 @@ from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
+    add_choice,
     add_heads,
     add_input_format,
+    add_integer,
     add_max_length,
     add_parser,
-    integer,
-    one_of,
 )
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
@@ -77,23 +70,13 @@ def add_command(commands: Any) -> None:
     command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the job's folder")
     _add_input(command)
     _add_vectors(command)
-    command.add_argument(
-        "--shard-rows",
-        type=integer(1),
-        metavar="N",
-        help=f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})",
-    )
-    command.add_argument(
-        "--workers",
-        type=integer(1),
-        metavar="N",
-        help="processes that encode, each with its own model and its share of the cores (default: 1; with --ray as "
-        "many as the nodes have room for)",
-    )
+    text = f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})"
+    add_integer(command, "--shard-rows", text)
+    text = "processes that encode, each with its own model and its share of the cores"
+    add_integer(command, "--workers", f"{text} (default: 1; with --ray as many as the nodes have room for)")
     _add_cluster(command)
-    command.add_argument(
-        "--strict", action="store_true", help="stop at a bad row instead of writing it to rejected.jsonl"
-    )
+    text = "stop at a bad row instead of writing it to rejected.jsonl"
+    command.add_argument("--strict", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
 
@@ -125,38 +108,17 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("vectors")
     add_heads(group)
     add_max_length(group)
-    group.add_argument(
-        "--on-truncate",
-        type=one_of(OnLong),
-        default=OnLong.TRUNCATE,
-        metavar="WHAT",
-        help="truncate longer texts and count them, or reject them as bad rows (default: truncate)",
-    )
-    group.add_argument(
-        "--dense-dtype",
-        type=one_of(ShardDenseDtype),
-        default=ShardDenseDtype.FLOAT32,
-        metavar="TYPE",
-        help="float32 or float16 (default: float32)",
-    )
-    group.add_argument(
-        "--colbert-dtype",
-        type=one_of(ShardColbertDtype),
-        default=ShardColbertDtype.FLOAT16,
-        metavar="TYPE",
-        help="float16, or int8 with a scale for each row: half of that (default: float16)",
-    )
-    group.add_argument(
-        "--colbert-pool",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="pool N similar ColBERT rows into one, on average; docs/bulk.md has the loss (default: 1, keep all)",
-    )
+    text = "truncate longer texts and count them, or reject them as bad rows"
+    add_choice(group, "--on-truncate", text, OnLong.TRUNCATE)
+    add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32)
+    text = "how ColBERT rows are written; int8 has a scale for each row and takes half of float16"
+    add_choice(group, "--colbert-dtype", text, ShardColbertDtype.FLOAT16)
+    text = "pool N similar ColBERT rows into one, on average; docs/bulk.md has the loss; 1 keeps all"
+    add_integer(group, "--colbert-pool", text, default=1)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do the job that the arguments name, or what is left of it."""
+    """Run a job, or the rest of it."""
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, arguments)

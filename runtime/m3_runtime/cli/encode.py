@@ -62,15 +62,13 @@ def add_command(commands: Any) -> None:
         default="jsonl",
         help="jsonl is written as it is computed, npz is held in memory until the end (default: %(default)s)",
     )
-    command.add_argument(
-        "-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output; npz needs a file"
-    )
+    text = "default: standard output; npz needs a file"
+    command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help=text)
     add_max_length(command)
     add_on_truncate(command)
     command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help="npz only")
-    command.add_argument(
-        "--progress", action="store_true", help="report progress on standard error even if it is no terminal"
-    )
+    text = "report progress on standard error even if it is no terminal"
+    command.add_argument("--progress", action="store_true", help=text)
     add_batching(command)
 
 

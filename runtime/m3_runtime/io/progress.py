@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 _METER = "{percentage:3.0f}%|{bar}| {postfix} [{elapsed}, left {remaining}]"
 _METER_WITHOUT_END = "{postfix} [{elapsed}]"
@@ -36,12 +36,12 @@ class Progress:
         yield
         self.say(f"{title}: done in {time.monotonic() - started_s:.1f} s")
 
-    def bar(self, items: Sequence[T], title: str, unit: str = "text") -> Iterable[T]:
+    def bar(self, items: Sequence[Item], title: str, unit: str = "text") -> Iterable[Item]:
         """Yield the items, with a bar that shows how many are left; no bar where standard error is no terminal."""
         tqdm = _tqdm()
         if self._quiet or tqdm is None:
             return items
-        bar: Iterable[T] = tqdm(
+        bar: Iterable[Item] = tqdm(
             items, desc=title, unit=unit, file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
         )
         return bar
