@@ -81,9 +81,9 @@ def test_padding_of_packed_rows_is_counted(two):
 
 def test_what_it_says_about_memory_holds_when_it_has_run(two):
     """Its weights are packed by the time of telling; later come the buffers of longer texts."""
-    (told,) = events(two, "all_workers_serve", 1)
+    (logged,) = events(two, "all_workers_serve", 1)
     ask(two, ["river " * 50])
-    for line, resident_mib in zip(events(two, "serving", 2), sorted(told["resident_mib"]), strict=True):
+    for line, resident_mib in zip(events(two, "serving", 2), sorted(logged["resident_mib"]), strict=True):
         assert memory_of(line["pid"]).resident_bytes / MIB == pytest.approx(resident_mib, rel=0.3)
         assert line["resident_mib"] == pytest.approx(resident_mib, rel=0.1)
-    assert max(told["resident_mib"]) < told["together_mib"] < sum(told["resident_mib"])
+    assert max(logged["resident_mib"]) < logged["together_mib"] < sum(logged["resident_mib"])

@@ -110,7 +110,7 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
 
 
 def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = DEFAULT_OPENING) -> Engine:
-    """Load a variant's graph from a file that need not lie in a bundle; see `open_engine`."""
+    """Load a variant's graph from a file that need not be in a bundle; see `open_engine`."""
     match variant.engine:
         case EngineName.ONNXRUNTIME:
             from m3_runtime.engines.ort import OrtEngine

@@ -117,7 +117,7 @@ class _Supervisor:
             self._end()
 
     def _end_soon(self, *_: object) -> None:
-        """A signal handler: it sets a flag and takes no lock, since it may interrupt whoever holds one."""
+        """A signal handler: it sets a flag and takes no lock, since it may interrupt code that holds one."""
         self._is_ending = True
 
     def _replace_dead(self) -> None:
