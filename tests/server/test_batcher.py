@@ -10,7 +10,7 @@ import pytest
 
 from m3_runtime import EngineError, M3Encoder
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.encode.encoding import EncodedRow, Encoding, gather_encoding
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.queue import Ids, QueueLimits
@@ -80,9 +80,8 @@ def batcher(runner: M3Encoder | Gate | Broken, notes: Notes | None = None, **lim
     return Batcher(runner.encode_ids, QueueLimits(**limits), notes or Notes())
 
 
-def assert_equal_bits(found: list[EncodedRow], encoder: M3Encoder, texts: Sequence[str]) -> None:
+def assert_equal_bits(got: Encoding, encoder: M3Encoder, texts: Sequence[str]) -> None:
     expected = encoder.encode(list(texts), return_sparse=True, return_colbert_vecs=True)
-    got = gather_encoding(found, ALL, 0)
     np.testing.assert_array_equal(got.token_counts, expected.token_counts)
     np.testing.assert_array_equal(got.dense_vecs, expected.dense_vecs)
     for name in ("indptr", "ids", "weights"):
@@ -123,9 +122,14 @@ def test_requests_that_run_together_get_what_the_encoder_gives_the_same_batch(en
         ]
         await asyncio.sleep(0.05)
         gate.open.set()
-        found = [row for (row,) in await asyncio.gather(*calls)]
-        assert_equal_bits(found[:1], encoder, texts[:1])
-        assert_equal_bits(found[1:], encoder, texts[1:])
+        alone = encoder.encode_heads(texts[:1], ALL)
+        together = encoder.encode_heads(texts[1:], ALL)  # the very batch
+        first, *others = await asyncio.gather(*calls)
+        np.testing.assert_array_equal(first.dense_vecs, alone.dense_vecs)
+        np.testing.assert_array_equal(np.concatenate([found.dense_vecs for found in others]), together.dense_vecs)
+        assert [found.lexical_weights for found in others] == [[weights] for weights in together.lexical_weights]
+        for found, rows in zip(others, together.colbert_vecs, strict=True):
+            np.testing.assert_array_equal(found.colbert_vecs[0], rows)
         runs.close()
 
     run(scenario())
@@ -138,8 +142,7 @@ def test_each_request_gets_the_heads_that_it_asked_for(encoder):
         rows = ids(encoder, ["one two"])
         asked = (ALL, frozenset({Head.SPARSE}), frozenset({Head.COLBERT}), DENSE)
         calls = [runs.encode(rows, heads, "a", 20) for heads in asked]
-        rows_of = await asyncio.gather(*calls)
-        got = [gather_encoding(found, heads, 0) for found, heads in zip(rows_of, asked, strict=True)]
+        got = await asyncio.gather(*calls)
         seen = [tuple(part is not None for part in (v.dense_vecs, v.sparse, v.colbert_vecs)) for v in got]
         assert seen == [(True, True, True), (False, True, False), (False, False, True), (True, False, False)]
         runs.close()
@@ -195,7 +198,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(encoder):
         third = asyncio.create_task(runs.encode(of_length(10), DENSE, "a", 20))
         await asyncio.sleep(0.01)
         gate.open.set()
-        assert [len(found) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
+        assert [len(found.dense_vecs) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
         runs.close()
 
     run(scenario())
@@ -235,7 +238,7 @@ def test_who_finds_nothing_waiting_is_let_in_however_slow_the_engine_was(encoder
     async def scenario() -> None:
         runs = batcher(encoder)
         runs.estimate.ran(1, 100.0)
-        assert len(await runs.encode(of_length(10), DENSE, "a", 20)) == 1
+        assert len((await runs.encode(of_length(10), DENSE, "a", 20)).dense_vecs) == 1
         runs.close()
 
     run(scenario())
@@ -257,7 +260,7 @@ def test_what_is_late_or_cancelled_leaves_the_queue(encoder):
         assert cancelled.cancelled()
         assert (notes.waiting_tokens, runs.requests) == (0, 1)
         gate.open.set()
-        assert len(await running) == 1
+        assert len((await running).dense_vecs) == 1
         runs.close()
 
     run(scenario())
@@ -275,7 +278,7 @@ def test_what_is_too_much_for_its_deadline_is_not_the_others_fault(encoder):
         with pytest.raises(DeadlineError, match=r"not done within 0\.05 s; send less at a time, or allow more time"):
             await runs.encode(of_length(40), DENSE, "b", 0.05)
         gate.open.set()
-        assert len(await running) == 1
+        assert len((await running).dense_vecs) == 1
         runs.close()
 
     run(scenario())
@@ -311,16 +314,7 @@ def test_draining_finishes_what_was_taken_and_takes_nothing_more(encoder):
         assert not draining.done()
         gate.open.set()
         await draining
-        assert [len(found) for found in await asyncio.gather(*calls)] == [1] * 5
-        runs.close()
-
-    run(scenario())
-
-
-def test_no_texts_are_no_work(encoder):
-    async def scenario() -> None:
-        runs = batcher(encoder)
-        assert await runs.encode([], ALL, "a", 20) == []
+        assert [len(found.dense_vecs) for found in await asyncio.gather(*calls)] == [1] * 5
         runs.close()
 
     run(scenario())

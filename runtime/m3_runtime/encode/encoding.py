@@ -1,6 +1,6 @@
 """What `encode` returns."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -95,38 +95,39 @@ class Encoding(Mapping[str, Any]):
         return f"Encoding(texts={len(self.token_counts)}, heads={heads}, truncated={self.truncated})"
 
 
-EncodedRow = tuple[Encoding, int]
-"""A text: the encoding of several texts that it is part of, and its row there."""
+class EncodingBuilder:
+    """One encoding of S texts that are encoded in different batches."""
 
+    def __init__(self, texts: int, heads: Collection[Head]) -> None:
+        """Expect S = `texts` texts; of their vectors only those of `heads` are kept."""
+        self.missing = texts
+        self._token_counts = np.zeros(texts, np.int64)
+        self._rows: dict[Head, list[Any]] = {head: [None] * texts for head in heads}
+        self._vocab_size = 0
 
-def gather_encoding(texts: Sequence[EncodedRow], heads: Collection[Head], truncated: int) -> Encoding:
-    """One encoding of S texts that were encoded in different batches.
+    def take(self, index: int, batch: Encoding, row: int) -> None:
+        """Copy the vectors of text `index`, which is row `row` of a batch; its batch mates are not kept."""
+        self._token_counts[index] = batch.token_counts[row]
+        if Head.DENSE in self._rows and batch.dense_vecs is not None:
+            self._rows[Head.DENSE][index] = batch.dense_vecs[row].copy()
+        if Head.SPARSE in self._rows and batch.sparse is not None:
+            self._rows[Head.SPARSE][index] = batch.sparse.row(row)
+            self._vocab_size = batch.sparse.vocab_size
+        if Head.COLBERT in self._rows and batch.colbert_vecs is not None:
+            self._rows[Head.COLBERT][index] = batch.colbert_vecs[row]
+        self.missing -= 1
 
-    Args:
-        texts: S texts, at least one; each was encoded with all of `heads`, and maybe with more.
-        heads: heads to keep.
-        truncated: how many of the texts were cut.
-    """
-    dense, sparse, colbert = [], [], []
-    for encoding, row in texts:
-        if Head.DENSE in heads:
-            assert encoding.dense_vecs is not None
-            dense.append(encoding.dense_vecs[row])
-        if Head.SPARSE in heads:
-            assert encoding.sparse is not None
-            sparse.append(encoding.sparse.row(row))
-        if Head.COLBERT in heads:
-            assert encoding.colbert_vecs is not None
-            colbert.append(encoding.colbert_vecs[row])
-    vocab_size = 0 if not sparse or (first := texts[0][0].sparse) is None else first.vocab_size
-    return Encoding(
-        dense_vecs=np.stack(dense) if dense else None,
-        sparse=SparseVectors.from_rows(sparse, vocab_size) if sparse else None,
-        colbert_vecs=colbert or None,
-        token_counts=np.array([encoding.token_counts[row] for encoding, row in texts], np.int64),
-        truncated=truncated,
-        is_single=False,
-    )
+    def encoding(self, truncated: int = 0) -> Encoding:
+        """All S texts, none of which is missing; `truncated` of them were cut."""
+        dense, sparse = self._rows.get(Head.DENSE), self._rows.get(Head.SPARSE)
+        return Encoding(
+            dense_vecs=None if dense is None else np.array(dense, np.float32),
+            sparse=None if sparse is None else SparseVectors.from_rows(sparse, self._vocab_size),
+            colbert_vecs=self._rows.get(Head.COLBERT),
+            token_counts=self._token_counts,
+            truncated=truncated,
+            is_single=False,
+        )
 
 
 _SMALLEST_NORM = 1e-12

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.encode.encoding import EncodedRow, Encoding
+from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
 
@@ -44,15 +44,16 @@ class _UnderWay:
 
     done: asyncio.Future[None]
     added_s: float
-    rows: list[EncodedRow | None]
-    missing: int
+    vectors: EncodingBuilder
 
-    def finish(self, error: BaseException | None = None) -> None:
+    def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
+        self.vectors.take(text.index, batch, row)
+        if not self.vectors.missing and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
         if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+            self.done.set_exception(error)
 
 
 class Batcher:
@@ -114,10 +115,8 @@ class Batcher:
         seconds = min(_MOST_RETRY_S, max(1, math.ceil(self.estimate.seconds(self._queue.tokens) / 2)))
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
-    async def encode(
-        self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float
-    ) -> list[EncodedRow]:
-        """Where the vectors of each of S texts are. Cancelling the call takes what still waits out of the queue.
+    async def encode(self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float) -> Encoding:
+        """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
         Args:
             ids: each text's ids, both special tokens included.
@@ -135,10 +134,8 @@ class Batcher:
         request = QueuedRequest.of(client, heads, ids)
         tokens = request.tokens
         self.check_room(tokens, client, deadline_s)
-        if not request.texts:
-            return []
         loop = asyncio.get_running_loop()
-        under_way = _UnderWay(loop.create_future(), loop.time(), [None] * len(ids), len(ids))
+        under_way = _UnderWay(loop.create_future(), loop.time(), EncodingBuilder(len(ids), heads))
         self._requests[request] = under_way
         self.estimate.begin(client, tokens)
         self._queue.add(request)
@@ -153,7 +150,7 @@ class Batcher:
             del self._requests[request]
             self.estimate.end(client, tokens)
             self._observer.waiting(self._queue.tokens, self._queue.texts)
-        return [row for row in under_way.rows if row is not None]
+        return under_way.vectors.encoding()
 
     def _late(self, tokens: int, deadline_s: float) -> QueueFullError | DeadlineError:
         """Blame the others that wait, or the request itself if it is too much for its deadline."""
@@ -219,13 +216,10 @@ class Batcher:
         if (error := done.exception()) is not None:
             for request in {text.request for text in batch}:
                 if under_way := self._requests.get(request):
-                    under_way.finish(error)
+                    under_way.fail(error)
             return
         encoding, duration_s = done.result()
         self._observer.ran(len(batch), tokens, duration_s)
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
-                under_way.rows[text.index] = encoding, row
-                under_way.missing -= 1
-                if not under_way.missing:
-                    under_way.finish()
+                under_way.take(text, encoding, row)

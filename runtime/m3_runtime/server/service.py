@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
 from m3_runtime.bundle.manifest import Head, Manifest
-from m3_runtime.encode.encoding import Encoding, gather_encoding
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, RequestTooLargeError, TextTooLongError
@@ -180,9 +180,9 @@ class Service:
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
         self._sizes.note(sum(row.size for row in tokenized.ids), call.body_bytes)
-        rows = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
+        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         self.metrics.truncated.inc(tokenized.truncated)
-        return gather_encoding(rows, heads, tokenized.truncated)
+        return replace(encoding, truncated=tokenized.truncated)
 
     def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
         return self.encoder.encode_ids(
