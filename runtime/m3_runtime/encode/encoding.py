@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.encode.sparse import SparseVectors
+from m3_runtime.encode.sparse import SparseRow, SparseVectors
 
 KEYS = ("dense_vecs", "lexical_weights", "colbert_vecs")
 """FlagEmbedding's result keys, always all three; None for a head that was not asked for."""
@@ -101,35 +101,40 @@ class EncodingBuilder:
     def __init__(self, texts: int, heads: Collection[Head]) -> None:
         """Expect S = `texts` texts; of their vectors only those of `heads` are kept."""
         self.missing = texts
+        self._heads = heads
         self._token_counts = np.zeros(texts, np.int64)
-        self._rows: dict[Head, list[Any]] = {head: [None] * texts for head in heads}
+        self._dense: NDArray[np.float32] | None = None
+        self._sparse = [_NO_WEIGHTS] * texts
         self._vocab_size = 0
+        self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
 
     def take(self, index: int, batch: Encoding, row: int) -> None:
         """Copy the vectors of text `index`, which is row `row` of a batch; its batch mates are not kept."""
         self._token_counts[index] = batch.token_counts[row]
-        if Head.DENSE in self._rows and batch.dense_vecs is not None:
-            self._rows[Head.DENSE][index] = batch.dense_vecs[row].copy()
-        if Head.SPARSE in self._rows and batch.sparse is not None:
-            self._rows[Head.SPARSE][index] = batch.sparse.row(row)
-            self._vocab_size = batch.sparse.vocab_size
-        if Head.COLBERT in self._rows and batch.colbert_vecs is not None:
-            self._rows[Head.COLBERT][index] = batch.colbert_vecs[row]
+        if Head.DENSE in self._heads and batch.dense_vecs is not None:
+            if self._dense is None:
+                self._dense = np.empty((len(self._token_counts), batch.dense_vecs.shape[1]), np.float32)
+            self._dense[index] = batch.dense_vecs[row]
+        if Head.SPARSE in self._heads and batch.sparse is not None:
+            self._sparse[index], self._vocab_size = batch.sparse.row(row), batch.sparse.vocab_size
+        if Head.COLBERT in self._heads and batch.colbert_vecs is not None:
+            self._colbert[index] = batch.colbert_vecs[row]
         self.missing -= 1
 
-    def encoding(self, truncated: int = 0) -> Encoding:
-        """All S texts, none of which is missing; `truncated` of them were cut."""
-        dense, sparse = self._rows.get(Head.DENSE), self._rows.get(Head.SPARSE)
+    def encoding(self) -> Encoding:
+        """All S texts, none of which is missing; how many were cut is for the caller to say."""
+        is_sparse = Head.SPARSE in self._heads
         return Encoding(
-            dense_vecs=None if dense is None else np.array(dense, np.float32),
-            sparse=None if sparse is None else SparseVectors.from_rows(sparse, self._vocab_size),
-            colbert_vecs=self._rows.get(Head.COLBERT),
+            dense_vecs=self._dense,
+            sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
+            colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
             token_counts=self._token_counts,
-            truncated=truncated,
+            truncated=0,
             is_single=False,
         )
 
 
+_NO_WEIGHTS: SparseRow = np.empty(0, np.int64), np.empty(0, np.float32)
 _SMALLEST_NORM = 1e-12
 
 

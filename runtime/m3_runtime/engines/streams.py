@@ -8,8 +8,8 @@ from typing import TypeVar
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def best_streams(threads: int) -> int:
@@ -45,7 +45,9 @@ def checked_streams(streams: int | str, threads: int) -> int:
     return streams
 
 
-def in_streams(run: Callable[[Item], Result], items: Iterable[Item], streams: int) -> Generator[tuple[Item, Result]]:
+def in_streams(
+    run: Callable[[_Item], _Result], items: Iterable[_Item], streams: int
+) -> Generator[tuple[_Item, _Result]]:
     """Run all items, several at a time, and yield each with its result in the order in which they came.
 
     Items are taken as they are needed: one more than there are streams, so that none of these waits for the caller.
@@ -58,7 +60,7 @@ def in_streams(run: Callable[[Item], Result], items: Iterable[Item], streams: in
             yield item, run(item)
         return
     threads = ThreadPoolExecutor(streams, "m3-stream")
-    begun: deque[tuple[Item, Future[Result]]] = deque()
+    begun: deque[tuple[_Item, Future[_Result]]] = deque()
     try:
         for item in items:
             begun.append((item, threads.submit(run, item)))

@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import UTC, datetime
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from m3_runtime.encoder import M3Encoder
@@ -73,7 +74,7 @@ class Metrics:
 
     def count_padding(self, batch: TokenBatch) -> None:
         """Count what a batch computes for nothing: rows of packed texts are rarely of one length."""
-        self.padding.inc(int((batch.attention_mask == 0).sum()))
+        self.padding.inc(batch.attention_mask.size - int(np.count_nonzero(batch.attention_mask)))
 
     def page(self) -> bytes:
         """The text that Prometheus reads: of all workers, where there are several."""
