@@ -43,13 +43,19 @@ class M3Encoder:
 
     >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
+
+    Attributes:
+        bundle: the open bundle: its folder and manifest.
+        variant: the variant that runs.
+        tokenizer: the bundle's tokenizer.
+        engine: what runs the variant.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
-        self._bundle = bundle
-        self._variant = variant
-        self._tokenizer = tokenizer
-        self._engine = engine
+        self.bundle = bundle
+        self.variant = variant
+        self.tokenizer = tokenizer
+        self.engine = engine
         self._lock = threading.Lock()  # over the two below
         self._calls = 0
         self._is_closed = False
@@ -178,7 +184,7 @@ class M3Encoder:
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
         options = encode_options(
-            self._bundle.manifest,
+            self.bundle.manifest,
             heads,
             batch_size=batch_size,
             token_budget=token_budget,
@@ -191,7 +197,7 @@ class M3Encoder:
             check_text(sentences, "the text")
         texts = checked_texts([sentences] if is_single else sentences)
         with self._running() as engine:
-            result = encode_texts(texts, options, self._bundle.manifest, self._tokenizer, engine)
+            result = encode_texts(texts, options, self.bundle.manifest, self.tokenizer, engine)
         return result.single() if is_single else result
 
     def encode_ids(
@@ -220,11 +226,11 @@ class M3Encoder:
             EngineError: the engine failed, or the encoder is closed.
         """
         options = encode_options(
-            self._bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
+            self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
         )
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:
-            return encode_tokens(tokenized, options, self._bundle.manifest, engine, on_batch)
+            return encode_tokens(tokenized, options, self.bundle.manifest, engine, on_batch)
 
     def encode_queries(self, queries: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
         """`encode` under FlagEmbedding's name for queries, with its other arguments; M3 has no query instruction."""
@@ -305,7 +311,7 @@ class M3Encoder:
         """
         queries, passages = (
             encode_options(
-                self._bundle.manifest,
+                self.bundle.manifest,
                 frozenset(Head),
                 batch_size=batch_size,
                 token_budget=token_budget,
@@ -316,7 +322,7 @@ class M3Encoder:
         )
         pairs, _ = scoring.checked_pairs(sentence_pairs)
         with self._running() as engine:
-            return scoring.score_pairs(pairs, (queries, passages), self._bundle.manifest, self._tokenizer, engine)
+            return scoring.score_pairs(pairs, (queries, passages), self.bundle.manifest, self.tokenizer, engine)
 
     compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
     colbert_score = staticmethod(scoring.colbert_score)
@@ -343,56 +349,36 @@ class M3Encoder:
         for token, weight in lexical_weights.items():
             if not str(token).isdecimal() or int(token) >= self.vocab_size:
                 raise InputError(f"{token!r} is not a token id; expected a number below {self.vocab_size}")
-            word = self._tokenizer.decode([int(token)])
+            word = self.tokenizer.decode([int(token)])
             words[word] = max(weight, words.get(word, weight))
         return words
 
     @property
-    def bundle(self) -> Bundle:
-        """The open bundle: its folder and manifest."""
-        return self._bundle
-
-    @property
-    def variant(self) -> Variant:
-        """The variant that runs."""
-        return self._variant
-
-    @property
-    def tokenizer(self) -> M3Tokenizer:
-        """The bundle's tokenizer."""
-        return self._tokenizer
-
-    @property
     def tokenizer_info(self) -> TokenizerInfo:
         """What the manifest says about the tokenizer."""
-        return self._bundle.manifest.tokenizer
+        return self.bundle.manifest.tokenizer
 
     @property
     def space_id(self) -> str:
         """Name of the vector space; vectors of another space_id must not be compared with ours."""
-        return self._bundle.manifest.space_id
+        return self.bundle.manifest.space_id
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of a text, both special tokens included."""
-        return self._bundle.manifest.geometry.max_tokens
+        return self.bundle.manifest.geometry.max_tokens
 
     @property
     def vocab_size(self) -> int:
         """Columns of a sparse vector."""
-        return self._bundle.manifest.geometry.vocab_size
-
-    @property
-    def engine(self) -> Engine:
-        """What runs the variant."""
-        return self._engine
+        return self.bundle.manifest.geometry.vocab_size
 
     def close(self) -> None:
         """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
         with self._lock:
             self._is_closed = True
             if not self._calls:
-                self._engine.close()
+                self.engine.close()
 
     def __enter__(self) -> "M3Encoder":
         return self
@@ -410,9 +396,9 @@ class M3Encoder:
                 raise EngineError("the encoder is closed; open the bundle again")
             self._calls += 1
         try:
-            yield self._engine
+            yield self.engine
         finally:
             with self._lock:
                 self._calls -= 1
                 if self._is_closed and not self._calls:
-                    self._engine.close()
+                    self.engine.close()

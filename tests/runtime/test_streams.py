@@ -65,7 +65,7 @@ def test_streams_change_no_bit(tiny_bundle, variant):
 def test_streams_share_the_token_budget(tiny_bundle, monkeypatch):
     running, sizes = threading.Semaphore(2), []
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=2, streams=2) as encoder:
-        run = encoder._engine.run
+        run = encoder.engine.run
 
         def watched(batch, heads):
             assert running.acquire(blocking=False)
@@ -75,7 +75,7 @@ def test_streams_share_the_token_budget(tiny_bundle, monkeypatch):
             finally:
                 running.release()
 
-        monkeypatch.setattr(encoder._engine, "run", watched)
+        monkeypatch.setattr(encoder.engine, "run", watched)
         found = encoder.encode(["three words here"] * 60, token_budget=100)
     assert 25 < max(sizes) <= 50
     assert sum(sizes) == sum(found.token_counts)

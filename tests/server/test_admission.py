@@ -84,22 +84,49 @@ def full(monkeypatch: pytest.MonkeyPatch, service: Service) -> list[int]:
     return asked_for
 
 
+TEXTS = ["some words that are tokens"] * 4
+BODY = json.dumps({"inputs": TEXTS}).encode()
+
+
 def test_a_full_queue_refuses_at_the_headers_by_the_tokens_that_such_bodies_held(encoder, monkeypatch):
     async def scenario(service: Service, ask: Ask) -> None:
-        body = json.dumps({"inputs": ["some words that are tokens"] * 4}).encode()
-        first = Exchange("POST", "/embed", len(body))
-        first.put(body, is_last=True)
-        await ask(first)
-        assert first.status == 200
-        tokens = int(encoder.encode(["some words that are tokens"] * 4).token_counts.sum())
-
+        tokens = await tokens_of_a_body(encoder, ask)
         asked_for = full(monkeypatch, service)
-        refused = Exchange("POST", "/embed", 10 * len(body))
+        refused = Exchange("POST", "/embed", 10 * len(BODY))
         await ask(refused)
         assert refused.status == 429
         assert (b"retry-after", b"3") in refused.sent[0]["headers"]
         assert refused.asked_for == 0, "the body was read"
         assert asked_for == [10 * tokens]
+
+    serve(encoder, scenario)
+
+
+async def tokens_of_a_body(encoder: M3Encoder, ask: Ask) -> int:
+    """Let the server see a body, and how many tokens it holds."""
+    first = Exchange("POST", "/embed", len(BODY))
+    first.put(BODY, is_last=True)
+    await ask(first)
+    assert first.status == 200
+    return int(encoder.encode(TEXTS).token_counts.sum())
+
+
+def test_a_body_of_unknown_size_is_refused_when_it_has_been_read(encoder, monkeypatch):
+    async def scenario(service: Service, ask: Ask) -> None:
+        tokens, asked_for = await tokens_of_a_body(encoder, ask), []
+
+        def busy(tokens: int, client: str, deadline_s: float) -> None:
+            asked_for.append(tokens)
+            if tokens:
+                raise QueueFullError("the server is busy", 3)
+
+        monkeypatch.setattr(service.batcher, "check_room", busy)
+        request = Exchange("POST", "/embed")
+        request.put(BODY)
+        request.put(BODY, is_last=True)  # no JSON together, which nobody finds out
+        await ask(request)
+        assert request.status == 429
+        assert asked_for == [0, 2 * tokens]
 
     serve(encoder, scenario)
 

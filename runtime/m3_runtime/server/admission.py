@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -122,13 +122,17 @@ class Admission:
         if self._requests >= self._limits.max_requests:
             raise _busy(f"{self._requests} requests are under way")
         size = self._announced_bytes(headers)
+        is_queued = exchange.method == "POST" and exchange.path not in _NOT_QUEUED
         scope[CALL] = call = Call(exchange.client, self._deadline_s(headers), size)
-        if exchange.method == "POST" and exchange.path not in _NOT_QUEUED:
+        if is_queued:
             self._service.check_room(call)
         self._requests += 1
         try:
             self._hold(exchange, size)
             body = await self._body(receive, exchange)
+            if is_queued and len(body) > size:  # its size was not announced
+                scope[CALL] = call = replace(call, body_bytes=len(body))
+                self._service.check_room(call)
             await self._answer(scope, receive, send, body)
         finally:
             self._requests -= 1

@@ -38,7 +38,7 @@ _BODY_SHARE = 8
 
 @dataclass(frozen=True)
 class Call:
-    """Who asks, the seconds left for the answer, and the announced size of the body (0: not announced)."""
+    """Who asks, the seconds left for the answer, and the size of the body (0 before one is read that is not announced)."""
 
     client: str
     deadline_s: float
@@ -143,9 +143,9 @@ class Service:
         return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
 
     def check_room(self, call: Call) -> None:
-        """Refuse a request that will not be served, before its body is read: refusing must cost next to nothing.
+        """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
 
-        How many tokens a body holds is estimated from its announced size. `encode` checks again with the true number.
+        How many tokens a body holds is estimated from its size. `encode` checks again with the true number.
 
         Raises:
             ServiceError: the server is busy, or about to stop.
