@@ -38,7 +38,7 @@ _BODY_SHARE = 8
 
 @dataclass(frozen=True)
 class Call:
-    """Who asks, the seconds left for the answer, and the size of the body (0 before one is read that is not announced)."""
+    """Who asks, the seconds left for the answer, and the size of the body; 0 while that is not known."""
 
     client: str
     deadline_s: float
