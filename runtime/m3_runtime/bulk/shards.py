@@ -154,7 +154,7 @@ def encode_shard(
         EngineError: the engine failed.
     """
     settings = job.vectors
-    rows, long = _without_long(encoder, settings, shard.rows)
+    rows, ids, long = _without_long(encoder, settings, shard.rows)
     bad = (*shard.bad, *long)
     if not rows:
         yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
@@ -165,7 +165,7 @@ def encode_shard(
     with writing(path), new_file(path) as file, _writer(file, job, encoder) as writer:
         for run in greedy_runs((len(row.text) for row in rows), limit):
             step = rows[run.start : run.stop]
-            encoding = _encoded(encoder, settings, limits, step)
+            encoding = _encoded(encoder, settings, limits, step, ids[run.start : run.stop] if ids else None)
             writer.write_table(_table([row.id for row in step], encoding, settings, writer.schema))
             step_tokens = int(encoding.token_counts.sum())
             tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
@@ -175,28 +175,33 @@ def encode_shard(
 
 def _without_long(
     encoder: M3Encoder, settings: VectorSettings, rows: Sequence[Row]
-) -> tuple[list[Row], tuple[BadRow, ...]]:
-    """The rows to encode, and those that are rejected because they are too long."""
+) -> tuple[list[Row], Sequence[NDArray[np.int32]] | None, tuple[BadRow, ...]]:
+    """The rows to encode, and those that are rejected because they are too long; with ids if that took tokenizing."""
     if settings.on_long is OnLong.TRUNCATE or not rows:
-        return list(rows), ()
-    is_cut = encoder.tokenizer.encode_batch([row.text for row in rows], settings.max_length).is_cut
+        return list(rows), None, ()
+    tokenized = encoder.tokenizer.encode_batch([row.text for row in rows], settings.max_length)
     reason = f"the text has more than {settings.max_length} tokens"
-    long = tuple(BadRow(row.place, reason) for row, cut in zip(rows, is_cut, strict=True) if cut)
-    return [row for row, cut in zip(rows, is_cut, strict=True) if not cut], long
+    long = tuple(BadRow(row.place, reason) for row, cut in zip(rows, tokenized.is_cut, strict=True) if cut)
+    kept = np.flatnonzero(~tokenized.is_cut).tolist()
+    return [rows[i] for i in kept], [tokenized.ids[i] for i in kept], long
 
 
-def _encoded(encoder: M3Encoder, settings: VectorSettings, limits: BulkLimits, step: Sequence[Row]) -> Encoding:
+def _encoded(
+    encoder: M3Encoder,
+    settings: VectorSettings,
+    limits: BulkLimits,
+    step: Sequence[Row],
+    ids: Sequence[NDArray[np.int32]] | None,
+) -> Encoding:
     as_written = settings.colbert_dtype is ShardColbertDtype.FLOAT16 and settings.colbert_pool == 1
-    return encoder.encode(
-        [row.text for row in step],
-        limits.batch_size,
-        settings.max_length,
-        return_dense=Head.DENSE in settings.heads,
-        return_sparse=Head.SPARSE in settings.heads,
-        return_colbert_vecs=Head.COLBERT in settings.heads,
-        token_budget=limits.token_budget,
-        colbert_dtype="float16" if as_written else "float32",
-    )
+    how: dict[str, Any] = {
+        "batch_size": limits.batch_size,
+        "token_budget": limits.token_budget,
+        "colbert_dtype": "float16" if as_written else "float32",
+    }
+    if ids is not None:
+        return encoder.encode_ids(ids, settings.heads, **how)
+    return encoder.encode_heads([row.text for row in step], settings.heads, max_length=settings.max_length, **how)
 
 
 def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from m3_runtime.bundle.manifest import Head
 from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
@@ -108,13 +107,11 @@ def _encoded(encoder: M3Encoder, arguments: argparse.Namespace) -> Iterator[tupl
 
 def _encode(encoder: M3Encoder, step: Sequence[Row], arguments: argparse.Namespace) -> Encoding:
     try:
-        return encoder.encode(
+        return encoder.encode_heads(
             [row.text for row in step],
-            arguments.batch_size,
-            arguments.max_length,
-            return_dense=Head.DENSE in arguments.heads,
-            return_sparse=Head.SPARSE in arguments.heads,
-            return_colbert_vecs=Head.COLBERT in arguments.heads,
+            arguments.heads,
+            batch_size=arguments.batch_size,
+            max_length=arguments.max_length,
             token_budget=arguments.token_budget,
             on_truncate=arguments.on_truncate,
             colbert_dtype=arguments.colbert_dtype,

@@ -94,22 +94,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
     """The arguments as settings."""
-    from m3_runtime.server.backend import Opening
     from m3_runtime.server.queue import QueueLimits
-    from m3_runtime.server.settings import Limits, ServerSettings
+    from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
     body_bytes = 1024 * arguments.max_body_kib
-    limits = Limits(
+    limits = RequestLimits(
         queue=QueueLimits(max_tokens=arguments.max_queue_tokens, batch_tokens=arguments.batch_tokens),
         max_texts=arguments.max_texts,
         max_body_bytes=body_bytes,
-        max_held_bytes=max(Limits.max_held_bytes, 4 * body_bytes),
+        max_held_bytes=max(RequestLimits.max_held_bytes, 4 * body_bytes),
         max_requests=arguments.max_requests,
         deadline_s=arguments.deadline_s,
         body_timeout_s=arguments.body_timeout_s,
     )
-    opening = Opening(
-        bundle=Path(arguments.bundle),
+    bundle = ServedBundle(
+        path=Path(arguments.bundle),
         threads=arguments.threads or max(1, default_threads() // arguments.workers),
         variant=arguments.variant,
         engine=arguments.engine,
@@ -119,7 +118,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         streams=arguments.streams,
     )
     return ServerSettings(
-        opening=opening,
+        bundle=bundle,
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,

@@ -80,11 +80,11 @@ def kept_form(file: Path, release: str) -> CompiledForm | None:
         _log.warning("%s cannot be read: %s", file, error.strerror)
         return None
     try:
-        said = json.loads(head)
+        header = json.loads(head)
         defaults = {
-            name: np.array(values, np.int64).reshape(shape) for name, (shape, values) in said["defaults"].items()
+            name: np.array(values, np.int64).reshape(shape) for name, (shape, values) in header["defaults"].items()
         }
-        if said == _head(form := CompiledForm(export, defaults), release):
+        if header == _head(form := CompiledForm(export, defaults), release):
             return form
     except (ValueError, TypeError, KeyError, AttributeError):
         pass

@@ -130,12 +130,7 @@ class _Embedder:
 
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self._encoder.encode(
-            texts,
-            max_length=self.max_length,
-            return_dense=Head.DENSE in self._heads,
-            return_sparse=Head.SPARSE in self._heads,
-        )
+        found = self._encoder.encode_heads(texts, self._heads, max_length=self.max_length)
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()
