@@ -225,12 +225,7 @@ class MilvusIndex:
         chosen = checked_mode(mode)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
-        question = self._encoder.encode(
-            [query],
-            return_dense=chosen is not Mode.SPARSE,
-            return_sparse=chosen is not Mode.DENSE,
-            return_colbert_vecs=chosen is Mode.RERANKED,
-        )
+        question = self._encoder.encode_heads([query], chosen.heads)
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)
         most = max(limit, candidates)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.space import check_space
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
@@ -22,6 +23,12 @@ class Mode(StrEnum):
     COLBERT = "colbert"
     HYBRID = "hybrid"
     RERANKED = "reranked"
+
+    @property
+    def heads(self) -> frozenset[Head]:
+        """Heads of the query that it takes."""
+        several = {Mode.HYBRID: frozenset((Head.DENSE, Head.SPARSE)), Mode.RERANKED: frozenset(Head)}
+        return several.get(self) or frozenset((Head(self.value),))
 
 
 @dataclass(frozen=True)

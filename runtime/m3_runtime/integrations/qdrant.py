@@ -4,7 +4,6 @@ Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folde
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -109,23 +108,15 @@ class QdrantIndex:
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
-        encoding = self._encoder.encode(
-            [query],
-            return_dense=chosen not in (Mode.SPARSE, Mode.COLBERT),
-            return_sparse=chosen not in (Mode.DENSE, Mode.COLBERT),
-            return_colbert_vecs=chosen in (Mode.COLBERT, Mode.RERANKED),
-        )
-        plan = _plan(encoding, chosen, max(limit, candidates))
-        return self._client.query_points(
-            self._collection, query=plan.query, using=plan.using, prefetch=plan.prefetch, limit=limit
-        ).points
+        asked = _query(self._encoder.encode_heads([query], chosen.heads), chosen, max(limit, candidates))
+        return self._client.query_points(self._collection, limit=limit, **asked).points
 
     def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
         """The passages' points, and how many numbers of ColBERT each has."""
         for passage in passages:
             passage.check()
         texts = [passage.text for passage in passages]
-        encoding = self._encoder.encode(texts, max_length=max_length, return_sparse=True, return_colbert_vecs=True)
+        encoding = self._encoder.encode_heads(texts, set(Head), max_length=max_length)
         assert encoding.colbert_vecs is not None
         points = [
             models.PointStruct(id=passage.id, vector=vectors, payload={**passage.payload, TEXT_KEY: passage.text})
@@ -174,27 +165,20 @@ def _vectors_config(encoder: M3Encoder) -> dict[str, models.VectorParams]:
     }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    query: Any
-    using: str | None
-    prefetch: list[models.Prefetch] | None = None
-
-
-def _plan(encoding: Encoding, mode: Mode, candidates: int) -> _Plan:
-    """What to ask Qdrant for."""
-    if mode in (Mode.HYBRID, Mode.RERANKED):
-        rankings = [
-            models.Prefetch(query=_vector(encoding, head), using=head.value, limit=candidates)
-            for head in (Head.DENSE, Head.SPARSE)
-        ]
-        fusion = models.FusionQuery(fusion=models.Fusion.RRF)
-        if mode is Mode.HYBRID:
-            return _Plan(fusion, None, rankings)
-        fused = models.Prefetch(query=fusion, prefetch=rankings, limit=candidates)
-        return _Plan(_vector(encoding, Head.COLBERT), Head.COLBERT.value, [fused])
-    head = Head(mode.value)
-    return _Plan(_vector(encoding, head), head.value)
+def _query(encoding: Encoding, mode: Mode, candidates: int) -> dict[str, Any]:
+    """What to ask Qdrant for: arguments of `query_points`."""
+    if mode not in (Mode.HYBRID, Mode.RERANKED):
+        head = Head(mode.value)
+        return {"query": _vector(encoding, head), "using": head.value}
+    rankings = [
+        models.Prefetch(query=_vector(encoding, head), using=head.value, limit=candidates)
+        for head in (Head.DENSE, Head.SPARSE)
+    ]
+    fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+    if mode is Mode.HYBRID:
+        return {"query": fusion, "prefetch": rankings}
+    fused = models.Prefetch(query=fusion, prefetch=rankings, limit=candidates)
+    return {"query": _vector(encoding, Head.COLBERT), "using": Head.COLBERT.value, "prefetch": [fused]}
 
 
 def _vector(encoding: Encoding, head: Head) -> Any:
