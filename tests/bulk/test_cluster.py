@@ -143,15 +143,14 @@ def test_no_cluster_there(work):
     assert f"cannot join a Ray cluster at '{address}'" in done.stderr
 
 
-def test_a_cluster_that_cannot_be_joined_leaves_the_handler_of_sigterm(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster is noted there
+def test_a_cluster_that_cannot_be_joined_leaves_the_handler_of_sigterm(tiny_bundle):
     job = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 5, Columns(), ())
     opening = partial(M3Encoder.open, tiny_bundle)
     before = signal.signal(signal.SIGTERM, mine := lambda *_: None)
     try:
         with (
             pytest.raises(InputError, match="cannot join a Ray cluster"),
-            encode_on_cluster(opening, Cluster("auto", None, None), job, BulkLimits()),
+            encode_on_cluster(opening, Cluster("nowhere", None, None), job, BulkLimits()),
         ):
             pass
         assert signal.getsignal(signal.SIGTERM) is mine
