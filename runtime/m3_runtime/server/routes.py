@@ -233,7 +233,7 @@ def _query_and_passages(query: str, name: str, passages: list[str]) -> Texts:
     check_text(query, name)
     for i, text in enumerate(passages):
         check_text(text, f"text {i}")
-    return Texts((query, *passages))
+    return (query, *passages)
 
 
 def _check_direction(direction: str | None) -> None:

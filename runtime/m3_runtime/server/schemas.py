@@ -4,7 +4,6 @@ Requests are pydantic models, and strict: no number passes for a text. Answers a
 and the OpenAPI page shows; they are written without validation, for speed.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -14,18 +13,13 @@ from typing_extensions import TypedDict
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import check_text
 
-_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
-_OPEN = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_OPEN = ConfigDict(strict=True, extra="ignore")
 """Clients of foreign APIs send fields that came later or mean nothing here."""
 
 TokenIds = list[int]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """S texts, each as a str or as token ids."""
-
-    items: tuple[str | TokenIds, ...]
+Texts = tuple[str | TokenIds, ...]
+"""S texts, each as a str or as token ids."""
 
 
 def parse_texts(value: Any, name: str) -> Texts:
@@ -39,13 +33,13 @@ def parse_texts(value: Any, name: str) -> Texts:
         InputError: something is neither a text nor token ids; the item is named.
 
     >>> parse_texts(["a", [5, 6]], "input")
-    Texts(items=('a', [5, 6]))
+    ('a', [5, 6])
     >>> parse_texts([5, 6], "input")
-    Texts(items=([5, 6],))
+    ([5, 6],)
     """
     if isinstance(value, str):
         check_text(value, name)
-        return Texts((value,))
+        return (value,)
     if not isinstance(value, list):
         raise InputError(
             f"{name} must be a text, a list of texts, or token ids (one list, or a list of lists), got {_kind(value)}"
@@ -53,8 +47,8 @@ def parse_texts(value: Any, name: str) -> Texts:
     if not value:
         raise InputError(f"{name} must hold at least one text, got an empty list")
     if _is_int(value[0]):
-        return Texts((_token_ids(value, name),))
-    return Texts(tuple(_item(item, f"{name}[{i}]") for i, item in enumerate(value)))
+        return (_token_ids(value, name),)
+    return tuple(_item(item, f"{name}[{i}]") for i, item in enumerate(value))
 
 
 def _item(item: Any, name: str) -> str | TokenIds:

@@ -174,7 +174,7 @@ class Service:
             EngineError: the engine failed.
         """
         checked_heads(self.manifest, heads)
-        self._check_number(len(texts.items))
+        self._check_number(len(texts))
         start_s = time.perf_counter()
         tokenized = await self._tokenized(texts, name, truncation)
         used_s = time.perf_counter() - start_s
@@ -212,10 +212,10 @@ class Service:
             raise RequestTooLargeError(f"the request has {texts} texts, the limit is {most}; send it in parts")
 
     async def _tokenized(self, texts: Texts, name: str, truncation: Truncation) -> _Tokenized:
-        chars = sum(len(item) for item in texts.items)
+        chars = sum(len(item) for item in texts)
         if chars <= _FEW_CHARS:
-            return self._to_ids(texts.items, name, truncation)
-        return await self._in_thread(chars, lambda: self._to_ids(texts.items, name, truncation))
+            return self._to_ids(texts, name, truncation)
+        return await self._in_thread(chars, lambda: self._to_ids(texts, name, truncation))
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
