@@ -166,7 +166,7 @@ class JobFolder:
         self._rejected_bytes += len(data)
 
     def _part(self, index: int) -> Path:
-        return self._out / VECTORS / _name(index)
+        return self._out / VECTORS / f"part-{index:08d}.parquet"
 
 
 def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
@@ -176,7 +176,3 @@ def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
         journal.add(job)
     elif (differs := difference(begun, job)) is not None:
         raise InputError(f"{str(out)!r} holds another job ({differs}); give the same command, or choose another folder")
-
-
-def _name(index: int) -> str:
-    return f"part-{index:08d}.parquet"
