@@ -90,10 +90,10 @@ def _add_input(command: argparse.ArgumentParser) -> None:
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("a Ray cluster (extra ray)")
-    text = (
-        "encode on the nodes of a Ray cluster; each worker takes as many of Ray's CPUs as it has --threads (default: "
+    text = "encode on the nodes of a Ray cluster; each worker takes as many of Ray's CPUs as it has --threads "
+    text += (
+        f"(default: {DEFAULT_ACTOR_THREADS}). BUNDLE and OUT must be at the same path on every node; inputs need not"
     )
-    text += f"{DEFAULT_ACTOR_THREADS}). BUNDLE and OUT must be at the same path on every node; inputs need not"
     group.add_argument("--ray", action="store_true", help=text)
     text = "implies --ray (default: RAY_ADDRESS, the cluster that runs on this machine, or a new one)"
     group.add_argument("--ray-address", metavar="ADDRESS", help=text)
