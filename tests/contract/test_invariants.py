@@ -1,5 +1,7 @@
 """What holds for every variant on real weights: company, padding, order, threads and engine change next to nothing."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.batching import pad_batch
-from m3_runtime.engines import TokenBatch
+from m3_runtime.engines import Opening, TokenBatch
 from m3_runtime.engines.select import open_engine
 
 VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-int8")
@@ -122,9 +124,8 @@ def test_padding_the_graph_by_hand(encoders, variant, text, extra):
         np.pad(plain.input_ids, ((0, 0), (0, extra)), constant_values=encoder.tokenizer_info.pad_id),
         np.pad(plain.attention_mask, ((0, 0), (0, extra))),
     )
-    engine = open_engine(encoder.bundle, encoder.variant, 2)
-    first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
-    engine.close()
+    with closing(open_engine(encoder.bundle, encoder.variant, 2, Opening(takes_padded=True))) as engine:
+        first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
     length = ids.size
     assert not second.token_weights[:, length:].any()
     assert not second.colbert_vecs[:, length - 1 :].any()
