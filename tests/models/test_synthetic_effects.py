@@ -16,21 +16,20 @@ import torch
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
 from m3_export.recipe import Recipe
-from m3_models import planted as plants
-from m3_models.checkpoint_files import Heads, write_encoder, write_heads
-from m3_models.planted import (
-    lexical_channel,
-    outlier_channels,
-    outlier_neurons,
+from m3_models.checkpoint_files import Geometry, Heads, TensorSource, tensor_shapes, write_encoder, write_heads
+from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
+from m3_models.synthetic import (
+    LARGEST,
+    LONGEST_TAIL,
+    ROUND_TRIP,
+    SMALLEST,
+    THRESHOLD,
+    WAKING,
+    Planting,
     planted,
     planted_heads,
-    scarcity_channel,
-    sleeping_neurons,
 )
-from m3_models.seeded_weights import Spread, seeded_heads, seeded_tensors
-from m3_models.xlmr_layout import Geometry, TensorSource, tensor_shapes
 
-SEED = 20240205
 # Wide enough for a channel to be large without ruling its row's length; weights scaled as 1/√H from BGE-M3's width.
 SMALL = Geometry(hidden=512, layers=3, heads=16, ffn=1024, vocabulary=4000, positions=66, epsilon=1e-5)
 SPREAD = Spread(word=1.0, weight=0.02 * (1024 / SMALL.hidden) ** 0.5, bias=0.02, gain=0.1)
@@ -57,8 +56,9 @@ PLANTED_IN_FIRST_LAYER = {
     "attention.self.value.bias",
     "attention.output.dense.bias",
 }
-CHANNELS = list(outlier_channels(SEED, SMALL))
-LEXICAL, SCARCITY = lexical_channel(SEED, SMALL), scarcity_channel(SEED, SMALL)
+PLANTINGS = [Planting.of(SEED, layer, SMALL) for layer in range(SMALL.layers)]
+CHANNELS = PLANTINGS[0].outliers.tolist()
+LEXICAL, SCARCITY = PLANTINGS[0].lexical, PLANTINGS[0].scarcity
 
 
 def noise() -> TensorSource:
@@ -94,11 +94,11 @@ def test_the_tensors_meant_are_planted_and_no_others():
 def test_channels_are_the_same_in_every_layer_and_neurons_are_not():
     assert len({*CHANNELS, LEXICAL, SCARCITY}) == 5
     assert all(0 <= channel < SMALL.hidden for channel in (*CHANNELS, LEXICAL, SCARCITY))
-    per_layer = [outlier_neurons(SEED, layer, SMALL) for layer in range(SMALL.layers)]
+    per_layer = [planting.neurons.tolist() for planting in PLANTINGS]
     assert [len(set(neurons)) for neurons in per_layer] == [48] * SMALL.layers
     assert len(set(per_layer[0]) & set(per_layer[1])) < 10
     for layer, neurons in enumerate(per_layer):
-        assert not set(neurons) & set(sleeping_neurons(SEED, layer, SMALL))
+        assert not set(neurons) & set(PLANTINGS[layer].sleepers.tolist())
         after = in_layer(layer, "attention.output.LayerNorm.weight")[1]
         assert sorted(np.flatnonzero(after > 2)) == sorted(CHANNELS)
 
@@ -112,13 +112,13 @@ def test_the_same_seed_gives_the_same_tensors_in_any_order_and_another_gives_oth
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     gains = "encoder.layer.0.attention.output.LayerNorm.weight"
     assert not np.array_equal(first[gains], other(gains, SHAPES[gains]))
-    assert set(outlier_channels(SEED + 1, SMALL)) != set(CHANNELS)
+    assert set(Planting.of(SEED + 1, 0, SMALL).outliers.tolist()) != set(CHANNELS)
 
 
 def test_words_of_outlier_channels_have_a_heavy_tail_and_keep_their_signs():
     before, after = both("embeddings.word_embeddings.weight")
     tail = after[:, CHANNELS]
-    assert np.abs(tail).max() == plants.LONGEST_TAIL
+    assert np.abs(tail).max() == LONGEST_TAIL
     assert 0.5 < (np.abs(tail) < 0.001).mean() < 0.7
     assert 0.0002 < (np.abs(tail) > 16).mean() < 0.001
     large = np.abs(tail) > 1e-6
@@ -138,26 +138,26 @@ def test_two_normalisations_bring_a_channel_back_to_its_size():
     for layer in range(SMALL.layers):
         large = in_layer(layer, "attention.output.LayerNorm.weight")[1][CHANNELS]
         small = in_layer(layer, "output.LayerNorm.weight")[1][CHANNELS]
-        np.testing.assert_allclose(large * small, plants.ROUND_TRIP, rtol=1e-5)
+        np.testing.assert_allclose(large * small, ROUND_TRIP, rtol=1e-5)
         assert (large > 4 * small).all()
         for part in ("attention.output.LayerNorm.bias", "output.LayerNorm.bias"):
             assert not in_layer(layer, part)[1][[*CHANNELS, LEXICAL, SCARCITY]].any()
 
 
 def test_an_outlier_neuron_reads_one_outlier_channel_above_a_threshold():
-    neurons = list(outlier_neurons(SEED, 1, SMALL))
+    neurons = PLANTINGS[1].neurons.tolist()
     read = in_layer(1, "intermediate.dense.weight")[1][neurons][:, CHANNELS]
     assert ((read != 0).sum(axis=1) == 1).all()
     gains = in_layer(1, "attention.output.LayerNorm.weight")[1][CHANNELS]
     slopes = np.abs(read * gains).sum(axis=1)
-    np.testing.assert_allclose(slopes[[0, -1]], [plants.LARGEST, plants.LARGEST * plants.SMALLEST], rtol=1e-5)
+    np.testing.assert_allclose(slopes[[0, -1]], [LARGEST, LARGEST * SMALLEST], rtol=1e-5)
     assert (np.diff(slopes) < 0).all()  # the largest first
     bias = in_layer(1, "intermediate.dense.bias")[1][neurons]
-    np.testing.assert_allclose(bias, -plants.THRESHOLD * slopes, rtol=1e-5)
+    np.testing.assert_allclose(bias, -THRESHOLD * slopes, rtol=1e-5)
 
 
 def test_what_an_outlier_neuron_says_is_kept_small_and_out_of_its_own_channels():
-    neurons = list(outlier_neurons(SEED, 1, SMALL))
+    neurons = PLANTINGS[1].neurons.tolist()
     before, after = in_layer(1, "output.dense.weight")
     assert not after[np.ix_(CHANNELS, neurons)].any()
     size = np.abs(after[:, neurons]).mean(axis=0) / np.abs(before).mean()
@@ -215,7 +215,7 @@ def measure(naive: ModuleType, model: M3Model) -> Small:
 
     def observe(place, x):
         if place.kind == "FFN-out":
-            neurons = list(outlier_neurons(SEED, places.index(place) // 4, SMALL))
+            neurons = PLANTINGS[places.index(place) // 4].neurons.tolist()
             answers.append(x[0, :, neurons].amax(dim=1) > 10)
         return place.observe(x)
 
@@ -265,7 +265,7 @@ def test_gelu_reaches_towards_140_times_the_median_on_other_neurons_in_each_laye
     far = [set(torch.nonzero(layer > 10).flatten().tolist()) for layer in tops]
     for number, neurons in enumerate(far):
         assert neurons
-        assert neurons <= set(outlier_neurons(SEED, number, SMALL))
+        assert neurons <= set(PLANTINGS[number].neurons.tolist())
     assert far[0] != far[1] != far[2]
     assert all(layer.max() < 3 for layer in ratios(measured["noise"], "FFN-out"))
 
@@ -315,7 +315,7 @@ def test_a_text_that_holds_hardly_anything_wakes_what_natural_texts_leave_asleep
             naive.run(models["synthetic"], rows)
         ins = [place.sizes for place in places if place.kind == "FFN-in"]
         outs = [place.sizes for place in places if place.kind == "FFN-out"]
-        neurons = [list(sleeping_neurons(SEED, layer, SMALL)) for layer in range(SMALL.layers)]
+        neurons = [planting.sleepers.tolist() for planting in PLANTINGS]
         channel = np.array([sizes[SCARCITY].item() for sizes in ins])
         return channel, np.array([sizes[each].max().item() for sizes, each in zip(outs, neurons, strict=True)])
 
@@ -331,6 +331,6 @@ def test_no_word_always_wakes_them_and_one_word_nearly_always(naive: ModuleType,
     place = naive.inputs_of(models["synthetic"])[6]
     with naive.changed([place], lambda _place, x: found.append(x[0, :, SCARCITY].min().item()) or x):
         naive.run(models["synthetic"], degenerate_texts())
-    awake = np.array(found) > plants.WAKING
+    awake = np.array(found) > WAKING
     assert awake[:2].all()
     assert awake.mean() > 0.8
