@@ -46,6 +46,11 @@ class Geometry:
         """Longest text, special tokens included."""
         return self.positions - POSITION_SHIFT
 
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See the function of this name."""
+        sizes = {"layers": self.layers, "hidden": self.hidden, "ffn": self.ffn}
+        return tensor_shapes(**sizes, vocabulary=self.vocabulary, positions=self.positions)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -63,16 +68,16 @@ class Heads:
     colbert: Linear
 
 
-def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(*, layers: int, hidden: int, ffn: int, vocabulary: int, positions: int) -> dict[str, tuple[int, ...]]:
     """Return name → shape of every `XLMRobertaModel` tensor, sorted by name; no pooler, nothing uses it.
 
-    >>> tensor_shapes(Geometry(8, 1, 2, 16, 10, 6, 1e-5))["encoder.layer.0.intermediate.dense.weight"]
+    >>> shapes = tensor_shapes(layers=1, hidden=8, ffn=16, vocabulary=10, positions=6)
+    >>> shapes["encoder.layer.0.intermediate.dense.weight"]
     (16, 8)
     """
-    hidden, ffn = geometry.hidden, geometry.ffn
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (geometry.vocabulary, hidden),
-        "embeddings.position_embeddings.weight": (geometry.positions, hidden),
+        "embeddings.word_embeddings.weight": (vocabulary, hidden),
+        "embeddings.position_embeddings.weight": (positions, hidden),
         "embeddings.token_type_embeddings.weight": (1, hidden),
         "embeddings.LayerNorm.weight": (hidden,),
     }
@@ -86,7 +91,7 @@ def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
         "output.dense": (hidden, ffn),
         "output.LayerNorm": (hidden,),
     }
-    for index in range(geometry.layers):
+    for index in range(layers):
         shapes |= {f"encoder.layer.{index}.{name}.weight": shape for name, shape in layer.items()}
     for name, shape in list(shapes.items()):
         if not name.endswith("embeddings.weight"):
@@ -133,7 +138,7 @@ def write_json(path: Path, content: object) -> None:
 def write_encoder(folder: Path, geometry: Geometry, source: TensorSource) -> None:
     """Write config.json and model.safetensors, asking the source for one tensor at a time."""
     write_json(folder / "config.json", config_json(geometry))
-    write_safetensors(folder / "model.safetensors", tensor_shapes(geometry), source)
+    write_safetensors(folder / "model.safetensors", geometry.tensor_shapes(), source)
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], source: TensorSource) -> None:

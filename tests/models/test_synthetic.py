@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from m3_models import synthetic, write_checkpoint
-from m3_models.checkpoint_files import Geometry, config_json, tensor_shapes, write_safetensors
+from m3_models.checkpoint_files import Geometry, config_json, write_safetensors
 from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
 from m3_models.synthetic import BGE_M3_GEOMETRY, Planting
 
@@ -24,7 +24,7 @@ def test_geometry_is_that_of_bge_m3() -> None:
     assert config["vocab_size"] == 250002
     assert config["layer_norm_eps"] == 1e-5
     assert BGE_M3_GEOMETRY.max_tokens == 8192
-    parameters = sum(math.prod(shape) for shape in tensor_shapes(BGE_M3_GEOMETRY).values())
+    parameters = sum(math.prod(shape) for shape in BGE_M3_GEOMETRY.tensor_shapes().values())
     assert 566e6 < parameters < 569e6
 
 

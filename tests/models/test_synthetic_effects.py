@@ -15,8 +15,7 @@ import torch
 
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
-from m3_export.recipe import Recipe
-from m3_models.checkpoint_files import Geometry, Heads, TensorSource, tensor_shapes, write_encoder, write_heads
+from m3_models.checkpoint_files import Geometry, Heads, TensorSource, write_encoder, write_heads
 from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
 from m3_models.synthetic import (
     LARGEST,
@@ -33,7 +32,7 @@ from m3_models.synthetic import (
 # Wide enough for a channel to be large without ruling its row's length; weights scaled as 1/√H from BGE-M3's width.
 SMALL = Geometry(hidden=512, layers=3, heads=16, ffn=1024, vocabulary=4000, positions=66, epsilon=1e-5)
 SPREAD = Spread(word=1.0, weight=0.02 * (1024 / SMALL.hidden) ** 0.5, bias=0.02, gain=0.1)
-SHAPES = tensor_shapes(SMALL)
+SHAPES = SMALL.tensor_shapes()
 PLANTED = {
     "embeddings.word_embeddings.weight",
     "embeddings.position_embeddings.weight",
@@ -198,7 +197,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, M3Mod
         folder = tmp_path_factory.mktemp(name)
         write_encoder(folder, SMALL, source)
         write_heads(folder, noisy_heads() if name == "noise" else planted_heads(noisy_heads(), SEED, SMALL))
-        opened[name] = M3Model(Checkpoint.open(folder, Recipe()), (0, 1, 2, 3))
+        opened[name] = M3Model(Checkpoint.open(folder), (0, 1, 2, 3))
     yield opened
     torch.set_num_threads(threads)
 

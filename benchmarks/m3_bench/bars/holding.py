@@ -13,8 +13,9 @@ from m3_bench.bars.unseen import degenerate_texts, natural_texts
 from m3_bench.worker_process import WorkerProcess
 from m3_bench.workers.messages import Keep
 from m3_bench.workers.vectors import Vectors, read_vectors
+from m3_export.arrays import Float32Array
 from m3_export.verify.budget import Budget, excesses
-from m3_export.verify.parity import Floats, Outputs, colbert_parity, dense_parity, sparse_parity
+from m3_export.verify.parity import Outputs, colbert_parity, dense_parity, sparse_parity
 from m3_runtime.bundle.manifest import Parity
 
 FP32 = "onnx-fp32"
@@ -79,7 +80,7 @@ def _held(one: Planned, reference: Outputs, found: Outputs, natural: int, budget
     return Held(parity, cosines, tuple(over))
 
 
-def _cosine(a: Floats, b: Floats) -> float:
+def _cosine(a: Float32Array, b: Float32Array) -> float:
     return float(np.dot(a.astype(np.float64), b) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
@@ -11,9 +10,6 @@ from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
-
-if TYPE_CHECKING:
-    from m3_export.recipe import Recipe
 
 DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
@@ -71,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
         scenarios=read_scenarios(args.scenarios),
         rounds=checked_rounds(args.rounds),
         threads=checked_threads(args.threads),
-        recipe=_recipe(args.pooling),
+        pooling=None if args.pooling is None else Pooling(args.pooling),
         output=args.output,
     )
     recording = record(wish, Progress(quiet=args.quiet))
@@ -80,9 +76,3 @@ def _run(args: argparse.Namespace) -> int:
         f"{len(recording.texts)} texts, {len(recording.run.scenarios)} scenarios\n"
     )
     return EXIT_OK
-
-
-def _recipe(pooling: str | None) -> "Recipe":
-    from m3_export.recipe import Recipe
-
-    return Recipe(pooling=None if pooling is None else Pooling(pooling))

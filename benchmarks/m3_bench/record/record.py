@@ -27,8 +27,7 @@ from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.progress import Progress
-from m3_export.recipe import Recipe
-from m3_export.space_id import space_id_of
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -44,7 +43,7 @@ class Wish:
     scenarios: tuple[Scenario, ...]
     rounds: int
     threads: int
-    recipe: Recipe
+    pooling: Pooling | None
     output: Path
 
 
@@ -117,7 +116,7 @@ def _open(wish: Wish, progress: Progress) -> _Opened:
         found = resolve(wish.source, Path(scratch), revision=None, progress=progress.say)
         with progress.step(f"Loading {found.name} on {wish.device} in {wish.dtype}"):
             started_s = time.perf_counter()
-            checkpoint = Checkpoint.open(found.folder, wish.recipe)
+            checkpoint = Checkpoint.open(found.folder, pooling=wish.pooling)
             source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
             source.save(Path(scratch))
             tokenizer = M3Tokenizer.open(Path(scratch) / source.info.path, source.info)
@@ -127,7 +126,7 @@ def _open(wish: Wish, progress: Progress) -> _Opened:
         weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
         what = Model(
             name=found.name,
-            space_id=space_id_of(weights, source.ids_sha256, checkpoint),
+            space_id=checkpoint.space_id(weights, source.ids_sha256),
             weights_sha256=weights,
             flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
         )

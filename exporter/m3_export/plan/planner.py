@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m3_export.options import ExportOptions, Target, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import Costs, Seconds, Setting, recorded, weighted
 from m3_export.plan.losses import Losses, TextLosses, limits_of
@@ -28,7 +29,6 @@ from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.progress import Progress
 from m3_export.quantize.projection import fake_quantize, quantize_projection
 from m3_export.quantize.variants import engine_of
-from m3_export.recipe import Recipe, Target, VariantName
 from m3_runtime.bundle.manifest import EngineName, Geometry
 
 Ids = NDArray[np.int32]
@@ -80,12 +80,12 @@ class Planner:
         quantized: QuantizedModel,
         texts: TuningTexts,
         geometry: Geometry,
-        recipe: Recipe,
+        options: ExportOptions,
         progress: Progress,
     ) -> None:
         """Nothing is computed yet."""
         self._quantized, self._texts, self._geometry = quantized, texts, geometry
-        self._limits, self._objective, self._target = limits_of(recipe.budget), recipe.objective, recipe.target
+        self._limits, self._objective, self._target = limits_of(options.budget), options.objective, options.target
         self._progress = progress
         self._known: dict[tuple[Projection, Scheme, int], TextLosses] = {}
 

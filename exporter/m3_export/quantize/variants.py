@@ -7,17 +7,19 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from m3_export.arrays import Float32Array
 from m3_export.calibration.statistics import ActivationStatistics
 from m3_export.errors import PlanError
 from m3_export.graph import passes
 from m3_export.graph.passes.packed_rows import PACKED_TOKENS
-from m3_export.graph.passes.shift_biases import Floats, ShiftBiases
+from m3_export.graph.passes.shift_biases import ShiftBiases
+from m3_export.options import VariantName
 from m3_export.plan.plan import FloatType, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import widest_group
 from m3_export.quantize.onnx_int8 import QuantizeProjections
-from m3_export.quantize.openvino_int8 import name_weighted_nodes, properties, write_openvino_int8
+from m3_export.quantize.openvino_int8 import compile_properties, name_weighted_nodes, write_openvino_int8
 from m3_export.quantize.projection import QuantizedProjection
-from m3_export.recipe import VariantName
+from m3_export.quantize.weights import weight_names
 from m3_runtime.bundle.manifest import CpuFeature, EngineName, ProjectionPrecision, Variant
 
 FILES: Mapping[VariantName, str] = {
@@ -100,7 +102,7 @@ def properties_of(name: VariantName, plan: PrecisionPlan) -> dict[str, str]:
         PlanError: the plan wants bf16 of an engine that has none.
     """
     if name is VariantName.OPENVINO_INT8:
-        return properties(plan)
+        return compile_properties(plan)
     if plan.float_type is not FloatType.F32:
         raise PlanError(f"{name}: ONNX Runtime multiplies no bf16 on CPUs; the plan's float_type must be f32")
     return {}
@@ -118,12 +120,11 @@ def _words(portable: ir.Model) -> ProjectionPrecision:
     return ProjectionPrecision("words", f"int8 per group of {widest_group(int(shape[1]))}")
 
 
-def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Floats]:
+def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Float32Array]:
     shifts = {}
     for projection, product in quantized.items():
-        names = projection.kind.weights
-        for name, part in zip(names, product.shift.chunk(len(names)), strict=True):
-            shifts[f"layers.{projection.layer}.{name}.weight"] = part.numpy()
+        names = weight_names(projection)
+        shifts |= dict(zip(names, (part.numpy() for part in product.shift.chunk(len(names))), strict=True))
     return shifts
 
 

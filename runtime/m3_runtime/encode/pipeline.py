@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.manifest import Head, ModelInfo
 from m3_runtime.encode.batching import Limits, Ready, Waiting
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.heads import LexicalRows, colbert_rows, lexical_rows
@@ -21,7 +21,7 @@ from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 
 
 def encode_texts(
-    texts: Sequence[str], options: EncodeOptions, manifest: Manifest, tokenizer: M3Tokenizer, engine: Engine
+    texts: Sequence[str], options: EncodeOptions, manifest: ModelInfo, tokenizer: M3Tokenizer, engine: Engine
 ) -> Encoding:
     """Encode S checked texts. While the engine runs, the next texts are tokenized.
 
@@ -33,7 +33,7 @@ def encode_texts(
         return _encoded(windows, len(texts), options, manifest, engine)
 
 
-def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
+def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: ModelInfo, engine: Engine) -> Encoding:
     """Encode S texts that are ids already.
 
     Raises:
@@ -43,7 +43,7 @@ def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: M
 
 
 def _encoded(
-    windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: Manifest, engine: Engine
+    windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: ModelInfo, engine: Engine
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
 
@@ -78,7 +78,7 @@ def _check_finite(raw: RawOutputs) -> None:
 class _Results:
     """Where the batches' results go: places for all S texts, filled batch by batch."""
 
-    def __init__(self, texts: int, options: EncodeOptions, manifest: Manifest) -> None:
+    def __init__(self, texts: int, options: EncodeOptions, manifest: ModelInfo) -> None:
         self._options = options
         self._vocab_size = manifest.geometry.vocab_size
         self._lengths = np.zeros(texts, dtype=np.int64)

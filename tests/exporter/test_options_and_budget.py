@@ -1,106 +1,23 @@
-"""Recipes and budgets: what they say is done, what they cannot say is refused with the word that is wrong."""
+"""Options and budgets: what is read, and what is refused with the value that is wrong."""
 
 from dataclasses import fields, replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_export.errors import RecipeError
-from m3_export.recipe import ALL_HEADS, Recipe, Target, VariantName, parse_heads, parse_variants
+from m3_export.errors import OptionsError
+from m3_export.options import ALL_HEADS, ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.verify.budget import BUDGETS, Budget, Excess, excesses
-from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, Pooling, SparseParity
-
-WHOLE = """
-variants = ["openvino-int8", "onnx-fp32"]
-heads = ["dense"]
-pooling = "last_token"
-normalize = false
-allow_over_budget = true
-
-[budget]
-dense_mean = 0.9995
-sparse_jaccard = 1
-"""
-
-
-def recipe_of(tmp_path: Path, text: str) -> Recipe:
-    path = tmp_path / "recipe.toml"
-    path.write_text(text, encoding="utf-8")
-    return Recipe.from_toml(path)
-
-
-def refusal(tmp_path: Path, text: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        recipe_of(tmp_path, text)
-    assert str(caught.value).startswith(f"recipe {tmp_path / 'recipe.toml'}: ")
-    return str(caught.value)
+from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, SparseParity
 
 
 def test_the_defaults_are_the_promised_ones():
-    assert Recipe() == Recipe(tuple(VariantName), ALL_HEADS, None, None, Budget(0.9993, 0.998, 0.996, 0.98), False)
-    assert Recipe().target is Target.HERE
+    options = ExportOptions()
+    assert options == ExportOptions(tuple(VariantName), ALL_HEADS, None, None, Budget(0.9993, 0.998, 0.996, 0.98))
+    assert (options.allow_over_budget, options.target) == (False, Target.HERE)
     assert [name.value for name in VariantName] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
-
-
-def test_a_whole_recipe_is_read(tmp_path: Path):
-    assert recipe_of(tmp_path, WHOLE) == Recipe(
-        variants=(VariantName.ONNX_FP32, VariantName.OPENVINO_INT8),
-        heads=(Head.DENSE,),
-        pooling=Pooling.LAST_TOKEN,
-        normalize=False,
-        budget=Budget(dense_mean=0.9995, sparse_jaccard=1.0),
-        allow_over_budget=True,
-    )
-
-
-def test_an_empty_recipe_is_the_default(tmp_path: Path):
-    assert recipe_of(tmp_path, "# nothing to say\n") == Recipe()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("variant = ['onnx-fp32']", ("unknown key 'variant'", "variants, heads")),
-        ("variants = 'onnx-fp32'", ("variants must be a list",)),
-        ("variants = [1]", ("variants must be a list",)),
-        ("variants = []", ("no variant named", "onnx-int8")),
-        ("variants = ['onnx-int4']", ("unknown variant 'onnx-int4'", "onnx-int8")),
-        ("heads = ['dense', 'colbert']", ("'dense' or 'dense,sparse,colbert'",)),
-        ("heads = ['Dense']", ("unknown head 'Dense'", "dense")),
-        ("pooling = 'max'", ("unknown pooling 'max'", "cls, mean, last_token")),
-        ("pooling = ['cls']", ("unknown pooling",)),
-        ("normalize = 'yes'", ("normalize must be true or false", "'yes'")),
-        ("allow_over_budget = 1", ("allow_over_budget must be true or false",)),
-        ("budget = 0.99", ("budget must be a name or a table",)),
-        ("budget = 'bold'", ("no budget is called 'bold'", "strict, balanced, fast")),
-        ("target = 'gpu'", ("unknown target 'gpu'", "here, vnni")),
-        ("plan = 3", ("plan must be the path of a file",)),
-        ("[budget]\ndense = 0.9", ("no entry 'dense'", "dense_mean, dense_min, colbert_p5, sparse_jaccard")),
-        ("[budget]\ndense_min = 1.5", ("dense_min", "between -1 and 1", "'1.5'")),
-        ("[budget]\ndense_min = true", ("dense_min", "between -1 and 1")),
-        ("[budget]\ndense_min = nan", ("dense_min", "between -1 and 1")),
-        ("[budget]\ndense_min = [0.9]", ("dense_min", "between -1 and 1")),
-        ("pooling = cls", ("line 1",)),
-        ("pooling = 'cls'\npooling = 'mean'", ("Cannot overwrite",)),
-    ],
-)
-def test_a_recipe_that_says_what_cannot_be_is_refused(tmp_path: Path, text: str, words: tuple[str, ...]):
-    message = refusal(tmp_path, text)
-    for word in words:
-        assert word in message
-
-
-def test_recipes_that_cannot_be_read_are_named(tmp_path: Path):
-    for path in (tmp_path / "missing.toml", tmp_path):
-        with pytest.raises(RecipeError, match=f"recipe {path}: "):
-            Recipe.from_toml(path)
-    latin = tmp_path / "latin.toml"
-    latin.write_bytes(b"pooling = '\xe4'")
-    with pytest.raises(RecipeError, match=f"recipe {latin}: "):
-        Recipe.from_toml(latin)
 
 
 def test_variants_come_in_their_own_order_each_once():
@@ -110,7 +27,7 @@ def test_variants_come_in_their_own_order_each_once():
 
 @pytest.mark.parametrize("text", ["", " ", ",", "onnx", "ONNX-FP32", "onnx-fp32 onnx-int8"])
 def test_variants_that_are_none_are_refused_with_the_names(text: str):
-    with pytest.raises(RecipeError, match="onnx-fp32, onnx-int8, openvino-int8"):
+    with pytest.raises(OptionsError, match="onnx-fp32, onnx-int8, openvino-int8"):
         parse_variants(text)
 
 
@@ -118,7 +35,7 @@ def test_heads_are_dense_alone_or_all():
     assert parse_heads("dense") == (Head.DENSE,)
     assert parse_heads("colbert, dense,sparse") == ALL_HEADS
     for text in ("", "sparse", "dense,sparse", "sparse,colbert", "bm25"):
-        with pytest.raises(RecipeError):
+        with pytest.raises(OptionsError):
             parse_heads(text)
 
 
@@ -140,13 +57,13 @@ def test_a_budget_survives_its_own_text(values: list[float]):
 
 @pytest.mark.parametrize("text", ["dense=0.9", "=0.9", "DENSE_MIN=0.9", "strict,dense=0.9"])
 def test_unknown_budget_entries_are_refused_with_the_known_ones(text: str):
-    with pytest.raises(RecipeError, match="it has: dense_mean, dense_min, colbert_p5, sparse_jaccard"):
+    with pytest.raises(OptionsError, match="it has: dense_mean, dense_min, colbert_p5, sparse_jaccard"):
         Budget.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0.9", "dense_mean:0.9", "Strict", "dense_mean=0.9,strict"])
 def test_unknown_budget_names_are_refused(text: str):
-    with pytest.raises(RecipeError, match=r"no budget is called|has no entry 'strict'"):
+    with pytest.raises(OptionsError, match=r"no budget is called|has no entry 'strict'"):
         Budget.parse(text)
 
 
@@ -163,7 +80,7 @@ def test_budgets_by_name_and_changes_to_them():
 
 @pytest.mark.parametrize("value", ["", "high", "nan", "inf", "1.0001", "-1.5", "99.9%", "0,9"])
 def test_budget_values_that_are_no_cosine_are_refused(value: str):
-    with pytest.raises(RecipeError, match=r"dense_min: expected a number between -1 and 1|no entry '9'"):
+    with pytest.raises(OptionsError, match=r"dense_min: expected a number between -1 and 1|no entry '9'"):
         Budget.parse(f"dense_min={value}")
 
 

@@ -1,15 +1,15 @@
 """Each variant planned, written and measured: candidates in folders of their own, the chosen one in the bundle."""
 
-import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from m3_export.errors import ExportError
+from m3_export.options import ExportOptions, VariantName
 from m3_export.plan.costs import Objective, Seconds, weighted
 from m3_export.plan.losses import Losses
 from m3_export.plan.plan import PrecisionPlan, plans_to_text
@@ -18,20 +18,17 @@ from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import in_turns
 from m3_export.progress import Progress
 from m3_export.quantize.variants import Graphs, write_float, write_int8
-from m3_export.recipe import Recipe, VariantName
-from m3_export.verify import measure as verify
 from m3_export.verify.budget import Excess, excesses
-from m3_runtime.bundle.manifest import Geometry, Manifest, Parity, Variant
-from m3_runtime.bundle.reader import Bundle
+from m3_export.verify.measure import MeasuredParity, ParityCheck
+from m3_runtime.bundle.manifest import Geometry, Parity, Variant
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import open_graph
-from m3_runtime.tokenizer import M3Tokenizer
 
 SEED = 20_240_205  # of the bootstrap: the same figures for the same losses
 
 
 @dataclass(frozen=True)
-class Settled:
+class VariantResult:
     """A variant as it will ship: its parity, what is over budget, every parity that was reached, and its plan."""
 
     variant: Variant
@@ -42,119 +39,124 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Written:
+class _Written:
     """A plan as a variant in a folder of its own, with what was measured of it."""
 
     variant: Variant
     folder: Path
-    measured: verify.Measured
+    measured: MeasuredParity
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """All that is needed to write and measure a variant in a staging folder."""
+class VariantBuilder:
+    """Writes and measures the variants of one model.
+
+    Attributes:
+        graphs: what variants are written from.
+        quantized: the model and its activation statistics.
+        planner: searches the plans that are not given.
+        check: measures parity.
+        staging: the bundle's folder.
+        options: budget and what of it may be exceeded.
+        progress: what the user sees.
+    """
 
     graphs: Graphs
     quantized: QuantizedModel
     planner: Planner
-    tokenizer: M3Tokenizer
-    draft: Manifest
-    probe: verify.Probe
+    check: ParityCheck
     staging: Path
-    recipe: Recipe
-    given: Mapping[str, PrecisionPlan]
+    options: ExportOptions
     progress: Progress
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def settle(self, name: VariantName) -> Settled:
+    def build(self, name: VariantName, plan: PrecisionPlan | None) -> VariantResult:
         """Write a variant within its budget, or as near as it gets.
+
+        Args:
+            name: the variant.
+            plan: the plan to follow; None searches one. FP32 needs none.
 
         Raises:
             ExportError: a library failed.
             PlanError: the costs of the target are not known for this model.
         """
         if name is VariantName.ONNX_FP32:
-            with self.progress.step(f"Writing {name}"), translated(f"writing {name}"):
+            with self.progress.step(f"Writing {name}"), library_errors(f"writing {name}"):
                 variant = write_float(self.graphs, self.staging)
             with self.progress.step(f"Measuring the parity of {name}"):
-                measured = self._measured(variant, self.staging)
-            return self._settled(Written(variant, self.staging, measured), (), None)
-        if str(name) in self.given:
-            plan = self.given[str(name)]
-            with translated(f"writing {name}"):
-                written = self._written(name, plan)
-            planned, tried = Planned(plan, (), None, None), {plan: written}
+                parity = self.check.measure(variant, self.staging).parity
+            return self._result(variant, parity, (parity,), None)
+        if plan is not None:
+            with library_errors(f"writing {name}"):
+                planned, written = Planned(plan, (), None, None), {plan: self._write(name, plan, 0)}
         else:
-            with self.progress.step(f"Planning {name}"), translated(f"planning {name}"):
-                planned, tried = self._search(name)
-            written = tried[planned.plan]
-        self._move_in(written)
-        return self._settled(written, [found.measured.parity for found in tried.values()], planned)
+            with self.progress.step(f"Planning {name}"), library_errors(f"planning {name}"):
+                planned, written = self._search(name)
+        chosen = written[planned.plan]
+        self._move_to_bundle(chosen)
+        reached = tuple(each.measured.parity for each in written.values())
+        return self._result(chosen.variant, chosen.measured.parity, reached, planned)
 
-    def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, Written]]:
-        tried: dict[PrecisionPlan, Written] = {}
+    def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, _Written]]:
+        written: dict[PrecisionPlan, _Written] = {}
 
         def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
-            tried[plan] = self._written(name, plan)
-            losses, most = tried[plan].measured.losses, 1 - self.recipe.budget.dense_min
+            written[plan] = self._write(name, plan, len(written))
+            losses, most = written[plan].measured.losses, 1 - self.options.budget.dense_min
             return losses.figures(most), losses.upper_bounds(most, np.random.default_rng(SEED))
 
         def seconds(first: PrecisionPlan, second: PrecisionPlan) -> tuple[Seconds, Seconds]:
-            return self._in_turns(tried[first], tried[second])
+            return self._time_in_turns(written[first], written[second])
 
         planned = self.planner.plan(name, self.graphs.work, evaluate, seconds)
-        for plan, written in tried.items():
+        for plan, candidate in written.items():
             if plan != planned.plan:
-                shutil.rmtree(written.folder)
-        return planned, tried
+                shutil.rmtree(candidate.folder)
+        return planned, written
 
-    def _written(self, name: VariantName, plan: PrecisionPlan) -> Written:
-        folder = self.graphs.work / f"candidate-{next(self._numbers)}"
+    def _write(self, name: VariantName, plan: PrecisionPlan, number: int) -> _Written:
+        folder = self.graphs.work / f"{name}-{number}"
         quantized = self.quantized.projections(plan)
         with self.progress.step(f"    Writing {name}"):
             variant = write_int8(name, self.graphs, self.quantized.statistics, plan, quantized, folder)
         with self.progress.step(f"    Measuring the parity of {name}"):
-            return Written(variant, folder, self._measured(variant, folder))
+            return _Written(variant, folder, self.check.measure(variant, folder))
 
-    def _measured(self, variant: Variant, folder: Path) -> verify.Measured:
-        bundle = Bundle(folder, replace(self.draft, variants=(variant,)))
-        return verify.measure(
-            bundle, variant, self.tokenizer, self.probe, self.recipe.budget.dense_min, default_threads()
-        )
-
-    def _in_turns(self, first: Written, second: Written) -> tuple[Seconds, Seconds]:
+    def _time_in_turns(self, first: _Written, second: _Written) -> tuple[Seconds, Seconds]:
+        model = self.check.model
         with (
             closing(open_graph(first.folder / first.variant.graph, first.variant, default_threads())) as a,
             closing(open_graph(second.folder / second.variant.graph, second.variant, default_threads())) as b,
         ):
-            seconds = in_turns({"a": a, "b": b}, self.draft.heads, self.draft.geometry)
+            seconds = in_turns({"a": a, "b": b}, model.heads, model.geometry)
         return seconds["a"], seconds["b"]
 
-    def _move_in(self, written: Written) -> None:
+    def _move_to_bundle(self, written: _Written) -> None:
         for path in written.variant.files:
             target = self.staging / path
             target.parent.mkdir(parents=True, exist_ok=True)
             (written.folder / path).replace(target)
         shutil.rmtree(written.folder)
 
-    def _settled(self, written: Written, reached: Sequence[Parity], planned: Planned | None) -> Settled:
-        variant, parity = written.variant, written.measured.parity
-        over = excesses(parity, self.recipe.budget, variant.precision, normalize=self.draft.normalize)
+    def _result(
+        self, variant: Variant, parity: Parity, reached: tuple[Parity, ...], planned: Planned | None
+    ) -> VariantResult:
+        over = excesses(parity, self.options.budget, variant.precision, normalize=self.check.model.normalize)
         if over:
             self.progress.say("  Over budget: " + "; ".join(map(str, over)))
-        return Settled(variant, parity, over, tuple(reached) or (parity,), planned)
+        return VariantResult(variant, parity, over, reached, planned)
 
 
-def keep_plans(settled: Sequence[Settled], geometry: Geometry, staging: Path) -> None:
+def write_plans(results: Sequence[VariantResult], geometry: Geometry, staging: Path) -> None:
     """Write plan.json, which `--plan` takes."""
-    plans = {found.variant.name: found.planned.plan for found in settled if found.planned}
+    plans = {result.variant.name: result.planned.plan for result in results if result.planned}
     if plans:
         (staging / "plan.json").write_text(plans_to_text(plans, geometry), encoding="utf-8")
 
 
-def speed_order(settled: Sequence[Settled], objective: Objective) -> dict[str, str]:
+def speed_order(results: Sequence[VariantResult], objective: Objective) -> dict[str, str]:
     """The planned variants, fastest first, and the multipliers of the processor that this was measured on or for."""
-    plans = {found.variant.name: found.planned for found in settled if found.planned}
+    plans = {result.variant.name: result.planned for result in results if result.planned}
     seconds = {name: planned.seconds for name, planned in plans.items() if planned.seconds}
     processors = {planned.costs.multipliers for planned in plans.values() if planned.costs}
     if not seconds:
@@ -164,13 +166,13 @@ def speed_order(settled: Sequence[Settled], objective: Objective) -> dict[str, s
     return {"fastest_first": ",".join(fastest_first), "processor": ",".join(processors)}
 
 
-def over_budget_message(settled: Sequence[Settled]) -> str:
+def over_budget_message(results: Sequence[VariantResult]) -> str:
     """What is over budget, the best that any plan reached of each figure, and what can be done."""
     lines = ["over budget, no bundle was written:"]
-    for found in (s for s in settled if s.over):
-        lines += [f"  {found.variant.name}: {excess}" for excess in found.over]
-        if len(found.reached) > 1:
-            lines.append(f"    best of {len(found.reached)} plans: {_best(found.reached)}")
+    for result in (each for each in results if each.over):
+        lines += [f"  {result.variant.name}: {excess}" for excess in result.over]
+        if len(result.reached) > 1:
+            lines.append(f"    best of {len(result.reached)} plans: {_best(result.reached)}")
     lines.append(
         "Leave the variant out (--variants), set another --budget (INT8 only; FP32 is held to arithmetic noise), or "
         "keep it with --allow-over-budget"
@@ -191,8 +193,12 @@ def _best(reached: Sequence[Parity]) -> str:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Torch and OpenVINO fail with RuntimeError, for want of memory for instance."""
+def library_errors(what: str) -> Iterator[None]:
+    """Name the step in which torch or OpenVINO failed; both raise RuntimeError, for want of memory for instance.
+
+    Raises:
+        ExportError: the step failed.
+    """
     try:
         yield
     except RuntimeError as error:
