@@ -32,7 +32,7 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's way where it says nothing)."""
+    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing)."""
 
     variants: tuple[VariantName, ...] = tuple(VariantName)
     heads: tuple[Head, ...] = ALL_HEADS

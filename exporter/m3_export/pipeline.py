@@ -94,7 +94,7 @@ def export(
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
             _final_check(staging)
-        check_target(out, force=force)  # a large export takes minutes: somebody else may have written there
+        check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over)
 
@@ -111,7 +111,7 @@ def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
     if checkpoint.pad_id != info.pad_id:
         raise CheckpointError(
             f"config.json: pad_token_id is {checkpoint.pad_id}, the tokenizer's {info.pad_id}; "
-            "tokenizer and weights are of different models"
+            "tokenizer and weights belong to different models"
         )
 
 

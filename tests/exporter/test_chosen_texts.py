@@ -36,15 +36,15 @@ def test_one_language_is_warned_of_and_two_are_not(tmp_path: Path):
 
 def test_overlap_is_refused_by_name(tmp_path: Path):
     probe = jsonl(tmp_path / "probe.jsonl", {"text": "something new"}, {"text": calibration_texts()[3].text.upper()})
-    with pytest.raises(OptionsError, match=r"probe text '2' is calibration text"):
+    with pytest.raises(OptionsError, match=r"probe text '2' is also calibration text"):
         chosen_texts(None, probe)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "there is no text in it"),
-        ("\n  \n", "there is no text in it"),
+        ("", "it holds no texts"),
+        ("\n  \n", "it holds no texts"),
         ('{"text": "fine"}\nnot json\n', "line 2: not JSON"),
         ('{"text": ""}\n', 'line 1: expected an object with a "text"'),
         ('["text"]\n', 'line 1: expected an object with a "text"'),

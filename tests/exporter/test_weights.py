@@ -196,7 +196,7 @@ def test_a_missing_shard_is_named(folder: Path, state: State, name: str, save: C
     files = shard(folder, state, save, name)
     (folder / files[1]).unlink()
     message = refusal(folder)
-    assert message.startswith(f"{files[1]}: listed in {name}.index.json but not there")
+    assert message.startswith(f"{files[1]}: listed in {name}.index.json but missing")
     assert "copy the checkpoint again" in message
 
 

@@ -200,18 +200,18 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
     if missing := sorted(shapes.keys() - encoder.keys()):
         raise CheckpointError(
             f"{folder.name}: {len(missing)} encoder tensors are missing, the first is {missing[0]!r}; "
-            "config.json and the weights are of different models, or a file is incomplete"
+            "config.json and the weights belong to different models, or a file is incomplete"
         )
     if unknown := sorted(encoder.keys() - shapes.keys()):
         raise CheckpointError(
             f"{folder.name}: unexpected encoder tensor {unknown[0]!r} ({len(unknown)} in all); "
-            "config.json and the weights are of different models, or the weights have been quantized"
+            "config.json and the weights belong to different models, or the weights have been quantized"
         )
     for name, shape in shapes.items():
         if tuple(encoder[name].shape) != shape:
             got = tuple(encoder[name].shape)
             raise CheckpointError(
-                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they are of different models"
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they belong to different models"
             )
         if encoder[name].dtype is not torch.float32:
             raise CheckpointError(
@@ -219,5 +219,5 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
             )
         if not math.isfinite(encoder[name].sum(dtype=torch.float64).item()):
             raise CheckpointError(
-                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged; use an earlier checkpoint"
             )

@@ -131,12 +131,12 @@ def _check_ids(largest: int, vocab_size: int) -> None:
     if largest >= vocab_size:
         raise CheckpointError(
             f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
-            "tokenizer and weights are of different models"
+            "tokenizer and weights belong to different models"
         )
     if largest < vocab_size // 2:  # some rows may be spare, but not most of them
         raise CheckpointError(
             f"the tokenizer has ids up to {largest} only, the word embedding {vocab_size} rows; "
-            "its vocabulary is damaged, or of another model than the weights"
+            "its vocabulary is damaged, or belongs to another model than the weights"
         )
 
 
@@ -146,7 +146,7 @@ def _wrapping(tokenizer: CheckpointTokenizer) -> str:
 
 
 def _ids_sha256(vocabulary: Mapping[str, int], original: Any) -> str:
-    """Every piece with its id, and the ids of the hard texts, which tell normalisers, scores and blank rules apart."""
+    """Every piece with its id, and the ids of the hard texts, which show normalisers, scores and blank rules."""
     pieces = [f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0))]
     ids = [str(_original_ids(original, text)) for text in HARD_TEXTS]
     return hashlib.sha256("\n".join([*pieces, *ids]).encode("utf-8", "surrogatepass")).hexdigest()

@@ -38,7 +38,7 @@ def read_encoder_weights(folder: Path) -> State:
         for path in _shards(folder, name):
             if path.is_file():
                 continue
-            raise CheckpointError(f"{path.name}: listed in {name}.index.json but not there; copy the checkpoint again")
+            raise CheckpointError(f"{path.name}: listed in {name}.index.json but missing; copy the checkpoint again")
         if shards := _shards(folder, name):
             return {key: _float32(key, tensor) for path in shards for key, tensor in _load(path, load).items()}
     if any(folder.glob("adapter_*")):

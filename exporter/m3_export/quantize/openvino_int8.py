@@ -26,7 +26,7 @@ from m3_export.quantize.weights import QuantizedWeight, dynamic_factors
 from m3_runtime.engines import PACKING_DEFAULTS
 from m3_runtime.engines.no_telemetry import without_telemetry
 
-WORDS = "gather.words"
+EMBEDDING_NODE = "gather.words"
 
 
 def compile_properties(plan: PrecisionPlan) -> dict[str, str]:
@@ -51,7 +51,7 @@ def write_openvino_int8(graph: Path, target: Path, quantized: Mapping[Projection
         name = node.get_friendly_name()
         if node.get_type_name() == "MatMul" and (weight := QuantizedWeight.find(f"{name}.weight", quantized)):
             writer.quantize(node, weight)
-        elif node.get_type_name() == "Gather" and name == WORDS:
+        elif node.get_type_name() == "Gather" and name == EMBEDDING_NODE:
             writer.quantize_embedding(node)
     writer.close_optional_inputs(model)
     model.validate_nodes_and_infer_types()

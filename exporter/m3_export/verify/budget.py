@@ -1,4 +1,4 @@
-"""The budget: the most difference from PyTorch FP32 that a variant may have and still ship."""
+"""The budget: the largest difference from PyTorch FP32 with which a variant may ship."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -61,7 +61,7 @@ BUDGETS = {
 
 def _named(name: str) -> Budget:
     if name not in BUDGETS:
-        raise OptionsError(f"no budget is called {name!r}; there are: {', '.join(BUDGETS)}, or NAME=VALUE,…")
+        raise OptionsError(f"there is no budget {name!r}; expected {', '.join(BUDGETS)}, or NAME=VALUE,…")
     return BUDGETS[name]
 
 

@@ -15,7 +15,7 @@ from m3_runtime.encode.encoding import Encoding
 TOP = 5
 # Two weights are a near-tie when the reference's gap is below what this share of all weights moved by, twice.
 NOISE_PERCENTILE = 99
-DIGITS = 8  # what is stored; below it lies the order in which threads add
+DIGITS = 8  # stored; smaller differences are those of the order in which threads add
 
 
 @dataclass(frozen=True)

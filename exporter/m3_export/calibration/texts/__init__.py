@@ -68,7 +68,7 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     texts = tuple(_text(path, number, line, what) for number, line in numbered)
     if not texts:
-        raise OptionsError(f'{what} {path}: there is no text in it; expected a text a line, or JSONL with a key "text"')
+        raise OptionsError(f'{what} {path}: it holds no texts; expected one text a line, or JSONL with a key "text"')
     return texts
 
 
@@ -86,7 +86,7 @@ def _text(path: Path, number: int, line: str, what: str) -> Text:
 
 
 def script_of(text: str) -> str:
-    """The script of most letters: what can be known of a language without a model of it.
+    """The script of most letters, which is all that a text shows of its language without a model.
 
     >>> script_of("Grüß Gott"), script_of("你好, BM25"), script_of("42")
     ('latin', 'cjk', 'none')
@@ -120,11 +120,13 @@ def check_disjoint(calibration: tuple[Text, ...], probe: tuple[Text, ...]) -> No
     known = {folded(text.text): text.id for text in calibration}
     for text in probe:
         if (other := known.get(folded(text.text))) is not None:
-            raise OptionsError(f"probe text {text.id!r} is calibration text {other!r}; parity needs texts of its own")
+            raise OptionsError(
+                f"probe text {text.id!r} is also calibration text {other!r}; measure parity on other texts"
+            )
 
 
 def digest(texts: tuple[Text, ...]) -> str:
-    """SHA-256 over the texts, so that two parities can be told to be of the same probe."""
+    """SHA-256 over the texts, which shows whether two parities were measured on the same ones."""
     return hashlib.sha256("\0".join(text.text for text in texts).encode()).hexdigest()
 
 

@@ -23,7 +23,7 @@ from m3_export.graph.passes.skip_layer_norm import PreventSkipLayerNorm
 def portable(model: ir.Model) -> ir.Model:
     """The traced graph in place; with CLS pooling, `kept_tokens` as a third input.
 
-    The third input has a default, so nobody has to know it.
+    The third input has a default, so a caller need not know it.
     """
     steps = (KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
     return ir.passes.Sequential(*steps)(model).model
