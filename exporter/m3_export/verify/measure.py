@@ -25,6 +25,7 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, ColbertDtype, EncodeOptions
 from m3_runtime.encode.pipeline import encode_texts, encode_tokens
 from m3_runtime.engines import Engine
+from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.select import open_graph
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
@@ -102,7 +103,7 @@ class ParityCheck:
         natural, degenerate = self.probe.natural, self.probe.degenerate
         is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
         run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
-        with closing(open_graph(folder / run.graph, run, default_threads())) as engine:
+        with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
             outputs = self._encode(engine, natural.texts)
             batch_invariance = self._batch_invariance(engine, natural.ids)
             padded = self._lowest_cosine_padded(engine, natural)
