@@ -1,7 +1,7 @@
 """The variants that an export can write: which graph, quantized how, saved where."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -34,22 +34,12 @@ def engine_of(name: VariantName) -> EngineName:
     return EngineName.OPENVINO if name is VariantName.OPENVINO_INT8 else EngineName.ONNXRUNTIME
 
 
+@dataclass(frozen=True)
 class Graphs:
-    """The traced graph and what is made of it."""
+    """The traced graph, and a folder for graphs that an engine has to read from disk."""
 
-    def __init__(self, portable: ir.Model, work: Path) -> None:
-        """Nothing is made yet.
-
-        Args:
-            portable: the traced graph.
-            work: a folder for graphs that an engine has to read from disk.
-        """
-        self.portable, self.work = portable, work
-
-    @cached_property
-    def fused(self) -> ir.Model:
-        """With ONNX Runtime's operators."""
-        return passes.for_onnxruntime(self.portable)
+    portable: ir.Model
+    work: Path
 
     def for_int8(
         self, statistics: ActivationStatistics, quantized: Mapping[Projection, QuantizedProjection]
@@ -62,7 +52,7 @@ class Graphs:
 def write_float(graphs: Graphs, folder: Path) -> Variant:
     """Write onnx-fp32."""
     name = VariantName.ONNX_FP32
-    _save(graphs.fused, folder / FILES[name])
+    _save(passes.for_onnxruntime(graphs.portable), folder / FILES[name])
     return Variant(str(name), engine_of(name), "fp32", FILES[name], _files(folder, name), {}, ())
 
 
