@@ -7,6 +7,7 @@ import pytest
 
 from m3_export.calibration.texts import calibration_texts, chosen_texts, probe_texts, read_texts
 from m3_export.errors import OptionsError
+from m3_runtime.errors import InputError
 
 
 def jsonl(path: Path, *lines: object) -> Path:
@@ -62,3 +63,10 @@ def test_what_holds_no_text_is_refused(tmp_path: Path, content: str, words: str)
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(OptionsError, match=r"missing\.txt"):
         chosen_texts(None, tmp_path / "missing.txt")
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "\\ud83d half an emoji"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"probe texts .*texts\.jsonl, line 2 has a lone surrogate \(U\+D83D\)"):
+        chosen_texts(None, path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.calibration.texts.text import Text, folded
 from m3_export.errors import OptionsError
+from m3_runtime.tokenizer import check_text
 
 DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 800
 
@@ -60,6 +61,7 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
 
     Raises:
         OptionsError: the file cannot be read, a line is not what it must be, or there is no text.
+        InputError: a text has a lone surrogate.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -82,6 +84,7 @@ def _text(path: Path, number: int, line: str, what: str) -> Text:
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise OptionsError(f'{what} {path}, line {number}: expected an object with a "text" that is not empty')
+    check_text(text, f"{what} {path}, line {number}")
     return Text(str(number), str(content.get("lang") or script_of(text)), "given", text)
 
 
