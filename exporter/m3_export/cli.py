@@ -14,7 +14,7 @@ from m3_export.options import ExportOptions, Target, VariantName, parse_heads, p
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget
 from m3_runtime.bundle.manifest import Head, Pooling
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_OVER_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -66,7 +66,7 @@ def _failure(error: BaseException, consequence: str) -> tuple[str, int]:
     match error:
         case OverBudgetError():
             return str(error), EXIT_OVER_BUDGET
-        case InputError() | SourceError() | CheckpointError() | OptionsError():
+        case InputError() | SourceError() | CheckpointError() | OptionsError() | ExtraNotInstalledError():
             return str(error), EXIT_USAGE
         case M3Error():
             return str(error), EXIT_FAILED
@@ -75,7 +75,7 @@ def _failure(error: BaseException, consequence: str) -> tuple[str, int]:
         case OSError():
             return f"{error.filename or 'file system'}: {error.strerror or error}{consequence}", EXIT_FAILED
         case ModuleNotFoundError():
-            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_FAILED
+            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_USAGE
     return f"out of memory{consequence}; exporting BGE-M3 needs about 9 GB", EXIT_FAILED
 
 
@@ -256,7 +256,3 @@ def _verify_golden(args: argparse.Namespace) -> int:
 
 def _json(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

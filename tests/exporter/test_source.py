@@ -10,7 +10,8 @@ import torch
 import m3_models
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import HUB_ID, Source, resolve
-from m3_export.errors import ExportError, SourceError
+from m3_export.errors import SourceError
+from m3_runtime.errors import ExtraNotInstalledError
 
 
 def found(source: str | Path, scratch: Path, progress: Callable[[str], None] = lambda _: None) -> Source:
@@ -124,7 +125,7 @@ def test_hub_ids_are_told_from_paths(source: str, is_id: bool):
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # how Python says "not installed"
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(ExtraNotInstalledError) as caught:
         found("tiny-random", tmp_path)
     message = str(caught.value)
     assert "'torch'" in message and 'pip install "m3-runtime[export]"' in message

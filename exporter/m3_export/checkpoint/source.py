@@ -8,6 +8,7 @@ from pathlib import Path
 import m3_models
 from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
 from m3_export.errors import ExportError, HubError, SourceError
+from m3_runtime.errors import ExtraNotInstalledError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./folder" is a folder, there or not
 
@@ -33,7 +34,7 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
     Raises:
         SourceError: none of the three, or the hub has no such repository, or it holds no checkpoint.
         HubError: the hub cannot be reached, or does not hand out the repository.
-        ExportError: a package that a named model is made from is missing or of another release.
+        M3Error: a named model cannot be written, see `write_named`.
     """
     path = Path(source).expanduser()
     if revision is not None and (path.is_dir() or m3_models.is_name(source)):
@@ -55,10 +56,13 @@ def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> Non
     """Write the checkpoint of a name that m3_models knows.
 
     Raises:
-        ExportError: a package that the model is made from is missing or of another release.
+        ExtraNotInstalledError: a package that the model is made from is missing.
+        ExportError: it is of another release.
     """
     try:
         m3_models.write_checkpoint(name, folder, progress=progress)
+    except m3_models.MissingPackageError as error:
+        raise ExtraNotInstalledError(str(error)) from error
     except m3_models.ModelError as error:
         raise ExportError(str(error)) from error
 
