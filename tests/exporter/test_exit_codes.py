@@ -28,12 +28,13 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     [
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("[" * 200_000), "config.json"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "model.safetensors"),
         (lambda folder: (folder / "colbert_linear.pt").unlink(), "colbert_linear.pt"),
         (lambda folder: (folder / "tokenizer.json").write_text("[]"), "tokenizer"),
         (lambda folder: (folder / "modules.json").write_text("{}"), "modules.json"),
     ],
-    ids=["no config", "config", "weights", "no head", "tokenizer", "modules"],
+    ids=["no config", "config", "deep config", "weights", "no head", "tokenizer", "modules"],
 )
 def test_a_wrong_checkpoint_is_wrong_input(
     tiny_random_checkpoint: Path,

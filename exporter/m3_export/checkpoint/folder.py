@@ -121,7 +121,7 @@ class Checkpoint:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":

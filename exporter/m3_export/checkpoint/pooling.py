@@ -86,7 +86,7 @@ def _pooling(path: Path) -> Pooling:
 def _read_json(path: Path, kind: type[Any]) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
     if not isinstance(data, kind):
         raise CheckpointError(

@@ -56,7 +56,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
         return []
     try:
         files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index.name}: not an index of shards ({error}); copy the checkpoint again") from error
     if outside := sorted(file for file in files if Path(file).name != file):
         raise CheckpointError(f"{index.name}: lists {outside[0]!r}, which is not a file of this folder")

@@ -79,7 +79,7 @@ def _text(path: Path, number: int, line: str, what: str) -> Text:
         return Text(str(number), script_of(line), "given", line)
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionsError(f"{what} {path}, line {number}: not JSON ({error})") from error
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or not text.strip():
