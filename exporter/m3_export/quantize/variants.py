@@ -111,7 +111,7 @@ def _words(portable: ir.Model) -> ProjectionPrecision:
 
 
 def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Float32Array]:
-    shifts = {}
+    shifts: dict[str, Float32Array] = {}
     for projection, product in quantized.items():
         names = weight_names(projection)
         shifts |= dict(zip(names, (part.numpy() for part in product.shift.chunk(len(names))), strict=True))

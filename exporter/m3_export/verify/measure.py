@@ -108,9 +108,10 @@ class ParityCheck:
             batch_invariance = self._batch_invariance(engine, natural.ids)
             padded = self._lowest_cosine_padded(engine, natural)
             of_degenerate = self._encode(engine, degenerate.texts) if variant.precision != "fp32" else None
-        losses = text_losses(natural.reference, outputs, is_degenerate=False)
+        losses, degenerate_figures = text_losses(natural.reference, outputs, is_degenerate=False), None
         if of_degenerate is not None:
             losses = joined(losses, text_losses(degenerate.reference, of_degenerate, is_degenerate=True))
+            degenerate_figures = degenerate_parity(degenerate.reference, of_degenerate, self.dense_min)
         parity = Parity(
             texts=len(natural.texts),
             tokens=sum(len(row) for row in natural.ids),
@@ -122,7 +123,7 @@ class ParityCheck:
             batch_invariance_min=batch_invariance,
             padded_dense_min=padded,
             is_simulated=is_simulated,
-            degenerate=of_degenerate and degenerate_parity(degenerate.reference, of_degenerate, self.dense_min),
+            degenerate=degenerate_figures,
         )
         return MeasuredParity(parity, losses)
 
