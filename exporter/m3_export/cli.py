@@ -139,8 +139,8 @@ def _add_accuracy(group: argparse._ArgumentGroup) -> None:
         metavar="NAME|NAME=VALUE,…",
         type=Budget.parse,
         default=Budget(),
-        help="lowest accepted parity: strict, balanced (default: dense_mean=0.9993, dense_min=0.998, colbert_p5=0.996, "
-        "sparse_jaccard=0.98, degenerate_share=0.001) or fast, figures of your own, or both: strict,dense_min=0.999",
+        help=f"lowest accepted parity: strict, balanced (default: {Budget().to_text().replace(',', ', ')}) or fast, "
+        "figures of your own, or both: strict,dense_min=0.999",
     )
     group.add_argument(
         "--allow-over-budget", action="store_true", help="write the bundle anyway, and report what is over"
