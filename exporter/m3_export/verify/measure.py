@@ -22,12 +22,11 @@ from m3_runtime.bundle.manifest import CpuFeature, Head, ModelInfo, Parity, Vari
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.encode.batching import pad_batch
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, ColbertDtype, EncodeOptions
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
 from m3_runtime.encode.pipeline import encode_texts, encode_tokens
-from m3_runtime.engines import Engine
-from m3_runtime.engines.opening import Opening
+from m3_runtime.engines import Engine, Opening
 from m3_runtime.engines.select import open_graph
-from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
+from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 
 # Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in
 # float: the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer
@@ -128,7 +127,14 @@ class ParityCheck:
         return MeasuredParity(parity, losses)
 
     def _encode(self, engine: Engine, texts: Sequence[str]) -> Outputs:
-        options = self._options(self.model.heads, MAX_PROBE_TOKENS)
+        length = min(MAX_PROBE_TOKENS, self.model.geometry.max_tokens)
+        options = encode_options(
+            self.model,
+            self.model.heads,
+            batch_size=DEFAULT_BATCH_SIZE,
+            token_budget=TOKEN_BUDGET,
+            max_length=length,
+        )
         return Outputs.of(encode_texts(texts, options, self.model, self.tokenizer, engine))
 
     def _batch_invariance(self, engine: Engine, ids: Sequence[Ids]) -> float:
@@ -148,13 +154,10 @@ class ParityCheck:
         return lowest
 
     def _encode_ids(self, engine: Engine, ids: Sequence[Ids]) -> Encoding:
-        heads = tuple(head for head in (Head.DENSE, Head.COLBERT) if head in self.model.heads)
+        heads = {Head.DENSE, Head.COLBERT}.intersection(self.model.heads)
+        options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
         tokens = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
-        return encode_tokens(tokens, self._options(heads, self.model.geometry.max_tokens), self.model, engine)
-
-    def _options(self, heads: tuple[Head, ...], max_length: int) -> EncodeOptions:
-        length = min(max_length, self.model.geometry.max_tokens)
-        return EncodeOptions(heads, length, DEFAULT_BATCH_SIZE, TOKEN_BUDGET, OnTruncate.TRUNCATE, ColbertDtype.FLOAT32)
+        return encode_tokens(tokens, options, self.model, engine)
 
     def _lowest_cosine_padded(self, engine: Engine, probe: ProbeTexts) -> float:
         """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
