@@ -16,13 +16,13 @@ from m3_export.plan.plan import PrecisionPlan, plans_to_text
 from m3_export.plan.planner import Planned, Planner
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import in_turns
-from m3_export.progress import Progress
 from m3_export.quantize.variants import Graphs, write_float, write_int8
 from m3_export.verify.budget import Excess, excesses
 from m3_export.verify.measure import MeasuredParity, ParityCheck
 from m3_runtime.bundle.manifest import Geometry, Parity, Variant
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import open_graph
+from m3_runtime.io.progress import Progress
 
 SEED = 20_240_205  # of the bootstrap: the same figures for the same losses
 

@@ -181,7 +181,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     _silence_libraries(quiet=args.quiet)
     from m3_export import report
     from m3_export.pipeline import export
-    from m3_export.progress import Progress
+    from m3_runtime.io.progress import Progress
 
     options = ExportOptions(
         variants=args.variants,
@@ -213,7 +213,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _write_checkpoint(args: argparse.Namespace) -> int:
     from m3_export.checkpoint.source import write_named
-    from m3_export.progress import Progress
+    from m3_runtime.io.progress import Progress
 
     write_named(args.source, args.out, Progress(quiet=args.quiet).say)
     if args.json:

@@ -32,7 +32,6 @@ from m3_export.options import ExportOptions
 from m3_export.plan.plan import read_plans
 from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.simulation import QuantizedModel
-from m3_export.progress import Progress
 from m3_export.quantize.variants import Graphs
 from m3_export.verify.budget import Excess
 from m3_export.verify.measure import MAX_PROBE_TOKENS, ParityCheck, Probe, ProbeTexts
@@ -42,6 +41,7 @@ from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, To
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino")

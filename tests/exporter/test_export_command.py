@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from m3_export.cli import main
 from m3_export.options import ExportOptions, VariantName
 from m3_export.pipeline import export
-from m3_export.progress import Progress
 from m3_export.verify import golden
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import HeadError, InputError
+from m3_runtime.io.progress import Progress
 from patience import PATIENCE_S
 
 M3_EXPORT = [sys.executable, "-m", "m3_export"]

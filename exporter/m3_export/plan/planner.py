@@ -26,10 +26,10 @@ from m3_export.plan.plan import (
 )
 from m3_export.plan.search import RARE, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
-from m3_export.progress import Progress
 from m3_export.quantize.projection import fake_quantize, quantize_projection
 from m3_export.quantize.variants import engine_of
 from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_runtime.io.progress import Progress
 
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
