@@ -1,17 +1,18 @@
 """Contenders measured on a machine, and the machine's ceilings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from m3_bench.documents.kinds import SCHEMA_VERSION, Kind
 from m3_bench.machine import Machine
+from m3_runtime.records import OPTIONAL
 
 
 @dataclass(frozen=True)
 class Model:
     """What was measured: the checkpoint's name, the vector space it makes, and the digest of its weights.
 
-    `flop_per_token` is of its projections (`bars.stats.flop_per_token`), for shares of the ceiling; 0 if unknown.
+    `flop_per_token` is of its projections (`stats.flop_per_token`), for shares of the ceiling; 0 if unknown.
     """
 
     name: str
@@ -31,6 +32,13 @@ class Scenario:
         heads: "dense", "sparse", "colbert".
         calls: how often each contender is called in a round.
         clients: callers at a time; more than one shares a loaded model between threads.
+        contenders: who is asked, by name; everybody if empty.
+        group: scenarios of one group take turns with each other, not only their contenders.
+        most_rounds: for what takes long; 0 is no limit.
+        processes: each contender so many times at once, each with all calls.
+        threads: of each process; 0 for those of the run.
+        by_length: a call's texts go in a call for each length.
+        is_start: a round is a process of its own, and its one call goes from its start to its first vectors.
     """
 
     name: str
@@ -39,11 +47,35 @@ class Scenario:
     heads: tuple[str, ...]
     calls: int
     clients: int = 1
+    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    group: str = field(default="", metadata=OPTIONAL)
+    most_rounds: int = field(default=0, metadata=OPTIONAL)
+    processes: int = field(default=1, metadata=OPTIONAL)
+    threads: int = field(default=0, metadata=OPTIONAL)
+    by_length: bool = field(default=False, metadata=OPTIONAL)
+    is_start: bool = field(default=False, metadata=OPTIONAL)
 
     @property
     def tokens(self) -> int:
-        """Tokens of one call."""
+        """Tokens of one call, before it is parted by length."""
         return sum(self.lengths)
+
+    @property
+    def round_tokens(self) -> int:
+        """Tokens of a contender's round, of all its processes."""
+        return self.tokens * self.calls * self.processes
+
+    @property
+    def batches(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths of the texts of every call that each process of a contender gets in a round.
+
+        >>> Scenario("", "", (7, 5, 7), ("dense",), calls=2, by_length=True).batches
+        ((5,), (7, 7), (5,), (7, 7))
+        """
+        one = [self.lengths]
+        if self.by_length:
+            one = [(length,) * self.lengths.count(length) for length in sorted(set(self.lengths))]
+        return tuple(one) * self.calls
 
 
 @dataclass(frozen=True)
@@ -135,6 +167,7 @@ class Run:
         texts_sha256: digest of the texts whose vectors were kept.
         scenarios: what each contender was asked for.
         contenders: who, and what came of it.
+        products: matrix products that took turns with them, for shares of the ceiling.
     """
 
     machine: Machine
@@ -144,6 +177,7 @@ class Run:
     texts_sha256: str
     scenarios: tuple[Scenario, ...]
     contenders: tuple[Contender, ...]
+    products: tuple[Contender, ...] = field(default=(), metadata=OPTIONAL)
     kind: Kind = Kind.RUN
     schema_version: int = SCHEMA_VERSION
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_bench.documents import Model
-from m3_bench.run.candidates import model_of
+from m3_bench.run.contenders import model_of
 from m3_runtime import Bundle
 from m3_runtime.bundle.manifest import Head, Variant
 from m3_runtime.cpu import FEATURE_MEANS, cpu_info

@@ -4,10 +4,8 @@ It has a model for each head, so three heads are three passes. It knows BAAI/bge
 the hub's cache, with our checkpoint in it, stands in for that.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from m3_bench.workers.serve import Encoder, serve
@@ -19,7 +17,10 @@ _MODEL = "BAAI/bge-m3"
 class CanddingEncoder(Encoder):
     """`TextEmbedding`, `SparseTextEmbedding` and `MultiVectorTextEmbedding`, each loaded when it is first asked for."""
 
-    def __init__(self) -> None:
+    packages = ("candding", "numpy")
+
+    def __init__(self, cache: str) -> None:
+        os.environ["HF_HUB_CACHE"] = cache  # threads come from the environment too: RAYON_NUM_THREADS
         import candding
 
         self._classes = {
@@ -53,14 +54,5 @@ class CanddingEncoder(Encoder):
         return Vectors(found["dense"], weights, found.get("colbert"))
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cache", type=Path, help="folder laid out as the hub's cache")
-    args = parser.parse_args()  # threads come from the environment: RAYON_NUM_THREADS
-    os.environ["HF_HUB_CACHE"] = str(args.cache)
-    serve(CanddingEncoder, ("candding", "numpy"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(CanddingEncoder)

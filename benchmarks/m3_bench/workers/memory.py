@@ -1,6 +1,5 @@
 """How fast this machine reads memory: a sum over more than its caches hold, each thread a part of its own."""
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,8 @@ BYTES = 2**29
 
 class Reading(Encoder):
     """The dot product of an array with itself, which is one pass over it. Its work is bytes."""
+
+    packages = ("numpy",)
 
     def __init__(self, threads: int) -> None:
         self._parts = np.array_split(np.ones(BYTES // 4, dtype=np.float32), threads)
@@ -29,13 +30,5 @@ class Reading(Encoder):
         return float(BYTES), ()
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    serve(lambda: Reading(args.threads), ("numpy",))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Reading)

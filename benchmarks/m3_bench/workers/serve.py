@@ -1,5 +1,6 @@
 """A worker's main loop. Needs the standard library, and numpy to keep vectors: peers' environments have no more."""
 
+import json
 import os
 import sys
 import time
@@ -17,7 +18,12 @@ _STATUS = Path("/proc/self/status")
 
 
 class Encoder(ABC):
-    """What a worker's program brings along."""
+    """What a worker's program brings along.
+
+    `packages` are the distributions that compute, whose releases are kept with the results.
+    """
+
+    packages: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
@@ -28,12 +34,16 @@ class Encoder(ABC):
         """How much work a result was (tokens), and the dense vector of its first text; not timed."""
 
     def parts(self) -> tuple[float, float] | None:
-        """Seconds of the last `run` spent tokenising, and in the engine; None if that is not known."""
+        """Seconds of the last `run` spent tokenizing, and in the engine; None if that is not known."""
         return None
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """A `vectors.Vectors` with those of the heads that it has, by the public call; not timed."""
         raise NotImplementedError(f"{type(self).__name__} gives no vectors")
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that it holds: now, and at the highest."""
+        return resident_memory()
 
 
 @dataclass(frozen=True)
@@ -46,22 +56,21 @@ class _Call:
     parts: tuple[float, float] | None
 
 
-def serve(open_encoder: Callable[[], Encoder], packages: Sequence[str]) -> None:
+def serve(open_encoder: Callable[..., Encoder]) -> None:
     """Load, say `Ready`, then answer one `Request` or `Keep` after the other until stdin ends.
 
     Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
 
     Args:
-        open_encoder: loads the model.
-        packages: distributions whose releases the parent wants to know.
+        open_encoder: loads the model; called with the options of the command line.
     """
     answers = _reserve_stdout()
     try:
-        encoder = open_encoder()
+        encoder = open_encoder(**json.loads(sys.argv[1]))
     except Exception as error:  # whatever a library raises, the parent shall read it
         _send(answers, _failure(error))
         return
-    _send(answers, Ready({name: metadata.version(name) for name in packages}))
+    _send(answers, Ready({name: metadata.version(name) for name in encoder.packages}))
     for line in sys.stdin:
         try:
             message = from_line(line)
@@ -102,7 +111,7 @@ def _answer(encoder: Encoder, request: Request) -> Reply:
         with ThreadPoolExecutor(request.clients) as clients:
             calls = list(clients.map(call, request.batches))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-    resident_bytes, peak_bytes = resident_memory()
+    resident_bytes, peak_bytes = encoder.memory()
     parts = [one.parts for one in calls if one.parts is not None]
     return Reply(
         seconds=tuple(one.seconds for one in calls),
@@ -110,8 +119,8 @@ def _answer(encoder: Encoder, request: Request) -> Reply:
         resident_bytes=resident_bytes,
         peak_bytes=peak_bytes,
         dense=tuple(map(float, calls[0].dense)) if calls else (),
-        tokenise_s=tuple(tokenise for tokenise, _ in parts),
-        engine_s=tuple(engine for _, engine in parts),
+        tokenise_s=tuple(tokenize_s for tokenize_s, _ in parts),
+        engine_s=tuple(engine_s for _, engine_s in parts),
         wall_s=wall_s,
         cpu_s=cpu_s,
     )
@@ -121,8 +130,8 @@ def _timed(encoder: Encoder, texts: Sequence[str], heads: Sequence[str], *, is_a
     started_s = time.perf_counter()
     result = encoder.run(texts, heads)
     seconds = time.perf_counter() - started_s
-    done, dense = encoder.inspect(result)  # the result goes with this frame, or it would be on top of the next one's
-    return _Call(seconds, done, dense, encoder.parts() if is_alone else None)
+    work, dense = encoder.inspect(result)  # the result goes with this frame, or it would be on top of the next one's
+    return _Call(seconds, work, dense, encoder.parts() if is_alone else None)
 
 
 def _keep(encoder: Encoder, keep: Keep) -> Kept:
@@ -134,7 +143,11 @@ def _keep(encoder: Encoder, keep: Keep) -> Kept:
 
 
 def resident_memory() -> tuple[int, int]:
-    """Resident memory of this process in bytes: now, and at its highest. (0, peak) where there is no /proc."""
+    """Resident memory of this process in bytes: now, and at its highest. (0, peak) where there is no /proc.
+
+    psutil has no peak on Linux and the peers' environments have no psutil; getrusage's peak on Linux includes what the
+    parent had when it started the process.
+    """
     if _STATUS.is_file():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))

@@ -14,7 +14,7 @@ from m3_bench.errors import PeerError, WorkerError
 from m3_bench.worker_process import run_to_end
 from m3_export.progress import Progress
 
-REQUIREMENTS = Path(__file__).parents[1] / "peers"
+REQUIREMENTS = Path(__file__).parent / "requirements"
 _READY = "ready"
 _TORCH = re.compile(r"^torch==\S+$", re.MULTILINE)
 
@@ -46,9 +46,9 @@ def ensure_environment(peer: Peer, source: PeerSource, progress: Progress) -> Pa
     """The Python of a peer's environment, which is made if it is not there or its requirements have changed.
 
     Raises:
-        PeerError: there are no requirements, or they cannot be installed.
+        PeerError: the requirements cannot be installed.
     """
-    return environment_of(str(peer), _requirements(peer), source, progress)
+    return environment_of(peer.value, REQUIREMENTS / f"{peer}.txt", source, progress)
 
 
 def environment_of(
@@ -84,20 +84,13 @@ def requirement_of(peer: Peer, package: str) -> str:
     """A peer's pinned requirement of a package, "llama_cpp_python==0.3.36" for instance.
 
     Raises:
-        PeerError: there are no requirements, or none of that package.
+        PeerError: it pins none.
     """
-    lines = _requirements(peer).read_text(encoding="utf-8").splitlines()
+    lines = (REQUIREMENTS / f"{peer}.txt").read_text(encoding="utf-8").splitlines()
     found = next((line for line in lines if line.startswith(f"{package}==")), None)
     if found is None:
         raise PeerError(f"the requirements of {peer} do not pin {package}")
     return found
-
-
-def _requirements(peer: Peer) -> Path:
-    path = REQUIREMENTS / f"{peer}.txt"
-    if not path.is_file():
-        raise PeerError(f"no requirements of {peer} at {str(path)!r}; run the benchmark from the source tree")
-    return path
 
 
 def _torch_words(text: str, source: PeerSource) -> tuple[str, ...] | None:

@@ -1,18 +1,23 @@
-"""The model in PyTorch on a device, in a dtype: transformers' encoder and the heads as FlagEmbedding applies them."""
+"""PyTorch, the reference: transformers' encoder and the heads as FlagEmbedding applies them, on a CPU or a GPU."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from m3_bench.workers.serve import Encoder, serve
+from m3_bench.workers.vectors import Vectors
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
-from m3_export.verify.parity import Outputs
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
+from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of
-from m3_runtime.bundle.manifest import Pooling, TokenizerInfo
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.tokenizer import M3Tokenizer
 
 
@@ -31,7 +36,7 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True)
-class Batch:
+class Padded:
     """What the model gave for B texts padded to T tokens, on the host, float32, whatever it was computed in.
 
     Attributes:
@@ -49,28 +54,32 @@ class Batch:
     colbert: np.ndarray | None
 
 
-class TorchModel:
+def recipe_of(pooling: str | None) -> Recipe:
+    """How a checkpoint is read; None takes the pooling that it names itself."""
+    return Recipe(pooling=None if pooling is None else Pooling(pooling))
+
+
+class TorchEncoder(Encoder):
     """A checkpoint on a device. `run` is one padded forward pass; numbers are on the host when it returns."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, tokenizer: M3Tokenizer, info: TokenizerInfo, device: str, dtype: Dtype
-    ) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype is Dtype.TF32
-        self._tokenizer, self._info = tokenizer, info
-        self._device, self._dtype = torch.device(device), dtype.torch
-        self._encoder = encoder_of(checkpoint).to(self._device, self._dtype)
-        self._sparse, self._colbert = (self._moved(head) for head in (checkpoint.sparse, checkpoint.colbert))
-        self._pooling = checkpoint.pooling
-        self.max_tokens = checkpoint.geometry.max_tokens
+    packages = ("torch", "transformers", "tokenizers")
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads that the checkpoint has."""
-        return ("dense", "sparse", "colbert") if self._sparse else ("dense",)
+    def __init__(self, checkpoint: str, device: str, dtype: str, pooling: str | None, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == Dtype.TF32
+        self._device, self._dtype = torch.device(device), Dtype(dtype).torch
+        opened = Checkpoint.open(Path(checkpoint), recipe_of(pooling))
+        source = CheckpointTokenizer.open(Path(checkpoint), opened.geometry.vocab_size)
+        with tempfile.TemporaryDirectory() as folder:
+            source.save(Path(folder))
+            self._tokenizer, self._info = M3Tokenizer.open(Path(folder) / source.info.path, source.info), source.info
+        self._encoder = encoder_of(opened).to(self._device, self._dtype)
+        self._sparse, self._colbert = (self._moved(head) for head in (opened.sparse, opened.colbert))
+        self._pooling, self._max_tokens = opened.pooling, opened.geometry.max_tokens
 
-    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Batch:
+    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Padded:
         """Tokenize, pad to the longest, run, copy back."""
-        rows = self._tokenizer.encode_batch(list(texts), self.max_tokens).ids
+        rows = self._tokenizer.encode_batch(list(texts), self._max_tokens).ids
         lengths = np.array([len(row) for row in rows])
         ids = np.full((len(rows), int(lengths.max())), self._info.pad_id, dtype=np.int64)
         for place, row in zip(ids, rows, strict=True):
@@ -83,23 +92,30 @@ class TorchModel:
             dense = self._pooled(hidden, attention) if "dense" in heads else None
             weights = torch.relu(_linear(hidden, self._sparse))[..., 0] if "sparse" in heads else None
             colbert = self._unit(_linear(hidden[:, 1:], self._colbert)) if "colbert" in heads else None
-            return Batch(
-                ids, lengths, *(None if x is None else x.float().cpu().numpy() for x in (dense, weights, colbert))
-            )
+            found = (None if x is None else x.float().cpu().numpy() for x in (dense, weights, colbert))
+            return Padded(ids, lengths, *found)
 
-    def outputs(self, batches: Sequence[Sequence[str]]) -> Outputs:
-        """The vectors of all texts, each batch by itself, as parity compares them."""
+    def inspect(self, result: Padded) -> tuple[float, Sequence[float]]:
+        """See `serve.Encoder.inspect`."""
+        return float(result.lengths.sum()), () if result.dense is None else result.dense[0].tolist()
+
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""
         dense, lexical, colbert = [], [], []
-        for texts in batches:
-            found = self.run(texts, self.heads)
-            assert found.dense is not None
+        for text in texts:
+            found = self.run([text], heads)
             dense.append(found.dense)
-            for number, length in enumerate(found.lengths):
-                if found.weights is not None and found.colbert is not None:
-                    lexical.append(self._lexical(found.ids[number, :length], found.weights[number, :length]))
-                    colbert.append(found.colbert[number, : length - 1])
+            if found.weights is not None and found.colbert is not None:
+                lexical.append(self._lexical(found.ids[0], found.weights[0]))
+                colbert.append(found.colbert[0])
         has_all = self._sparse is not None
-        return Outputs(np.concatenate(dense), lexical if has_all else None, colbert if has_all else None)
+        return Vectors(np.concatenate(dense), lexical if has_all else None, colbert if has_all else None)
+
+    def memory(self) -> tuple[int, int]:
+        """See `serve.Encoder.memory`; of a GPU its own, since the process began."""
+        if self._device.type == "cpu":
+            return super().memory()
+        return torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
 
     def _moved(self, head: HeadWeights | None) -> HeadWeights | None:
         if head is None:
@@ -132,5 +148,5 @@ def _linear(x: torch.Tensor, head: HeadWeights | None) -> torch.Tensor:
     return functional.linear(x, head.weight, head.bias)
 
 
-def _on_host(x: torch.Tensor | None) -> np.ndarray | None:
-    return None if x is None else x.float().cpu().numpy()
+if __name__ == "__main__":
+    serve(TorchEncoder)

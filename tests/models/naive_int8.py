@@ -1,6 +1,6 @@
 """What naive INT8 schemes do to a checkpoint: fake-quantized in torch against FP32, and the outliers that explain it.
 
-    python benchmarks/naive_int8.py CHECKPOINT [CHECKPOINT …]
+    python tests/models/naive_int8.py CHECKPOINT [CHECKPOINT …]
 
 Weights are int8 with a scale per column in every scheme; activations are uint8 with a zero point; attention and heads
 stay float. Texts are the exporter's: calibration texts for ranges and outliers, probe texts for parity. `DEGENERATE`

@@ -4,7 +4,7 @@ That file is transformers' encoder through PyTorch's TorchScript exporter at ops
 `token_embeddings`. So is this one; bge-m3-lite's own tools do the rest. A program of its own, because
 it takes several times the weights in memory:
 
-    python -m m3_bench.bars.hub_graph CHECKPOINT FOLDER
+    python -m m3_bench.peers.hub_graph CHECKPOINT FOLDER
 """
 
 import argparse
@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import nn
 
-from m3_bench.bars.spm_file import spm_bytes
+from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of
