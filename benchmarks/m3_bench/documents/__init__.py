@@ -7,6 +7,7 @@ Figures that can be computed from raw values (percentiles, ratios, costs) are no
 from m3_bench.documents.comparisons import Compared, Comparison, Prices, SourceFile, TextParity
 from m3_bench.documents.files import KINDS, Document, from_text, read, read_as, to_text, write
 from m3_bench.documents.kinds import SCHEMA_VERSION, Kind
+from m3_bench.documents.loads import Direct, Load, Stage
 from m3_bench.documents.runs import Ceiling, Contender, Model, OutputsFile, Roofline, Round, Run, Scenario, ScenarioRun
 from m3_bench.documents.searches import BadLine, DatasetFacts, Margins, MethodRun, PairScoresOf, Retrieval
 
@@ -19,8 +20,10 @@ __all__ = [
     "Comparison",
     "Contender",
     "DatasetFacts",
+    "Direct",
     "Document",
     "Kind",
+    "Load",
     "Margins",
     "MethodRun",
     "Model",
@@ -34,6 +37,7 @@ __all__ = [
     "Scenario",
     "ScenarioRun",
     "SourceFile",
+    "Stage",
     "TextParity",
     "from_text",
     "read",

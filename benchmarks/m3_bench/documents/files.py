@@ -9,20 +9,22 @@ from typing import Any, TypeVar
 
 from m3_bench.documents.comparisons import Comparison
 from m3_bench.documents.kinds import SCHEMA_VERSION, Kind
+from m3_bench.documents.loads import Load
 from m3_bench.documents.runs import Roofline, Run
 from m3_bench.documents.searches import Margins, Retrieval
 from m3_bench.errors import DocumentError
 from m3_runtime.errors import BundleFormatError
 from m3_runtime.records import from_json, to_json
 
-D = TypeVar("D", bound="Run | Roofline | Comparison | Retrieval | Margins")
-Document = Run | Roofline | Comparison | Retrieval | Margins
+D = TypeVar("D", bound="Run | Roofline | Comparison | Retrieval | Margins | Load")
+Document = Run | Roofline | Comparison | Retrieval | Margins | Load
 KINDS: Mapping[Kind, type[Document]] = {
     Kind.RUN: Run,
     Kind.ROOFLINE: Roofline,
     Kind.COMPARISON: Comparison,
     Kind.RETRIEVAL: Retrieval,
     Kind.MARGINS: Margins,
+    Kind.LOAD: Load,
 }
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")

@@ -13,3 +13,4 @@ class Kind(StrEnum):
     COMPARISON = "comparison"
     RETRIEVAL = "retrieval"
     MARGINS = "margins"
+    LOAD = "load"

@@ -119,7 +119,6 @@ class Plan:
         wanted = {name for target in targets for name in (*target.scenarios, target.against_scenario)}
         return Plan(tuple(one for one in self.scenarios if one.name in wanted), targets)
 
-
     def within(self, max_tokens: int) -> "Plan":
         """What a model can take: scenarios of targets with texts cut to its length, and others whose texts fit."""
         wanted = {name for target in self.targets for name in (*target.scenarios, target.against_scenario)}

@@ -7,7 +7,7 @@ import torch
 from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 
-from m3_bench.bars.hub_graph import write_hub_graph
+from m3_bench.peers.hub_graph import write_hub_graph
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of

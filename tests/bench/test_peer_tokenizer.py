@@ -6,8 +6,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from m3_bench.bars.spm_file import spm_bytes
-from m3_bench.errors import BenchError
+from m3_bench.errors import PeerError
+from m3_bench.peers.sentencepiece_file import spm_bytes
 
 LINES = ["the vector model", "What is dense retrieval?", "向量 检索 模型", "поиск и 検索", "ﬁne ①② Ｆｕｌｌ"]
 
@@ -29,5 +29,5 @@ def test_sentencepiece_reads_it_and_gives_the_same_ids(checkpoint, request):
 def test_another_kind_of_tokenizer_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"type": "WordPiece", "vocab": {"[CLS]": 0}}}))
-    with pytest.raises(BenchError, match="not XLM-R's"):
+    with pytest.raises(PeerError, match="not XLM-R's"):
         spm_bytes(path)
