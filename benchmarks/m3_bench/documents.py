@@ -403,16 +403,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Direct:
-    """The encoder called in this process, while the server is idle: tokens per second, and seconds of each request."""
-
-    tokens_per_s: float
-    latencies_s: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Load:
-    """A server under load: a sweep has a stage for every number of clients. `direct` is before and after them."""
+    """A server under load: a sweep has a stage for every number of clients."""
 
     machine: Machine
     url: str
@@ -420,7 +412,6 @@ class Load:
     texts_per_request: int
     words_per_text: int
     stages: tuple[Stage, ...]
-    direct: tuple[Direct, ...]
     kind: Kind = Kind.LOAD
     schema_version: int = SCHEMA_VERSION
 

@@ -1,7 +1,8 @@
-"""The parent's side of the protocol: a contender's process, asked for work one line at a time."""
+"""The parent's side of the protocol: a contender's process, asked for work one message at a time."""
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from m3_bench.errors import WorkerError
-from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
-from m3_bench.workers.vectors import Vectors, read_vectors
+from m3_bench.workers.messages import Failure, Ready, Reply, Request, VectorsReply, VectorsRequest
+from m3_bench.workers.vectors import Vectors, from_arrays
 
-M = TypeVar("M", Ready, Reply, Kept)
+M = TypeVar("M", Ready, Reply, VectorsReply)
 
 _PACKAGE = Path(__file__).parent
 # Makes `m3_bench.workers` importable without putting our whole site-packages on a peer's path.
@@ -60,7 +61,7 @@ def environment(threads: int) -> dict[str, str]:
 class WorkerProcess:
     """A contender, loaded, asleep until it is asked."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], errors: IO[str]) -> None:
         """Take over a running process; see `start`."""
         self._name = name
         self._process = process
@@ -88,8 +89,6 @@ class WorkerProcess:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env=environment(threads),
-                    text=True,
-                    encoding="utf-8",
                     start_new_session=True,  # Ctrl-C is the parent's; it ends its workers itself
                 )
             except OSError as error:
@@ -105,7 +104,7 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
-        self._say(request)
+        self._send(request)
         return self._read(Reply)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
@@ -114,34 +113,30 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "vectors.npz"
-            self._say(Keep(tuple(texts), tuple(heads), str(path)))
-            self._read(Kept)
-            return read_vectors(path)
+        self._send(VectorsRequest(tuple(texts), tuple(heads)))
+        return from_arrays(self._read(VectorsReply).arrays)
 
     def stderr(self) -> str:
         """What the process has written to stderr so far."""
         self._errors.seek(0)
         return self._errors.read()
 
-    def _say(self, message: Request | Keep) -> None:
+    def _send(self, message: Request | VectorsRequest) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(to_line(message))
+            pickle.dump(message, self._process.stdin)
             self._process.stdin.flush()
         except OSError as error:
             raise self._death() from error
 
     def _read(self, kind: type[M]) -> M:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._death()
         try:
-            message = from_line(line)
-        except ValueError as error:
-            raise WorkerError(f"{self._name} broke the protocol: {error}") from error
+            message = pickle.load(self._process.stdout)  # noqa: S301 - from our own program
+        except EOFError as error:
+            raise self._death() from error
+        except Exception as error:  # whatever bytes may mean to pickle
+            raise WorkerError(f"{self._name} broke the protocol: {error!r}") from error
         if isinstance(message, Failure):
             raise WorkerError(f"{self._name}: {message.message}")
         if not isinstance(message, kind):
@@ -162,7 +157,7 @@ def _in_words(code: int) -> str:
     return f"was ended by {name}" + ("; is there enough memory?" if name == "SIGKILL" else "")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.close()  # which ends its loop

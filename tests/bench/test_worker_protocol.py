@@ -8,7 +8,7 @@ import pytest
 
 from m3_bench.errors import WorkerError
 from m3_bench.worker_process import Command, WorkerProcess, own
-from m3_bench.workers.messages import Ready, Request, from_line, to_line
+from m3_bench.workers.messages import Request
 from m3_runtime import M3Encoder
 
 # A worker whose library prints wherever it can, fails when told to, and dies when told to.
@@ -40,8 +40,8 @@ class Noisy(Encoder):
             os.write(answers, b"done!\\n")
         return texts
 
-    def inspect(self, texts):
-        return float(len(texts)), [0.0, 1.0]
+    def work(self, texts):
+        return float(len(texts))
 
 answers = os.dup(1)
 serve(Noisy)
@@ -64,11 +64,13 @@ def test_a_bundle_is_encoded_in_the_worker_as_it_is_here(tiny_bundle):
     command = own("ours", bundle=str(tiny_bundle), variant="onnx-fp32", threads=1)
     with WorkerProcess.start("ours", command, 1) as worker:
         reply = worker.ask(Request(batches, ("dense", "sparse", "colbert")))
+        vectors = worker.vectors(batches[0], ("dense", "sparse", "colbert"))
         assert worker.ready.versions.keys() == {"onnxruntime", "tokenizers", "numpy"}
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
         found = [encoder.encode(list(batch)) for batch in batches]
     assert reply.work == tuple(float(encoding.token_counts.sum()) for encoding in found)
-    np.testing.assert_allclose(reply.dense, found[0].dense_vecs[0], atol=1e-6)
+    np.testing.assert_allclose(vectors.dense, found[0].dense_vecs, atol=1e-6)
+    assert [len(rows) + 1 for rows in vectors.colbert] == found[0].token_counts.tolist()
     assert len(reply.seconds) == len(batches)
     assert all(seconds > 0 for seconds in reply.seconds)
     assert reply.peak_bytes >= reply.resident_bytes > 2**20
@@ -79,7 +81,6 @@ def test_what_libraries_print_stays_out_of_the_protocol(noisy):
         reply = worker.ask(asked("one", "two"))
         stderr = worker.stderr()
     assert reply.work == (1.0, 1.0)
-    assert reply.dense == (0.0, 1.0)
     assert set(stderr.split("\n")) >= {"loading", "from Python", "from C", "from a child"}
 
 
@@ -134,26 +135,3 @@ def test_leaving_ends_the_process(noisy):
         process = worker._process
         assert process.poll() is None
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "loading model\n",
-        "[1]\n",
-        '{"kind": "Surprise"}\n',
-        '{"kind": "Ready"}\n',
-        '{"kind": "Ready", "versions": {}, "more": 1}\n',
-    ],
-)
-def test_lines_that_are_no_messages(line):
-    with pytest.raises(ValueError, match=r".+"):
-        from_line(line)
-
-
-def test_a_message_is_one_line_whatever_its_texts_hold():
-    request = Request((("two\nlines", "\u2028", "😀"), ()), ("dense",))
-    assert to_line(request).count("\n") == 1
-    assert to_line(request).isascii()
-    assert from_line(to_line(request)) == request
-    assert from_line(to_line(Ready({"torch": "2"}))) == Ready({"torch": "2"})

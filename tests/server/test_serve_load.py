@@ -32,9 +32,8 @@ def test_a_closed_loop_counts_what_the_server_counts(server, tiny_bundle: Path, 
     assert stage.tokens > 3 * stage.texts
     assert stage.cosine_min > 0.99999
     assert min(stage.resident_bytes) > 10_000_000
-    assert [one.tokens_per_s > 0 for one in found.direct] == [True, True]
     printed = capsys.readouterr().out
-    assert "encoder alone before:" in printed and "p50" in printed and "p99" in printed
+    assert "p50" in printed and "p99" in printed
     assert load(server.url, "-o", tmp_path / "a.json") == 2  # nothing is replaced unasked
 
 
@@ -104,7 +103,7 @@ def test_refusals_alone_are_no_failure():
 
 def test_a_server_that_is_not_there_is_named(capsys):
     assert load("http://127.0.0.1:9", *FEW) == 1
-    assert "http://127.0.0.1:9 does not answer (ConnectionRefusedError)" in capsys.readouterr().err
+    assert "127.0.0.1 does not answer (ConnectionRefusedError)" in capsys.readouterr().err
     assert load("http://127.0.0.1:9", "--api", "tei", *FEW) == 1
     assert "× ConnectionRefusedError" in capsys.readouterr().out
 

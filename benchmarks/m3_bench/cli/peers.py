@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.commands import Commands
-from m3_bench.cli.run import add_targets, measure, names_of, own_variants, plan_of
+from m3_bench.cli.run import add_targets
 from m3_bench.cli.shared import add_run_flags
-from m3_runtime.encode.options import checked_threads
 
 NAMES = """\
 lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
@@ -53,32 +52,6 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from m3_bench.peers.environments import PeerSource
-    from m3_bench.peers.models import Setup, check_source
-    from m3_bench.run.contenders import asked_keys
-    from m3_bench.run.peers import PEERS, peer_contenders
-    from m3_export.progress import Progress
-    from m3_runtime import Bundle
+    from m3_bench.run.command import run_peers
 
-    progress, bundle, threads = Progress(quiet=args.quiet), Bundle.open(args.bundle), checked_threads(args.threads)
-    check_source(args.checkpoint, bundle.manifest.source)
-    plan = plan_of(args, bundle, progress)
-    setup = Setup(
-        bundle=bundle,
-        checkpoint=args.checkpoint,
-        work=args.work / "peer-models",
-        peers=PeerSource(args.work / "peers", None if args.torch is None else tuple(args.torch.split())),
-        threads=threads,
-        progress=progress,
-    )
-    ours = own_variants(bundle, names_of(args.variants), plan, threads, progress)
-    asked = asked_keys(plan.scenarios, bundle, PEERS)
-    chosen = names_of(args.peers) or [key for key in PEERS if key in asked]
-    peers, absent = [], {}
-    for key, contender, reason in peer_contenders(chosen, setup, is_chosen=bool(args.peers)):
-        if contender is None:
-            progress.say(f"{key} is left out: {reason}")
-            absent[key] = reason
-        else:
-            peers.append(contender)
-    return measure(args, bundle, plan, [*ours, *peers], absent, progress)
+    return run_peers(args)

@@ -1,21 +1,17 @@
 """`m3-bench serve-load`."""
 
 import argparse
-import asyncio
-import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import checked_output
-from m3_bench.errors import BenchError
 from m3_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from urllib.parse import SplitResult
-
     from m3_bench.documents import Stage
     from m3_bench.load.loops import Loader
 
@@ -31,13 +27,13 @@ the world does; latency counts from when a request was due. --sweep doubles the 
 what the server can do. --times X does that, and then offers X times as much.
 
 Latencies (p50, p90, p99) are of answers only: refusals (429, 503) and errors are counted apart. With --bundle, every
-vector is compared with the encoder's in this process, which is also measured alone, before and after: give it the
-server's --variant and --threads. Run it on a machine that does nothing else."""
+vector is compared with the encoder's in this process: give it the server's --variant. Run it on a machine that does
+nothing else."""
 
 EPILOG = """\
 examples:
   m3-bench serve-load http://localhost:8080 --clients 8 --texts 16
-  m3-bench serve-load http://localhost:8080 --clients 1 --texts 1 --words 6 --bundle my-bundle --threads 2
+  m3-bench serve-load http://localhost:8080 --clients 1 --texts 1 --words 6 -o one.json
   m3-bench serve-load http://localhost:8080 --sweep -o sweep.json
   m3-bench serve-load http://localhost:8080 --times 5 --seconds 60 --bundle my-bundle --api openai,m3 --pid $!
   m3-bench serve-load https://tei.example.org --api tei --rate 20 --key-file key.txt
@@ -84,71 +80,45 @@ def _run(args: argparse.Namespace) -> int:
 
     from m3_bench import documents
     from m3_bench.documents import Load
-    from m3_bench.load.connections import Connections, checked_url
-    from m3_bench.load.loops import Loader, beside, direct
+    from m3_bench.load.loops import Loader, Server, in_words
     from m3_bench.load.requests import made_requests
     from m3_bench.machine import this_machine
     from m3_runtime import M3Encoder
 
-    at, apis, key = checked_url(args.url), _checked(args), _key(args.key_file)
-    model = args.model or (asyncio.run(_first_model(at, key)) if "openai" in apis else "")
+    apis, server = _checked(args), Server(args.url, _key(args.key_file))
+    model = args.model or (server.first_model() if "openai" in apis else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
     with opened or nullcontext() as encoder:
-        requests = made_requests(at, apis, model, key, args.texts, args.words, encoder)
-        loader = Loader(Connections(at), requests, args.seconds, args.pid)
-        alone = [direct(encoder, requests, args.seconds / 2)] if encoder else []
-        stages = asyncio.run(_stages(loader, args))
-        alone += [direct(encoder, requests, args.seconds / 2)] if encoder else []
-    if alone and stages[-1].tokens:
-        sys.stdout.write(beside(stages[-1], alone) + "\n")
-    load = Load(this_machine(), args.url, tuple(apis), args.texts, args.words, tuple(stages), tuple(alone))
+        requests = list(made_requests(apis, model, args.texts, args.words, encoder))
+    stages = []
+    for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):
+        stages.append(stage)
+        sys.stdout.write(in_words(stage) + "\n")
+        sys.stdout.flush()
     if args.output is not None:
+        load = Load(this_machine(), args.url, tuple(apis), args.texts, args.words, tuple(stages))
         documents.write(load, args.output)
     is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in stages)
     return EXIT_OK if is_good else EXIT_FAILED
 
 
-async def _first_model(at: "SplitResult", key: str | None) -> str:
-    """The first model that the server lists; "" where it lists none.
+def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
+    """The loops of the command line."""
+    from m3_bench.load.loops import answered_per_s
 
-    Raises:
-        BenchError: nobody answers there.
-    """
-    from m3_bench.load.connections import Connections
-    from m3_bench.load.requests import models_request
-
-    connections = Connections(at)
-    response = await connections.send(models_request(at, key))
-    connections.close()
-    if response.status == 0:
-        raise BenchError(f"{at.geturl()} does not answer ({response.content.decode()}); is the server running?")
-    try:
-        return str(json.loads(response.content)["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
-        return ""
-
-
-async def _stages(loader: "Loader", args: argparse.Namespace) -> "list[Stage]":
-    """The loops of the command line, each printed when it is over."""
-    from m3_bench.load.loops import answered_per_s, in_words
-
-    def printed(*stages: "Stage") -> "list[Stage]":
-        for stage in stages:
-            sys.stdout.write(in_words(stage) + "\n")
-        sys.stdout.flush()
-        return list(stages)
-
-    await loader.closed(min(args.clients, 8), min(WARM_UP_S, args.seconds))
+    loader.closed(min(args.clients, 8), min(WARM_UP_S, args.seconds))
     if args.rate is not None:
-        return printed(await loader.open(args.rate))
-    if not args.sweep and args.times is None:
-        return printed(await loader.closed(args.clients))
-    stages = printed(*await loader.sweep())
-    best = max(map(answered_per_s, stages))
-    sys.stdout.write(f"saturated at {best:.1f} requests/s\n")
-    if args.times is not None and best > 0:
-        stages += printed(await loader.open(args.times * best))
-    return stages
+        yield loader.open(args.rate)
+    elif not args.sweep and args.times is None:
+        yield loader.closed(args.clients)
+    else:
+        best = 0.0
+        for stage in loader.sweep():
+            best = max(best, answered_per_s(stage))
+            yield stage
+        sys.stdout.write(f"saturated at {best:.1f} requests/s\n")
+        if args.times is not None and best > 0:
+            yield loader.open(args.times * best)
 
 
 def _checked(args: argparse.Namespace) -> list[str]:

@@ -2,20 +2,23 @@
 
 import random
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from m3_bench.documents import Scenario
 from m3_runtime.cpu import CpuInfo
-from m3_runtime.errors import InputError
+from m3_runtime.errors import BundleFormatError, InputError
+from m3_runtime.records import from_json
 
+T = TypeVar("T")
 ALL_HEADS = ("dense", "sparse", "colbert")
 NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret")
-MAX_TEXTS, MAX_CALLS, MAX_CLIENTS, MAX_PROCESSES = 10_000, 10_000, 256, 64
+_RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
+_SHORTEST, _LONGEST = 3, 8192
 
 
 class Measure(StrEnum):
@@ -72,8 +75,8 @@ class Target:
         contender: whose figure it is.
         against: whom it is compared with: the first, or of a ceiling the fastest.
         against_scenario: what `against` does, where it is another scenario of the group.
-        limits: by class of processor; what is missing is as the one before.
-        small_limits: the same for small models, where a call costs more than its products.
+        limits: by class of processor, avx2 at least; what is missing is as the one before.
+        small_limits: the same for small models, where a call costs more than its products; empty if no different.
     """
 
     name: str
@@ -83,8 +86,8 @@ class Target:
     contender: str
     against: tuple[str, ...]
     against_scenario: str
-    limits: Mapping[ProcessorClass, float]
-    small_limits: Mapping[ProcessorClass, float]
+    limits: Mapping[str, float]
+    small_limits: Mapping[str, float]
 
     def limit(self, processor: ProcessorClass, *, is_small_model: bool) -> float:
         """What is asked for on a processor."""
@@ -141,12 +144,14 @@ def read_plan(words: Sequence[str]) -> Plan:
     scenarios: list[Scenario] = []
     targets: list[Target] = []
     for word in words:
-        found = _parsed(_text(word), word)
-        tables = _tables(found, "scenario", word)
-        if not tables:
+        try:
+            found = tomllib.loads(_text(word))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"scenarios {word!r}: not TOML ({error})") from error
+        if not found.get("scenario"):
             raise InputError(f"scenarios {word!r}: there is none; expected tables [[scenario]]")
-        scenarios += map(_scenario, tables)
-        targets += map(_target, _tables(found, "target", word))
+        scenarios += _parsed(found, "scenario", word, _scenario)
+        targets += _parsed(found, "target", word, _target)
     names = [scenario.name for scenario in scenarios]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"scenarios are told apart by name, and {sorted(twice)[0]!r} is there twice")
@@ -163,7 +168,7 @@ def read_scenarios(words: Sequence[str]) -> tuple[Scenario, ...]:
 
 def within(scenarios: Sequence[Scenario], max_tokens: int) -> tuple[Scenario, ...]:
     """Those scenarios whose texts a model takes whole; the others would measure something else."""
-    return tuple(scenario for scenario in scenarios if max(scenario.lengths) <= max_tokens)
+    return Plan(tuple(scenarios), ()).within(max_tokens).scenarios
 
 
 def mixed_lengths(texts: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:
@@ -181,120 +186,54 @@ def _text(word: str) -> str:
         raise InputError(f"scenarios {word!r}: {error}; expected a TOML file, or one of {', '.join(NAMES)}") from error
 
 
-def _parsed(text: str, where: str) -> Mapping[str, Any]:
+def _parsed(found: Mapping[str, Any], key: str, file: str, parse: Callable[[dict[str, Any], str], T]) -> list[T]:
+    """The tables of a key, each of which is named in errors by its number."""
+    tables = found.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"scenarios {file!r}: expected tables [[{key}]], got {tables!r}")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"scenarios {where!r}: not TOML ({error})") from error
+        return [parse(table, f"{key}s {file!r}, number {number}") for number, table in enumerate(tables, 1)]
+    except BundleFormatError as error:
+        raise InputError(str(error)) from error
 
 
-def _tables(values: Mapping[str, Any], key: str, where: str) -> "list[_Table]":
-    tables = values.get(key, [])
-    if not isinstance(tables, list):
-        raise InputError(f"scenarios {where!r}: there is none; expected tables [[{key}]]")
-    return [_Table(table, f"{key}s {where!r}, number {number}") for number, table in enumerate(tables, 1)]
+def _scenario(table: dict[str, Any], where: str) -> Scenario:
+    for key, most in _RANGES.items():
+        _number(table.get(key, 1), 1, most, f"{where}: {key}")
+    defaults = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
+    rest = {key: value for key, value in table.items() if key not in ("texts", "tokens", "shortest", "longest")}
+    scenario = from_json(Scenario, defaults | rest | {"lengths": list(_lengths(table, where))}, where)
+    if not scenario.name or not set(scenario.heads) <= set(ALL_HEADS) or not scenario.heads:
+        raise InputError(f"{where}: a scenario has a name, and heads are some of {', '.join(ALL_HEADS)}")
+    return replace(scenario, heads=tuple(head for head in ALL_HEADS if head in scenario.heads))
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One [[scenario]] or [[target]], read key by key."""
-
-    values: Mapping[str, Any]
-    where: str
-
-    def allow(self, keys: set[str]) -> None:
-        if not isinstance(self.values, dict):
-            raise InputError(f"{self.where}: expected a table, got {self.values!r}")
-        if unknown := sorted(self.values.keys() - keys):
-            raise InputError(f"{self.where}: unknown key {unknown[0]!r}; keys are {', '.join(sorted(keys))}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str) or not (value.strip() or value == default):
-            raise InputError(f"{self.where}: {key} must be a text, got {value!r}")
-        return value
-
-    def number(self, key: str, default: int | None, least: int, most: int) -> int:
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise InputError(f"{self.where}: {key} must be a whole number from {least} to {most}, got {value!r}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.values.get(key, False)
-        if not isinstance(value, bool):
-            raise InputError(f"{self.where}: {key} must be true or false, got {value!r}")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise InputError(f"{self.where}: {key} must be a list of texts, got {value!r}")
-        return tuple(value)
-
-    def some(self, key: str, of: Sequence[str]) -> tuple[str, ...]:
-        value = self.values.get(key, list(of))
-        if not isinstance(value, list) or not value or not set(value) <= set(of):
-            raise InputError(f"{self.where}: {key} must be some of {', '.join(of)}, got {value!r}")
-        return tuple(one for one in of if one in value)
-
-    def limits(self, key: str) -> Mapping[ProcessorClass, float]:
-        """One number for all processors, or a table of them."""
-        value = self.values.get(key, {})
-        by_class = {ProcessorClass.AVX2.value: value} if isinstance(value, int | float) else value
-        known = {one.value for one in ProcessorClass}
-        if not isinstance(by_class, dict) or not by_class.keys() <= known or (by_class and "avx2" not in by_class):
-            raise InputError(f"{self.where}: {key} must be a number, or a table of avx2 and others of {sorted(known)}")
-        return {ProcessorClass(name): float(limit) for name, limit in by_class.items()}
-
-
-def _scenario(table: _Table) -> Scenario:
-    table.allow({field.name for field in fields(Scenario)} - {"lengths"} | {"texts", "tokens", "shortest", "longest"})
-    name = table.text("name")
-    return Scenario(
-        name=name,
-        title=table.text("title", name),
-        lengths=_lengths(table),
-        heads=table.some("heads", ALL_HEADS),
-        calls=table.number("calls", 1, 1, MAX_CALLS),
-        clients=table.number("clients", 1, 1, MAX_CLIENTS),
-        contenders=table.texts("contenders"),
-        group=table.text("group", ""),
-        most_rounds=table.number("most_rounds", 0, 0, MAX_CALLS),
-        processes=table.number("processes", 1, 1, MAX_PROCESSES),
-        threads=table.number("threads", 0, 0, MAX_PROCESSES),
-        by_length=table.flag("by_length"),
-        is_start=table.flag("is_start"),
-    )
-
-
-def _lengths(table: _Table) -> tuple[int, ...]:
+def _lengths(table: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """`tokens` for texts of one length, `shortest` and `longest` for seeded lengths, each as likely."""
-    texts = table.number("texts", 1, 1, MAX_TEXTS)
-    if "tokens" in table.values:
-        if {"shortest", "longest"} & table.values.keys():
-            raise InputError(f"{table.where}: give either tokens, or shortest and longest")
-        return (table.number("tokens", None, 3, 8192),) * texts
-    shortest = table.number("shortest", None, 3, 8192)
-    return mixed_lengths(texts, shortest, table.number("longest", None, shortest, 8192))
+    texts = table.get("texts", 1)
+    if "tokens" in table:
+        if {"shortest", "longest"} & table.keys():
+            raise InputError(f"{where}: give either tokens, or shortest and longest")
+        return (_number(table["tokens"], _SHORTEST, _LONGEST, f"{where}: tokens"),) * texts
+    shortest = _number(table.get("shortest"), _SHORTEST, _LONGEST, f"{where}: shortest")
+    return mixed_lengths(texts, shortest, _number(table.get("longest"), shortest, _LONGEST, f"{where}: longest"))
 
 
-def _target(table: _Table) -> Target:
-    table.allow({field.name for field in fields(Target)})
-    name, measure = table.text("name"), table.text("measure")
-    if measure not in set(Measure):
-        raise InputError(f"{table.where}: measure must be one of {', '.join(Measure)}, got {measure!r}")
-    target = Target(
-        name=name,
-        title=table.text("title", name),
-        measure=Measure(measure),
-        scenarios=table.texts("scenarios"),
-        contender=table.text("contender", ""),
-        against=table.texts("against"),
-        against_scenario=table.text("against_scenario", ""),
-        limits=table.limits("limits"),
-        small_limits=table.limits("small_limits"),
-    )
+def _number(value: Any, least: int, most: int, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def _target(table: dict[str, Any], where: str) -> Target:
+    defaults = {"title": table.get("name"), "contender": "", "against": [], "against_scenario": "", "small_limits": {}}
+    target = from_json(Target, defaults | table, where)
+    for limits in (target.limits, target.small_limits):
+        known = {one.value for one in ProcessorClass}
+        if not limits.keys() <= known or (limits and ProcessorClass.AVX2 not in limits):
+            raise InputError(
+                f"{where}: limits are of avx2 and others of {', '.join(sorted(known))}, got {dict(limits)}"
+            )
     if not target.limits or not target.scenarios:
-        raise InputError(f"{table.where}: a target has scenarios and limits")
+        raise InputError(f"{where}: a target has scenarios and limits")
     return target

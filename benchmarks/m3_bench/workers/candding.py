@@ -38,13 +38,13 @@ class CanddingEncoder(Encoder):
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """See `serve.Encoder.run`."""
-        return {head: self._model(head).embed(list(texts), batch_size=len(texts)) for head in heads}, texts
+        for head in heads:
+            self._model(head).embed(list(texts), batch_size=len(texts))
+        return texts
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        found, texts = result
-        dense = found["dense"][0].tolist() if "dense" in found else ()
-        return float(sum(self._model("dense").token_count(list(texts)))), dense
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`."""
+        return float(sum(self._model("dense").token_count(list(result))))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone."""

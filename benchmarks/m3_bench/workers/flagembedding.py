@@ -54,9 +54,9 @@ class FlagEncoder(Encoder):
             arrays = {name: values.float().numpy() for name, values in found.items()}
             return Outputs(arrays, int(batch["attention_mask"].sum()))
 
-    def inspect(self, result: Outputs) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        return float(result.tokens), result.vectors["dense_vecs"][0].tolist()
+    def work(self, result: Outputs) -> float:
+        """See `serve.Encoder.work`."""
+        return float(result.tokens)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone. `encode` cannot be asked, it would go back to FP32."""

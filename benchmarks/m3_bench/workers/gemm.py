@@ -141,9 +141,9 @@ class Product(Encoder):
         """See `serve.Encoder.run`."""
         self._multiply()
 
-    def inspect(self, _result: None) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        return float(FLOP), ()
+    def work(self, _result: None) -> float:
+        """See `serve.Encoder.work`."""
+        return float(FLOP)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,9 @@ class LlamaEncoder(Encoder):
         dense /= np.linalg.norm(dense, axis=1, keepdims=True)
         return dense, sum(tokens for _, tokens in found)
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        dense, tokens = result
-        return float(tokens), dense[0].tolist()
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`."""
+        return float(result[1])
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`."""

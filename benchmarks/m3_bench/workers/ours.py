@@ -66,10 +66,9 @@ class BundleEncoder(Encoder):
             return_colbert_vecs="colbert" in heads,
         )
 
-    def inspect(self, result: Encoding) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        dense = result.dense_vecs
-        return float(np.sum(result.token_counts)), [] if dense is None else dense[0].tolist()
+    def work(self, result: Encoding) -> float:
+        """See `serve.Encoder.work`."""
+        return float(np.sum(result.token_counts))
 
     def parts(self) -> tuple[float, float]:
         """See `serve.Encoder.parts`."""

@@ -40,12 +40,12 @@ class SentenceEncoder(Encoder):
 
     def run(self, texts: Sequence[str], _heads: Sequence[str]) -> Any:
         """See `serve.Encoder.run`."""
-        return self._model.encode(list(texts), batch_size=len(texts), show_progress_bar=False), texts
+        self._model.encode(list(texts), batch_size=len(texts), show_progress_bar=False)
+        return texts
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        vectors, texts = result
-        return float(self._model.tokenize(list(texts))["attention_mask"].sum()), vectors[0].tolist()
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`."""
+        return float(self._model.tokenize(list(result))["attention_mask"].sum())
 
     def vectors(self, texts: Sequence[str], _heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -10,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
+from m3_bench.workers.messages import Failure, Message, Ready, Reply, Request, VectorsReply, VectorsRequest
 
 _STATUS = Path("/proc/self/status")
 
@@ -30,8 +31,8 @@ class Encoder(ABC):
         """The work that is timed."""
 
     @abstractmethod
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """How much work a result was (tokens), and the dense vector of its first text; not timed."""
+    def work(self, result: Any) -> float:
+        """How much work a result was, in tokens; not timed."""
 
     def parts(self) -> tuple[float, float] | None:
         """Seconds of the last `run` spent tokenizing, and in the engine; None if that is not known."""
@@ -52,12 +53,11 @@ class _Call:
 
     seconds: float
     work: float
-    dense: Sequence[float]
     parts: tuple[float, float] | None
 
 
 def serve(open_encoder: Callable[..., Encoder]) -> None:
-    """Load, say `Ready`, then answer one `Request` or `Keep` after the other until stdin ends.
+    """Load, say `Ready`, then answer one request after the other until stdin ends.
 
     Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
 
@@ -71,25 +71,23 @@ def serve(open_encoder: Callable[..., Encoder]) -> None:
         _send(answers, _failure(error))
         return
     _send(answers, Ready({name: metadata.version(name) for name in encoder.packages}))
-    for line in sys.stdin:
+    while sys.stdin.buffer.peek():
+        message = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         try:
-            message = from_line(line)
-            reply: Reply | Kept | Failure
-            reply = _keep(encoder, message) if isinstance(message, Keep) else _answer(encoder, message)
+            _send(answers, _answer(encoder, message) if isinstance(message, Request) else _vectors(encoder, message))
         except Exception as error:
-            reply = _failure(error)
-        _send(answers, reply)
+            _send(answers, _failure(error))
 
 
-def _reserve_stdout() -> TextIO:
+def _reserve_stdout() -> BinaryIO:
     """The pipe to the parent, ours alone: what libraries print, in C too, goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
 
 
-def _send(answers: TextIO, message: Ready | Reply | Kept | Failure) -> None:
-    answers.write(to_line(message))
+def _send(answers: BinaryIO, message: Message) -> None:
+    pickle.dump(message, answers)
     answers.flush()
 
 
@@ -118,7 +116,6 @@ def _answer(encoder: Encoder, request: Request) -> Reply:
         work=tuple(one.work for one in calls),
         resident_bytes=resident_bytes,
         peak_bytes=peak_bytes,
-        dense=tuple(map(float, calls[0].dense)) if calls else (),
         tokenise_s=tuple(tokenize_s for tokenize_s, _ in parts),
         engine_s=tuple(engine_s for _, engine_s in parts),
         wall_s=wall_s,
@@ -130,16 +127,14 @@ def _timed(encoder: Encoder, texts: Sequence[str], heads: Sequence[str], *, is_a
     started_s = time.perf_counter()
     result = encoder.run(texts, heads)
     seconds = time.perf_counter() - started_s
-    work, dense = encoder.inspect(result)  # the result goes with this frame, or it would be on top of the next one's
-    return _Call(seconds, work, dense, encoder.parts() if is_alone else None)
+    # the result goes with this frame, or it would be on top of the next one's
+    return _Call(seconds, encoder.work(result), encoder.parts() if is_alone else None)
 
 
-def _keep(encoder: Encoder, keep: Keep) -> Kept:
-    from m3_bench.workers.vectors import write_vectors
+def _vectors(encoder: Encoder, request: VectorsRequest) -> VectorsReply:
+    from m3_bench.workers.vectors import to_arrays
 
-    vectors = encoder.vectors(keep.texts, keep.heads)
-    write_vectors(vectors, Path(keep.path))
-    return Kept(vectors.heads)
+    return VectorsReply(to_arrays(encoder.vectors(request.texts, request.heads)))
 
 
 def resident_memory() -> tuple[int, int]:

@@ -95,9 +95,9 @@ class TorchEncoder(Encoder):
             found = (None if x is None else x.float().cpu().numpy() for x in (dense, weights, colbert))
             return Padded(ids, lengths, *found)
 
-    def inspect(self, result: Padded) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        return float(result.lengths.sum()), () if result.dense is None else result.dense[0].tolist()
+    def work(self, result: Padded) -> float:
+        """See `serve.Encoder.work`."""
+        return float(result.lengths.sum())
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""

@@ -1,4 +1,4 @@
-"""Vectors as arrays, from a worker to its parent in an npz file. Needs numpy alone, which every peer has.
+"""Vectors as named arrays, for pipes and files. Needs numpy alone, which every peer has.
 
 Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where
 each text begins.
@@ -7,7 +7,6 @@ each text begins.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +28,6 @@ class Vectors:
     dense: Any
     lexical: Sequence[Mapping[int, float]] | None
     colbert: Sequence[Any] | None
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads that are there."""
-        found = {"dense": self.dense, "sparse": self.lexical, "colbert": self.colbert}
-        return tuple(name for name, values in found.items() if values is not None)
 
 
 def by_id(weights: Mapping[str, Any]) -> dict[int, float]:
@@ -69,17 +62,6 @@ def from_arrays(arrays: Mapping[str, Any]) -> Vectors:
     if COLBERT_STARTS in arrays:
         colbert = _split(arrays[COLBERT], arrays[COLBERT_STARTS])
     return Vectors(arrays[DENSE], lexical, colbert)
-
-
-def write_vectors(vectors: Vectors, path: Path) -> None:
-    """Write an npz file."""
-    np.savez(path, **to_arrays(vectors))  # type: ignore[arg-type]  # numpy's stub takes the names for its arguments
-
-
-def read_vectors(path: Path) -> Vectors:
-    """Read them again."""
-    with np.load(path, allow_pickle=False) as arrays:
-        return from_arrays(dict(arrays))
 
 
 def _starts(rows: Sequence[Any]) -> Any:
