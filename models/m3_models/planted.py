@@ -1,7 +1,7 @@
 """What `synthetic-xlmr-large` has beyond noise: outliers, lexical weights, and a sense of how little a text holds.
 
 Noise alone is kind to INT8, and its sparse head says nothing. Three things are planted into it, all drawn from one seed
-and without a forward pass. The constants were found by measurement (tests/models/naive_int8.py, docs/synthetic-model.md).
+and without a forward pass. The constants were found by measurement (benchmarks/naive_int8.py, docs/synthetic-model.md).
 
 **Outliers**, where XLM-R-large has them:
 

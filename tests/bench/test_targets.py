@@ -17,6 +17,7 @@ PLAN = read_plan(["targets"])
 SCENARIOS = {one.name: one for one in PLAN.scenarios}
 BATCH = SCENARIOS["batch"]
 FLOP = 604e6
+TARGET = '[[target]]\nname = "t"\nscenarios = ["a"]\nlimits = { avx2 = 1 }\n'
 GEMM_FLOP = 2 * 2048 * 1024 * 4096
 
 
@@ -245,12 +246,12 @@ def test_floating_point_operations_of_a_token_in_bge_m3s_geometry():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[target]]", "number 1: name must be a text"),
-        ('[[target]]\nname = "t"\nmeasure = "fun"', "measure must be one of speed, throughput"),
-        ('[[target]]\nname = "t"\nmeasure = "speed"\nlimits = 1', "a target has scenarios and limits"),
-        ('[[target]]\nname = "t"\nmeasure = "speed"\nlimits = { vnni = 1 }', "a table of avx2 and others"),
-        ('[[target]]\nname = "t"\nmeasure = "speed"\nlimits = "much"', "limits must be a number"),
-        ('[[target]]\nname = "t"\nmeasure = "speed"\nlimits = 1\nscenarios = ["b"]', "about the scenario 'b', which"),
+        ("[[target]]", "number 1: missing keys ['limits', 'measure', 'name', 'scenarios']"),
+        (TARGET + 'measure = "fun"', "measure: expected one of ['speed', 'throughput'"),
+        (TARGET.replace('["a"]', "[]") + 'measure = "speed"', "a target has scenarios and limits"),
+        (TARGET.replace("avx2", "vnni") + 'measure = "speed"', "limits are of avx2 and others"),
+        (TARGET.replace("{ avx2 = 1 }", "1") + 'measure = "speed"', "limits: expected dict, got 1"),
+        (TARGET.replace('["a"]', '["b"]') + 'measure = "speed"', "about the scenario 'b', which"),
         ("target = 1", "expected tables [[target]]"),
     ],
 )

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.commands import Commands
-from m3_bench.cli.run import add_targets
+from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
+from m3_bench.cli.run import add_targets, checked
 from m3_bench.cli.shared import add_run_flags
 
 NAMES = """\
@@ -54,4 +55,4 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from m3_bench.run.command import run_peers
 
-    return run_peers(args)
+    return EXIT_OK if run_peers(checked(args)) else EXIT_FAILED

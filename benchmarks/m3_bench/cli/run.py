@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.commands import Commands
-from m3_bench.cli.shared import add_run_flags
+from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
+from m3_bench.cli.shared import add_run_flags, checked_cpus, checked_rounds
+from m3_runtime.encode.options import checked_threads
 
 DESCRIPTION = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
@@ -55,7 +57,18 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", metavar="NAME,…", help="of the scenario files: only what these need is measured")
 
 
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """The command line of `run` and `peers`, its rounds, threads and CPUs checked.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+    args.rounds, args.threads = checked_rounds(args.rounds), checked_threads(args.threads)
+    args.cpus = checked_cpus(args.cpus, args.threads)
+    return args
+
+
 def _run(args: argparse.Namespace) -> int:
     from m3_bench.run.command import run_variants
 
-    return run_variants(args)
+    return EXIT_OK if run_variants(checked(args)) else EXIT_FAILED

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
-from m3_bench.cli.shared import checked_cpus, checked_rounds
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, check_source
 from m3_bench.recording import digest_of, read_recording
@@ -32,7 +30,6 @@ from m3_export.calibration.texts import probe_texts, read_texts
 from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.cpu import cpu_info
-from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -57,7 +54,7 @@ class _Opened:
         names = {one.name for one in fitting.scenarios}
         if too_long := [one.name for one in plan.scenarios if one.name not in names]:
             progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
-        return cls(args, bundle, fitting, checked_threads(args.threads), progress)
+        return cls(args, bundle, fitting, args.threads, progress)
 
     def variants(self, names: Sequence[str]) -> Iterator[ContenderSpec]:
         """The bundle's variants that run here and are asked for something; those that cannot run are named."""
@@ -73,19 +70,20 @@ def names_of(words: str | None) -> list[str]:
     return [name.strip() for name in (words or "").split(",") if name.strip()]
 
 
-def run_variants(args: argparse.Namespace) -> int:
-    """`m3-bench run`: a bundle's variants, and those of other plans. Returns the exit code."""
+def run_variants(args: argparse.Namespace) -> bool:
+    """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
     opened = _Opened.of(args)
     names, plans = names_of(args.variants), [Path(name) for name in names_of(args.plans)]
     if plans and names:
         names.append(FP32)  # whose vectors the others are compared with
-    others = variants_of_plans(opened.bundle, plans, opened.threads)
+    variants = list(opened.variants(names))
+    others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, opened.threads)
     texts = _texts_for_plans(args) if plans else _texts(args, opened.bundle)
-    return _measure(opened, texts, [*opened.variants(names), *others], {}, has_plans=bool(plans))
+    return _measure(opened, texts, [*variants, *others], {}, has_plans=bool(plans))
 
 
-def run_peers(args: argparse.Namespace) -> int:
-    """`m3-bench peers`: a bundle's variants beside others. Returns the exit code."""
+def run_peers(args: argparse.Namespace) -> bool:
+    """`m3-bench peers`: a bundle's variants beside others. Whether everything could be measured."""
     opened = _Opened.of(args)
     check_source(args.checkpoint, opened.bundle.manifest.source)
     setup = Setup(
@@ -139,7 +137,7 @@ def _measure(
     absent: Mapping[str, str],
     *,
     has_plans: bool,
-) -> int:
+) -> bool:
     """Run contenders through the scenarios and print; `absent` says by key why others are not there."""
     args, bundle, plan = opened.args, opened.bundle, opened.plan
     if not contenders:
@@ -153,9 +151,9 @@ def _measure(
         scenarios=resolved(plan.scenarios, names),
         texts=texts,
         texts_sha256=digest_of(texts),
-        rounds=checked_rounds(args.rounds),
+        rounds=args.rounds,
         threads=opened.threads,
-        cpus=checked_cpus(args.cpus, opened.threads),
+        cpus=args.cpus,
         output=args.output,
     )
     info = bundle.manifest.tokenizer
@@ -171,4 +169,4 @@ def _measure(
         sys.stdout.write(f"{about}\n\n{table}\n\n")
     sys.stdout.write(run_table(done) + f"\nRaw values: {args.output}\n")
     has_failed = any(one.error for contender in done.contenders for one in contender.scenarios)
-    return EXIT_OK if is_whole and not has_failed else EXIT_FAILED
+    return is_whole and not has_failed

@@ -85,14 +85,13 @@ def variants_of(bundle: Bundle, names: Sequence[str], threads: int) -> Iterator[
             yield _variant(bundle, variant, variant.name, threads), reason
 
 
-def variants_of_plans(bundle: Bundle, plans: Sequence[Path], threads: int) -> Iterator[ContenderSpec]:
-    """Yield the INT8 variants of other bundles of the same weights, those that this processor can run.
+def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], threads: int) -> Iterator[ContenderSpec]:
+    """Yield the INT8 variants of these names of other bundles of the same weights, those that can run here.
 
     Raises:
         InputError: a bundle is of other weights.
         M3Error: a bundle cannot be opened.
     """
-    ours = {variant.name for variant in bundle.manifest.variants}
     for folder in plans:
         other = Bundle.open(folder)
         if other.manifest.space_id != bundle.manifest.space_id:
@@ -100,7 +99,7 @@ def variants_of_plans(bundle: Bundle, plans: Sequence[Path], threads: int) -> It
                 f"{str(folder)!r} is of other weights than {str(bundle.folder)!r}; export both from one checkpoint"
             )
         for variant in other.manifest.variants:
-            if variant.name in ours and variant.precision != "fp32" and not unmet_needs(variant):
+            if variant.name in names and variant.precision != "fp32" and not unmet_needs(variant):
                 yield _variant(other, variant, f"{other.folder.name} {variant.name}", threads)
 
 

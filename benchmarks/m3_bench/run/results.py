@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import median
 
 from m3_bench.documents import Contender, Round, Run, Scenario
@@ -136,7 +137,7 @@ def target_table(targets: Sequence[Target], evaluation: Evaluation) -> tuple[str
         over = evaluation.over_budget.get(evaluation.names[target.contender], ())
         is_met = target.is_met_by(figure.median, limit) and not (target.measure is Measure.REGRET and over)
         cells = [_value(target, figure.best), _value(target, figure.median), "yes" if is_met else "no"]
-        raw = "; ".join(_raw(one, evaluation) for one in series)
+        raw = "; ".join(_raw(list(of_one), evaluation) for _, of_one in groupby(series, lambda one: one.name))
         lines.append(f"{asked} | {' | '.join(cells)} | {raw} |")
     return "\n".join(lines), is_whole
 
@@ -233,14 +234,17 @@ def _value(target: Target, value: float) -> str:
     return f"{value / 1e6:.0f} MB" if target.measure.is_memory else f"{value:.2f}"
 
 
-def _raw(series: Series, evaluation: Evaluation) -> str:
-    if series.call_work == FLOP:
-        return f"{series.name} {median(series.round_speeds) / 1e12:.3f} TOP/s"
-    seconds = median(seconds for one in series.rounds for seconds in one.seconds)
-    over = evaluation.over_budget.get(series.name, ())
+def _raw(series: Sequence[Series], evaluation: Evaluation) -> str:
+    """A contender's medians at the scenarios of a target."""
+    first, name = series[0], series[0].name
+    if first.call_work == FLOP:
+        return f"{name} {median(first.round_speeds) / 1e12:.3f} TOP/s"
+    times = [median(seconds for one in each.rounds for seconds in one.seconds) for each in series]
+    speeds = [f"{median(each.throughputs):.0f}" for each in series if each.call_work > 1]
+    over = evaluation.over_budget.get(name, ())
     note = f" (over budget: {_one_line('; '.join(over))})" if over else ""
-    speed = "" if series.call_work == 1 else f", {median(series.throughputs):.0f} tokens/s"
-    return f"{series.name} {seconds * 1e3:.1f} ms{speed}{note}"
+    tokens = f", {' · '.join(speeds)} tokens/s" if speeds else ""
+    return f"{name} {' · '.join(f'{seconds * 1e3:.1f}' for seconds in times)} ms{tokens}{note}"
 
 
 def _one_line(text: str) -> str:
