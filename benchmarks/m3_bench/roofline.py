@@ -1,13 +1,11 @@
-"""This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first.
-
-`ProcessorFacts` is the same in brief, with how fast memory is read.
-"""
+"""This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from statistics import median
+from typing import Any
 
 from m3_bench.documents import Ceiling, Roofline, Scenario, ScenarioRun
 from m3_bench.errors import WorkerError
@@ -34,32 +32,27 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class ProcessorFacts:
-    """What a processor can do; kept beside what plans cost on it.
-
-    Attributes:
-        processor: its name.
-        flags: instruction sets that matter.
-        threads: of every figure.
-        versions: releases of the engines.
-        flop_per_s: by engine, then precision, the median; what the processor cannot do is absent.
-        read_bytes_per_s: of memory, the median.
-    """
-
-    processor: str
-    flags: tuple[str, ...]
-    threads: int
-    versions: Mapping[str, str]
-    flop_per_s: Mapping[str, Mapping[str, float]]
-    read_bytes_per_s: float
-
-
-@dataclass(frozen=True)
 class Measured:
-    """The ceilings, every product of them and in brief."""
+    """The ceilings, with the releases of the engines, and how fast memory is read, the median."""
 
     roofline: Roofline
-    facts: ProcessorFacts
+    versions: Mapping[str, str]
+    read_bytes_per_s: float
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept beside what plans cost on a processor: FLOP/s by engine and precision are medians."""
+        speeds: dict[str, dict[str, float]] = {}
+        for one in self.roofline.ceilings:
+            if one.flop_per_s:
+                speeds.setdefault(one.engine, {})[one.precision] = median(one.flop_per_s)
+        return {
+            "processor": self.roofline.machine.cpu,
+            "flags": list(self.roofline.machine.flags),
+            "threads": self.roofline.threads,
+            "versions": dict(self.versions),
+            "flop_per_s": speeds,
+            "read_bytes_per_s": self.read_bytes_per_s,
+        }
 
 
 def measure(threads: int, rounds: int, progress: Progress) -> Measured:
@@ -90,7 +83,7 @@ def measure(threads: int, rounds: int, progress: Progress) -> Measured:
     roofline = Roofline(this_machine(), threads, ceilings)
     engines = {name for engine, _ in able for name in _PACKAGES[engine]}
     versions = {name: metadata.version(name) for name in sorted(engines)}
-    return Measured(roofline, _facts(roofline, versions, median(_per_s(BYTES, runs[_MEMORY]))))
+    return Measured(roofline, versions, median(_per_s(BYTES, runs[_MEMORY])))
 
 
 def _per_s(work: int, run: ScenarioRun | None) -> tuple[float, ...]:
@@ -98,15 +91,6 @@ def _per_s(work: int, run: ScenarioRun | None) -> tuple[float, ...]:
     if run is None or run.error:
         return ()
     return tuple(work / seconds for one in run.rounds for seconds in one.seconds)
-
-
-def _facts(roofline: Roofline, versions: Mapping[str, str], read_bytes_per_s: float) -> ProcessorFacts:
-    speeds: dict[str, dict[str, float]] = {}
-    for one in roofline.ceilings:
-        if one.flop_per_s:
-            speeds.setdefault(one.engine, {})[one.precision] = median(one.flop_per_s)
-    machine = roofline.machine
-    return ProcessorFacts(machine.cpu, machine.flags, roofline.threads, versions, speeds, read_bytes_per_s)
 
 
 def _contender(engine: str, precision: str, threads: int) -> ContenderSpec:

@@ -209,7 +209,7 @@ def test_regret_is_against_the_fastest_that_holds_and_who_does_not_hold_meets_no
     seconds = {"int8": (3.0,) * 3, "quick_int8": (2.0,) * 3, "wrong_int8": (1.0,) * 3}
     line = regret({"int8": (), "quick int8": (), "wrong int8": ("too far",)}, **seconds)
     assert "| ≤ 1.03 | 1.50 | 1.50 | no |" in line
-    assert "wrong int8 1000.0 ms, 16 tokens/s (over budget: too far)" in line
+    assert "wrong int8 1000.0 · 1000.0 · 1000.0 ms, 16 · 128 · 2048 tokens/s (over budget: too far)" in line
     alone = regret({"int8": ("too far",), "quick int8": ("too far",)}, int8=(1.0,) * 3, quick_int8=(2.0,) * 3)
     assert "| 1.00 | 1.00 | no |" in alone  # the fastest, and over its budget
 

@@ -20,12 +20,12 @@ class Noisy(Encoder):
     packages = ("numpy",)
 
     def __init__(self, broken=False):
-        print("loading")
+        print("loading", flush=True)
         if broken:
             raise FileNotFoundError("no weights here")
 
     def run(self, texts, heads):
-        print("from Python")
+        print("from Python", flush=True)
         os.write(1, b"from C\\n")
         subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
         if "raise" in texts:

@@ -2,14 +2,13 @@
 
 That file is transformers' encoder through PyTorch's TorchScript exporter at opset 11, its output called
 `token_embeddings`. So is this one; bge-m3-lite's own tools do the rest. A program of its own, because
-it takes several times the weights in memory:
-
-    python -m m3_bench.peers.hub_graph CHECKPOINT FOLDER
+it takes several times the weights in memory.
 """
 
-import argparse
+import json
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -73,19 +72,15 @@ def write_hub_graph(checkpoint: Path, folder: Path) -> None:
         )
 
 
-def main() -> None:
-    """Write everything bge-m3-lite needs: graph, vocabulary, heads."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
+def write_lite_inputs(checkpoint: str, folder: str) -> None:
+    """Write everything bge-m3-lite needs into an existing folder: graph, vocabulary, heads."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    write_hub_graph(args.checkpoint, args.folder)
-    (args.folder / "sentencepiece.bpe.model").write_bytes(spm_bytes(args.checkpoint / "tokenizer.json"))
+    source, target = Path(checkpoint), Path(folder)
+    write_hub_graph(source, target)
+    (target / "sentencepiece.bpe.model").write_bytes(spm_bytes(source / "tokenizer.json"))
     for name in HEAD_FILES:
-        shutil.copyfile(args.checkpoint / name, args.folder / name)
+        shutil.copyfile(source / name, target / name)
 
 
 if __name__ == "__main__":
-    main()
+    write_lite_inputs(**json.loads(sys.argv[1]))

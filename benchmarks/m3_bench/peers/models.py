@@ -83,8 +83,9 @@ def lite_model(setup: Setup) -> Path:
     """
 
     def make(folder: Path) -> None:
-        export = [sys.executable, "-m", "m3_bench.peers.hub_graph", str(setup.checkpoint.absolute()), str(folder)]
-        run_to_end("exporting the graph that bge-m3-lite starts from", export, setup.threads)
+        options = {"checkpoint": str(setup.checkpoint.absolute()), "folder": str(folder)}
+        export = Command(Path(sys.executable), "m3_bench.peers.hub_graph", options)
+        run_to_end("exporting the graph that bge-m3-lite starts from", export.words(), setup.threads)
         build = Command(setup.environment(Peer.LITE), "m3_bench.workers.lite_build", {"folder": str(folder)})
         run_to_end("building bge-m3-lite's models", build.words(), setup.threads)
 

@@ -1,7 +1,7 @@
 """PyTorch, the reference: transformers' encoder and the heads as FlagEmbedding applies them, on a CPU or a GPU."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from m3_bench.workers.serve import Encoder, serve
 from m3_bench.workers.vectors import Vectors
@@ -37,21 +38,10 @@ class Dtype(StrEnum):
 
 @dataclass(frozen=True)
 class Padded:
-    """What the model gave for B texts padded to T tokens, on the host, float32, whatever it was computed in.
+    """Rows of ids of B texts, and by head, float32 on the host: dense (B, H), sparse (B, T), colbert (B, T-1, C)."""
 
-    Attributes:
-        ids: (B, T) int64.
-        lengths: (B,) tokens of each text.
-        dense: (B, H), or None.
-        weights: (B, T) of the sparse head, or None.
-        colbert: (B, T-1, C), or None.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    dense: np.ndarray | None
-    weights: np.ndarray | None
-    colbert: np.ndarray | None
+    ids: Sequence[np.ndarray]
+    heads: Mapping[str, np.ndarray]
 
 
 def recipe_of(pooling: str | None) -> Recipe:
@@ -79,37 +69,32 @@ class TorchEncoder(Encoder):
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Padded:
         """Tokenize, pad to the longest, run, copy back."""
-        rows = self._tokenizer.encode_batch(list(texts), self._max_tokens).ids
-        lengths = np.array([len(row) for row in rows])
-        ids = np.full((len(rows), int(lengths.max())), self._info.pad_id, dtype=np.int64)
-        for place, row in zip(ids, rows, strict=True):
-            place[: len(row)] = row
-        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        ids = self._tokenizer.encode_batch(list(texts), self._max_tokens).ids
+        rows = [torch.from_numpy(row.astype(np.int64)) for row in ids]
+        inputs = pad_sequence(rows, batch_first=True, padding_value=self._info.pad_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode():
-            inputs = torch.from_numpy(ids).to(self._device)
-            attention = torch.from_numpy(mask.astype(np.int64)).to(self._device)
-            hidden = self._encoder(input_ids=inputs, attention_mask=attention).last_hidden_state
-            dense = self._pooled(hidden, attention) if "dense" in heads else None
-            weights = torch.relu(_linear(hidden, self._sparse))[..., 0] if "sparse" in heads else None
-            colbert = self._unit(_linear(hidden[:, 1:], self._colbert)) if "colbert" in heads else None
-            found = (None if x is None else x.float().cpu().numpy() for x in (dense, weights, colbert))
-            return Padded(ids, lengths, *found)
+            inputs, mask = inputs.to(self._device), mask.to(self._device)
+            hidden = self._encoder(input_ids=inputs, attention_mask=mask).last_hidden_state
+            heads_of = {
+                "dense": lambda: self._pooled(hidden, mask),
+                "sparse": lambda: torch.relu(_linear(hidden, self._sparse))[..., 0],
+                "colbert": lambda: self._unit(_linear(hidden[:, 1:], self._colbert)),
+            }
+            return Padded(ids, {head: heads_of[head]().float().cpu().numpy() for head in heads})
 
     def work(self, result: Padded) -> float:
         """See `serve.Encoder.work`."""
-        return float(result.lengths.sum())
+        return float(sum(map(len, result.ids)))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""
-        dense, lexical, colbert = [], [], []
-        for text in texts:
-            found = self.run([text], heads)
-            dense.append(found.dense)
-            if found.weights is not None and found.colbert is not None:
-                lexical.append(self._lexical(found.ids[0], found.weights[0]))
-                colbert.append(found.colbert[0])
-        has_all = self._sparse is not None
-        return Vectors(np.concatenate(dense), lexical if has_all else None, colbert if has_all else None)
+        found = [self.run([text], heads) for text in texts]
+        dense = np.concatenate([one.heads["dense"] for one in found])
+        if self._sparse is None:
+            return Vectors(dense, None, None)
+        lexical = [self._lexical(one.ids[0], one.heads["sparse"][0]) for one in found]
+        return Vectors(dense, lexical, [one.heads["colbert"][0] for one in found])
 
     def memory(self) -> tuple[int, int]:
         """See `serve.Encoder.memory`; of a GPU its own, since the process began."""
