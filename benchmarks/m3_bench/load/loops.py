@@ -46,7 +46,7 @@ class Response:
 
 
 class Server:
-    """Where requests go. Each thread has a connection, which is kept."""
+    """Where requests go. Each thread has a connection, which is kept until `close`."""
 
     def __init__(self, url: str, key: str | None) -> None:
         """Take an address apart.
@@ -64,18 +64,25 @@ class Server:
         self._is_tls, self._prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
         self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         self._kept = threading.local()
+        self._opened: list[http.client.HTTPConnection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in self._opened:
+            connection.close()
+        self._opened.clear()
 
     def ask(self, path: str, body: bytes | None = None) -> Response:
         """POST a body, or GET."""
+        connection = self._connection()
         try:
-            connection = self._connection()
             connection.request("GET" if body is None else "POST", self._prefix + path, body, self._headers)
             answer = connection.getresponse()
             found = Response(answer.status, answer.read(), answer.headers.get("retry-after", ""))
             self._kept.used_s = time.perf_counter()
             return found
         except (OSError, http.client.HTTPException) as error:
-            self._kept.connection = None
+            connection.close()
             return Response(0, type(error).__name__.encode())
 
     def first_model(self) -> str:
@@ -85,6 +92,7 @@ class Server:
             BenchError: nobody answers.
         """
         found = self.ask("/v1/models")
+        self.close()
         if found.status == 0:
             raise BenchError(f"{self._host} does not answer ({found.content.decode()}); is the server running?")
         try:
@@ -93,11 +101,14 @@ class Server:
             return ""
 
     def _connection(self) -> http.client.HTTPConnection:
-        now_s = time.perf_counter()
-        if now_s - getattr(self._kept, "used_s", -_KEPT_S) >= _KEPT_S or self._kept.connection is None:
+        connection: http.client.HTTPConnection | None = getattr(self._kept, "connection", None)
+        if connection is None:
             kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
-            self._kept.connection, self._kept.used_s = kind(self._host, self._port, timeout=_TIMEOUT_S), now_s
-        connection: http.client.HTTPConnection = self._kept.connection
+            connection = self._kept.connection = kind(self._host, self._port, timeout=_TIMEOUT_S)
+            self._opened.append(connection)
+        elif time.perf_counter() - self._kept.used_s > _KEPT_S:
+            connection.close()  # it opens itself again
+        self._kept.used_s = time.perf_counter()
         return connection
 
 
@@ -187,6 +198,7 @@ class Loader:
         finally:
             is_over.set()
             looking.join()
+            self._server.close()
         cores = (time.process_time() - cpu_s) / (time.perf_counter() - start_s)
         self._done = _stage(found, clients, rate_per_s, cores, resident)
 

@@ -1,6 +1,6 @@
 """From a run's raw values to tables: what one wants to see before the report, and whether targets are reached."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import median
@@ -180,20 +180,20 @@ def figure_of(target: Target, evaluation: Evaluation) -> tuple[Figure, Sequence[
             raise BenchError(evaluation.absent.get(target.against[0], "no product was measured"))
         return ceiling_share(ours[0], products, evaluation.run.model.flop_per_token), [*ours, *products]
     theirs = evaluation.series(target.against[0], scenario)
-    by = Series.throughputs.fget if target.measure is Measure.THROUGHPUT else Series.round_speeds.fget
-    assert by is not None
-    return _ratio(ours[0], theirs, by, is_call=target.measure is Measure.SPEED), [*ours, theirs]
+    return _ratio(ours[0], theirs, is_throughput=target.measure is Measure.THROUGHPUT), [*ours, theirs]
 
 
-def _ratio(ours: Series, theirs: Series, by: Callable[[Series], list[float]], *, is_call: bool) -> Figure:
+def _ratio(ours: Series, theirs: Series, *, is_throughput: bool) -> Figure:
     """How many times as fast we are.
 
     `median` is the median over rounds of the ratio within the round, so a machine that slows down slows both. `best` is
     our fastest call (or round) by theirs.
     """
-    pairs = zip(by(ours), by(theirs), strict=False)
-    best = ours.best_speed / theirs.best_speed if is_call else max(by(ours)) / max(by(theirs))
-    return Figure(best, median(a / b for a, b in pairs))
+    if is_throughput:
+        rounds, best = (ours.throughputs, theirs.throughputs), max(ours.throughputs) / max(theirs.throughputs)
+    else:
+        rounds, best = (ours.round_speeds, theirs.round_speeds), ours.best_speed / theirs.best_speed
+    return Figure(best, median(a / b for a, b in zip(*rounds, strict=False)))
 
 
 def ceiling_share(ours: Series, products: Sequence[Series], flop_per_token: float) -> Figure:
