@@ -1,7 +1,7 @@
 """What measurements are written to: JSON documents, one kind a command, every raw value kept.
 
-A document is a frozen value. `write` leaves a whole file or none, `read` refuses what it does not know. Figures that can
-be computed from raw values (percentiles, ratios, costs) are not stored: `stats` computes them.
+A document is a frozen value. `write` leaves a whole file or none, `read` refuses what it does not know. Figures that
+can be computed from raw values (percentiles, ratios, costs) are not stored: `stats` computes them.
 """
 
 import json

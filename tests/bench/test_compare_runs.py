@@ -11,7 +11,7 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.compare.compare import compare
+from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices, Run
 from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of, read_recording, write_outputs, write_recording

@@ -1,8 +1,9 @@
 """Inputs to a page: its title, the figures that decide, and the sections in their order."""
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
 from m3_bench.documents import Compared, Comparison, Margins, MethodRun, Retrieval, Roofline, Scenario
@@ -89,6 +90,7 @@ def build(inputs: Inputs, model: str | None = None) -> Page:
     return Page(
         title=_title(inputs, name),
         subtitle=_subtitle(inputs),
+        lead=_lead(highlights),
         tiles=tuple(_tiles(inputs, highlights)),
         remarks=tuple(_remarks(inputs)),
         sections=tuple(section for section in sections if section is not None),
@@ -107,10 +109,16 @@ def _title(inputs: Inputs, name: str) -> str:
 def _subtitle(inputs: Inputs) -> str:
     figures = inputs.figures
     counts = [f"{len(figures.entries)} contenders", f"{len(figures.scenarios)} scenarios"] if figures.entries else []
-    threads = sorted({entry.placed.run.threads for entry in figures.entries} - {0})
-    counts += [f"{' or '.join(map(str, threads))} threads"] if threads else []
     machines = [machine.accelerator or machine.cpu for machine in figures.machines]
     return " · ".join([*counts, *machines, *(f"dataset {one.document.dataset.name}" for one in inputs.of(Retrieval))])
+
+
+def _lead(top: Highlights) -> str:
+    if top.ours is None:
+        return ""
+    threads = top.ours.placed.run.threads
+    where = top.ours.machine + (f" with {threads} thread{'s' * (threads > 1)}" if threads else "")
+    return f"{top.ours.label} on {where}" + (f", beside {top.reference.label}" if top.reference else "")
 
 
 def _parities(inputs: Inputs) -> tuple[Parity, ...]:
@@ -195,7 +203,7 @@ def _peers(figures: Figures, ours: Figure) -> Iterator[Tile]:
     others = [f for f in figures.at(ours.scenario) if f.entry.placed == ours.entry.placed and not f.entry.is_ours]
     if others and ours.entry.is_ours:
         best = max(others, key=lambda figure: figure.tokens_per_s.median)
-        yield Tile("tokens/s ÷ fastest other", tables.ratio_cell(ours, best), (Cell(best.entry.label),))
+        yield Tile("tokens/s ÷ fastest other", *_split(tables.ratio_cell(ours, best), f"for {best.entry.label}"))
 
 
 def _kept(parity: Parity) -> Iterator[Tile]:
@@ -227,8 +235,14 @@ def _worst_loss(inputs: Inputs, ours: Entry) -> Iterator[Tile]:
     if losses:
         loss, place, where = max(losses, key=lambda found: found[0].mean)
         datasets = len({found.file for _, found, _ in losses})
-        notes = (Cell(f"{where}, the highest of {datasets} dataset{'s' * (datasets > 1)}"),)
-        yield Tile(f"loss of {stats.MAIN_METRIC} against FP32", change(loss, place), notes)
+        words = f"{where}, the highest of {datasets} dataset{'s' * (datasets > 1)}"
+        yield Tile(f"loss of {stats.MAIN_METRIC} against FP32", *_split(change(loss, place), words))
+
+
+def _split(cell: Cell, words: str) -> tuple[Cell, tuple[Cell, ...]]:
+    """The value in large letters; its interval and words below."""
+    value, interval = re.split(r" (?=[(\[])", cell.text, maxsplit=1)
+    return replace(cell, text=value), (Cell(f"{interval} {words}"),)
 
 
 def _remarks(inputs: Inputs) -> Iterator[str]:

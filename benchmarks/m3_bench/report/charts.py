@@ -124,7 +124,7 @@ def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]
         ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.texts.colbert),
     )
     charts = []
-    for head, what, title, values_of in heads:
+    for head, what, distance, values_of in heads:
         strips = [
             Strip(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
             for entry, compared in parities
@@ -133,7 +133,7 @@ def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]
         if strips:
             caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
             words = [f"{s.name}: median {np.median(s.values):.2g}, highest {max(s.values):.2g}" for s in strips]
-            axis = Axis(title, is_log=True, format=drawing.power_of_ten)
+            axis = Axis(distance, is_log=True, format=drawing.power_of_ten)
             name, title = f"parity-{head}", f"{what}: distance to the reference"
             charts.append(_chart(drawing.strips, name, title, caption, words, strips, axis, FLOOR))
     return charts

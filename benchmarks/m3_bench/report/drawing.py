@@ -37,7 +37,8 @@ _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 11,
+    "font.size": 11.5,
+    "lines.linewidth": 1.8,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -128,7 +129,7 @@ def points(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tu
         plot.plot(*zip(*front, strict=True), ":", color=MUTED)
         for one in series:
             marker = {"marker": _marker(one.number), "markeredgecolor": CARD, "markersize": 10, "clip_on": False}
-            plot.plot(one.x, one.y, "", color=_colour(one.number), linestyle="", label=_shortened(one.name), **marker)
+            plot.plot(one.x, one.y, color=_colour(one.number), linestyle="", label=_shortened(one.name), **marker)
         _finish(plot, axes)
         _legend(canvas, series)
         return _svg(canvas, name, texts)
@@ -149,7 +150,7 @@ def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) ->
 
 
 def strips(name: str, texts: tuple[str, str], found: Sequence[Strip], axis: Axis, floor: float) -> str:
-    """A row of dots for each name, with a box from 5 % to 95 % and a line at the median; values below `floor` are it."""
+    """A row of dots for each name, with a box from 5 % to 95 % and a line at the median; none is below `floor`."""
     with _canvas(name, 60 + 48 * len(found)) as (canvas, plot):
         for row, strip in enumerate(found):
             values = np.maximum(strip.values, floor)
@@ -241,11 +242,19 @@ def _apart(ticks: Sequence[float], *, is_log: bool) -> list[float]:
 
 def _log_limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return low / 1.3, max(high * 1.3, low * 6)
+    room = max(1.3, (high / low) ** 0.06)
+    return low / room, max(high * room, low * 6)
 
 
 def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
-    canvas.legend(loc="outside upper left", ncols=_columns(series), frameon=False, handlelength=1.6, fontsize=10)
+    canvas.legend(
+        loc="outside upper left",
+        ncols=_columns(series),
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1,
+        fontsize=10.5,
+    )
 
 
 def _legend_height(series: Sequence[Series]) -> float:
@@ -253,7 +262,7 @@ def _legend_height(series: Sequence[Series]) -> float:
 
 
 def _columns(series: Sequence[Series]) -> int:
-    return 2 if max(len(one.name) for one in series) <= 26 else 1
+    return 2 if max(len(one.name) for one in series) <= 30 else 1
 
 
 def _colour(number: int) -> str:

@@ -143,10 +143,11 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page; `remarks` are what speaks against trusting the figures."""
+    """The whole page; `lead` says what the tiles are of, `remarks` what speaks against trusting the figures."""
 
     title: str
     subtitle: str
+    lead: str
     tiles: tuple[Tile, ...]
     remarks: tuple[str, ...]
     sections: tuple[Section, ...]

@@ -10,8 +10,8 @@ from m3_bench.report.page import NO_VALUE, Cell, Table
 from m3_bench.stats import MAIN_METRIC, Difference, Measured
 
 INTERVALS = (
-    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. Losses "
-    "are against FP32, same bundle and method; a loss below 0 is a gain."
+    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. "
+    "Losses are against FP32, same bundle and method; a loss below 0 is a gain."
 )
 MARGINS = (
     "The margin of a query is its best positive less its best negative; pair accuracy is the share of (positive, "

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_bench.retrieval.hybrids import Floats
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
 
-Floats = NDArray[np.float32]
 PART_TEXTS = 256
 
 
@@ -34,9 +34,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class ColbertPart:
-    """ColBERT rows (L-1, C) float32 of some documents, and their places in the dataset, ascending."""
+    """ColBERT rows (L-1, C) float32 of some documents, and their indices in the dataset, ascending."""
 
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     rows: Sequence[Floats]
 
 

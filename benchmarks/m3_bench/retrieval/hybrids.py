@@ -1,4 +1,4 @@
-"""Ways of searching: the heads alone, and heads added up with weights."""
+"""Scores of heads added up with weights."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
