@@ -47,23 +47,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Calls that are timed.
+    """Calls that are timed."""
 
-    Attributes:
-        name: short, unique in its file.
-        title: in words, for tables.
-        lengths: tokens of each text of one call, both special tokens counted.
-        heads: "dense", "sparse", "colbert".
-        calls: how often each contender is called in a round.
-        clients: callers at a time; more than one shares a loaded model between threads.
-    """
-
-    name: str
-    title: str
-    lengths: tuple[int, ...]
-    heads: tuple[str, ...]
-    calls: int
-    clients: int = 1
+    name: str  # short, unique in its file
+    title: str  # in words, for tables
+    lengths: tuple[int, ...]  # tokens of each text of one call, both special tokens counted
+    heads: tuple[str, ...]  # "dense", "sparse", "colbert"
+    calls: int  # how often each contender is called in a round
+    clients: int = 1  # callers at a time; more than one shares a loaded model between threads
 
     @property
     def tokens(self) -> int:
@@ -73,25 +64,15 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Round:
-    """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call.
+    """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call."""
 
-    Attributes:
-        seconds: from texts to all heads' numbers, of each call.
-        tokenise_s: of which tokenising; empty where a contender does not report it (it may overlap the engine).
-        engine_s: of which the engine's run; empty likewise. The rest is decoding heads and Python.
-        wall_s: of the whole turn; with several clients less than the sum of `seconds`.
-        cpu_s: processor seconds of the process; 0 where the system does not report them.
-        resident_bytes: resident memory after the turn.
-        peak_bytes: the highest in this scenario.
-    """
-
-    seconds: tuple[float, ...]
-    tokenise_s: tuple[float, ...]
-    engine_s: tuple[float, ...]
-    wall_s: float
-    cpu_s: float
-    resident_bytes: int
-    peak_bytes: int
+    seconds: tuple[float, ...]  # from texts to all heads' numbers, of each call
+    tokenise_s: tuple[float, ...]  # of which tokenising; empty where a contender does not report it
+    engine_s: tuple[float, ...]  # of which the engine's run; empty likewise. The rest is decoding heads and Python
+    wall_s: float  # of the whole turn; with several clients less than the sum of `seconds`
+    cpu_s: float  # processor seconds of the process; 0 where the system does not report them
+    resident_bytes: int  # resident memory after the turn
+    peak_bytes: int  # the highest in this scenario
 
 
 @dataclass(frozen=True)
@@ -119,29 +100,17 @@ class OutputsFile:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who ran.
+    """Who ran."""
 
-    Attributes:
-        name: "onnx-int8", "bge-m3-lite int8", "PyTorch fp16 on cuda", …
-        is_ours: a variant of a bundle, not a peer or a reference.
-        engine: "onnxruntime", "openvino", "torch".
-        precision: "fp32", "int8", "bf16", …
-        versions: releases of the packages that compute.
-        heads: which of "dense", "sparse", "colbert" it has.
-        size_bytes: of its weights on disk; 0 if unknown.
-        outputs: its vectors of the recorded texts; None if it kept none.
-        scenarios: what was measured.
-    """
-
-    name: str
-    is_ours: bool
-    engine: str
-    precision: str
-    versions: Mapping[str, str]
-    heads: tuple[str, ...]
-    size_bytes: int
-    outputs: OutputsFile | None
-    scenarios: tuple[ScenarioRun, ...]
+    name: str  # "onnx-int8", "bge-m3-lite int8", "PyTorch fp16 on cuda", …
+    is_ours: bool  # a variant of a bundle, not a peer or a reference
+    engine: str  # "onnxruntime", "openvino", "torch"
+    precision: str  # "fp32", "int8", "bf16", …
+    versions: Mapping[str, str]  # releases of the packages that compute
+    heads: tuple[str, ...]  # which of "dense", "sparse", "colbert" it has
+    size_bytes: int  # of its weights on disk; 0 if unknown
+    outputs: OutputsFile | None  # its vectors of the recorded texts; None if it kept none
+    scenarios: tuple[ScenarioRun, ...]  # what was measured
 
 
 @dataclass(frozen=True)

@@ -60,33 +60,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Figure:
-    """A contender at a scenario.
+    """A contender at a scenario."""
 
-    Attributes:
-        entry: the contender.
-        scenario: what was measured.
-        measured: the raw values.
-        place: where these are stored.
-        latency: of single calls.
-        tokens_per_s: over rounds.
-        texts_per_s: over rounds.
-        cpu_s_per_million_tokens: None where the system does not report them.
-        cost_per_million_tokens: None without a price.
-        peak_bytes: the most resident memory in this scenario; 0 where the system does not report it.
-        warnings: why the figures are not to be trusted; empty if they are.
-    """
-
-    entry: Entry
-    scenario: Scenario
-    measured: ScenarioRun
-    place: Place
-    latency: Latency
-    tokens_per_s: Interval
-    texts_per_s: Interval
-    cpu_s_per_million_tokens: float | None
-    cost_per_million_tokens: float | None
-    peak_bytes: int
-    warnings: tuple[str, ...]
+    entry: Entry  # the contender
+    scenario: Scenario  # what was measured
+    measured: ScenarioRun  # the raw values
+    place: Place  # where these are stored
+    latency: Latency  # of single calls
+    tokens_per_s: Interval  # over rounds
+    texts_per_s: Interval  # over rounds
+    cpu_s_per_million_tokens: float | None  # None where the system does not report them
+    cost_per_million_tokens: float | None  # None without a price
+    peak_bytes: int  # the most resident memory in this scenario; 0 where the system does not report it
+    warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.documents import Ceiling, PairScoresOf, Round, Scenario
+from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
 
 WANTED_COVERAGE = 0.9
 """An interval of the median holds the true one this often, if there are rounds enough: five are."""
@@ -235,18 +235,8 @@ def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64
         yield values[draws.integers(0, len(values), shape)].mean(axis=1)
 
 
-class Measured(Protocol):
-    """A row of a document: a method of a bundle's variant."""
-
-    @property
-    def bundle(self) -> str: ...  # noqa: D102
-    @property
-    def variant(self) -> str: ...  # noqa: D102
-    @property
-    def method(self) -> str: ...  # noqa: D102
-
-
-M = TypeVar("M", bound=Measured)
+M = TypeVar("M", MethodRun, PairScoresOf)
+"""A row of a document: a method of a bundle's variant."""
 
 
 def is_fp32(variant: str) -> bool:

@@ -123,7 +123,7 @@ def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> Vectors:
 
 
 def orders(ranked) -> dict[str, list[list[int]]]:
-    return {one.method: [places.tolist() for places in one.ranking] for one in ranked}
+    return {method: [indices.tolist() for indices in ranking] for method, ranking in ranked.items()}
 
 
 def test_first_stage_ranks_heads_and_their_sum():

@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"m3-bench: {error.name} is not installed; pip install 'm3-runtime[bench]'\n")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-bench: interrupted; what was measured until now is kept\n")
         return EXIT_FAILED

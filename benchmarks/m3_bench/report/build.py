@@ -55,21 +55,13 @@ class Parity:
 
 @dataclass(frozen=True)
 class Highlights:
-    """What the tiles are of; each is None where there is none.
+    """What the tiles are of; each is None where there is none."""
 
-    Attributes:
-        ours: our fastest variant that has parity, or without variants of ours the fastest other contender.
-        reference: the first reference.
-        query: the shortest single text.
-        load: the heaviest call by one caller that most contenders were measured at.
-        parity: of `ours`.
-    """
-
-    ours: Entry | None
-    reference: Entry | None
-    query: Scenario | None
-    load: Scenario | None
-    parity: Parity | None
+    ours: Entry | None  # our fastest variant that has parity, or without variants of ours the fastest other contender
+    reference: Entry | None  # the first reference
+    query: Scenario | None  # the shortest single text
+    load: Scenario | None  # the heaviest call by one caller that most contenders were measured at
+    parity: Parity | None  # of `ours`
 
 
 def build(inputs: Inputs, model: str | None = None) -> Page:

@@ -113,7 +113,9 @@ def speed_and_accuracy(
         "that no other beats in both."
     )
     axes = (Axis("tokens/s"), Axis("1 − dense cosine, mean", is_log=True, format=drawing.power_of_ten))
-    return _chart(drawing.points, "front", "Speed and accuracy", caption, words, series, axes)
+    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
+    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
+    return _chart(drawing.lines, "front", "Speed and accuracy", caption, words, series, axes, front)
 
 
 def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart]:

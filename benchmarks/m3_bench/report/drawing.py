@@ -106,8 +106,17 @@ def power_of_ten(value: float) -> str:
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def lines(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tuple[Axis, Axis]) -> str:
-    """Lines over a number; the reference's is dashed. `texts` are title and description."""
+def lines(
+    name: str,
+    texts: tuple[str, str],
+    series: Sequence[Series],
+    axes: tuple[Axis, Axis],
+    front: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Lines over a number, or points where there is one a series; the reference's is dashed.
+
+    `texts` are title and description, `front` the ends of a dotted line.
+    """
     with _canvas(name, 220 + _legend_height(series)) as (canvas, plot):
         for one in series:
             dashes = "--" if one.number == REFERENCE else "-"
@@ -116,20 +125,8 @@ def lines(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tup
             for x, spread in zip(one.x, one.spread, strict=False):
                 if spread:
                     plot.plot((x, x), spread, color=_colour(one.number), linewidth=1.3, alpha=0.75)
-        _finish(plot, axes)
-        _legend(canvas, series)
-        return _svg(canvas, name, texts)
-
-
-def points(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tuple[Axis, Axis]) -> str:
-    """A point for each name, and a dotted line through those that no other beats in both: right and down is better."""
-    with _canvas(name, 220 + _legend_height(series)) as (canvas, plot):
-        places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
-        front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
-        plot.plot(*zip(*front, strict=True), ":", color=MUTED)
-        for one in series:
-            marker = {"marker": _marker(one.number), "markeredgecolor": CARD, "markersize": 10, "clip_on": False}
-            plot.plot(one.x, one.y, color=_colour(one.number), linestyle="", label=_shortened(one.name), **marker)
+        if front:
+            plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
         _finish(plot, axes)
         _legend(canvas, series)
         return _svg(canvas, name, texts)

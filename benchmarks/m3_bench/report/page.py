@@ -12,21 +12,13 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class Cell:
-    """Words or a number.
+    """Words or a number."""
 
-    Attributes:
-        text: what is read.
-        place: where its raw values are stored; None for words.
-        how: how it was computed from them.
-        is_doubtful: whether it is too noisy to be trusted.
-        is_strong: whether it stands out.
-    """
-
-    text: str
-    place: Place | None = None
-    how: str = ""
-    is_doubtful: bool = False
-    is_strong: bool = False
+    text: str  # what is read
+    place: Place | None = None  # where its raw values are stored; None for words
+    how: str = ""  # how it was computed from them
+    is_doubtful: bool = False  # whether it is too noisy to be trusted
+    is_strong: bool = False  # whether it stands out
 
     @property
     def link(self) -> str:

@@ -7,7 +7,7 @@ from m3_bench import formats, stats
 from m3_bench.documents import Margins, MethodRun, PairScoresOf, Retrieval
 from m3_bench.figures import Place
 from m3_bench.report.page import NO_VALUE, Cell, Table
-from m3_bench.stats import MAIN_METRIC, Difference, Measured
+from m3_bench.stats import MAIN_METRIC, Difference
 
 INTERVALS = (
     f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. "
@@ -71,12 +71,12 @@ def margins_table(document: Margins, place: Place) -> Table:
     return Table(caption, head, tuple(rows)).pruned()
 
 
-def name_of(row: Measured, *, several_bundles: bool) -> str:
+def name_of(row: MethodRun | PairScoresOf, *, several_bundles: bool) -> str:
     """Variant and method, with the bundle where there are several."""
     return " ".join(filter(None, (row.bundle if several_bundles else "", row.variant, row.method)))
 
 
-def _over_first(rows: Sequence[Measured], what: str) -> str:
+def _over_first(rows: Sequence[MethodRun] | Sequence[PairScoresOf], what: str) -> str:
     return f"{what} over {next((row.bundle for row in rows if row.bundle), '')}"
 
 

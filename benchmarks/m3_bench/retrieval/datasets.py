@@ -56,25 +56,15 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Labelled:
-    """N documents and Q queries.
+    """N documents and Q queries."""
 
-    Attributes:
-        name: the folder's or file's.
-        layout: its files and keys.
-        sha256: over the contents of the files that were read.
-        documents: in the order of the file, which breaks ties.
-        queries: those that have a relevant document, in the order of the file.
-        relevant: per query, grade (above 0) by the document's index in `documents`.
-        notes: what was left out.
-    """
-
-    name: str
-    layout: str
-    sha256: str
-    documents: tuple[Item, ...]
-    queries: tuple[Item, ...]
-    relevant: tuple[Mapping[int, int], ...]
-    notes: tuple[str, ...] = ()
+    name: str  # the folder's or file's
+    layout: str  # its files and keys
+    sha256: str  # over the contents of the files that were read
+    documents: tuple[Item, ...]  # in the order of the file, which breaks ties
+    queries: tuple[Item, ...]  # those that have a relevant document, in the order of the file
+    relevant: tuple[Mapping[int, int], ...]  # per query, grade (above 0) by the document's index in `documents`
+    notes: tuple[str, ...] = ()  # what was left out
 
     @property
     def facts(self) -> DatasetFacts:

@@ -14,19 +14,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Scores of heads, each times a weight, added up; without a weight for ColBERT it is of dense and sparse.
+    """Scores of heads, each times a weight, added up; without a weight for ColBERT it is of dense and sparse."""
 
-    Attributes:
-        dense: weight of the dense cosine.
-        sparse: weight of the lexical score.
-        colbert: weight of ColBERT's score; None leaves the head out.
-        source: who published these weights; empty for your own.
-    """
-
-    dense: float
-    sparse: float
-    colbert: float | None = None
-    source: str = ""
+    dense: float  # weight of the dense cosine
+    sparse: float  # weight of the lexical score
+    colbert: float | None = None  # weight of ColBERT's score; None leaves the head out
+    source: str = ""  # who published these weights; empty for your own
 
     @property
     def name(self) -> str:

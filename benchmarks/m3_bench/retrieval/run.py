@@ -1,6 +1,6 @@
 """Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from m3_bench.documents import MethodRun, Retrieval
@@ -9,7 +9,7 @@ from m3_bench.retrieval import search
 from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
 from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import Hybrid, possible
-from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranked
+from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_export.progress import Progress
 from m3_runtime import M3Encoder
@@ -23,21 +23,13 @@ _QUERY_BYTES = 1 << 40  # queries are short: their ColBERT rows are all kept
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How bundles are searched with.
+    """How bundles are searched with."""
 
-    Attributes:
-        hybrids: sums of heads.
-        candidates: how many of dense's best ColBERT ranks.
-        max_length: tokens of a text, both special tokens included; None is 512 or the model's limit.
-        threads: of a run.
-        colbert_bytes: most memory for ColBERT rows of documents.
-    """
-
-    hybrids: tuple[Hybrid, ...]
-    candidates: int
-    max_length: int | None
-    threads: int
-    colbert_bytes: int
+    hybrids: tuple[Hybrid, ...]  # sums of heads
+    candidates: int  # how many of dense's best ColBERT ranks
+    max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
+    threads: int  # of a run
+    colbert_bytes: int  # most memory for ColBERT rows of documents
 
 
 def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
@@ -50,10 +42,10 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
     with progress.step("BM25"):
-        runs = [_method_run("", "", found, data) for found in _bm25(data, choice.chosen[0])]
+        runs = _method_runs("", "", _bm25(data, choice.chosen[0]), data)
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         found, cut = _searched(encoder, data, settings, progress)
-        runs += [_method_run(one.name, variant.name, ranked, data) for ranked in found]
+        runs += _method_runs(one.name, variant.name, found, data)
         notes += [f"{one.name}: {note}" for note in cut]
     length = settings.max_length
     return Retrieval(
@@ -73,17 +65,17 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     )
 
 
-def _bm25(data: Labelled, one: ChosenBundle) -> tuple[Ranked, Ranked]:
+def _bm25(data: Labelled, one: ChosenBundle) -> Mapping[str, Ranking]:
     info = one.bundle.manifest.tokenizer
     tokenizer = M3Tokenizer.open(one.bundle.file(info.path), info)
     words = [[search.words_of(item.text) for item in items] for items in (data.documents, data.queries)]
     ids = [search.ids_of(tokenizer, _texts(items), _WHOLE) for items in (data.documents, data.queries)]
-    return Ranked(BM25_WORDS, search.bm25(*words, DEPTH)), Ranked(BM25_IDS, search.bm25(*ids, DEPTH))
+    return {BM25_WORDS: search.bm25(*words, DEPTH), BM25_IDS: search.bm25(*ids, DEPTH)}
 
 
 def _searched(
     encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
-) -> tuple[tuple[Ranked, ...], list[str]]:
+) -> tuple[Mapping[str, Ranking], list[str]]:
     """What each method found with one variant, and notes on texts that were cut."""
     texts = TextEncoder(encoder, settings.max_length, progress)
     hybrids = possible(settings.hybrids, texts.heads)
@@ -102,11 +94,13 @@ def _searched(
     parts = texts.colbert_parts(passages, stage.wanted, documents.colbert)
     rows = [queries.colbert[number] for number in range(len(data.queries))]
     colbert = search.candidate_scores(rows, [left.indices for left in stage.candidates], parts)
-    return stage.ranked + search.second_stage(stage, colbert, hybrids), notes
+    return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
 
 
-def _method_run(bundle: str, variant: str, found: Ranked, data: Labelled) -> MethodRun:
-    return MethodRun(bundle, variant, found.method, search.measured(found.ranking, data.relevant))
+def _method_runs(bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled) -> list[MethodRun]:
+    return [
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant)) for method, ranking in found.items()
+    ]
 
 
 def _texts(items: Sequence[Item]) -> list[str]:

@@ -35,14 +35,6 @@ _NO_BLANKS += "\uf900-\ufaff\U00020000-\U000323af"
 _RUNS = re.compile(f"[{_NO_BLANKS}]+|[^{_NO_BLANKS}\\s]+")
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """What a method found."""
-
-    method: str
-    ranking: Ranking
-
-
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """A query's K candidates: indices, ascending, so that ties go to the earlier document; (K,) scores of two heads."""
@@ -56,7 +48,7 @@ class Candidates:
 class FirstStage:
     """What dense and sparse found, and what is left to ColBERT."""
 
-    ranked: tuple[Ranked, ...]
+    ranked: Mapping[str, Ranking]  # by method
     candidates: tuple[Candidates, ...]
 
     @property
@@ -146,7 +138,7 @@ def first_stage(queries: Vectors, documents: Vectors, hybrids: Sequence[Hybrid],
     names = [Head.DENSE.value]
     if documents.sparse is not None:
         names += [Head.SPARSE.value, *(hybrid.name for hybrid in two_headed)]
-    ranked = tuple(Ranked(name, [found[i] for found, _ in rows]) for i, name in enumerate(names))
+    ranked = {name: [found[i] for found, _ in rows] for i, name in enumerate(names)}
     return FirstStage(ranked, tuple(left for _, left in rows))
 
 
@@ -177,7 +169,7 @@ def _row(
     return found, Candidates(left, dense[left], sparse[left])
 
 
-def second_stage(stage: FirstStage, colbert: Sequence[Floats], hybrids: Sequence[Hybrid]) -> tuple[Ranked, ...]:
+def second_stage(stage: FirstStage, colbert: Sequence[Floats], hybrids: Sequence[Hybrid]) -> Mapping[str, Ranking]:
     """Rank each query's candidates by ColBERT and by sums of all three heads.
 
     Args:
@@ -186,12 +178,14 @@ def second_stage(stage: FirstStage, colbert: Sequence[Floats], hybrids: Sequence
         hybrids: those with ColBERT are ranked.
     """
     pairs = list(zip(stage.candidates, colbert, strict=True))
-    ranked = [Ranked(Head.COLBERT.value, [one.indices[best(scores, DEPTH)] for one, scores in pairs])]
+    ranked: dict[str, Ranking] = {
+        Head.COLBERT.value: [one.indices[best(scores, DEPTH)] for one, scores in pairs],
+    }
     for hybrid in hybrids:
         if hybrid.colbert is not None:
             fused = ((one, hybrid.fused(one.dense, one.sparse, scores)) for one, scores in pairs)
-            ranked.append(Ranked(hybrid.name, [one.indices[best(scores, DEPTH)] for one, scores in fused]))
-    return tuple(ranked)
+            ranked[hybrid.name] = [one.indices[best(scores, DEPTH)] for one, scores in fused]
+    return ranked
 
 
 def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:

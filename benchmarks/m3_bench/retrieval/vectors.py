@@ -17,19 +17,12 @@ PART_TEXTS = 256
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """The vectors of S texts.
+    """The vectors of S texts."""
 
-    Attributes:
-        dense: (S, H) float32.
-        sparse: (S, V) scipy CSR float32, or None without the head.
-        colbert: rows (L-1, C) float16 by text, of those that were kept; empty without the head.
-        truncated: how many texts were cut.
-    """
-
-    dense: Floats
-    sparse: Any
-    colbert: Mapping[int, NDArray[np.float16]]
-    truncated: int
+    dense: Floats  # (S, H) float32
+    sparse: Any  # (S, V) scipy CSR float32, or None without the head
+    colbert: Mapping[int, NDArray[np.float16]]  # rows (L-1, C) of those texts that were kept; empty without the head
+    truncated: int  # how many texts were cut
 
 
 @dataclass(frozen=True)
