@@ -230,7 +230,7 @@ def test_a_doubt_of_many_figures_is_said_once(tmp_path):
         replace(one, scenarios=tuple(replace(s, rounds=s.rounds[:1]) for s in one.scenarios)) for one in run.contenders
     )
     documents.write(replace(run, contenders=contenders), tmp_path / "run.json")
-    (remark,) = page_of(tmp_path / "run.json").doubts
+    (remark,) = page_of(tmp_path / "run.json").remarks
     assert remark.startswith(
         "openvino-int8, one text of 16 tokens; openvino-int8, one text of 128 tokens and 57 more: 1 round:"
     )

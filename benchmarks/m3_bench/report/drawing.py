@@ -29,7 +29,7 @@ _MARKERS = "os^DvPXd"
 # What only a file of its own needs: styles and ids would meet those of the page's other charts. Nothing is clipped.
 _FILE_ONLY = re.compile(
     r"""<style.*?</style>|<metadata>.*?</metadata>|<clipPath.*?</clipPath>| clip-path="[^"]*"|(?<=<g) id="[^"]*"|"""
-    """font-family: [^;"]*; """,
+    """font-family: [^;"]*; |xlink:(?=href)""",
     re.DOTALL,
 )
 _WIDTH = 440  # points, which are pixels of the SVG; the page scales it
@@ -286,6 +286,6 @@ def _svg(canvas: Canvas, name: str, texts: tuple[str, str]) -> str:
     title, description = map(escape, texts)
     return (
         f'<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" {found[1]} '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        'xmlns="http://www.w3.org/2000/svg">'
         f'<title id="{name}-title">{title}</title><desc id="{name}-desc">{description}</desc>{drawing}'
     ).strip()

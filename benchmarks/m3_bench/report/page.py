@@ -85,7 +85,7 @@ def _plain(cell: Cell) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")
+    return " ".join(text.replace("\n", ", ").split()).replace("|", "/")
 
 
 def printed(tables: Iterable[Table]) -> str:
