@@ -303,14 +303,8 @@ class Margins:
 
 
 Document = Run | Roofline | Comparison | Retrieval | Margins
-D = TypeVar("D", bound=Document)
-KINDS: Mapping[Kind, type[Document]] = {
-    Kind.RUN: Run,
-    Kind.ROOFLINE: Roofline,
-    Kind.COMPARISON: Comparison,
-    Kind.RETRIEVAL: Retrieval,
-    Kind.MARGINS: Margins,
-}
+_D = TypeVar("_D", bound=Document)
+KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in (Run, Roofline, Comparison, Retrieval, Margins)}
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 
@@ -361,7 +355,7 @@ def read(path: Path) -> Document:
     return from_text(text, str(path))
 
 
-def read_as(kind: type[D], path: Path) -> D:
+def read_as(kind: type[_D], path: Path) -> _D:
     """Read a document of one kind.
 
     Raises:

@@ -235,7 +235,7 @@ def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64
         yield values[draws.integers(0, len(values), shape)].mean(axis=1)
 
 
-M = TypeVar("M", MethodRun, PairScoresOf)
+_Row = TypeVar("_Row", MethodRun, PairScoresOf)
 """A row of a document: a method of a bundle's variant."""
 
 
@@ -248,7 +248,7 @@ def is_fp32(variant: str) -> bool:
     return variant.endswith("fp32")
 
 
-def loss(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -> Difference | None:
+def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
 
     Args:
@@ -266,7 +266,7 @@ def loss(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -
     return paired_difference(values_of(reference), values_of(row))
 
 
-def gain(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -> Difference | None:
+def gain(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
     """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
 
     Returns:

@@ -202,7 +202,7 @@ def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(compariso
         root = ET.fromstring(picture.svg)
         assert root.get("role") == "img"
         assert root.find(f"{SVG}title").text == picture.title
-        assert "openvino-int8" in root.find(f"{SVG}desc").text
+        assert root.find(f"{SVG}desc").text == picture.caption
         assert all("fill: var(--" in (one.get("style") or "") for one in root.iter(f"{SVG}text"))
 
 

@@ -19,7 +19,7 @@ from m3_bench.retrieval.search import (
     second_stage,
     words_of,
 )  # fmt: skip
-from m3_bench.retrieval.vectors import ColbertPart, Vectors
+from m3_bench.retrieval.vectors import ColbertPart, TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
@@ -118,8 +118,8 @@ DENSE = np.array([[0.9, 0.1, 0.8, 0.1], [0.2, 0.2, 0.2, 0.2]], dtype=np.float32)
 SPARSE = np.array([[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.4]], dtype=np.float32)
 
 
-def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> Vectors:
-    return Vectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
+def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> TextVectors:
+    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
 
 
 def orders(ranked) -> dict[str, list[list[int]]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Hybrid:
         """The heads that are added up."""
         return tuple(Head)[: len(self.weights)]
 
-    def fused(self, dense: Floats, sparse: Floats, colbert: Floats | None = None) -> Floats:
+    def fused(self, dense: FloatArray, sparse: FloatArray, colbert: FloatArray | None = None) -> FloatArray:
         """The sum, of arrays of one shape; as in the published scripts it is not divided, which changes no order."""
         total = self.dense * dense + self.sparse * sparse
         if self.colbert is not None:

@@ -8,7 +8,7 @@ from m3_bench.documents import Margins, PairScoresOf
 from m3_bench.machine import this_machine
 from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
 from m3_bench.retrieval.finetune import Example, FinetuneFile
-from m3_bench.retrieval.hybrids import Floats, Hybrid, possible
+from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
 from m3_bench.retrieval.search import maxsim
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
@@ -107,7 +107,7 @@ class _Scorer:
         return encoding
 
 
-def _scores(head: Head, queries: Encoding, query: int, passages: Encoding, indices: Sequence[int]) -> Floats:
+def _scores(head: Head, queries: Encoding, query: int, passages: Encoding, indices: Sequence[int]) -> FloatArray:
     """(P,) scores of a query with some passages, by one head."""
     match head:
         case Head.DENSE:

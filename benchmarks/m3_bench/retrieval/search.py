@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.retrieval.hybrids import Floats, Hybrid
-from m3_bench.retrieval.vectors import ColbertPart, Vectors
+from m3_bench.retrieval.hybrids import FloatArray, Hybrid
+from m3_bench.retrieval.vectors import ColbertPart, TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -40,8 +40,8 @@ class Candidates:
     """A query's K candidates: indices, ascending, so that ties go to the earlier document; (K,) scores of two heads."""
 
     indices: Indices
-    dense: Floats
-    sparse: Floats
+    dense: FloatArray
+    sparse: FloatArray
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def best_above_zero(scores: NDArray[np.floating], most: int) -> Indices:
     return found[scores[found] > 0]
 
 
-def first_stage(queries: Vectors, documents: Vectors, hybrids: Sequence[Hybrid], candidates: int) -> FirstStage:
+def first_stage(queries: TextVectors, documents: TextVectors, hybrids: Sequence[Hybrid], candidates: int) -> FirstStage:
     """Search N documents with Q queries by dense, sparse and their sums.
 
     Args:
@@ -142,7 +142,7 @@ def first_stage(queries: Vectors, documents: Vectors, hybrids: Sequence[Hybrid],
     return FirstStage(ranked, tuple(left for _, left in rows))
 
 
-def _scores(queries: Vectors, documents: Vectors) -> Iterator[tuple[Floats, Floats | None]]:
+def _scores(queries: TextVectors, documents: TextVectors) -> Iterator[tuple[FloatArray, FloatArray | None]]:
     """Per query, (N,) dense and sparse scores; a block of queries is multiplied at a time."""
     block = max(1, _SCORES_AT_ONCE // len(documents.dense))
     turned = None if documents.sparse is None else documents.sparse.T.tocsr()
@@ -153,7 +153,7 @@ def _scores(queries: Vectors, documents: Vectors) -> Iterator[tuple[Floats, Floa
 
 
 def _row(
-    dense: Floats, sparse: Floats | None, hybrids: Sequence[Hybrid], candidates: int
+    dense: FloatArray, sparse: FloatArray | None, hybrids: Sequence[Hybrid], candidates: int
 ) -> tuple[list[Indices], Candidates]:
     by_dense = best(dense, max(UNION_DEPTH, candidates))
     left = np.sort(by_dense[:candidates])
@@ -169,7 +169,7 @@ def _row(
     return found, Candidates(left, dense[left], sparse[left])
 
 
-def second_stage(stage: FirstStage, colbert: Sequence[Floats], hybrids: Sequence[Hybrid]) -> Mapping[str, Ranking]:
+def second_stage(stage: FirstStage, colbert: Sequence[FloatArray], hybrids: Sequence[Hybrid]) -> Mapping[str, Ranking]:
     """Rank each query's candidates by ColBERT and by sums of all three heads.
 
     Args:
@@ -188,7 +188,7 @@ def second_stage(stage: FirstStage, colbert: Sequence[Floats], hybrids: Sequence
     return ranked
 
 
-def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
+def maxsim(query: FloatArray, documents: Sequence[FloatArray]) -> FloatArray:
     """`m3_runtime.scoring.colbert_score` of one query with D documents, in one multiplication.
 
     Args:
@@ -205,7 +205,7 @@ def maxsim(query: Floats, documents: Sequence[Floats]) -> Floats:
 
 def candidate_scores(
     queries: Sequence[NDArray[np.float16]], candidates: Sequence[Indices], parts: Iterable[ColbertPart]
-) -> Sequence[Floats]:
+) -> Sequence[FloatArray]:
     """ColBERT scores of Q queries, each with its own candidates.
 
     Args:
