@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from m3_bench.errors import DocumentError
 from m3_bench.machine import Machine
 from m3_runtime.bundle.manifest import ColbertParity, DenseParity, SparseParity
 from m3_runtime.errors import BundleFormatError
-from m3_runtime.records import from_json, to_json
+from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +30,7 @@ class Kind(StrEnum):
     COMPARISON = "comparison"
     RETRIEVAL = "retrieval"
     MARGINS = "margins"
+    LOAD = "load"
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,59 @@ class Model:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Calls that are timed."""
+    """Calls that are timed.
 
-    name: str  # short, unique in its file
-    title: str  # in words, for tables
-    lengths: tuple[int, ...]  # tokens of each text of one call, both special tokens counted
-    heads: tuple[str, ...]  # "dense", "sparse", "colbert"
-    calls: int  # how often each contender is called in a round
-    clients: int = 1  # callers at a time; more than one shares a loaded model between threads
+    Attributes:
+        name: short, unique in its file.
+        title: in words, for tables.
+        lengths: tokens of each text of one call, both special tokens counted.
+        heads: "dense", "sparse", "colbert".
+        calls: how often each contender is called in a round.
+        clients: callers at a time; more than one shares a loaded model between threads.
+        contenders: who is asked, by name; everybody if empty.
+        group: scenarios of one group take turns with each other, not only their contenders.
+        most_rounds: for what takes long; 0 is no limit.
+        processes: each contender so many times at once, each with all calls.
+        threads: of each process; 0 for those of the run.
+        by_length: a call's texts go in a call for each length.
+        is_start: a round is a process of its own, and its one call goes from its start to its first vectors.
+    """
+
+    name: str
+    title: str
+    lengths: tuple[int, ...]
+    heads: tuple[str, ...]
+    calls: int
+    clients: int = 1
+    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    group: str = field(default="", metadata=OPTIONAL)
+    most_rounds: int = field(default=0, metadata=OPTIONAL)
+    processes: int = field(default=1, metadata=OPTIONAL)
+    threads: int = field(default=0, metadata=OPTIONAL)
+    by_length: bool = field(default=False, metadata=OPTIONAL)
+    is_start: bool = field(default=False, metadata=OPTIONAL)
 
     @property
     def tokens(self) -> int:
-        """Tokens of one call."""
+        """Tokens of one call, before it is parted by length."""
         return sum(self.lengths)
+
+    @property
+    def round_tokens(self) -> int:
+        """Tokens of a contender's round, of all its processes."""
+        return self.tokens * self.calls * self.processes
+
+    @property
+    def batches(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths of the texts of every call that each process of a contender gets in a round.
+
+        >>> Scenario("", "", (7, 5, 7), ("dense",), calls=2, by_length=True).batches
+        ((5,), (7, 7), (5,), (7, 7))
+        """
+        one = [self.lengths]
+        if self.by_length:
+            one = [(length,) * self.lengths.count(length) for length in sorted(set(self.lengths))]
+        return tuple(one) * self.calls
 
 
 @dataclass(frozen=True)
@@ -118,7 +159,8 @@ class Run:
     """Contenders on one machine, in turns. A reference recording holds one too.
 
     `threads` are of each contender (0 on an accelerator), `cpus` the logical CPUs that the processes were held to,
-    `texts_sha256` the digest of the texts whose vectors were kept.
+    `texts_sha256` the digest of the texts whose vectors were kept. `products` are matrix products that took turns with
+    the contenders, for shares of the ceiling.
     """
 
     machine: Machine
@@ -128,6 +170,7 @@ class Run:
     texts_sha256: str
     scenarios: tuple[Scenario, ...]
     contenders: tuple[Contender, ...]
+    products: tuple[Contender, ...] = field(default=(), metadata=OPTIONAL)
     kind: Kind = Kind.RUN
     schema_version: int = SCHEMA_VERSION
 
@@ -302,9 +345,58 @@ class Margins:
     schema_version: int = SCHEMA_VERSION
 
 
-Document = Run | Roofline | Comparison | Retrieval | Margins
+@dataclass(frozen=True)
+class Stage:
+    """One load on a server. Only answers with vectors have latencies; refusals and errors are kept apart.
+
+    Attributes:
+        clients: of a closed loop, each of which sends when it has its answer; 0 in an open loop.
+        rate_per_s: requests that an open loop sends, whether or not earlier ones are answered; 0 in a closed one.
+        seconds: from the first request to the last answer.
+        latencies_s: of each answer; in an open loop from when the request was due, so a late client hides nothing.
+        refusals_s: of each 429 or 503.
+        retry_after: which headers came with refusals; "" for none.
+        errors: how often anything else came, by status or by how the connection broke.
+        texts: answered.
+        tokens: answered, as the server counts them; 0 where it does not.
+        late_s: how late requests were sent, 99 in 100 of them; 0 in a closed loop.
+        client_cores: processor time of this client ÷ time on the clock.
+        resident_bytes: of the server's processes, four times a second; empty where none were named.
+        cosine_min: the lowest between an answer's vector, whatever head, and the encoder's; None if not compared.
+    """
+
+    clients: int
+    rate_per_s: float
+    seconds: float
+    latencies_s: tuple[float, ...]
+    refusals_s: tuple[float, ...]
+    retry_after: tuple[str, ...]
+    errors: Mapping[str, int]
+    texts: int
+    tokens: int
+    late_s: float
+    client_cores: float
+    resident_bytes: tuple[int, ...]
+    cosine_min: float | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """A server under load: a sweep has a stage for every number of clients."""
+
+    machine: Machine
+    url: str
+    apis: tuple[str, ...]
+    texts_per_request: int
+    words_per_text: int
+    stages: tuple[Stage, ...]
+    kind: Kind = Kind.LOAD
+    schema_version: int = SCHEMA_VERSION
+
+
+Document = Run | Roofline | Comparison | Retrieval | Margins | Load
 _D = TypeVar("_D", bound=Document)
-KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in (Run, Roofline, Comparison, Retrieval, Margins)}
+KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in (Run, Roofline, Comparison, Retrieval, Margins, Load)}
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 

@@ -82,19 +82,20 @@ def latency(rounds: Sequence[Round]) -> Latency:
     )
 
 
-def busy_s(one: Round, clients: int) -> float:
-    """Seconds that a round's calls took together: their sum, or with several clients the time on the clock."""
-    return one.wall_s if clients > 1 else sum(one.seconds)
+def busy_s(one: Round, scenario: Scenario) -> float:
+    """Seconds that a round's calls took together: their sum, or the time on the clock if several run at once."""
+    return one.wall_s if scenario.clients * scenario.processes > 1 else sum(one.seconds)
 
 
 def tokens_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Tokens per second of each round; at least one."""
-    return interval([len(r.seconds) * scenario.tokens / busy_s(r, scenario.clients) for r in rounds])
+    return interval([scenario.round_tokens / busy_s(one, scenario) for one in rounds])
 
 
 def texts_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Texts per second of each round; at least one."""
-    return interval([len(r.seconds) * len(scenario.lengths) / busy_s(r, scenario.clients) for r in rounds])
+    texts = len(scenario.lengths) * scenario.calls * scenario.processes
+    return interval([texts / busy_s(one, scenario) for one in rounds])
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -132,7 +133,7 @@ def cpu_s_per_million_tokens(rounds: Sequence[Round], scenario: Scenario) -> flo
     """Processor seconds for 10⁶ tokens, the median over rounds; None where the system does not report them."""
     if any(one.cpu_s <= 0 for one in rounds):
         return None
-    return 1e6 * median(one.cpu_s / (len(one.seconds) * scenario.tokens) for one in rounds)
+    return 1e6 * median(one.cpu_s / scenario.round_tokens for one in rounds)
 
 
 def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) -> float:

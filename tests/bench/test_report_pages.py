@@ -18,7 +18,7 @@ from m3_bench.cli import main
 from m3_bench.documents import Comparison, Retrieval, Run
 from m3_bench.errors import DocumentError
 from m3_bench.report.build import build
-from m3_bench.report.drawing import Axis, Series, lines
+from m3_bench.report.drawing import Axis, Points, lines
 from m3_bench.report.inputs import read_inputs
 from m3_bench.report.page import Page, Tile
 from m3_bench.report.render import html, markdown
@@ -207,7 +207,7 @@ def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(compariso
 
 
 def test_a_chart_puts_larger_values_further_up_and_right():
-    series = Series("s", 0, (1.0, 2.0, 4.0), (10.0, 20.0, 40.0))
+    series = Points("s", 0, (1.0, 2.0, 4.0), (10.0, 20.0, 40.0))
     svg = lines("a", ("A", "a"), [series], (Axis("x", is_log=True, ticks=(1.0, 2.0, 4.0)), Axis("y")))
     marks = [(float(one.get("x")), float(one.get("y"))) for one in ET.fromstring(svg).iter(f"{SVG}use")]
     (x1, y1), (x2, y2), (x3, y3) = sorted(set(marks))[-3:]

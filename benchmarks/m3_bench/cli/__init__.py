@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run
+from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run, serve_load
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.version import __version__
@@ -14,7 +14,7 @@ Measure BGE-M3 bundles: outputs, latency, retrieval and cost, against PyTorch on
 
 m3-bench COMMAND --help explains a command and shows examples."""
 
-COMMANDS = (record, run, peers, compare, report, roofline, retrieval, margins, bars)
+COMMANDS = (record, run, peers, compare, report, roofline, retrieval, margins, serve_load, bars)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
@@ -11,9 +10,6 @@ from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
-
-if TYPE_CHECKING:
-    from m3_export.recipe import Recipe
 
 DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
@@ -55,15 +51,15 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from m3_bench.record.record import Wish, record
-    from m3_bench.record.torch_model import Dtype
+    from m3_bench.record import RecordSpec, record
     from m3_bench.scenarios import read_scenarios
+    from m3_bench.workers.torch_reference import Dtype
     from m3_export.calibration.texts import probe_texts, read_texts
     from m3_export.progress import Progress
 
     checked_output(args.output, force=args.force)
     found = read_texts(args.texts, "texts") if args.texts else probe_texts()
-    wish = Wish(
+    spec = RecordSpec(
         source=args.checkpoint,
         device=args.device,
         dtype=Dtype(args.dtype),
@@ -71,18 +67,12 @@ def _run(args: argparse.Namespace) -> int:
         scenarios=read_scenarios(args.scenarios),
         rounds=checked_rounds(args.rounds),
         threads=checked_threads(args.threads),
-        recipe=_recipe(args.pooling),
+        pooling=args.pooling,
         output=args.output,
     )
-    recording = record(wish, Progress(quiet=args.quiet))
+    recording = record(spec, Progress(quiet=args.quiet))
     sys.stdout.write(
         f"{args.output}: {recording.run.contenders[0].name}, {recording.run.model.name}, "
         f"{len(recording.texts)} texts, {len(recording.run.scenarios)} scenarios\n"
     )
     return EXIT_OK
-
-
-def _recipe(pooling: str | None) -> "Recipe":
-    from m3_export.recipe import Recipe
-
-    return Recipe(pooling=None if pooling is None else Pooling(pooling))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
 from m3_bench.documents import Compared, Comparison, Margins, MethodRun, Retrieval, Roofline, Scenario
-from m3_bench.figures import Entry, Figure, Figures, Place
+from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
 from m3_bench.report.inputs import Inputs
@@ -175,11 +175,11 @@ def _tiles(inputs: Inputs, top: Highlights) -> Iterator[Tile]:
         yield Tile(f"memory, {load.scenario.title}", tables.memory_cell(load), notes)
 
 
-def _against(theirs: Figure | None, cell_of: tables.CellOf) -> tuple[Cell, ...]:
+def _against(theirs: Measurement | None, cell_of: tables.CellOf) -> tuple[Cell, ...]:
     return () if theirs is None else (Cell("against"), cell_of(theirs), Cell(f"for {theirs.entry.label}"))
 
 
-def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Tile]:
+def _fleet(ours: Measurement, reference: Measurement, currency: str) -> Iterator[Tile]:
     """How many such machines do the work of the reference, and for how much."""
     count = math.ceil(reference.tokens_per_s.median / ours.tokens_per_s.median - 1e-9)
     price, theirs = ours.entry.placed.price_per_hour, reference.entry.placed.price_per_hour
@@ -190,7 +190,7 @@ def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Tile]:
     yield Tile("machines for the reference's tokens/s", number, (Cell(costs),))
 
 
-def _peers(figures: Figures, ours: Figure) -> Iterator[Tile]:
+def _peers(figures: Figures, ours: Measurement) -> Iterator[Tile]:
     """The fastest other contender of the same run that is not ours."""
     others = [f for f in figures.at(ours.scenario) if f.entry.placed == ours.entry.placed and not f.entry.is_ours]
     if others and ours.entry.is_ours:
@@ -286,7 +286,7 @@ def _speed(inputs: Inputs, top: Highlights) -> Section | None:
 def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
     """Our contender ÷ each other of its run: they took turns, so noise of the machine cancels."""
 
-    def cell_of(figure: Figure) -> Cell:
+    def cell_of(figure: Measurement) -> Cell:
         mine = figures.get(figure.scenario, ours)
         is_other = mine is not None and mine.entry != figure.entry and mine.entry.placed == figure.entry.placed
         return tables.ratio_cell(mine, figure) if mine is not None and is_other else tables.NO_VALUE

@@ -7,9 +7,9 @@ import numpy as np
 
 from m3_bench import formats
 from m3_bench.documents import Compared, Retrieval, Scenario
-from m3_bench.figures import Entry, Figure, Figures
+from m3_bench.figures import Entry, Figures, Measurement
 from m3_bench.report import drawing
-from m3_bench.report.drawing import REFERENCE, Axis, Bar, Series, Strip
+from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points, Strip
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
@@ -33,7 +33,7 @@ def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
 def latency_by_length(figures: Figures) -> Chart | None:
     """p50 of one text by one caller."""
 
-    def point(figure: Figure) -> tuple[float, Spread]:
+    def point(figure: Measurement) -> tuple[float, Spread]:
         p50_s, p95_s = figure.latency.p50_s, figure.latency.p95_s
         return p50_s * 1e3, None if p95_s is None else (p50_s * 1e3, p95_s * 1e3)
 
@@ -103,7 +103,7 @@ def speed_and_accuracy(
         figure = figures.get(load, entry)
         if figure is not None and compared.dense is not None:
             x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
-            series.append(Series(entry.label, number_of(figures, entry), (x,), (y,)))
+            series.append(Points(entry.label, number_of(figures, entry), (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
     caption = (
@@ -153,7 +153,7 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
         marks = [run for run in runs if (run.bundle, run.variant) == (bundle, variant)]
         x = tuple(float(np.mean(main_metric(run))) for run in marks)
         name = f"{bundle if several else ''} {variant}".strip() or "BM25"
-        series.append(Series(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
+        series.append(Points(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
     caption = "A row is a method, a mark a variant. Further right is better; mind where the axis begins."
     title, axis = f"{MAIN_METRIC} on {document.dataset.name}", Axis(MAIN_METRIC)
     return _chart(drawing.rows, f"retrieval-{number}", title, caption, series, methods, axis)
@@ -170,7 +170,7 @@ def _chart(draw: Callable[..., str], name: str, title: str, caption: str, *value
     return Chart(name, title, caption, draw(name, (title, caption), *values))
 
 
-def _lines(name: str, title: str, caption: str, series: Sequence[Series], axes: tuple[Axis, Axis]) -> Chart | None:
+def _lines(name: str, title: str, caption: str, series: Sequence[Points], axes: tuple[Axis, Axis]) -> Chart | None:
     if not any(len(one.x) > 1 for one in series):
         return None
     return _chart(drawing.lines, name, title, caption, series, axes)
@@ -189,8 +189,8 @@ def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
     x_of: Callable[[Scenario], int],
-    point: Callable[[Figure], tuple[float, Spread]],
-) -> list[Series]:
+    point: Callable[[Measurement], tuple[float, Spread]],
+) -> list[Points]:
     """Each contender's points, from left to right; `point` gives a figure's value and its whisker."""
     names = {scenario.name for scenario in scenarios}
     series = []
@@ -199,20 +199,20 @@ def _series(
         if found:
             x = tuple(float(x_of(f.scenario)) for f in found)
             y, spread = zip(*map(point, found), strict=True)
-            series.append(Series(entry.label, number_of(figures, entry), x, y, spread))
+            series.append(Points(entry.label, number_of(figures, entry), x, y, spread))
     return series
 
 
-def _speed(figure: Figure) -> tuple[float, Spread]:
+def _speed(figure: Measurement) -> tuple[float, Spread]:
     speed = figure.tokens_per_s
     return speed.median, (speed.low, speed.high)
 
 
-def _is_wide(series: Sequence[Series]) -> bool:
+def _is_wide(series: Sequence[Points]) -> bool:
     """Whether a GPU beside CPUs would press them to the floor of a linear axis."""
     values = [y for one in series for y in one.y]
     return bool(values) and max(values) > 20 * min(values)
 
 
-def _ticked(title: str, series: Sequence[Series]) -> Axis:
+def _ticked(title: str, series: Sequence[Points]) -> Axis:
     return Axis(title, is_log=True, ticks=tuple(sorted({x for one in series for x in one.x})))

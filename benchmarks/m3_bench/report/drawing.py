@@ -68,7 +68,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Series:
+class Points:
     """Points of one name; `number` chooses colour and marker, `low` and `high` are ends of whiskers, a pair a point."""
 
     name: str
@@ -109,7 +109,7 @@ def power_of_ten(value: float) -> str:
 def lines(
     name: str,
     texts: tuple[str, str],
-    series: Sequence[Series],
+    series: Sequence[Points],
     axes: tuple[Axis, Axis],
     front: Sequence[tuple[float, float]] = (),
 ) -> str:
@@ -165,7 +165,7 @@ def strips(name: str, texts: tuple[str, str], found: Sequence[Strip], axis: Axis
         return _svg(canvas, name, texts)
 
 
-def rows(name: str, texts: tuple[str, str], series: Sequence[Series], names: Sequence[str], axis: Axis) -> str:
+def rows(name: str, texts: tuple[str, str], series: Sequence[Points], names: Sequence[str], axis: Axis) -> str:
     """A row for each of `names`, with a mark for each series: `x` are values, `y` the numbers of their rows."""
     with _canvas(name, 70 + 24 * len(names) + _legend_height(series)) as (canvas, plot):
         for number, one in enumerate(series):
@@ -243,7 +243,7 @@ def _log_limits(values: Sequence[float]) -> tuple[float, float]:
     return low / room, max(high * room, low * 6)
 
 
-def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
+def _legend(canvas: Canvas, series: Sequence[Points]) -> None:
     canvas.legend(
         loc="outside upper left",
         ncols=_columns(series),
@@ -254,11 +254,11 @@ def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
     )
 
 
-def _legend_height(series: Sequence[Series]) -> float:
+def _legend_height(series: Sequence[Points]) -> float:
     return 60 + 17 * math.ceil(len(series) / _columns(series))
 
 
-def _columns(series: Sequence[Series]) -> int:
+def _columns(series: Sequence[Points]) -> int:
     return 2 if max(len(one.name) for one in series) <= 30 else 1
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_bench.documents import Model
-from m3_bench.run.candidates import model_of
+from m3_bench.run.contenders import model_of
 from m3_export.progress import Progress
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head, Variant
