@@ -75,7 +75,11 @@ def calls_for(percent: int) -> int:
 
 def latency(rounds: Sequence[Round]) -> Latency:
     """Of all calls of all rounds; at least one."""
-    calls = [seconds for one in rounds for seconds in one.seconds]
+    return latency_of([seconds for one in rounds for seconds in one.seconds])
+
+
+def latency_of(calls: Sequence[float]) -> Latency:
+    """Of the seconds of calls; at least one."""
     p50, p95, p99 = map(float, np.percentile(calls, (50, 95, 99)))
     return Latency(
         len(calls), p50, p95 if len(calls) >= calls_for(95) else None, p99 if len(calls) >= calls_for(99) else None

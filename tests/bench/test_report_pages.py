@@ -15,7 +15,7 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Comparison, Retrieval, Run
+from m3_bench.documents import Comparison, Load, Retrieval, Run, Stage
 from m3_bench.errors import DocumentError
 from m3_bench.report.build import build
 from m3_bench.report.drawing import Axis, Points, lines
@@ -146,6 +146,20 @@ def test_a_document_alone_is_a_page(name):
     assert [section.anchor for section in page.sections] == ["ceiling" if name == "roofline" else name]
     assert page.sections[0].tables
     assert markdown(page) and html(page)
+
+
+def test_a_server_under_load_is_a_table_of_its_stages(tmp_path):
+    answers = tuple(0.01 * (n + 1) for n in range(100))
+    stages = (
+        Stage(4, 0.0, 2.0, answers, (0.001, 0.001), ("1", "1"), {"reset": 1}, 200, 9000, 0.0, 0.1, (), None),
+        Stage(0, 50.0, 2.0, (), (), (), {}, 0, 0, 0.0, 0.1, (), None),
+    )
+    machine = samples.stored("run").machine
+    documents.write(Load(machine, "http://127.0.0.1:8080", ("openai",), 2, 20, stages), tmp_path / "load.json")
+    (section,) = page_of(tmp_path / "load.json").sections
+    rows = [[cell.text for cell in row] for row in section.tables[0].rows]
+    assert rows[0] == ["4 clients", "50.0", "100", "4 500", "505 ms", "950 ms", "990 ms", "2", "1"]
+    assert rows[1] == ["50.0 requests/s", "–", "–", "–", "–", "–", "–", "0", "0"]
 
 
 def test_every_number_leads_to_its_raw_values(comparison):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Comparison, Margins, MethodRun, Retrieval, Roofline, Scenario
+from m3_bench.documents import Compared, Comparison, Load, Margins, MethodRun, Retrieval, Roofline, Scenario
 from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
@@ -75,6 +75,7 @@ def build(inputs: Inputs, model: str | None = None) -> Page:
         _cost(inputs, highlights),
         _memory(inputs.figures),
         _ceiling(inputs),
+        _load(inputs),
         _retrieval(inputs),
         _margins(inputs),
         _facts(inputs, name),
@@ -346,6 +347,12 @@ def _ceiling(inputs: Inputs) -> Section | None:
         *(tables.ceilings_table(one.document, one.place) for one in rooflines),
     )
     return Section("ceiling", "How much of the processor is used", _CEILING, (), found, tuple(notes))
+
+
+def _load(inputs: Inputs) -> Section | None:
+    found = tuple(tables.load_table(one.document, one.place) for one in inputs.of(Load))
+    intro = "Latencies are of answers with vectors alone; refusals (429, 503) and errors are counted apart."
+    return Section("load", "A server under load", intro, (), found) if found else None
 
 
 def _retrieval(inputs: Inputs) -> Section | None:

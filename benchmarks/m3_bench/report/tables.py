@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Roofline, Round, Scenario
+from m3_bench.documents import Compared, Load, Roofline, Round, Scenario
 from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import Machine, differences
 from m3_bench.report.page import NO_VALUE, Cell, Table
@@ -237,6 +237,26 @@ def ceilings_table(roofline: Roofline, place: Place) -> Table:
         rows.append((Cell(f"{found.engine} {found.precision}"), value, Cell(found.reason)))
     caption = f"Ceilings of {roofline.machine.cpu}, {roofline.threads} threads"
     return Table(caption, ("", "median", "does not count because"), tuple(rows))
+
+
+def load_table(load: Load, place: Place) -> Table:
+    """A server's stages: what it answered, how fast, and what it refused."""
+    rows = []
+    for number, stage in enumerate(load.stages):
+        here, answers = place.below("stages", number), len(stage.latencies_s)
+        found = stats.latency_of(stage.latencies_s) if answers else None
+        percentiles = (found.p50_s, found.p95_s, found.p99_s) if found else (None,) * 3
+        per_s = (count / stage.seconds for count in (answers, stage.texts, stage.tokens))
+        numbers = [formats.number(value) if value else formats.NOTHING for value in per_s]
+        numbers += [formats.seconds(value) for value in percentiles]
+        numbers += [str(len(stage.refusals_s)), str(sum(stage.errors.values()))]
+        asked = f"{stage.clients} clients" if stage.clients else f"{formats.number(stage.rate_per_s)} requests/s"
+        rows.append((Cell(asked), *(Cell(text, here) for text in numbers)))
+    head = ("", "answers/s", "texts/s", "tokens/s", "p50", "p95", "p99", "refusals", "errors")
+    caption = (
+        f"{load.url}, {', '.join(load.apis)}, {load.texts_per_request} texts of {load.words_per_text} words a request"
+    )
+    return Table(caption, head, tuple(rows))
 
 
 def machines_table(figures: Figures) -> Table:
