@@ -17,7 +17,7 @@ from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Comparison, Load, Retrieval, Run, Stage
 from m3_bench.errors import DocumentError
-from m3_bench.report.build import build
+from m3_bench.report.build import build_page
 from m3_bench.report.drawing import Axis, Points, lines
 from m3_bench.report.inputs import read_inputs
 from m3_bench.report.page import Page, Tile
@@ -68,7 +68,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page_of(*paths: Path) -> Page:
-    return build(read_inputs(paths))
+    return build_page(read_inputs(paths))
 
 
 def tiles_of(page: Page) -> dict[str, Tile]:
@@ -130,7 +130,7 @@ def test_without_reference_price_or_vectors_nothing_is_made_up():
 
 
 def test_the_page_may_call_the_model_by_another_name_than_its_folder():
-    page = build(read_inputs([samples.HERE / "run.json"]), "my-finetune")
+    page = build_page(read_inputs([samples.HERE / "run.json"]), "my-finetune")
     assert page.title == "my-finetune on CPU"
     assert "example-m3" not in html(page)
 

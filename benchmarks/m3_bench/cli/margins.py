@@ -15,7 +15,7 @@ from m3_bench.retrieval.margins import measure_margins
 from m3_export.progress import Progress
 from m3_runtime.cli.arguments import integer
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Score the lines of a fine-tuning file with every variant of bundles: how far do positives stand above negatives, before
 and after fine-tuning, in FP32 and in INT8? By each head, and by heads added up with the published weights (divided by
 the weights' sum, as FlagEmbedding's compute_score does).
@@ -24,7 +24,7 @@ Every line is checked first. A bad one is left out, named with its number and re
 a missing key, a `pos` or `neg` that is no list or an empty one, an item that is no text, scores that do not fit.
 `"neg": [""]` is in order and stands for no negatives."""
 
-EPILOG = """\
+_EPILOG = """\
 a line:
   {{"query": "deepest lake", "pos": ["Lake Baikal is …"], "neg": ["Lake Ladoga is …", "The Rhine …"]}}
 
@@ -47,8 +47,8 @@ def add_to(commands: Commands) -> None:
     command = commands.add_parser(
         "margins",
         help="how far positives stand above negatives on fine-tuning lines",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(published=published()),
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")

@@ -21,7 +21,7 @@ from m3_export.progress import Progress
 from m3_runtime.cli.arguments import integer
 from m3_runtime.cpu import default_threads
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
 the published weights. Gives nDCG@10, recall and reciprocal rank, and what each INT8 variant loses against its bundle's
 FP32 variant, with a paired bootstrap over the queries.
@@ -29,7 +29,7 @@ FP32 variant, with a paired bootstrap over the queries.
 Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
 folders' names, and the table compares each with the first."""
 
-EPILOG = """\
+_EPILOG = """\
 layouts, each file plain or .gz:
 {layouts}
 
@@ -55,8 +55,8 @@ def add_to(commands: Commands) -> None:
     command = commands.add_parser(
         "retrieval",
         help="nDCG, recall and MRR of each variant and head, beside BM25",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(layouts=EXPECTED, published=published()),
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(layouts=EXPECTED, published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")

@@ -64,7 +64,7 @@ class Highlights:
     parity: Parity | None  # of `ours`
 
 
-def build(inputs: Inputs, model: str | None = None) -> Page:
+def build_page(inputs: Inputs, model: str | None = None) -> Page:
     """Compute every figure and draw every chart; `model` is what the page calls the model, None its recorded name."""
     parities = _parities(inputs)
     highlights = _highlights(inputs.figures, parities)
