@@ -9,7 +9,7 @@ from m3_bench import formats
 from m3_bench.documents import Compared, Retrieval, Scenario
 from m3_bench.figures import Entry, Figures, Measurement
 from m3_bench.report import drawing
-from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points, Strip
+from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
@@ -126,7 +126,7 @@ def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]
     charts = []
     for head, what, distance, values_of in heads:
         strips = [
-            Strip(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
+            Points(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
             for entry, compared in parities
             if values_of(compared)
         ]

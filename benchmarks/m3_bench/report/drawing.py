@@ -69,12 +69,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Points:
-    """Points of one name; `number` chooses colour and marker, `low` and `high` are ends of whiskers, a pair a point."""
+    """Points of one name; `number` chooses colour and marker, `spread` holds the ends of whiskers."""
 
     name: str
     number: int
     x: tuple[float, ...]
-    y: tuple[float, ...]
+    y: tuple[float, ...] = ()
     spread: tuple[tuple[float, float] | None, ...] = ()
 
 
@@ -86,15 +86,6 @@ class Bar:
     number: int
     value: float
     label: str
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Values of one name, a dot each."""
-
-    name: str
-    number: int
-    values: tuple[float, ...]
 
 
 def power_of_ten(value: float) -> str:
@@ -146,11 +137,11 @@ def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) ->
         return _svg(canvas, name, texts)
 
 
-def strips(name: str, texts: tuple[str, str], found: Sequence[Strip], axis: Axis, floor: float) -> str:
-    """A row of dots for each name, with a box from 5 % to 95 % and a line at the median; none is below `floor`."""
+def strips(name: str, texts: tuple[str, str], found: Sequence[Points], axis: Axis, floor: float) -> str:
+    """A row of dots for each name, none below `floor`, with a box from 5 % to 95 % and a line at the median."""
     with _canvas(name, 60 + 48 * len(found)) as (canvas, plot):
         for row, strip in enumerate(found):
-            values = np.maximum(strip.values, floor)
+            values = np.maximum(strip.x, floor)
             low, middle, high = np.percentile(values, (5, 50, 95))
             # the golden ratio spreads neighbours over the row, the same way each time
             offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
@@ -160,7 +151,7 @@ def strips(name: str, texts: tuple[str, str], found: Sequence[Strip], axis: Axis
             plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
             plot.annotate(_shortened(strip.name, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
         plot.set_xscale("log")
-        plot.set_xlim(*_log_limits(np.maximum([value for strip in found for value in strip.values], floor)))
+        plot.set_xlim(*_log_limits(np.maximum([value for strip in found for value in strip.x], floor)))
         _finish_rows(plot, axis, len(found))
         return _svg(canvas, name, texts)
 
