@@ -11,7 +11,7 @@ from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
 from m3_bench.report.inputs import Inputs
-from m3_bench.report.page import Cell, Chart, Page, Section, SourceRow, Table, Tile
+from m3_bench.report.page import NO_VALUE, Cell, Chart, Page, Section, SourceRow, Table, Tile
 from m3_bench.report.searches import (
     INTERVALS,
     MARGINS,
@@ -290,7 +290,7 @@ def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
     def cell_of(figure: Measurement) -> Cell:
         mine = figures.get(figure.scenario, ours)
         is_other = mine is not None and mine.entry != figure.entry and mine.entry.placed == figure.entry.placed
-        return tables.ratio_cell(mine, figure) if mine is not None and is_other else tables.NO_VALUE
+        return tables.ratio_cell(mine, figure) if mine is not None and is_other else NO_VALUE
 
     if ours is not None:
         caption = f"Tokens per second of {ours.label} ÷ those of the others, round by round of the same run (interval)"

@@ -148,7 +148,7 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
     for run in runs:
         best[run.method] = max(best.get(run.method, 0.0), float(np.mean(main_metric(run))))
     methods = sorted(best, key=lambda method: -best[method])
-    series = []
+    series: list[Points] = []
     for bundle, variant in dict.fromkeys((run.bundle, run.variant) for run in runs):
         marks = [run for run in runs if (run.bundle, run.variant) == (bundle, variant)]
         x = tuple(float(np.mean(main_metric(run))) for run in marks)

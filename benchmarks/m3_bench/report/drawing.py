@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -111,7 +112,12 @@ def lines(
     with _canvas(name, 220 + _legend_height(series)) as (canvas, plot):
         for one in series:
             dashes = "--" if one.number == REFERENCE else "-"
-            style = {"marker": _marker(one.number), "markeredgecolor": CARD, "markersize": 7, "clip_on": False}
+            style: dict[str, Any] = {
+                "marker": _marker(one.number),
+                "markeredgecolor": CARD,
+                "markersize": 7,
+                "clip_on": False,
+            }
             plot.plot(one.x, one.y, dashes, color=_colour(one.number), label=_shortened(one.name), **style)
             for x, spread in zip(one.x, one.spread, strict=False):
                 if spread:
@@ -129,7 +135,7 @@ def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) ->
         for row, bar in enumerate(found):
             plot.barh(row + 0.12, bar.value, 0.36, color=_colour(bar.number))
             plot.annotate(_shortened(bar.name, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
-            end = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
+            end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
             plot.annotate(bar.label, (bar.value, row + 0.12), (5, 0), **end)
         room = 7.5 * max(len(bar.label) for bar in found) / _WIDTH
         plot.set_xlim(0, max(bar.value for bar in found) / (0.95 - room) or 1)
@@ -145,13 +151,13 @@ def strips(name: str, texts: tuple[str, str], found: Sequence[Points], axis: Axi
             low, middle, high = np.percentile(values, (5, 50, 95))
             # the golden ratio spreads neighbours over the row, the same way each time
             offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
-            style = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
+            style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
             plot.barh(row + 0.1, high - low, 0.46, low, color=_colour(strip.number), alpha=0.18)
             plot.plot(values, offsets, "o", color=_colour(strip.number), **style)
             plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
             plot.annotate(_shortened(strip.name, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
         plot.set_xscale("log")
-        plot.set_xlim(*_log_limits(np.maximum([value for strip in found for value in strip.x], floor)))
+        plot.set_xlim(*_log_limits([max(value, floor) for strip in found for value in strip.x]))
         _finish_rows(plot, axis, len(found))
         return _svg(canvas, name, texts)
 
@@ -161,7 +167,7 @@ def rows(name: str, texts: tuple[str, str], series: Sequence[Points], names: Seq
     with _canvas(name, 70 + 24 * len(names) + _legend_height(series)) as (canvas, plot):
         for number, one in enumerate(series):
             step = min(0.18, 0.6 / len(series)) * (number - (len(series) - 1) / 2)  # equal values lie below each other
-            style = {"markeredgecolor": CARD, "markersize": 7, "clip_on": False}
+            style: dict[str, Any] = {"markeredgecolor": CARD, "markersize": 7, "clip_on": False}
             places, colour = [row + step for row in one.y], _colour(one.number)
             plot.plot(one.x, places, _marker(one.number), color=colour, label=_shortened(one.name), **style)
         plot.set_yticks(range(len(names)), [_shortened(row, 30) for row in names])
@@ -184,7 +190,11 @@ def _finish(plot: Axes, axes: tuple[Axis, Axis]) -> None:
     plot.margins(0.04, 0.08)
     if axes[1].is_log:
         plot.set_yscale("log")
-        plot.set_ylim(*_log_limits([value for line in plot.lines for value in line.get_ydata()]))
+        plot.set_ylim(
+            *_log_limits(
+                np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in plot.lines]).tolist()
+            )
+        )
     else:
         plot.set_ylim(bottom=0)
     if axes[0].is_log:
@@ -211,7 +221,7 @@ def _format(plot: Axes, which: str, axis: Axis) -> None:
         low, high = plot.get_xlim() if which == "x" else plot.get_ylim()
         target.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=12))
     else:
-        target.set_major_locator(MaxNLocator(5))
+        target.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     target.set_major_formatter(FuncFormatter(lambda value, _: axis.format(value)))
     target.set_minor_locator(NullLocator())
     plot.tick_params(which="both", length=0)

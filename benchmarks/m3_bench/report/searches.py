@@ -63,9 +63,10 @@ def margins_table(document: Margins, place: Place) -> Table:
         losses = (change(stats.loss(document.scores, scores, values_of), below) for values_of in figures)
         gains = (change(stats.gain(document.scores, scores, values_of), below) for values_of in figures)
         rows.append((Cell(name_of(scores, several_bundles=several)), *means, *losses, *gains))
-    head = ("", "best positive", "best negative", "margin", "pair accuracy")
-    head += ("loss of margin", "loss of pair accuracy")
-    head += tuple(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy"))
+    head = (
+        *("", "best positive", "best negative", "margin", "pair accuracy", "loss of margin", "loss of pair accuracy"),
+        *(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy")),
+    )
     queries = f"{len(document.query_lines)} queries of {document.lines} lines"
     caption = f"{document.source}: {queries}, {len(document.bad_lines)} lines are bad"
     return Table(caption, head, tuple(rows)).pruned()

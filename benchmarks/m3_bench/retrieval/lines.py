@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from m3_bench.errors import DatasetError
 
@@ -149,9 +149,10 @@ def digest_of_files(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        file: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        with file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error}") from error

@@ -68,9 +68,10 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
 def _bm25(data: Labelled, one: ChosenBundle) -> Mapping[str, Ranking]:
     info = one.bundle.manifest.tokenizer
     tokenizer = M3Tokenizer.open(one.bundle.file(info.path), info)
-    words = [[search.words_of(item.text) for item in items] for items in (data.documents, data.queries)]
-    ids = [search.ids_of(tokenizer, _texts(items), _WHOLE) for items in (data.documents, data.queries)]
-    return {BM25_WORDS: search.bm25(*words, DEPTH), BM25_IDS: search.bm25(*ids, DEPTH)}
+    documents, queries = _texts(data.documents), _texts(data.queries)
+    words = search.bm25([*map(search.words_of, documents)], map(search.words_of, queries), DEPTH)
+    of_documents, of_queries = (search.ids_of(tokenizer, texts, _WHOLE) for texts in (documents, queries))
+    return {BM25_WORDS: words, BM25_IDS: search.bm25(of_documents, of_queries, DEPTH)}
 
 
 def _searched(
