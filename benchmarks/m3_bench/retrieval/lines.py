@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from m3_bench.errors import DatasetError
 
@@ -149,10 +150,9 @@ def digest_of_files(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
     try:
-        file: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error}") from error
