@@ -1,7 +1,7 @@
 """What measurements are written to: JSON documents, one kind a command, every raw value kept.
 
-A document is a frozen value. `write` leaves a whole file or none, `read` refuses what it does not know. Figures that can
-be computed from raw values (percentiles, ratios, costs) are not stored: `stats` computes them.
+A document is a frozen value. `write` leaves a whole file or none, `read` refuses what it does not know. Figures that
+can be computed from raw values (percentiles, ratios, costs) are not stored: `stats` computes them.
 """
 
 import json
@@ -105,25 +105,15 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Round:
-    """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call.
+    """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call."""
 
-    Attributes:
-        seconds: from texts to all heads' numbers, of each call.
-        tokenise_s: of which tokenising; empty where a contender does not report it (it may overlap the engine).
-        engine_s: of which the engine's run; empty likewise. The rest is decoding heads and Python.
-        wall_s: of the whole turn; with several clients less than the sum of `seconds`.
-        cpu_s: processor seconds of the process; 0 where the system does not report them.
-        resident_bytes: resident memory after the turn.
-        peak_bytes: the highest in this scenario.
-    """
-
-    seconds: tuple[float, ...]
-    tokenise_s: tuple[float, ...]
-    engine_s: tuple[float, ...]
-    wall_s: float
-    cpu_s: float
-    resident_bytes: int
-    peak_bytes: int
+    seconds: tuple[float, ...]  # from texts to all heads' numbers, of each call
+    tokenise_s: tuple[float, ...]  # of which tokenising; empty where a contender does not report it
+    engine_s: tuple[float, ...]  # of which the engine's run; empty likewise. The rest is decoding heads and Python
+    wall_s: float  # of the whole turn; with several clients less than the sum of `seconds`
+    cpu_s: float  # processor seconds of the process; 0 where the system does not report them
+    resident_bytes: int  # resident memory after the turn
+    peak_bytes: int  # the highest in this scenario
 
 
 @dataclass(frozen=True)
@@ -151,29 +141,17 @@ class OutputsFile:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who ran.
+    """Who ran."""
 
-    Attributes:
-        name: "onnx-int8", "bge-m3-lite int8", "PyTorch fp16 on cuda", …
-        is_ours: a variant of a bundle, not a peer or a reference.
-        engine: "onnxruntime", "openvino", "torch".
-        precision: "fp32", "int8", "bf16", …
-        versions: releases of the packages that compute.
-        heads: which of "dense", "sparse", "colbert" it has.
-        size_bytes: of its weights on disk; 0 if unknown.
-        outputs: its vectors of the recorded texts; None if it kept none.
-        scenarios: what was measured.
-    """
-
-    name: str
-    is_ours: bool
-    engine: str
-    precision: str
-    versions: Mapping[str, str]
-    heads: tuple[str, ...]
-    size_bytes: int
-    outputs: OutputsFile | None
-    scenarios: tuple[ScenarioRun, ...]
+    name: str  # "onnx-int8", "bge-m3-lite int8", "PyTorch fp16 on cuda", …
+    is_ours: bool  # a variant of a bundle, not a peer or a reference
+    engine: str  # "onnxruntime", "openvino", "torch"
+    precision: str  # "fp32", "int8", "bf16", …
+    versions: Mapping[str, str]  # releases of the packages that compute
+    heads: tuple[str, ...]  # which of "dense", "sparse", "colbert" it has
+    size_bytes: int  # of its weights on disk; 0 if unknown
+    outputs: OutputsFile | None  # its vectors of the recorded texts; None if it kept none
+    scenarios: tuple[ScenarioRun, ...]  # what was measured
 
 
 @dataclass(frozen=True)
@@ -417,15 +395,8 @@ class Load:
 
 
 Document = Run | Roofline | Comparison | Retrieval | Margins | Load
-D = TypeVar("D", bound=Document)
-KINDS: Mapping[Kind, type[Document]] = {
-    Kind.RUN: Run,
-    Kind.ROOFLINE: Roofline,
-    Kind.COMPARISON: Comparison,
-    Kind.RETRIEVAL: Retrieval,
-    Kind.MARGINS: Margins,
-    Kind.LOAD: Load,
-}
+_D = TypeVar("_D", bound=Document)
+KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in (Run, Roofline, Comparison, Retrieval, Margins, Load)}
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 
@@ -476,7 +447,7 @@ def read(path: Path) -> Document:
     return from_text(text, str(path))
 
 
-def read_as(kind: type[D], path: Path) -> D:
+def read_as(kind: type[_D], path: Path) -> _D:
     """Read a document of one kind.
 
     Raises:

@@ -59,34 +59,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A contender at a scenario.
+class Measurement:
+    """A contender at a scenario."""
 
-    Attributes:
-        entry: the contender.
-        scenario: what was measured.
-        measured: the raw values.
-        place: where these are stored.
-        latency: of single calls.
-        tokens_per_s: over rounds.
-        texts_per_s: over rounds.
-        cpu_s_per_million_tokens: None where the system does not report them.
-        cost_per_million_tokens: None without a price.
-        peak_bytes: the most resident memory in this scenario; 0 where the system does not report it.
-        warnings: why the figures are not to be trusted; empty if they are.
-    """
-
-    entry: Entry
-    scenario: Scenario
-    measured: ScenarioRun
-    place: Place
-    latency: Latency
-    tokens_per_s: Interval
-    texts_per_s: Interval
-    cpu_s_per_million_tokens: float | None
-    cost_per_million_tokens: float | None
-    peak_bytes: int
-    warnings: tuple[str, ...]
+    entry: Entry  # the contender
+    scenario: Scenario  # what was measured
+    measured: ScenarioRun  # the raw values
+    place: Place  # where these are stored
+    latency: Latency  # of single calls
+    tokens_per_s: Interval  # over rounds
+    texts_per_s: Interval  # over rounds
+    cpu_s_per_million_tokens: float | None  # None where the system does not report them
+    cost_per_million_tokens: float | None  # None without a price
+    peak_bytes: int  # the most resident memory in this scenario; 0 where the system does not report it
+    warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ class Figures:
 
     entries: tuple[Entry, ...]
     machines: tuple[Machine, ...]
-    values: tuple[Figure, ...]
+    values: tuple[Measurement, ...]
     gaps: tuple[Gap, ...]
 
     @property
@@ -120,15 +106,15 @@ class Figures:
         """Contenders with a figure."""
         return tuple(entry for entry in self.entries if self.of(entry))
 
-    def at(self, scenario: Scenario | None) -> tuple[Figure, ...]:
+    def at(self, scenario: Scenario | None) -> tuple[Measurement, ...]:
         """Figures of a scenario; none of None."""
         return tuple(f for f in self.values if scenario is not None and f.scenario.name == scenario.name)
 
-    def of(self, entry: Entry) -> tuple[Figure, ...]:
+    def of(self, entry: Entry) -> tuple[Measurement, ...]:
         """Figures of a contender."""
         return tuple(figure for figure in self.values if figure.entry.label == entry.label)
 
-    def get(self, scenario: Scenario | None, entry: Entry | None) -> Figure | None:
+    def get(self, scenario: Scenario | None, entry: Entry | None) -> Measurement | None:
         """A contender's figure at a scenario; None if there is none."""
         return next((f for f in self.at(scenario) if entry is not None and f.entry.label == entry.label), None)
 
@@ -149,7 +135,7 @@ def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     """All figures of some runs."""
     machines = distinct(placed.run.machine for placed in runs)
     entries = _entries(runs, machines)
-    values: list[Figure] = []
+    values: list[Measurement] = []
     gaps: list[Gap] = []
     for entry in entries:
         scenarios = {scenario.name: scenario for scenario in entry.placed.run.scenarios}
@@ -197,14 +183,14 @@ def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
         return "the run does not say what this scenario is"
     if not measured.rounds:
         return "no round was finished"
-    if not all(one.seconds and stats.busy_s(one, scenario.clients) > 0 for one in measured.rounds):
+    if not all(one.seconds and stats.busy_s(one, scenario) > 0 for one in measured.rounds):
         return "a round has no calls"
     return "" if scenario.tokens else "the scenario has no tokens"
 
 
-def _figure(entry: Entry, scenario: Scenario, measured: ScenarioRun, place: Place) -> Figure:
+def _figure(entry: Entry, scenario: Scenario, measured: ScenarioRun, place: Place) -> Measurement:
     speed, price = stats.tokens_per_s(measured.rounds, scenario), entry.placed.price_per_hour
-    return Figure(
+    return Measurement(
         entry=entry,
         scenario=scenario,
         measured=measured,

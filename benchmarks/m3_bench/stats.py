@@ -8,12 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.documents import Ceiling, PairScoresOf, Round, Scenario
+from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
 
 WANTED_COVERAGE = 0.9
 """An interval of the median holds the true one this often, if there are rounds enough: five are."""
@@ -75,26 +75,31 @@ def calls_for(percent: int) -> int:
 
 def latency(rounds: Sequence[Round]) -> Latency:
     """Of all calls of all rounds; at least one."""
-    calls = [seconds for one in rounds for seconds in one.seconds]
+    return latency_of([seconds for one in rounds for seconds in one.seconds])
+
+
+def latency_of(calls: Sequence[float]) -> Latency:
+    """Of the seconds of calls; at least one."""
     p50, p95, p99 = map(float, np.percentile(calls, (50, 95, 99)))
     return Latency(
         len(calls), p50, p95 if len(calls) >= calls_for(95) else None, p99 if len(calls) >= calls_for(99) else None
     )
 
 
-def busy_s(one: Round, clients: int) -> float:
-    """Seconds that a round's calls took together: their sum, or with several clients the time on the clock."""
-    return one.wall_s if clients > 1 else sum(one.seconds)
+def busy_s(one: Round, scenario: Scenario) -> float:
+    """Seconds that a round's calls took together: their sum, or the time on the clock if several run at once."""
+    return one.wall_s if scenario.clients * scenario.processes > 1 else sum(one.seconds)
 
 
 def tokens_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Tokens per second of each round; at least one."""
-    return interval([len(r.seconds) * scenario.tokens / busy_s(r, scenario.clients) for r in rounds])
+    return interval([scenario.round_tokens / busy_s(one, scenario) for one in rounds])
 
 
 def texts_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Texts per second of each round; at least one."""
-    return interval([len(r.seconds) * len(scenario.lengths) / busy_s(r, scenario.clients) for r in rounds])
+    texts = len(scenario.lengths) * scenario.calls * scenario.processes
+    return interval([texts / busy_s(one, scenario) for one in rounds])
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -132,7 +137,7 @@ def cpu_s_per_million_tokens(rounds: Sequence[Round], scenario: Scenario) -> flo
     """Processor seconds for 10⁶ tokens, the median over rounds; None where the system does not report them."""
     if any(one.cpu_s <= 0 for one in rounds):
         return None
-    return 1e6 * median(one.cpu_s / (len(one.seconds) * scenario.tokens) for one in rounds)
+    return 1e6 * median(one.cpu_s / scenario.round_tokens for one in rounds)
 
 
 def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) -> float:
@@ -235,18 +240,8 @@ def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64
         yield values[draws.integers(0, len(values), shape)].mean(axis=1)
 
 
-class Measured(Protocol):
-    """A row of a document: a method of a bundle's variant."""
-
-    @property
-    def bundle(self) -> str: ...  # noqa: D102
-    @property
-    def variant(self) -> str: ...  # noqa: D102
-    @property
-    def method(self) -> str: ...  # noqa: D102
-
-
-M = TypeVar("M", bound=Measured)
+_Row = TypeVar("_Row", MethodRun, PairScoresOf)
+"""A row of a document: a method of a bundle's variant."""
 
 
 def is_fp32(variant: str) -> bool:
@@ -258,7 +253,7 @@ def is_fp32(variant: str) -> bool:
     return variant.endswith("fp32")
 
 
-def loss(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -> Difference | None:
+def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
 
     Args:
@@ -276,7 +271,7 @@ def loss(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -
     return paired_difference(values_of(reference), values_of(row))
 
 
-def gain(rows: Sequence[M], row: M, values_of: Callable[[M], Sequence[float]]) -> Difference | None:
+def gain(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
     """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
 
     Returns:

@@ -18,7 +18,7 @@ from m3_bench.report.tables import parity_table, scenario_table
 from m3_export.progress import Progress
 from m3_runtime.errors import InputError
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Runs beside a recorded reference: parity per head against its vectors, latency and throughput side by side, and the cost
 of a million tokens from the prices that you give.
 
@@ -28,7 +28,7 @@ accelerator is of another machine by its nature and is welcome. A figure that is
 too few calls is not printed. A Markdown table goes to stdout, everything with its raw values to FILE for m3-bench
 report."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench compare gpu.safetensors run.json --price cpu=0.20/h gpu=3.00/h -o comparison.json
   m3-bench compare gpu.safetensors run.json peers.json -o comparison.json
@@ -44,8 +44,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "compare",
         help="runs beside a reference: parity, speed, cost",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="what m3-bench record wrote")

@@ -8,14 +8,14 @@ from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_export.progress import Progress
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 One page to show around: tiles, charts and tables of what the other commands measured, as HTML (one file that needs no
 network, light and dark, for screens, phones and paper) and as Markdown. Every number links to its raw values.
 
 Any mix of documents will do: comparisons, runs, rooflines, retrieval, margins. A run that is part of a comparison is
 shown once. What is missing is left out; nothing is made up for it."""
 
-EPILOG = """\
+_EPILOG = """\
 Can the CPU replace the GPU box? Three commands:
 
   m3-bench run BUNDLE --reference gpu.safetensors -o run.json
@@ -37,8 +37,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "report",
         help="one page of everything that was measured",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON documents of m3-bench")
@@ -51,7 +51,7 @@ def add_to(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     # jinja2 and matplotlib are part of the bench extra, and only this command needs them
-    from m3_bench.report.build import build
+    from m3_bench.report.build import build_page
     from m3_bench.report.inputs import read_inputs
     from m3_bench.report.render import INDEX, check_target, write_report
 
@@ -60,6 +60,6 @@ def _run(args: argparse.Namespace) -> int:
     with progress.step(f"Reading {len(args.files)} file{'s' * (len(args.files) > 1)}"):
         inputs = read_inputs(args.files)
     with progress.step("Writing the report"):
-        write_report(build(inputs, args.model), inputs.files, args.output)
+        write_report(build_page(inputs, args.model), inputs.files, args.output)
     sys.stdout.write(f"{args.output / INDEX}\n")
     return EXIT_OK

@@ -1,16 +1,17 @@
 """Inputs to a page: its title, the figures that decide, and the sections in their order."""
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Comparison, Margins, MethodRun, Retrieval, Roofline, Scenario
-from m3_bench.figures import Entry, Figure, Figures, Place
+from m3_bench.documents import Compared, Comparison, Load, Margins, MethodRun, Retrieval, Roofline, Scenario
+from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
 from m3_bench.report.inputs import Inputs
-from m3_bench.report.page import Cell, Chart, Page, Section, SourceRow, Table, Tile
+from m3_bench.report.page import NO_VALUE, Cell, Chart, Page, Section, SourceRow, Table, Tile
 from m3_bench.report.searches import (
     INTERVALS,
     MARGINS,
@@ -54,24 +55,16 @@ class Parity:
 
 @dataclass(frozen=True)
 class Highlights:
-    """What the tiles are of; each is None where there is none.
+    """What the tiles are of; each is None where there is none."""
 
-    Attributes:
-        ours: our fastest variant that has parity, or without variants of ours the fastest other contender.
-        reference: the first reference.
-        query: the shortest single text.
-        load: the heaviest call by one caller that most contenders were measured at.
-        parity: of `ours`.
-    """
-
-    ours: Entry | None
-    reference: Entry | None
-    query: Scenario | None
-    load: Scenario | None
-    parity: Parity | None
+    ours: Entry | None  # our fastest variant that has parity, or without variants of ours the fastest other contender
+    reference: Entry | None  # the first reference
+    query: Scenario | None  # the shortest single text
+    load: Scenario | None  # the heaviest call by one caller that most contenders were measured at
+    parity: Parity | None  # of `ours`
 
 
-def build(inputs: Inputs, model: str | None = None) -> Page:
+def build_page(inputs: Inputs, model: str | None = None) -> Page:
     """Compute every figure and draw every chart; `model` is what the page calls the model, None its recorded name."""
     parities = _parities(inputs)
     highlights = _highlights(inputs.figures, parities)
@@ -82,6 +75,7 @@ def build(inputs: Inputs, model: str | None = None) -> Page:
         _cost(inputs, highlights),
         _memory(inputs.figures),
         _ceiling(inputs),
+        _load(inputs),
         _retrieval(inputs),
         _margins(inputs),
         _facts(inputs, name),
@@ -89,6 +83,7 @@ def build(inputs: Inputs, model: str | None = None) -> Page:
     return Page(
         title=_title(inputs, name),
         subtitle=_subtitle(inputs),
+        lead=_lead(highlights),
         tiles=tuple(_tiles(inputs, highlights)),
         remarks=tuple(_remarks(inputs)),
         sections=tuple(section for section in sections if section is not None),
@@ -107,10 +102,16 @@ def _title(inputs: Inputs, name: str) -> str:
 def _subtitle(inputs: Inputs) -> str:
     figures = inputs.figures
     counts = [f"{len(figures.entries)} contenders", f"{len(figures.scenarios)} scenarios"] if figures.entries else []
-    threads = sorted({entry.placed.run.threads for entry in figures.entries} - {0})
-    counts += [f"{' or '.join(map(str, threads))} threads"] if threads else []
     machines = [machine.accelerator or machine.cpu for machine in figures.machines]
     return " · ".join([*counts, *machines, *(f"dataset {one.document.dataset.name}" for one in inputs.of(Retrieval))])
+
+
+def _lead(top: Highlights) -> str:
+    if top.ours is None:
+        return ""
+    threads = top.ours.placed.run.threads
+    where = top.ours.machine + (f" with {threads} thread{'s' * (threads > 1)}" if threads else "")
+    return f"{top.ours.label} on {where}" + (f", beside {top.reference.label}" if top.reference else "")
 
 
 def _parities(inputs: Inputs) -> tuple[Parity, ...]:
@@ -175,11 +176,11 @@ def _tiles(inputs: Inputs, top: Highlights) -> Iterator[Tile]:
         yield Tile(f"memory, {load.scenario.title}", tables.memory_cell(load), notes)
 
 
-def _against(theirs: Figure | None, cell_of: tables.CellOf) -> tuple[Cell, ...]:
+def _against(theirs: Measurement | None, cell_of: tables.CellOf) -> tuple[Cell, ...]:
     return () if theirs is None else (Cell("against"), cell_of(theirs), Cell(f"for {theirs.entry.label}"))
 
 
-def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Tile]:
+def _fleet(ours: Measurement, reference: Measurement, currency: str) -> Iterator[Tile]:
     """How many such machines do the work of the reference, and for how much."""
     count = math.ceil(reference.tokens_per_s.median / ours.tokens_per_s.median - 1e-9)
     price, theirs = ours.entry.placed.price_per_hour, reference.entry.placed.price_per_hour
@@ -190,12 +191,12 @@ def _fleet(ours: Figure, reference: Figure, currency: str) -> Iterator[Tile]:
     yield Tile("machines for the reference's tokens/s", number, (Cell(costs),))
 
 
-def _peers(figures: Figures, ours: Figure) -> Iterator[Tile]:
+def _peers(figures: Figures, ours: Measurement) -> Iterator[Tile]:
     """The fastest other contender of the same run that is not ours."""
     others = [f for f in figures.at(ours.scenario) if f.entry.placed == ours.entry.placed and not f.entry.is_ours]
     if others and ours.entry.is_ours:
         best = max(others, key=lambda figure: figure.tokens_per_s.median)
-        yield Tile("tokens/s ÷ fastest other", tables.ratio_cell(ours, best), (Cell(best.entry.label),))
+        yield Tile("tokens/s ÷ fastest other", *_split(tables.ratio_cell(ours, best), f"for {best.entry.label}"))
 
 
 def _kept(parity: Parity) -> Iterator[Tile]:
@@ -227,8 +228,14 @@ def _worst_loss(inputs: Inputs, ours: Entry) -> Iterator[Tile]:
     if losses:
         loss, place, where = max(losses, key=lambda found: found[0].mean)
         datasets = len({found.file for _, found, _ in losses})
-        notes = (Cell(f"{where}, the highest of {datasets} dataset{'s' * (datasets > 1)}"),)
-        yield Tile(f"loss of {stats.MAIN_METRIC} against FP32", change(loss, place), notes)
+        words = f"{where}, the highest of {datasets} dataset{'s' * (datasets > 1)}"
+        yield Tile(f"loss of {stats.MAIN_METRIC} against FP32", *_split(change(loss, place), words))
+
+
+def _split(cell: Cell, words: str) -> tuple[Cell, tuple[Cell, ...]]:
+    """The value in large letters; its interval and words below."""
+    value, interval = re.split(r" (?=[(\[])", cell.text, maxsplit=1)
+    return replace(cell, text=value), (Cell(f"{interval} {words}"),)
 
 
 def _remarks(inputs: Inputs) -> Iterator[str]:
@@ -280,10 +287,10 @@ def _speed(inputs: Inputs, top: Highlights) -> Section | None:
 def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
     """Our contender ÷ each other of its run: they took turns, so noise of the machine cancels."""
 
-    def cell_of(figure: Figure) -> Cell:
+    def cell_of(figure: Measurement) -> Cell:
         mine = figures.get(figure.scenario, ours)
         is_other = mine is not None and mine.entry != figure.entry and mine.entry.placed == figure.entry.placed
-        return tables.ratio_cell(mine, figure) if mine is not None and is_other else tables.NO_VALUE
+        return tables.ratio_cell(mine, figure) if mine is not None and is_other else NO_VALUE
 
     if ours is not None:
         caption = f"Tokens per second of {ours.label} ÷ those of the others, round by round of the same run (interval)"
@@ -340,6 +347,12 @@ def _ceiling(inputs: Inputs) -> Section | None:
         *(tables.ceilings_table(one.document, one.place) for one in rooflines),
     )
     return Section("ceiling", "How much of the processor is used", _CEILING, (), found, tuple(notes))
+
+
+def _load(inputs: Inputs) -> Section | None:
+    found = tuple(tables.load_table(one.document, one.place) for one in inputs.of(Load))
+    intro = "Latencies are of answers with vectors alone; refusals (429, 503) and errors are counted apart."
+    return Section("load", "A server under load", intro, (), found) if found else None
 
 
 def _retrieval(inputs: Inputs) -> Section | None:

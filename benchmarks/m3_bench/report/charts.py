@@ -7,11 +7,11 @@ import numpy as np
 
 from m3_bench import formats
 from m3_bench.documents import Compared, Retrieval, Scenario
-from m3_bench.figures import Entry, Figure, Figures
+from m3_bench.figures import Entry, Figures, Measurement
 from m3_bench.report import drawing
-from m3_bench.report.drawing import REFERENCE, Axis, Bar, Series, Strip
+from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points
 from m3_bench.report.page import Chart
-from m3_bench.report.searches import main_metric, name_of
+from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
 
 FLOOR = 1e-8
@@ -33,7 +33,7 @@ def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
 def latency_by_length(figures: Figures) -> Chart | None:
     """p50 of one text by one caller."""
 
-    def point(figure: Figure) -> tuple[float, Spread]:
+    def point(figure: Measurement) -> tuple[float, Spread]:
         p50_s, p95_s = figure.latency.p50_s, figure.latency.p95_s
         return p50_s * 1e3, None if p95_s is None else (p50_s * 1e3, p95_s * 1e3)
 
@@ -98,14 +98,12 @@ def speed_and_accuracy(
     figures: Figures, load: Scenario | None, parities: Sequence[tuple[Entry, Compared]]
 ) -> Chart | None:
     """What each variant loses against how fast it is."""
-    series, words = [], []
+    series = []
     for entry, compared in parities:
         figure = figures.get(load, entry)
         if figure is not None and compared.dense is not None:
-            speed, cosine = figure.tokens_per_s.median, compared.dense.cosine_mean
-            series.append(Series(entry.label, number_of(figures, entry), (speed,), (max(1 - cosine, FLOOR),)))
-            likeness = formats.likeness(cosine)
-            words.append(f"{entry.label}: {formats.number(speed)} tokens/s, dense cosine {likeness}")
+            x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
+            series.append(Points(entry.label, number_of(figures, entry), (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
     caption = (
@@ -113,7 +111,9 @@ def speed_and_accuracy(
         "that no other beats in both."
     )
     axes = (Axis("tokens/s"), Axis("1 − dense cosine, mean", is_log=True, format=drawing.power_of_ten))
-    return _chart(drawing.points, "front", "Speed and accuracy", caption, words, series, axes)
+    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
+    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
+    return _chart(drawing.lines, "front", "Speed and accuracy", caption, series, axes, front)
 
 
 def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart]:
@@ -124,18 +124,17 @@ def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]
         ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.texts.colbert),
     )
     charts = []
-    for head, what, title, values_of in heads:
+    for head, what, distance, values_of in heads:
         strips = [
-            Strip(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
+            Points(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
             for entry, compared in parities
             if values_of(compared)
         ]
         if strips:
             caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
-            words = [f"{s.name}: median {np.median(s.values):.2g}, highest {max(s.values):.2g}" for s in strips]
-            axis = Axis(title, is_log=True, format=drawing.power_of_ten)
+            axis = Axis(distance, is_log=True, format=drawing.power_of_ten)
             name, title = f"parity-{head}", f"{what}: distance to the reference"
-            charts.append(_chart(drawing.strips, name, title, caption, words, strips, axis, FLOOR))
+            charts.append(_chart(drawing.strips, name, title, caption, strips, axis, FLOOR))
     return charts
 
 
@@ -149,16 +148,15 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
     for run in runs:
         best[run.method] = max(best.get(run.method, 0.0), float(np.mean(main_metric(run))))
     methods = sorted(best, key=lambda method: -best[method])
-    series = []
+    series: list[Points] = []
     for bundle, variant in dict.fromkeys((run.bundle, run.variant) for run in runs):
         marks = [run for run in runs if (run.bundle, run.variant) == (bundle, variant)]
         x = tuple(float(np.mean(main_metric(run))) for run in marks)
         name = f"{bundle if several else ''} {variant}".strip() or "BM25"
-        series.append(Series(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
+        series.append(Points(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
     caption = "A row is a method, a mark a variant. Further right is better; mind where the axis begins."
-    words = [f"{name_of(run, several_bundles=several)}: {np.mean(main_metric(run)):.3f}" for run in runs]
     title, axis = f"{MAIN_METRIC} on {document.dataset.name}", Axis(MAIN_METRIC)
-    return _chart(drawing.rows, f"retrieval-{number}", title, caption, words, series, methods, axis)
+    return _chart(drawing.rows, f"retrieval-{number}", title, caption, series, methods, axis)
 
 
 def number_of(figures: Figures, entry: Entry) -> int:
@@ -168,21 +166,14 @@ def number_of(figures: Figures, entry: Entry) -> int:
     return [one.label for one in figures.entries if not one.placed.is_reference].index(entry.label) % REFERENCE
 
 
-def _chart(
-    draw: Callable[..., str], name: str, title: str, caption: str, words: Sequence[str], *values: object
-) -> Chart:
-    """A chart whose description has its figures in words."""
-    return Chart(name, title, caption, draw(name, (title, f"{caption} {'; '.join(words)}."), *values))
+def _chart(draw: Callable[..., str], name: str, title: str, caption: str, *values: object) -> Chart:
+    return Chart(name, title, caption, draw(name, (title, caption), *values))
 
 
-def _lines(name: str, title: str, caption: str, series: Sequence[Series], axes: tuple[Axis, Axis]) -> Chart | None:
+def _lines(name: str, title: str, caption: str, series: Sequence[Points], axes: tuple[Axis, Axis]) -> Chart | None:
     if not any(len(one.x) > 1 for one in series):
         return None
-    words = []
-    for one in series:
-        values = (f"{x:.0f}: {formats.number(y)}" for x, y in zip(one.x, one.y, strict=True))
-        words.append(f"{one.name} ({axes[1].title}) {', '.join(values)}")
-    return _chart(drawing.lines, name, title, caption, words, series, axes)
+    return _chart(drawing.lines, name, title, caption, series, axes)
 
 
 def _bars(
@@ -191,16 +182,15 @@ def _bars(
     if not values:
         return None
     found = [Bar(entry.label, number_of(figures, entry), value, label) for entry, value, label in values]
-    words = [f"{entry.label} on {entry.machine}: {label}" for entry, _, label in values]
-    return _chart(drawing.bars, name, title, caption, words, found, Axis(unit))
+    return _chart(drawing.bars, name, title, caption, found, Axis(unit))
 
 
 def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
     x_of: Callable[[Scenario], int],
-    point: Callable[[Figure], tuple[float, Spread]],
-) -> list[Series]:
+    point: Callable[[Measurement], tuple[float, Spread]],
+) -> list[Points]:
     """Each contender's points, from left to right; `point` gives a figure's value and its whisker."""
     names = {scenario.name for scenario in scenarios}
     series = []
@@ -209,20 +199,20 @@ def _series(
         if found:
             x = tuple(float(x_of(f.scenario)) for f in found)
             y, spread = zip(*map(point, found), strict=True)
-            series.append(Series(entry.label, number_of(figures, entry), x, y, spread))
+            series.append(Points(entry.label, number_of(figures, entry), x, y, spread))
     return series
 
 
-def _speed(figure: Figure) -> tuple[float, Spread]:
+def _speed(figure: Measurement) -> tuple[float, Spread]:
     speed = figure.tokens_per_s
     return speed.median, (speed.low, speed.high)
 
 
-def _is_wide(series: Sequence[Series]) -> bool:
+def _is_wide(series: Sequence[Points]) -> bool:
     """Whether a GPU beside CPUs would press them to the floor of a linear axis."""
     values = [y for one in series for y in one.y]
     return bool(values) and max(values) > 20 * min(values)
 
 
-def _ticked(title: str, series: Sequence[Series]) -> Axis:
+def _ticked(title: str, series: Sequence[Points]) -> Axis:
     return Axis(title, is_log=True, ticks=tuple(sorted({x for one in series for x in one.x})))

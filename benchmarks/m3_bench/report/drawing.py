@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +30,7 @@ _MARKERS = "os^DvPXd"
 # What only a file of its own needs: styles and ids would meet those of the page's other charts. Nothing is clipped.
 _FILE_ONLY = re.compile(
     r"""<style.*?</style>|<metadata>.*?</metadata>|<clipPath.*?</clipPath>| clip-path="[^"]*"|(?<=<g) id="[^"]*"|"""
-    """font-family: [^;"]*; """,
+    """font-family: [^;"]*; |xlink:(?=href)""",
     re.DOTALL,
 )
 _WIDTH = 440  # points, which are pixels of the SVG; the page scales it
@@ -37,7 +38,8 @@ _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 11,
+    "font.size": 11.5,
+    "lines.linewidth": 1.8,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -67,13 +69,13 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Series:
-    """Points of one name; `number` chooses colour and marker, `low` and `high` are ends of whiskers, a pair a point."""
+class Points:
+    """Points of one name; `number` chooses colour and marker, `spread` holds the ends of whiskers."""
 
     name: str
     number: int
     x: tuple[float, ...]
-    y: tuple[float, ...]
+    y: tuple[float, ...] = ()
     spread: tuple[tuple[float, float] | None, ...] = ()
 
 
@@ -87,15 +89,6 @@ class Bar:
     label: str
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Values of one name, a dot each."""
-
-    name: str
-    number: int
-    values: tuple[float, ...]
-
-
 def power_of_ten(value: float) -> str:
     """A tick of a logarithmic axis.
 
@@ -105,30 +98,32 @@ def power_of_ten(value: float) -> str:
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def lines(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tuple[Axis, Axis]) -> str:
-    """Lines over a number; the reference's is dashed. `texts` are title and description."""
+def lines(
+    name: str,
+    texts: tuple[str, str],
+    series: Sequence[Points],
+    axes: tuple[Axis, Axis],
+    front: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Lines over a number, or points where there is one a series; the reference's is dashed.
+
+    `texts` are title and description, `front` the ends of a dotted line.
+    """
     with _canvas(name, 220 + _legend_height(series)) as (canvas, plot):
         for one in series:
             dashes = "--" if one.number == REFERENCE else "-"
-            style = {"marker": _marker(one.number), "markeredgecolor": CARD, "markersize": 7, "clip_on": False}
+            style: dict[str, Any] = {
+                "marker": _marker(one.number),
+                "markeredgecolor": CARD,
+                "markersize": 7,
+                "clip_on": False,
+            }
             plot.plot(one.x, one.y, dashes, color=_colour(one.number), label=_shortened(one.name), **style)
             for x, spread in zip(one.x, one.spread, strict=False):
                 if spread:
                     plot.plot((x, x), spread, color=_colour(one.number), linewidth=1.3, alpha=0.75)
-        _finish(plot, axes)
-        _legend(canvas, series)
-        return _svg(canvas, name, texts)
-
-
-def points(name: str, texts: tuple[str, str], series: Sequence[Series], axes: tuple[Axis, Axis]) -> str:
-    """A point for each name, and a dotted line through those that no other beats in both: right and down is better."""
-    with _canvas(name, 220 + _legend_height(series)) as (canvas, plot):
-        places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
-        front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
-        plot.plot(*zip(*front, strict=True), ":", color=MUTED)
-        for one in series:
-            marker = {"marker": _marker(one.number), "markeredgecolor": CARD, "markersize": 10, "clip_on": False}
-            plot.plot(one.x, one.y, "", color=_colour(one.number), linestyle="", label=_shortened(one.name), **marker)
+        if front:
+            plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
         _finish(plot, axes)
         _legend(canvas, series)
         return _svg(canvas, name, texts)
@@ -140,7 +135,7 @@ def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) ->
         for row, bar in enumerate(found):
             plot.barh(row + 0.12, bar.value, 0.36, color=_colour(bar.number))
             plot.annotate(_shortened(bar.name, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
-            end = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
+            end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
             plot.annotate(bar.label, (bar.value, row + 0.12), (5, 0), **end)
         room = 7.5 * max(len(bar.label) for bar in found) / _WIDTH
         plot.set_xlim(0, max(bar.value for bar in found) / (0.95 - room) or 1)
@@ -148,31 +143,31 @@ def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) ->
         return _svg(canvas, name, texts)
 
 
-def strips(name: str, texts: tuple[str, str], found: Sequence[Strip], axis: Axis, floor: float) -> str:
-    """A row of dots for each name, with a box from 5 % to 95 % and a line at the median; values below `floor` are it."""
+def strips(name: str, texts: tuple[str, str], found: Sequence[Points], axis: Axis, floor: float) -> str:
+    """A row of dots for each name, none below `floor`, with a box from 5 % to 95 % and a line at the median."""
     with _canvas(name, 60 + 48 * len(found)) as (canvas, plot):
         for row, strip in enumerate(found):
-            values = np.maximum(strip.values, floor)
+            values = np.maximum(strip.x, floor)
             low, middle, high = np.percentile(values, (5, 50, 95))
             # the golden ratio spreads neighbours over the row, the same way each time
             offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
-            style = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
+            style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
             plot.barh(row + 0.1, high - low, 0.46, low, color=_colour(strip.number), alpha=0.18)
             plot.plot(values, offsets, "o", color=_colour(strip.number), **style)
             plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
             plot.annotate(_shortened(strip.name, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
         plot.set_xscale("log")
-        plot.set_xlim(*_log_limits(np.maximum([value for strip in found for value in strip.values], floor)))
+        plot.set_xlim(*_log_limits([max(value, floor) for strip in found for value in strip.x]))
         _finish_rows(plot, axis, len(found))
         return _svg(canvas, name, texts)
 
 
-def rows(name: str, texts: tuple[str, str], series: Sequence[Series], names: Sequence[str], axis: Axis) -> str:
+def rows(name: str, texts: tuple[str, str], series: Sequence[Points], names: Sequence[str], axis: Axis) -> str:
     """A row for each of `names`, with a mark for each series: `x` are values, `y` the numbers of their rows."""
     with _canvas(name, 70 + 24 * len(names) + _legend_height(series)) as (canvas, plot):
         for number, one in enumerate(series):
             step = min(0.18, 0.6 / len(series)) * (number - (len(series) - 1) / 2)  # equal values lie below each other
-            style = {"markeredgecolor": CARD, "markersize": 7, "clip_on": False}
+            style: dict[str, Any] = {"markeredgecolor": CARD, "markersize": 7, "clip_on": False}
             places, colour = [row + step for row in one.y], _colour(one.number)
             plot.plot(one.x, places, _marker(one.number), color=colour, label=_shortened(one.name), **style)
         plot.set_yticks(range(len(names)), [_shortened(row, 30) for row in names])
@@ -195,7 +190,11 @@ def _finish(plot: Axes, axes: tuple[Axis, Axis]) -> None:
     plot.margins(0.04, 0.08)
     if axes[1].is_log:
         plot.set_yscale("log")
-        plot.set_ylim(*_log_limits([value for line in plot.lines for value in line.get_ydata()]))
+        plot.set_ylim(
+            *_log_limits(
+                np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in plot.lines]).tolist()
+            )
+        )
     else:
         plot.set_ylim(bottom=0)
     if axes[0].is_log:
@@ -222,7 +221,7 @@ def _format(plot: Axes, which: str, axis: Axis) -> None:
         low, high = plot.get_xlim() if which == "x" else plot.get_ylim()
         target.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=12))
     else:
-        target.set_major_locator(MaxNLocator(5))
+        target.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     target.set_major_formatter(FuncFormatter(lambda value, _: axis.format(value)))
     target.set_minor_locator(NullLocator())
     plot.tick_params(which="both", length=0)
@@ -241,19 +240,27 @@ def _apart(ticks: Sequence[float], *, is_log: bool) -> list[float]:
 
 def _log_limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return low / 1.3, max(high * 1.3, low * 6)
+    room = max(1.3, (high / low) ** 0.06)
+    return low / room, max(high * room, low * 6)
 
 
-def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
-    canvas.legend(loc="outside upper left", ncols=_columns(series), frameon=False, handlelength=1.6, fontsize=10)
+def _legend(canvas: Canvas, series: Sequence[Points]) -> None:
+    canvas.legend(
+        loc="outside upper left",
+        ncols=_columns(series),
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1,
+        fontsize=10.5,
+    )
 
 
-def _legend_height(series: Sequence[Series]) -> float:
+def _legend_height(series: Sequence[Points]) -> float:
     return 60 + 17 * math.ceil(len(series) / _columns(series))
 
 
-def _columns(series: Sequence[Series]) -> int:
-    return 2 if max(len(one.name) for one in series) <= 26 else 1
+def _columns(series: Sequence[Points]) -> int:
+    return 2 if max(len(one.name) for one in series) <= 30 else 1
 
 
 def _colour(number: int) -> str:
@@ -280,6 +287,6 @@ def _svg(canvas: Canvas, name: str, texts: tuple[str, str]) -> str:
     title, description = map(escape, texts)
     return (
         f'<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" {found[1]} '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        'xmlns="http://www.w3.org/2000/svg">'
         f'<title id="{name}-title">{title}</title><desc id="{name}-desc">{description}</desc>{drawing}'
     ).strip()

@@ -12,18 +12,18 @@ from m3_bench.errors import DocumentError
 from m3_bench.figures import Figures, Place, PlacedRun, figures_of, runs_of
 from m3_runtime.bundle.reader import sha256_of
 
-D = TypeVar("D", bound=Document)
-K = TypeVar("K", bound=Document)
+_D = TypeVar("_D", bound=Document)
+_K = TypeVar("_K", bound=Document)
 
 
 @dataclass(frozen=True)
-class Input(Generic[D]):
+class Input(Generic[_D]):
     """A document and its file; `name` is its name among the raw files of the report."""
 
     path: Path
     name: str
     sha256: str
-    document: D
+    document: _D
 
     @property
     def place(self) -> Place:
@@ -38,7 +38,7 @@ class Inputs:
     files: tuple[Input[Document], ...]
     figures: Figures
 
-    def of(self, kind: type[K]) -> tuple[Input[K], ...]:
+    def of(self, kind: type[_K]) -> tuple[Input[_K], ...]:
         """The documents of a kind."""
         found = ((file, file.document) for file in self.files)
         return tuple(

@@ -12,21 +12,13 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class Cell:
-    """Words or a number.
+    """Words or a number."""
 
-    Attributes:
-        text: what is read.
-        place: where its raw values are stored; None for words.
-        how: how it was computed from them.
-        is_doubtful: whether it is too noisy to be trusted.
-        is_strong: whether it stands out.
-    """
-
-    text: str
-    place: Place | None = None
-    how: str = ""
-    is_doubtful: bool = False
-    is_strong: bool = False
+    text: str  # what is read
+    place: Place | None = None  # where its raw values are stored; None for words
+    how: str = ""  # how it was computed from them
+    is_doubtful: bool = False  # whether it is too noisy to be trusted
+    is_strong: bool = False  # whether it stands out
 
     @property
     def link(self) -> str:
@@ -93,7 +85,7 @@ def _plain(cell: Cell) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")
+    return " ".join(text.replace("\n", ", ").split()).replace("|", "/")
 
 
 def printed(tables: Iterable[Table]) -> str:
@@ -143,10 +135,11 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page; `remarks` are what speaks against trusting the figures."""
+    """The whole page; `lead` says what the tiles are of, `remarks` what speaks against trusting the figures."""
 
     title: str
     subtitle: str
+    lead: str
     tiles: tuple[Tile, ...]
     remarks: tuple[str, ...]
     sections: tuple[Section, ...]

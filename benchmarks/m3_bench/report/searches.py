@@ -7,11 +7,11 @@ from m3_bench import formats, stats
 from m3_bench.documents import Margins, MethodRun, PairScoresOf, Retrieval
 from m3_bench.figures import Place
 from m3_bench.report.page import NO_VALUE, Cell, Table
-from m3_bench.stats import MAIN_METRIC, Difference, Measured
+from m3_bench.stats import MAIN_METRIC, Difference
 
 INTERVALS = (
-    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. Losses "
-    "are against FP32, same bundle and method; a loss below 0 is a gain."
+    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. "
+    "Losses are against FP32, same bundle and method; a loss below 0 is a gain."
 )
 MARGINS = (
     "The margin of a query is its best positive less its best negative; pair accuracy is the share of (positive, "
@@ -63,20 +63,21 @@ def margins_table(document: Margins, place: Place) -> Table:
         losses = (change(stats.loss(document.scores, scores, values_of), below) for values_of in figures)
         gains = (change(stats.gain(document.scores, scores, values_of), below) for values_of in figures)
         rows.append((Cell(name_of(scores, several_bundles=several)), *means, *losses, *gains))
-    head = ("", "best positive", "best negative", "margin", "pair accuracy")
-    head += ("loss of margin", "loss of pair accuracy")
-    head += tuple(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy"))
+    head = (
+        *("", "best positive", "best negative", "margin", "pair accuracy", "loss of margin", "loss of pair accuracy"),
+        *(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy")),
+    )
     queries = f"{len(document.query_lines)} queries of {document.lines} lines"
     caption = f"{document.source}: {queries}, {len(document.bad_lines)} lines are bad"
     return Table(caption, head, tuple(rows)).pruned()
 
 
-def name_of(row: Measured, *, several_bundles: bool) -> str:
+def name_of(row: MethodRun | PairScoresOf, *, several_bundles: bool) -> str:
     """Variant and method, with the bundle where there are several."""
     return " ".join(filter(None, (row.bundle if several_bundles else "", row.variant, row.method)))
 
 
-def _over_first(rows: Sequence[Measured], what: str) -> str:
+def _over_first(rows: Sequence[MethodRun] | Sequence[PairScoresOf], what: str) -> str:
     return f"{what} over {next((row.bundle for row in rows if row.bundle), '')}"
 
 

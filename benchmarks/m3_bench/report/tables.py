@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Roofline, Round, Scenario
-from m3_bench.figures import Entry, Figure, Figures, Place
+from m3_bench.documents import Compared, Load, Roofline, Round, Scenario
+from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import Machine, differences
 from m3_bench.report.page import NO_VALUE, Cell, Table
 from m3_bench.stats import Interval
 
-CellOf = Callable[[Figure], Cell]
+CellOf = Callable[[Measurement], Cell]
 _PARITY = (
     ("dense cosine, mean", "dense", "cosine_mean"),
     ("lowest", "dense", "cosine_min"),
@@ -26,18 +26,18 @@ _INSTRUCTIONS = (
 )  # fmt: skip
 
 
-def p50_cell(figure: Figure) -> Cell:
+def p50_cell(figure: Measurement) -> Cell:
     """The median of single calls."""
     return _percentile(figure, figure.latency.p50_s, 50)
 
 
-def speed_cell(figure: Figure) -> Cell:
+def speed_cell(figure: Measurement) -> Cell:
     """Tokens per second, the median over rounds."""
     how = f"median of rounds: {_listed(figure.tokens_per_s)} tokens/s"
     return _cell(figure, formats.number(figure.tokens_per_s.median), how)
 
 
-def cost_cell(figure: Figure, currency: str) -> Cell:
+def cost_cell(figure: Measurement, currency: str) -> Cell:
     """What a million tokens cost."""
     price = figure.entry.placed.price_per_hour
     if price is None or figure.cost_per_million_tokens is None:
@@ -46,7 +46,7 @@ def cost_cell(figure: Figure, currency: str) -> Cell:
     return _cell(figure, formats.money(figure.cost_per_million_tokens, currency), how)
 
 
-def memory_cell(figure: Figure) -> Cell:
+def memory_cell(figure: Measurement) -> Cell:
     """The most memory in a scenario."""
     if not figure.peak_bytes:
         return NO_VALUE
@@ -54,7 +54,7 @@ def memory_cell(figure: Figure) -> Cell:
     return Cell(formats.size(figure.peak_bytes), figure.place, f"peak_bytes, the highest of the rounds, {where}")
 
 
-def ratio_cell(ours: Figure, theirs: Figure) -> Cell:
+def ratio_cell(ours: Measurement, theirs: Measurement) -> Cell:
     """Tokens per second of two contenders of one run, divided round by round, with the interval."""
     found = stats.ratio(ours.tokens_per_s.values, theirs.tokens_per_s.values)
     text = f"{formats.times(found.median)} ({formats.number(found.low)} … {formats.number(found.high)})"
@@ -71,7 +71,7 @@ def likeness_cell(compared: Compared, place: Place, head: str, key: str) -> Cell
     return Cell(text, place.below(head, key), f"{value:.8f}")
 
 
-def share_cell(figure: Figure, rooflines: Sequence[Roofline]) -> Cell:
+def share_cell(figure: Measurement, rooflines: Sequence[Roofline]) -> Cell:
     """Tokens/s × FLOP per token ÷ the ceiling of the contender's precision on its machine, with its threads."""
     run = figure.entry.placed.run
     multiplier = stats.multiplier_of(figure.entry.contender.precision)
@@ -91,12 +91,12 @@ def is_of(roofline: Roofline, entry: Entry) -> bool:
     return roofline.threads == run.threads and not differences(roofline.machine, run.machine)
 
 
-def _cell(figure: Figure, text: str, how: str) -> Cell:
+def _cell(figure: Measurement, text: str, how: str) -> Cell:
     warnings = f"; doubtful: {'; '.join(figure.warnings)}" if figure.warnings else ""
     return Cell(text, figure.place, how + warnings, is_doubtful=bool(figure.warnings))
 
 
-def _percentile(figure: Figure, value: float | None, percent: int) -> Cell:
+def _percentile(figure: Measurement, value: float | None, percent: int) -> Cell:
     found = figure.latency
     if value is None:
         return Cell(formats.NOTHING, figure.place, found.too_few)
@@ -115,7 +115,9 @@ def label_of(entry: Entry, figures: Figures) -> str:
     return f"{entry.label}\n{entry.machine}" if len(figures.machines) > 1 else entry.label
 
 
-def matrix(caption: str, figures: Figures, cell_of: CellOf, rank: Callable[[Figure], float] | None = None) -> Table:
+def matrix(
+    caption: str, figures: Figures, cell_of: CellOf, rank: Callable[[Measurement], float] | None = None
+) -> Table:
     """Scenarios by contenders; the one with the lowest rank of a row stands out."""
     rows = []
     for scenario in figures.scenarios:
@@ -156,38 +158,39 @@ def scenario_table(figures: Figures, scenario: Scenario, currency: str) -> Table
     return Table(caption, ("", *(head for head, _ in columns)), rows, is_detail=True).pruned()
 
 
-def _speed_per_core(figure: Figure) -> Cell:
-    threads = figure.entry.placed.run.threads  # each has a core of its own
+def _speed_per_core(figure: Measurement) -> Cell:
+    scenario = figure.scenario
+    threads = (scenario.threads or figure.entry.placed.run.threads) * scenario.processes  # each has a core of its own
     speed = figure.tokens_per_s.median
     if not threads:
         return NO_VALUE
     return _cell(figure, formats.number(speed / threads), f"{formats.number(speed)} tokens/s ÷ {threads} threads")
 
 
-def _interval(figure: Figure) -> Cell:
+def _interval(figure: Measurement) -> Cell:
     found = figure.tokens_per_s
     text = f"{formats.number(found.low)} … {formats.number(found.high)}"
     return Cell(text, figure.place, f"holds the true median in {formats.percent(found.coverage)} of cases")
 
 
-def _times_reference(figure: Figure, reference: Figure) -> Cell:
+def _times_reference(figure: Measurement, reference: Measurement) -> Cell:
     times = formats.times(figure.tokens_per_s.median / reference.tokens_per_s.median)
     return Cell(times, figure.place, "median tokens/s of both, divided")
 
 
-def _cpu_time(figure: Figure) -> Cell:
+def _cpu_time(figure: Measurement) -> Cell:
     if figure.cpu_s_per_million_tokens is None:
         return NO_VALUE
     return Cell(formats.number(figure.cpu_s_per_million_tokens), figure.place, "cpu_s ÷ tokens, median of rounds")
 
 
-def _first_call(figure: Figure) -> Cell:
+def _first_call(figure: Measurement) -> Cell:
     number = figure.entry.contender.scenarios.index(figure.measured)
     place = figure.entry.place.below("scenarios", number, "first_s")
     return Cell(formats.seconds(figure.measured.first_s), place, "after loading, counted in no round")
 
 
-def _part(figure: Figure, seconds_of: Callable[[Round], Sequence[float]]) -> Cell:
+def _part(figure: Measurement, seconds_of: Callable[[Round], Sequence[float]]) -> Cell:
     """Which share of a call a part takes; the engine and the tokenizer may overlap."""
     pairs = [pair for one in figure.measured.rounds for pair in zip(seconds_of(one), one.seconds, strict=False)]
     shares = [part_s / call_s for part_s, call_s in pairs if call_s > 0]
@@ -234,6 +237,26 @@ def ceilings_table(roofline: Roofline, place: Place) -> Table:
         rows.append((Cell(f"{found.engine} {found.precision}"), value, Cell(found.reason)))
     caption = f"Ceilings of {roofline.machine.cpu}, {roofline.threads} threads"
     return Table(caption, ("", "median", "does not count because"), tuple(rows))
+
+
+def load_table(load: Load, place: Place) -> Table:
+    """A server's stages: what it answered, how fast, and what it refused."""
+    rows = []
+    for number, stage in enumerate(load.stages):
+        here, answers = place.below("stages", number), len(stage.latencies_s)
+        found = stats.latency_of(stage.latencies_s) if answers else None
+        percentiles = (found.p50_s, found.p95_s, found.p99_s) if found else (None,) * 3
+        per_s = (count / stage.seconds for count in (answers, stage.texts, stage.tokens))
+        numbers = [formats.number(value) if value else formats.NOTHING for value in per_s]
+        numbers += [formats.seconds(value) for value in percentiles]
+        numbers += [str(len(stage.refusals_s)), str(sum(stage.errors.values()))]
+        asked = f"{stage.clients} clients" if stage.clients else f"{formats.number(stage.rate_per_s)} requests/s"
+        rows.append((Cell(asked), *(Cell(text, here) for text in numbers)))
+    head = ("", "answers/s", "texts/s", "tokens/s", "p50", "p95", "p99", "refusals", "errors")
+    caption = (
+        f"{load.url}, {', '.join(load.apis)}, {load.texts_per_request} texts of {load.words_per_text} words a request"
+    )
+    return Table(caption, head, tuple(rows))
 
 
 def machines_table(figures: Figures) -> Table:

@@ -1,4 +1,4 @@
-"""Ways of searching: the heads alone, and heads added up with weights."""
+"""Scores of heads added up with weights."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,24 +9,17 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Scores of heads, each times a weight, added up; without a weight for ColBERT it is of dense and sparse.
+    """Scores of heads, each times a weight, added up; without a weight for ColBERT it is of dense and sparse."""
 
-    Attributes:
-        dense: weight of the dense cosine.
-        sparse: weight of the lexical score.
-        colbert: weight of ColBERT's score; None leaves the head out.
-        source: who published these weights; empty for your own.
-    """
-
-    dense: float
-    sparse: float
-    colbert: float | None = None
-    source: str = ""
+    dense: float  # weight of the dense cosine
+    sparse: float  # weight of the lexical score
+    colbert: float | None = None  # weight of ColBERT's score; None leaves the head out
+    source: str = ""  # who published these weights; empty for your own
 
     @property
     def name(self) -> str:
@@ -48,7 +41,7 @@ class Hybrid:
         """The heads that are added up."""
         return tuple(Head)[: len(self.weights)]
 
-    def fused(self, dense: Floats, sparse: Floats, colbert: Floats | None = None) -> Floats:
+    def fused(self, dense: FloatArray, sparse: FloatArray, colbert: FloatArray | None = None) -> FloatArray:
         """The sum, of arrays of one shape; as in the published scripts it is not divided, which changes no order."""
         total = self.dense * dense + self.sparse * sparse
         if self.colbert is not None:

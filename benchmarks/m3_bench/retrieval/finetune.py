@@ -5,22 +5,21 @@ What FlagEmbedding would trip over, or silently train wrongly on, is a bad line 
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m3_bench.documents import BadLine
 from m3_bench.errors import DatasetError
-from m3_bench.retrieval.datasets.files import digest_of, has_lone_surrogate, lines_of
-from m3_bench.retrieval.datasets.labelled import Item, Judgment, Raw
+from m3_bench.retrieval.lines import digest_of_files, has_lone_surrogate, lines_of
 
 TYPES = ("normal", "only_1neg", "symmetric_class", "symmetric_sts", "symmetric_clustering")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A line that is in order. `negatives` is empty where the line says `[""]`, which stands for none."""
+    """A good line. `negatives` is empty where the line says `[""]`, which stands for none."""
 
     line: int
     query: str
@@ -49,7 +48,7 @@ def read_finetune(path: Path) -> FinetuneFile:
     Raises:
         DatasetError: the file cannot be read, is empty, one JSON value over several lines, or has no good line.
     """
-    lines = [(number, line) for number, line in enumerate(lines_of(path), start=1) if line.strip()]
+    lines = list(lines_of(path))
     if not lines:
         raise DatasetError(f'{str(path)!r} is empty; expected one {{"query": …, "pos": […], "neg": […]}} on each line')
     _refuse_one_value(path, [line for _, line in lines])
@@ -63,63 +62,31 @@ def read_finetune(path: Path) -> FinetuneFile:
         raise DatasetError(
             f"{str(path)!r}: not one of its {len(lines)} lines can be used; line {bad[0].line}: {bad[0].reason}"
         )
-    return FinetuneFile(path, digest_of([path]), len(lines), tuple(examples), tuple(bad))
-
-
-def read_finetune_as_dataset(path: Path) -> Raw:
-    """All passages of a file as the documents; a query's positives are relevant.
-
-    Raises:
-        DatasetError: see `read_finetune`.
-    """
-    file = read_finetune(path)
-    passages = dict.fromkeys(text for example in file.examples for text in example.positives + example.negatives)
-    ids = {text: f"p{number}" for number, text in enumerate(passages)}
-    return Raw(
-        name=path.name,
-        sha256=file.sha256,
-        documents=[Item(identifier, text) for text, identifier in ids.items()],
-        queries=[Item(str(example.line), example.query) for example in file.examples],
-        judgments=list(_judgments(file, ids)),
-        notes=tuple(f"line {bad.line} was left out: {bad.reason}" for bad in file.bad_lines),
-    )
-
-
-def _judgments(file: FinetuneFile, ids: Mapping[str, str]) -> Iterator[Judgment]:
-    for example in file.examples:
-        for text in dict.fromkeys(example.positives):
-            yield Judgment(str(example.line), ids[text], 1, f"{file.path}, line {example.line}")
+    return FinetuneFile(path, digest_of_files([path]), len(lines), tuple(examples), tuple(bad))
 
 
 def _example(number: int, line: str) -> Example:
-    values = _object(line)
-    query = _query(values)
-    positives, negatives = _passages(values, "pos"), _passages(values, "neg")
-    if "" in positives:
-        raise _BadLineError(f"pos[{positives.index('')}] is an empty text")
-    _check_scores(values, "pos_scores", len(positives))
-    _check_scores(values, "neg_scores", len(negatives))
-    _check_words(values)
-    return Example(number, query, positives, tuple(text for text in negatives if text))
-
-
-def _object(line: str) -> Mapping[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _BadLineError(f"not JSON: {error}") from error
     if not isinstance(values, dict):
         raise _BadLineError(f"expected an object, got {_kind(values)}")
-    return values
-
-
-def _query(values: Mapping[str, Any]) -> str:
     if "query" not in values:
         raise _BadLineError(f"the key 'query' is missing; keys are {', '.join(map(repr, values)) or '(none)'}")
     query = _text(values["query"], "query")
     if not query.strip():
         raise _BadLineError("query is an empty text")
-    return query
+    positives, negatives = _passages(values, "pos"), _passages(values, "neg")
+    if "" in positives:
+        raise _BadLineError(f"pos[{positives.index('')}] is an empty text")
+    _check_scores(values, "pos_scores", len(positives))
+    _check_scores(values, "neg_scores", len(negatives))
+    if values.get("prompt") is not None:
+        _text(values["prompt"], "prompt")
+    if values.get("type") not in {None, *TYPES}:
+        raise _BadLineError(f"type must be one of {', '.join(TYPES)}, got {values['type']!r}")
+    return Example(number, query, positives, tuple(text for text in negatives if text))
 
 
 def _passages(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -131,8 +98,8 @@ def _passages(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
         hint = f"; write [{json.dumps(passages, ensure_ascii=False)}]" if isinstance(passages, str) else ""
         raise _BadLineError(f"{key} must be a list of texts, got {_kind(passages)}{hint[:80]}")
     if not passages:
-        hint = "training divides by its length" if key == "neg" else "training draws one of them"
-        raise _BadLineError(f"{key} is an empty list, and {hint}" + ('; write [""]' if key == "neg" else ""))
+        hint = 'training divides by its length; write [""]' if key == "neg" else "training draws one of them"
+        raise _BadLineError(f"{key} is an empty list, and {hint}")
     return tuple(_text(passage, f"{key}[{n}]") for n, passage in enumerate(passages))
 
 
@@ -158,26 +125,15 @@ def _check_scores(values: Mapping[str, Any], key: str, count: int) -> None:
         raise _BadLineError(f"{key} has {len(scores)} numbers for {count} texts")
 
 
-def _check_words(values: Mapping[str, Any]) -> None:
-    if values.get("prompt") is not None:
-        _text(values["prompt"], "prompt")
-    kind = values.get("type")
-    if kind is not None and kind not in TYPES:
-        raise _BadLineError(f"type must be one of {', '.join(TYPES)}, got {kind!r}")
-
-
 def _refuse_one_value(path: Path, lines: Sequence[str]) -> None:
     """Explain a file that is good JSON, but printed for people or as one list."""
-    if len(lines) > 1 and _is_object(lines[0]):
-        return
-    whole = "\n".join(lines)
     try:
-        value, _ = json.JSONDecoder().raw_decode(whole.lstrip())
+        first, end = json.JSONDecoder().raw_decode("\n".join(lines))
     except (ValueError, RecursionError):
-        return  # broken lines are told one by one
-    if isinstance(value, list):
+        return  # broken lines are reported one by one
+    if isinstance(first, list):
         how, command = "one JSON list", "jq -c '.[]'"
-    elif isinstance(value, dict) and len(lines) > 1:
+    elif isinstance(first, dict) and end > len(lines[0]):
         how, command = "JSON printed over several lines", "jq -c ."
     else:
         return
@@ -185,13 +141,6 @@ def _refuse_one_value(path: Path, lines: Sequence[str]) -> None:
         f"{str(path)!r}, line 1: the file is {how}, expected one object on each line; convert it: "
         f"{command} {path.name} > lines.jsonl"
     )
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _kind(value: Any) -> str:
