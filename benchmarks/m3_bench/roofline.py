@@ -11,7 +11,7 @@ from m3_bench.documents import Ceiling, Roofline, Scenario, ScenarioRun
 from m3_bench.errors import WorkerError
 from m3_bench.machine import this_machine
 from m3_bench.run.contenders import ContenderSpec, gemm
-from m3_bench.run.turns import PRODUCTS, measure_group
+from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
 from m3_bench.worker_process import own
 from m3_bench.workers.gemm import DYNAMIC, FLOP
 from m3_bench.workers.memory import BYTES
@@ -70,7 +70,7 @@ def measure(threads: int, rounds: int, progress: Progress) -> Measured:
     able = {one: _contender(*one, threads) for one, reason in reasons.items() if not reason}
     with progress.step(f"{len(able)} ways of multiplying and reading, in {rounds} rounds"):
         names = tuple(contender.name for contender in able.values())
-        scenario = Scenario("products", "matrix products", (), (), PRODUCTS, contenders=names)
+        scenario = Scenario("products", "matrix products", (), (), PRODUCTS_PER_ROUND, contenders=names)
         found = measure_group([scenario], list(able.values()), None, rounds, threads)
     runs = {one: found[scenario.name, contender.name] for one, contender in able.items()}
     for one, run in runs.items():

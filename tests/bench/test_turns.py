@@ -8,7 +8,7 @@ import pytest
 
 from m3_bench.documents import Scenario
 from m3_bench.run.contenders import products_of, variants_of
-from m3_bench.run.turns import PRODUCTS, measure_group
+from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
 from m3_bench.worker_process import Command
 from m3_runtime import Bundle
 
@@ -57,7 +57,7 @@ def test_products_take_turns_with_who_encodes(fp32, texts):
     scenario = replace(SHORT, contenders=("onnx-fp32", "int8 GEMM on onnxruntime"))
     products, _ = products_of([replace(SHORT, contenders=("gemm-onnxruntime",))], threads=1)
     found = measure_group([scenario], [fp32, *products], texts, rounds=1, threads=1)
-    assert len(found["short", "int8 GEMM on onnxruntime"].rounds[0].seconds) == PRODUCTS
+    assert len(found["short", "int8 GEMM on onnxruntime"].rounds[0].seconds) == PRODUCTS_PER_ROUND
     assert measure_group([SHORT], products, texts, rounds=1, threads=1) == {}  # asked for only where it is named
 
 

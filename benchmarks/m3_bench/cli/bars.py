@@ -5,7 +5,7 @@ import argparse
 from m3_bench.cli.commands import Commands
 from m3_runtime.errors import InputError
 
-SUCCESSORS = """\
+_SUCCESSORS = """\
 m3-bench bars is gone. Its rows are targets now, of the same names:
   m3-bench peers CHECKPOINT BUNDLE --scenarios targets [--targets NAME,…] -o FILE     for bars BUNDLE --checkpoint …
   m3-bench run BUNDLE --scenarios targets --targets NAME,… -o FILE                    for rows without peers
@@ -14,10 +14,10 @@ m3-bench bars is gone. Its rows are targets now, of the same names:
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser("bars", description=SUCCESSORS, prefix_chars="\0")
+    parser = commands.add_parser("bars", description=_SUCCESSORS, prefix_chars="\0")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.set_defaults(run=_run)
 
 
 def _run(_args: argparse.Namespace) -> int:
-    raise InputError(SUCCESSORS.removeprefix("m3-bench "))
+    raise InputError(_SUCCESSORS.removeprefix("m3-bench "))

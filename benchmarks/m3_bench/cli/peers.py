@@ -8,21 +8,21 @@ from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.run import add_targets, checked
 from m3_bench.cli.shared import add_run_flags
 
-NAMES = """\
+_PEERS = """\
 lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
 llama-q8, llama-f16, candding"""
 
-DESCRIPTION = f"""\
+_DESCRIPTION = f"""\
 Measure others who run BGE-M3 on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
 
 Each peer has an environment of its own, made on first use from pinned requirements (4 GB in all, and a quarter of an
 hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
 wrong.
-Peers: {NAMES}.
+Peers: {_PEERS}.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table; `targets` has this project's."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench peers out/ckpt-large out/large-balanced --scenarios quick -o peers.json
   m3-bench peers out/ckpt-large out/large-balanced --scenarios targets --rounds 5 -o targets.json
@@ -37,8 +37,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "peers",
         help="other runtimes beside ours, each in its own environment",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that the bundle was made of")

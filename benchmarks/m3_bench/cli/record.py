@@ -11,14 +11,14 @@ from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
 
 Runs on any machine with PyTorch, a GPU box for instance; needs torch and transformers, nothing else of the exporter.
 The file (vectors of all three heads, every time, the machine) is moved to the CPU server, where
 `m3-bench run --reference FILE` encodes the same texts and `m3-bench compare FILE run.json` puts them side by side."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench record BAAI/bge-m3 --device cuda --dtype fp16 -o a100-fp16.safetensors
   m3-bench record BAAI/bge-m3 --device cuda --dtype fp32 --scenarios standard,long -o a100-fp32.safetensors
@@ -33,8 +33,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "record",
         help="PyTorch's vectors and times, on a GPU or CPU, as the reference",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub id, or a name such as mini-m3")

@@ -8,7 +8,7 @@ from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import add_run_flags, checked_cpus, checked_rounds
 from m3_runtime.encode.options import checked_threads
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
 
 Each variant is a process of its own, fresh for every scenario, held to the same CPUs and threads, and asleep while
@@ -19,7 +19,7 @@ interrupted. Vectors lie beside it, one .safetensors a variant.
 Scenario files may hold targets too: figures to reach, which are printed as a table. `targets` has this project's,
 `regret` compares the bundle's plan with the plans of other bundles (--plans)."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench run bge-m3-cpu --reference a100-fp16.safetensors -o run.json
   m3-bench run bge-m3-cpu --scenarios standard,long --rounds 5 -o run.json
@@ -36,8 +36,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "run",
         help="times, memory and vectors of a bundle's variants on this machine",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SAME = 0.99999  # lowest cosine between a text alone and in any batch
 WARM_UP_S = 2.0
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Put a running server under load: this project's, or any that speaks OpenAI's /v1/embeddings or TEI's /embed.
 
 A closed loop (--clients N) has N clients, each of which sends its next request when it has the answer to the last. An
@@ -30,7 +30,7 @@ Latencies (p50, p90, p99) are of answers only: refusals (429, 503) and errors ar
 vector is compared with the encoder's in this process: give it the server's --variant. Run it on a machine that does
 nothing else."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench serve-load http://localhost:8080 --clients 8 --texts 16
   m3-bench serve-load http://localhost:8080 --clients 1 --texts 1 --words 6 -o one.json
@@ -46,8 +46,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve-load",
         help="a running server under load",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")

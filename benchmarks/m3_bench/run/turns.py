@@ -15,7 +15,7 @@ from m3_bench.worker_process import Command, WorkerProcess
 from m3_bench.workers.messages import Reply, Request
 
 BETWEEN_S = 0.2  # lets the last contender's threads stop spinning
-PRODUCTS = 10  # matrix products in a round, where a contender multiplies instead of encoding
+PRODUCTS_PER_ROUND = 10  # matrix products in a round, where a contender multiplies instead of encoding
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _entries(
 
     def request(contender: ContenderSpec) -> Request:
         if contender.is_product:
-            return Request(((),) * PRODUCTS, ())
+            return Request(((),) * PRODUCTS_PER_ROUND, ())
         return Request(batches, _heads(contender, scenario), scenario.clients)
 
     asked = [one for one in contenders if is_asked(one, scenario)]
