@@ -235,7 +235,7 @@ def test_noise_is_said_and_marked(comparison):
     assert any(remark.startswith("onnx-int8, 32 texts of 128 tokens: tokens/s") for remark in page.remarks)
     table = next(t for s in page.sections for t in s.tables if t.caption == "Tokens per second")
     row = next(row for row in table.rows if row[0].text == "32 texts of 128 tokens")
-    assert [cell.is_doubtful for cell in row[1:]] == [False, False, True, False, False, False]
+    assert [cell.is_noisy for cell in row[1:]] == [False, False, True, False, False, False]
 
 
 def test_a_doubt_of_many_figures_is_said_once(tmp_path):
