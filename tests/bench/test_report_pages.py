@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -342,6 +343,13 @@ def test_the_folder_holds_pages_pictures_and_raw_files(comparison, tmp_path, cap
     for picture in (folder / "pictures").iterdir():
         assert "--c0" in ET.parse(picture).getroot().find(f"{SVG}style").text
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(comparison, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "m3_bench.report.render")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert report(comparison, "-o", tmp_path / "report") == 1
+    assert "jinja2 is not installed; pip install 'm3-runtime[bench]'" in capsys.readouterr().err
 
 
 def test_files_of_one_name_are_both_kept(comparison, tmp_path):
