@@ -48,37 +48,21 @@ class Model:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Calls that are timed.
+    """Calls that are timed."""
 
-    Attributes:
-        name: short, unique in its file.
-        title: in words, for tables.
-        lengths: tokens of each text of one call, both special tokens counted.
-        heads: "dense", "sparse", "colbert".
-        calls: how often each contender is called in a round.
-        clients: callers at a time; more than one shares a loaded model between threads.
-        contenders: who is asked, by name; everybody if empty.
-        group: scenarios of one group take turns with each other, not only their contenders.
-        most_rounds: for what takes long; 0 is no limit.
-        processes: each contender so many times at once, each with all calls.
-        threads: of each process; 0 for those of the run.
-        by_length: a call's texts go in a call for each length.
-        is_start: a round is a process of its own, and its one call goes from its start to its first vectors.
-    """
-
-    name: str
-    title: str
-    lengths: tuple[int, ...]
-    heads: tuple[str, ...]
-    calls: int
-    clients: int = 1
-    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
-    group: str = field(default="", metadata=OPTIONAL)
-    most_rounds: int = field(default=0, metadata=OPTIONAL)
-    processes: int = field(default=1, metadata=OPTIONAL)
-    threads: int = field(default=0, metadata=OPTIONAL)
-    by_length: bool = field(default=False, metadata=OPTIONAL)
-    is_start: bool = field(default=False, metadata=OPTIONAL)
+    name: str  # short, unique in its file
+    title: str  # in words, for tables
+    lengths: tuple[int, ...]  # tokens of each text of one call, both special tokens counted
+    heads: tuple[str, ...]  # "dense", "sparse", "colbert"
+    calls: int  # how often each contender is called in a round
+    clients: int = 1  # callers at a time; more than one shares a loaded model between threads
+    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # who is asked; everybody if empty
+    group: str = field(default="", metadata=OPTIONAL)  # whose scenarios take turns with each other too
+    most_rounds: int = field(default=0, metadata=OPTIONAL)  # for what takes long; 0 is no limit
+    processes: int = field(default=1, metadata=OPTIONAL)  # at once, each with all calls
+    threads: int = field(default=0, metadata=OPTIONAL)  # of each process; 0 for those of the run
+    by_length: bool = field(default=False, metadata=OPTIONAL)  # a call's texts go in a call for each length
+    is_start: bool = field(default=False, metadata=OPTIONAL)  # a round is a process, from start to first vectors
 
     @property
     def tokens(self) -> int:
@@ -347,37 +331,21 @@ class Margins:
 
 @dataclass(frozen=True)
 class Stage:
-    """One load on a server. Only answers with vectors have latencies; refusals and errors are kept apart.
+    """One load on a server. Only answers with vectors have latencies; refusals and errors are kept apart."""
 
-    Attributes:
-        clients: of a closed loop, each of which sends when it has its answer; 0 in an open loop.
-        rate_per_s: requests that an open loop sends, whether or not earlier ones are answered; 0 in a closed one.
-        seconds: from the first request to the last answer.
-        latencies_s: of each answer; in an open loop from when the request was due, so a late client hides nothing.
-        refusals_s: of each 429 or 503.
-        retry_after: which headers came with refusals; "" for none.
-        errors: how often anything else came, by status or by how the connection broke.
-        texts: answered.
-        tokens: answered, as the server counts them; 0 where it does not.
-        late_s: how late requests were sent, 99 in 100 of them; 0 in a closed loop.
-        client_cores: processor time of this client ÷ time on the clock.
-        resident_bytes: of the server's processes, four times a second; empty where none were named.
-        cosine_min: the lowest between an answer's vector, whatever head, and the encoder's; None if not compared.
-    """
-
-    clients: int
-    rate_per_s: float
-    seconds: float
-    latencies_s: tuple[float, ...]
-    refusals_s: tuple[float, ...]
-    retry_after: tuple[str, ...]
-    errors: Mapping[str, int]
-    texts: int
-    tokens: int
-    late_s: float
-    client_cores: float
-    resident_bytes: tuple[int, ...]
-    cosine_min: float | None
+    clients: int  # of a closed loop, each of which sends when it has its answer; 0 in an open loop
+    rate_per_s: float  # requests that an open loop sends, whether or not earlier ones are answered; 0 in a closed one
+    seconds: float  # from the first request to the last answer
+    latencies_s: tuple[float, ...]  # of each answer; in an open loop from when the request was due
+    refusals_s: tuple[float, ...]  # of each 429 or 503
+    retry_after: tuple[str, ...]  # which headers came with refusals; "" for none
+    errors: Mapping[str, int]  # how often anything else came, by status or by how the connection broke
+    texts: int  # answered
+    tokens: int  # answered, as the server counts them; 0 where it does not
+    late_s: float  # how late requests were sent, 99 in 100 of them; 0 in a closed loop
+    client_cores: float  # processor time of this client ÷ time on the clock
+    resident_bytes: tuple[int, ...]  # of the server's processes, four times a second; empty where none were named
+    cosine_min: float | None  # the lowest of an answer's vectors with the encoder's; None if not compared
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -235,7 +236,7 @@ def test_noise_is_said_and_marked(comparison):
     assert any(remark.startswith("onnx-int8, 32 texts of 128 tokens: tokens/s") for remark in page.remarks)
     table = next(t for s in page.sections for t in s.tables if t.caption == "Tokens per second")
     row = next(row for row in table.rows if row[0].text == "32 texts of 128 tokens")
-    assert [cell.is_doubtful for cell in row[1:]] == [False, False, True, False, False, False]
+    assert [cell.is_noisy for cell in row[1:]] == [False, False, True, False, False, False]
 
 
 def test_a_doubt_of_many_figures_is_said_once(tmp_path):
@@ -342,6 +343,13 @@ def test_the_folder_holds_pages_pictures_and_raw_files(comparison, tmp_path, cap
     for picture in (folder / "pictures").iterdir():
         assert "--c0" in ET.parse(picture).getroot().find(f"{SVG}style").text
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(comparison, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "m3_bench.report.render")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert report(comparison, "-o", tmp_path / "report") == 1
+    assert "jinja2 is not installed; pip install 'm3-runtime[bench]'" in capsys.readouterr().err
 
 
 def test_files_of_one_name_are_both_kept(comparison, tmp_path):

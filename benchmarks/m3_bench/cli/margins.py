@@ -16,13 +16,13 @@ from m3_export.progress import Progress
 from m3_runtime.cli.arguments import integer
 
 _DESCRIPTION = """\
-Score the lines of a fine-tuning file with every variant of bundles: how far do positives stand above negatives, before
+Score the lines of a fine-tuning file with every variant of bundles: how far do positives score above negatives, before
 and after fine-tuning, in FP32 and in INT8? By each head, and by heads added up with the published weights (divided by
 the weights' sum, as FlagEmbedding's compute_score does).
 
 Every line is checked first. A bad one is left out, named with its number and reason on stderr and in the result:
 a missing key, a `pos` or `neg` that is no list or an empty one, an item that is no text, scores that do not fit.
-`"neg": [""]` is in order and stands for no negatives."""
+`"neg": [""]` is good and means no negatives."""
 
 _EPILOG = """\
 a line:
@@ -46,7 +46,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "margins",
-        help="how far positives stand above negatives on fine-tuning lines",
+        help="how far positives score above negatives on fine-tuning lines",
         description=_DESCRIPTION,
         epilog=_EPILOG.format(published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,7 +17,7 @@ class Cell:
     text: str  # what is read
     place: Place | None = None  # where its raw values are stored; None for words
     how: str = ""  # how it was computed from them
-    is_doubtful: bool = False  # whether it is too noisy to be trusted
+    is_noisy: bool = False  # too noisy to be trusted
     is_strong: bool = False  # whether it stands out
 
     @property
@@ -73,7 +73,7 @@ class Table:
         )
 
     def plain(self) -> str:
-        """As Markdown for a terminal, without links; numbers that stand out are bold, doubtful ones have a "?"."""
+        """As Markdown for a terminal, without links; numbers that stand out are bold, noisy ones have a "?"."""
         lines = [f"| {' | '.join(map(_one_line, self.head))} |", f"|---|{'---:|' * (len(self.head) - 1)}"]
         lines += [f"| {' | '.join(map(_plain, row))} |" for row in self.rows]
         return "\n".join(lines)
@@ -81,7 +81,7 @@ class Table:
 
 def _plain(cell: Cell) -> str:
     text = _one_line(cell.text)
-    return f"**{text}**" if cell.is_strong else f"{text} ?" if cell.is_doubtful else text
+    return f"**{text}**" if cell.is_strong else f"{text} ?" if cell.is_noisy else text
 
 
 def _one_line(text: str) -> str:

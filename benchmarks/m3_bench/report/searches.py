@@ -68,7 +68,7 @@ def margins_table(document: Margins, place: Place) -> Table:
         *(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy")),
     )
     queries = f"{len(document.query_lines)} queries of {document.lines} lines"
-    caption = f"{document.source}: {queries}, {len(document.bad_lines)} lines are bad"
+    caption = f"{document.source}: {queries}, {len(document.bad_lines)} of them bad"
     return Table(caption, head, tuple(rows)).pruned()
 
 

@@ -92,8 +92,8 @@ def is_of(roofline: Roofline, entry: Entry) -> bool:
 
 
 def _cell(figure: Measurement, text: str, how: str) -> Cell:
-    warnings = f"; doubtful: {'; '.join(figure.warnings)}" if figure.warnings else ""
-    return Cell(text, figure.place, how + warnings, is_doubtful=bool(figure.warnings))
+    warnings = f"; noisy: {'; '.join(figure.warnings)}" if figure.warnings else ""
+    return Cell(text, figure.place, how + warnings, is_noisy=bool(figure.warnings))
 
 
 def _percentile(figure: Measurement, value: float | None, percent: int) -> Cell:
