@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from m3_bench.documents import Model, Run, Scenario
+from m3_bench.documents import Model, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, this_machine
 from m3_bench.recording import Recording, digest_of, write_recording
 from m3_bench.run.contenders import ContenderSpec, flop_per_token
@@ -66,7 +66,8 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
         contender = reference.contender
         with progress.step(f"Vectors of {len(spec.texts)} texts on {spec.device} in {spec.dtype}"):
             outputs, versions = vectors_of(contender, spec.texts, spec.threads)
-        scenarios, done = within(spec.scenarios, reference.max_tokens), []
+        scenarios = within(spec.scenarios, reference.max_tokens)
+        done: list[ScenarioRun] = []
         for group in grouped([one for one in scenarios if is_asked(contender, one)]):
             with progress.step(" and ".join(f"{one.name}: {one.title}" for one in group)):
                 found = measure_group(group, [contender], reference.texts, spec.rounds, spec.threads)

@@ -50,10 +50,11 @@ class LoadRequest:
         assert self.expected is not None
         expected = {"dense": self.expected.dense_vecs}
         if "colbert" in answered.vectors:
+            assert self.expected.sparse is not None and self.expected.colbert_vecs is not None
             if not np.array_equal(answered.vectors["sparse_ids"], self.expected.sparse.ids):
                 return -1.0
             expected["sparse"] = self.expected.sparse.weights[None]
-            expected["colbert"] = np.concatenate(self.expected.colbert_vecs)
+            expected["colbert"] = np.concatenate(list(self.expected.colbert_vecs))
         return min(_cosine_min(answered.vectors[head], rows) for head, rows in expected.items())
 
 

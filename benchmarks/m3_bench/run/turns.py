@@ -82,7 +82,8 @@ def measure_group(
     with ExitStack() as stack:
         for entry, one in zip(entries, taken, strict=True):
             try:
-                one.turns = stack.enter_context(_Starting(entry) if entry.scenario.is_start else _Resident(entry))
+                opening: AbstractContextManager[_Turns] = (_Starting if entry.scenario.is_start else _Resident)(entry)
+                one.turns = stack.enter_context(opening)
             except BenchError as error:
                 one.error = str(error)
         for _ in range(min([rounds, *limits]) + 1):

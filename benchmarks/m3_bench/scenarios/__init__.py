@@ -200,7 +200,7 @@ def _parsed(found: Mapping[str, Any], key: str, file: str, parse: Callable[[dict
 def _scenario(table: dict[str, Any], where: str) -> Scenario:
     for key, most in _RANGES.items():
         _number(table.get(key, 1), 1, most, f"{where}: {key}")
-    defaults = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
+    defaults: dict[str, Any] = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
     rest = {key: value for key, value in table.items() if key not in ("texts", "tokens", "shortest", "longest")}
     scenario = from_json(Scenario, defaults | rest | {"lengths": list(_lengths(table, where))}, where)
     if not scenario.name or not set(scenario.heads) <= set(ALL_HEADS) or not scenario.heads:
@@ -226,7 +226,13 @@ def _number(value: Any, least: int, most: int, what: str) -> int:
 
 
 def _target(table: dict[str, Any], where: str) -> Target:
-    defaults = {"title": table.get("name"), "contender": "", "against": [], "against_scenario": "", "small_limits": {}}
+    defaults: dict[str, Any] = {
+        "title": table.get("name"),
+        "contender": "",
+        "against": [],
+        "against_scenario": "",
+        "small_limits": {},
+    }
     target = from_json(Target, defaults | table, where)
     for limits in (target.limits, target.small_limits):
         known = {one.value for one in ProcessorClass}

@@ -71,8 +71,11 @@ def serve(open_encoder: Callable[..., Encoder]) -> None:
         _send(answers, _failure(error))
         return
     _send(answers, Ready({name: metadata.version(name) for name in encoder.packages}))
-    while sys.stdin.buffer.peek():
-        message = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+    while True:
+        try:
+            message = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+        except EOFError:
+            return
         try:
             _send(answers, _answer(encoder, message) if isinstance(message, Request) else _vectors(encoder, message))
         except Exception as error:
