@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.retrieval.bm25 import K1, B
-from m3_bench.retrieval.words import words_of
+from m3_bench.retrieval.search import K1, B, words_of
 from m3_runtime import Encoding, M3Encoder, M3Error, check_space
 
 CORPUS = Path(__file__).parents[1] / "benchmarks" / "data" / "multilingual" / "corpus.jsonl"

@@ -17,8 +17,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import m3_models
-from m3_bench.bars.contenders import Setup
-from m3_bench.peers import PeerSource, environment_of
+from m3_bench.peers.environments import PeerSource, environment_of
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
@@ -192,21 +191,6 @@ def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
         return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
     return blocks
-
-
-@pytest.fixture
-def setup(tiny_bundle: Path, tmp_path: Path) -> Setup:
-    """What the bars are measured with, on tiny-random."""
-    return Setup(
-        bundle=Bundle.open(tiny_bundle),
-        known={},
-        checkpoint=None,
-        work=tmp_path / "bars",
-        peers=PeerSource(tmp_path / "peers", None),
-        threads=1,
-        is_quick=True,
-        progress=Progress(quiet=True),
-    )
 
 
 @pytest.fixture
