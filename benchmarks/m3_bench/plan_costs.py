@@ -12,11 +12,11 @@ from m3_bench.roofline import Measured
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
+from m3_export.options import VariantName
 from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, measure_costs
 from m3_export.progress import Progress
-from m3_export.options import VariantName
 
 _ROWS, _TOKENS = 4, 64
 
