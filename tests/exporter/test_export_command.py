@@ -29,7 +29,7 @@ from m3_runtime.errors import HeadError, InputError
 from patience import PATIENCE_S
 
 M3_EXPORT = [sys.executable, "-m", "m3_export"]
-BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98,degenerate_share=0.001"
+BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98,degenerate_share=0.005"
 
 
 @dataclass(frozen=True)
