@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-_METER = "{percentage:3.0f}%|{bar}| {postfix} [{elapsed}, left {remaining}]"
-_METER_WITHOUT_END = "{postfix} [{elapsed}]"
+_METER = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}, left {remaining}]"
+_METER_WITHOUT_END = "{desc} [{elapsed}]"
 _EVERY_S, _EVERY_IN_A_FILE_S = 0.2, 30.0
 
 
@@ -85,7 +85,7 @@ class Meter:
     def advance(self, amount: int, note: str) -> None:
         """Count some more work as done, and show a note beside it."""
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_description_str(note, refresh=False)
             self._bar.update(amount)
 
 
