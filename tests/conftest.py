@@ -17,8 +17,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import m3_models
-from m3_bench.bars.contenders import Setup
-from m3_bench.peers import PeerSource, environment_of
+from m3_bench.peers.environments import PeerSource, environment_of
 from m3_bench.texts import TextMaker
 from m3_export.progress import Progress
 from m3_runtime import Bundle
@@ -179,34 +178,19 @@ def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
 
 @pytest.fixture(scope="session")
 def integrations_page() -> str:
-    """docs/integrations.md."""
-    return (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    """docs/use/integrations.md."""
+    return (ROOT / "docs" / "use" / "integrations.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
-    """The blocks of Python under a heading of docs/integrations.md."""
+    """The blocks of Python under a heading of docs/use/integrations.md."""
 
     def blocks(heading: str) -> list[str]:
         section = integrations_page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
     return blocks
-
-
-@pytest.fixture
-def setup(tiny_bundle: Path, tmp_path: Path) -> Setup:
-    """What the bars are measured with, on tiny-random."""
-    return Setup(
-        bundle=Bundle.open(tiny_bundle),
-        known={},
-        checkpoint=None,
-        work=tmp_path / "bars",
-        peers=PeerSource(tmp_path / "peers", None),
-        threads=1,
-        is_quick=True,
-        progress=Progress(quiet=True),
-    )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3_bench.roofline import ProcessorFacts
+from m3_bench.roofline import Measured
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
@@ -17,7 +17,6 @@ from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, measure_costs
 from m3_export.progress import Progress
-from m3_runtime.records import to_json
 
 _ROWS, _TOKENS = 4, 64
 
@@ -49,12 +48,12 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
     return tuple(found)
 
 
-def write_record(facts: ProcessorFacts, costs: tuple[Costs, ...], path: Path) -> None:
+def write_record(measured: Measured, costs: tuple[Costs, ...], path: Path) -> None:
     """Write what `m3_export.plan.costs.read_costs` reads, and beside it what the processor can do.
 
     Raises:
-        OSError: the disk said no.
+        OSError: the file cannot be written.
     """
     write_costs(path, costs)
-    content = json.loads(path.read_text(encoding="utf-8")) | to_json(facts)
+    content = json.loads(path.read_text(encoding="utf-8")) | measured.facts()
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

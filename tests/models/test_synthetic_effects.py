@@ -1,6 +1,6 @@
 """The synthetic model: what is planted where, and, on a small encoder, that it does what it is made for.
 
-The schemes and the ratios are those of benchmarks/naive_int8.py, which measures the full-size model.
+The schemes and the ratios are those of naive_int8.py, which measures the full-size model.
 """
 
 import importlib.util
@@ -179,8 +179,8 @@ class Small:
 
 @pytest.fixture(scope="module")
 def naive() -> ModuleType:
-    """benchmarks/naive_int8.py; benchmarks are not installed."""
-    path = Path(__file__).parents[2] / "benchmarks/naive_int8.py"
+    """naive_int8.py beside this file, a program too."""
+    path = Path(__file__).with_name("naive_int8.py")
     spec = importlib.util.spec_from_file_location("naive_int8", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -4,17 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run
+from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run, serve_load
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.version import __version__
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Measure BGE-M3 bundles: outputs, latency, retrieval and cost, against PyTorch on a GPU or CPU and against others.
 
 m3-bench COMMAND --help explains a command and shows examples."""
 
-COMMANDS = (record, run, peers, compare, report, roofline, retrieval, margins, bars)
+COMMANDS = (record, run, peers, compare, report, roofline, retrieval, margins, serve_load, bars)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"m3-bench: {error.name} is not installed; pip install 'm3-runtime[bench]'\n")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-bench: interrupted; what was measured until now is kept\n")
         return EXIT_FAILED
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="m3-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

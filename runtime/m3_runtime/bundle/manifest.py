@@ -1,7 +1,7 @@
 """The manifest: a bundle's index, as frozen values.
 
 The exporter writes these values and the runtime reads them back through the same code, so the two cannot
-disagree. The format is described in docs/bundle-format.md.
+disagree. The format is described in docs/how-it-works/bundle-format.md.
 """
 
 import json
