@@ -310,7 +310,6 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
         (["--budget", "ndcg=0.9"], ("no entry 'ndcg'", "dense_mean")),
         (["--budget", "dense_min=2"], ("dense_min", "between -1 and 1")),
         (["--recipe", "old.toml"], ("recipe files are no longer read", "flags (--variants, --heads, --budget")),
-        (["--plan"], ("--plan", "expected one argument")),
         (["--target", "gpu"], ("--target", "vnni")),
         (["--calibration-texts", "missing.txt"], ("calibration texts missing.txt", "No such file")),
         (["--pooling", "max"], ("--pooling", "last_token")),
