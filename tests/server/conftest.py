@@ -5,7 +5,6 @@ import pytest
 from running import Running, running
 
 from m3_runtime import M3Encoder
-from m3_runtime.server.backend import Backend, Opening
 
 TEXTS = [
     "What is BGE M3?",
@@ -28,13 +27,6 @@ def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
     """What the server's answers are held against."""
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as opened:
         yield opened
-
-
-@pytest.fixture(scope="session")
-def backend(tiny_bundle: Path) -> Iterator[Backend]:
-    opened = Backend.open(Opening(tiny_bundle, threads=1, variant="onnx-fp32"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="session")
