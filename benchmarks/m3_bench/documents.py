@@ -5,7 +5,6 @@ can be computed from raw values (percentiles, ratios, costs) are not stored: `st
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from m3_bench.errors import DocumentError
 from m3_bench.machine import Machine
 from m3_runtime.bundle.manifest import ColbertParity, DenseParity, SparseParity
 from m3_runtime.errors import BundleFormatError
+from m3_runtime.io.atomic import write_whole
 from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 1
@@ -433,12 +433,7 @@ def write(document: Document, path: Path) -> None:
     Raises:
         DocumentError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(to_text(document))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, to_text(document).encode())
     except OSError as error:
         raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error

@@ -40,6 +40,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "lines.linewidth": 1.8,
+    "lines.markeredgewidth": 0.6,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -131,7 +132,7 @@ def lines(
 
 def bars(name: str, texts: tuple[str, str], found: Sequence[Bar], axis: Axis) -> str:
     """Lying bars from 0, each with its name above and its label at its end."""
-    with _canvas(name, 60 + 36 * len(found)) as (canvas, plot):
+    with _canvas(name, 60 + 39 * len(found)) as (canvas, plot):
         for row, bar in enumerate(found):
             plot.barh(row + 0.12, bar.value, 0.36, color=_colour(bar.number))
             plot.annotate(_shortened(bar.name, 60), (0, row - 0.1), (0, 2), textcoords="offset points")

@@ -13,7 +13,7 @@ from m3_bench.retrieval.search import maxsim
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.scoring import lexical_score
+from m3_runtime.scoring import sparse_dot
 
 _BLOCK_TEXTS = 128  # ColBERT rows of so many passages are held: 512 tokens each at C = 1024 are 270 MB
 _DIGITS = 7
@@ -116,7 +116,7 @@ def _scores(head: Head, queries: Encoding, query: int, passages: Encoding, indic
         case Head.SPARSE:
             assert queries.sparse is not None and passages.sparse is not None
             ours, theirs = queries.sparse.lexical_weights(query), map(passages.sparse.lexical_weights, indices)
-            return np.array([lexical_score(ours, weights) for weights in theirs], dtype=np.float32)
+            return np.array([sparse_dot(ours, weights) for weights in theirs], dtype=np.float32)
         case Head.COLBERT:
             assert queries.colbert_vecs is not None and passages.colbert_vecs is not None
             return maxsim(queries.colbert_vecs[query], [passages.colbert_vecs[index] for index in indices])
