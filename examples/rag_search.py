@@ -47,7 +47,7 @@ class Passages:
 class Store:
     """N passages with their three kinds of vectors, in memory; kept in one .npz file.
 
-    Brute force, no index: right for some thousand passages. For more see docs/integrations.md.
+    Brute force, no index: right for some thousand passages. For more see docs/use/integrations.md.
     """
 
     def __init__(self, dense: Scores, sparse: Sequence[dict[str, float]], colbert: Sequence[Scores]) -> None:

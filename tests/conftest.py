@@ -178,13 +178,13 @@ def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
 
 @pytest.fixture(scope="session")
 def integrations_page() -> str:
-    """docs/integrations.md."""
-    return (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    """docs/use/integrations.md."""
+    return (ROOT / "docs" / "use" / "integrations.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
-    """The blocks of Python under a heading of docs/integrations.md."""
+    """The blocks of Python under a heading of docs/use/integrations.md."""
 
     def blocks(heading: str) -> list[str]:
         section = integrations_page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

@@ -18,12 +18,12 @@ from m3_bench.run.turns import is_asked, measure_group
 from m3_bench.scenarios import within
 from m3_bench.texts import TextMaker
 from m3_bench.worker_process import own
-from m3_bench.workers.torch_reference import Dtype, recipe_of
+from m3_bench.workers.torch_reference import Dtype
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.progress import Progress
-from m3_export.space_id import space_id_of
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -112,7 +112,7 @@ def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
     with tempfile.TemporaryDirectory(prefix="m3-bench-") as scratch:
         found = resolve(spec.source, Path(scratch), revision=None, progress=progress.say)
         with progress.step(f"Reading {found.name}"):
-            checkpoint = Checkpoint.open(found.folder, recipe_of(spec.pooling))
+            checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
             source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
             with tempfile.TemporaryDirectory() as folder:
                 source.save(Path(folder))
@@ -120,7 +120,7 @@ def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
             weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
             model = Model(
                 name=found.name,
-                space_id=space_id_of(weights, source.ids_sha256, checkpoint),
+                space_id=checkpoint.space_id(weights, source.ids_sha256),
                 weights_sha256=weights,
                 flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
             )

@@ -9,7 +9,6 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 
 from m3_bench.peers.hub_graph import write_hub_graph
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of
 
 IDS = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]])
@@ -26,7 +25,7 @@ def test_the_hub_graph_is_transformers_encoder(hub_graph, tiny_random_checkpoint
     mask = (IDS != 1).astype(np.int64)
     session = onnxruntime.InferenceSession(str(hub_graph), providers=["CPUExecutionProvider"])
     (got,) = session.run(["token_embeddings"], {"input_ids": IDS, "attention_mask": mask})
-    encoder = encoder_of(Checkpoint.open(tiny_random_checkpoint, Recipe()))
+    encoder = encoder_of(Checkpoint.open(tiny_random_checkpoint))
     with torch.inference_mode():
         inputs = {"input_ids": torch.from_numpy(IDS), "attention_mask": torch.from_numpy(mask)}
         expected = encoder(**inputs).last_hidden_state.numpy()

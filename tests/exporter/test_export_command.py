@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m3_export.cli import main
+from m3_export.options import ExportOptions, VariantName
 from m3_export.pipeline import export
-from m3_export.progress import Progress
-from m3_export.recipe import Recipe, VariantName
 from m3_export.verify import golden
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import HeadError, InputError
+from m3_runtime.io.progress import Progress
 from patience import PATIENCE_S
 
 M3_EXPORT = [sys.executable, "-m", "m3_export"]
@@ -65,8 +65,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def told(done: Done, code: int) -> str:
-    """The one line that a failed run says."""
+def message_of(done: Done, code: int) -> str:
+    """The one line of a failed run."""
     assert (done.code, done.stdout) == (code, ""), done
     line = done.stderr.splitlines()[-1]
     assert line.startswith("m3-export: ") and "Traceback" not in done.stderr
@@ -102,10 +102,8 @@ def dense_only(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copytree(half_precision, folder / "tuned")
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         (folder / "tuned" / name).unlink()
-    recipe = folder / "recipe.toml"
-    recipe.write_text('variants = ["onnx-int8", "onnx-fp32"]\nheads = ["dense"]\nallow_over_budget = true\n')
-    strict = ("--variants", "onnx-int8", "--budget", "dense_min=1")
-    return command(folder / "tuned", "--recipe", recipe, *strict, folder / "bundle")
+    flags = ("--heads", "dense", "--variants", "onnx-int8", "--budget", "dense_min=1", "--allow-over-budget")
+    return command(folder / "tuned", *flags, folder / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +144,7 @@ def test_the_report_says_what_the_manifest_says(again: Done):
 def test_two_exports_give_the_same_bytes(again: Done, tiny_bundle: Path):
     first, second = files(tiny_bundle), files(again.out)
     assert first.keys() == second.keys()
-    # a plan that was given has no search to draw or to tell of
-    drawn = {path for path in first if path.endswith(".svg")} | {"manifest.json"}
-    assert [path for path in first if path not in drawn and first[path] != second[path]] == []
+    assert [path for path in first if path != "manifest.json" and first[path] != second[path]] == []
     manifests = [Bundle.open(folder).manifest for folder in (tiny_bundle, again.out)]
     assert manifests[0].variants == manifests[1].variants
     assert manifests[0].parity == manifests[1].parity
@@ -195,7 +191,7 @@ def test_a_dense_only_bundle_has_one_head_and_says_so(dense_only: Done):
                 encoder.encode(["What is BGE M3?"], **{head: True})
 
 
-def test_flags_win_over_the_recipe_and_a_subset_of_variants_writes_only_that(dense_only: Done):
+def test_a_subset_of_variants_writes_only_that(dense_only: Done):
     manifest = Bundle.open(dense_only.out).manifest
     assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
     assert {path for path in files(dense_only.out) if "/" in path} == {
@@ -204,7 +200,7 @@ def test_flags_win_over_the_recipe_and_a_subset_of_variants_writes_only_that(den
     }  # fmt: skip
 
 
-def test_what_is_over_budget_and_allowed_is_told_loudly(dense_only: Done):
+def test_what_is_over_budget_and_allowed_is_reported(dense_only: Done):
     assert "OVER BUDGET (allowed): dense cosine min: measured 0.99" in dense_only.stdout
     assert "budget 1" in dense_only.stdout
     assert "dense_min=1.0" in Bundle.open(dense_only.out).manifest.recipe["budget"]
@@ -266,10 +262,10 @@ def test_what_somebody_wrote_at_out_in_the_meantime_is_not_replaced(tiny_random_
                 out.mkdir()
                 (out / "thesis.tex").write_text("precious")
 
-    recipe = Recipe(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,))
+    options = ExportOptions(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,))
     with pytest.raises(InputError, match="exists"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the command does
-        export(str(tiny_random_checkpoint), out, recipe, force=False, revision=None, progress=Meanwhile(quiet=True))
+        export(str(tiny_random_checkpoint), out, options, force=False, revision=None, progress=Meanwhile(quiet=True))
     assert files(tmp_path) == {"bundle/thesis.tex": b"precious"}
 
 
@@ -291,13 +287,13 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
         assert (
             second.communicate(timeout=PATIENCE_S)[1].splitlines()[-1] == "m3-export: interrupted, nothing was written"
         )
-    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 1)
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 130)
     assert names(stopped.parent) == set()
     (left,) = killed.parent.iterdir()
     assert left.name.startswith(".bundle.partial-")
     assert "tokenizer.json" in names(left / "bundle")
     # the next export clears the leftover, even if it fails itself
-    assert command("no-such-model", killed).code == 1
+    assert command("no-such-model", killed).code == 2
     assert names(killed.parent) == set()
 
 
@@ -313,7 +309,10 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
         (["--heads", "bm25"], ("unknown head 'bm25'",)),
         (["--budget", "ndcg=0.9"], ("no entry 'ndcg'", "dense_mean")),
         (["--budget", "dense_min=2"], ("dense_min", "between -1 and 1")),
-        (["--recipe", "missing.toml"], ("recipe missing.toml", "No such file")),
+        (["--recipe", "old.toml"], ("recipe files are no longer read", "flags (--variants, --heads, --budget")),
+        (["--plan"], ("--plan", "expected one argument")),
+        (["--target", "gpu"], ("--target", "vnni")),
+        (["--calibration-texts", "missing.txt"], ("calibration texts missing.txt", "No such file")),
         (["--pooling", "max"], ("--pooling", "last_token")),
         (["--bogus"], ("--bogus",)),
     ],
@@ -357,17 +356,17 @@ def occupied(tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_an_existing_bundle_is_refused_before_the_source_is_looked_at(occupied: Path):
-    message = told(command("no-such-source", occupied), 2)
+    message = message_of(command("no-such-source", occupied), 2)
     assert message == f"{str(occupied)!r} exists; choose another folder, or pass --force to replace the bundle there"
 
 
 def test_a_failed_export_with_force_leaves_the_older_bundle(occupied: Path):
-    assert "no-such-source" in told(command("no-such-source", "--force", occupied), 1)
+    assert "no-such-source" in message_of(command("no-such-source", "--force", occupied), 2)
 
 
 def test_force_refuses_a_folder_that_is_no_bundle(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
-    message = told(command("tiny-random", "--force", tmp_path), 2)
+    message = message_of(command("tiny-random", "--force", tmp_path), 2)
     assert "is not a bundle; --force replaces bundles only" in message
     assert names(tmp_path) == {"thesis.tex"}
 
@@ -375,23 +374,23 @@ def test_force_refuses_a_folder_that_is_no_bundle(tmp_path: Path):
 # Failed
 
 
-def test_failures_are_exit_1_name_the_file_and_leave_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
+def test_a_wrong_checkpoint_is_exit_2_names_the_file_and_leaves_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
     folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint"))
     (folder / "sparse_linear.pt").write_bytes((folder / "sparse_linear.pt").read_bytes()[:100])
     out = tmp_path / "deep/down/bundle"
-    message = told(command(folder, "--quiet", out), 1)
+    message = message_of(command(folder, "--quiet", out), 2)
     assert message.startswith("sparse_linear.pt: not a plain file of tensors")
     (folder / "sparse_linear.pt").unlink()
-    message = told(command(folder, "--quiet", out), 1)
+    message = message_of(command(folder, "--quiet", out), 2)
     assert message.startswith("sparse_linear.pt not found in checkpoint.") and "--heads dense" in message
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors" in told(command(folder, "--heads", "dense", "--quiet", out), 1)
+    assert "model.safetensors" in message_of(command(folder, "--heads", "dense", "--quiet", out), 2)
     assert names(out.parent) == set()
 
 
 def test_a_target_below_a_file_is_exit_1(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    assert str(tmp_path / "file") in told(command("tiny-random", tmp_path / "file/bundle"), 1)
+    assert str(tmp_path / "file") in message_of(command("tiny-random", tmp_path / "file/bundle"), 1)
 
 
 # Just the checkpoint
@@ -406,9 +405,9 @@ def test_checkpoint_only_writes_the_checkpoint(tiny_random_checkpoint: Path, tmp
 
 
 def test_checkpoint_only_is_of_named_models_and_replaces_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
-    message = told(command("BAAI/bge-m3", "--checkpoint-only", tmp_path / "new"), 2)
+    message = message_of(command("BAAI/bge-m3", "--checkpoint-only", tmp_path / "new"), 2)
     assert "--checkpoint-only writes a named model: mini-m3, tiny-random" in message
-    message = told(command("tiny-random", "--checkpoint-only", "--force", tmp_path), 2)
+    message = message_of(command("tiny-random", "--checkpoint-only", "--force", tmp_path), 2)
     assert message == f"{str(tmp_path)!r} exists; choose another folder for the checkpoint"
     assert names(tmp_path) == set()
 
@@ -474,11 +473,13 @@ def test_verify_golden_holds_when_the_numbers_are_the_models_own(
     monkeypatch.setattr(golden, "LEXICAL_SCORES", lexical)
     monkeypatch.setattr(golden, "COLBERT_SCORES", colbert)
     monkeypatch.setattr(golden, "COLBERT_ROWS", (len(found["colbert_vecs"][0]), len(found["colbert_vecs"][2])))
-    assert golden.verify(bundle, "onnx-fp32").failed is False
+    assert golden.verify_golden(bundle, "onnx-fp32").failed is False
     monkeypatch.setattr(golden, "COLBERT_SCORES", [colbert[0] + 2e-4, colbert[1]])
-    assert [check.name for check in golden.verify(bundle, "onnx-fp32").checks if not check.holds] == ["ColBERT Q1 P1"]
+    assert [check.name for check in golden.verify_golden(bundle, "onnx-fp32").checks if not check.holds] == [
+        "ColBERT Q1 P1"
+    ]
     monkeypatch.setattr(golden, "LEXICAL_WEIGHTS", [words[0], dict(list(words[1].items())[1:])])
-    off = [check for check in golden.verify(bundle, "onnx-fp32").checks if not check.holds]
+    off = [check for check in golden.verify_golden(bundle, "onnx-fp32").checks if not check.holds]
     assert any(check.name.startswith("weight Q2") and check.published == 0.0 for check in off), "a word too many is off"
 
 
@@ -501,6 +502,6 @@ def test_verify_golden_on_what_cannot_be_compared_is_exit_1(
         bundle, words = tiny_bundle, ["--variant", "onnx-fp16"]
     elif flaw == "dense-only":
         bundle, words = as_if_real(dense_only.out, bundle), ["--variant", "onnx-int8"]
-    message = told(command("verify-golden", *words, bundle), 1)
+    message = message_of(command("verify-golden", *words, bundle), 1)
     named = {"variant": "onnx-fp16", "dense-only": "dense-only", "damaged": "tokenizer.json"}.get(flaw, "bundle")
     assert named in message

@@ -22,8 +22,7 @@ import torch
 from m3_export.calibration.texts import Text, calibration_texts, probe_texts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
-from m3_export.graph.model import Layer, M3Model, Projection
-from m3_export.recipe import Recipe
+from m3_export.graph.model import Layer, Linear, M3Model
 from m3_export.verify.parity import weighted_jaccard
 
 Change = Callable[["Input", torch.Tensor], torch.Tensor]
@@ -53,7 +52,7 @@ class Input:
     """What one or three projections of a layer read, and what the calibration texts said about it."""
 
     kind: str
-    readers: tuple[Projection, ...]
+    readers: tuple[Linear, ...]
     lowest: torch.Tensor | None = None  # (in,) of each channel
     highest: torch.Tensor | None = None  # (in,)
 
@@ -192,7 +191,7 @@ def run(model: M3Model, rows: Sequence[torch.Tensor]) -> Vectors:
 
 def report(folder: Path, texts: int, tokens: int, calibration: int) -> str:
     """Both tables of one checkpoint, in Markdown."""
-    checkpoint = Checkpoint.open(folder, Recipe())
+    checkpoint = Checkpoint.open(folder)
     tokenizer = CheckpointTokenizer.open(folder, checkpoint.geometry.vocab_size).original
     model = M3Model(checkpoint, tuple(tokenizer.all_special_ids))
     longest = min(tokens, checkpoint.geometry.max_tokens)

@@ -19,7 +19,6 @@ from torch import nn
 
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of
 
 OPSET = 11
@@ -45,7 +44,7 @@ def write_hub_graph(checkpoint: Path, folder: Path) -> None:
     Raises:
         M3Error: the checkpoint is not what it must be.
     """
-    encoder = encoder_of(Checkpoint.open(checkpoint, Recipe()))
+    encoder = encoder_of(Checkpoint.open(checkpoint))
     encoder.set_attn_implementation("eager")  # the pattern that ONNX Runtime's fusion, and so bge-m3-lite's, looks for
     ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, 1, 1]])
     axes = {0: "batch", 1: "tokens"}

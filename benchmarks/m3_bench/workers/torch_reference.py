@@ -16,7 +16,6 @@ from m3_bench.workers.vectors import Vectors
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
-from m3_export.recipe import Recipe
 from m3_export.verify.reference import encoder_of
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.tokenizer import M3Tokenizer
@@ -44,11 +43,6 @@ class Padded:
     heads: Mapping[str, np.ndarray]
 
 
-def recipe_of(pooling: str | None) -> Recipe:
-    """How a checkpoint is read; None takes the pooling that it names itself."""
-    return Recipe(pooling=None if pooling is None else Pooling(pooling))
-
-
 class TorchEncoder(Encoder):
     """A checkpoint on a device. `run` is one padded forward pass; numbers are on the host when it returns."""
 
@@ -58,7 +52,7 @@ class TorchEncoder(Encoder):
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == Dtype.TF32
         self._device, self._dtype = torch.device(device), Dtype(dtype).torch
-        opened = Checkpoint.open(Path(checkpoint), recipe_of(pooling))
+        opened = Checkpoint.open(Path(checkpoint), pooling=Pooling(pooling) if pooling else None)
         source = CheckpointTokenizer.open(Path(checkpoint), opened.geometry.vocab_size)
         with tempfile.TemporaryDirectory() as folder:
             source.save(Path(folder))
