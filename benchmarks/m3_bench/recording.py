@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from m3_bench import documents
 from m3_bench.documents import Run
 from m3_bench.errors import DocumentError
 from m3_bench.workers.vectors import DENSE, Vectors, from_arrays, to_arrays
 from m3_export.verify.parity import Outputs
+from m3_runtime.io.atomic import write_whole
 
 RUN_KEY, TEXTS_KEY = "m3_bench_run", "texts"
 
@@ -75,11 +76,8 @@ def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None
         DocumentError: the disk said no.
     """
     tensors = to_arrays(Vectors(outputs.dense, outputs.lexical, outputs.colbert))
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, partial, dict(header or {}))
-        partial.chmod(0o644)  # safetensors makes files that others cannot read
-        partial.replace(path)
+        write_whole(path, save({name: np.ascontiguousarray(v) for name, v in tensors.items()}, dict(header or {})))
     except (OSError, SafetensorError) as error:
         raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error
 
