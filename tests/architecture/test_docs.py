@@ -62,6 +62,12 @@ def test_quoted_messages_are_raised():
     assert [part for part in parts if len(part) > 9 and part not in texts] == []
 
 
+def test_pages_that_the_code_names_exist():
+    named = {page for text in strings() for page in re.findall(r"\bdocs/[\w/-]+\.md", text)}
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []
+
+
 def prose(page: Path) -> str:
     """A page without its code blocks."""
     return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
