@@ -4,21 +4,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
-from m3_runtime import Bundle, M3Encoder
-
-
-@pytest.fixture(scope="session")
-def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
-    bundle = Bundle.open(tiny_bundle)
-    (variant,) = (v for v in bundle.manifest.variants if v.name == "onnx-fp32")
-    with M3Encoder.from_bundle(bundle, variant, threads=1) as opened:
-        yield opened
 
 
 class Work:
