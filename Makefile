@@ -22,7 +22,7 @@ demo: $(READY)  ## build the offline model, export it with INT8, and show what i
 	$(BIN)/python examples/demo.py out/mini-m3
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)  ## style, types, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -190,9 +190,9 @@ def _bare_python(shared_folder: Path) -> Path:
 
 
 def _install_wheel(folder: Path) -> None:
-    """Build the wheel, and install it with its base dependencies into an environment without pip."""
+    """Build the sdist, the wheel from it, and install that with its base dependencies into an environment."""
     with TemporaryDirectory() as built:
-        _run_quietly(sys.executable, "-m", "build", "--wheel", "--outdir", built, ROOT)
+        _run_quietly(sys.executable, "-m", "build", "--outdir", built, ROOT)
         (wheel,) = Path(built).glob("m3_runtime-*.whl")
         venv.create(folder / "venv")
         python = folder / "venv" / "bin" / "python"

@@ -16,6 +16,7 @@ from m3_export.plan.costs import Objective
 from m3_export.recipe import Target
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError, M3Error
+from m3_runtime.version import __version__
 
 if TYPE_CHECKING:
     from m3_export.recipe import Recipe
@@ -70,7 +71,7 @@ def _failure(error: BaseException) -> tuple[str, int]:
         case OSError():
             return f"{error.filename or 'file system'}: {error.strerror or error}; nothing was written", EXIT_FAILED
         case ModuleNotFoundError():
-            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_FAILED
+            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_USAGE
         case MemoryError():
             return "out of memory, nothing was written; exporting BGE-M3 needs about 9 GB", EXIT_FAILED
         case KeyboardInterrupt():
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"m3-export {__version__}")
     parser.add_argument("source", metavar="SOURCE", help="folder, hub id or name")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the bundle; must not exist (see --force)")
     wish = parser.add_argument_group("what to write")

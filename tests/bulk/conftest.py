@@ -1,4 +1,4 @@
-"""Inputs for bulk jobs, and a command that runs one as a user does."""
+"""Inputs for bulk jobs, and the command that runs one."""
 
 import json
 import subprocess
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from commands import Done, run_main
+from m3_runtime.cli import main
 
 
 class Work:
@@ -33,12 +36,19 @@ class Work:
         ]
         return self.write(texts)
 
-    def command(self, *more: object) -> list[str]:
+    def arguments(self, *more: object) -> list[str]:
         fixed = ["bulk", self._bundle, "--variant", "onnx-fp32", "--threads", 1, "-o", self.out, *more]
-        return [sys.executable, "-m", "m3_runtime", *map(str, fixed)]
+        return [str(word) for word in fixed]
 
-    def run(self, *more: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+    def command(self, *more: object) -> list[str]:
+        return [sys.executable, "-m", "m3_runtime", *self.arguments(*more)]
+
+    def run(self, *more: object) -> Done:
+        """The whole job: here, or in a process of its own if it starts others, which belong to their parent."""
+        if not {"--workers", "--ray-address"} & {*map(str, more)}:
+            return run_main(main, *self.arguments(*more))
+        done = subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def started(self, *more: object) -> subprocess.Popen[str]:
         """A job under way, or ended early: some shards are done."""

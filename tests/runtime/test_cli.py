@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3_runtime import M3Encoder, cli_info
-from m3_runtime.cli import main
+from commands import Done, run_main
+from m3_runtime import M3Encoder
+from m3_runtime.cli import info, main
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.io.output import npz_arrays, write_npz
 from patience import PATIENCE_S, wait_until
@@ -19,20 +20,12 @@ from patience import PATIENCE_S, wait_until
 HEADS = "dense,sparse,colbert"
 
 
-def command(*arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "m3_runtime", *map(str, arguments)],
-        input=text,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: object, text: str = "") -> Done:
+    return run_main(main, *arguments, text=text)
 
 
-def encode(bundle: Path, *arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return command("encode", bundle, *arguments, "--variant", "onnx-fp32", text=text)
+def encode(bundle: Path, *arguments: object, text: str = "") -> Done:
+    return command("encode", bundle, *arguments, "--variant", "onnx-fp32", "--threads", 1, text=text)
 
 
 def records(output: str) -> list[dict]:
@@ -307,7 +300,7 @@ def test_info_says_what_runs_in_bf16(bundle_copy, monkeypatch, capsys, flags, he
             variant["properties"]["INFERENCE_PRECISION_HINT"] = "bf16"
     manifest.unlink()
     manifest.write_text(json.dumps(data))
-    monkeypatch.setattr(cli_info, "cpu_info", lambda: CpuInfo("A Core", "x86_64", frozenset(flags)))
+    monkeypatch.setattr(info, "cpu_info", lambda: CpuInfo("A Core", "x86_64", frozenset(flags)))
     assert main(["info", str(bundle_copy)]) == 0
     words = capsys.readouterr().out
     assert words.count("runs in bf16") == 1
