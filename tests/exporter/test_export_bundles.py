@@ -14,8 +14,6 @@ from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import HeadError
 
-DENSE = ("--heads", "dense", "--variants", "onnx-int8", "--budget", "dense_min=1", "--allow-over-budget")
-
 
 @pytest.fixture(scope="module")
 def again(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
@@ -37,13 +35,25 @@ def half_precision(tiny_random_checkpoint: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="module")
-def dense_only(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Dense-only, one variant, its plan searched; over a budget that nothing meets, and allowed to be."""
+def searched(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A dense-only bundle whose plans were searched: precisions timed on both engines, candidates measured."""
     folder = tmp_path_factory.mktemp("dense")
     shutil.copytree(half_precision, folder / "tuned")
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         (folder / "tuned" / name).unlink()
-    return export(folder / "tuned", *DENSE, folder / "bundle")
+    words = ("--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast")
+    return export(folder / "tuned", *words, folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def over_budget(searched: Done, half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One of its variants by its plan, from the same weights in fp32: over a budget that nothing meets, and allowed."""
+    folder = tmp_path_factory.mktemp("over")
+    shutil.copytree(half_precision, folder / "upcast")
+    state = {name: tensor.float() for name, tensor in load_file(half_precision / "model.safetensors").items()}
+    save_file(state, folder / "upcast" / "model.safetensors")
+    words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
+    return export(folder / "upcast", *words, "--budget", "dense_min=1", "--allow-over-budget", folder / "bundle")
 
 
 def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):
@@ -99,79 +109,74 @@ def test_the_bundle_holds_what_its_manifest_lists_and_no_more(again: Done):
     assert all(set(variant.files) <= listed for variant in manifest.variants)
 
 
-# One head, one variant, half precision
+# One head, a search, one variant
 
 
-def test_a_dense_only_bundle_has_one_head_and_says_so(dense_only: Done):
-    assert dense_only.code == 0, dense_only.stderr
-    manifest = Bundle.open(dense_only.out).manifest
+def test_a_dense_only_bundle_has_one_head_and_says_so(searched: Done):
+    assert searched.code == 0, searched.stderr
+    manifest = Bundle.open(searched.out).manifest
     assert manifest.heads == (Head.DENSE,)
     assert manifest.geometry.colbert_dim is None
     assert manifest.parity["onnx-int8"].sparse is manifest.parity["onnx-int8"].colbert is None
-    with M3Encoder.open(dense_only.out) as encoder:
+    with M3Encoder.open(searched.out, threads=1) as encoder:
         assert encoder.encode(["What is BGE M3?"])["dense_vecs"].shape == (1, 64)
         for head in ("return_sparse", "return_colbert_vecs"):
             with pytest.raises(HeadError, match="dense"):
                 encoder.encode(["What is BGE M3?"], **{head: True})
 
 
-def test_a_subset_of_variants_writes_only_that(dense_only: Done):
-    manifest = Bundle.open(dense_only.out).manifest
+def test_a_search_keeps_the_budget_and_its_plans(searched: Done):
+    manifest = Bundle.open(searched.out, verify="full").manifest
+    assert manifest.recipe["plan"] == "measured"
+    assert not any(manifest.over_budget.values())
+    assert set(json.loads((searched.out / "plan.json").read_text())["variants"]) == {"onnx-int8", "openvino-int8"}
+    for variant in manifest.variants:
+        assert {line.precision for line in variant.plan} & {"static", "dynamic"}, variant.name
+
+
+def test_progress_goes_to_stderr_and_the_table_to_stdout(searched: Done):
+    assert re.search(r"^\[ +\d+\.\d s\] Tracing the graph …$", searched.stderr, re.MULTILINE)
+    for step in (
+        "Reading checkpoint tuned",
+        "PyTorch FP32 reference",
+        "Timing onnx-int8's precisions",
+        "Timing openvino-int8's precisions",
+        "Writing onnx-int8",
+        "parity of onnx-int8",
+    ):
+        assert step in searched.stderr
+    assert searched.stdout.strip().startswith(f"Bundle {searched.out}: tuned, pooling cls, m3-")
+    assert "[" not in searched.stdout
+
+
+def test_a_subset_of_variants_writes_only_that(over_budget: Done):
+    assert over_budget.code == 0, over_budget.stderr
+    manifest = Bundle.open(over_budget.out).manifest
     assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
-    assert {path for path in files(dense_only.out) if "/" in path} == {
+    assert {path for path in files(over_budget.out) if "/" in path} == {
         "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "1_Pooling/config.json",
         "onnx/last_hidden_state_int8.onnx",
     }  # fmt: skip
 
 
-def test_what_is_over_budget_and_allowed_is_told_loudly(dense_only: Done):
-    assert "OVER BUDGET (allowed): dense cosine min: measured 0.99" in dense_only.stdout
-    assert "budget 1" in dense_only.stdout
-    assert "dense_min=1.0" in Bundle.open(dense_only.out).manifest.recipe["budget"]
-
-
-def test_progress_goes_to_stderr_and_the_table_to_stdout(dense_only: Done):
-    assert re.search(r"^\[ +\d+\.\d s\] Tracing the graph …$", dense_only.stderr, re.MULTILINE)
-    for step in ("Reading checkpoint tuned", "PyTorch FP32 reference", "Writing onnx-int8", "parity of onnx-int8"):
-        assert step in dense_only.stderr
-    assert dense_only.stdout.strip().startswith(f"Bundle {dense_only.out}: tuned, pooling cls, m3-")
-    assert "[" not in dense_only.stdout
-
-
-def test_a_search_says_that_it_measured_and_writes_its_plan(dense_only: Done):
-    assert Bundle.open(dense_only.out).manifest.recipe["plan"] == "measured"
-    assert "Timing onnx-int8's precisions" in dense_only.stderr
-    assert set(json.loads((dense_only.out / "plan.json").read_text())["variants"]) == {"onnx-int8"}
+def test_what_is_over_budget_and_allowed_is_told_loudly(over_budget: Done):
+    assert "OVER BUDGET (allowed): dense cosine min: measured 0.99" in over_budget.stdout
+    assert "budget 1" in over_budget.stdout
+    assert "dense_min=1.0" in Bundle.open(over_budget.out).manifest.recipe["budget"]
 
 
 def test_half_precision_and_its_upcast_copy_are_one_space_and_one_graph(
-    dense_only: Done, half_precision: Path, tmp_path: Path, tiny_bundle: Path
+    searched: Done, over_budget: Done, tiny_bundle: Path
 ):
-    folder = Path(shutil.copytree(half_precision, tmp_path / "upcast"))
-    state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(state, folder / "model.safetensors")
-    done = export(folder, *DENSE, "--plan", dense_only.out / "plan.json", "--json", "--quiet", tmp_path / "bundle")
-    assert (done.code, done.stderr) == (0, "")
-    upcast, half = (Bundle.open(path).manifest for path in (done.out, dense_only.out))
+    half, upcast = (Bundle.open(done.out).manifest for done in (searched, over_budget))
     assert upcast.recipe["plan"] == "given"
     assert upcast.space_id == half.space_id
     assert upcast.source.weights_sha256 == half.source.weights_sha256
     assert upcast.source.files != half.source.files
     assert upcast.space_id != Bundle.open(tiny_bundle).manifest.space_id
-    assert json.loads(done.stdout)["space_id"] == upcast.space_id
     graphs = [
-        {name: content for name, content in files(path).items() if "/" in name} for path in (done.out, dense_only.out)
+        {name: content for name, content in files(done.out).items() if "int8.onnx" in name}
+        for done in (searched, over_budget)
     ]
+    assert len(graphs[0]) == 3
     assert graphs[0] == graphs[1]
-
-
-def test_a_search_on_openvino_finds_a_plan_within_the_budget(tiny_random_checkpoint: Path, tmp_path: Path):
-    words = ("--variants", "openvino-int8", "--budget", "fast", "--quiet")
-    done = export(tiny_random_checkpoint, *words, tmp_path / "bundle")
-    assert (done.code, done.stderr) == (0, "")
-    manifest = Bundle.open(done.out, verify="full").manifest
-    assert (manifest.recipe["plan"], manifest.over_budget["openvino-int8"] if manifest.over_budget else ()) == (
-        "measured",
-        (),
-    )
-    assert {line.precision for line in manifest.variants[0].plan} & {"static", "dynamic"}
