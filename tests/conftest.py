@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
-FOREIGN = Path(__file__).parent / "foreign"
+ENVIRONMENT = Path(__file__).parent / "environment"
 GOLDEN = Path(__file__).parent / "golden"
 TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.json"
 
@@ -211,19 +211,19 @@ def _foreign_python() -> Path:
     source.folder.mkdir(exist_ok=True)
     with FileLock(source.folder / "foreign.lock"):
         return environment_of(
-            "foreign", FOREIGN / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
+            "foreign", ENVIRONMENT / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
         )
 
 
 @pytest.fixture(scope="session")
 def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
-    """Runs a script of tests/foreign with a request, in a folder; gives what it prints."""
+    """Runs a script of tests/environment with a request, in a folder; gives what it prints."""
 
     def run(script: str, request: object, folder: Path) -> Any:
         # nobody's login, nobody's downloads, and nothing sent to ONNX Runtime's makers
         env = {**os.environ, "HF_HOME": str(folder / "hub"), "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
-            [str(foreign_python), str(FOREIGN / script)],
+            [str(foreign_python), str(ENVIRONMENT / script)],
             input=json.dumps(request),
             cwd=folder,
             env=env,

@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from figures import ROOT
+
+ROOT = Path(__file__).parents[2]
 
 BANNED = ("torch", "transformers", "onnx", "nncf", "openvino", "onnxscript", "safetensors")
 ENCODE = """
