@@ -1,4 +1,4 @@
-"""The files that transformers, Optimum and sentence-transformers look for; the libraries themselves: tests/environment."""
+"""The files by which transformers, Optimum and sentence-transformers open a bundle (they do so in tests/environment)."""
 
 import json
 import shutil
