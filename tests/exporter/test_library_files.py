@@ -1,4 +1,4 @@
-"""The files by which transformers, Optimum and sentence-transformers open a bundle (they do so in tests/environment)."""
+"""The files by which others open a bundle: transformers, Optimum, sentence-transformers (see tests/environment)."""
 
 import json
 import shutil
