@@ -152,7 +152,7 @@ def test_unknown_budget_names_are_refused(text: str):
 
 def test_budgets_by_name_and_changes_to_them():
     assert BUDGETS["balanced"] == Budget() == Budget.parse("balanced")
-    assert Budget.parse("strict") == Budget(0.9998, 0.9995, 0.999, 0.99, 0.01)
+    assert Budget.parse("strict") == Budget(0.9998, 0.9995, 0.999, 0.99, 0.001)
     assert Budget.parse("fast , dense_min=0.9") == Budget(0.998, 0.9, 0.99, 0.96, 0.01)
     # how many degenerate texts may be below hangs on what they are below of, which differs
     names = [f.name for f in fields(Budget) if f.name != "degenerate_share"]
@@ -225,7 +225,7 @@ def test_all_figures_are_reported_at_once():
     parity = replace(PARITY, padded_dense_min=0.9, degenerate=degenerate)
     found = excesses(parity, Budget(1, 1, 1, 1), "int8", normalize=True)
     assert len(found) == len(fields(Budget)) + 1  # dense_min holds for a padded batch too
-    assert str(found[-1]) == "share of 100 degenerate texts below 0.998: measured 0.03, budget 0.005"
+    assert str(found[-1]) == "share of 100 degenerate texts below 0.998: measured 0.03, budget 0.001"
 
 
 def test_a_dense_only_parity_is_held_to_dense_figures():

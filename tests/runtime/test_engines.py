@@ -22,6 +22,7 @@ from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
+from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
@@ -186,7 +187,7 @@ def test_what_asks_for_no_bf16_gets_none(properties):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_only_what_is_asked_for_comes_back(bundle, name):
-    engine = select.open_engine(bundle, bundle.variant(name), 1)
+    engine = select.open_engine(bundle, bundle.variant(name), 1, Opening(takes_padded=True))
     batch = TokenBatch(np.array([[0, 5, 2], [0, 2, 1]]), np.array([[1, 1, 1], [1, 1, 0]]))
     raw = engine.run(batch, [Head.SPARSE])
     assert raw.dense_vecs is raw.colbert_vecs is None
@@ -213,7 +214,7 @@ def batch_of(*lengths: int, vocabulary: int) -> TokenBatch:
 @pytest.fixture(params=VARIANTS)
 def engine_and_noise(request, bundle):
     """Each variant's engine, and how far two ways to one result may differ: an INT8 step may fall to the other side."""
-    opened = select.open_engine(bundle, bundle.variant(request.param), 1)
+    opened = select.open_engine(bundle, bundle.variant(request.param), 1, Opening(takes_padded=True))
     yield opened, 1e-6 if request.param == "onnx-fp32" else 2e-3
     opened.close()
 
@@ -226,6 +227,13 @@ def test_dense_alone_is_dense_of_all_heads(bundle, engine_and_noise, lengths):
     assert alone.token_weights is alone.colbert_vecs is None
     assert everything.token_weights.shape == batch.input_ids.shape
     np.testing.assert_allclose(alone.dense_vecs, everything.dense_vecs, rtol=0, atol=noise)
+
+
+def test_padded_rows_are_refused_where_their_attention_is_left_out(bundle):
+    engine = select.open_engine(bundle, bundle.variant("openvino-int8"), 1)
+    with pytest.raises(EngineError, match="padded"):
+        engine.run(batch_of(3, 2, vocabulary=bundle.manifest.geometry.vocab_size), list(Head))
+    engine.close()
 
 
 def test_dense_alone_of_a_text_and_of_a_batch(bundle, engine_and_noise):

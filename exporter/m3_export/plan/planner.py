@@ -1,6 +1,6 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,10 +34,11 @@ from m3_runtime.bundle.manifest import EngineName, Geometry
 Ids = NDArray[np.int32]
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
+EARLY_LAYERS = (6, 3)  # the first sixth and the first third: where an error turns a degenerate text into another one
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
-NATURAL, NATURAL_TOKENS, DEGENERATE, DEGENERATE_TOKENS = 12, 48, 24, 16
+NATURAL, NATURAL_TOKENS, DEGENERATE, DEGENERATE_TOKENS = 10, 32, 16, 8
 
 
 @dataclass(frozen=True)
@@ -173,22 +174,25 @@ class Planner:
         """Whole-model candidates; those with static or smoothed schemes have them tuned per projection."""
         found: list[tuple[str, PrecisionPlan]] = []
 
-        def add(title: str, schemes: dict[Projection, Scheme], settings: Sequence[Setting]) -> None:
-            plans = [PrecisionPlan(schemes, s.group, s.float_type) for s in settings]
-            found.append((title, min(self._not_slower(plans, costs), key=time_of)))
+        def add(title: str, schemes: Mapping[Projection, Scheme], settings: Sequence[Setting]) -> None:
+            for first in sorted({0, *(self._geometry.layers // part for part in EARLY_LAYERS)}):
+                early = {p: FLOAT if p.layer < first else scheme for p, scheme in schemes.items()}
+                plans = [PrecisionPlan(early, s.group, s.float_type) for s in settings]
+                name = title + (f", first {first} layers float" if first else "")
+                found.append((name, min(self._not_slower(plans, costs), key=time_of)))
 
         groups = sorted({setting.group for setting in costs.settings})
         every = projections(self._geometry.layers)
         if Precision.STATIC in costs.precisions(costs.settings[0]):
             static = self._static
-            add("all static", dict(static), costs.settings)
+            add("all static", static, costs.settings)
             mixed = {p: DYNAMIC if p.kind is Kind.FFN_OUT else scheme for p, scheme in static.items()}
             add("static, FFN-out dynamic", mixed, costs.settings)
         for group in groups:
             of_group = [setting for setting in costs.settings if setting.group == group]
             add("all dynamic", dict.fromkeys(every, DYNAMIC), of_group)
         if costs.engine is EngineName.ONNXRUNTIME:
-            add("all dynamic, smoothed", dict(self._smoothed), costs.settings)
+            add("all dynamic, smoothed", self._smoothed, costs.settings)
         return found
 
     def _not_slower(self, plans: Sequence[PrecisionPlan], costs: Costs) -> list[PrecisionPlan]:

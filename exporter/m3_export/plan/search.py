@@ -9,6 +9,7 @@ hold.
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import count
 
 import numpy as np
@@ -18,6 +19,7 @@ from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
 COULD_HOLD = 1.5  # losses of so few layers are predicted within about this factor
+MOST_DEGENERATE = 2.0  # times the limit: a rare jump of a degenerate text cannot be told from the mean loss of a few
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
 MOST_TRIALS = 8  # a trial in BGE-M3's geometry takes a minute
 
@@ -137,22 +139,19 @@ class Repair:
         measured = trial.expected.in_parts_of(self._limits)
         state = _State(dict(start.schemes), self._sum(start.schemes))
         scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
+        scale[-1] = min(scale[-1], MOST_DEGENERATE / max(self._in_parts(state.total)[-1], 1e-12))
         if measured.max() <= 1:  # something holds already: now whatever is faster and could hold is worth a trial
             scale = scale / COULD_HOLD
-        while (excess := self._excess(state, scale)) > 0:
-            higher = [
-                (excess - self._excess(found, scale), longer, found) for longer, found in self._moves(state, up=True)
-            ]
-            gain, _, found = max(higher, default=(0.0, 0.0, state), key=lambda move: move[0] / max(move[1], 1e-9))
-            if gain <= 0:
+        while (excess := self._excess(state.total, scale)) > 0:
+            higher = self._best_move_up(state, excess, scale)
+            if higher is None:
                 return None
-            state = found
+            state = higher
         state = self._lowered(state, scale)
         plan = replace(start, schemes=state.schemes)
         if plan in seen:
-            nearby = [found for _, found in self._exchanges(state) if self._excess(found, scale) == 0]
-            plans = (replace(start, schemes=found.schemes) for found in nearby)
-            plan = next((found for found in plans if found not in seen), start)
+            nearby = (replace(start, schemes=found.schemes) for found in self._exchanges(state, scale))
+            plan = next((found for found in nearby if found not in seen), start)
         if plan in seen:
             return None
         time = trial.candidate.time + sum(
@@ -161,32 +160,59 @@ class Repair:
         )
         return Candidate(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time, is_repair=True)
 
+    def _best_move_up(self, state: "_State", excess: float, scale: Floats) -> "_State | None":
+        """The one step up that saves most excess per time, or None if none saves any.
+
+        A simulation is needed to know what a step saves, but not what it saves at most: moves are looked at in the
+        order of that bound, and only until none left can be better (Minoux's lazy greedy, 1978).
+        """
+        bounds = [
+            ((excess - self._excess(state.total - self._vector(*move.before), scale)) / max(move.longer, 1e-9), move)
+            for move in self._moves(state, 1)
+        ]
+        best, most = None, 0.0
+        for bound, move in sorted(bounds, key=lambda found: -found[0]):
+            if bound <= most:
+                break
+            moved = self._moved(state, move)
+            gain = (excess - self._excess(moved.total, scale)) / max(move.longer, 1e-9)
+            if gain > most:
+                best, most = moved, gain
+        return best
+
     def _lowered(self, state: "_State", scale: Floats) -> "_State":
         """The fastest state that one or two moves at a time lead to, all of them predicted to hold."""
-        while True:
-            faster = (found for longer, found in self._exchanges(state) if longer < 0)
-            lowered = next((found for found in faster if self._excess(found, scale) == 0), None)
-            if lowered is None:
-                return state
-            state = lowered
+        while (faster := next(self._exchanges(state, scale, longest=0), None)) is not None:
+            state = faster
+        return state
 
-    def _exchanges(self, state: "_State") -> list[tuple[float, "_State"]]:
-        """One projection down, up, or one down and one up: the fastest first."""
-        downs = list(self._moves(state, up=False))
-        moves = [*downs, *self._moves(state, up=True)]
-        for longer, lower in downs:
-            moves += [(longer + further, exchanged) for further, exchanged in self._moves(lower, up=True)]
-        return sorted(moves, key=lambda move: move[0])
+    def _exchanges(self, state: "_State", scale: Floats, longest: float = np.inf) -> Iterator["_State"]:
+        """What is predicted to hold with one projection down, up, or one down and one up: the fastest first.
 
-    def _moves(self, state: "_State", *, up: bool) -> Iterator[tuple[float, "_State"]]:
-        """Every projection one precision up, or down: how much longer that takes, and what it leads to."""
+        Only what takes less than `longest` more than the state does.
+        """
+        downs, ups = list(self._moves(state, -1)), list(self._moves(state, 1))
+        exchanges = [(down, up) for down in downs for up in ups if down.projection != up.projection]
+        found = [(sum(move.longer for move in moves), moves) for moves in (*zip(downs), *zip(ups), *exchanges)]
+        for _, moves in sorted((f for f in found if f[0] < longest), key=lambda f: f[0]):
+            least = state.total - np.sum([self._vector(*move.before) for move in moves], axis=0)
+            if self._excess(least, scale) == 0:  # else it cannot hold, whatever the new precisions lose
+                moved = reduce(self._moved, moves, state)
+                if self._excess(moved.total, scale) == 0:
+                    yield moved
+
+    def _moves(self, state: "_State", steps: int) -> Iterator["_Move"]:
+        """Every projection one precision up (1) or down (-1)."""
         for projection, scheme in state.schemes.items():
             ladder = self._ladder[projection]
-            place = [step.precision for step in ladder].index(scheme.precision) + (1 if up else -1)
+            place = [step.precision for step in ladder].index(scheme.precision) + steps
             if 0 <= place < len(ladder):
                 longer = self._time(projection, ladder[place]) - self._time(projection, scheme)
-                total = state.total - self._vector(projection, scheme) + self._vector(projection, ladder[place])
-                yield longer, _State({**state.schemes, projection: ladder[place]}, total)
+                yield _Move(projection, scheme, ladder[place], longer)
+
+    def _moved(self, state: "_State", move: "_Move") -> "_State":
+        total = state.total - self._vector(*move.before) + self._vector(move.projection, move.to)
+        return _State({**state.schemes, move.projection: move.to}, total)
 
     def _sum(self, schemes: Mapping[Projection, Scheme]) -> Floats:
         vectors = [self._vector(projection, scheme) for projection, scheme in schemes.items()]
@@ -197,9 +223,9 @@ class Repair:
             return np.zeros_like(_additive(self._always))
         return _additive(self._losses(projection, scheme))
 
-    def _excess(self, state: "_State", scale: Floats) -> float:
+    def _excess(self, total: Floats, scale: Floats) -> float:
         """By how much all figures together are over, in parts of their limits."""
-        return float(np.maximum(self._in_parts(state.total) * scale - 1, 0).sum())
+        return float(np.maximum(self._in_parts(total) * scale - 1, 0).sum())
 
     def _in_parts(self, total: Floats) -> Floats:
         """(5,) predicted figures in parts of their limits, before scaling.
@@ -227,6 +253,20 @@ class _State:
 
     schemes: Mapping[Projection, Scheme]
     total: Floats
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One projection from one scheme to another, and how much longer that takes."""
+
+    projection: Projection
+    scheme: Scheme
+    to: Scheme
+    longer: float
+
+    @property
+    def before(self) -> tuple[Projection, Scheme]:
+        return self.projection, self.scheme
 
 
 def _additive(losses: TextLosses) -> Floats:

@@ -19,7 +19,7 @@ class Budget:
     dense_min: float = 0.998
     colbert_p5: float = 0.996
     sparse_jaccard: float = 0.98
-    degenerate_share: float = 0.005
+    degenerate_share: float = 0.001
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -33,7 +33,7 @@ class Budget:
         >>> Budget.parse("dense_min=0.997").dense_min
         0.997
         >>> Budget.parse("strict,dense_min=0.999").to_text()
-        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99,degenerate_share=0.01'
+        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99,degenerate_share=0.001'
         """
         parts = [part.strip() for part in text.split(",") if part.strip()]
         base = cls()
@@ -54,7 +54,7 @@ class Budget:
 
 
 BUDGETS = {
-    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99, degenerate_share=0.01),
+    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99),
     "balanced": Budget(),
     "fast": Budget(dense_mean=0.998, dense_min=0.994, colbert_p5=0.99, sparse_jaccard=0.96, degenerate_share=0.01),
 }

@@ -25,6 +25,7 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import ColbertDtype, EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines import Engine, TokenBatch
+from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
@@ -92,7 +93,7 @@ def measure(
     """
     is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
     run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
-    engine = open_engine(bundle, run, threads)
+    engine = open_engine(bundle, run, threads, Opening(takes_padded=True))
     natural, degenerate = probe.natural, probe.degenerate if variant.precision != "fp32" else None
     with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
         outputs = _encode(encoder, natural.texts)

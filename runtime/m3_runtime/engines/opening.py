@@ -16,12 +16,14 @@ class Opening:
     `low_memory`: hold less in memory and take longer for it. `cache_file`: where this variant's compiled form is kept
     from one opening to the next (OpenVINO only), or None. `streams`: how many runs at a time share the threads.
     `tell_busy` is called right before the long call into the engine, which leaves the interpreter to other threads.
+    `takes_padded`: batches with padded rows will come; the runtime makes none.
     """
 
     low_memory: bool = False
     cache_file: Path | None = None
     tell_busy: Callable[[], None] = _nobody
     streams: int = 1
+    takes_padded: bool = False
 
 
 DEFAULT_OPENING = Opening()
