@@ -1,18 +1,19 @@
-"""`m3-bench bars`."""
+"""`python -m m3_bench bars`, as a user runs it."""
 
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from commands import Done, run_main
 from m3_bench.bars.rows import Column, rows_for
-from m3_bench.cli import main
 
 
-def bars(*words) -> Done:
-    return run_main(main, "bars", *words)
+def bars(*words) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "m3_bench", "bars", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_rows_are_measured_printed_and_written(tiny_bundle, tmp_path):
