@@ -34,7 +34,8 @@ from m3_runtime.bundle.manifest import EngineName, Geometry
 Ids = NDArray[np.int32]
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
-EARLY_LAYERS = (6, 3)  # the first sixth and the first third: where an error turns a degenerate text into another one
+EARLY = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1)  # of the layers: where a small error turns a degenerate text into another one
+RARE = 0.01  # of degenerate texts: so few are no clipped ranges but jumps, which the mean of a few texts does not show
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
@@ -136,6 +137,10 @@ class Planner:
 
         def repaired(trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
             plan = trial.candidate.plan
+            if self._limits.degenerate_share < trial.measured.degenerate_share <= RARE:
+                return self._with_early_layers_float(trial, time_of)
+            if trial.holds(self._limits) and _early_float_layers(plan):
+                return None  # faster ones are known, and were over
             setting = Setting(plan.float_type, plan.group)
             if setting not in repairs:
                 repairs[setting] = self._repair(costs, setting, reference)
@@ -175,11 +180,8 @@ class Planner:
         found: list[tuple[str, PrecisionPlan]] = []
 
         def add(title: str, schemes: Mapping[Projection, Scheme], settings: Sequence[Setting]) -> None:
-            for first in sorted({0, *(self._geometry.layers // part for part in EARLY_LAYERS)}):
-                early = {p: FLOAT if p.layer < first else scheme for p, scheme in schemes.items()}
-                plans = [PrecisionPlan(early, s.group, s.float_type) for s in settings]
-                name = title + (f", first {first} layers float" if first else "")
-                found.append((name, min(self._not_slower(plans, costs), key=time_of)))
+            plans = [PrecisionPlan(dict(schemes), s.group, s.float_type) for s in settings]
+            found.append((title, min(self._not_slower(plans, costs), key=time_of)))
 
         groups = sorted({setting.group for setting in costs.settings})
         every = projections(self._geometry.layers)
@@ -188,6 +190,7 @@ class Planner:
             add("all static", static, costs.settings)
             mixed = {p: DYNAMIC if p.kind is Kind.FFN_OUT else scheme for p, scheme in static.items()}
             add("static, FFN-out dynamic", mixed, costs.settings)
+        add("all float", dict.fromkeys(every, FLOAT), costs.settings)
         for group in groups:
             of_group = [setting for setting in costs.settings if setting.group == group]
             add("all dynamic", dict.fromkeys(every, DYNAMIC), of_group)
@@ -250,6 +253,18 @@ class Planner:
 
         return Repair(ladder, losses, self._simulation.losses_of_embedding(), time, self._limits)
 
+    def _with_early_layers_float(self, trial: Trial, time_of: Callable[[PrecisionPlan], float]) -> Candidate | None:
+        """The same plan with more of its first layers in float."""
+        plan, layers = trial.candidate.plan, self._geometry.layers
+        done = _early_float_layers(plan)
+        first = next((n for n in (max(1, round(share * layers)) for share in EARLY) if n > done), None)
+        if first is None:
+            return None
+        schemes = {p: FLOAT if p.layer < first else scheme for p, scheme in plan.schemes.items()}
+        early = replace(plan, schemes=schemes)
+        name = f"{trial.candidate.name.split(', first ')[0]}, first {first} layers float"
+        return Candidate(early, name, time_of(early), is_repair=True)
+
     def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
         return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(
             precision, lambda: FLOAT
@@ -259,6 +274,12 @@ class Planner:
     def _simulation(self) -> Simulation:
         with self._progress.step(f"  Exact outputs of {len(self._texts.tuning)} tuning texts"):
             return Simulation(self._quantized, self._texts.tuning, self._texts.is_degenerate)
+
+
+def _early_float_layers(plan: PrecisionPlan) -> int:
+    """How many layers from the first on have every projection in float."""
+    quantized = [p.layer for p, scheme in plan.schemes.items() if scheme.precision is not Precision.FLOAT]
+    return min(quantized, default=max(p.layer for p in plan.schemes) + 1)
 
 
 def _cut(row: Ids, tokens: int) -> Ids:

@@ -18,10 +18,11 @@ from m3_export.plan.losses import Floats, Losses, TextLosses
 from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
+SAME_TIME = 1.01  # what differs by less is as fast
 COULD_HOLD = 1.5  # losses of so few layers are predicted within about this factor
 MOST_DEGENERATE = 2.0  # times the limit: a rare jump of a degenerate text cannot be told from the mean loss of a few
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
-MOST_TRIALS = 8  # a trial in BGE-M3's geometry takes a minute
+MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def search(
         if best is not None and time > best.candidate.time * AS_FAST:
             break
         if isinstance(following, Trial):
-            add(repair(following, seen))
+            if not any(_is_better(other, following, limits) for other in trials):
+                add(repair(following, seen))
             continue
         if best is not None and following.is_repair and time > best.candidate.time * WORTH_A_TRIAL:
             continue
@@ -98,8 +100,18 @@ def search(
             heapq.heappush(queue, (following.time * AS_FAST, next(order), trial))
         if best is not None and following.is_repair and trial is not best:
             add(repair(best, seen))
+    if best is None and (slowest := max(candidates, key=lambda candidate: candidate.time)).plan not in {
+        trial.candidate.plan for trial in trials
+    }:
+        trials.append(evaluate(slowest))
     chosen = best or min(trials, key=lambda trial: trial.expected.worst(limits))
     return (chosen, *(trial for trial in trials if trial is not chosen))
+
+
+def _is_better(one: Trial, than: Trial, limits: Losses) -> bool:
+    """Whether a trial is as fast by its prediction, and nearer to the budget."""
+    is_as_fast = one.candidate.time <= than.candidate.time * SAME_TIME
+    return is_as_fast and one.expected.worst(limits) < than.expected.worst(limits)
 
 
 class Repair:

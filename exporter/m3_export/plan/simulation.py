@@ -6,14 +6,14 @@ how the planner learns what each projection costs in accuracy without writing a 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from m3_export.calibration.statistics import ActivationStatistics, linears, norm_before
-from m3_export.graph.model import M3Model
+from m3_export.graph.model import MASKED_SCORE, M3Model
 from m3_export.plan.losses import TextLosses
 from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Scheme
 from m3_export.quantize.embedding import quantize_groups, widest_group
@@ -21,6 +21,8 @@ from m3_export.quantize.projection import QuantizedProjection, fake_quantize, qu
 
 Ids = NDArray[np.int32]
 Compute = Callable[[torch.Tensor], torch.Tensor]
+
+SIMILAR = 1.6  # times the shortest: texts up to this length run together, padded
 
 
 class QuantizedModel:
@@ -133,6 +135,33 @@ class QuantizedModel:
         return list(self.statistics.outlier_neurons[projection.layer])
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Texts that run together, padded on the right: ids and mask (B, T), what is added to scores (B, 1, 1, T)."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    scores: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Ids], pad_id: int) -> "_Batch":
+        ids = torch.full((len(rows), max(map(len, rows))), pad_id)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.from_numpy(row.astype(np.int64)), 1
+        return cls(ids, mask, (1.0 - mask[:, None, None, :].float()) * MASKED_SCORE)
+
+
+def _of_similar_length(rows: Sequence[Ids]) -> list[list[Ids]]:
+    """Sorted rows in few groups: a run of few tokens takes nearly as long as one of many."""
+    groups: list[list[Ids]] = []
+    for row in rows:
+        if not groups or len(row) > SIMILAR * len(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
 class Simulation:
     """Texts with their exact outputs, and every layer's exact input, so that a run can start in the middle."""
 
@@ -141,15 +170,13 @@ class Simulation:
 
         Args:
             quantized: the model.
-            ids: (L,) ids of each text, both special tokens included; texts of one length run together.
+            ids: (L,) ids of each text, both special tokens included.
             is_degenerate: of each text.
         """
         self._quantized = quantized
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-        lengths = sorted({len(row) for row in ids})
         self._batches = [
-            torch.from_numpy(np.stack([ids[i] for i in order if len(ids[i]) == length]).astype(np.int64))
-            for length in lengths
+            _Batch.of(rows, quantized.model.pad_id) for rows in _of_similar_length([ids[i] for i in order])
         ]
         self._is_degenerate = np.array([is_degenerate[i] for i in order])
         counts = np.array([max(len(ids[i]) - 1, 0) for i in order])
@@ -158,11 +185,11 @@ class Simulation:
         self._outputs: list[tuple[torch.Tensor, ...]] = []
         with torch.inference_mode():
             for batch in self._batches:
-                inputs = [quantized.model.embedded(batch)]
+                inputs = [quantized.model.embedded(batch.ids)]
                 for layer in quantized.model.layers:
-                    inputs.append(layer(inputs[-1], _no_mask(batch)))
+                    inputs.append(layer(inputs[-1], batch.scores))
                 self._inputs.append(inputs)
-                self._outputs.append(quantized.model.heads(inputs[-1], batch, torch.ones_like(batch)))
+                self._outputs.append(quantized.model.heads(inputs[-1], batch.ids, batch.mask))
 
     def losses_of_plan(self, plan: PrecisionPlan) -> TextLosses:
         """Losses of a whole plan, the embedding in int8 included; floats are fp32 whatever the plan's float type is."""
@@ -183,14 +210,14 @@ class Simulation:
         model, dense, sparse, colbert = self._quantized.model, [], [], []
         with torch.inference_mode():
             for batch, inputs, exact in zip(self._batches, self._inputs, self._outputs, strict=True):
-                x = model.embedded(batch) if first_layer is None else inputs[first_layer]
+                x = model.embedded(batch.ids) if first_layer is None else inputs[first_layer]
                 for layer in list(model.layers)[first_layer or 0 :]:
-                    x = layer(x, _no_mask(batch))
-                got = model.heads(x, batch, torch.ones_like(batch))
+                    x = layer(x, batch.scores)
+                got = model.heads(x, batch.ids, batch.mask)
                 dense.append(_cosine_loss(exact[0], got[0]))
                 if len(exact) > 1:
                     sparse.append(_jaccard_loss(exact[1], got[1]))
-                    colbert.append(_cosine_loss(exact[2], got[2]).flatten())
+                    colbert.append(_cosine_loss(exact[2], got[2])[batch.mask[:, 1:] == 1])
         return TextLosses(
             dense=torch.cat(dense).numpy(),
             sparse=torch.cat(sparse).double().numpy() if sparse else np.zeros(0),
@@ -222,10 +249,6 @@ def _computing(module: torch.nn.Module, forward: Compute) -> Iterator[None]:
         yield
     finally:
         del module.forward
-
-
-def _no_mask(batch: torch.Tensor) -> torch.Tensor:
-    return torch.zeros((1, 1, 1, batch.shape[1]))
 
 
 def _cosine_loss(exact: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
