@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -82,10 +83,15 @@ class Module:
         return tuple(found)
 
     def imports(self, known: frozenset[str]) -> frozenset[str]:
-        """Those of the known modules that this one imports, wherever in it the import stands."""
+        """Those of the known modules that this one imports when it runs, inside functions too."""
         found: set[str] = set()
-        for node in ast.walk(self.tree):
+        waiting: list[ast.AST] = [self.tree]
+        while waiting:
+            node = waiting.pop()
+            waiting += ast.iter_child_nodes(node)
             match node:
+                case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body):
+                    waiting = [other for other in waiting if other not in body]
                 case ast.Import(names=names):
                     found |= {alias.name for alias in names}
                 case ast.ImportFrom(module=str(module), names=names):
@@ -142,6 +148,16 @@ def short_with_one_importer(found: tuple[Module, ...]) -> dict[str, str]:
     return {name: importers[name][0] for name in short if len(importers[name]) == 1}
 
 
+def circle(found: tuple[Module, ...]) -> list[str]:
+    """Modules that import each other in a circle, the first again at the end; empty if there is none."""
+    known = frozenset(module.name for module in found)
+    try:
+        TopologicalSorter({module.name: module.imports(known) for module in found}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def main() -> None:
     found = modules()
     functions = sorted((one.code_lines, one.name) for module in found for one in module.functions)
@@ -156,6 +172,7 @@ def main() -> None:
     print(f"modules under {SHORT_LINES} lines with one importer: {len(short)}")
     for name, importer in sorted(short.items()):
         print(f"  {name} ← {importer}")
+    print(f"a circle of imports: {' → '.join(circle(found)) or 'none'}")
     same = homonyms(found)
     print(f"public names of several modules: {len(same)}")
     for (package, name), places in same.items():

@@ -6,12 +6,13 @@ import tomllib
 from dataclasses import replace
 
 import pytest
-from figures import PACKAGES, ROOT, Module, homonyms, modules, percentile_90, short_with_one_importer
+from figures import PACKAGES, ROOT, Module, circle, homonyms, modules, percentile_90, short_with_one_importer
 
 import m3_runtime
 
 SHORT_MODULES = 11
 """Of fewer than 60 lines with a single importer. It only goes down, to 10."""
+CIRCLE_TODAY = {"m3_runtime.server.serving", "m3_runtime.server.workers"}
 SAME_NAMES = """
 m3_bench BETWEEN_S Bar Choice Contender DEPTH DESCRIPTION EPILOG Figure Floats NAMES PRODUCTS QRELS Row SCHEMA_VERSION
 m3_bench Vectors Wish ceiling_share choose cost digest_of doubts gain in_words latency likeness line loss mean measure
@@ -54,6 +55,10 @@ def test_few_short_modules_have_a_single_importer(product):
     assert len(found := short_with_one_importer(product)) <= SHORT_MODULES, found
 
 
+def test_imports_go_in_no_circle(product):
+    assert set(circle(product)) <= CIRCLE_TODAY
+
+
 def test_a_public_name_has_one_meaning_in_a_package(product):
     known = {(package, name) for package, *names in map(str.split, SAME_NAMES.split("\n")[1:-1]) for name in names}
     assert {key: found for key, found in homonyms(product).items() if key not in known} == {}
@@ -68,6 +73,9 @@ def test_the_rules_find_something():
     assert homonyms((first, second)) == {("m3_bench", "load"): ["m3_bench.a", "m3_bench.b"]}
     assert short_with_one_importer((first, second)) == {}
     assert short_with_one_importer((replace(first, text="def load(): ...\n"), second)) == {"m3_bench.a": "m3_bench.b"}
+    assert circle((first, second)) == []
+    assert len(circle((replace(first, text="def f():\n    from m3_bench import b\n"), second))) == 3
+    assert circle((replace(first, text="if TYPE_CHECKING:\n    import m3_bench.b\n"), second)) == []
 
 
 def test_no_path_of_one_machine():
