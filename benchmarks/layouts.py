@@ -26,8 +26,7 @@ import numpy as np
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import RawOutputs, TokenBatch
-from m3_runtime.engines.opening import Opening
+from m3_runtime.engines import Opening, RawOutputs, TokenBatch
 from m3_runtime.engines.select import choose_variant, open_engine
 
 BETWEEN_S = 0.3

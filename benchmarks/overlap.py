@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
+from m3_runtime.encode.windows import Window, tokenized_windows
 
 from m3_export.calibration.texts import probe_texts
 from m3_runtime import M3Encoder, pipeline
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.encode.options import EncodeOptions
-from m3_runtime.encode.windows import Window, tokenized_windows
 from m3_runtime.tokenizer import M3Tokenizer
 
 Windows = Callable[[Sequence[str], EncodeOptions, M3Tokenizer], Generator[Window, None, None]]

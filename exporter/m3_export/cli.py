@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="NAME|NAME=VALUE,…",
         help="lowest accepted parity: strict, balanced (default: dense_mean=0.9993, dense_min=0.998, colbert_p5=0.996, "
-        "sparse_jaccard=0.98, degenerate_share=0.001) or fast, figures of your own, or both: strict,dense_min=0.999",
+        "sparse_jaccard=0.98, degenerate_share=0.005) or fast, figures of your own, or both: strict,dense_min=0.999",
     )
     accuracy.add_argument("--allow-over-budget", action="store_true", help="write the bundle all the same, and say so")
     accuracy.add_argument(

@@ -49,7 +49,7 @@ class CpuInfo:
     @property
     def has_int8_dot(self) -> bool:
         """Multiplies int8 without saturating on the way (VNNI or AMX on x86, dot product on Arm)."""
-        return bool(self.flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+        return bool(self.flags & _INT8_MULTIPLIERS.keys())
 
     @property
     def has_bf16(self) -> bool:
@@ -63,14 +63,7 @@ class CpuInfo:
         >>> CpuInfo("Zen 4", "x86_64", frozenset({"avx2", "avx512_vnni", "avx512_bf16"})).multipliers
         'vnni+bf16'
         """
-        best_first = {
-            "amx_int8": "amx",
-            "avx512_vnni": "vnni",
-            "avx_vnni": "vnni",
-            "i8mm": "i8mm",
-            "asimddp": "dotprod",
-        }
-        int8 = next((name for flag, name in best_first.items() if flag in self.flags), "none")
+        int8 = next((name for flag, name in _INT8_MULTIPLIERS.items() if flag in self.flags), "none")
         return int8 + ("+bf16" if self.has_bf16 else "")
 
     def has(self, feature: CpuFeature) -> bool:

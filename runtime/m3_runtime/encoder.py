@@ -1,32 +1,36 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_runtime import scoring
-from m3_runtime.bundle.manifest import TokenizerInfo, Variant
+from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
-    EncodeOptions,
+    ColbertDtype,
     checked_max_length,
     checked_threads,
     encode_options,
 )
-from m3_runtime.encode.pipeline import encode_texts
+from m3_runtime.encode.pipeline import BatchObserver, encode_texts, encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
 from m3_runtime.errors import EngineError, InputError
 from m3_runtime.loading import load
-from m3_runtime.pairs import checked_pairs, score_pairs
-from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, check_text, checked_texts
+from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
 
@@ -39,13 +43,22 @@ class M3Encoder:
 
     >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
+
+    Attributes:
+        bundle: the open bundle: its folder and manifest.
+        variant: the variant that runs.
+        tokenizer: the bundle's tokenizer.
+        engine: what runs the variant.
     """
 
     def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
-        self._bundle = bundle
-        self._variant = variant
-        self._tokenizer = tokenizer
-        self._engine: Engine | None = engine
+        self.bundle = bundle
+        self.variant = variant
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self._lock = threading.Lock()  # over the two below
+        self._calls = 0
+        self._is_closed = False
 
     @classmethod
     def open(
@@ -97,13 +110,7 @@ class M3Encoder:
     ) -> "M3Encoder":
         """Load one variant of an open bundle; what `open` does when it has checked and chosen.
 
-        Args:
-            bundle: an open bundle.
-            variant: one of its variants.
-            threads: threads of all runs together.
-            cache_dir: as in `open`.
-            low_memory: as in `open`.
-            streams: as in `open`.
+        Args are those of `open`, but that the bundle is open, the variant is one of its own, and `threads` is a number.
 
         Raises:
             BundleError: the tokenizer or the variant's properties are not what they must be.
@@ -153,75 +160,85 @@ class M3Encoder:
             HeadError: the bundle has no such head.
             EngineError: the engine failed, or the encoder is closed.
         """
+        flags = {Head.DENSE: return_dense, Head.SPARSE: return_sparse, Head.COLBERT: return_colbert_vecs}
+        return self.encode_heads(
+            sentences,
+            {head for head, is_wanted in flags.items() if is_wanted},
+            batch_size=batch_size,
+            max_length=max_length,
+            token_budget=token_budget,
+            on_truncate=on_truncate,
+            colbert_dtype=colbert_dtype,
+        )
+
+    def encode_heads(
+        self,
+        sentences: str | Sequence[str],
+        heads: Collection[Head],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_length: int | None = None,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+    ) -> Encoding:
+        """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
         options = encode_options(
-            self._bundle.manifest,
-            heads=(return_dense, return_sparse, return_colbert_vecs),
-            limits=(batch_size, token_budget),
+            self.bundle.manifest,
+            heads,
+            batch_size=batch_size,
+            token_budget=token_budget,
             max_length=max_length,
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
         )
-        return self._encode(sentences, options)
-
-    def _encode(self, sentences: object, options: EncodeOptions) -> Encoding:
         is_single = isinstance(sentences, str)
         if is_single:
             check_text(sentences, "the text")
         texts = checked_texts([sentences] if is_single else sentences)
-        result = encode_texts(texts, options, self._bundle.manifest, self._tokenizer, self._running())
+        with self._running() as engine:
+            result = encode_texts(texts, options, self.bundle.manifest, self.tokenizer, engine)
         return result.single() if is_single else result
 
-    def encode_queries(  # noqa: PLR0913 - as `encode`
+    def encode_ids(
         self,
-        queries: str | Sequence[str],
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
+        ids: Sequence[NDArray[np.int32]],
+        heads: Collection[Head],
         *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
-        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
-        colbert_dtype: str = "float32",
+        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        on_batch: BatchObserver | None = None,
     ) -> Encoding:
-        """`encode` under FlagEmbedding's name for queries; M3 has no query instruction."""
-        return self.encode(
-            queries,
-            batch_size,
-            max_length,
-            return_dense,
-            return_sparse,
-            return_colbert_vecs,
-            token_budget=token_budget,
-            on_truncate=on_truncate,
-            colbert_dtype=colbert_dtype,
-        )
+        """Encode S texts that are ids of `tokenizer` already; none is cut.
 
-    def encode_corpus(  # noqa: PLR0913 - as `encode`
-        self,
-        corpus: str | Sequence[str],
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        max_length: int | None = None,
-        return_dense: bool = True,
-        return_sparse: bool = False,
-        return_colbert_vecs: bool = False,
-        *,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
-        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
-        colbert_dtype: str = "float32",
-    ) -> Encoding:
-        """`encode` under FlagEmbedding's name for passages."""
-        return self.encode(
-            corpus,
-            batch_size,
-            max_length,
-            return_dense,
-            return_sparse,
-            return_colbert_vecs,
-            token_budget=token_budget,
-            on_truncate=on_truncate,
-            colbert_dtype=colbert_dtype,
+        Args:
+            ids: S texts, (L,) each, both special tokens included.
+            heads: heads that are wanted.
+            batch_size: most texts that run together; the other arguments too are those of `encode`.
+            token_budget: most tokens that run together.
+            colbert_dtype: "float32" or "float16".
+            on_batch: called with every batch before it runs, from the thread that runs it.
+
+        Raises:
+            InputError: no head is asked for, or an argument is out of range.
+            HeadError: the bundle has no such head.
+            EngineError: the engine failed, or the encoder is closed.
+        """
+        options = encode_options(
+            self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
         )
+        tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
+        with self._running() as engine:
+            return encode_tokens(tokenized, options, self.bundle.manifest, engine, on_batch)
+
+    def encode_queries(self, queries: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
+        """`encode` under FlagEmbedding's name for queries, with its other arguments; M3 has no query instruction."""
+        return self.encode(queries, *options, **more)
+
+    def encode_corpus(self, corpus: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
+        """`encode` under FlagEmbedding's name for passages, with its other arguments."""
+        return self.encode(corpus, *options, **more)
 
     def compute_score(
         self,
@@ -259,7 +276,7 @@ class M3Encoder:
             EngineError: the engine failed, or the encoder is closed.
         """
         weights = scoring.FusionWeights.from_sequence(weights_for_different_modes)
-        pairs, is_single = checked_pairs(sentence_pairs)
+        pairs, is_single = scoring.checked_pairs(sentence_pairs)
         scores = self.score_pairs(
             pairs,
             batch_size,
@@ -292,28 +309,20 @@ class M3Encoder:
 
         Arguments and errors are those of `compute_score`.
         """
-        limits, max_lengths = (batch_size, token_budget), (max_query_length, max_passage_length)
-        options = self._pair_options(limits, max_lengths, on_truncate)
-        pairs, _ = checked_pairs(sentence_pairs)
-        return score_pairs(pairs, options, self._bundle.manifest, self._tokenizer, self._running())
-
-    def _pair_options(
-        self, limits: tuple[int, int], max_lengths: tuple[int | None, int | None], on_truncate: OnTruncate | str
-    ) -> tuple[EncodeOptions, EncodeOptions]:
-        manifest, limit = self._bundle.manifest, self.max_tokens
-        query_length, passage_length = (
-            checked_max_length(value, limit, name)
-            for value, name in zip(max_lengths, ("max_query_length", "max_passage_length"), strict=True)
+        queries, passages = (
+            encode_options(
+                self.bundle.manifest,
+                frozenset(Head),
+                batch_size=batch_size,
+                token_budget=token_budget,
+                max_length=checked_max_length(length, self.max_tokens, name),
+                on_truncate=on_truncate,
+            )
+            for name, length in (("max_query_length", max_query_length), ("max_passage_length", max_passage_length))
         )
-        queries = encode_options(
-            manifest,
-            heads=(True, True, True),
-            limits=limits,
-            max_length=query_length,
-            on_truncate=on_truncate,
-            colbert_dtype="float32",
-        )
-        return queries, replace(queries, max_length=passage_length)
+        pairs, _ = scoring.checked_pairs(sentence_pairs)
+        with self._running() as engine:
+            return scoring.score_pairs(pairs, (queries, passages), self.bundle.manifest, self.tokenizer, engine)
 
     compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
     colbert_score = staticmethod(scoring.colbert_score)
@@ -340,50 +349,36 @@ class M3Encoder:
         for token, weight in lexical_weights.items():
             if not str(token).isdecimal() or int(token) >= self.vocab_size:
                 raise InputError(f"{token!r} is not a token id; expected a number below {self.vocab_size}")
-            word = self._tokenizer.decode([int(token)])
+            word = self.tokenizer.decode([int(token)])
             words[word] = max(weight, words.get(word, weight))
         return words
 
     @property
-    def bundle(self) -> Bundle:
-        """The open bundle: its folder and manifest."""
-        return self._bundle
-
-    @property
-    def variant(self) -> Variant:
-        """The variant that runs."""
-        return self._variant
-
-    @property
-    def tokenizer(self) -> M3Tokenizer:
-        """The bundle's tokenizer."""
-        return self._tokenizer
-
-    @property
     def tokenizer_info(self) -> TokenizerInfo:
         """What the manifest says about the tokenizer."""
-        return self._bundle.manifest.tokenizer
+        return self.bundle.manifest.tokenizer
 
     @property
     def space_id(self) -> str:
         """Name of the vector space; vectors of another space_id must not be compared with ours."""
-        return self._bundle.manifest.space_id
+        return self.bundle.manifest.space_id
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of a text, both special tokens included."""
-        return self._bundle.manifest.geometry.max_tokens
+        return self.bundle.manifest.geometry.max_tokens
 
     @property
     def vocab_size(self) -> int:
         """Columns of a sparse vector."""
-        return self._bundle.manifest.geometry.vocab_size
+        return self.bundle.manifest.geometry.vocab_size
 
     def close(self) -> None:
-        """Let go of the graph and its memory; running calls finish, later ones fail. May be repeated."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
+        with self._lock:
+            self._is_closed = True
+            if not self._calls:
+                self.engine.close()
 
     def __enter__(self) -> "M3Encoder":
         return self
@@ -393,8 +388,17 @@ class M3Encoder:
     ) -> None:
         self.close()
 
-    def _running(self) -> Engine:
-        engine = self._engine
-        if engine is None:
-            raise EngineError("the encoder is closed; open the bundle again")
-        return engine
+    @contextmanager
+    def _running(self) -> Iterator[Engine]:
+        """The engine for one call; it stays open until the call has finished."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("the encoder is closed; open the bundle again")
+            self._calls += 1
+        try:
+            yield self.engine
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._is_closed and not self._calls:
+                    self.engine.close()

@@ -11,7 +11,6 @@ from m3_runtime import scoring
 from m3_runtime.bundle.manifest import Manifest
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_max_length
-from m3_runtime.encode.truncation import leading_dimensions
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
@@ -78,7 +77,7 @@ class BGEM3FlagModel:
             batch_size: most texts that run together.
             query_max_length: tokens per query; None is 512, or less where the model takes less.
             passage_max_length: tokens per passage, likewise.
-            return_dense: whether methods return dense vectors unless told otherwise.
+            return_dense: default of every method.
             return_sparse: likewise for lexical weights.
             return_colbert_vecs: likewise for ColBERT vectors.
             truncate_dim: keep this many leading dimensions.
@@ -149,7 +148,7 @@ class BGEM3FlagModel:
         )
         if self.truncate_dim is None:
             return encoding
-        return leading_dimensions(encoding, self.truncate_dim, normalize=self.normalize_embeddings)
+        return encoding.leading_dimensions(self.truncate_dim, normalize=self.normalize_embeddings)
 
     def encode_queries(
         self,

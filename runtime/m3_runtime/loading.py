@@ -6,9 +6,8 @@ from pathlib import Path
 
 from m3_runtime.bundle.manifest import Variant
 from m3_runtime.bundle.reader import Bundle
-from m3_runtime.engines import Engine
+from m3_runtime.engines import Engine, Opening
 from m3_runtime.engines.compiled_cache import cache_file, checked_cache_dir
-from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer
 

@@ -1,4 +1,4 @@
-"""Scores between encoded texts. Pure numpy, FlagEmbedding's formulas.
+"""Scores of encoded texts, by FlagEmbedding's formulas, and of pairs of texts: each distinct text is encoded once.
 
 One difference, on purpose: FlagEmbedding's `compute_score` compares each query token with the padding of the
 passages in its batch as well, which are zero vectors, so a best similarity below 0 becomes 0 there whenever a
@@ -8,14 +8,22 @@ batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.errors import InputError
+from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import EncodeOptions
+from m3_runtime.encode.pipeline import encode_tokens
+from m3_runtime.engines import Engine
+from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.splitting import RunLimit, greedy_runs
+from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 
 LexicalWeights = Mapping[str, float]
+TokenId = TypeVar("TokenId", int, str)
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,10 @@ class PairScores:
         }
 
 
-def lexical_score(a: LexicalWeights, b: LexicalWeights) -> float:
-    """Sum over shared ids of the product of their weights.
+def sparse_dot(a: Mapping[TokenId, float], b: Mapping[TokenId, float]) -> float:
+    """Sum over shared token ids of the product of their weights.
 
-    >>> lexical_score({"5": 0.5, "7": 0.25}, {"5": 0.5, "9": 1.0})
+    >>> sparse_dot({5: 0.5, 7: 0.25}, {5: 0.5, 9: 1.0})
     0.25
     """
     short, long = (a, b) if len(a) <= len(b) else (b, a)
@@ -105,9 +113,9 @@ def compute_lexical_matching_score(
     """
     a, b = lexical_weights_1, lexical_weights_2
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return lexical_score(a, b)
+        return sparse_dot(a, b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        scores = np.array([[lexical_score(x, y) for y in b] for x in a], dtype=np.float64)
+        scores = np.array([[sparse_dot(x, y) for y in b] for x in a], dtype=np.float64)
         return scores.reshape(len(a), len(b))  # an empty list would lose its axis
     raise InputError(
         f"lexical weights must be two dicts or two lists of dicts, got {type(a).__name__} and {type(b).__name__}"
@@ -129,3 +137,108 @@ def colbert_score(q_reps: NDArray[Any], p_reps: NDArray[Any]) -> float:
         raise InputError(f"ColBERT vectors must be two (rows, C) matrices of one width, got {q.shape} and {p.shape}")
     similarity = q.astype(np.float32, copy=False) @ p.astype(np.float32, copy=False).T
     return float(similarity.max(axis=1).mean())
+
+
+def score_pairs(
+    pairs: Sequence[tuple[str, str]],
+    options: tuple[EncodeOptions, EncodeOptions],
+    manifest: Manifest,
+    tokenizer: M3Tokenizer,
+    engine: Engine,
+) -> PairScores:
+    """Dense, sparse and ColBERT scores of P pairs, and how many of their texts were cut.
+
+    Pairs are worked on in runs, so that memory follows the token budget. A text that occurs in several pairs of a run
+    is encoded once.
+
+    Args:
+        pairs: P (query, passage) pairs, checked.
+        options: of the queries and of the passages, all three heads on.
+        manifest: of the bundle.
+        tokenizer: the bundle's.
+        engine: an open engine.
+
+    Raises:
+        TextTooLongError: a text is too long and the options say that this is an error; names the pair.
+        EngineError: the engine refused a batch.
+    """
+    queries, passages = (
+        _side(name, [pair[i] for pair in pairs], tokenizer, options[i]) for i, name in enumerate(("query", "passage"))
+    )
+    parts = []
+    lengths = (queries.lengths() + passages.lengths()).tolist()
+    for run in greedy_runs(lengths, RunLimit(options[0].batch_size, options[0].token_budget)):
+        pairs_of_run = slice(run.start, run.stop)
+        some_queries, some_passages = queries.part(pairs_of_run), passages.part(pairs_of_run)
+        encoded_queries = encode_tokens(some_queries.tokenized, options[0], manifest, engine)
+        encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
+        parts.append(_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
+    nothing = np.empty(0, np.float32)
+    dense, sparse, colbert = (np.concatenate([nothing, *(part[head] for part in parts)]) for head in range(3))
+    return PairScores(dense, sparse, colbert, queries.truncated() + passages.truncated())
+
+
+def checked_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
+    """The pairs as tuples, and whether there was just one pair rather than a list.
+
+    Raises:
+        InputError: something is not a pair of two texts; the pair is named by its index.
+    """
+    if isinstance(pairs, str | bytes | dict) or not hasattr(pairs, "__iter__"):
+        raise InputError(f"expected a pair of texts or a list of pairs, got {type(pairs).__name__}")
+    items = list(pairs)
+    is_single = bool(items) and isinstance(items[0], str)
+    return [_checked_pair(item, i) for i, item in enumerate([items] if is_single else items)], is_single
+
+
+def _checked_pair(pair: object, index: int) -> tuple[str, str]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, list | tuple) else ""
+        raise InputError(f"pair {index} must be (query, passage), got {type(pair).__name__}{size}")
+    check_text(pair[0], f"the query of pair {index}")
+    check_text(pair[1], f"the passage of pair {index}")
+    return pair[0], pair[1]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The queries (or passages) of P pairs: distinct texts as ids, and which of them each pair has, (P,)."""
+
+    tokenized: TokenizedTexts
+    index: NDArray[np.int64]
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.tokenized.lengths[self.index]
+
+    def part(self, pairs: slice) -> "_Side":
+        """The same for some of the pairs."""
+        texts, index = np.unique(self.index[pairs], return_inverse=True)
+        ids = tuple(self.tokenized.ids[i] for i in texts)
+        return _Side(TokenizedTexts(ids=ids, is_cut=self.tokenized.is_cut[texts]), index)
+
+    def truncated(self) -> int:
+        return int(self.tokenized.is_cut[self.index].sum())
+
+
+def _side(name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> _Side:
+    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(places)
+    try:
+        tokenized = tokenizer.encode_batch(distinct, options.max_length, options.on_truncate)
+    except TextTooLongError as error:
+        pair = texts.index(distinct[error.index])
+        raise TextTooLongError(f"the {name} of pair {pair}", pair, error.tokens, error.max_length) from error
+    return _Side(tokenized, np.array([places[text] for text in texts], dtype=np.int64))
+
+
+def _scores(queries: Encoding, query_of: Any, passages: Encoding, passage_of: Any) -> tuple[NDArray[np.float32], ...]:
+    """Dense, sparse and ColBERT scores of P pairs, (P,) each, from rows `query_of` and `passage_of`, (P,)."""
+    assert queries.dense_vecs is not None and passages.dense_vecs is not None
+    assert queries.sparse is not None and passages.sparse is not None
+    assert queries.colbert_vecs is not None and passages.colbert_vecs is not None
+    dense = np.einsum("ph,ph->p", queries.dense_vecs[query_of], passages.dense_vecs[passage_of])
+    q_weights, p_weights = list(queries.sparse), list(passages.sparse)
+    rows = list(zip(query_of, passage_of, strict=True))
+    sparse = [sparse_dot(q_weights[q], p_weights[p]) for q, p in rows]
+    colbert = [colbert_score(queries.colbert_vecs[q], passages.colbert_vecs[p]) for q, p in rows]
+    return dense, np.array(sparse, np.float32), np.array(colbert, np.float32)

@@ -10,7 +10,7 @@ threads fails ("Already borrowed") or gives another call's lengths. So ids are c
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.unigram import Unigram
 
 SPECIALS = 2
@@ -32,9 +33,8 @@ SPECIALS = 2
 _WORD = 0
 _NO_PIECES = {"type": "Unigram", "unk_id": _WORD, "vocab": [["", 0.0]], "byte_fallback": False}
 
-# Bounds on what is tokenized at once: an Encoding of the package costs about 100 bytes a word.
-_GROUP_TEXTS = 256
-_GROUP_CHARS = 1_000_000
+# Texts and characters that are tokenized at once: an Encoding of the package costs about 100 bytes a word.
+_GROUP = RunLimit(256, 1_000_000)
 
 # Texts this many times longer than any plausible answer are tokenized in prefixes. Over many languages a
 # piece is 1 to 5 characters long; 16 leaves room for blanks.
@@ -193,7 +193,8 @@ class M3Tokenizer:
         """
         rows: list[NDArray[np.int32]] = []
         is_cut: list[bool] = []
-        for group in _groups(texts):
+        for run in greedy_runs(map(len, texts), _GROUP):
+            group = texts[run.start : run.stop]
             for text, ids in zip(group, self._leading_ids(group, max_length), strict=True):
                 is_long = ids.size > max_length
                 if is_long and on_truncate is OnTruncate.ERROR:
@@ -297,17 +298,6 @@ def check_text(text: object, name: str) -> None:
             "which no tokenizer can read; repair it with "
             'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
         ) from error
-
-
-def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    start, chars = 0, 0
-    for i, text in enumerate(texts):
-        if i > start and (i - start >= _GROUP_TEXTS or chars + len(text) > _GROUP_CHARS):
-            yield texts[start:i]
-            start, chars = i, 0
-        chars += len(text)
-    if start < len(texts):
-        yield texts[start:]
 
 
 def _splits_at(pipeline: Any, blank: str) -> bool:

@@ -7,6 +7,12 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
+from m3_runtime.bulk.job import BulkJob, VectorSettings
+from m3_runtime.bulk.shards import BulkLimits, Shard
+from m3_runtime.bulk.workers import encode_in_processes
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import BulkError
+from m3_runtime.io.readers import Columns, Row
 from patience import has_ended, wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)
@@ -57,7 +63,7 @@ def test_streams_write_what_one_stream_writes(work):
     assert tables[0].equals(tables[2])
     work.out = work.folder / "refused"
     refused = work.run(source, *more, "--shard-rows", 20, "--streams", 3)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "streams must be from 1 to the number of threads, which is 2, got 3" in refused.stderr
 
 
@@ -84,7 +90,7 @@ def test_a_worker_is_killed_and_that_is_said(work):
         os.kill(workers[0], signal.SIGKILL)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "a worker ended without a word (exit code -9; -9 is mostly want of memory); finished shards are kept" in said
+    assert "a worker ended without reporting an error (exit code -9; -9 mostly means out of memory); finished" in said
     assert "Traceback" not in said
     wait_until_gone(workers)
     done = work.run(source, "--shard-rows", 5)  # the number of workers may change
@@ -98,7 +104,7 @@ def test_what_fails_in_a_worker_is_said_as_it_is_here(work):
     alone = work.run(source, "--cache-dir", work.folder / "cache", "--variant", "openvino-int8")
     work.out = work.folder / "two"
     done = work.run(source, "--cache-dir", work.folder / "cache", "--variant", "openvino-int8", *WORKERS)
-    assert done.returncode == alone.returncode == 1
+    assert done.returncode == alone.returncode == 2
     assert done.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -106,8 +112,22 @@ def test_what_fails_in_a_worker_is_said_as_it_is_here(work):
 def test_a_bad_row_stops_strict_workers(work):
     source = work.numbered(100, bad_every=40)
     done = work.run(source, *WORKERS, "--strict")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{source}:40: the text must be a str" in done.stderr
     assert set(work.ids()) <= {f"t{i}" for i in range(35)}
     assert work.run(source, *WORKERS).returncode == 0
     assert work.ids() == [f"t{i}" for i in range(100) if i % 40 != 39]
+
+
+def no_memory() -> None:
+    raise MemoryError("no room for the weights")
+
+
+def test_an_error_that_is_none_of_ours_is_named(work):
+    job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), ())
+    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 0, 1)
+    with (
+        encode_in_processes(no_memory, 1, job, BulkLimits()) as encode,
+        pytest.raises(BulkError, match=r"a worker failed \(MemoryError: no room for the weights\); finished shards"),
+    ):
+        list(encode(iter([shard]), work.folder))

@@ -9,16 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.dataset
 import pytest
 
-from m3_runtime import Bundle, SpaceMismatchError, VariantError
-from m3_runtime.bulk.cluster import BundleOnNode
-from m3_runtime.bundle.reader import Verify
+from m3_runtime import Bundle, InputError, M3Encoder, SpaceMismatchError, VariantError
+from m3_runtime.bulk.cluster import Cluster, encode_on_cluster, open_on_node
+from m3_runtime.bulk.job import BulkJob, VectorSettings
+from m3_runtime.bulk.shards import BulkLimits
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.readers import Columns
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_BYTES = 100_000_000
@@ -124,7 +127,7 @@ def test_a_bad_row_and_a_bad_setting_are_said_as_they_are_without(work, cluster)
         alone = work.run(source, *more)
         work.out = work.folder / f"cluster{len(more)}"
         done = work.run(source, *more, "--ray-address", cluster)
-        assert done.returncode == alone.returncode == 1
+        assert done.returncode == alone.returncode == 2
         assert done.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
 
@@ -135,23 +138,41 @@ def test_no_cluster_there(work):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = work.run(work.numbered(5), "--ray-address", address)
         client = work.run(work.numbered(5), "--ray-address", f"ray://{address}")
-    assert done.returncode == client.returncode == 1
-    assert "give the command on a node of the cluster" in client.stderr
-    assert f"no Ray cluster at '{address}' lets us in" in done.stderr
+    assert done.returncode == client.returncode == 2
+    assert "run the command on a node of the cluster" in client.stderr
+    assert f"cannot join a Ray cluster at '{address}'" in done.stderr
+
+
+def test_a_cluster_that_cannot_be_joined_leaves_the_handler_of_sigterm(tiny_bundle):
+    job = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 5, Columns(), ())
+    opening = partial(M3Encoder.open, tiny_bundle)
+    before = signal.signal(signal.SIGTERM, mine := lambda *_: None)
+    try:
+        with (
+            pytest.raises(InputError, match="cannot join a Ray cluster"),
+            encode_on_cluster(opening, Cluster("nowhere", None, None), job, BulkLimits()),
+        ):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_no_room_for_an_encoder(work, cluster):
     done = work.run(work.numbered(5), "--ray-address", cluster, "--threads", 3)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no node of the Ray cluster has the 3 CPUs of an encoder, the largest has 1" in done.stderr
 
 
 def test_a_node_with_another_bundle_is_refused(tiny_bundle):
-    here = BundleOnNode(tiny_bundle, Verify.SIZE, "onnx-fp32", None, low_memory=False)
+    space_id = Bundle.open(tiny_bundle).manifest.space_id
+    opening = partial(M3Encoder.open, tiny_bundle, variant="onnx-fp32")
+    with open_on_node(opening, space_id, threads=1) as encoder:
+        assert encoder.space_id == space_id
     with pytest.raises(SpaceMismatchError, match="put the same bundle on every node"):
-        here.open("m3-another", threads=1)
+        open_on_node(opening, "m3-another", threads=1)
     with pytest.raises(VariantError, match="onnx-fp64"):
-        replace(here, variant="onnx-fp64").open(Bundle.open(tiny_bundle).manifest.space_id, threads=1)
+        open_on_node(partial(opening, variant="onnx-fp64"), space_id, threads=1)
 
 
 def actors() -> list[int]:
@@ -159,7 +180,7 @@ def actors() -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdecimal() and "MapWorker" in (folder / "cmdline").read_text():
+            if folder.name.isdecimal() and "_ShardEncoder" in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except OSError:  # it has gone
             continue

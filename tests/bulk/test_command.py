@@ -123,7 +123,7 @@ def test_a_finished_job_has_nothing_left_to_do(work):
 def test_strict_stops_at_a_bad_row_and_the_same_job_goes_on_without(work):
     source = work.numbered(20, bad_every=12)
     done = work.run(source, "--shard-rows", 5, "--strict")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{source}:12: the text must be a str, got NoneType; a strict job stops" in done.stderr
     assert work.ids() == [f"t{i}" for i in range(10)]
     assert work.rejected() == []
@@ -184,33 +184,31 @@ def test_a_changed_input_is_refused(work):
     with source.open("a") as file:
         file.write(json.dumps({"id": "new", "text": "new"}) + "\n")
     done = work.run(source)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"holds another job ('{source}' has changed since)" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("more", "code", "message"),
+    ("more", "message"),
     [
-        (("--heads", "dense,splade"), 2, "expected some of dense,sparse,colbert, got 'dense,splade'"),
-        (("--dense-dtype", "float64"), 2, "expected float32 or float16, got 'float64'"),
-        (("--max-length", 100_000), 1, "--max-length is 100000, but the model takes at most"),
-        (("missing.txt",), 1, "cannot read 'missing.txt': no such file"),
+        (("--heads", "dense,splade"), "expected some of dense,sparse,colbert, got 'dense,splade'"),
+        (("--dense-dtype", "float64"), "expected float32 or float16, got 'float64'"),
+        (("--max-length", 100_000), "--max-length is 100000, but the model takes at most"),
+        (("missing.txt",), "cannot read 'missing.txt': no such file"),
     ],
 )
-def test_arguments_that_cannot_be(work, more, code, message):
+def test_arguments_that_are_refused(work, more, message):
     done = work.run(work.write([{"text": "a"}]), *more)
-    assert done.returncode == code
+    assert done.returncode == 2
     assert message in done.stderr
     assert not work.out.exists()
 
 
-@pytest.mark.parametrize(
-    ("package", "more"), [("pyarrow", ()), ("tqdm", ()), ("scipy", ("--heads", "colbert", "--colbert-pool", 2))]
-)
+@pytest.mark.parametrize(("package", "more"), [("pyarrow", ()), ("scipy", ("--heads", "colbert", "--colbert-pool", 2))])
 def test_the_missing_extra_is_named(work, package, more):
     code = f"import sys; sys.modules[{package!r}] = None; from m3_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, *work.command(work.write([{"text": "a b c"}]), *more)[3:]]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'pip install "m3-runtime[bulk]"' in done.stderr
     assert not list(work.out.glob("vectors/*"))

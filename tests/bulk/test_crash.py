@@ -39,30 +39,25 @@ EVERY_POINT = (
 import json, shutil
 from contextlib import nullcontext
 from pathlib import Path
-from m3_runtime.bulk.arrow import parquet
-from m3_runtime.bulk.disk import open_whole
-from m3_runtime.bulk.encode import ShardDraft
-from m3_runtime.bulk.job import Job, VectorSettings
-from m3_runtime.bulk.rows import Columns
+import pyarrow.parquet  # imported once, not in every fork
+from m3_runtime.bulk.job import BulkJob, VectorSettings, find_sources
 from m3_runtime.bulk.run import run_job
-from m3_runtime.bulk.sources import find_sources
+from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.atomic import new_file
+from m3_runtime.io.progress import Progress
+from m3_runtime.io.readers import Columns
 
-parquet()  # imported once, not in every fork
 source, out = sys.argv[1], Path(sys.argv[2])
-job = Job("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]))
+job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]))
 
 def encode(shards, partial):
     for shard in shards:
         path = partial / str(shard.index)
-        with open_whole(path) as file:
+        with new_file(path) as file:
             for row in shard.rows:
                 file.write(f"{row.id}\\n".encode())
         yield ShardDraft(shard.index, path, len(shard.rows), shard.bad, 1, 0, shard.input_bytes)
-
-class Silent:
-    def begin(self, total_bytes, done_bytes): pass
-    def step(self, done): pass
 
 def attempt(touch):
     child = os.fork()
@@ -70,7 +65,7 @@ def attempt(touch):
         try:
             if touch:
                 kill_at(touch, str(out))
-            run_job(job, out, lambda: nullcontext(encode), Silent(), strict=False)
+            run_job(job, out, lambda: nullcontext(encode), Progress(quiet=True), strict=False)
         except BaseException:
             import traceback
             traceback.print_exc()

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from m3_runtime.bulk.encode import ShardDraft
 from m3_runtime.bulk.folder import JobFolder
-from m3_runtime.bulk.job import ColbertDtype, Job, VectorSettings
+from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, SourceFile, VectorSettings
 from m3_runtime.bulk.journal import read_journal
-from m3_runtime.bulk.rows import BadRow, Columns
-from m3_runtime.bulk.sources import SourceFile, SourceFormat
+from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import BulkError, InputError
+from m3_runtime.io.readers import BadRow, Columns, SourceFormat
 
 SOURCE = SourceFile("in.jsonl", SourceFormat.JSONL, 100, "0" * 64)
-JOB = Job("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns(), (SOURCE,))
+JOB = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns(), (SOURCE,))
 
 
 def draft(folder: JobFolder, index: int) -> ShardDraft:
@@ -101,7 +100,7 @@ def test_noise_before_the_last_line_is_refused(tmp_path):
             "heads: begun with dense, now dense, sparse",
         ),
         (
-            replace(JOB, vectors=replace(JOB.vectors, colbert_dtype=ColbertDtype.INT8)),
+            replace(JOB, vectors=replace(JOB.vectors, colbert_dtype=ShardColbertDtype.INT8)),
             "colbert dtype: begun with float16, now int8",
         ),
     ],

@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3_runtime.bulk import lines
-from m3_runtime.bulk.rows import BadRow, Columns, Row
-from m3_runtime.bulk.sharding import read_shards
-from m3_runtime.bulk.sources import SourceFormat, find_sources
+from m3_runtime.bulk.job import find_sources
+from m3_runtime.bulk.shards import read_shards
 from m3_runtime.errors import InputError
+from m3_runtime.io.readers import LONGEST_BYTES, BadRow, Columns, Row, SourceFormat
 
 
 def rows(path: Path, columns: Columns = Columns()) -> list[Row | BadRow]:  # noqa: B008 - frozen
@@ -93,7 +92,7 @@ def test_a_line_without_end_is_bad_and_is_not_held(tmp_path):
     with path.open("wb") as file:
         file.write(b"one\n")
         for _ in range(5):
-            file.write(b"x" * lines.LONGEST_BYTES)
+            file.write(b"x" * LONGEST_BYTES)
         file.write(b"\nlast\n")
     tracemalloc.start()
     first, bad, last = rows(path)
@@ -102,7 +101,7 @@ def test_a_line_without_end_is_bad_and_is_not_held(tmp_path):
     assert isinstance(bad, BadRow)
     assert "longer than 16777216 bytes" in bad.reason
     assert [first, last] == named(path, (1, f"{path}:1", "one"), (3, f"{path}:3", "last"))
-    assert peak_bytes < 4 * lines.LONGEST_BYTES
+    assert peak_bytes < 4 * LONGEST_BYTES
 
 
 def parquet(path: Path, **columns: pa.Array) -> Path:

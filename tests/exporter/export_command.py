@@ -6,7 +6,7 @@ from pathlib import Path
 from commands import run_main
 from m3_export.cli import main
 
-BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98,degenerate_share=0.001"
+BUDGET = "dense_mean=0.9993,dense_min=0.998,colbert_p5=0.996,sparse_jaccard=0.98,degenerate_share=0.005"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from m3_runtime import Bundle, bundle_writer
+from m3_runtime import Bundle
+from m3_runtime.bundle import writer
 from m3_runtime.bundle.manifest import FileEntry
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.errors import InputError
@@ -161,7 +162,7 @@ def test_without_locks_nothing_is_cleared_and_exports_work(
     left.mkdir()
     (left / "lock").touch()
     if break_locks == "no fcntl":
-        monkeypatch.setattr(bundle_writer, "fcntl", None)
+        monkeypatch.setattr(writer, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", refuse)
     with staging_folder(tmp_path / "out") as staging:

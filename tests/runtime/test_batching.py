@@ -10,7 +10,7 @@ from m3_runtime.encode.batching import (
     ENOUGH_TOKENS,
     ROW_TOKENS,
     Batch,
-    Limits,
+    BatchLimits,
     Waiting,
     fill_rows,
     pack_batch,
@@ -23,7 +23,7 @@ PACKED = st.sampled_from([0, 4, 64])
 
 
 def plan(lengths: list[int], budget: int, size: int, packed: int = 0) -> list[Batch]:
-    return list(plan_batches(np.array(lengths, dtype=np.int64), Limits(budget, size, packed)))
+    return list(plan_batches(np.array(lengths, dtype=np.int64), BatchLimits(budget, size, packed)))
 
 
 def planned(lengths: list[int], budget: int, size: int) -> list[list[int]]:
@@ -144,7 +144,7 @@ def waited(
     windows: list[list[int]], budget: int, size: int, packed: int = 0
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Indices of the batches that left with their windows, and of those that were left over."""
-    waiting, start = Waiting(Limits(budget, size, packed)), 0
+    waiting, start = Waiting(BatchLimits(budget, size, packed)), 0
     left: list[list[int]] = []
     for lengths in windows:
         rows = [np.full(length, start + i, np.int32) for i, length in enumerate(lengths)]
@@ -180,7 +180,7 @@ def test_only_what_is_worth_it_leaves_before_the_end(windows, budget, size):
 
 @given(WINDOWS, PACKED)
 def test_little_waits(windows, packed):
-    waiting, start = Waiting(Limits(16384, 256, packed)), 0
+    waiting, start = Waiting(BatchLimits(16384, 256, packed)), 0
     for lengths in windows * 8:
         list(waiting.add(start, [np.zeros(length, np.int32) for length in lengths]))
         start += len(lengths)

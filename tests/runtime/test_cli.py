@@ -83,11 +83,13 @@ def test_more_texts_than_one_step(tiny_bundle):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("in.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', 'in.jsonl:2: expected an object with "text"'),
+        ("in.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "in.jsonl:2: the object has no 'text'"),
         ("in.jsonl", b'{"text": "a"}\n{"text": 5}\n', "in.jsonl:2: the text must be a str, got int"),
         ("in.jsonl", b'{"text": "a"}\nnot json\n', "in.jsonl:2: not JSON"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "in.jsonl:1: the text has a lone surrogate"),
-        ("in.jsonl", b'{"text": "a", "id": []}\n', 'in.jsonl:1: "id" must be'),
+        ("in.jsonl", b'{"text": "a", "id": true}\n', "in.jsonl:1: the id must be a string or an integer, got bool"),
+        ("in.jsonl", b'{"text": "a", "id": "\\udc00"}\n', "in.jsonl:1: the id has a lone surrogate"),
+        ("in.jsonl", b'{"text": "a", "id": []}\n', "in.jsonl:1: the id must be a string or an integer, got list"),
         ("in.txt", b"fine\n\xff\xfe\n", "in.txt:2: not UTF-8"),
     ],
 )
@@ -96,7 +98,7 @@ def test_bad_lines_are_named_and_nothing_is_left(tiny_bundle, tmp_path, name, co
     folder.mkdir()
     (tmp_path / name).write_bytes(content)
     done = encode(tiny_bundle, tmp_path / name, "-o", folder / "out.jsonl")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(folder.iterdir()) == []
@@ -105,7 +107,7 @@ def test_bad_lines_are_named_and_nothing_is_left(tiny_bundle, tmp_path, name, co
 def test_an_older_output_stays_when_encoding_fails(tiny_bundle, tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text("older")
-    assert encode(tiny_bundle, tmp_path / "missing.txt", "-o", out).returncode == 1
+    assert encode(tiny_bundle, tmp_path / "missing.txt", "-o", out).returncode == 2
     assert out.read_text() == "older"
 
 
@@ -151,7 +153,7 @@ def test_a_link_stays_and_what_it_points_at_is_replaced(tiny_bundle, tmp_path):
     assert {path.name for path in real.iterdir()} == {"vectors.jsonl", "new.jsonl"}
     assert all(len(records(path.read_text())) == 1 for path in real.iterdir())
     failed = encode(tiny_bundle, tmp_path / "missing.txt", "-o", links / "out.jsonl")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert len(records((real / "vectors.jsonl").read_text())) == 1, "it was replaced by nothing"
 
 
@@ -185,7 +187,7 @@ def test_the_null_device_stays_what_it_is(tiny_bundle, form):
 def test_an_output_that_cannot_be_written(tiny_bundle, tmp_path):
     for out in (tmp_path, tmp_path / "no" / "out.jsonl"):
         done = encode(tiny_bundle, "-o", out, text="a\n")
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert done.stderr.startswith(f"m3-runtime: cannot write '{out}'")
 
 
@@ -197,7 +199,7 @@ def test_cut_texts_are_told(tiny_bundle):
 
 def test_cut_texts_can_be_an_error_that_names_the_line(tiny_bundle):
     done = encode(tiny_bundle, "--max-length", 4, "--on-truncate", "error", text="a\none two three four five six\n")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "standard input:2: text 1 has" in done.stderr
 
 
@@ -260,7 +262,7 @@ def test_score_of_a_file(tiny_bundle, tmp_path, encoder, name, content):
 def test_score_names_a_bad_line(tiny_bundle, tmp_path):
     (tmp_path / "pairs.tsv").write_text("a\tb\nno tab\n")
     done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
 
 
@@ -276,7 +278,7 @@ def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):
     )
     assert command(*arguments).stderr == ""
     refused = command(*arguments, *limits, "--on-truncate", "error")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "pairs.tsv:2: the query of pair 1 has" in refused.stderr
 
 

@@ -194,14 +194,7 @@ def test_no_head_at_all(encoder):
 def test_a_head_that_the_bundle_lacks(encoder):
     manifest = dataclasses.replace(encoder.bundle.manifest, heads=(Head.DENSE,))
     with pytest.raises(HeadError, match="no sparse head; it has: dense"):
-        encode_options(
-            manifest,
-            heads=(True, True, False),
-            limits=(1, 1),
-            max_length=None,
-            on_truncate="error",
-            colbert_dtype="float32",
-        )
+        encode_options(manifest, {Head.DENSE, Head.SPARSE}, batch_size=1, token_budget=1)
 
 
 @pytest.mark.parametrize("items", [["a", None], ["a", 1], ["a", ["b"]], ["a", "\ud800"]])

@@ -20,9 +20,8 @@ from m3_runtime import (
 from m3_runtime.bundle.manifest import EngineName, Head, Manifest, Pooling
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch
-from m3_runtime.engines import KEPT_TOKENS, Engine, TokenBatch, ort, select
+from m3_runtime.engines import KEPT_TOKENS, Engine, Opening, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
-from m3_runtime.engines.opening import Opening
 from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]

@@ -24,12 +24,12 @@ def test_the_tokenizer_opens_while_the_engine_does(tiny_bundle, monkeypatch, var
     is_open, order = threading.Event(), []
 
     def slow_engine(bundle, variant, threads, opening):
-        def tell_busy() -> None:
+        def on_busy() -> None:
             order.append("busy")
-            opening.tell_busy()
+            opening.on_busy()
             assert is_open.wait(PATIENCE_S), "nobody opened the tokenizer meanwhile"
 
-        return open_engine(bundle, variant, threads, replace(opening, tell_busy=tell_busy))
+        return open_engine(bundle, variant, threads, replace(opening, on_busy=on_busy))
 
     class Told(M3Tokenizer):
         @classmethod

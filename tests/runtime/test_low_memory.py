@@ -34,8 +34,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from m3_runtime import Bundle
-from m3_runtime.engines import TokenBatch
-from m3_runtime.engines.opening import Opening
+from m3_runtime.engines import Opening, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.bundle.manifest import Head
 
@@ -62,8 +61,8 @@ def test_less_is_held_when_a_large_batch_is_over(tiny_bundle, variant):
 def test_flagembeddings_class_takes_it(tiny_bundle):
     plain, low = (BGEM3FlagModel(tiny_bundle, variant="onnx-fp32", low_memory=low) for low in (False, True))
     assert np.array_equal(low.encode(["a b"])["dense_vecs"], plain.encode(["a b"])["dense_vecs"])
-    assert low.encoder._engine._shrinking is not None
-    assert plain.encoder._engine._shrinking is None
+    assert low.encoder.engine._shrinking is not None
+    assert plain.encoder.engine._shrinking is None
     plain.close()
     low.close()
 

@@ -1,4 +1,4 @@
-"""Variants that need what a processor may lack: passed over, told once, refused when asked for by name."""
+"""Variants that need what a processor may lack: passed over, logged once, refused when asked for by name."""
 
 import json
 import logging
@@ -51,8 +51,8 @@ def test_a_processor_that_lacks_it_takes_the_next_and_says_so_once(bundle, monke
     bundle = needing(bundle, NEEDY, "onnx-int8")
     for _ in range(3):
         assert select.choose_variant(bundle).name == "onnx-fp32"
-    told = [(record.name, record.levelno) for record in caplog.records]
-    assert told == [("m3_runtime", logging.WARNING)] * 2, "once for each variant that was passed over"
+    logged = [(record.name, record.levelno) for record in caplog.records]
+    assert logged == [("m3_runtime", logging.WARNING)] * 2, "once for each variant that was passed over"
     for name, message in zip(("onnx-int8", NEEDY), caplog.messages, strict=True):
         for word in (repr(name), "int8_dot", "VNNI", "Old Core", "'onnx-fp32' runs instead"):
             assert word in message

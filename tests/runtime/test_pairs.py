@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from m3_runtime import InputError, TextTooLongError
-from m3_runtime.encode.options import encode_options
-from m3_runtime.pairs import _steps
 
 KEYS = ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
 PAIRS = [("what is it", "it is a thing"), ("what is it", "nothing"), ("who", "it is a thing"), ("", "empty query")]
@@ -115,25 +113,3 @@ def test_cut_texts_can_be_refused(encoder, pairs, named):
     with pytest.raises(TextTooLongError, match=named) as caught:
         encoder.compute_score(pairs, max_query_length=4, max_passage_length=4, on_truncate="error")
     assert (caught.value.index, caught.value.max_length) == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "budget", "size", "steps"),
-    [
-        ([], 10, 2, []),
-        ([3, 3, 3, 3], 6, 9, [(0, 2), (2, 4)]),
-        ([3, 3, 3, 3], 99, 3, [(0, 3), (3, 4)]),
-        ([50, 1, 1, 50], 10, 9, [(0, 1), (1, 3), (3, 4)]),
-        ([5, 5, 1], 10, 9, [(0, 2), (2, 3)]),
-    ],
-)
-def test_steps_keep_to_the_budget(encoder, lengths, budget, size, steps):
-    options = encode_options(
-        encoder.bundle.manifest,
-        heads=(True, True, True),
-        limits=(size, budget),
-        max_length=None,
-        on_truncate="truncate",
-        colbert_dtype="float32",
-    )
-    assert [(step.start, step.stop) for step in _steps(np.array(lengths, np.int64), options)] == steps

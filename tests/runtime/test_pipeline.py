@@ -1,5 +1,6 @@
 """What reaches the engine and what comes back, with the engine watched."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer
+from patience import PATIENCE_S
 
 BUDGET = 256
 
@@ -25,8 +27,13 @@ class Watched:
         self.packed_tokens = engine.packed_tokens
         self.shapes: list[tuple[int, ...]] = []
         self.spoil: tuple[str, float] | None = None
+        self.is_running, self.may_run = threading.Event(), threading.Event()
+        self.may_run.set()
+        self.closed = 0
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+        self.is_running.set()
+        assert self.may_run.wait(PATIENCE_S)
         self.shapes.append(batch.input_ids.shape)
         raw = self._engine.run(batch, heads)
         if self.spoil is None:
@@ -37,6 +44,7 @@ class Watched:
         return replace(raw, **{name: spoilt})
 
     def close(self) -> None:
+        self.closed += 1
         self._engine.close()
 
 
@@ -90,3 +98,37 @@ def test_numbers_that_are_not_finite_are_an_error(watched, name, value):
         encoder.encode(["a text", "another one"], **heads)
     engine.spoil = name, 0.5
     encoder.encode(["a text", "another one"], **heads)
+
+
+def test_a_call_that_runs_when_the_encoder_is_closed_finishes_all_its_batches(watched):
+    encoder, engine = watched
+    texts = ["one", "one two", "one two three"]
+    expected = encoder.encode(texts).dense_vecs
+    engine.is_running.clear()
+    engine.may_run.clear()
+    found: list[np.ndarray] = []
+    call = threading.Thread(target=lambda: found.append(encoder.encode(texts, 1).dense_vecs))
+    call.start()
+    assert engine.is_running.wait(PATIENCE_S)
+    encoder.close()
+    assert engine.closed == 0
+    with pytest.raises(EngineError, match="closed"):
+        encoder.encode(texts)
+    engine.may_run.set()
+    call.join(PATIENCE_S)
+    np.testing.assert_array_equal(found[0], expected)
+    assert engine.closed > 0
+
+
+def test_ids_give_what_their_texts_give(watched):
+    encoder, _ = watched
+    texts = ["one", "one two three", ""]
+    ids = encoder.tokenizer.encode_batch(texts, 512).ids
+    seen: list[TokenBatch] = []
+    found = encoder.encode_ids(ids, {Head.SPARSE, Head.COLBERT}, batch_size=1, on_batch=seen.append)
+    expected = encoder.encode_heads(texts, {Head.SPARSE, Head.COLBERT})
+    assert found.dense_vecs is expected.dense_vecs is None
+    assert found.lexical_weights == expected.lexical_weights
+    assert all(map(np.array_equal, found.colbert_vecs, expected.colbert_vecs))
+    assert found.token_counts.tolist() == expected.token_counts.tolist()
+    assert sorted(batch.input_ids.size for batch in seen) == sorted(found.token_counts)

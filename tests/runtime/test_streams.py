@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from m3_runtime import InputError, M3Encoder
 from m3_runtime.cli import main
-from m3_runtime.engines.streams import ZEN_4, best_streams, checked_streams, in_streams
+from m3_runtime.engines.streams import checked_streams, in_streams
 from patience import PATIENCE_S
 
 ALL = {"return_sparse": True, "return_colbert_vecs": True}
@@ -65,7 +65,7 @@ def test_streams_change_no_bit(tiny_bundle, variant):
 def test_streams_share_the_token_budget(tiny_bundle, monkeypatch):
     running, sizes = threading.Semaphore(2), []
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=2, streams=2) as encoder:
-        run = encoder._engine.run
+        run = encoder.engine.run
 
         def watched(batch, heads):
             assert running.acquire(blocking=False)
@@ -75,7 +75,7 @@ def test_streams_share_the_token_budget(tiny_bundle, monkeypatch):
             finally:
                 running.release()
 
-        monkeypatch.setattr(encoder._engine, "run", watched)
+        monkeypatch.setattr(encoder.engine, "run", watched)
         found = encoder.encode(["three words here"] * 60, token_budget=100)
     assert 25 < max(sizes) <= 50
     assert sum(sizes) == sum(found.token_counts)
@@ -90,17 +90,11 @@ def test_a_number_that_cannot_be(tiny_bundle, streams, message):
         M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=2, streams=streams)
 
 
-@given(threads=st.integers(1, 256), tokens=st.integers(1, 20_000))
-def test_the_best_comes_near_the_most_and_shares_the_threads_evenly(threads, tokens):
-    streams = best_streams(threads, ZEN_4, tokens)
-    speeds = {n: ZEN_4.tokens_per_s(tokens, threads, n) for n in range(1, threads + 1) if threads % n == 0}
-    assert speeds[streams] >= 0.9 * max(speeds.values())
-    assert all(speeds[n] < 0.9 * max(speeds.values()) for n in speeds if n < streams)
-
-
 @given(threads=st.integers(1, 256))
-def test_auto_is_the_best_for_passages(threads):
-    assert checked_streams("auto", threads) == best_streams(threads)
+def test_auto_shares_the_threads_evenly(threads):
+    streams = checked_streams("auto", threads)
+    assert 1 <= streams <= threads
+    assert threads % streams == 0
 
 
 @pytest.mark.parametrize("streams", ["1", "2", "auto"])

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError, windows
+from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode import pipeline
 from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
+from m3_runtime.splitting import RunLimit
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 from patience import PATIENCE_S, wait_until
 
@@ -59,8 +59,8 @@ class Counting(M3Tokenizer):
 
 @pytest.fixture
 def small_windows(monkeypatch) -> None:
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 16)
-    monkeypatch.setattr(windows, "_TEXTS", 32)
+    monkeypatch.setattr(pipeline, "_FIRST_WINDOW", RunLimit(16, 250_000))
+    monkeypatch.setattr(pipeline, "_WINDOW", RunLimit(32, 250_000))
 
 
 @pytest.fixture
@@ -83,16 +83,9 @@ def test_the_next_window_is_tokenized_while_the_engine_runs(slow):
 @pytest.mark.usefixtures("small_windows")
 def test_one_window_ahead_and_no_more(slow):
     encoder, _, tokenizer = slow
-    options = encode_options(
-        encoder.bundle.manifest,
-        heads=(True, False, False),
-        limits=(8, 512),
-        max_length=16,
-        on_truncate="truncate",
-        colbert_dtype="float32",
-    )
+    options = encode_options(encoder.bundle.manifest, {Head.DENSE}, batch_size=8, token_budget=512, max_length=16)
     expected = [2, 3, 4, 5, 6, 7, 7]
-    for calls, _ in zip(expected, windows.tokenized_windows(CORPUS, options, tokenizer), strict=True):
+    for calls, _ in zip(expected, pipeline.tokenized_windows(CORPUS, options, tokenizer), strict=True):
         wait_until(lambda calls=calls: tokenizer.calls >= calls)
         time.sleep(0.05)  # enough to tokenize everything, if it wanted
         assert tokenizer.calls == calls
@@ -108,8 +101,8 @@ def test_a_small_input_needs_no_thread(slow):
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_windows_change_nothing(encoder, monkeypatch, batch_size):
     whole = encoder.encode(CORPUS, batch_size, 8, **ALL)
-    monkeypatch.setattr(windows, "_FIRST_TEXTS", 3)
-    monkeypatch.setattr(windows, "_TEXTS", 11)
+    monkeypatch.setattr(pipeline, "_FIRST_WINDOW", RunLimit(3, 250_000))
+    monkeypatch.setattr(pipeline, "_WINDOW", RunLimit(11, 250_000))
     parts = encoder.encode(CORPUS, batch_size, 8, **ALL)
     np.testing.assert_allclose(parts.dense_vecs, whole.dense_vecs, atol=1e-6)
     assert parts.token_counts.tolist() == whole.token_counts.tolist()
@@ -172,13 +165,3 @@ def test_several_callers_at_once(encoder):
         thread.join()
     assert len(got) == 4
     assert all(np.allclose(vectors, expected, atol=1e-6) for vectors in got)
-
-
-@given(st.lists(st.integers(0, 700_000), max_size=40))
-def test_windows_cover_the_texts_in_order_and_keep_to_their_bounds(sizes):
-    texts = ["x" * size for size in sizes]
-    parts = windows._parts(texts)
-    assert [i for part in parts for i in part] == list(range(len(texts)))
-    for number, part in enumerate(parts):
-        most = windows._CHARS if number else windows._FIRST_CHARS
-        assert len(part) == 1 or sum(len(texts[i]) for i in part) <= most

@@ -6,15 +6,6 @@ from pathlib import Path
 import pytest
 from running import Running, running
 
-from m3_runtime.server.backend import Backend, Opening
-
-
-@pytest.fixture(scope="session")
-def backend(tiny_bundle: Path) -> Iterator[Backend]:
-    opened = Backend.open(Opening(tiny_bundle, threads=1, variant="onnx-fp32"))
-    yield opened
-    opened.close()
-
 
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

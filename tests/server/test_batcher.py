@@ -10,27 +10,26 @@ import pytest
 
 from m3_runtime import EngineError, M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
-from m3_runtime.server.backend import Backend, TextVectors
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.queue import Ids, QueuedText, QueueLimits
-from m3_runtime.tokenizer import OnTruncate
+from m3_runtime.server.queue import Ids, QueueLimits
 from patience import PATIENCE_S
 
-ALL = tuple(Head)
-DENSE = (Head.DENSE,)
+ALL = frozenset(Head)
+DENSE = frozenset({Head.DENSE})
 
 
 class Notes:
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.most_waiting = 0
+        self.waiting_tokens = 0
         self.runs: list[tuple[int, int]] = []
         self.waits_s: list[float] = []
 
     def waiting(self, tokens: int, texts: int) -> None:
-        self.most_waiting = max(self.most_waiting, tokens)
+        self.waiting_tokens = tokens
 
     def queued(self, wait_s: float) -> None:
         self.waits_s.append(wait_s)
@@ -40,33 +39,33 @@ class Notes:
 
 
 class Gate:
-    """A real backend whose runs wait at a gate, and are noted in the order in which they came."""
+    """A real encoder whose runs wait at a gate, and are noted in the order in which they came."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, encoder: M3Encoder) -> None:
+        self._encoder = encoder
         self.open = threading.Event()
         self.lengths: list[int] = []
 
-    def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
-        self.lengths.append(batch[0].tokens)
+    def encode_ids(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
+        self.lengths.append(ids[0].size)
         assert self.open.wait(PATIENCE_S)
-        return self._backend.run(batch)
+        return self._encoder.encode_ids(ids, heads)
 
 
 class Broken:
     """Refuses texts of seven tokens."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, encoder: M3Encoder) -> None:
+        self._encoder = encoder
 
-    def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
-        if batch[0].tokens == 7:
+    def encode_ids(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
+        if ids[0].size == 7:
             raise EngineError("no sevens")
-        return self._backend.run(batch)
+        return self._encoder.encode_ids(ids, heads)
 
 
-def ids(backend: Backend, texts: Sequence[str]) -> list[Ids]:
-    return list(backend.tokenize(texts, 512, OnTruncate.ERROR).ids)
+def ids(encoder: M3Encoder, texts: Sequence[str]) -> list[Ids]:
+    return list(encoder.tokenizer.encode_batch(texts, 512).ids)
 
 
 def of_length(*lengths: int) -> list[Ids]:
@@ -77,17 +76,18 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
 
 
-def batcher(runner: Any, notes: Notes | None = None, **limits: int) -> Batcher:
-    return Batcher(runner, QueueLimits(**limits), notes or Notes())
+def batcher(runner: M3Encoder | Gate | Broken, notes: Notes | None = None, **limits: int) -> Batcher:
+    return Batcher(runner.encode_ids, QueueLimits(**limits), notes or Notes())
 
 
-def assert_equal_bits(found: list[TextVectors], encoder: M3Encoder, texts: Sequence[str]) -> None:
+def assert_equal_bits(got: Encoding, encoder: M3Encoder, texts: Sequence[str]) -> None:
     expected = encoder.encode(list(texts), return_sparse=True, return_colbert_vecs=True)
-    for row, vectors in enumerate(found):
-        np.testing.assert_array_equal(vectors.dense, expected.dense_vecs[row])
-        np.testing.assert_array_equal(vectors.colbert, expected.colbert_vecs[row])
-        for mine, theirs in zip(vectors.lexical, expected.sparse.row(row), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(got.token_counts, expected.token_counts)
+    np.testing.assert_array_equal(got.dense_vecs, expected.dense_vecs)
+    for name in ("indptr", "ids", "weights"):
+        np.testing.assert_array_equal(getattr(got.sparse, name), getattr(expected.sparse, name))
+    for mine, theirs in zip(got.colbert_vecs, expected.colbert_vecs, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 async def began(gate: Gate, runs: int) -> None:
@@ -98,54 +98,60 @@ async def began(gate: Gate, runs: int) -> None:
     await asyncio.sleep(0.1)
 
 
-def test_one_request_gives_the_very_bits_of_the_encoder(backend, encoder, texts):
+def test_one_request_gives_the_very_bits_of_the_encoder(encoder, texts):
     async def scenario() -> None:
-        runs = batcher(backend)
-        found = await runs.encode(ids(backend, texts), ALL, "a", 20)
+        runs = batcher(encoder)
+        found = await runs.encode(ids(encoder, texts), ALL, "a", 20)
         assert_equal_bits(found, encoder, texts)
         runs.close()
 
     run(scenario())
 
 
-def test_requests_that_run_together_get_what_the_encoder_gives_the_same_batch(backend, encoder):
+def test_requests_that_run_together_get_what_the_encoder_gives_the_same_batch(encoder):
     """Five requests for texts of one length; the first runs alone, the others wait and then share a run."""
     texts = ["one two three", "two one three", "three one two", "two three one", "one three two"]
-    assert len({row.size for row in ids(backend, texts)}) == 1
-    gate, notes = Gate(backend), Notes()
+    assert len({row.size for row in ids(encoder, texts)}) == 1
+    gate, notes = Gate(encoder), Notes()
 
     async def scenario() -> None:
         runs = batcher(gate, notes)
         calls = [
-            asyncio.create_task(runs.encode(ids(backend, [text]), ALL, f"client {i}", 20))
+            asyncio.create_task(runs.encode(ids(encoder, [text]), ALL, f"client {i}", 20))
             for i, text in enumerate(texts)
         ]
         await asyncio.sleep(0.05)
         gate.open.set()
-        found = [vectors for (vectors,) in await asyncio.gather(*calls)]
-        assert_equal_bits(found[:1], encoder, texts[:1])
-        assert_equal_bits(found[1:], encoder, texts[1:])
+        alone = encoder.encode_heads(texts[:1], ALL)
+        together = encoder.encode_heads(texts[1:], ALL)  # the very batch
+        first, *others = await asyncio.gather(*calls)
+        np.testing.assert_array_equal(first.dense_vecs, alone.dense_vecs)
+        np.testing.assert_array_equal(np.concatenate([found.dense_vecs for found in others]), together.dense_vecs)
+        assert [found.lexical_weights for found in others] == [[weights] for weights in together.lexical_weights]
+        for found, rows in zip(others, together.colbert_vecs, strict=True):
+            np.testing.assert_array_equal(found.colbert_vecs[0], rows)
         runs.close()
 
     run(scenario())
     assert [count for count, _ in notes.runs] == [1, 4]
 
 
-def test_each_request_gets_the_heads_that_it_asked_for(backend):
+def test_each_request_gets_the_heads_that_it_asked_for(encoder):
     async def scenario() -> None:
-        runs = batcher(backend)
-        rows = ids(backend, ["one two"])
-        calls = [runs.encode(rows, heads, "a", 20) for heads in (ALL, (Head.SPARSE,), (Head.COLBERT,), DENSE)]
-        got = [vectors for (vectors,) in await asyncio.gather(*calls)]
-        seen = [(v.dense is not None, v.lexical is not None, v.colbert is not None) for v in got]
+        runs = batcher(encoder)
+        rows = ids(encoder, ["one two"])
+        asked = (ALL, frozenset({Head.SPARSE}), frozenset({Head.COLBERT}), DENSE)
+        calls = [runs.encode(rows, heads, "a", 20) for heads in asked]
+        got = await asyncio.gather(*calls)
+        seen = [tuple(part is not None for part in (v.dense_vecs, v.sparse, v.colbert_vecs)) for v in got]
         assert seen == [(True, True, True), (False, True, False), (False, False, True), (True, False, False)]
         runs.close()
 
     run(scenario())
 
 
-def test_short_queries_run_while_a_long_passage_does(backend):
-    gate = Gate(backend)
+def test_short_queries_run_while_a_long_passage_does(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
         runs = batcher(gate)
@@ -161,11 +167,11 @@ def test_short_queries_run_while_a_long_passage_does(backend):
     run(scenario())
 
 
-def test_streams_run_side_by_side_and_short_queries_beside_them(backend):
-    gate = Gate(backend)
+def test_streams_run_side_by_side_and_short_queries_beside_them(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
-        runs = Batcher(gate, QueueLimits(), Notes(), streams=2)
+        runs = Batcher(gate.encode_ids, QueueLimits(), Notes(), streams=2)
         lengths = (500, 400, 300, 12)
         calls = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", PATIENCE_S)) for n in lengths]
         await began(gate, 3)
@@ -177,8 +183,8 @@ def test_streams_run_side_by_side_and_short_queries_beside_them(backend):
     run(scenario())
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(backend):
-    gate = Gate(backend)
+def test_a_full_queue_refuses_and_says_when_to_come_back(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
         runs = batcher(gate, max_tokens=100)
@@ -192,15 +198,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(backend):
         third = asyncio.create_task(runs.encode(of_length(10), DENSE, "a", 20))
         await asyncio.sleep(0.01)
         gate.open.set()
-        assert [len(found) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
+        assert [len(found.dense_vecs) for found in await asyncio.gather(first, second, third)] == [1, 1, 1]
         runs.close()
 
     run(scenario())
 
 
-def test_a_request_larger_than_the_queue_is_the_callers_error(backend):
+def test_a_request_larger_than_the_queue_is_the_callers_error(encoder):
     async def scenario() -> None:
-        runs = batcher(backend, max_tokens=100)
+        runs = batcher(encoder, max_tokens=100)
         with pytest.raises(RequestTooLargeError, match="has 120 tokens, the limit is 100; send it in parts"):
             await runs.encode(of_length(60, 60), DENSE, "a", 20)
         runs.close()
@@ -208,12 +214,12 @@ def test_a_request_larger_than_the_queue_is_the_callers_error(backend):
     run(scenario())
 
 
-def test_a_wait_beyond_the_deadline_is_refused_at_the_door(backend):
-    gate = Gate(backend)
+def test_a_wait_beyond_the_deadline_is_refused_at_the_door(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
         runs = batcher(gate)
-        runs._pace.ran(10, 1.0)  # ten tokens a second
+        runs.estimate.ran(10, 1.0)  # ten tokens a second
         calls = [asyncio.create_task(runs.encode(of_length(100), DENSE, "a", 60)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match="it might take 26 s, the deadline is 20 s; try again in 5 s"):
@@ -228,21 +234,21 @@ def test_a_wait_beyond_the_deadline_is_refused_at_the_door(backend):
     run(scenario())
 
 
-def test_who_finds_nothing_waiting_is_let_in_however_slow_the_engine_was(backend):
+def test_who_finds_nothing_waiting_is_let_in_however_slow_the_engine_was(encoder):
     async def scenario() -> None:
-        runs = batcher(backend)
-        runs._pace.ran(1, 100.0)
-        assert len(await runs.encode(of_length(10), DENSE, "a", 20)) == 1
+        runs = batcher(encoder)
+        runs.estimate.ran(1, 100.0)
+        assert len((await runs.encode(of_length(10), DENSE, "a", 20)).dense_vecs) == 1
         runs.close()
 
     run(scenario())
 
 
-def test_what_is_late_or_cancelled_leaves_the_queue(backend):
-    gate = Gate(backend)
+def test_what_is_late_or_cancelled_leaves_the_queue(encoder):
+    gate, notes = Gate(encoder), Notes()
 
     async def scenario() -> None:
-        runs = batcher(gate)
+        runs = batcher(gate, notes)
         running = asyncio.create_task(runs.encode(of_length(20), DENSE, "a", 20))
         await asyncio.sleep(0)
         cancelled = asyncio.create_task(runs.encode(of_length(30, 31), DENSE, "a", 20))
@@ -252,48 +258,50 @@ def test_what_is_late_or_cancelled_leaves_the_queue(backend):
         with pytest.raises(QueueFullError, match=r"busy: the request was not done within 0\.05 s; try again in 1 s"):
             await late
         assert cancelled.cancelled()
-        assert (runs._queue.tokens, runs.requests) == (0, 1)
+        assert (notes.waiting_tokens, runs.requests) == (0, 1)
         gate.open.set()
-        assert len(await running) == 1
+        assert len((await running).dense_vecs) == 1
         runs.close()
 
     run(scenario())
     assert gate.lengths == [20]
 
 
-def test_what_is_too_much_for_its_deadline_is_not_the_others_fault(backend):
-    gate = Gate(backend)
+def test_what_is_too_much_for_its_deadline_is_not_the_others_fault(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
         runs = batcher(gate)
-        runs._pace.ran(100, 1.0)
+        runs.estimate.ran(100, 1.0)
         running = asyncio.create_task(runs.encode(of_length(20), DENSE, "a", 20))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineError, match=r"not done within 0\.05 s; send less at a time, or allow more time"):
             await runs.encode(of_length(40), DENSE, "b", 0.05)
         gate.open.set()
-        assert len(await running) == 1
+        assert len((await running).dense_vecs) == 1
         runs.close()
 
     run(scenario())
 
 
-def test_an_engine_that_fails_hurts_only_its_own_requests(backend, encoder, texts):
+def test_an_engine_that_fails_hurts_only_its_own_requests(encoder, texts):
+    notes = Notes()
+
     async def scenario() -> None:
-        runs = batcher(Broken(backend))
+        runs = batcher(Broken(encoder), notes)
         bad = runs.encode(of_length(5, 7, 9), DENSE, "a", 20)
-        good = runs.encode(ids(backend, texts[:1]), ALL, "b", 20)
+        good = runs.encode(ids(encoder, texts[:1]), ALL, "b", 20)
         failed, found = await asyncio.gather(bad, good, return_exceptions=True)
         assert isinstance(failed, EngineError)
         assert_equal_bits(found, encoder, texts[:1])
-        assert (runs.requests, runs._queue.tokens) == (0, 0)
+        assert (runs.requests, notes.waiting_tokens) == (0, 0)
         runs.close()
 
     run(scenario())
 
 
-def test_draining_finishes_what_was_taken_and_takes_nothing_more(backend):
-    gate = Gate(backend)
+def test_draining_finishes_what_was_taken_and_takes_nothing_more(encoder):
+    gate = Gate(encoder)
 
     async def scenario() -> None:
         runs = batcher(gate)
@@ -306,16 +314,7 @@ def test_draining_finishes_what_was_taken_and_takes_nothing_more(backend):
         assert not draining.done()
         gate.open.set()
         await draining
-        assert [len(found) for found in await asyncio.gather(*calls)] == [1] * 5
-        runs.close()
-
-    run(scenario())
-
-
-def test_no_texts_are_no_work(backend):
-    async def scenario() -> None:
-        runs = batcher(backend)
-        assert await runs.encode([], ALL, "a", 20) == []
+        assert [len(found.dense_vecs) for found in await asyncio.gather(*calls)] == [1] * 5
         runs.close()
 
     run(scenario())

@@ -11,7 +11,7 @@ import pytest
 from running import Running, events, running
 
 from m3_runtime import Encoding, M3Encoder
-from m3_runtime.server.memory import memory_of
+from m3_runtime.server.worker import memory_of
 from patience import PATIENCE_S
 
 VARIANT = ("--variant", "openvino-int8")
@@ -71,11 +71,19 @@ def test_short_texts_that_share_rows_get_the_very_bits(two, same):
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+def test_padding_of_packed_rows_is_counted(two):
+    before, tokens = two.metric("m3_padding_tokens_total"), two.metric("m3_tokens_total")
+    body = {"texts": [[0, 5, 2]] * 3, "heads": ["dense"], "format": "npz"}  # in a row each takes a step of 4 tokens
+    assert httpx2.post(f"{two.url}/m3/encode", json=body, timeout=PATIENCE_S, trust_env=False).status_code == 200
+    assert two.metric("m3_tokens_total") == tokens + 9
+    assert two.metric("m3_padding_tokens_total") == before + 3
+
+
 def test_what_it_says_about_memory_holds_when_it_has_run(two):
     """Its weights are packed by the time of telling; later come the buffers of longer texts."""
-    (told,) = events(two, "all_workers_serve", 1)
+    (logged,) = events(two, "all_workers_serve", 1)
     ask(two, ["river " * 50])
-    for line, resident_mib in zip(events(two, "serving", 2), sorted(told["resident_mib"]), strict=True):
+    for line, resident_mib in zip(events(two, "serving", 2), sorted(logged["resident_mib"]), strict=True):
         assert memory_of(line["pid"]).resident_bytes / MIB == pytest.approx(resident_mib, rel=0.3)
         assert line["resident_mib"] == pytest.approx(resident_mib, rel=0.1)
-    assert max(told["resident_mib"]) < told["together_mib"] < sum(told["resident_mib"])
+    assert max(logged["resident_mib"]) < logged["together_mib"] < sum(logged["resident_mib"])

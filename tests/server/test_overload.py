@@ -102,17 +102,15 @@ def test_two_servers_share_a_bundle(tiny_bundle: Path, tmp_path: Path, server):
 def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, server, monkeypatch, capsys):
     monkeypatch.setattr(serving, "log_as_json", lambda: None)  # pytest's own logging stays
 
-    def words(*more: str) -> str:
-        assert main(["serve", *more]) == 1
+    def words(code: int, *more: str) -> str:
+        assert main(["serve", *more]) == code
         return capsys.readouterr().err
 
-    bundle = str(tiny_bundle)
-    assert "the folder does not exist" in words(str(tmp_path / "none"))
-    assert f"cannot listen on 127.0.0.1:{server.port}" in words(bundle, "--port", str(server.port))
-    (tmp_path / "keys").write_text("# none\n")
-    assert "holds no key; write one on each line" in words(
-        bundle, "--port", "0", "--api-key-file", str(tmp_path / "keys")
-    )
-    (tmp_path / "keys").write_text("short\n")
-    assert "line 1 of the key file" in words(bundle, "--port", "0", "--api-key-file", str(tmp_path / "keys"))
-    assert "max_length is 1000000" in words(bundle, "--port", "0", "--max-length", "1000000")
+    bundle, keys = str(tiny_bundle), tmp_path / "keys"
+    assert "the folder does not exist" in words(1, str(tmp_path / "none"))
+    assert f"cannot listen on 127.0.0.1:{server.port}" in words(2, bundle, "--port", str(server.port))
+    keys.write_text("# none\n")
+    assert "holds no key; write one on each line" in words(2, bundle, "--port", "0", "--api-key-file", str(keys))
+    keys.write_text("short\n")
+    assert "line 1 of the key file" in words(2, bundle, "--port", "0", "--api-key-file", str(keys))
+    assert "max_length is 1000000" in words(2, bundle, "--port", "0", "--max-length", "1000000")

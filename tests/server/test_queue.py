@@ -1,18 +1,18 @@
-"""The order in which texts run: lengths, fairness, company, leaving."""
+"""The order in which texts run: lengths, fairness, batch mates, leaving."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.server.queue import Job, QueueLimits, TokenQueue
+from m3_runtime.server.queue import QueuedRequest, QueueLimits, TokenQueue
 
-DENSE = (Head.DENSE,)
-ALL = tuple(Head)
+DENSE = frozenset({Head.DENSE})
+ALL = frozenset(Head)
 
 
-def job(*lengths: int, client: str = "a", heads: tuple[Head, ...] = DENSE) -> Job:
-    return Job.of(client, heads, [np.zeros(length, np.int32) for length in lengths])
+def job(*lengths: int, client: str = "a", heads: frozenset[Head] = DENSE) -> QueuedRequest:
+    return QueuedRequest.of(client, heads, [np.zeros(length, np.int32) for length in lengths])
 
 
 def queue(**limits: int) -> TokenQueue:
@@ -23,7 +23,7 @@ def drain(waiting: TokenQueue) -> list[list[tuple[str, int]]]:
     """All batches until nothing waits: client and length of each text."""
     batches = []
     while batch := waiting.take():
-        batches.append([(text.job.client, text.tokens) for text in batch])
+        batches.append([(text.request.client, text.tokens) for text in batch])
     return batches
 
 
@@ -54,7 +54,7 @@ def test_a_dense_only_text_and_one_with_all_heads_do_not_run_together():
     waiting = queue()
     waiting.add(job(5))
     waiting.add(job(5, heads=ALL))
-    waiting.add(job(5, heads=(Head.SPARSE,)))
+    waiting.add(job(5, heads=frozenset({Head.SPARSE})))
     assert [len(batch) for batch in drain(waiting)] == [1, 2]
 
 
@@ -76,9 +76,9 @@ def test_short_queries_do_not_wait_for_a_passage_of_the_same_client():
 def test_a_new_client_does_not_wait_for_anothers_bulk_job():
     waiting = queue(batch_texts=1)
     waiting.add(job(*[100] * 50, client="bulk"))
-    assert waiting.take()[0].job.client == "bulk"
+    assert waiting.take()[0].request.client == "bulk"
     waiting.add(job(120, client="new"))
-    assert waiting.take()[0].job.client == "new"
+    assert waiting.take()[0].request.client == "new"
 
 
 def test_two_busy_clients_get_the_same_number_of_tokens():
@@ -88,18 +88,18 @@ def test_two_busy_clients_get_the_same_number_of_tokens():
     served = {"long": 0, "short": 0}
     for _ in range(40):
         (text,) = waiting.take()
-        served[text.job.client] += text.tokens
+        served[text.request.client] += text.tokens
     assert abs(served["long"] - served["short"]) <= 200
 
 
 def test_ever_new_clients_do_not_starve_an_old_one():
     waiting = queue(batch_texts=1)
     waiting.add(job(300, 300, client="old"))
-    assert waiting.take()[0].job.client == "old"
+    assert waiting.take()[0].request.client == "old"
     passed = 0
     while True:
         waiting.add(job(10, client=f"new {passed}"))
-        if waiting.take()[0].job.client == "old":
+        if waiting.take()[0].request.client == "old":
             break
         passed += 1
         assert passed < 100
@@ -152,7 +152,7 @@ def test_requests_of_a_client_are_done_in_their_order_and_passed_only_by_smaller
         waiting.add(request)
     order = []
     while batch := waiting.take():
-        order += [text.job for text in batch]
+        order += [text.request for text in batch]
         if len(order) < 20:
             waiting.add(job(10))
     first, second = ([i for i, which in enumerate(order) if which is request] for request in (large, alike))
@@ -167,7 +167,7 @@ def test_who_leaves_is_not_served_and_leaves_nothing_behind():
     waiting.add(gone)
     waiting.add(stays)
     first = waiting.take()[0]
-    assert first.job is gone
+    assert first.request is gone
     waiting.remove(gone)
     waiting.remove(gone)  # as after a late disconnect
     assert (waiting.tokens, waiting.texts) == (60, 1)
@@ -211,7 +211,7 @@ def test_every_text_is_taken_once_or_removed(jobs, steps, seed):
         elif step in ("take", "short"):
             batch = waiting.take(20 if step == "short" else None)
             taken += batch
-            assert len({(text.tokens, len(text.job.heads) == 1) for text in batch}) <= 1
+            assert len({(text.tokens, len(text.request.heads) == 1) for text in batch}) <= 1
             assert len(batch) <= 1 or sum(text.tokens for text in batch) <= batch_tokens
         present = [text for known in added for text in known.texts if text.is_waiting]
         assert (waiting.texts, waiting.tokens) == (len(present), sum(text.tokens for text in present))

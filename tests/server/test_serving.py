@@ -4,14 +4,13 @@ import asyncio
 import socket
 from pathlib import Path
 
-from m3_runtime.server.backend import Opening
 from m3_runtime.server.serving import listening
-from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.settings import ServedBundle, ServerSettings
 
 
 def test_answers_are_not_held_back_by_nagles_algorithm():
     """asyncio switches it off only where a socket says that it is TCP; else small answers take 40 ms more."""
-    settings = ServerSettings(Opening(Path("unused"), threads=1), port=0)
+    settings = ServerSettings(ServedBundle(Path("unused"), threads=1), port=0)
     seen = []
 
     async def scenario() -> None:

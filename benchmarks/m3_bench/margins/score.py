@@ -12,7 +12,7 @@ from m3_bench.retrieval.methods import Hybrid, possible
 from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.scoring import lexical_score
+from m3_runtime.scoring import sparse_dot
 
 Floats = NDArray[np.float32]
 _BLOCK_TEXTS = 128  # ColBERT rows of so many passages are held: 512 tokens each at C = 1024 are 270 MB
@@ -113,7 +113,7 @@ def _head_scores(head: Head, queries: Encoding, query: int, passages: Encoding, 
             assert queries.sparse is not None and passages.sparse is not None
             ours = queries.sparse.lexical_weights(query)
             theirs = (passages.sparse.lexical_weights(place) for place in places)
-            return np.array([lexical_score(ours, weights) for weights in theirs], dtype=np.float32)
+            return np.array([sparse_dot(ours, weights) for weights in theirs], dtype=np.float32)
         case Head.COLBERT:
             assert queries.colbert_vecs is not None and passages.colbert_vecs is not None
             return maxsim(queries.colbert_vecs[query], [passages.colbert_vecs[place] for place in places])

@@ -23,7 +23,7 @@ from m3_export.plan.plan import (
     Scheme,
     projections,
 )
-from m3_export.plan.search import Candidate, Repair, Trial, search
+from m3_export.plan.search import RARE, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.progress import Progress
 from m3_export.quantize.projection import fake_quantize, quantize_projection
@@ -35,7 +35,6 @@ Ids = NDArray[np.int32]
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
 EARLY = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1)  # of the layers: where a small error turns a degenerate text into another one
-RARE = 0.01  # of degenerate texts: so few are no clipped ranges but jumps, which the mean of a few texts does not show
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
@@ -137,7 +136,8 @@ class Planner:
 
         def repaired(trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
             plan = trial.candidate.plan
-            if self._limits.degenerate_share < trial.measured.degenerate_share <= RARE:
+            over = trial.expected.in_parts_of(self._limits) > 1
+            if over[-1] and not over[:-1].any() and trial.measured.degenerate_share <= RARE:
                 return self._with_early_layers_float(trial, time_of)
             if trial.holds(self._limits) and _early_float_layers(plan):
                 return None  # faster ones are known, and were over

@@ -19,7 +19,7 @@ class Budget:
     dense_min: float = 0.998
     colbert_p5: float = 0.996
     sparse_jaccard: float = 0.98
-    degenerate_share: float = 0.001
+    degenerate_share: float = 0.005
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -54,7 +54,9 @@ class Budget:
 
 
 BUDGETS = {
-    "strict": Budget(dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99),
+    "strict": Budget(
+        dense_mean=0.9998, dense_min=0.9995, colbert_p5=0.999, sparse_jaccard=0.99, degenerate_share=0.001
+    ),
     "balanced": Budget(),
     "fast": Budget(dense_mean=0.998, dense_min=0.994, colbert_p5=0.99, sparse_jaccard=0.96, degenerate_share=0.01),
 }

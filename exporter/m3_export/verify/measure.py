@@ -24,8 +24,7 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET, pad_batch
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import ColbertDtype, EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
-from m3_runtime.engines import Engine, TokenBatch
-from m3_runtime.engines.opening import Opening
+from m3_runtime.engines import Engine, Opening, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
 
@@ -138,7 +137,7 @@ def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[I
 
 
 def _encode_ids(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> Encoding:
-    heads = tuple(head for head in (Head.DENSE, Head.COLBERT) if head in manifest.heads)
+    heads = frozenset({Head.DENSE, Head.COLBERT}).intersection(manifest.heads)
     options = EncodeOptions(
         heads, manifest.geometry.max_tokens, len(ids), DEFAULT_TOKEN_BUDGET, OnTruncate.ERROR, ColbertDtype.FLOAT32
     )

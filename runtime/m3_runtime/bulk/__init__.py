@@ -1,9 +1,9 @@
 """Bulk encoding: large files to shards of vectors, in constant memory, resumable after any crash.
 
-    inputs → rows → shards                 sources, lines, tables, rows; sharding
-    shard → vectors → Parquet              encode, schema, colbert
-    what is done, and what is left         job, journal, folder, disk
-    the whole: here, in processes, on Ray  run, workers, cluster, progress
+    job       inputs and settings
+    shards    rows → shards → vectors → Parquet; colbert makes ColBERT rows smaller
+    folder    the output folder; its journal says which shards are done
+    run       the whole job: in this process, in several (workers), on a Ray cluster (cluster)
 
 Needs the extra `bulk`, and `cluster` the extra `ray`.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.extras import import_extra
 
 _WINDOW_ROWS = 512
 """Rows are clustered among so many neighbours: a clustering compares each with each."""
@@ -64,12 +64,10 @@ def pooled(rows: NDArray[Any], factor: int) -> NDArray[Any]:
 def _pooled_window(rows: NDArray[Any], factor: int) -> NDArray[Any]:
     if len(rows) == 1:
         return rows
-    try:
-        from scipy.cluster.hierarchy import fcluster, linkage
-    except ImportError as error:
-        raise ExtraNotInstalledError('pooling ColBERT rows needs scipy; pip install "m3-runtime[bulk]"') from error
+    hierarchy = import_extra("scipy.cluster.hierarchy", "bulk")
     # On rows of one length Ward's squared distances are cosines, up to a factor.
-    numbers = fcluster(linkage(rows, method="ward"), t=-(-len(rows) // factor), criterion="maxclust")
+    tree = hierarchy.linkage(rows, method="ward")
+    numbers = hierarchy.fcluster(tree, t=-(-len(rows) // factor), criterion="maxclust")
     _, first, clusters = np.unique(numbers, return_index=True, return_inverse=True)
     members = clusters[:, None] == np.argsort(first)
     weights = (members / members.sum(axis=0)).T.astype(np.float32)

@@ -1,9 +1,9 @@
-"""The folder of a job, which is in order at any moment, whatever kills us.
+"""The folder of a job, which is consistent at any moment, whatever kills the process.
 
-    OUT/journal.jsonl            what the job is, and which shards are done
+    OUT/journal.jsonl            the job, and which of its shards are done
     OUT/vectors/part-N.parquet   a shard, complete
     OUT/rejected.jsonl           rows that could not be encoded, and why
-    OUT/partial/                 what is being written
+    OUT/partial/                 shards that are being written
 
 A shard becomes done in four steps, each on disk before the next: its file in `partial`, its lines in `rejected.jsonl`,
 its name in `vectors`, its line in the journal. What comes after the last line of the journal counts as not done: it is
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from m3_runtime.bulk.disk import flush, flush_folder, writing
-from m3_runtime.bulk.encode import ShardDraft
-from m3_runtime.bulk.job import Job, difference
-from m3_runtime.bulk.journal import Complete, Journal, ShardDone
-from m3_runtime.bulk.rows import BadRow
+from m3_runtime.bulk.job import BulkJob, difference
+from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
+from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.errors import BulkError, InputError
+from m3_runtime.io.atomic import flush, flush_folder, put_in_place
+from m3_runtime.io.readers import BadRow
 
 JOURNAL, VECTORS, REJECTED, PARTIAL = "journal.jsonl", "vectors", "rejected.jsonl", "partial"
 _NAME = re.compile(r"part-(\d{8,})\.parquet")
@@ -39,12 +39,12 @@ class JobFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, out: Path, job: Job) -> Iterator["JobFolder"]:
+    def open(cls, out: Path, job: BulkJob) -> Iterator["JobFolder"]:
         """Begin a job's folder, or resume it.
 
         Args:
             out: the folder; made if it is not there.
-            job: what is asked for.
+            job: its inputs and settings.
 
         Raises:
             InputError: the folder holds something else, or another job.
@@ -67,7 +67,7 @@ class JobFolder:
 
     @property
     def shards(self) -> tuple[ShardDone, ...]:
-        """Those that are done, in order."""
+        """The shards that are done, in order."""
         return tuple(self._shards[index] for index in sorted(self._shards))
 
     @property
@@ -76,7 +76,7 @@ class JobFolder:
         return frozenset(self._shards)
 
     def taken_away(self) -> int:
-        """How many shards are done but no longer here: they were moved or deleted, which is allowed."""
+        """How many finished shards are no longer in the folder: moving or deleting them is allowed."""
         return sum(entry.rows > 0 and not self._part(entry.index).exists() for entry in self.shards)
 
     @property
@@ -95,8 +95,7 @@ class JobFolder:
         if draft.path is not None:
             with writing(part):
                 size_bytes = draft.path.stat().st_size
-                draft.path.replace(part)
-                flush_folder(part.parent)
+                put_in_place(draft.path, part)
         entry = ShardDone(
             index=draft.index,
             rows=draft.rows,
@@ -112,7 +111,7 @@ class JobFolder:
         return entry
 
     def finish(self) -> None:
-        """Say that nothing is left.
+        """Write down that nothing is left.
 
         Raises:
             BulkError: the journal cannot be written.
@@ -167,17 +166,13 @@ class JobFolder:
         self._rejected_bytes += len(data)
 
     def _part(self, index: int) -> Path:
-        return self._out / VECTORS / _name(index)
+        return self._out / VECTORS / f"part-{index:08d}.parquet"
 
 
-def _begin(journal: Journal, job: Job, out: Path) -> None:
-    """Write the first line, or compare it with what is asked for."""
+def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
+    """Write the job into a new journal, or compare it with the one there."""
     begun = journal.text.job
     if begun is None:
         journal.add(job)
     elif (differs := difference(begun, job)) is not None:
         raise InputError(f"{str(out)!r} holds another job ({differs}); give the same command, or choose another folder")
-
-
-def _name(index: int) -> str:
-    return f"part-{index:08d}.parquet"

@@ -1,4 +1,4 @@
-"""The journal of a job: what it is, and which shards are done. A line is written when its shard is in its place.
+"""The journal of a job: the job, and which of its shards are done. A line is written when its shard is in place.
 
     {"job": {…}}            the first line
     {"shard": {…}}          one for each shard, in the order in which they became done
@@ -8,15 +8,16 @@ A line that a crash cut off counts as not written.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from m3_runtime.bulk.disk import flush, writing
-from m3_runtime.bulk.job import Job
+from m3_runtime.bulk.job import BulkJob
 from m3_runtime.errors import BulkError, BundleFormatError, InputError
+from m3_runtime.io.atomic import flush
 from m3_runtime.records import from_json, to_json
 
 try:
@@ -24,7 +25,23 @@ try:
 except ImportError:  # Windows: nothing can be locked
     fcntl = None  # type: ignore[assignment]
 
-T = TypeVar("T")
+Entry = TypeVar("Entry")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where writing fails, and say how to go on.
+
+    Raises:
+        BulkError: the system refused: no room, no permission, a broken disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BulkError(
+            f"cannot write {str(path)!r}: {error.strerror or error}; finished shards are kept: "
+            "make room (or whatever is lacking) and run the same command again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -34,12 +51,12 @@ class ShardDone:
     Attributes:
         index: which.
         rows: in its file; with 0 there is no file.
-        rejected: rows that are not.
+        rejected: rows that are not in the file.
         tokens: that were encoded.
         truncated: how many texts were cut.
         size_bytes: of its file.
-        rejected_bytes: of `rejected.jsonl`, when this shard was done.
-        input_bytes: of the inputs, that it took.
+        rejected_bytes: length of `rejected.jsonl` when this shard was done.
+        input_bytes: how much of the inputs the shard takes.
     """
 
     index: int
@@ -61,9 +78,9 @@ class Complete:
 
 @dataclass(frozen=True)
 class JournalText:
-    """What a journal says; `job` is None where it holds no whole line. `whole_bytes` of it are whole lines."""
+    """A journal's entries. `job` is None where it has no whole line; `whole_bytes` of the file are whole lines."""
 
-    job: Job | None
+    job: BulkJob | None
     shards: tuple[ShardDone, ...]
     is_complete: bool
     whole_bytes: int
@@ -87,7 +104,7 @@ def read_journal(data: bytes, name: str) -> JournalText:
         return JournalText(None, (), False, 0)
     try:
         records = [json.loads(line) for line in lines]
-        job = _record(Job, records[0], "job", name)
+        job = _record(BulkJob, records[0], "job", name)
         is_complete = list(records[-1]) == ["complete"]
         middle = records[1 : len(records) - is_complete]
         shards = tuple(_record(ShardDone, record, "shard", name) for record in middle)
@@ -127,13 +144,13 @@ class Journal:
             raise
         return cls(file, path, text)
 
-    def add(self, entry: Job | ShardDone | Complete) -> None:
+    def add(self, entry: BulkJob | ShardDone | Complete) -> None:
         """Add a line; it is on disk when this returns.
 
         Raises:
             BulkError: it cannot be written.
         """
-        kind = {Job: "job", ShardDone: "shard", Complete: "complete"}[type(entry)]
+        kind = {BulkJob: "job", ShardDone: "shard", Complete: "complete"}[type(entry)]
         rest = (json.dumps({kind: to_json(entry)}) + "\n").encode()
         with writing(self._path):
             while rest:  # unbuffered, so that closing has nothing left to write; then a write may be a part of it
@@ -153,7 +170,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _record(cls: type[T], data: Mapping[str, Any], kind: str, name: str) -> T:
+def _record(cls: type[Entry], data: Mapping[str, Any], kind: str, name: str) -> Entry:
     if list(data) != [kind]:
         raise InputError(f"{name!r}: expected a line {kind!r}, got {list(data)}; choose another folder")
     return from_json(cls, data[kind], kind)

@@ -9,26 +9,20 @@ Only the parent touches the folder's journal. A worker whose parent was killed f
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from m3_runtime.bulk.encode import Limits, ShardDraft, StepDone, encode_shard
-from m3_runtime.bulk.job import Job
-from m3_runtime.bulk.run import Encode, Events, ShardsLeft
-from m3_runtime.bulk.sharding import Shard
+from m3_runtime.bulk.job import BulkJob
+from m3_runtime.bulk.run import EncodeShards, Events
+from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import BulkError, M3Error
 
 _GOES_WITHIN_S = 5.0
-
-
-@dataclass(frozen=True)
-class _Task:
-    shard: Shard
-    partial: Path
+_GO_ON = "finished shards are kept: run the same command again, with fewer workers if memory was short"
 
 
 @dataclass(frozen=True)
@@ -39,26 +33,26 @@ class _Worker:
 
 @contextmanager
 def encode_in_processes(
-    open_encoder: Callable[[], M3Encoder], workers: int, job: Job, limits: Limits
-) -> Iterator[Encode]:
+    open_encoder: Callable[[], M3Encoder], workers: int, job: BulkJob, limits: BulkLimits
+) -> Iterator[EncodeShards]:
     """Encode in `workers` processes, a shard each at a time; drafts come as they are done.
 
     Args:
         open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
         workers: how many.
-        job: what is made of a text.
+        job: its settings say which vectors to make.
         limits: how much runs together, in each worker.
 
     Raises:
-        BulkError: a worker was killed.
+        BulkError: a worker was killed, or failed with an error that is none of this project's.
         M3Error: what a worker raised.
     """
     started: list[_Worker] = []
     try:
         started.extend(_start(open_encoder, job, limits) for _ in range(workers))
 
-        def encode(shards: ShardsLeft, partial: Path) -> Events:
-            return _encode(started, iter(shards), partial)
+        def encode(shards: Iterator[Shard], partial: Path) -> Events:
+            return _encode(started, shards, partial)
 
         yield encode
     finally:
@@ -68,7 +62,14 @@ def encode_in_processes(
             _end(worker.process)
 
 
-def _start(open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits) -> _Worker:
+def as_m3_error(error: Exception) -> M3Error:
+    """What a worker's error is to the parent: our own errors as they are, any other as a `BulkError` that names it."""
+    if isinstance(error, M3Error):
+        return error
+    return BulkError(f"a worker failed ({type(error).__name__}: {error}); {_GO_ON}")
+
+
+def _start(open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> _Worker:
     # Not forked: engines and tokenizers have threads, and those do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -84,7 +85,8 @@ def _encode(workers: list[_Worker], shards: Iterator[Shard], partial: Path) -> E
     while True:
         while idle and (shard := next(shards, None)) is not None:
             worker = idle.pop()
-            _send(worker, _Task(shard, partial))
+            with suppress(OSError):  # it is gone; what it said before that is received below
+                worker.pipe.send((shard, partial))
             busy[worker.pipe] = worker
         if not busy:
             return
@@ -96,21 +98,14 @@ def _encode(workers: list[_Worker], shards: Iterator[Shard], partial: Path) -> E
             yield event
 
 
-def _send(worker: _Worker, task: _Task) -> None:
-    try:
-        worker.pipe.send(task)
-    except OSError:
-        _received(worker)  # says why: an error that it sent before it went, or that it was killed
-
-
 def _received(worker: _Worker) -> StepDone | ShardDraft:
     try:
         event = worker.pipe.recv()
     except (EOFError, OSError) as error:
         worker.process.join(_GOES_WITHIN_S)
+        code = worker.process.exitcode
         raise BulkError(
-            f"a worker ended without a word (exit code {worker.process.exitcode}; -9 is mostly want of memory); "
-            "finished shards are kept: run the same command again, with fewer workers if memory was short"
+            f"a worker ended without reporting an error (exit code {code}; -9 mostly means out of memory); {_GO_ON}"
         ) from error
     if isinstance(event, M3Error):
         raise event
@@ -118,20 +113,20 @@ def _received(worker: _Worker) -> StepDone | ShardDraft:
     return event
 
 
-def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: Job, limits: Limits) -> None:
+def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> None:
     """What a worker does until its pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which closes the pipe
-    try:
+    with suppress(OSError):  # the parent is gone
         try:
             with open_encoder() as encoder:
                 while True:
-                    task: _Task = pipe.recv()
-                    for event in encode_shard(encoder, job, limits, task.shard, task.partial):
+                    shard, partial = pipe.recv()
+                    for event in encode_shard(encoder, job, limits, shard, partial):
                         pipe.send(event)
-        except M3Error as error:
-            pipe.send(error)
-    except (EOFError, OSError):
-        return  # nobody is there any more
+        except EOFError:
+            return
+        except Exception as error:
+            pipe.send(as_m3_error(error))
 
 
 def _end(process: SpawnProcess) -> None:

@@ -154,7 +154,7 @@ class Parity:
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
     others, as the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
-    `is_simulated` tells that the processor lacks what the variant needs, so that its integers were computed in float.
+    `is_simulated` means that the processor lacks what the variant needs, so that its integers were computed in float.
     """
 
     texts: int

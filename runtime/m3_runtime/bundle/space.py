@@ -1,8 +1,10 @@
-"""Whether an index and an encoder speak of the same vectors."""
+"""Whether an index and an encoder share a vector space."""
 
 import warnings
+from typing import Protocol
 
-from m3_runtime.encoder import M3Encoder
+from m3_runtime.bundle.manifest import Variant
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.errors import SpaceMismatchError
 
 
@@ -10,8 +12,19 @@ class VariantDriftWarning(UserWarning):
     """An index was filled by another variant of the same space: scores move by a measured drift."""
 
 
-def check_space(index_space_id: str, index_variant: str, encoder: M3Encoder) -> None:
-    """Compare what an index noted when it was filled with the encoder that will query it.
+class InSpace(Protocol):
+    """What makes vectors of a space: an `M3Encoder`."""
+
+    @property
+    def bundle(self) -> Bundle: ...  # noqa: D102
+    @property
+    def variant(self) -> Variant: ...  # noqa: D102
+    @property
+    def space_id(self) -> str: ...  # noqa: D102
+
+
+def check_space(index_space_id: str, index_variant: str, encoder: InSpace) -> None:
+    """Compare what an index recorded when it was filled with the encoder that will query it.
 
     Args:
         index_space_id: `encoder.space_id` at the time of indexing.
@@ -39,7 +52,7 @@ def check_space(index_space_id: str, index_variant: str, encoder: M3Encoder) -> 
         )
 
 
-def _drift(encoder: M3Encoder, variant: str) -> str:
+def _drift(encoder: InSpace, variant: str) -> str:
     parity = encoder.bundle.manifest.parity.get(variant)
     if parity is None:
         return "unknown"

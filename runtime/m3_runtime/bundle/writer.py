@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from typing import IO, Any
 from m3_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
+from m3_runtime.io.atomic import flush_folder, flush_tree
 
 try:
     import fcntl
@@ -90,8 +91,7 @@ def publish(staging: Path, out: Path) -> None:
 
     An older bundle at `out` is moved aside first and removed afterwards; `check_target` decides if that is allowed.
     """
-    _flush(path for path in staging.rglob("*"))
-    _flush([staging])
+    flush_tree(staging)
     previous = _hidden(out, _REPLACED, _token(staging.parent))
     try:
         if os.path.lexists(out):
@@ -101,19 +101,10 @@ def publish(staging: Path, out: Path) -> None:
         if os.path.lexists(previous) and not os.path.lexists(out):
             previous.rename(out)
         raise
-    _flush([out.parent])
+    flush_folder(out.parent)
     for folder in _beside(out, _REPLACED):
         if folder == previous or not _hidden(out, _PARTIAL, _token(folder)).exists():  # its export is over
             _remove(folder)
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _remove(path: Path) -> None:

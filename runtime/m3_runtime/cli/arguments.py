@@ -1,12 +1,44 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
 
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.reader import Verify
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.io.readers import SourceFormat
+from m3_runtime.tokenizer import OnTruncate
+
+Member = TypeVar("Member", bound=StrEnum)
+
+
+def add_parser(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command to the command line.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        name: of the command.
+        run: what it does with its arguments.
+        summary: its line in `m3-runtime --help`.
+        description: the first paragraph of its own help.
+        epilog: the last one, with examples.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run, command_parser=command)
+    return command
 
 
 def integer(least: int) -> Callable[[str], int]:
@@ -22,71 +54,85 @@ def integer(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _streams(text: str) -> int | str:
-    """An argparse type: how many streams, or "auto"."""
-    return text if text == AUTO else integer(1)(text)
+def add_integer(group: Any, name: str, text: str, *, least: int = 1, default: int | None = None) -> None:
+    """An option that takes an integer of at least `least`; its help ends with the default where there is one."""
+    shown = "" if default is None else " (default: %(default)s)"
+    group.add_argument(name, type=integer(least), default=default, metavar="N", help=text + shown)
+
+
+def add_choice(group: Any, name: str, text: str, default: Member) -> None:
+    """An option that takes the value of an enum's member."""
+    kind = type(default)
+
+    def parse(value: str) -> Member:
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {' or '.join(kind)}, got {value!r}") from error
+
+    group.add_argument(name, type=parse, default=default, metavar="|".join(kind), help=f"{text} (default: {default})")
 
 
 def add_bundle(command: argparse.ArgumentParser) -> None:
     """The bundle, and how to open it."""
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     group = command.add_argument_group("opening the bundle")
-    group.add_argument("--variant", default="auto", help="a variant's name (default: the fastest that runs here)")
-    group.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "openvino"), help="default: auto")
-    group.add_argument(
-        "--threads", type=integer(1), help="threads of all runs together (default: the cores this process may use)"
-    )
+    group.add_argument("--variant", default=AUTO, help="a variant's name (default: the fastest that runs here)")
+    group.add_argument("--engine", default=AUTO, choices=(AUTO, "onnxruntime", "openvino"), help="default: auto")
+    add_integer(group, "--threads", "threads of all runs together (default: the cores this process may use)")
     group.add_argument(
         "--streams",
         type=_streams,
         default=1,
         metavar="N|auto",
-        help="how many batches run at a time and share the threads; for many cores and many texts (default: 1)",
+        help="batches that run at the same time and share the threads; for many cores and many texts (default: 1)",
     )
-    group.add_argument(
-        "--verify",
-        default="size",
-        choices=("size", "full"),
-        help="full compares every SHA-256, size those of small files (default: size)",
-    )
+    add_verify(group)
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="where OpenVINO keeps what it compiled, without the weights, to start faster next time (default: "
-        "nowhere; onnxruntime keeps nothing)",
+        help="folder where OpenVINO keeps compiled models, without their weights, to start faster next time (default: "
+        "none; onnxruntime has no cache)",
     )
-    group.add_argument(
-        "--low-memory", action="store_true", help="hold less in memory and take longer; the vectors are the same"
-    )
+    text = "use less memory and more time; the vectors are the same"
+    group.add_argument("--low-memory", action="store_true", help=text)
+
+
+def add_verify(group: Any) -> None:
+    """How closely a bundle's files are checked."""
+    text = "full checks the SHA-256 of every file, size that of small files only"
+    add_choice(group, "--verify", text, Verify.SIZE)
+
+
+def add_heads(group: Any) -> None:
+    """Which heads to compute."""
+    text = "comma-separated: dense, sparse, colbert (default: dense)"
+    group.add_argument("--heads", type=_heads, default=(Head.DENSE,), metavar="LIST", help=text)
+
+
+def add_max_length(group: Any, name: str = "--max-length") -> None:
+    """How many tokens of a text count."""
+    add_integer(group, name, "tokens per text, both special tokens included (default: 512)", least=3)
+
+
+def add_input_format(group: Any, formats: Sequence[SourceFormat]) -> None:
+    """How a file is read."""
+    text = f"{', '.join(formats)} or auto (default: auto, by the name's ending; lines if that says nothing)"
+    group.add_argument("--input-format", type=_source_format, choices=(None, *formats), metavar="FORMAT", help=text)
 
 
 def add_batching(command: argparse.ArgumentParser) -> None:
     """How much runs together."""
     group = command.add_argument_group("batching")
-    group.add_argument(
-        "--batch-size",
-        type=integer(1),
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="most texts that run together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--token-budget",
-        type=integer(1),
-        default=DEFAULT_TOKEN_BUDGET,
-        metavar="N",
-        help="most tokens that run together; working memory follows it (default: %(default)s)",
-    )
+    add_integer(group, "--batch-size", "most texts that run together", default=DEFAULT_BATCH_SIZE)
+    text = "most tokens that run together; bounds working memory"
+    add_integer(group, "--token-budget", text, default=DEFAULT_TOKEN_BUDGET)
 
 
 def add_on_truncate(command: argparse.ArgumentParser) -> None:
     """What becomes of texts that are too long."""
-    command.add_argument(
-        "--on-truncate",
-        choices=("truncate", "error"),
-        default="truncate",
-        help="what to do with longer texts (default: %(default)s, and say how many)",
-    )
+    text = "what to do with longer texts: truncate them and report how many, or fail"
+    add_choice(command, "--on-truncate", text, OnTruncate.TRUNCATE)
 
 
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
@@ -101,3 +147,21 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
         low_memory=arguments.low_memory,
         streams=arguments.streams,
     )
+
+
+def _streams(text: str) -> int | str:
+    return text if text == AUTO else integer(1)(text)
+
+
+def _source_format(text: str) -> SourceFormat | None:
+    try:
+        return None if text == AUTO else SourceFormat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(SourceFormat)} or auto, got {text!r}") from error
+
+
+def _heads(text: str) -> tuple[Head, ...]:
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(Head):
+        raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
+    return tuple(head for head in Head if head in names)  # in one order, so that a bulk job is recognized

@@ -4,29 +4,34 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, BundleOnNode, Cluster, encode_on_cluster
-from m3_runtime.bulk.encode import Limits
-from m3_runtime.bulk.job import ColbertDtype, DenseDtype, Job, OnLong, VectorSettings
-from m3_runtime.bulk.progress import ProgressBar
-from m3_runtime.bulk.rows import Columns
-from m3_runtime.bulk.run import BulkSummary, Encode, encode_here, run_job
-from m3_runtime.bulk.sources import SourceFormat, find_sources
+from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, Cluster, encode_on_cluster
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings, find_sources
+from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
+from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bulk.workers import encode_in_processes
 from m3_runtime.bundle.manifest import Head, Manifest, Variant
-from m3_runtime.bundle.reader import Bundle, Verify
-from m3_runtime.cli.arguments import add_batching, add_bundle, integer
+from m3_runtime.bundle.reader import Bundle
+from m3_runtime.cli.arguments import (
+    add_batching,
+    add_bundle,
+    add_choice,
+    add_heads,
+    add_input_format,
+    add_integer,
+    add_max_length,
+    add_parser,
+)
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
 from m3_runtime.errors import HeadError
-
-E = TypeVar("E", bound=StrEnum)
+from m3_runtime.io.progress import Progress
+from m3_runtime.io.readers import Columns, SourceFormat
 
 _SHARD_ROWS, _COLBERT_SHARD_ROWS = 10_000, 1_000
 
@@ -34,8 +39,8 @@ _DESCRIPTION = """\
 Encode large files into Parquet shards, in constant memory.
 
 Inputs are JSONL, Parquet or text files (every line is a text), or folders of them; the name's ending says which, and
-.gz is unpacked. OUT/vectors then holds the shards, OUT/rejected.jsonl the rows that could not be encoded and why, and
-OUT/journal.jsonl says what is done. Whatever stops the job, the same command goes on; no row is lost or doubled.
+.gz is unpacked. OUT/vectors holds the shards, OUT/rejected.jsonl the rows that could not be encoded and why, and
+OUT/journal.jsonl which shards are done. Whatever stops a job, the same command resumes it; no row is lost or doubled.
 """
 
 _EPILOG = """\
@@ -52,158 +57,102 @@ columns of a shard:
   the schema's metadata has m3.space_id and m3.variant
   read them with pyarrow.dataset.dataset("OUT/vectors"), DuckDB, Polars or Spark; docs/bulk.md shows how
 
-A row without an id is called by its place, "FILE:number".
+A row without an id gets its place as its id, "FILE:number".
 """
 
 
 def add_command(commands: Any) -> None:
     """Add `bulk` to the command line."""
-    command = commands.add_parser(
-        "bulk",
-        help="large files to Parquet shards, resumable (extra bulk)",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "large files to Parquet shards, resumable (extra bulk)"
+    command = add_parser(commands, "bulk", run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     add_bundle(command)
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="a file or folder")
     command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the job's folder")
     _add_input(command)
     _add_vectors(command)
-    command.add_argument(
-        "--shard-rows",
-        type=integer(1),
-        metavar="N",
-        help=f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})",
-    )
-    command.add_argument(
-        "--workers",
-        type=integer(1),
-        metavar="N",
-        help="processes that encode, each with the model in memory and its share of the cores (default: 1; with --ray "
-        "as many as the nodes have room for)",
-    )
+    text = f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})"
+    add_integer(command, "--shard-rows", text)
+    text = "processes that encode, each with its own model and its share of the cores"
+    add_integer(command, "--workers", f"{text} (default: 1; with --ray as many as the nodes have room for)")
     _add_cluster(command)
-    command.add_argument("--strict", action="store_true", help="stop at a bad row instead of putting it aside")
+    text = "stop at a bad row instead of writing it to rejected.jsonl"
+    command.add_argument("--strict", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
-    command.set_defaults(run=run)
 
 
 def _add_input(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("reading")
-    group.add_argument(
-        "--input-format",
-        type=_one_of(SourceFormat),
-        metavar="FORMAT",
-        help="jsonl, parquet or lines, for every file (default: by its ending; lines if that says nothing)",
-    )
+    add_input_format(group, list(SourceFormat))
     group.add_argument("--text", default="text", metavar="NAME", help="column of the texts (default: %(default)s)")
     group.add_argument("--id", metavar="NAME", help='column of the ids (default: "id" where there is one)')
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("a Ray cluster (extra ray)")
-    group.add_argument(
-        "--ray",
-        action="store_true",
-        help="encode on the nodes of a Ray cluster: each worker takes as many of Ray's CPUs as it has --threads "
-        f"(default: {DEFAULT_ACTOR_THREADS}). BUNDLE and OUT must be at the same path on every node, inputs need not",
+    text = "encode on the nodes of a Ray cluster; each worker takes as many of Ray's CPUs as it has --threads "
+    text += (
+        f"(default: {DEFAULT_ACTOR_THREADS}). BUNDLE and OUT must be at the same path on every node; inputs need not"
     )
-    group.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="of the cluster; means --ray (default: RAY_ADDRESS, or the cluster that runs here, or a new one on this "
-        "machine)",
-    )
+    group.add_argument("--ray", action="store_true", help=text)
+    text = "implies --ray (default: RAY_ADDRESS, the cluster that runs on this machine, or a new one)"
+    group.add_argument("--ray-address", metavar="ADDRESS", help=text)
 
 
 def _add_vectors(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("vectors")
-    group.add_argument(
-        "--heads",
-        type=_heads,
-        default=(Head.DENSE,),
-        metavar="LIST",
-        help="comma-separated: dense, sparse, colbert (default: dense)",
-    )
-    group.add_argument(
-        "--max-length", type=integer(3), metavar="N", help="tokens per text, both specials included (default: 512)"
-    )
-    group.add_argument(
-        "--on-truncate",
-        type=_one_of(OnLong),
-        default=OnLong.TRUNCATE,
-        metavar="WHAT",
-        help="truncate longer texts and count them, or reject them as bad rows (default: truncate)",
-    )
-    group.add_argument(
-        "--dense-dtype",
-        type=_one_of(DenseDtype),
-        default=DenseDtype.FLOAT32,
-        metavar="TYPE",
-        help="float32 or float16 (default: float32)",
-    )
-    group.add_argument(
-        "--colbert-dtype",
-        type=_one_of(ColbertDtype),
-        default=ColbertDtype.FLOAT16,
-        metavar="TYPE",
-        help="float16, or int8 with a scale for each row: half of that (default: float16)",
-    )
-    group.add_argument(
-        "--colbert-pool",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="make one ColBERT row of N that are alike, on average; docs/bulk.md: what is lost (default: 1, keep all)",
-    )
+    add_heads(group)
+    add_max_length(group)
+    text = "truncate longer texts and count them, or reject them as bad rows"
+    add_choice(group, "--on-truncate", text, OnLong.TRUNCATE)
+    add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32)
+    text = "how ColBERT rows are written; int8 has a scale for each row and takes half of float16"
+    add_choice(group, "--colbert-dtype", text, ShardColbertDtype.FLOAT16)
+    text = "pool N similar ColBERT rows into one, on average; docs/bulk.md has the loss; 1 keeps all"
+    add_integer(group, "--colbert-pool", text, default=1)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do the job that the arguments name, or what is left of it."""
+    """Run a job, or the rest of it."""
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, arguments)
-    encoders = partial(_encoders(bundle, variant, arguments), job, Limits(arguments.batch_size, arguments.token_budget))
-    with ProgressBar(is_shown=not arguments.quiet) as bar:
-        summary = run_job(job, arguments.output, encoders, bar, strict=arguments.strict)
+    limits = BulkLimits(arguments.batch_size, arguments.token_budget)
+    open_encode = partial(_open_encode(bundle, variant, arguments), job, limits)
+    summary = run_job(job, arguments.output, open_encode, Progress(quiet=arguments.quiet), strict=arguments.strict)
     if not arguments.quiet:
-        sys.stderr.writelines(f"m3-runtime: {line}\n" for line in _said(summary))
+        sys.stderr.writelines(f"m3-runtime: {line}\n" for line in _summary_lines(summary))
 
 
-def _encoders(
+def _open_encode(
     bundle: Bundle, variant: Variant, arguments: argparse.Namespace
-) -> Callable[[Job, Limits], AbstractContextManager[Encode]]:
+) -> Callable[[BulkJob, BulkLimits], AbstractContextManager[EncodeShards]]:
     """What encodes: this process, processes of its own, or a cluster."""
-    cache_dir, low_memory = arguments.cache_dir, arguments.low_memory
+    opening = {"low_memory": arguments.low_memory, "streams": arguments.streams}
     if arguments.ray or arguments.ray_address:
-        on_node = BundleOnNode(
-            bundle.folder.resolve(),
-            Verify(arguments.verify),
-            variant.name,
-            cache_dir and Path(cache_dir).resolve(),
-            low_memory=low_memory,
-            streams=arguments.streams,
-        )
+        # Nodes open the bundle anew, each at the path that it has here.
+        if arguments.cache_dir:
+            opening["cache_dir"] = Path(arguments.cache_dir).resolve()
+        folder = bundle.folder.resolve()
+        open_on_node = partial(M3Encoder.open, folder, variant=variant.name, verify=arguments.verify, **opening)
         cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
-        return partial(encode_on_cluster, on_node, cluster)
+        return partial(encode_on_cluster, open_on_node, cluster)
     workers = arguments.workers or 1
     threads = arguments.threads or max(1, default_threads() // workers)
-    how = {"cache_dir": cache_dir, "low_memory": low_memory, "streams": arguments.streams}
-    open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **how)
+    opening["cache_dir"] = arguments.cache_dir
+    open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **opening)
     if workers > 1:
         return partial(encode_in_processes, open_encoder, workers)
     return partial(encode_here, open_encoder)
 
 
-def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) -> Job:
+def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) -> BulkJob:
     for head in arguments.heads:
         if head not in manifest.heads:
             names = ", ".join(one.value for one in manifest.heads)
             raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
-    return Job(
+    return BulkJob(
         space_id=manifest.space_id,
         variant=variant.name,
         vectors=VectorSettings(
@@ -220,7 +169,7 @@ def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) ->
     )
 
 
-def _said(summary: BulkSummary) -> Sequence[str]:
+def _summary_lines(summary: BulkSummary) -> Sequence[str]:
     lines = [f"{summary.rows} rows in {summary.shards} shards, {summary.tokens} tokens"]
     if summary.already_done:
         lines.append(f"{summary.already_done} shards were done already")
@@ -231,23 +180,3 @@ def _said(summary: BulkSummary) -> Sequence[str]:
     if summary.rejected:
         lines.append(f"{summary.rejected} rows are in rejected.jsonl, with the reasons")
     return lines
-
-
-def _heads(text: str) -> tuple[Head, ...]:
-    names = {name.strip() for name in text.split(",")}
-    if not names <= set(Head):
-        raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
-    return tuple(head for head in Head if head in names)  # in one order, so that a job is known again
-
-
-def _one_of(kind: type[E]) -> Callable[[str], E]:
-    """An argparse type: a member of an enum, by its value."""
-
-    def parse(text: str) -> E:
-        try:
-            return kind(text)
-        except ValueError as error:
-            names = " or ".join(member.value for member in kind)
-            raise argparse.ArgumentTypeError(f"expected {names}, got {text!r}") from error
-
-    return parse

@@ -9,6 +9,7 @@ from typing import Any
 
 from m3_runtime.bundle.manifest import Manifest, Parity, ProjectionPrecision, Variant
 from m3_runtime.bundle.reader import Bundle
+from m3_runtime.cli.arguments import add_parser, add_verify
 from m3_runtime.cpu import FEATURE_MEANS, cpu_info, default_threads
 from m3_runtime.engines.select import find_variant, is_installed, unmet_needs
 from m3_runtime.errors import M3Error
@@ -24,22 +25,17 @@ examples:
 
 def add_command(commands: Any) -> None:
     """Add `info` to the command line."""
-    command = commands.add_parser(
+    command = add_parser(
+        commands,
         "info",
-        help="what a bundle is, and what would run here",
+        run,
+        summary="what a bundle is, and what would run here",
         description="What a bundle holds, how faithful its variants are, and which one this machine would run.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     command.add_argument("--json", action="store_true", help="the same for programs: the manifest and this machine")
-    command.add_argument(
-        "--verify",
-        default="size",
-        choices=("size", "full"),
-        help="full compares every SHA-256, size those of small files (default: size)",
-    )
-    command.set_defaults(run=run, command_parser=command)
+    add_verify(command)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,17 +6,25 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from m3_runtime.cli.arguments import add_batching, add_bundle, add_on_truncate, integer, open_encoder
+from m3_runtime.cli.arguments import (
+    add_batching,
+    add_bundle,
+    add_input_format,
+    add_max_length,
+    add_on_truncate,
+    add_parser,
+    open_encoder,
+)
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, TextTooLongError
-from m3_runtime.io.input import InputFormat, PairRecord, read_pairs
 from m3_runtime.io.output import STDOUT, json_line, opened_output
+from m3_runtime.io.readers import PairRow, SourceFormat, read_pairs
 from m3_runtime.scoring import FusionWeights, PairScores
 
 _STEP_PAIRS = 1024
 
 _DESCRIPTION = """\
-Score pairs of a query and a passage with every head, and combined. A line of JSON for each pair.
+Score pairs of a query and a passage with every head, and combined. Writes a line of JSON for each pair.
 """
 
 _EPILOG = """\
@@ -31,31 +39,25 @@ pairs: lines of query, tab, passage; or JSONL with "query" and "passage".
 
 def add_command(commands: Any) -> None:
     """Add `score` to the command line."""
-    command = commands.add_parser(
-        "score",
-        help="how well queries and passages match",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "how well queries and passages match"
+    command = add_parser(commands, "score", run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     add_bundle(command)
     command.add_argument("query", metavar="QUERY", nargs="?")
     command.add_argument("passage", metavar="PASSAGE", nargs="?")
     command.add_argument("--pairs", metavar="FILE", help="a file of pairs; - is standard input")
-    command.add_argument("--input-format", type=InputFormat, choices=list(InputFormat), default=InputFormat.AUTO)
+    add_input_format(command, [SourceFormat.JSONL, SourceFormat.LINES])
     command.add_argument(
         "--weights",
         type=float,
         nargs=3,
         metavar=("DENSE", "SPARSE", "COLBERT"),
-        help="what each head counts in the combined scores (default: 1 1 1)",
+        help="weight of each head in the combined scores (default: 1 1 1)",
     )
-    command.add_argument("--max-query-length", type=integer(3), metavar="N", help="default: 512")
-    command.add_argument("--max-passage-length", type=integer(3), metavar="N", help="default: 512")
+    add_max_length(command, "--max-query-length")
+    add_max_length(command, "--max-passage-length")
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output")
     add_on_truncate(command)
     add_batching(command)
-    command.set_defaults(run=run, command_parser=command)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _scores(encoder: M3Encoder, step: Sequence[PairRecord], arguments: argparse.Namespace) -> PairScores:
+def _scores(encoder: M3Encoder, step: Sequence[PairRow], arguments: argparse.Namespace) -> PairScores:
     try:
         return encoder.score_pairs(
             [(pair.query, pair.passage) for pair in step],
@@ -89,13 +91,13 @@ def _scores(encoder: M3Encoder, step: Sequence[PairRecord], arguments: argparse.
             on_truncate=arguments.on_truncate,
         )
     except TextTooLongError as error:
-        raise InputError(f"{step[error.index].where}: {error}") from error
+        raise InputError(f"{step[error.index].place}: {error}") from error
 
 
-def _pairs(arguments: argparse.Namespace) -> Iterator[PairRecord]:
+def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:
     has_texts = arguments.query is not None and arguments.passage is not None
     if (arguments.pairs is not None) == has_texts or (arguments.query is not None and not has_texts):
         arguments.command_parser.error("give QUERY and PASSAGE, or --pairs FILE")
     if has_texts:
-        return iter([PairRecord(arguments.query, arguments.passage, "command line")])
+        return iter([PairRow(arguments.query, arguments.passage, "command line")])
     return read_pairs(arguments.pairs, arguments.input_format)

@@ -1,8 +1,8 @@
-"""Which texts run together, and how they lie in a batch. Pure functions.
+"""Which texts run together, and how they are laid out in a batch. Pure functions.
 
 Length alone decides how a text runs, so its vectors are the same alone, in any batch and in any order:
 
-* Short texts are packed, many in a row, also when there is just one. The graph keeps them apart, and company does not
+* Short texts are packed, many in a row, even if there is only one. The graph keeps them apart, and batch mates do not
   change a bit of them. One pass over the weights serves texts of many lengths.
 * Longer ones run in batches of one length, so nothing is padded. Padding would cost more than its tokens: it changes
   the last bits of attention's sums, an activation near the edge of an INT8 step then falls to the other side, and the
@@ -32,11 +32,11 @@ ROW_TOKENS = 256
 """Most tokens of a packed row: attention's share grows with it, and a few cores gain little from more."""
 
 _TOGETHER = 2
-"""Packed texts come in steps of so many tokens: bfloat16 products add up in pairs, which company must not change."""
+"""Packed texts come in steps of so many tokens: bfloat16 products add up in pairs, which must not depend on others."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """What a batch may hold.
 
     Attributes:
@@ -67,7 +67,7 @@ class Batch:
         return np.concatenate(self.rows)
 
 
-def plan_batches(lengths: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
+def plan_batches(lengths: NDArray[np.int64], limits: BatchLimits) -> Iterator[Batch]:
     """Yield batches, longest texts first and packed ones last.
 
     Every index appears once. Texts that are not packed run with those of their length, and those keep their order.
@@ -76,9 +76,9 @@ def plan_batches(lengths: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
         lengths: (S,) tokens per text, both special tokens included.
         limits: what a batch may hold.
 
-    >>> [batch.indices.tolist() for batch in plan_batches(np.array([3, 9, 4, 9, 9]), Limits(18, 8))]
+    >>> [batch.indices.tolist() for batch in plan_batches(np.array([3, 9, 4, 9, 9]), BatchLimits(18, 8))]
     [[1, 3], [4], [2], [0]]
-    >>> [batch.rows for batch in plan_batches(np.array([3, 9, 4, 9, 9]), Limits(18, 8, packed_tokens=4))][-1]
+    >>> [batch.rows for batch in plan_batches(np.array([3, 9, 4, 9, 9]), BatchLimits(18, 8, packed_tokens=4))][-1]
     (array([0, 2]),)
     """
     kinds = np.where(lengths > limits.packed_tokens, lengths, 0)
@@ -93,7 +93,7 @@ def plan_batches(lengths: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
             yield from _packed(lengths, group, limits)
 
 
-def _packed(lengths: NDArray[np.int64], texts: NDArray[np.int64], limits: Limits) -> Iterator[Batch]:
+def _packed(lengths: NDArray[np.int64], texts: NDArray[np.int64], limits: BatchLimits) -> Iterator[Batch]:
     """Short texts in rows, and as many rows in a batch as the limits allow."""
     steps = _steps(lengths[texts])
     rows = fill_rows(steps, max(min(ROW_TOKENS, limits.token_budget), int(steps.max())), limits.batch_size)
@@ -141,7 +141,7 @@ def fill_rows(lengths: NDArray[np.int64], most_tokens: int, most_texts: int) -> 
 
 @dataclass(frozen=True)
 class Ready:
-    """N texts that run now: how they lie in a batch, and their ids in the order of `batch.indices`."""
+    """N texts that run now: their layout in a batch, and their ids in the order of `batch.indices`."""
 
     batch: Batch
     ids: tuple[NDArray[np.int32], ...]
@@ -158,11 +158,11 @@ class Waiting:
     """Texts that come window by window and wait until enough of their kind are there.
 
     Full batches leave as soon as they can. What is left of a kind waits for the next window if a batch of it would
-    not keep the engine busy. So company across windows is found, and little waits: fewer than `ENOUGH_TOKENS` of each
-    kind.
+    not keep the engine busy. So texts of one kind meet across windows, and little waits: fewer than `ENOUGH_TOKENS` of
+    each kind.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BatchLimits) -> None:
         """Nothing waits yet."""
         self._limits = limits
         self._texts: dict[int, NDArray[np.int32]] = {}

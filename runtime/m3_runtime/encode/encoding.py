@@ -1,6 +1,6 @@
 """What `encode` returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encode.sparse import SparseVectors
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.sparse import SparseRow, SparseVectors
 
 KEYS = ("dense_vecs", "lexical_weights", "colbert_vecs")
 """FlagEmbedding's result keys, always all three; None for a head that was not asked for."""
@@ -53,6 +54,25 @@ class Encoding(Mapping[str, Any]):
             is_single=True,
         )
 
+    def leading_dimensions(self, size: int, *, normalize: bool) -> "Encoding":
+        """The same texts with the first `size` dimensions of their dense and ColBERT vectors.
+
+        FlagEmbedding's `truncate_dim` cuts before it normalizes. Cutting afterwards and normalizing again gives the
+        same vectors, because the first normalization only scaled them.
+
+        Args:
+            size: dimensions to keep; narrower vectors stay as they are.
+            normalize: whether vectors have unit length.
+        """
+        dense, colbert = self.dense_vecs, self.colbert_vecs
+        if isinstance(colbert, list):
+            colbert = [_leading(rows, size, normalize) for rows in colbert]
+        elif colbert is not None:
+            colbert = _leading(colbert, size, normalize)
+        return replace(
+            self, dense_vecs=None if dense is None else _leading(dense, size, normalize), colbert_vecs=colbert
+        )
+
     def __getitem__(self, key: str) -> Any:
         if key not in KEYS:
             raise KeyError(key)
@@ -73,3 +93,54 @@ class Encoding(Mapping[str, Any]):
     def __repr__(self) -> str:
         heads = [key for key in KEYS if (self.sparse if key == KEYS[1] else getattr(self, key)) is not None]
         return f"Encoding(texts={len(self.token_counts)}, heads={heads}, truncated={self.truncated})"
+
+
+class EncodingBuilder:
+    """One encoding of S texts that are encoded in different batches."""
+
+    def __init__(self, texts: int, heads: Collection[Head]) -> None:
+        """Expect S = `texts` texts; of their vectors only those of `heads` are kept."""
+        self.missing = texts
+        self._heads = heads
+        self._token_counts = np.zeros(texts, np.int64)
+        self._dense: NDArray[np.float32] | None = None
+        self._sparse = [_NO_WEIGHTS] * texts
+        self._vocab_size = 0
+        self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
+
+    def take(self, index: int, batch: Encoding, row: int) -> None:
+        """Copy the vectors of text `index`, which is row `row` of a batch; its batch mates are not kept."""
+        self._token_counts[index] = batch.token_counts[row]
+        if Head.DENSE in self._heads and batch.dense_vecs is not None:
+            if self._dense is None:
+                self._dense = np.empty((len(self._token_counts), batch.dense_vecs.shape[1]), np.float32)
+            self._dense[index] = batch.dense_vecs[row]
+        if Head.SPARSE in self._heads and batch.sparse is not None:
+            self._sparse[index], self._vocab_size = batch.sparse.row(row), batch.sparse.vocab_size
+        if Head.COLBERT in self._heads and batch.colbert_vecs is not None:
+            self._colbert[index] = batch.colbert_vecs[row]
+        self.missing -= 1
+
+    def encoding(self) -> Encoding:
+        """All S texts, none of which is missing; how many were cut is for the caller to say."""
+        is_sparse = Head.SPARSE in self._heads
+        return Encoding(
+            dense_vecs=self._dense,
+            sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
+            colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
+            token_counts=self._token_counts,
+            truncated=0,
+            is_single=False,
+        )
+
+
+_NO_WEIGHTS: SparseRow = np.empty(0, np.int64), np.empty(0, np.float32)
+_SMALLEST_NORM = 1e-12
+
+
+def _leading(vectors: NDArray[Any], size: int, normalize: bool) -> NDArray[Any]:
+    kept = vectors[..., :size].copy()
+    if not normalize:
+        return kept
+    norm = np.linalg.norm(kept.astype(np.float32), axis=-1, keepdims=True)
+    return (kept / np.maximum(norm, _SMALLEST_NORM)).astype(vectors.dtype)

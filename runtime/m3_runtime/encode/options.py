@@ -1,6 +1,6 @@
 """The arguments of a call, checked once and frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -9,7 +9,7 @@ from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.tokenizer import SPECIALS, OnTruncate
 
-E = TypeVar("E", bound=StrEnum)
+_E = TypeVar("_E", bound=StrEnum)
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_LENGTH = 512
@@ -26,7 +26,7 @@ class ColbertDtype(StrEnum):
 class EncodeOptions:
     """How to encode: every field has been checked against the bundle."""
 
-    heads: tuple[Head, ...]
+    heads: frozenset[Head]
     max_length: int
     batch_size: int
     token_budget: int
@@ -36,19 +36,21 @@ class EncodeOptions:
 
 def encode_options(
     manifest: Manifest,
+    heads: Collection[Head],
     *,
-    heads: tuple[bool, bool, bool],
-    limits: tuple[int, int],
-    max_length: int | None,
-    on_truncate: OnTruncate | str,
-    colbert_dtype: ColbertDtype | str,
+    batch_size: int,
+    token_budget: int,
+    max_length: int | None = None,
+    on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
+    colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
 ) -> EncodeOptions:
-    """Check the arguments of `encode`.
+    """Check the arguments of a call.
 
     Args:
         manifest: of the bundle that will encode.
-        heads: whether dense, sparse and ColBERT are wanted.
-        limits: batch_size and token_budget.
+        heads: heads that are wanted.
+        batch_size: most texts of a batch.
+        token_budget: most tokens of a batch.
         max_length: tokens per text, or None for the default.
         on_truncate: "truncate" or "error".
         colbert_dtype: "float32" or "float16".
@@ -57,15 +59,30 @@ def encode_options(
         InputError: an argument is out of range, or no head is asked for.
         HeadError: the bundle has no such head.
     """
-    batch_size, token_budget = limits
     return EncodeOptions(
-        heads=_checked_heads(manifest, heads),
+        heads=checked_heads(manifest, heads),
         max_length=checked_max_length(max_length, manifest.geometry.max_tokens, "max_length"),
         batch_size=_at_least(batch_size, 1, "batch_size"),
         token_budget=_at_least(token_budget, 1, "token_budget"),
         on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
         colbert_dtype=_member(ColbertDtype, colbert_dtype, "colbert_dtype"),
     )
+
+
+def checked_heads(manifest: Manifest, wanted: Collection[Head]) -> frozenset[Head]:
+    """The heads of a call.
+
+    Raises:
+        InputError: no head is asked for.
+        HeadError: the bundle has no such head.
+    """
+    if not wanted:
+        raise InputError("no head is asked for; set at least one of return_dense, return_sparse, return_colbert_vecs")
+    for head in Head:
+        if head in wanted and head not in manifest.heads:
+            names = ", ".join(h.value for h in manifest.heads)
+            raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
+    return frozenset(wanted)
 
 
 def checked_max_length(value: int | None, limit: int, name: str) -> int:
@@ -91,17 +108,6 @@ def checked_threads(threads: int) -> int:
     return _at_least(threads, 1, "threads")
 
 
-def _checked_heads(manifest: Manifest, wanted: Sequence[bool]) -> tuple[Head, ...]:
-    heads = tuple(head for head, is_wanted in zip(Head, wanted, strict=True) if is_wanted)
-    if not heads:
-        raise InputError("no head is asked for; set at least one of return_dense, return_sparse, return_colbert_vecs")
-    for head in heads:
-        if head not in manifest.heads:
-            names = ", ".join(h.value for h in manifest.heads)
-            raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
-    return heads
-
-
 def _at_least(value: object, least: int, name: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InputError(f"{name} must be an integer, got {type(value).__name__}")
@@ -111,7 +117,7 @@ def _at_least(value: object, least: int, name: str) -> int:
     return number
 
 
-def _member(kind: type[E], value: str, name: str) -> E:
+def _member(kind: type[_E], value: str, name: str) -> _E:
     try:
         return kind(value)
     except ValueError as error:

@@ -1,23 +1,40 @@
-"""Texts to an `Encoding`: tokenize, batch, run, decode, put back in order."""
+"""Texts, or ids, to an `Encoding`: tokenize, batch, run, decode, put back in order.
 
-from collections.abc import Iterable, Iterator, Sequence
+Texts go window by window: while one window is worked on, the next is tokenized in another thread. What a window holds
+is a matter of speed alone. Texts that may run together find each other across windows (`batching.Waiting`).
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from m3_runtime.bundle.manifest import Head, Manifest
-from m3_runtime.encode.batching import Limits, Ready, Waiting
+from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.heads import LexicalRows, colbert_rows, lexical_rows
 from m3_runtime.encode.options import EncodeOptions
-from m3_runtime.encode.sparse import gather_sparse
-from m3_runtime.encode.windows import Window, tokenized_windows
+from m3_runtime.encode.outputs import Results
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.streams import in_streams
-from m3_runtime.errors import EngineError
+from m3_runtime.errors import TextTooLongError
+from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
+
+# A window is large enough to fill batches of many lengths, and small next to what a caller holds in memory anyway. The
+# first one is small, since nothing runs meanwhile. Items are texts, sizes characters.
+_FIRST_WINDOW = RunLimit(256, 250_000)
+_WINDOW = RunLimit(2048, 2_000_000)
+
+BatchObserver = Callable[[TokenBatch], None]
+"""Called with every batch before it runs, in the thread that runs it."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some neighbouring texts as ids; `start` is the index of the first."""
+
+    start: int
+    tokenized: TokenizedTexts
 
 
 def encode_texts(
@@ -33,89 +50,78 @@ def encode_texts(
         return _encoded(windows, len(texts), options, manifest, engine)
 
 
-def encode_tokens(tokenized: TokenizedTexts, options: EncodeOptions, manifest: Manifest, engine: Engine) -> Encoding:
+def encode_tokens(
+    tokenized: TokenizedTexts,
+    options: EncodeOptions,
+    manifest: Manifest,
+    engine: Engine,
+    on_batch: BatchObserver | None = None,
+) -> Encoding:
     """Encode S texts that are ids already.
 
     Raises:
         EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
-    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine)
+    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine, on_batch)
 
 
 def _encoded(
-    windows: Iterable[Window], texts: int, options: EncodeOptions, manifest: Manifest, engine: Engine
+    windows: Iterable[Window],
+    texts: int,
+    options: EncodeOptions,
+    manifest: Manifest,
+    engine: Engine,
+    on_batch: BatchObserver | None = None,
 ) -> Encoding:
     """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
 
     def run(ready: Ready) -> tuple[TokenBatch, RawOutputs]:
-        tokens = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
-        return tokens, engine.run(tokens, options.heads)
+        batch = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
+        if on_batch is not None:
+            on_batch(batch)
+        return batch, engine.run(batch, options.heads)
 
-    results = _Results(texts, options, manifest)
+    results = Results(texts, options, manifest)
     budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
-    limits = Limits(budget, options.batch_size, engine.packed_tokens)
+    limits = BatchLimits(budget, options.batch_size, engine.packed_tokens)
     with closing(in_streams(run, _batches(windows, limits, results), engine.streams)) as done:
-        for ready, (tokens, raw) in done:
-            results.take(ready.batch.indices, tokens, raw)
+        for ready, (batch, raw) in done:
+            results.take(ready.batch.indices, batch, raw)
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], limits: Limits, results: "_Results") -> Iterator[Ready]:
+def _batches(windows: Iterable[Window], limits: BatchLimits, results: Results) -> Iterator[Ready]:
     waiting = Waiting(limits)
     for window in windows:
-        results.note(window)
+        results.note(window.start, window.tokenized)
         yield from waiting.add(window.start, window.tokenized.ids)
     yield from waiting.rest()
 
 
-def _check_finite(raw: RawOutputs) -> None:
-    """NaN hides well: it is not above 0, so lexical weights would just be missing."""
-    for head, values in zip(Head, (raw.dense_vecs, raw.token_weights, raw.colbert_vecs), strict=True):
-        if values is not None and not np.isfinite(values).all():
-            raise EngineError(f"the graph's {head.output_name} are not all finite; export the bundle again")
+def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Generator[Window]:
+    """Yield all texts as ids, in order.
+
+    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
+
+    Raises:
+        TextTooLongError: a text is too long and `options` say that this is an error; its index is among all texts.
+    """
+    parts = list(greedy_runs(map(len, texts), _WINDOW, first=_FIRST_WINDOW))
+    if len(parts) < 2:
+        yield from (_window(part, texts, options, tokenizer) for part in parts)
+        return
+    with ThreadPoolExecutor(1, "m3-tokenizer") as ahead:
+        following = ahead.submit(_window, parts[0], texts, options, tokenizer)
+        for part in parts[1:]:
+            window, following = following.result(), ahead.submit(_window, part, texts, options, tokenizer)
+            yield window
+        yield following.result()
 
 
-class _Results:
-    """Where the batches' results go: places for all S texts, filled batch by batch."""
-
-    def __init__(self, texts: int, options: EncodeOptions, manifest: Manifest) -> None:
-        self._options = options
-        self._vocab_size = manifest.geometry.vocab_size
-        self._lengths = np.zeros(texts, dtype=np.int64)
-        self._truncated = 0
-        self._dense = np.empty((texts, manifest.geometry.hidden_size), dtype=np.float32)
-        self._lexical: list[LexicalRows] = []
-        self._order: list[NDArray[np.int64]] = []
-        self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
-
-    def note(self, window: Window) -> None:
-        """Keep what is known of a window's texts before they run."""
-        lengths = window.tokenized.lengths
-        self._lengths[window.start : window.start + lengths.size] = lengths
-        self._truncated += window.tokenized.truncated
-
-    def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
-        """Put the results of one batch, which holds the texts at `indices` row by row, in their places."""
-        _check_finite(raw)
-        self._order.append(indices)
-        if raw.dense_vecs is not None:
-            self._dense[indices] = raw.dense_vecs
-        if raw.token_weights is not None:
-            self._lexical.append(lexical_rows(batch, raw.token_weights, self._vocab_size))
-        if raw.colbert_vecs is not None:
-            rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
-            for index, vectors in zip(indices, rows, strict=True):
-                self._colbert[index] = vectors
-
-    def encoding(self) -> Encoding:
-        """All results, in input order."""
-        heads = self._options.heads
-        order = np.concatenate(self._order) if self._order else np.empty(0, np.int64)
-        return Encoding(
-            dense_vecs=self._dense if Head.DENSE in heads else None,
-            sparse=gather_sparse(self._lexical, order, self._vocab_size) if Head.SPARSE in heads else None,
-            colbert_vecs=self._colbert if Head.COLBERT in heads else None,
-            token_counts=self._lengths,
-            truncated=self._truncated,
-            is_single=False,
-        )
+def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Window:
+    try:
+        tokenized = tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
+    except TextTooLongError as error:
+        index = part.start + error.index
+        raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
+    return Window(part.start, tokenized)

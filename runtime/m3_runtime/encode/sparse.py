@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encode.heads import LexicalRows
+SparseRow = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""The ids and weights of one text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,22 +23,32 @@ class SparseVectors:
     weights: NDArray[np.float32]
     vocab_size: int
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[SparseRow], vocab_size: int) -> "SparseVectors":
+        """The rows of S texts, in order; S may be 0."""
+        indptr = np.cumsum([0, *(ids.size for ids, _ in rows)], dtype=np.int64)
+        ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in rows)])
+        weights = np.concatenate([np.empty(0, np.float32), *(weights for _, weights in rows)])
+        return cls(indptr, ids, weights, vocab_size)
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         return (self.lexical_weights(row) for row in range(len(self)))
 
-    def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def row(self, index: int) -> SparseRow:
         """The ids and weights of one text.
 
         Raises:
             IndexError: there is no such text.
         """
-        start, end = self._bounds(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        start, end = self.indptr[index % len(self)], self.indptr[index % len(self) + 1]
         return self.ids[start:end], self.weights[start:end]
 
-    def rows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def rows(self) -> Iterator[SparseRow]:
         """The ids and weights of every text, in order."""
         return (self.row(index) for index in range(len(self)))
 
@@ -59,14 +70,8 @@ class SparseVectors:
         order = np.lexsort((self.ids, rows))
         return self.weights[order], self.ids[order], self.indptr
 
-    def _bounds(self, index: int) -> tuple[int, int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        index %= len(self)
-        return int(self.indptr[index]), int(self.indptr[index + 1])
 
-
-def gather_sparse(parts: Sequence[LexicalRows], order: NDArray[np.int64], vocab_size: int) -> SparseVectors:
+def gather_sparse(parts: Sequence[SparseVectors], order: NDArray[np.int64], vocab_size: int) -> SparseVectors:
     """Put the rows of several batches into input order.
 
     Args:
@@ -75,13 +80,13 @@ def gather_sparse(parts: Sequence[LexicalRows], order: NDArray[np.int64], vocab_
         vocab_size: columns of the matrix.
     """
     if not parts:
-        return SparseVectors(np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), vocab_size)
-    counts = np.concatenate([part.counts for part in parts])
+        return SparseVectors.from_rows((), vocab_size)
+    counts = np.concatenate([np.diff(part.indptr) for part in parts])
     starts = np.cumsum(counts) - counts
     back = np.argsort(order, kind="stable")  # where the batches hold input row 0, 1, …
     indptr = np.concatenate(([0], np.cumsum(counts[back]))).astype(np.int64)
-    # Entry k of a row lies at that row's start in the batches plus k.
+    # Entry k of a row is at that row's start in the batches plus k.
     taken = np.repeat(starts[back] - indptr[:-1], counts[back]) + np.arange(indptr[-1])
     ids = np.concatenate([part.ids for part in parts])[taken]
     weights = np.concatenate([part.weights for part in parts])[taken]
-    return SparseVectors(indptr=indptr, ids=ids, weights=weights, vocab_size=vocab_size)
+    return SparseVectors(indptr, ids, weights, vocab_size)

@@ -1,7 +1,8 @@
 """Engines: what runs a graph. One protocol, two implementations, chosen in `select`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -37,7 +38,7 @@ class TokenBatch:
         attention_mask: (R, T) int64; numbers the texts of a row: 1, 2, 3 …, 0 is padding. Texts are counted row by row.
         packed_texts: (N, 2) int64, row and column of the token that stands for each packed text; None if each row is a
             text, padded on the right.
-        leading: so many leading tokens hold the first token of every text.
+        leading: the first token of every text is among so many leading tokens.
     """
 
     input_ids: NDArray[np.int64]
@@ -52,7 +53,7 @@ class TokenBatch:
         return np.where(self.attention_mask > 0, before[:, None] + self.attention_mask - 1, -1)
 
     def packing(self) -> dict[str, NDArray[np.int64]]:
-        """What a graph that packs is told of the rows."""
+        """The optional inputs of a graph that packs."""
         if self.packed_texts is not None:
             return {PACKED_TEXTS: self.packed_texts, WHOLE_ROWS: NO_ROWS, PADDED_ROWS: NO_ROWS}
         if self.attention_mask.all():
@@ -72,9 +73,31 @@ class RawOutputs:
     colbert_vecs: NDArray[np.float32] | None = None
 
 
-def is_dense_only(heads: Sequence[Head]) -> bool:
+def is_dense_only(heads: Collection[Head]) -> bool:
     """Whether a call needs the pooled token alone."""
     return set(heads) == {Head.DENSE}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an engine is opened: memory, start and speed are traded here; results do not depend on it.
+
+    Attributes:
+        low_memory: hold less in memory and take longer for it.
+        cache_file: where this variant's compiled form is kept from one opening to the next (OpenVINO only), or None.
+        on_busy: called right before the long call into the engine, which leaves the interpreter to other threads.
+        streams: how many runs at a time share the threads.
+        takes_padded: batches with padded rows will come; the runtime makes none.
+    """
+
+    low_memory: bool = False
+    cache_file: Path | None = None
+    on_busy: Callable[[], None] = lambda: None
+    streams: int = 1
+    takes_padded: bool = False
+
+
+DEFAULT_OPENING = Opening()
 
 
 class Engine(Protocol):
@@ -88,7 +111,7 @@ class Engine(Protocol):
     streams: int
     packed_tokens: int
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """Run the graph for the heads asked for.
 
         Raises:

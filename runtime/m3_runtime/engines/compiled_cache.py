@@ -9,8 +9,6 @@ The file is complete or absent: it is written beside its place and renamed.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from m3_runtime.bundle.manifest import Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
+from m3_runtime.io.atomic import write_whole
 
 _log = logging.getLogger("m3_runtime")
 
@@ -81,11 +80,11 @@ def kept_form(file: Path, release: str) -> CompiledForm | None:
         _log.warning("%s cannot be read: %s", file, error.strerror)
         return None
     try:
-        said = json.loads(head)
+        header = json.loads(head)
         defaults = {
-            name: np.array(values, np.int64).reshape(shape) for name, (shape, values) in said["defaults"].items()
+            name: np.array(values, np.int64).reshape(shape) for name, (shape, values) in header["defaults"].items()
         }
-        if said == _head(form := CompiledForm(export, defaults), release):
+        if header == _head(form := CompiledForm(export, defaults), release):
             return form
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
@@ -97,14 +96,7 @@ def keep_form(file: Path, form: CompiledForm, release: str) -> None:
     """Keep a compiled form in `file`, or say why not."""
     head = json.dumps(_head(form, release)).encode()
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as output:
-                output.write(head + b"\n" + form.export)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(file, head + b"\n" + form.export)
     except OSError as error:
         _log.warning("nothing is kept in %s: %s", file.parent, error.strerror)
 

@@ -6,7 +6,7 @@ for when it is not installed; that is what they get here.
 
 `import onnxruntime`, from 1.29 on, writes an id and a queue of events into the home folder, to be sent to its makers,
 unless ORT_DISABLE_TELEMETRY is in the environment; it looks once, at the import (microsoft/onnxruntime, pull request
-27379). Whoever has set that variable, to whatever, has decided.
+27379). A user who has set that variable, to whatever, has decided.
 """
 
 import os
@@ -21,29 +21,15 @@ _ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
 @contextmanager
 def without_telemetry() -> Iterator[None]:
     """What is imported inside for the first time has no telemetry. What was imported before is left alone."""
-    with _openvino_without(), _onnxruntime_without():
-        yield
-
-
-@contextmanager
-def _openvino_without() -> Iterator[None]:
-    if _OPENVINO_PACKAGE in sys.modules:
-        yield
-        return
-    sys.modules[_OPENVINO_PACKAGE] = None  # type: ignore[assignment]  # what makes `import` raise ImportError
+    is_hiding, is_switching = _OPENVINO_PACKAGE not in sys.modules, _ONNXRUNTIME_SWITCH not in os.environ
+    if is_hiding:
+        sys.modules[_OPENVINO_PACKAGE] = None  # type: ignore[assignment]  # what makes `import` raise ImportError
+    if is_switching:
+        os.environ[_ONNXRUNTIME_SWITCH] = "1"
     try:
         yield
     finally:
-        del sys.modules[_OPENVINO_PACKAGE]
-
-
-@contextmanager
-def _onnxruntime_without() -> Iterator[None]:
-    if _ONNXRUNTIME_SWITCH in os.environ:
-        yield
-        return
-    os.environ[_ONNXRUNTIME_SWITCH] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_ONNXRUNTIME_SWITCH]
+        if is_hiding:
+            del sys.modules[_OPENVINO_PACKAGE]
+        if is_switching:
+            del os.environ[_ONNXRUNTIME_SWITCH]

@@ -5,7 +5,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import KEPT_TOKENS, PACKED_TEXTS, PADDED_ROWS, WHOLE_ROWS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import (
+    DEFAULT_OPENING,
+    KEPT_TOKENS,
+    PACKED_TEXTS,
+    PADDED_ROWS,
+    WHOLE_ROWS,
+    Opening,
+    RawOutputs,
+    TokenBatch,
+    is_dense_only,
+)
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
 from m3_runtime.engines.no_telemetry import without_telemetry
-from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 
@@ -31,7 +40,7 @@ Tokens = NDArray[np.int64]
 # request keeps buffers of the largest batch that it has seen, so there are no more of them.
 _SPARE_REQUESTS = 1
 
-# OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them unless told otherwise. Batches have ever new
+# OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them by default. Batches have ever new
 # shapes, so that memory would grow for hours. Making it anew costs nothing that could be measured.
 _KEPT_FOR_SHAPES = 64
 
@@ -89,7 +98,7 @@ class OpenVinoEngine:
         """Compile an IR; its weights are mapped, not read.
 
         Args:
-            graph: the .xml file; the .bin lies beside it.
+            graph: the .xml file, with the .bin beside it.
             properties: the variant's compile properties.
             threads: threads of all runs together.
             opening: `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from
@@ -98,7 +107,7 @@ class OpenVinoEngine:
 
         Raises:
             EngineNotInstalledError: openvino is missing.
-            BundleFormatError: the variant is said to pack, and its graph cannot.
+            BundleFormatError: the variant packs, by its manifest, and its graph cannot.
             EngineError: OpenVINO cannot load or compile the graph.
         """
         openvino = _openvino()
@@ -109,10 +118,10 @@ class OpenVinoEngine:
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
         if packed_tokens and PACKED_TEXTS not in defaults:
-            raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant is said to; export it again")
+            raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant says so; export it again")
         return cls(model, defaults, packed_tokens, weights, opening)
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
         if KEPT_TOKENS in inputs and is_dense_only(heads):
@@ -226,17 +235,17 @@ def _load(
     """The compiled graph and its optional inputs' defaults; from the cache file if there is one with a form in it."""
     file = opening.cache_file
     if file is not None and (form := kept_form(file, release)) is not None:
-        opening.tell_busy()
+        opening.on_busy()
         return _imported(core, form, graph, config), form.defaults
     model = core.read_model(graph)
     defaults = _open_optional_inputs(model)
     if not opening.takes_padded:
         _drop_padded_attention(model)
     if file is None:
-        opening.tell_busy()
+        opening.on_busy()
         return core.compile_model(model, "CPU", config), defaults
     _keep_small_constants(model)
-    opening.tell_busy()
+    opening.on_busy()
     compiled = core.compile_model(model, "CPU", {**config, **_WITHOUT_WEIGHTS})
     form = CompiledForm(compiled.export_model().getvalue(), defaults)
     try:
@@ -260,15 +269,20 @@ def _imported(core: Any, form: CompiledForm, graph: Path, config: Mapping[str, s
 def _answer(compiled: Any, defaults: Mapping[str, Tokens]) -> list[bytes]:
     """What a compiled graph makes of a few tokens, to the bit."""
     ids = np.arange(4, 16).reshape(2, 6)
-    found = compiled({"input_ids": ids, "attention_mask": np.ones_like(ids), **defaults})
+    batch = TokenBatch(ids, np.ones_like(ids))
+    inputs = {"input_ids": ids, "attention_mask": batch.attention_mask, **defaults}
+    if PACKED_TEXTS in defaults:  # whose defaults take rows for padded ones, which this graph may not have
+        inputs |= batch.packing()
+    found = compiled(inputs)
     return [np.asarray(found[output]).tobytes() for output in compiled.outputs]
 
 
 def _keep_small_constants(model: Any) -> None:
     """Have a form without weights leave out large constants only.
 
-    OpenVINO 2026.4 notes of every constant where it was read, and reads it from there again even if it has made another
-    of it meanwhile; such a form slices in other places. Weights stay what they are, or are converted in the same way.
+    OpenVINO 2026.4 records of every constant where it was read, and reads it from there again even if it has made
+    another of it meanwhile; such a form slices in other places. Weights stay what they are, or are converted in the
+    same way.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant" and node.get_byte_size() < _LEAST_LEFT_OUT_BYTES:
@@ -295,8 +309,8 @@ def _drop_padded_attention(model: Any) -> None:
 def _open_optional_inputs(model: Any) -> dict[str, Tokens]:
     """Make inputs of the constants that stand for optional ones; the values that they had, by name.
 
-    They lie in the file as constants because OpenVINO has no inputs with defaults: whoever compiles the file elsewhere
-    sees two inputs, and gets every token of texts that are not packed.
+    They are constants in the file because OpenVINO has no inputs with defaults: other programs that compile the file
+    see two inputs, and get every token of texts that are not packed.
     """
     from openvino import opset13
 

@@ -1,6 +1,6 @@
 """The onnxruntime engine: runs everywhere, and is the default dependency."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import KEPT_TOKENS, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import DEFAULT_OPENING, KEPT_TOKENS, Opening, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.no_telemetry import without_telemetry
-from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
 from m3_runtime.engines.resident import trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
 
@@ -59,7 +58,7 @@ class OrtEngine:
         """Load a graph.
 
         Args:
-            graph: the .onnx file; external data lies beside it.
+            graph: the .onnx file, with external data beside it.
             properties: the variant's session configuration.
             threads: threads of all runs together.
             opening: `low_memory` keeps no memory between runs.
@@ -72,7 +71,7 @@ class OrtEngine:
         """
         onnxruntime = _onnxruntime()
         options = session_options(properties, threads, is_int8=is_int8, streams=opening.streams)
-        opening.tell_busy()
+        opening.on_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the package's errors have no common base but Exception
@@ -84,7 +83,7 @@ class OrtEngine:
         shrinking.add_run_config_entry(*_SHRINKING)
         return cls(session, opening.streams, shrinking)
 
-    def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
+    def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
         session = self._session
         if session is None:
@@ -116,7 +115,7 @@ def session_options(
         properties: the variant's session configuration.
         threads: threads of all runs together.
         is_int8: the graph multiplies int8.
-        streams: how many runs share the threads: each brings the thread that calls it, the rest help whom they can.
+        streams: how many runs share the threads: each brings the thread that calls it, all share the rest.
 
     Raises:
         EngineNotInstalledError: onnxruntime is missing.

@@ -4,15 +4,13 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
 from m3_runtime.bundle.manifest import CpuFeature, EngineName, Manifest, Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, CpuInfo, cpu_info
-from m3_runtime.engines import Engine
-from m3_runtime.engines.opening import DEFAULT_OPENING, Opening
+from m3_runtime.engines import DEFAULT_OPENING, Engine, Opening
 from m3_runtime.errors import EngineNotInstalledError, InputError, VariantError
 
 _log = logging.getLogger("m3_runtime")
@@ -26,18 +24,8 @@ _REMEDY = {
 }
 
 
-class _Rank(IntEnum):
-    """How well a variant suits this machine; the best comes first."""
-
-    OPENVINO_INT8 = 0
-    ONNX_INT8 = 1
-    OPENVINO_INT8_WEIGHTS = 2
-    ONNX_FLOAT = 3
-    OTHER = 4
-
-
 @dataclass(frozen=True)
-class Choice:
+class VariantChoice:
     """The variant to run, and the ones that would be better if this processor had what they need."""
 
     variant: Variant
@@ -58,7 +46,7 @@ def unmet_needs(variant: Variant) -> tuple[CpuFeature, ...]:
 
 
 def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Variant:
-    """The variant to run. One that this processor cannot run is passed over, and the log is told once.
+    """The variant to run. One that this processor cannot run is passed over with a warning, once in a process.
 
     Args:
         bundle: an open bundle.
@@ -80,14 +68,14 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
     return choice.variant
 
 
-def find_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Choice:
-    """What `choose_variant` chooses and what it passes over, without a word to the log.
+def find_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> VariantChoice:
+    """What `choose_variant` chooses and what it passes over, without the warning.
 
     Arguments and errors are those of `choose_variant`.
     """
     wanted = _engine_name(engine)
     if variant != AUTO:
-        return Choice(_named(bundle, variant, wanted))
+        return VariantChoice(_named(bundle, variant, wanted))
     fitting = [v for v in bundle.manifest.variants if wanted in (None, v.engine)]
     if not fitting:
         raise VariantError(f"the bundle has no variant for {engine}; it has: {_listed(bundle)}")
@@ -102,7 +90,7 @@ def find_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Cho
     place = next((i for i, v in enumerate(best_first) if not unmet_needs(v)), None)
     if place is None:
         raise _not_capable(bundle, best_first[0])
-    return Choice(best_first[place], tuple(best_first[:place]))
+    return VariantChoice(best_first[place], tuple(best_first[:place]))
 
 
 def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening = DEFAULT_OPENING) -> Engine:
@@ -112,7 +100,7 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
         bundle: an open bundle.
         variant: one of its variants.
         threads: threads of all runs together.
-        opening: what of memory and start is traded for what.
+        opening: see `Opening`.
 
     Raises:
         EngineNotInstalledError: the engine's package is missing.
@@ -122,18 +110,16 @@ def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening
 
 
 def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = DEFAULT_OPENING) -> Engine:
-    """Load a variant's graph from a file that need not lie in a bundle; see `open_engine`."""
+    """Load a variant's graph from a file that need not be in a bundle; see `open_engine`."""
     match variant.engine:
         case EngineName.ONNXRUNTIME:
             from m3_runtime.engines.ort import OrtEngine
 
-            is_int8 = variant.precision != _FLOAT
-            return OrtEngine.open(graph, variant.properties, threads, opening, is_int8=is_int8)
+            return OrtEngine.open(graph, variant.properties, threads, opening, is_int8=variant.precision != _FLOAT)
         case EngineName.OPENVINO:
             from m3_runtime.engines.openvino import OpenVinoEngine
 
-            packed_tokens = variant.packed_tokens
-            return OpenVinoEngine.open(graph, variant.properties, threads, opening, packed_tokens=packed_tokens)
+            return OpenVinoEngine.open(graph, variant.properties, threads, opening, packed_tokens=variant.packed_tokens)
 
 
 @cache
@@ -175,16 +161,16 @@ def _not_installed(variant: Variant) -> EngineNotInstalledError:
 
 def _not_capable(bundle: Bundle, variant: Variant) -> VariantError:
     cpu = cpu_info()
-    others = [v.name for v in bundle.manifest.variants if not unmet_needs(v)]
+    others = ", ".join(v.name for v in bundle.manifest.variants if not unmet_needs(v))
+    remedy = (
+        f"take variant='auto', or one of: {others}"
+        if others
+        else "export the checkpoint again, with --variants onnx-int8 or onnx-fp32 too"
+    )
     return VariantError(
         f"variant {variant.name!r} needs {_in_words(unmet_needs(variant))}; this processor ({cpu.name}) has "
         f"{', '.join(sorted(cpu.flags)) or 'no flags that can be read'}, and would compute something else than what "
-        "was measured; "
-        + (
-            f"take variant='auto', or one of: {', '.join(others)}"
-            if others
-            else "export the checkpoint again, with --variants onnx-int8 or onnx-fp32 too"
-        )
+        f"was measured; {remedy}"
     )
 
 
@@ -204,14 +190,14 @@ def _fastest_first(manifest: Manifest, cpu: CpuInfo) -> dict[str, int]:
     return {name: place for place, name in enumerate(names) if name}
 
 
-def _rank(variant: Variant, cpu: CpuInfo) -> _Rank:
-    """How well a variant suits a processor.
+def _rank(variant: Variant, cpu: CpuInfo) -> int:
+    """How well a variant suits a processor; the best comes first.
 
     On x86 without VNNI or AMX OpenVINO multiplies int8 weights in float; ONNX Runtime multiplies int8, and faster
     (Zen 3, AVX2: 0.21 and 0.16 TFLOP/s).
     """
     if variant.engine is EngineName.ONNXRUNTIME:
-        return _Rank.ONNX_FLOAT if variant.precision == _FLOAT else _Rank.ONNX_INT8
+        return 3 if variant.precision == _FLOAT else 1
     if variant.precision == _FLOAT or not cpu.is_x86:
-        return _Rank.OTHER
-    return _Rank.OPENVINO_INT8 if cpu.has_int8_dot else _Rank.OPENVINO_INT8_WEIGHTS
+        return 4
+    return 0 if cpu.has_int8_dot else 2

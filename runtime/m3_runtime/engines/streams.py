@@ -1,76 +1,29 @@
-"""Streams: several runs at a time that share the threads. How many are worth it, and how they are kept busy.
-
-A run of n tokens by t threads takes about
-
-    weights / bandwidth + n · (shared / t + alone) + wait · log2(t)
-
-seconds: every run reads the weights from memory, most of the work is shared by the threads, some of it is done by one
-thread alone, and at each step of the graph threads wait for each other. Streams have fewer threads each, so they lose
-less by the last two, but each of them reads the weights for itself. docs/performance.md shows where that leads.
-"""
+"""Streams: several runs at a time that share the threads. How many are worth it, and how they are kept busy."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from math import log2, sqrt
 from typing import TypeVar
 
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run's time consists of.
+def best_streams(threads: int) -> int:
+    """The fewest streams that share the threads evenly and come near the highest throughput for many passages.
 
-    Attributes:
-        weights_bytes: that every run reads.
-        core_bytes_per_s: what one core reads from memory. All cores together read as many times that as the square root
-            of their number says, which is about what servers of 2 to 96 cores have.
-        token_shared_s: seconds of one core for a token, of the work that threads share.
-        token_alone_s: seconds for a token, of the work that one thread does alone.
-        wait_s: what the threads of a run wait for each other, for every doubling of their number.
+    Streams of two threads come within a tenth of it, by the measured parts of a run's time (docs/performance.md); an
+    odd number of threads cannot be shared by twos.
+
+    >>> [best_streams(threads) for threads in (1, 2, 3, 8, 32, 96)]
+    [1, 1, 3, 4, 16, 48]
     """
-
-    weights_bytes: float
-    core_bytes_per_s: float
-    token_shared_s: float
-    token_alone_s: float
-    wait_s: float
-
-    def tokens_per_s(self, tokens: int, threads: int, streams: int) -> float:
-        """Throughput of streams that run so many tokens at a time, each with its part of the threads."""
-        own = threads / streams
-        bytes_per_s = self.core_bytes_per_s * min(own, sqrt(threads) / streams)
-        token_s = self.token_shared_s / own + self.token_alone_s
-        run_s = self.weights_bytes / bytes_per_s + tokens * token_s + self.wait_s * log2(own)
-        return streams * tokens / run_s
-
-
-ZEN_4 = Parts(302e6, core_bytes_per_s=37e9, token_shared_s=1.62e-3, token_alone_s=0.11e-3, wait_s=2.1e-3)
-"""BGE-M3 in int8, fitted to 1 × 16 and 1 × 128 tokens by one core and by two of an AMD Zen 4."""
-
-PASSAGE_TOKENS = 128
-_GOOD_ENOUGH = 0.9  # of the most: every stream takes working memory, and makes single runs slower
-
-
-def best_streams(threads: int, parts: Parts = ZEN_4, tokens: int = PASSAGE_TOKENS) -> int:
-    """The fewest streams that come within a tenth of the highest throughput for many texts.
-
-    >>> [best_streams(threads) for threads in (1, 2, 8, 32, 96)]
-    [1, 1, 4, 16, 48]
-
-    Args:
-        threads: of all streams together.
-        parts: what a run's time consists of.
-        tokens: that run together in a stream.
-    """
-    speeds = {n: parts.tokens_per_s(tokens, threads, n) for n in range(1, threads + 1) if threads % n == 0}
-    return min(n for n, speed in speeds.items() if speed >= _GOOD_ENOUGH * max(speeds.values()))
+    if threads == 2:
+        return 1
+    return threads if threads % 2 else threads // 2
 
 
 def checked_streams(streams: int | str, threads: int) -> int:
@@ -92,7 +45,9 @@ def checked_streams(streams: int | str, threads: int) -> int:
     return streams
 
 
-def in_streams(run: Callable[[Item], Result], items: Iterable[Item], streams: int) -> Generator[tuple[Item, Result]]:
+def in_streams(
+    run: Callable[[_Item], _Result], items: Iterable[_Item], streams: int
+) -> Generator[tuple[_Item, _Result]]:
     """Run all items, several at a time, and yield each with its result in the order in which they came.
 
     Items are taken as they are needed: one more than there are streams, so that none of these waits for the caller.
@@ -105,7 +60,7 @@ def in_streams(run: Callable[[Item], Result], items: Iterable[Item], streams: in
             yield item, run(item)
         return
     threads = ThreadPoolExecutor(streams, "m3-stream")
-    begun: deque[tuple[Item, Future[Result]]] = deque()
+    begun: deque[tuple[_Item, Future[_Result]]] = deque()
     try:
         for item in items:
             begun.append((item, threads.submit(run, item)))

@@ -2,21 +2,20 @@
 
 Needs the extra `haystack`.
 
-A component is made of plain values, which Haystack writes into a pipeline's file, and its bundle is open once it is
-made: a bundle that does not open is an error when the pipeline is loaded, not at the first question, and nothing is
-left to warm up. An encoder takes the memory of its model, so components with the same values share one, those of a
-loaded pipeline too (see `shared_encoder`). It goes with the last of them; a component has no `close`, which would take
-the encoder from the others.
+A component is made of plain values, which Haystack writes into a pipeline's file. It opens its bundle when it is made,
+so a bundle that does not open is an error when the pipeline is loaded, not at the first question. An encoder takes the
+memory of its model, so components with the same values share one (see `shared_encoder`); it is freed with the last of
+them.
 """
 
 import asyncio
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 from weakref import WeakValueDictionary
 
-from m3_runtime.bundle.manifest import FileEntry, Head
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
@@ -42,8 +41,7 @@ __all__ = [
 
 _DENSE, _SPARSE = "embedding", "sparse_embedding"  # Haystack's names, in documents and between components
 
-_Key = tuple[Path, tuple[FileEntry, ...], str, int, bool]
-_encoders: WeakValueDictionary[_Key, M3Encoder] = WeakValueDictionary()
+_encoders: WeakValueDictionary[tuple[Any, ...], M3Encoder] = WeakValueDictionary()
 _opening = Lock()  # two threads that ask at the same time get one encoder
 
 
@@ -57,29 +55,31 @@ def shared_encoder(
 ) -> M3Encoder:
     """The encoder of components with this bundle, variant, threads and low_memory; opened if there is none.
 
-    It is open for as long as somebody holds it. Do not close it: others may use it.
-
-    Args:
-        bundle: the bundle's folder.
-        variant: as in `M3Encoder.open`.
-        threads: as in `M3Encoder.open`.
-        cache_dir: as in `M3Encoder.open`.
-        low_memory: as in `M3Encoder.open`.
+    It is open for as long as somebody holds it. Do not close it: others may use it. Arguments are those of
+    `M3Encoder.open`.
 
     Raises:
         M3Error: as `M3Encoder.open`.
     """
     thread_count = default_threads() if threads is None else checked_threads(threads)
-    checked = Bundle.open(bundle)
-    chosen = choose_variant(checked, variant)
+    opened = Bundle.open(bundle)
+    chosen = choose_variant(opened, variant)
     # The digests are in the key because another export may have taken the folder's place.
-    key = (checked.folder.resolve(), checked.manifest.files, chosen.name, thread_count, low_memory)
+    key = (opened.folder.resolve(), opened.manifest.files, chosen.name, thread_count, low_memory)
     with _opening:
-        found = _encoders.get(key)
-        if found is None:
-            found = M3Encoder.from_bundle(checked, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory)
-            _encoders[key] = found
-        return found
+        if (encoder := _encoders.get(key)) is None:
+            encoder = M3Encoder.from_bundle(opened, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory)
+            _encoders[key] = encoder
+        return encoder
+
+
+class EncoderArguments(TypedDict, total=False):
+    """How every component opens its bundle: arguments of `M3Encoder.open`."""
+
+    variant: str
+    threads: int | None
+    cache_dir: str | Path | None
+    low_memory: bool
 
 
 class _Embedder:
@@ -89,34 +89,23 @@ class _Embedder:
     _outputs: ClassVar[dict[str, Any]]
 
     def __init__(
-        self,
-        bundle: str | Path,
-        *,
-        variant: str = AUTO,
-        threads: int | None = None,
-        cache_dir: str | Path | None = None,
-        low_memory: bool = False,
-        max_length: int | None = None,
+        self, bundle: str | Path, *, max_length: int | None = None, **opening: Unpack[EncoderArguments]
     ) -> None:
         """Open the bundle, or share what another component has opened.
 
         Args:
             bundle: the bundle's folder.
-            variant: as in `M3Encoder.open`.
-            threads: as in `M3Encoder.open`.
-            cache_dir: as in `M3Encoder.open`.
-            low_memory: as in `M3Encoder.open`.
             max_length: tokens per text; None as in `M3Encoder.encode`.
+            **opening: see `EncoderArguments`.
 
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for a bad `max_length`.
         """
-        self._encoder = shared_encoder(
-            bundle, variant=variant, threads=threads, cache_dir=cache_dir, low_memory=low_memory
-        )
-        self.bundle, self.variant, self.threads = str(bundle), variant, threads
-        self.cache_dir = None if cache_dir is None else str(cache_dir)
-        self.low_memory, self.max_length = low_memory, max_length
+        self._encoder = shared_encoder(bundle, **opening)
+        self.bundle, self.max_length = str(bundle), max_length
+        self.variant, self.threads = opening.get("variant", AUTO), opening.get("threads")
+        self.cache_dir = None if (cache_dir := opening.get("cache_dir")) is None else str(cache_dir)
+        self.low_memory = opening.get("low_memory", False)
         self._vectors([])  # a head that is not there, or a bad length, is an error now
         # Haystack's decorator of `run` would need a `run` in each class, as the outputs are not the same.
         component.set_output_types(self, **self._outputs)
@@ -126,15 +115,8 @@ class _Embedder:
 
     def to_dict(self) -> dict[str, Any]:
         """The values it was made of, as Haystack writes them."""
-        return default_to_dict(
-            self,
-            bundle=self.bundle,
-            variant=self.variant,
-            threads=self.threads,
-            cache_dir=self.cache_dir,
-            low_memory=self.low_memory,
-            max_length=self.max_length,
-        )
+        names = ("bundle", "variant", "threads", "cache_dir", "low_memory", "max_length")
+        return default_to_dict(self, **{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -148,12 +130,7 @@ class _Embedder:
 
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self._encoder.encode_corpus(
-            texts,
-            max_length=self.max_length,
-            return_dense=Head.DENSE in self._heads,
-            return_sparse=Head.SPARSE in self._heads,
-        )
+        found = self._encoder.encode_heads(texts, self._heads, max_length=self.max_length)
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()
@@ -172,7 +149,7 @@ class _TextEmbedder(_Embedder):
             text: a question, say; M3 treats questions and documents alike.
 
         Returns:
-            "embedding": H floats, of length 1; "sparse_embedding": token ids and weights; or both.
+            "embedding": H floats, of unit length; "sparse_embedding": token ids and weights; or both.
 
         Raises:
             InputError: the text is not what it must be.
@@ -196,25 +173,19 @@ class _DocumentEmbedder(_Embedder):
         self,
         bundle: str | Path,
         *,
-        variant: str = AUTO,
-        threads: int | None = None,
-        cache_dir: str | Path | None = None,
-        low_memory: bool = False,
-        max_length: int | None = None,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        max_length: int | None = None,
+        **opening: Unpack[EncoderArguments],
     ) -> None:
         """Open the bundle, or share what another component has opened.
 
         Args:
             bundle: the bundle's folder.
-            variant: as in `M3Encoder.open`.
-            threads: as in `M3Encoder.open`.
-            cache_dir: as in `M3Encoder.open`.
-            low_memory: as in `M3Encoder.open`.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
             meta_fields_to_embed: names of metadata that are put before a document's content, in this order.
             embedding_separator: what stands between them.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+            **opening: see `EncoderArguments`.
 
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for another bad argument.
@@ -223,14 +194,7 @@ class _DocumentEmbedder(_Embedder):
             raise InputError(f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}")
         if not isinstance(embedding_separator, str):
             raise InputError(f"embedding_separator must be a str, got {type(embedding_separator).__name__}")
-        super().__init__(
-            bundle,
-            variant=variant,
-            threads=threads,
-            cache_dir=cache_dir,
-            low_memory=low_memory,
-            max_length=max_length,
-        )
+        super().__init__(bundle, max_length=max_length, **opening)
         self.meta_fields_to_embed = list(meta_fields_to_embed or ())
         self.embedding_separator = embedding_separator
 

@@ -3,8 +3,8 @@
 The sparse head for its stores: `langchain_qdrant` and `langchain_milvus`, beside this module.
 """
 
-from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.integrations.plain_vectors import PlainVectors
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -12,30 +12,19 @@ except ImportError as error:
     raise ExtraNotInstalledError('this needs langchain-core; pip install "m3-runtime[langchain]"') from error
 
 
-class M3Embeddings(Embeddings):
+class M3Embeddings(PlainVectors, Embeddings):
     """Dense vectors for any LangChain vector store; the `a…` methods run in LangChain's threads.
 
     >>> store = InMemoryVectorStore(M3Embeddings(encoder))  # doctest: +SKIP
     """
 
-    def __init__(self, encoder: M3Encoder, *, max_length: int | None = None) -> None:
-        """The encoder stays yours to close.
-
-        Args:
-            encoder: an open encoder.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-        """
-        self._encoder, self._max_length = encoder, max_length
-
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """S vectors of H floats each, of length 1.
+        """S vectors of H floats each, of unit length.
 
         Raises:
             InputError: a text is not what it must be; it is named by its index.
         """
-        found = self._encoder.encode_corpus(texts, max_length=self._max_length).dense_vecs
-        assert found is not None
-        return found.tolist()
+        return self.dense(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """One vector of H floats.
@@ -43,5 +32,5 @@ class M3Embeddings(Embeddings):
         Raises:
             InputError: the text is not what it must be.
         """
-        (vector,) = self.embed_documents([text])  # M3 treats queries and passages alike
+        (vector,) = self.dense([text])  # M3 treats queries and passages alike
         return vector

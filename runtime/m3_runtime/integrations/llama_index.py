@@ -7,7 +7,7 @@ import asyncio
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.lexical import lexical_rows
+from m3_runtime.integrations.plain_vectors import PlainVectors
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -26,8 +26,7 @@ class M3Embedding(BaseEmbedding):
     >>> index = VectorStoreIndex.from_documents(documents, embed_model=M3Embedding(encoder))  # doctest: +SKIP
     """
 
-    _encoder: M3Encoder = PrivateAttr()
-    _max_length: int | None = PrivateAttr()
+    _vectors: PlainVectors = PrivateAttr()
 
     def __init__(
         self, encoder: M3Encoder, *, max_length: int | None = None, embed_batch_size: int = _BATCH_TEXTS
@@ -40,7 +39,7 @@ class M3Embedding(BaseEmbedding):
             embed_batch_size: how many texts LlamaIndex hands over at a time.
         """
         super().__init__(model_name=encoder.bundle.manifest.source.name, embed_batch_size=embed_batch_size)
-        self._encoder, self._max_length = encoder, max_length
+        self._vectors = PlainVectors(encoder, max_length=max_length)
 
     @classmethod
     def class_name(cls) -> str:
@@ -48,9 +47,7 @@ class M3Embedding(BaseEmbedding):
         return "M3Embedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found = self._encoder.encode_corpus(texts, max_length=self._max_length).dense_vecs
-        assert found is not None
-        return found.tolist()
+        return self._vectors.dense(texts)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         (vector,) = self._get_text_embeddings([text])
@@ -69,17 +66,8 @@ class M3Embedding(BaseEmbedding):
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
 
-class M3SparseEncoder:
+class M3SparseEncoder(PlainVectors):
     """Lexical weights for `QdrantVectorStore(sparse_doc_fn=…, sparse_query_fn=…)`; one object serves both."""
-
-    def __init__(self, encoder: M3Encoder, *, max_length: int | None = None) -> None:
-        """The encoder stays yours to close.
-
-        Args:
-            encoder: an open encoder.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-        """
-        self._encoder, self._max_length = encoder, max_length
 
     def __call__(self, texts: list[str]) -> SparseRows:
         """Token ids and weights of S texts, as two lists of S lists.
@@ -88,5 +76,5 @@ class M3SparseEncoder:
             InputError: a text is not what it must be; it is named by its index.
             HeadError: the bundle has no sparse head.
         """
-        rows = lexical_rows(self._encoder, texts, self._max_length)
+        rows = self.lexical(texts)
         return [ids for ids, _ in rows], [weights for _, weights in rows]

@@ -9,12 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from m3_runtime.bundle.space import check_space
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.flag import BGEM3FlagModel
-from m3_runtime.integrations.passages import Mode, Passage, checked_mode
+from m3_runtime.integrations.passages import Mode, Passage, check_collection, checked_mode
 
 try:
     from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker
@@ -185,12 +184,7 @@ class MilvusIndex:
         if not client.has_collection(collection):
             raise InputError(f"there is no collection {collection!r}; make it with MilvusIndex.create")
         notes = client.describe_collection(collection).get("properties") or {}
-        if not {_SPACE_KEY, _VARIANT_KEY} <= notes.keys():
-            raise InputError(
-                f"collection {collection!r} does not say which vector space it holds; expected {_SPACE_KEY} and "
-                f"{_VARIANT_KEY} among its properties, as MilvusIndex.create writes them"
-            )
-        check_space(notes[_SPACE_KEY], notes[_VARIANT_KEY], encoder)
+        check_collection(collection, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
         client.load_collection(collection)
         return cls(client, collection, encoder)
 
@@ -231,12 +225,7 @@ class MilvusIndex:
         chosen = checked_mode(mode)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
-        question = self._encoder.encode_queries(
-            [query],
-            return_dense=chosen is not Mode.SPARSE,
-            return_sparse=chosen is not Mode.DENSE,
-            return_colbert_vecs=chosen is Mode.RERANKED,
-        )
+        question = self._encoder.encode_heads([query], chosen.heads)
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)
         most = max(limit, candidates)
@@ -248,7 +237,7 @@ class MilvusIndex:
             if len(passage.text.encode("utf-8", "replace")) > _MAX_TEXT_BYTES:
                 raise InputError(f"passage {passage.id!r} has more than {_MAX_TEXT_BYTES} bytes; split it")
         texts = [passage.text for passage in passages]
-        found = self._encoder.encode_corpus(texts, max_length=max_length, return_sparse=True)
+        found = self._encoder.encode(texts, max_length=max_length, return_sparse=True)
         assert found.dense_vecs is not None
         rows = []
         for place, passage in enumerate(passages):
@@ -288,7 +277,7 @@ class MilvusIndex:
         if not hits:
             return []
         texts = [hit.passage.text for hit in hits]
-        rows = self._encoder.encode_corpus(texts, return_dense=False, return_colbert_vecs=True).colbert_vecs
+        rows = self._encoder.encode(texts, return_dense=False, return_colbert_vecs=True).colbert_vecs
         assert rows is not None and question.colbert_vecs is not None
         query = question.colbert_vecs[0]
         scored = [Hit(h.passage, self._encoder.colbert_score(query, r)) for h, r in zip(hits, rows, strict=True)]

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.space import check_space
+from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
 
 
@@ -20,6 +23,12 @@ class Mode(StrEnum):
     COLBERT = "colbert"
     HYBRID = "hybrid"
     RERANKED = "reranked"
+
+    @property
+    def heads(self) -> frozenset[Head]:
+        """Heads of the query that it takes."""
+        several = {Mode.HYBRID: frozenset((Head.DENSE, Head.SPARSE)), Mode.RERANKED: frozenset(Head)}
+        return several.get(self) or frozenset((Head(self.value),))
 
 
 @dataclass(frozen=True)
@@ -53,3 +62,28 @@ def checked_mode(mode: Mode | str) -> Mode:
         return Mode(mode)
     except ValueError as error:
         raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error
+
+
+def check_collection(name: str, notes: Mapping[str, Any], keys: tuple[str, str], encoder: M3Encoder) -> None:
+    """See that a collection was filled from the encoder's vector space.
+
+    Args:
+        name: of the collection.
+        notes: what the database keeps beside it.
+        keys: under which keys `create` noted the space and the variant.
+        encoder: whose vectors are to be added, or to search.
+
+    Raises:
+        InputError: the collection does not say which vector space it holds.
+        SpaceMismatchError: it was filled from another vector space.
+
+    Warns:
+        VariantDriftWarning: the same space, computed by another variant.
+    """
+    space_key, variant_key = keys
+    if space_key not in notes or variant_key not in notes:
+        raise InputError(
+            f"collection {name!r} does not say which vector space it holds; expected {space_key} and {variant_key} "
+            "in its metadata, as `create` writes them"
+        )
+    check_space(notes[space_key], notes[variant_key], encoder)

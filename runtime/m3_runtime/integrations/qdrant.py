@@ -4,16 +4,15 @@ Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folde
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.bundle.space import check_space
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
-from m3_runtime.integrations.passages import Mode, Passage, checked_mode
+from m3_runtime.errors import ExtraNotInstalledError, HeadError
+from m3_runtime.integrations.passages import Mode, Passage, check_collection, checked_mode
+from m3_runtime.splitting import RunLimit, greedy_runs
 
 try:
     from qdrant_client import QdrantClient, models
@@ -26,7 +25,7 @@ TEXT_KEY = "text"
 """Where a point's payload has the text."""
 _SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
 _ENCODE_TEXTS = 32
-_UPSERT_NUMBERS = 1_000_000  # of ColBERT, at about 20 bytes each in JSON: a server refuses requests above 32 MiB
+_UPSERT_NUMBERS = 1_000_000  # of a request's ColBERT rows, about 20 bytes each in JSON: servers refuse above 32 MiB
 
 
 class QdrantIndex:
@@ -72,12 +71,7 @@ class QdrantIndex:
             VariantDriftWarning: the same space, computed by another variant.
         """
         notes = client.get_collection(collection).config.metadata or {}
-        if not {_SPACE_KEY, _VARIANT_KEY} <= notes.keys():
-            raise InputError(
-                f"collection {collection!r} does not say which vector space it holds; expected {_SPACE_KEY} and "
-                f"{_VARIANT_KEY} in its metadata, as QdrantIndex.create writes them"
-            )
-        check_space(notes[_SPACE_KEY], notes[_VARIANT_KEY], encoder)
+        check_collection(collection, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
         return cls(client, collection, encoder)
 
     def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> None:
@@ -92,8 +86,9 @@ class QdrantIndex:
         """
         waiting = iter(passages)
         while some := list(islice(waiting, _ENCODE_TEXTS)):
-            for points in _within_a_request(self._points(some, max_length)):
-                self._client.upsert(self._collection, points, wait=True)
+            points, numbers = self._points(some, max_length)
+            for run in greedy_runs(numbers, RunLimit(_ENCODE_TEXTS, _UPSERT_NUMBERS)):
+                self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
 
     def search(
         self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100
@@ -113,48 +108,21 @@ class QdrantIndex:
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
-        encoding = self._encoder.encode_queries(
-            [query],
-            return_dense=chosen not in (Mode.SPARSE, Mode.COLBERT),
-            return_sparse=chosen not in (Mode.DENSE, Mode.COLBERT),
-            return_colbert_vecs=chosen in (Mode.COLBERT, Mode.RERANKED),
-        )
-        plan = _plan(encoding, chosen, max(limit, candidates))
-        return self._client.query_points(
-            self._collection, query=plan.query, using=plan.using, prefetch=plan.prefetch, limit=limit
-        ).points
+        asked = _query(self._encoder.encode_heads([query], chosen.heads), chosen, max(limit, candidates))
+        return self._client.query_points(self._collection, limit=limit, **asked).points
 
-    def _points(self, passages: list[Passage], max_length: int | None) -> list[models.PointStruct]:
+    def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
+        """The passages' points, and how many numbers of ColBERT each has."""
         for passage in passages:
             passage.check()
-        encoding = self._encoder.encode_corpus(
-            [passage.text for passage in passages],
-            max_length=max_length,
-            return_sparse=True,
-            return_colbert_vecs=True,
-        )
-        return [
+        texts = [passage.text for passage in passages]
+        encoding = self._encoder.encode_heads(texts, set(Head), max_length=max_length)
+        assert encoding.colbert_vecs is not None
+        points = [
             models.PointStruct(id=passage.id, vector=vectors, payload={**passage.payload, TEXT_KEY: passage.text})
             for passage, vectors in zip(passages, named_vectors(encoding), strict=True)
         ]
-
-
-def _within_a_request(points: list[models.PointStruct]) -> Iterator[list[models.PointStruct]]:
-    """The points in order, in groups that a server takes at a time; a very long text is a group of its own."""
-    group: list[models.PointStruct] = []
-    numbers = 0
-    for point in points:
-        assert isinstance(point.vector, dict)
-        rows = point.vector[Head.COLBERT.value]
-        assert isinstance(rows, list) and isinstance(rows[0], list)
-        more = len(rows) * len(rows[0])
-        if group and numbers + more > _UPSERT_NUMBERS:
-            yield group
-            group, numbers = [], 0
-        group.append(point)
-        numbers += more
-    if group:
-        yield group
+        return points, [rows.size for rows in encoding.colbert_vecs]
 
 
 def named_vectors(encoding: Encoding) -> Iterator[dict[str, Any]]:
@@ -197,27 +165,20 @@ def _vectors_config(encoder: M3Encoder) -> dict[str, models.VectorParams]:
     }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    query: Any
-    using: str | None
-    prefetch: list[models.Prefetch] | None = None
-
-
-def _plan(encoding: Encoding, mode: Mode, candidates: int) -> _Plan:
-    """What to ask Qdrant for."""
-    if mode in (Mode.HYBRID, Mode.RERANKED):
-        rankings = [
-            models.Prefetch(query=_vector(encoding, head), using=head.value, limit=candidates)
-            for head in (Head.DENSE, Head.SPARSE)
-        ]
-        fusion = models.FusionQuery(fusion=models.Fusion.RRF)
-        if mode is Mode.HYBRID:
-            return _Plan(fusion, None, rankings)
-        fused = models.Prefetch(query=fusion, prefetch=rankings, limit=candidates)
-        return _Plan(_vector(encoding, Head.COLBERT), Head.COLBERT.value, [fused])
-    head = Head(mode.value)
-    return _Plan(_vector(encoding, head), head.value)
+def _query(encoding: Encoding, mode: Mode, candidates: int) -> dict[str, Any]:
+    """What to ask Qdrant for: arguments of `query_points`."""
+    if mode not in (Mode.HYBRID, Mode.RERANKED):
+        head = Head(mode.value)
+        return {"query": _vector(encoding, head), "using": head.value}
+    rankings = [
+        models.Prefetch(query=_vector(encoding, head), using=head.value, limit=candidates)
+        for head in (Head.DENSE, Head.SPARSE)
+    ]
+    fusion = models.FusionQuery(fusion=models.Fusion.RRF)
+    if mode is Mode.HYBRID:
+        return {"query": fusion, "prefetch": rankings}
+    fused = models.Prefetch(query=fusion, prefetch=rankings, limit=candidates)
+    return {"query": _vector(encoding, Head.COLBERT), "using": Head.COLBERT.value, "prefetch": [fused]}
 
 
 def _vector(encoding: Encoding, head: Head) -> Any:

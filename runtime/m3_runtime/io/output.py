@@ -1,13 +1,11 @@
-"""Writing results for the command line: a file is complete or absent."""
+"""Vectors and scores into files and streams: JSON Lines and npz."""
 
 import io
 import json
-import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,65 +14,39 @@ from numpy.typing import NDArray
 
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import InputError
+from m3_runtime.io.atomic import whole_file
 
 STDOUT = "-"
 
 
 @contextmanager
 def opened_output(target: str) -> Iterator[BinaryIO]:
-    """A file to write to: standard output for "-", else one that takes the target's name when complete.
+    """A file to write to: standard output for "-", else one that takes the target's name when it is complete.
 
-    A symbolic link stays, and the file it points at is replaced. What is no regular file (a pipe, /dev/null) is not
-    replaced but written to.
+    What exists and is no regular file (a pipe, /dev/null) is not replaced but written to.
 
     Raises:
-        InputError: the target cannot be written to.
+        InputError: the target cannot be opened for writing.
     """
     if target == STDOUT:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = Path(target)
-    with _opened_special(path) if path.exists() and not path.is_file() else _complete_or_absent(path) as file:
+    is_special = path.exists() and not path.is_file()
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(_Stream(path.open("wb", buffering=0)) if is_special else whole_file(path))
+        except OSError as error:
+            raise InputError(f"cannot write {target!r}: {error.strerror}") from error
         yield file
 
 
 class _Stream(io.BufferedWriter):
-    """A device or a pipe. It has no places: /dev/null says that it is at 0 always, and zipfile would believe it."""
+    """A device or a pipe. It has no positions: /dev/null says that it is at 0 always, and zipfile would believe it."""
 
     def tell(self) -> int:
-        raise io.UnsupportedOperation("a stream has no places")
-
-
-@contextmanager
-def _opened_special(path: Path) -> Iterator[BinaryIO]:
-    try:
-        file = _Stream(path.open("wb", buffering=0))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    with file:
-        yield file
-
-
-@contextmanager
-def _complete_or_absent(target: Path) -> Iterator[BinaryIO]:
-    path = Path(os.path.realpath(target))
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        _set_usual_mode(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {str(path)!r}: {error.strerror}")
+        raise io.UnsupportedOperation("a stream has no positions")
 
 
 def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
@@ -142,10 +114,3 @@ def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def _short(vector: NDArray[Any]) -> list[float]:
     """Floats with as many digits as their own precision needs, not the 17 of a float64."""
     return [float(text) for text in vector.astype(np.str_)]
-
-
-def _set_usual_mode(path: Path) -> None:
-    """Give a temporary file, which is private, the mode that a new file would have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)

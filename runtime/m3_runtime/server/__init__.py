@@ -1,4 +1,5 @@
 """The server: a bundle behind HTTP, with batching across requests. Needs the extra `serve`.
 
-`queue` decides which texts run next (pure), `batcher` runs them, `app` puts routes around it, `serving` the process.
+A request passes `admission`, a route (`routes`, `schemas`, `answers`), the `service`, the `batcher` and its `queue`.
+`worker` is one process that serves, `serving` starts one or several.
 """

@@ -1,4 +1,4 @@
-"""The routes, the gate before them, and what is opened and closed with them."""
+"""The app: routes, errors, the playground, admission before them, and what is closed with them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,20 +7,17 @@ from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from m3_runtime.errors import M3Error
-from m3_runtime.server.answers import Problem, refusal, refusal_of
-from m3_runtime.server.gate import Gate, not_found
-from m3_runtime.server.keys import ApiKeys
-from m3_runtime.server.metrics import CONTENT_TYPE
-from m3_runtime.server.routes_m3 import m3_routes
-from m3_runtime.server.routes_openai import openai_routes
-from m3_runtime.server.routes_tei import tei_routes
+from m3_runtime.server.admission import Admission
+from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
+from m3_runtime.server.auth import ApiKeys
+from m3_runtime.server.routes import m3_routes, openai_routes, tei_routes
 from m3_runtime.server.service import Service
-from m3_runtime.server.wire_answers import Documented, Refusal
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
@@ -53,7 +50,7 @@ def create_app(service: Service) -> ASGIApp:
         _add_playground(app)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
-    return Gate(app, service, keys, [path for path in paths if "{" not in path])
+    return Admission(app, service, keys, [path for path in paths if "{" not in path])
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -76,7 +73,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
     @operation.get("/metrics", summary="Counts for Prometheus")
     async def metrics() -> Response:
-        return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE})
+        return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     app.include_router(operation)
 
@@ -95,8 +92,9 @@ def _add_playground(app: FastAPI) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Exception)
     @app.exception_handler(M3Error)
-    async def ours(request: Request, error: M3Error) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         return refusal_of(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
@@ -111,11 +109,6 @@ def _add_errors(app: FastAPI) -> None:
         answer = refusal(request.url.path, error.status_code, Problem.VALIDATION, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, _: Exception) -> Response:
-        message = "the server failed; its log says where"
-        return refusal(request.url.path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)
 
 
 def _problem(place: tuple[int | str, ...], message: str) -> str:

@@ -3,39 +3,30 @@
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
-from m3_runtime.server.backend import TextVectors
-from m3_runtime.server.pace import Pace
-from m3_runtime.server.queue import Ids, Job, QueuedText, QueueLimits, TokenQueue
+from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
 
-# Beside the streams: a long run must not keep short queries out.
-_SHORT_LANES = 1
+_EXTRA_SHORT_RUNS = 1
+"""Runs beside the streams' own, for short texts only: a long run must not keep short queries out."""
+
 _SHORT_RUN_TOKENS = 256
 """A run of more tokens lets a shorter one run beside it."""
 
 _MOST_RETRY_S = 60
 
-
-class Runner(Protocol):
-    """Encodes a batch; called from threads."""
-
-    def run(self, batch: Sequence[QueuedText]) -> list[TextVectors]:
-        """The vectors of each text.
-
-        Raises:
-            EngineError: the engine refused the batch.
-        """
-        ...
+EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
+"""Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
 
 
 class Observer(Protocol):
-    """Is told what happens, on the event loop."""
+    """Receives what happens, on the event loop."""
 
     def waiting(self, tokens: int, texts: int) -> None:
         """How much waits now."""
@@ -48,53 +39,48 @@ class Observer(Protocol):
 
 
 @dataclass(eq=False)
-class _Request:
-    """A job under way: where its results go."""
+class _UnderWay:
+    """A request that waits or runs: where its texts' vectors go."""
 
-    job: Job
     done: asyncio.Future[None]
     added_s: float
-    results: list[TextVectors | None]
-    missing: int
+    vectors: EncodingBuilder
 
-    def finish(self, error: BaseException | None = None) -> None:
+    def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
+        self.vectors.take(text.index, batch, row)
+        if not self.vectors.missing and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
         if not self.done.done():
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
+            self.done.set_exception(error)
 
 
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
 
     def __init__(
-        self, runner: Runner, limits: QueueLimits, observer: Observer, streams: int = 1, packed_tokens: int = 0
+        self, encode: EncodeBatch, limits: QueueLimits, observer: Observer, streams: int = 1, packed_tokens: int = 0
     ) -> None:
         """Nothing waits yet.
 
         Args:
-            runner: encodes.
+            encode: encodes a batch.
             limits: of the queue.
-            observer: is told what happens.
+            observer: receives what happens.
             streams: runs that compute at a time.
             packed_tokens: texts of at most so many tokens are packed.
         """
-        self._runner = runner
+        self._encode = encode
         self._observer = observer
         self._queue = TokenQueue(limits, packed_tokens)
-        self._pace = Pace()
+        self.estimate = ThroughputEstimate()
         self._running: list[int] = []  # tokens of each run
         self._ended_s = 0.0  # when the last run did
-        self._requests: dict[Job, _Request] = {}
+        self._requests: dict[QueuedRequest, _UnderWay] = {}
         self._streams = streams
-        self._threads = ThreadPoolExecutor(streams + _SHORT_LANES, "m3-engine")
+        self._threads = ThreadPoolExecutor(streams + _EXTRA_SHORT_RUNS, "m3-engine")
         self._is_draining = False
-
-    @property
-    def limits(self) -> QueueLimits:
-        """The queue's limits."""
-        return self._queue.limits
 
     @property
     def requests(self) -> int:
@@ -102,10 +88,10 @@ class Batcher:
         return len(self._requests)
 
     def check_room(self, tokens: int, client: str, deadline_s: float) -> None:
-        """Refuse a request that cannot be served; may be asked before the texts are tokenized, with fewer tokens.
+        """Refuse a request that cannot be served.
 
         Args:
-            tokens: tokens of the request.
+            tokens: tokens of the request, or fewer where they are not known yet.
             client: who asks.
             deadline_s: seconds from now in which it must be done.
 
@@ -116,23 +102,21 @@ class Batcher:
         """
         if self._is_draining:
             raise DrainingError("the server is about to stop; send the request to another one, or again later")
-        most = self.limits.max_tokens
+        most = self._queue.limits.max_tokens
         if tokens > most:
             raise RequestTooLargeError(f"the request has {tokens} tokens, the limit is {most}; send it in parts")
         if not self._queue.has_room(client, tokens):
             raise self._full(f"{self._queue.tokens} tokens wait, the limit is {most}")
-        # where nothing waits, whoever comes is let in: else one slow run could keep everyone out for ever
-        if self._queue.texts and (wait_s := self._pace.most_s(client, tokens)) > deadline_s:
+        # where nothing waits, any request is let in: else one slow run could keep everyone out for ever
+        if self._queue.texts and (wait_s := self.estimate.most_s(client, tokens)) > deadline_s:
             raise self._full(f"it might take {math.ceil(wait_s)} s, the deadline is {deadline_s:g} s")
 
     def _full(self, reason: str) -> QueueFullError:
-        seconds = min(_MOST_RETRY_S, max(1, math.ceil(self._pace.seconds(self._queue.tokens) / 2)))
+        seconds = min(_MOST_RETRY_S, max(1, math.ceil(self.estimate.seconds(self._queue.tokens) / 2)))
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
-    async def encode(
-        self, ids: Sequence[Ids], heads: tuple[Head, ...], client: str, deadline_s: float
-    ) -> list[TextVectors]:
-        """The vectors of S texts. Cancelling the call takes what still waits out of the queue.
+    async def encode(self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float) -> Encoding:
+        """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
         Args:
             ids: each text's ids, both special tokens included.
@@ -147,32 +131,31 @@ class Batcher:
             RequestTooLargeError: the request is larger than the whole queue.
             EngineError: the engine failed.
         """
-        job = Job.of(client, heads, ids)
-        self.check_room(job.tokens, client, deadline_s)
-        if not job.texts:
-            return []
+        request = QueuedRequest.of(client, heads, ids)
+        tokens = request.tokens
+        self.check_room(tokens, client, deadline_s)
         loop = asyncio.get_running_loop()
-        request = _Request(job, loop.create_future(), loop.time(), [None] * len(ids), len(ids))
-        self._requests[job] = request
-        self._pace.begin(client, job.tokens)
-        self._queue.add(job)
+        under_way = _UnderWay(loop.create_future(), loop.time(), EncodingBuilder(len(ids), heads))
+        self._requests[request] = under_way
+        self.estimate.begin(client, tokens)
+        self._queue.add(request)
         self._pump()
         try:
             async with asyncio.timeout(deadline_s):
-                await request.done
+                await under_way.done
         except TimeoutError as error:
-            raise self._late(job.tokens, deadline_s) from error
+            raise self._late(tokens, deadline_s) from error
         finally:
-            self._queue.remove(job)
-            del self._requests[job]
-            self._pace.end(client, job.tokens)
+            self._queue.remove(request)
+            del self._requests[request]
+            self.estimate.end(client, tokens)
             self._observer.waiting(self._queue.tokens, self._queue.texts)
-        return [vectors for vectors in request.results if vectors is not None]
+        return under_way.vectors.encoding()
 
     def _late(self, tokens: int, deadline_s: float) -> QueueFullError | DeadlineError:
-        """Whose fault it is: that of the others who wait, or that of a request which is too much for its time."""
+        """Blame the others that wait, or the request itself if it is too much for its deadline."""
         reason = f"the request was not done within {deadline_s:g} s"
-        if len(self._requests) > 1 and self._pace.seconds(tokens) <= deadline_s:
+        if len(self._requests) > 1 and self.estimate.seconds(tokens) <= deadline_s:
             return self._full(reason)
         return DeadlineError(f"{reason}; send less at a time, or allow more time")
 
@@ -196,7 +179,7 @@ class Batcher:
     def _next(self) -> tuple[QueuedText, ...]:
         if len(self._running) < self._streams:
             return self._queue.take()
-        if len(self._running) < self._streams + _SHORT_LANES and max(self._running) > _SHORT_RUN_TOKENS:
+        if len(self._running) < self._streams + _EXTRA_SHORT_RUNS and max(self._running) > _SHORT_RUN_TOKENS:
             return self._queue.take(_SHORT_RUN_TOKENS)
         return ()
 
@@ -205,43 +188,38 @@ class Batcher:
         tokens = sum(text.tokens for text in batch)
         self._running.append(tokens)
         for text in batch:
-            self._observer.queued(loop.time() - self._requests[text.job].added_s)
+            self._observer.queued(loop.time() - self._requests[text.request].added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
 
-    def _timed(self, batch: tuple[QueuedText, ...]) -> tuple[list[TextVectors], float]:
+    def _timed(self, batch: tuple[QueuedText, ...]) -> tuple[Encoding, float]:
+        """Encode a batch with every head that one of its texts wants."""
         start_s = time.perf_counter()
-        return self._runner.run(batch), time.perf_counter() - start_s
+        heads = frozenset[Head]().union(*(text.request.heads for text in batch))
+        return self._encode([text.ids for text in batch], heads), time.perf_counter() - start_s
 
     def _finished(
         self,
         batch: tuple[QueuedText, ...],
         tokens: int,
         start_s: float,
-        done: "asyncio.Future[tuple[list[TextVectors], float]]",
+        done: "asyncio.Future[tuple[Encoding, float]]",
     ) -> None:
         self._running.remove(tokens)
         end_s = asyncio.get_running_loop().time()
-        self._pace.ran(tokens, end_s - max(start_s, self._ended_s))
+        self.estimate.ran(tokens, end_s - max(start_s, self._ended_s))
         self._ended_s = end_s
         self._pump()  # first: the engine must not wait while results are handed out
-        if (error := None if done.cancelled() else done.exception()) is not None:
-            self._fail(batch, error)
-        elif not done.cancelled():
-            vectors, duration_s = done.result()
-            self._observer.ran(len(batch), tokens, duration_s)
-            self._hand_out(batch, vectors)
-
-    def _fail(self, batch: tuple[QueuedText, ...], error: BaseException) -> None:
-        for job in {text.job for text in batch}:
-            if request := self._requests.get(job):
-                request.finish(error)
-
-    def _hand_out(self, batch: tuple[QueuedText, ...], vectors: list[TextVectors]) -> None:
-        for text, found in zip(batch, vectors, strict=True):
-            if request := self._requests.get(text.job):
-                request.results[text.index] = found
-                request.missing -= 1
-                if not request.missing:
-                    request.finish()
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            for request in {text.request for text in batch}:
+                if under_way := self._requests.get(request):
+                    under_way.fail(error)
+            return
+        encoding, duration_s = done.result()
+        self._observer.ran(len(batch), tokens, duration_s)
+        for row, text in enumerate(batch):
+            if under_way := self._requests.get(text.request):
+                under_way.take(text, encoding, row)

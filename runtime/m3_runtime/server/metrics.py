@@ -1,15 +1,18 @@
-"""What Prometheus sees. Nothing here holds a text, or a label that clients choose."""
+"""What Prometheus sees, and the log. Neither holds a text, or a label that clients choose."""
 
+import json
+import logging
 import os
-from dataclasses import dataclass
+import sys
+from datetime import UTC, datetime
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from m3_runtime.server.backend import Backend
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.engines import TokenBatch
 from m3_runtime.version import __version__
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 WORKERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that tells prometheus_client where several processes share their counts."""
 
@@ -18,55 +21,39 @@ _TEXTS = (1, 2, 4, 8, 16, 32, 64)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
-@dataclass(frozen=True)
 class Metrics:
     """All counts of one worker; an `Observer` of its batcher."""
 
-    registry: CollectorRegistry
-    requests: Counter
-    request_seconds: Histogram
-    rejections: Counter
-    texts: Counter
-    tokens: Counter
-    truncated: Counter
-    queue_tokens: Gauge
-    queue_texts: Gauge
-    queue_seconds: Histogram
-    tokenize_seconds: Histogram
-    engine_seconds: Histogram
-    batch_texts: Histogram
-    batch_tokens: Histogram
-    padding: Counter
-
-    @classmethod
-    def of(cls, backend: Backend) -> "Metrics":
+    def __init__(self, encoder: M3Encoder) -> None:
         """Counts that start at zero."""
-        r = CollectorRegistry()
-        _note_build(r, backend)
-        return cls(
-            registry=r,
-            requests=Counter("m3_requests", "Requests answered", ("route", "status"), registry=r),
-            request_seconds=Histogram(
-                "m3_request_seconds", "First byte of a request to last of its answer", ("route",), registry=r,
-                buckets=_SECONDS,
-            ),
-            rejections=Counter("m3_rejections", "Requests refused", ("reason",), registry=r),
-            texts=Counter("m3_texts", "Texts encoded", registry=r),
-            tokens=Counter("m3_tokens", "Tokens encoded", registry=r),
-            truncated=Counter("m3_truncated_texts", "Texts that were cut", registry=r),
-            queue_tokens=_gauge("m3_queue_tokens", "Tokens that wait", r),
-            queue_texts=_gauge("m3_queue_texts", "Texts that wait", r),
-            queue_seconds=Histogram("m3_queue_seconds", "How long a text waited", registry=r, buckets=_SECONDS),
-            tokenize_seconds=Histogram(
-                "m3_tokenize_seconds", "Texts of a request to ids", registry=r, buckets=_SECONDS
-            ),
-            engine_seconds=Histogram("m3_engine_seconds", "A batch in the engine", registry=r, buckets=_SECONDS),
-            batch_texts=Histogram("m3_batch_texts", "Texts of a batch", registry=r, buckets=_TEXTS),
-            batch_tokens=Histogram("m3_batch_tokens", "Tokens of a batch", registry=r, buckets=_TOKENS),
-            padding=Counter(
-                "m3_padding_tokens", "Padding computed; 0, since a batch holds texts of one length", registry=r
-            ),
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter("m3_requests", "Requests answered", ("route", "status"), registry=r)
+        self.request_seconds = Histogram(
+            "m3_request_seconds", "First byte of a request to last of its answer", ("route",), registry=r,
+            buckets=_SECONDS,
         )  # fmt: skip
+        self.rejections = Counter("m3_rejections", "Requests refused", ("reason",), registry=r)
+        self.texts = Counter("m3_texts", "Texts encoded", registry=r)
+        self.tokens = Counter("m3_tokens", "Tokens encoded", registry=r)
+        self.padding = Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r)
+        self.truncated = Counter("m3_truncated_texts", "Texts that were cut", registry=r)
+        self.queue_tokens = Gauge("m3_queue_tokens", "Tokens that wait", registry=r, multiprocess_mode="livesum")
+        self.queue_texts = Gauge("m3_queue_texts", "Texts that wait", registry=r, multiprocess_mode="livesum")
+        self.queue_seconds = Histogram("m3_queue_seconds", "How long a text waited", registry=r, buckets=_SECONDS)
+        self.tokenize_seconds = Histogram(
+            "m3_tokenize_seconds", "Texts of a request to ids", registry=r, buckets=_SECONDS
+        )
+        self.engine_seconds = Histogram("m3_engine_seconds", "A batch in the engine", registry=r, buckets=_SECONDS)
+        self.batch_texts = Histogram("m3_batch_texts", "Texts of a batch", registry=r, buckets=_TEXTS)
+        self.batch_tokens = Histogram("m3_batch_tokens", "Tokens of a batch", registry=r, buckets=_TOKENS)
+        labels = {
+            "version": __version__,
+            "variant": encoder.variant.name,
+            "engine": encoder.variant.engine.value,
+            "space_id": encoder.space_id,
+        }
+        build = Gauge("m3_build_info", "What is served", tuple(labels), registry=r, multiprocess_mode="livemax")
+        build.labels(**labels).set(1)
 
     def waiting(self, tokens: int, texts: int) -> None:
         """See `Observer.waiting`."""
@@ -85,6 +72,10 @@ class Metrics:
         self.texts.inc(texts)
         self.tokens.inc(tokens)
 
+    def count_padding(self, batch: TokenBatch) -> None:
+        """Count what a batch computes for nothing: rows of packed texts are rarely of one length."""
+        self.padding.inc(batch.attention_mask.size - int(np.count_nonzero(batch.attention_mask)))
+
     def page(self) -> bytes:
         """The text that Prometheus reads: of all workers, where there are several."""
         if WORKERS_FOLDER not in os.environ:
@@ -94,16 +85,31 @@ class Metrics:
         return generate_latest(together)
 
 
-def _gauge(name: str, meaning: str, registry: CollectorRegistry) -> Gauge:
-    return Gauge(name, meaning, registry=registry, multiprocess_mode="livesum")
+_USUAL_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
 
-def _note_build(registry: CollectorRegistry, backend: Backend) -> None:
-    labels = {
-        "version": __version__,
-        "variant": backend.variant.name,
-        "engine": backend.variant.engine.value,
-        "space_id": backend.bundle.manifest.space_id,
-    }
-    build = Gauge("m3_build_info", "What is served", tuple(labels), registry=registry, multiprocess_mode="livemax")
-    build.labels(**labels).set(1)
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, process, event, and the record's extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "pid": record.process,
+            "event": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _USUAL_FIELDS}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__  # not its message, which may hold a text
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_as_json() -> None:
+    """Send this process's logs to standard error, as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("m3_runtime").setLevel(logging.INFO)

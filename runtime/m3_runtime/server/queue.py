@@ -1,21 +1,24 @@
-"""Which texts run next. Pure: no clock, no threads, no HTTP.
+"""What waits: which texts run next, and how long a new request would take. Pure: no clock, no threads, no HTTP.
 
 Texts of many requests wait here, and each batch is taken by three rules.
 
 * A batch holds texts of one kind, as everywhere in the runtime: packed short ones, or longer ones of one length. So a
-  long passage never shares a run with short queries. Company comes from any request: the first text is chosen fairly,
-  others of its kind join.
+  long passage never shares a run with short queries. Batch mates come from any request: the first text is chosen
+  fairly, others of its kind join.
 * Clients share the engine by tokens (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996). A client that has
-  just come is served before one that has had its share; who sends a thousand passages delays himself.
-* A client's own requests come in the order of their arrival, except that a request is passed by smaller ones of the
-  next so many tokens as it has itself. So one application's queries do not wait for its own bulk job, and a request's
-  wait is bounded when it comes. (Shared turns would let whatever comes later slow down what is nearly done.)
+  just arrived is served before one that has had its share; a client that sends a thousand passages delays only itself.
+* A client's requests are served first come, first served, except that a later request may overtake an earlier one if
+  it is smaller; at most as many tokens may overtake a request as it holds itself. So an application's queries do not
+  wait for its own bulk job, and a request's wait is bounded when it arrives. (Shared turns would let later requests
+  slow down one that is nearly done.)
 
 No text starves: the counters that order the texts only grow, and every new text starts at the current count.
 """
 
 import heapq
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,14 +26,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.encode.batching import ENOUGH_TOKENS, Limits
+from m3_runtime.encode.batching import ENOUGH_TOKENS, BatchLimits
 from m3_runtime.engines import is_dense_only
 
 Ids = NDArray[np.int32]
 
 _FEW_STALE = 64
 _KEPT_FOR_NEW = 4
-"""One part in so many more is kept for clients who have nothing waiting: who floods the server keeps nobody out."""
+"""A fourth more room is kept for clients that have nothing waiting: a client that floods the server blocks nobody."""
+
+_ESTIMATE_MEMORY_S = 10.0
+_FEW_REQUESTS = 8
+"""With many more requests than that under way the estimate allows for twice the time, with one or two little more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class QueueLimits:
     """How much may wait, and how much runs together.
 
     Attributes:
-        max_tokens: most tokens that wait; a quarter more for clients who have nothing waiting yet.
+        max_tokens: most tokens that wait; a quarter more for clients that have nothing waiting yet.
         batch_tokens: most tokens of a batch, except that one text always runs whole. More would gain next to nothing,
             and make everyone else wait longer.
         batch_texts: most texts of a batch.
@@ -51,9 +58,9 @@ class QueueLimits:
 
 @dataclass(eq=False)
 class QueuedText:
-    """One text of a request: its ids (L,), both special tokens included, and its place in the request."""
+    """One text of a request: its ids (L,), both special tokens included, and its index in the request."""
 
-    job: "Job"
+    request: "QueuedRequest"
     index: int
     ids: Ids
     is_waiting: bool = True
@@ -65,25 +72,25 @@ class QueuedText:
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """The texts of one request, which need the same heads.
 
     Attributes:
-        client: whose turn its texts take.
+        client: whose share its texts count against.
         heads: heads that are wanted of every text.
         texts: its texts, in the request's order.
     """
 
     client: str
-    heads: tuple[Head, ...]
+    heads: frozenset[Head]
     texts: tuple[QueuedText, ...] = field(default=(), init=False)
 
     @classmethod
-    def of(cls, client: str, heads: tuple[Head, ...], ids: Sequence[Ids]) -> "Job":
-        """A job of S texts, given as ids."""
-        job = cls(client, heads)
-        job.texts = tuple(QueuedText(job, index, row) for index, row in enumerate(ids))
-        return job
+    def of(cls, client: str, heads: frozenset[Head], ids: Sequence[Ids]) -> "QueuedRequest":
+        """A request of S texts, given as ids."""
+        request = cls(client, heads)
+        request.texts = tuple(QueuedText(request, index, row) for index, row in enumerate(ids))
+        return request
 
     @property
     def tokens(self) -> int:
@@ -99,49 +106,35 @@ class TokenQueue:
     """All texts that wait. Not thread-safe: one event loop owns it."""
 
     def __init__(self, limits: QueueLimits, packed_tokens: int = 0) -> None:
-        """Nothing waits yet; texts of at most so many tokens are packed."""
+        """Nothing waits yet; texts of at most `packed_tokens` tokens are packed."""
         self.limits = limits
-        self._batch = Limits(limits.batch_tokens, limits.batch_texts, packed_tokens)
+        self._batch = BatchLimits(limits.batch_tokens, limits.batch_texts, packed_tokens)
         self._clients: dict[str, _Client] = {}
         self._kinds: dict[_Kind, dict[QueuedText, None]] = {}
         self._now = 0  # tokens that every waiting client should have had
-        self._tokens = self._texts = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that wait."""
-        return self._tokens
-
-    @property
-    def texts(self) -> int:
-        """Texts that wait."""
-        return self._texts
+        self.tokens = self.texts = 0  # that wait
 
     def has_room(self, client: str, tokens: int) -> bool:
         """Whether so many more tokens of a client may wait."""
-        most = self.limits.max_tokens
-        if not self._held(client):
+        most, known = self.limits.max_tokens, self._clients.get(client)
+        if known is None or not known.tokens:
             most += most // _KEPT_FOR_NEW
-        return self._tokens + tokens <= most
+        return self.tokens + tokens <= most
 
-    def _held(self, client: str) -> int:
-        found = self._clients.get(client)
-        return 0 if found is None else found.tokens
-
-    def add(self, job: Job) -> None:
-        """Let all texts of a job wait; the caller has asked `has_room`."""
-        client = self._clients.setdefault(job.client, _Client())
+    def add(self, request: QueuedRequest) -> None:
+        """Let all texts of a request wait; the caller has asked `has_room`."""
+        client = self._clients.setdefault(request.client, _Client())
         if client.texts == 0:
             client.start = max(client.start, self._now)
-        client.add(job)
-        for text in job.texts:
+        client.add(request)
+        for text in request.texts:
             self._kinds.setdefault(self._kind(text), {})[text] = None
-        self._texts += len(job.texts)
-        self._tokens += job.tokens
+        self.texts += len(request.texts)
+        self.tokens += request.tokens
 
-    def remove(self, job: Job) -> None:
-        """Let go of those of a job's texts that still wait: it was cancelled, or is too late."""
-        for text in job.texts:
+    def remove(self, request: QueuedRequest) -> None:
+        """Let go of those of a request's texts that still wait: it was cancelled, or is too late."""
+        for text in request.texts:
             if text.is_waiting:
                 self._leave(text)
         self._forget_idle()
@@ -150,31 +143,31 @@ class TokenQueue:
         """The texts of the next batch, which wait no longer; none if nothing suitable waits.
 
         Args:
-            most_tokens: take no batch of more tokens than that, and pass over longer texts; None takes what comes.
+            most_tokens: take no batch of more tokens than that, and skip longer texts; None takes whatever is next.
         """
-        found = min(self._heads(most_tokens), key=lambda head: head[0], default=None)
+        # the client that has had least, then the shortest text, then the client that arrived first
+        ranked = (
+            ((client.start, text.tokens, client.arrival), text)
+            for client in self._clients.values()
+            if (text := client.next(most_tokens)) is not None
+        )
+        found = min(ranked, key=lambda entry: entry[0], default=None)
         if found is None:
             return ()
         (start, *_), first = found
-        batch = (first, *self._company(first, most_tokens))
-        # An ideal server would have advanced all waiting clients alike, and one who comes now. Without this share, ever
-        # new clients, who all start at the count, would keep it where it is, and pass the old ones for ever.
+        batch = (first, *self._mates(first, most_tokens))
+        # An ideal server would have advanced all waiting clients alike, and one that arrives now. Without this share,
+        # ever new clients, which all start at the count, would keep it where it is, and pass the old ones for ever.
         sharing = 1 + sum(client.texts > 0 for client in self._clients.values())
         self._now = max(self._now + sum(text.tokens for text in batch) // sharing, start)
         for text in batch:
-            client = self._clients[text.job.client]
-            client.serve(text)
+            self._clients[text.request.client].serve(text)
             self._leave(text)
         self._forget_idle()
         return batch
 
-    def _heads(self, most_tokens: int | None) -> Iterator[tuple[tuple[int, int, int], QueuedText]]:
-        """Each client's next text with its rank: who has had least, then what is shortest, then who came first."""
-        for client in self._clients.values():
-            if (text := client.next(most_tokens)) is not None:
-                yield (client.start, text.tokens, client.arrival), text
-
-    def _company(self, first: QueuedText, most_tokens: int | None) -> Iterator[QueuedText]:
+    def _mates(self, first: QueuedText, most_tokens: int | None) -> Iterator[QueuedText]:
+        """Texts that run together with the first one."""
         tokens = self.limits.batch_tokens if most_tokens is None else min(most_tokens, self.limits.batch_tokens)
         tokens -= first.tokens
         others = (text for text in self._kinds[self._kind(first)] if text is not first)
@@ -185,7 +178,7 @@ class TokenQueue:
             yield text
 
     def _kind(self, text: QueuedText) -> _Kind:
-        return self._batch.kind(text.tokens), is_dense_only(text.job.heads)
+        return self._batch.kind(text.tokens), is_dense_only(text.request.heads)
 
     def _leave(self, text: QueuedText) -> None:
         text.is_waiting = False
@@ -194,13 +187,13 @@ class TokenQueue:
         del alike[text]
         if not alike:
             del self._kinds[kind]
-        self._tokens -= text.tokens
-        self._texts -= 1
-        self._clients[text.job.client].left(text)
+        self.tokens -= text.tokens
+        self.texts -= 1
+        self._clients[text.request.client].left(text)
 
     def _forget_idle(self) -> None:
         """A client's past counts only while others wait: an idle server owes nobody, and remembers nobody."""
-        if not self._texts:
+        if not self.texts:
             self._clients.clear()
             self._now = 0
             return
@@ -222,13 +215,13 @@ class _Client:
         self._order: list[tuple[int, int, QueuedText]] = []
         self._numbers = itertools.count()
 
-    def add(self, job: Job) -> None:
-        """Rank a job's texts: as if it had come when so many tokens more have been served as it has itself."""
-        rank = self._served + job.tokens
-        for text in sorted(job.texts, key=lambda text: text.tokens):
+    def add(self, request: QueuedRequest) -> None:
+        """Rank a request's texts: as if it had arrived when as many more tokens have been served as it holds."""
+        rank = self._served + request.tokens
+        for text in sorted(request.texts, key=lambda text: text.tokens):
             heapq.heappush(self._order, (rank, next(self._numbers), text))
-        self.texts += len(job.texts)
-        self.tokens += job.tokens
+        self.texts += len(request.texts)
+        self.tokens += request.tokens
 
     def next(self, most_tokens: int | None) -> QueuedText | None:
         """The text that is next, among those of at most so many tokens."""
@@ -254,3 +247,46 @@ class _Client:
         if len(self._order) > 2 * self.texts + _FEW_STALE:
             self._order = [entry for entry in self._order if entry[2].is_waiting]
             heapq.heapify(self._order)
+
+
+class ThroughputEstimate:
+    """What is under way for whom, and how many tokens a second the engine works off."""
+
+    def __init__(self) -> None:
+        self._under_way: Counter[str] = Counter()
+        self._requests = 0
+        self._tokens = self._seconds = 0.0
+
+    def begin(self, client: str, tokens: int) -> None:
+        """A request of so many tokens has been taken."""
+        self._under_way[client] += tokens
+        self._requests += 1
+
+    def end(self, client: str, tokens: int) -> None:
+        """A request has its answer, or needs none any more."""
+        self._under_way[client] -= tokens
+        self._requests -= 1
+        if not self._under_way[client]:
+            del self._under_way[client]
+
+    def ran(self, tokens: int, busy_s: float) -> None:
+        """A run has ended, so many seconds after it began or, if that was later, after the run before it ended."""
+        kept = math.exp(-busy_s / _ESTIMATE_MEMORY_S)
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + busy_s
+
+    def seconds(self, tokens: int) -> float:
+        """The engine's time for so many tokens, by its last ten busy seconds or so; 0 before anything has run."""
+        return tokens * self._seconds / self._tokens if self._tokens else 0.0
+
+    def most_s(self, client: str, tokens: int) -> float:
+        """Seconds in which a client's request of so many tokens is done, in all likelihood.
+
+        A batch takes texts of one kind from all requests, so most of those under way are partly done, and on average
+        a request takes the time for all their sizes, not for what is left of them (Little's law). Some take up to twice
+        as long, as their kinds come up late. Clients share the engine evenly: of another client's requests no more runs
+        meanwhile than of the client's own.
+        """
+        own = self._under_way[client] + tokens
+        others = sum(min(size, own) for name, size in self._under_way.items() if name != client)
+        return (1 + self._requests / (self._requests + _FEW_REQUESTS)) * self.seconds(own + others)

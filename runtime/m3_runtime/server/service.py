@@ -1,43 +1,44 @@
-"""Texts of a request to vectors: what every route does, whatever its wire format."""
+"""Texts of a request to vectors: what every route does, whatever its format."""
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import checked_max_length
-from m3_runtime.encode.sparse import SparseVectors
-from m3_runtime.errors import HeadError, RequestTooLargeError, TextTooLongError
-from m3_runtime.server.backend import Backend, TextVectors
+from m3_runtime.encode.options import checked_heads, checked_max_length
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import InputError, RequestTooLargeError, TextTooLongError
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.inputs import Texts, TokenIds, checked_ids, too_long
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
+from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import ServerSettings
 from m3_runtime.tokenizer import OnTruncate
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+
+_FIRST_TEXT = "What is BGE M3? And what is it good for?"
 
 # Handing so little to another thread would take longer than tokenizing it.
 _FEW_CHARS = 4096
 _MANY_CHARS = 2**17
 _SHOWN_SHARE = 16
-"""Of a body that is long enough, one part in so many may be texts whose tokens are shown: that takes far more room."""
+"""/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
 _SIZES_KEPT = 0.99
-_MOST_GUESSED = 8
-"""A body counts for no more than one part in so many of the queue until its texts are known: they may be cut."""
+_BODY_SHARE = 8
+"""Before its texts are known a body counts for at most one eighth of the queue: they may be truncated."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """Who asks, how long there is for it, and how many bytes its body was announced to have (0: not announced)."""
+    """Who asks, the seconds left for the answer, and the size of the body; 0 while that is not known."""
 
     client: str
     deadline_s: float
@@ -45,8 +46,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How long a text may be, and what becomes of longer ones."""
+class Truncation:
+    """How long a text may be, and what becomes of a longer one."""
 
     max_length: int
     on_truncate: OnTruncate
@@ -57,14 +58,10 @@ class _Tokenized:
     ids: tuple[Ids, ...]
     truncated: int
 
-    @property
-    def tokens(self) -> int:
-        return sum(row.size for row in self.ids)
-
 
 @dataclass
-class _Sizes:
-    """How many tokens a byte of a body stands for, by the last hundred requests or so; 0 as long as there was none."""
+class _BodySizes:
+    """How many tokens a byte of a body stands for, by the last hundred requests or so."""
 
     tokens: float = 0.0
     body_bytes: float = 0.0
@@ -74,34 +71,67 @@ class _Sizes:
             self.tokens = _SIZES_KEPT * self.tokens + tokens
             self.body_bytes = _SIZES_KEPT * self.body_bytes + body_bytes
 
-    def guess(self, body_bytes: int) -> int:
+    def expected_tokens(self, body_bytes: int) -> int:
         return int(body_bytes * self.tokens / self.body_bytes) if self.body_bytes else 0
 
 
 class Service:
-    """A loaded variant, its batcher and its counts. Belongs to one event loop."""
+    """An open encoder, its batcher and its counts. Belongs to one event loop."""
 
-    def __init__(self, backend: Backend, settings: ServerSettings) -> None:
-        """Take over an open backend.
+    def __init__(self, encoder: M3Encoder, settings: ServerSettings) -> None:
+        """Take over an encoder, which `close` closes.
 
         Raises:
             InputError: the settings' `max_length` is more than the model takes.
         """
-        manifest = backend.bundle.manifest
-        longest = settings.max_length or manifest.geometry.max_tokens
-        self.backend = backend
+        self.encoder = encoder
         self.settings = settings
-        self.max_length = checked_max_length(longest, manifest.geometry.max_tokens, "max_length")
-        self.model_name = settings.model_name or manifest.source.name
-        self.metrics = Metrics.of(backend)
-        engine = backend.engine
-        self.batcher = Batcher(backend, settings.limits.queue, self.metrics, engine.streams, engine.packed_tokens)
+        self.max_length = checked_max_length(
+            settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
+        )
+        self.model_name = settings.model_name or self.manifest.source.name
+        self.metrics = Metrics(encoder)
+        engine = encoder.engine
+        self.batcher = Batcher(
+            self._encode_batch, settings.limits.queue, self.metrics, engine.streams, engine.packed_tokens
+        )
         self.is_draining = False
-        self._sizes = _Sizes()
-        self._aside = ThreadPoolExecutor(1, "m3-tokenizer")
-        self._far_aside = ThreadPoolExecutor(1, "m3-long-tokenizer")
+        self._sizes = _BodySizes()
+        self._tokenizing = ThreadPoolExecutor(1, "m3-tokenizer")
+        self._tokenizing_much = ThreadPoolExecutor(1, "m3-long-tokenizer")
 
-    def cut(self, is_truncating: bool | None = None, max_length: int | None = None) -> Cut:
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.encoder.bundle.manifest
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model."""
+        return self.model_name, self.manifest.source.name, self.manifest.space_id
+
+    def warm_up(self) -> None:
+        """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
+
+        Raises:
+            EngineError: the engine cannot run the graph.
+        """
+        self.encoder.encode_heads(_FIRST_TEXT, self.manifest.heads)
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Refuse shorter vectors.
+
+        Raises:
+            InputError: other than the model's own size.
+        """
+        size = self.manifest.geometry.hidden_size
+        if dimensions is not None and dimensions != size:
+            raise InputError(
+                f"dimensions must be {size} or left out, got {dimensions}: the model was not trained for shorter "
+                "vectors, and cutting them would silently cost accuracy"
+            )
+
+    def truncation(self, is_truncating: bool | None = None, max_length: int | None = None) -> Truncation:
         """How long texts may be; None is what the server was started with.
 
         Raises:
@@ -109,26 +139,31 @@ class Service:
         """
         length = checked_max_length(max_length or self.max_length, self.max_length, "max_length")
         if is_truncating is None:
-            return Cut(length, self.settings.on_truncate)
-        return Cut(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
+            return Truncation(length, self.settings.on_truncate)
+        return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
 
     def check_room(self, call: Call) -> None:
-        """Refuse a request that will not be served, before its body is looked at: saying no must cost next to nothing.
+        """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
+
+        How many tokens a body holds is estimated from its size. `encode` checks again with the true number.
 
         Raises:
             ServiceError: the server is busy, or about to stop.
         """
-        most = self.batcher.limits.max_tokens // _MOST_GUESSED
-        self.batcher.check_room(min(most, self._sizes.guess(call.body_bytes)), call.client, call.deadline_s)
+        most = self.settings.limits.queue.max_tokens // _BODY_SHARE
+        tokens = min(most, self._sizes.expected_tokens(call.body_bytes))
+        self.batcher.check_room(tokens, call.client, call.deadline_s)
 
-    async def encode(self, texts: Texts, name: str, heads: tuple[Head, ...], cut: Cut, call: Call) -> Encoding:
+    async def encode(
+        self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call
+    ) -> Encoding:
         """The vectors of S texts, in their order.
 
         Args:
             texts: the texts.
             name: what errors call them.
             heads: heads that are wanted.
-            cut: how long they may be.
+            truncation: how long texts may be.
             call: who asks, and how long there is for it.
 
         Raises:
@@ -138,17 +173,28 @@ class Service:
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
         """
-        self._check(texts, heads, call)
+        checked_heads(self.manifest, heads)
+        self._check_number(len(texts))
         start_s = time.perf_counter()
-        tokenized = await self._tokenized(texts, name, cut)
+        tokenized = await self._tokenized(texts, name, truncation)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
-        self._sizes.note(tokenized.tokens, call.body_bytes)
-        vectors = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
+        self._sizes.note(sum(row.size for row in tokenized.ids), call.body_bytes)
+        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         self.metrics.truncated.inc(tokenized.truncated)
-        return self._encoding(vectors, tokenized, heads)
+        return replace(encoding, truncated=tokenized.truncated)
 
-    async def show_tokens(self, texts: Sequence[str], work: Callable[[], T]) -> T:
+    def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
+        return self.encoder.encode_ids(
+            ids,
+            heads,
+            batch_size=len(ids),
+            # one run, whole: the queue has bounded them, and packed rows are padded a little
+            token_budget=2 * self.encoder.engine.streams * sum(row.size for row in ids),
+            on_batch=self.metrics.count_padding,
+        )
+
+    async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
         """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
 
         Raises:
@@ -158,93 +204,68 @@ class Service:
         chars, most = sum(map(len, texts)), self.settings.limits.max_body_bytes // _SHOWN_SHARE
         if chars > most:
             raise RequestTooLargeError(f"the texts have {chars} characters, the limit is {most}; send them in parts")
-        return await self._run_aside(chars, work)
-
-    def _check(self, texts: Texts, heads: tuple[Head, ...], call: Call) -> None:
-        for head in heads:
-            if head not in self.backend.bundle.manifest.heads:
-                names = ", ".join(h.value for h in self.backend.bundle.manifest.heads)
-                raise HeadError(f"the model has no {head.value} head; it has: {names}")
-        self._check_number(len(texts.items))
-        # Every text is two tokens at least. Who cannot be served is told before work is done for him.
-        self.batcher.check_room(2 * len(texts.items), call.client, call.deadline_s)
+        return await self._in_thread(chars, work)
 
     def _check_number(self, texts: int) -> None:
         most = self.settings.limits.max_texts
         if texts > most:
             raise RequestTooLargeError(f"the request has {texts} texts, the limit is {most}; send it in parts")
 
-    async def _tokenized(self, texts: Texts, name: str, cut: Cut) -> _Tokenized:
-        chars = sum(len(item) for item in texts.items)
+    async def _tokenized(self, texts: Texts, name: str, truncation: Truncation) -> _Tokenized:
+        chars = sum(len(item) for item in texts)
         if chars <= _FEW_CHARS:
-            return self._to_ids(texts.items, name, cut)
-        return await self._run_aside(chars, lambda: self._to_ids(texts.items, name, cut))
+            return self._to_ids(texts, name, truncation)
+        return await self._in_thread(chars, lambda: self._to_ids(texts, name, truncation))
 
-    async def _run_aside(self, chars: int, work: Callable[[], T]) -> T:
-        """Do something with so many characters in another thread. Megabytes take seconds, and keep nobody waiting."""
-        threads = self._aside if chars <= _MANY_CHARS else self._far_aside
+    async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
+        """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
+        threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    def _to_ids(self, items: Sequence[str | TokenIds], name: str, cut: Cut) -> _Tokenized:
-        rows: list[Ids | None] = [None] * len(items)
-        words = [i for i, item in enumerate(items) if isinstance(item, str)]
+    def _to_ids(self, items: Sequence[str | TokenIds], name: str, truncation: Truncation) -> _Tokenized:
+        texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
         try:
-            tokenized = self.backend.tokenize(
-                [item for item in items if isinstance(item, str)], cut.max_length, cut.on_truncate
+            tokenized = self.encoder.tokenizer.encode_batch(
+                list(texts.values()), truncation.max_length, truncation.on_truncate
             )
         except TextTooLongError as error:
-            raise too_long(_nth(name, words[error.index]), error.tokens, error.max_length) from error
-        for i, ids in zip(words, tokenized.ids, strict=True):
-            rows[i] = ids
-        truncated = tokenized.truncated
+            raise _too_long(f"{name}[{list(texts)[error.index]}]", error.tokens, error.max_length) from error
+        rows, truncated = dict(zip(texts, tokenized.ids, strict=True)), tokenized.truncated
         for i, item in enumerate(items):
             if not isinstance(item, str):
-                rows[i], is_cut = self._given_ids(item, _nth(name, i), cut)
+                rows[i], is_cut = self._checked_ids(item, f"{name}[{i}]", truncation)
                 truncated += is_cut
-        return _Tokenized(tuple(row for row in rows if row is not None), truncated)
+        return _Tokenized(tuple(rows[i] for i in range(len(items))), truncated)
 
-    def _given_ids(self, item: TokenIds, name: str, cut: Cut) -> tuple[Ids, bool]:
-        manifest = self.backend.bundle.manifest
-        ids = checked_ids(item, name, manifest.tokenizer, manifest.geometry.vocab_size)
-        if ids.size <= cut.max_length:
-            return ids, False
-        if cut.on_truncate is OnTruncate.ERROR:
-            raise too_long(name, ids.size, cut.max_length)
-        return np.append(ids[: cut.max_length - 1], np.int32(manifest.tokenizer.eos_id)), True
-
-    def _encoding(self, vectors: Sequence[TextVectors], tokenized: _Tokenized, heads: tuple[Head, ...]) -> Encoding:
-        return Encoding(
-            dense_vecs=_stacked(vectors) if Head.DENSE in heads else None,
-            sparse=_sparse(vectors, self.backend.bundle.manifest.geometry.vocab_size) if Head.SPARSE in heads else None,
-            colbert_vecs=[v.colbert for v in vectors if v.colbert is not None] if Head.COLBERT in heads else None,
-            token_counts=np.array([row.size for row in tokenized.ids], np.int64),
-            truncated=tokenized.truncated,
-            is_single=False,
-        )
+    def _checked_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
+        """A client's token ids with both special tokens, whether or not it sent them; and whether they were cut."""
+        info, vocab_size = self.manifest.tokenizer, self.manifest.geometry.vocab_size
+        for i, number in enumerate(ids):
+            if not 0 <= number < vocab_size:
+                raise InputError(
+                    f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}; "
+                    "ids come from this model's tokenizer (POST /tokenize)"
+                )
+        start = [] if ids[:1] == [info.cls_id] else [info.cls_id]
+        end = [] if ids[-1:] == [info.eos_id] and start + ids != [info.eos_id] else [info.eos_id]
+        whole = np.array([*start, *ids, *end], np.int32)
+        if whole.size <= truncation.max_length:
+            return whole, False
+        if truncation.on_truncate is OnTruncate.ERROR:
+            raise _too_long(name, whole.size, truncation.max_length)
+        return np.append(whole[: truncation.max_length - 1], np.int32(info.eos_id)), True
 
     async def close(self) -> None:
-        """Finish what was taken, then let go of everything."""
+        """Finish the requests that were taken, then close the encoder."""
         self.is_draining = True
         await self.batcher.drain()
         self.batcher.close()
-        self._aside.shutdown()
-        self._far_aside.shutdown()
-        self.backend.close()
+        self._tokenizing.shutdown()
+        self._tokenizing_much.shutdown()
+        self.encoder.close()
 
 
-def _nth(name: str, index: int) -> str:
-    return f"{name}[{index}]"
-
-
-def _stacked(vectors: Sequence[TextVectors]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.stack([v.dense for v in vectors if v.dense is not None])
-
-
-def _sparse(vectors: Sequence[TextVectors], vocab_size: int) -> SparseVectors:
-    rows = [v.lexical for v in vectors if v.lexical is not None]
-    return SparseVectors(
-        indptr=np.concatenate(([0], np.cumsum([len(ids) for ids, _ in rows]))).astype(np.int64),
-        ids=np.concatenate([ids for ids, _ in rows]),
-        weights=np.concatenate([weights for _, weights in rows]),
-        vocab_size=vocab_size,
+def _too_long(name: str, tokens: int, max_length: int) -> RequestTooLargeError:
+    return RequestTooLargeError(
+        f"{name} has {tokens} tokens, the limit is {max_length}; split the text, or let it be truncated"
     )

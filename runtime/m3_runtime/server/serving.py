@@ -1,98 +1,54 @@
-"""The process: a socket, a loaded variant, uvicorn, and a quiet end."""
+"""Serving: one process, or several behind one address that are started, watched, replaced and ended together."""
 
 import logging
-import math
+import multiprocessing
+import os
+import signal
 import socket
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from types import FrameType
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
-import uvicorn
-from starlette.types import ASGIApp
+from prometheus_client.multiprocess import mark_process_dead
 
-from m3_runtime.errors import InputError
-from m3_runtime.server.app import create_app
-from m3_runtime.server.backend import Backend
-from m3_runtime.server.logs import log_as_json
-from m3_runtime.server.memory import memory_of
-from m3_runtime.server.protocol import PatientProtocol
-from m3_runtime.server.service import Service
-from m3_runtime.server.settings import Limits, ServerSettings
-from m3_runtime.server.workers import serve_with_workers
+from m3_runtime.errors import EngineError, InputError, M3Error
+from m3_runtime.server.metrics import WORKERS_FOLDER, log_as_json
+from m3_runtime.server.settings import MIB, ServerSettings
+from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
 
 _log = logging.getLogger("m3_runtime.server")
 
-_BACKLOG = 1024
-# longer than load balancers keep an idle connection (60 s), so that they close it and no request meets a closed end
-_KEEP_ALIVE_S = 75
-_MOST_HEADER_BYTES = 32 * 1024
+_spawn = multiprocessing.get_context("spawn")  # engines have threads, which a fork would lose
+
+_CHECK_EVERY_S = 0.2
+_CANNOT_START = 3
+_MIN_LIFE_S = 5.0
+"""A worker that dies sooner is replaced only after so long: something is wrong, and must not spin."""
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was taken.
+    """Serve until SIGTERM or SIGINT, then finish the requests that were taken.
 
     Raises:
         M3Error: the bundle or a setting is not what it must be.
         InputError: the address cannot be listened on.
+        EngineError: one of several workers cannot start; its own log says why.
     """
     log_as_json()
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
-        else:
-            serve_with_workers(settings, at)
-
-
-def run_worker(settings: ServerSettings, at: socket.socket, tell: Callable[[], None] = lambda: None) -> None:
-    """Open the bundle and answer what comes in at a bound socket; `tell` is called when it does.
-
-    Raises:
-        M3Error: the bundle or a setting is not what it must be.
-    """
-    start_s = time.monotonic()
-    backend = Backend.open(settings.opening)
-    try:
-        backend.warm_up()
-        service = Service(backend, settings)
-        app = create_app(service)
-        host, port = at.getsockname()[:2]
-        _log.info(
-            "serving",
-            extra={
-                "url": f"http://{host}:{port}",
-                "bundle": str(settings.opening.bundle),
-                "variant": backend.variant.name,
-                "threads": settings.opening.threads,
-                "loaded_s": round(time.monotonic() - start_s, 2),
-                **memory_of().noted(),
-            },
-        )
-        _Server(_uvicorn_config(app, settings.limits), service, tell).run(sockets=[at])
-    finally:
-        backend.close()
-
-
-def _uvicorn_config(app: ASGIApp, limits: Limits) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        lifespan="on",
-        loop="asyncio",
-        http=PatientProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,  # the gate logs, without query strings
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=longest_end_s(limits),
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-    )
-
-
-def longest_end_s(limits: Limits) -> int:
-    """Seconds in which everything that was taken has its answer, or its time is up."""
-    return math.ceil(limits.body_timeout_s + limits.deadline_s) + 1
+            return
+        with tempfile.TemporaryDirectory(prefix="m3-counts-") as counts:
+            os.environ[WORKERS_FOLDER] = counts
+            try:
+                _Supervisor(settings, at).run()
+            finally:
+                del os.environ[WORKERS_FOLDER]
 
 
 def listening(settings: ServerSettings) -> socket.socket:
@@ -115,33 +71,109 @@ def listening(settings: ServerSettings) -> socket.socket:
     return at
 
 
-class _Server(uvicorn.Server):
-    """Says that it is not ready any more before it stops listening."""
+class _Worker:
+    """A worker process, when it was started, and the end of the pipe on which it says that it serves."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, tell: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._tell = tell
-        self._service = service
-        self._stops_at_s: float | None = None
+    def __init__(self, settings: ServerSettings, at: socket.socket) -> None:
+        self.news, voice = _spawn.Pipe(duplex=False)
+        self.process: SpawnProcess = _spawn.Process(target=_work, args=(settings, at, voice), name="m3-worker")
+        self.process.start()
+        voice.close()
+        self.started_s = time.monotonic()
+        self.is_buried = False
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See `uvicorn.Server.startup`."""
-        await super().startup(sockets)
-        self._tell()
+    @property
+    def may_be_replaced(self) -> bool:
+        return self.is_buried and time.monotonic() >= self.started_s + _MIN_LIFE_S
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the delay, if there is one; a second one ends it."""
-        delay_s = self._service.settings.drain_delay_s
-        is_first = not self._service.is_draining
-        self._service.is_draining = True
-        if delay_s and is_first:
-            self._captured_signals.append(sig)
-            self._stops_at_s = time.monotonic() + delay_s
-        else:
-            super().handle_exit(sig, frame)
+    def bury(self) -> None:
+        """Let go of what is left of a dead process."""
+        self.process.join()
+        self.news.close()
+        mark_process_dead(self.process.pid)  # type: ignore[no-untyped-call]  # its gauges would stay in the sums
+        self.is_buried = True
 
-    async def on_tick(self, counter: int) -> bool:
-        """See `uvicorn.Server.on_tick`; ten times a second."""
-        if self._stops_at_s is not None and time.monotonic() >= self._stops_at_s:
-            self.should_exit = True
-        return await super().on_tick(counter)
+
+class _Supervisor:
+    def __init__(self, settings: ServerSettings, at: socket.socket) -> None:
+        self._settings = settings
+        self._at = at
+        self._workers: list[_Worker] = []
+        self._is_ending = False
+        self._has_logged_memory = False
+
+    def run(self) -> None:
+        """Start all workers and watch them until a signal comes."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end_soon)
+        try:
+            self._workers = [_Worker(self._settings, self._at) for _ in range(self._settings.workers)]
+            while not self._is_ending:
+                living = [worker.process.sentinel for worker in self._workers if not worker.is_buried]
+                wait(living, _CHECK_EVERY_S) if living else time.sleep(_CHECK_EVERY_S)
+                self._replace_dead()
+                self._log_memory()
+        finally:
+            self._end()
+
+    def _end_soon(self, *_: object) -> None:
+        """A signal handler: it sets a flag and takes no lock, since it may interrupt code that holds one."""
+        self._is_ending = True
+
+    def _replace_dead(self) -> None:
+        for place, worker in enumerate(self._workers):
+            if self._is_ending:
+                return
+            if worker.may_be_replaced:
+                self._workers[place] = _Worker(self._settings, self._at)
+            elif not worker.is_buried and not worker.process.is_alive():
+                if worker.process.exitcode == _CANNOT_START:
+                    raise EngineError("a worker cannot start; the log above says why")
+                facts = {"worker": worker.process.pid, "exit": worker.process.exitcode}
+                _log.error("worker_died", extra={**facts, "lived_s": round(time.monotonic() - worker.started_s, 1)})
+                worker.bury()
+
+    def _log_memory(self) -> None:
+        """Once all serve: what each holds, and what all hold together, shared pages counted once."""
+        if self._has_logged_memory or not all(not w.is_buried and w.news.poll() for w in self._workers):
+            return
+        self._has_logged_memory = True
+        found = [memory_of(worker.process.pid) for worker in self._workers]
+        _log.info(
+            "all_workers_serve",
+            extra={
+                "workers": len(found),
+                "resident_mib": [round(memory.resident_bytes / MIB, 1) for memory in found],
+                "together_mib": round(sum(memory.share_bytes for memory in found) / MIB, 1),
+            },
+        )
+
+    def _end(self) -> None:
+        until_s = time.monotonic() + self._settings.drain_delay_s + longest_end_s(self._settings.limits) + 5
+        living = [worker for worker in self._workers if not worker.is_buried]
+        for worker in living:
+            worker.process.terminate()
+        for worker in living:
+            worker.process.join(max(0.0, until_s - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.bury()
+
+
+def _work(settings: ServerSettings, at: socket.socket, voice: Connection) -> None:
+    """A worker's life."""
+    log_as_json()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        run_worker(settings, at, lambda: voice.send(True))
+    except M3Error as error:
+        _log.error("cannot_start", extra={"reason": str(error)})
+        sys.exit(_CANNOT_START)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed ends nobody; an address without anyone to watch it would stay taken."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,9 +1,11 @@
-"""What a server is told at start, checked and frozen. Picklable: workers get it as it is."""
+"""A server's settings, checked and frozen. Picklable: worker processes get them whole."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m3_runtime.server.backend import Opening
+from m3_runtime.bundle.reader import Verify
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.engines.select import AUTO
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
 
@@ -11,8 +13,30 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may be, and how much the server holds at a time.
+class ServedBundle:
+    """Which bundle each worker opens, and how: the arguments of `M3Encoder.open`."""
+
+    path: Path
+    threads: int
+    variant: str = AUTO
+    engine: str = AUTO
+    verify: Verify = Verify.SIZE
+    cache_dir: Path | None = None
+    low_memory: bool = False
+    streams: int | str = 1
+
+    def open(self) -> M3Encoder:
+        """Open the bundle.
+
+        Raises:
+            M3Error: as `M3Encoder.open`.
+        """
+        return M3Encoder.open(**vars(self))
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """How large a request may be, and how much the server holds at a time.
 
     Attributes:
         queue: what may wait and what runs together.
@@ -41,28 +65,28 @@ class ServerSettings:
     """A server: what it serves, where, and within which limits.
 
     Attributes:
-        opening: the bundle, and how each worker opens it.
+        bundle: the bundle, and how each worker opens it.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         workers: processes that serve.
         model_name: what clients call the model; None is the checkpoint's own name.
         max_length: tokens per text, both special tokens included; None is the model's limit.
-        on_truncate: what becomes of longer texts of requests that do not say it themselves.
-        limits: see `Limits`.
+        on_truncate: what becomes of longer texts if the request does not say.
+        limits: see `RequestLimits`.
         api_key_file: keys that clients must show; None lets everyone in.
-        has_ui: whether a page to play with is served at /.
-        drain_delay_s: how long requests are still taken after SIGTERM while /ready says no, so that a load balancer
-            can turn away first.
+        has_ui: whether the playground is served at /.
+        drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
+            balancer can turn away first.
     """
 
-    opening: Opening
+    bundle: ServedBundle
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
     model_name: str | None = None
     max_length: int | None = None
     on_truncate: OnTruncate = OnTruncate.ERROR
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
     has_ui: bool = True
     drain_delay_s: float = 0.0

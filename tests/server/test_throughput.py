@@ -4,48 +4,47 @@ import numpy as np
 import pytest
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.server.pace import Pace
-from m3_runtime.server.queue import Job, QueueLimits, TokenQueue
+from m3_runtime.server.queue import QueuedRequest, QueueLimits, ThroughputEstimate, TokenQueue
 
 DEADLINE_S = 30.0
 
 
-def paced(tokens_per_s: int) -> Pace:
-    pace = Pace()
-    pace.ran(tokens_per_s, 1.0)
-    return pace
+def measured(tokens_per_s: int) -> ThroughputEstimate:
+    estimate = ThroughputEstimate()
+    estimate.ran(tokens_per_s, 1.0)
+    return estimate
 
 
 def test_nothing_is_known_before_anything_has_run():
-    assert Pace().most_s("a", 10**9) == 0
+    assert ThroughputEstimate().most_s("a", 10**9) == 0
 
 
 def test_the_last_seconds_count():
-    pace = paced(100)
+    estimate = measured(100)
     for _ in range(40):
-        pace.ran(100, 2.0)
-    assert pace.seconds(500) == pytest.approx(10, rel=0.01)
+        estimate.ran(100, 2.0)
+    assert estimate.seconds(500) == pytest.approx(10, rel=0.01)
 
 
 def test_many_short_runs_count_as_one_long_one():
-    pace = Pace()
+    estimate = ThroughputEstimate()
     for _ in range(1000):
-        pace.ran(1, 0.001)
-    pace.ran(9000, 1.0)
-    assert pace.seconds(10_000) == pytest.approx(2, rel=0.1)
+        estimate.ran(1, 0.001)
+    estimate.ran(9000, 1.0)
+    assert estimate.seconds(10_000) == pytest.approx(2, rel=0.1)
 
 
 def test_of_others_counts_what_runs_before():
-    pace = paced(1)
-    pace.begin("bulk", 200)
-    pace.begin("b", 10)
+    estimate = measured(1)
+    estimate.begin("bulk", 200)
+    estimate.begin("b", 10)
     allowed = 1 + 2 / 10
-    assert pace.most_s("bulk", 50) == pytest.approx(allowed * (200 + 50 + 10))
-    assert pace.most_s("b", 50) == pytest.approx(allowed * (10 + 50 + 60))
-    assert pace.most_s("new", 30) == pytest.approx(allowed * (30 + 30 + 10))
-    pace.end("bulk", 200)
-    pace.end("b", 10)
-    assert pace.most_s("new", 30) == 30
+    assert estimate.most_s("bulk", 50) == pytest.approx(allowed * (200 + 50 + 10))
+    assert estimate.most_s("b", 50) == pytest.approx(allowed * (10 + 50 + 60))
+    assert estimate.most_s("new", 30) == pytest.approx(allowed * (30 + 30 + 10))
+    estimate.end("bulk", 200)
+    estimate.end("b", 10)
+    assert estimate.most_s("new", 30) == 30
 
 
 class Server:
@@ -53,9 +52,9 @@ class Server:
 
     def __init__(self, seed: int, texts: int, tokens: int) -> None:
         self.random, self.texts, self.tokens = np.random.default_rng(seed), texts, tokens
-        self.waiting, self.pace = TokenQueue(QueueLimits()), paced(1000)
+        self.waiting, self.estimate = TokenQueue(QueueLimits()), measured(1000)
         self.now_s = self.due_s = 0.0
-        self.missing: dict[Job, tuple[int, float]] = {}
+        self.missing: dict[QueuedRequest, tuple[int, float]] = {}
         self.took_s: list[float] = []
         self.refused = 0
 
@@ -68,28 +67,28 @@ class Server:
             if batch:
                 duration_s = sum(text.tokens for text in batch) / tokens_per_s
                 self.now_s += duration_s
-                self.pace.ran(sum(text.tokens for text in batch), duration_s)
+                self.estimate.ran(sum(text.tokens for text in batch), duration_s)
             else:
                 self.now_s = self.due_s
             for text in batch:
-                self.hand_out(text.job)
+                self.hand_out(text.request)
 
     def ask(self) -> None:
         lengths = self.random.integers(5, self.tokens, self.random.integers(1, self.texts))
-        job = Job.of("a", (Head.DENSE,), [np.zeros(length, np.int32) for length in lengths])
-        if self.waiting.has_room("a", job.tokens) and self.pace.most_s("a", job.tokens) <= DEADLINE_S:
+        job = QueuedRequest.of("a", frozenset({Head.DENSE}), [np.zeros(length, np.int32) for length in lengths])
+        if self.waiting.has_room("a", job.tokens) and self.estimate.most_s("a", job.tokens) <= DEADLINE_S:
             self.waiting.add(job)
-            self.pace.begin("a", job.tokens)
+            self.estimate.begin("a", job.tokens)
             self.missing[job] = len(lengths), self.due_s
         else:
             self.refused += 1
 
-    def hand_out(self, job: Job) -> None:
+    def hand_out(self, job: QueuedRequest) -> None:
         left, came_s = self.missing.pop(job)
         if left > 1:
             self.missing[job] = left - 1, came_s
         else:
-            self.pace.end("a", job.tokens)
+            self.estimate.end("a", job.tokens)
             self.took_s.append(self.now_s - came_s)
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from m3_runtime.encode.heads import colbert_rows, lexical_rows
+from m3_runtime.encode.outputs import colbert_rows, sparse_rows
 from m3_runtime.encode.sparse import gather_sparse
 from m3_runtime.engines import TokenBatch
 
@@ -30,7 +30,7 @@ def batches(draw):
 @given(batches())
 def test_lexical_rows_equal_a_loop_over_tokens_order_included(case):
     batch, weights = case
-    rows = lexical_rows(batch, weights, VOCABULARY)
+    rows = sparse_rows(batch, weights, VOCABULARY)
     vectors = gather_sparse([rows], np.arange(len(weights)), VOCABULARY)
     expected = [slow_lexical_weights(i, w) for i, w in zip(batch.input_ids.tolist(), weights.tolist(), strict=True)]
     assert [list(weights.items()) for weights in vectors] == [list(weights.items()) for weights in expected]
@@ -41,7 +41,7 @@ def test_gathering_puts_every_text_back_in_its_place(cases, random):
     texts = [row for batch, weights in cases for row in zip(batch.input_ids, weights, strict=True)]
     order = list(range(len(texts)))
     random.shuffle(order)
-    parts = [lexical_rows(batch, weights, VOCABULARY) for batch, weights in cases]
+    parts = [sparse_rows(batch, weights, VOCABULARY) for batch, weights in cases]
     vectors = gather_sparse(parts, np.array(order, dtype=np.int64), VOCABULARY)
     for place, (ids, weights) in zip(order, texts, strict=True):
         assert vectors.lexical_weights(place) == slow_lexical_weights(ids.tolist(), weights.tolist())
@@ -58,9 +58,9 @@ def test_packed_texts_are_told_apart(case, random):
     places = np.empty(order.size, np.int64)
     places[order] = np.arange(order.size)
     packed = TokenBatch(batch.input_ids.flatten()[places][None], np.array(numbers)[None])
-    found = lexical_rows(packed, weights.flatten()[places][None], VOCABULARY)
-    expected = lexical_rows(batch, weights, VOCABULARY)
-    for name in ("counts", "ids", "weights"):
+    found = sparse_rows(packed, weights.flatten()[places][None], VOCABULARY)
+    expected = sparse_rows(batch, weights, VOCABULARY)
+    for name in ("indptr", "ids", "weights"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     vectors = np.arange(rows * tokens, dtype=np.float32).reshape(rows, tokens, 1)
     split = list(colbert_rows(packed, vectors.reshape(1, -1, 1)[:, places][:, 1:], "float32"))
@@ -69,7 +69,7 @@ def test_packed_texts_are_told_apart(case, random):
 
 def test_nan_weights_are_dropped_like_zeros():
     batch = TokenBatch(np.array([[0, 5, 6, 2]]), np.ones((1, 4), np.int64))
-    rows = lexical_rows(batch, np.array([[0, np.nan, 0.5, 0]], np.float32), VOCABULARY)
+    rows = sparse_rows(batch, np.array([[0, np.nan, 0.5, 0]], np.float32), VOCABULARY)
     assert rows.ids.tolist() == [6]
 
 

@@ -11,8 +11,8 @@ from m3_runtime.errors import InputError
 
 _log = logging.getLogger("m3_runtime.server")
 
-_SHORTEST = 16
-_LOOK_EVERY_S = 1.0
+_MIN_KEY_CHARS = 16
+_CHECK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class _Key:
 class ApiKeys:
     """The keys of a file, read again when it changes.
 
-    A line is a key, or a name, a blank and a key; empty lines and those that begin with # are passed over. Names tell
-    clients apart, for fairness and in logs. A file that has become unreadable changes nothing: the keys that were read
-    last stay, and the log says so.
+    A line is a key, or a name, a blank and a key; empty lines and those that begin with # are ignored. Names tell
+    clients apart, for fairness and in logs; a key without a name is called by the first digits of its SHA-256, whatever
+    its line. A file that has become unreadable changes nothing: the keys that were read last stay, and the log says so.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,11 +40,11 @@ class ApiKeys:
         self._path = path
         self._keys = _read(path)
         self._seen = _stamp(path)
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
 
     def name_of(self, shown: str) -> str | None:
         """The name of a key, or None if there is no such key. Takes the same time for every wrong key."""
-        self._look_again()
+        self._reload_if_changed()
         digest = _digest(shown)
         found = None
         for key in self._keys:
@@ -52,13 +52,12 @@ class ApiKeys:
                 found = key.name
         return found
 
-    def _look_again(self) -> None:
+    def _reload_if_changed(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._looked_s < _LOOK_EVERY_S:
+        if now_s - self._checked_s < _CHECK_EVERY_S:
             return
-        self._looked_s = now_s
-        stamp = _stamp(self._path)
-        if stamp == self._seen:
+        self._checked_s = now_s
+        if (stamp := _stamp(self._path)) == self._seen:
             return
         self._seen = stamp
         try:
@@ -82,25 +81,25 @@ def _read(path: Path) -> tuple[_Key, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the key file {str(path)!r} cannot be read: {error}") from error
-    keys = tuple(_key(line, number, path) for number, line in enumerate(lines, 1) if _is_key(line))
+    keys = tuple(
+        _key(line, number, path)
+        for number, line in enumerate(map(str.strip, lines), 1)
+        if line and not line.startswith("#")
+    )
     if not keys:
         raise InputError(f"the key file {str(path)!r} holds no key; write one on each line")
     return keys
 
 
-def _is_key(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
-
-
 def _key(line: str, number: int, path: Path) -> _Key:
     words = line.split()
-    if len(words) > 2 or len(words[-1]) < _SHORTEST:
+    if len(words) > 2 or len(words[-1]) < _MIN_KEY_CHARS:
         raise InputError(
-            f"line {number} of the key file {str(path)!r} must be a key of at least {_SHORTEST} characters, or a name, "
-            "a blank and a key"
+            f"line {number} of the key file {str(path)!r} must be a key of at least {_MIN_KEY_CHARS} characters, "
+            "or a name, a blank and a key"
         )
-    name = words[0] if len(words) == 2 else f"key {number}"
-    return _Key(name, _digest(words[-1]))
+    digest = _digest(words[-1])
+    return _Key(words[0] if len(words) == 2 else f"key {digest.hex()[:8]}", digest)
 
 
 def _digest(key: str) -> bytes:

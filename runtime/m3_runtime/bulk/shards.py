@@ -1,0 +1,272 @@
+"""Rows to shards, and a shard's rows to a Parquet file.
+
+Which row is in which shard follows from the input and the shard size alone, so a job can resume. A shard is encoded in
+steps, so that memory follows the step and not the shard.
+"""
+
+import secrets
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_runtime.bulk.colbert import pooled, to_int8
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, SourceFile, VectorSettings
+from m3_runtime.bulk.journal import writing
+from m3_runtime.bundle.manifest import Geometry, Head
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.extras import import_extra
+from m3_runtime.io.atomic import new_file
+from m3_runtime.io.readers import BadRow, Columns, RawRow, Row
+from m3_runtime.splitting import RunLimit, greedy_runs
+from m3_runtime.version import __version__
+
+# A step is long enough that texts of one length meet in it. Its results are held at once, and a token of ColBERT is
+# 4 KB in BGE-M3: a character is a token at most, or nearly. Items are texts, sizes characters.
+_STEP = RunLimit(4096, 4_000_000)
+_COLBERT_STEP = RunLimit(512, 150_000)
+
+_COMPRESSION = {"id": "zstd", "tokens": "zstd", "lexical_weights.list.element.id": "zstd"}
+"""By column; vectors are noise to a compressor."""
+
+
+@dataclass(frozen=True)
+class BulkLimits:
+    """How much runs together: most texts, and most tokens."""
+
+    batch_size: int = DEFAULT_BATCH_SIZE
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some neighbouring rows of the input.
+
+    Attributes:
+        index: 0 for the first.
+        rows: those that can be encoded.
+        bad: the others.
+        start_bytes: how much of all inputs comes before it.
+        end_bytes: how much comes before the next.
+    """
+
+    index: int
+    rows: tuple[Row, ...]
+    bad: tuple[BadRow, ...]
+    start_bytes: int
+    end_bytes: int
+
+    @property
+    def input_bytes(self) -> int:
+        """How much of the inputs it takes."""
+        return self.end_bytes - self.start_bytes
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Some rows of a shard are in its file; they, and bad rows beside them, are this much of the inputs."""
+
+    rows: int
+    tokens: int
+    input_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardDraft:
+    """A shard on disk, still under a temporary name.
+
+    Attributes:
+        index: which shard.
+        path: its file; None if no row of it could be encoded.
+        rows: in the file.
+        bad: rows that could not be encoded.
+        tokens: that were encoded, both special tokens of each text included.
+        truncated: how many texts were cut.
+        input_bytes: how much of the inputs the shard takes.
+    """
+
+    index: int
+    path: Path | None
+    rows: int
+    bad: tuple[BadRow, ...]
+    tokens: int
+    truncated: int
+    input_bytes: int
+
+
+def read_shards(
+    sources: Sequence[SourceFile], columns: Columns, shard_rows: int, done: Container[int] = frozenset()
+) -> Iterator[Shard]:
+    """Yield the shards that are not done; those that are done are read, but not looked into.
+
+    Args:
+        sources: the files, in order.
+        columns: which columns to read.
+        shard_rows: rows of a shard, good and bad together; the last one may have fewer.
+        done: indices of shards to pass over.
+
+    Raises:
+        InputError: a file cannot be read, or lacks a column.
+    """
+    kept: list[RawRow] = []
+    count = start_bytes = end_bytes = base_bytes = 0
+    for source in sources:
+        for row in source.rows(columns):
+            index, count = count // shard_rows, count + 1
+            end_bytes = base_bytes + row.end_bytes
+            if index not in done:
+                kept.append(row)
+            if count % shard_rows == 0:
+                if kept:
+                    yield _shard(index, kept, start_bytes, end_bytes)
+                kept, start_bytes = [], end_bytes
+        base_bytes += source.size_bytes
+    if kept:
+        yield _shard(count // shard_rows, kept, start_bytes, end_bytes)
+
+
+def _shard(index: int, kept: Sequence[RawRow], start_bytes: int, end_bytes: int) -> Shard:
+    parsed = [row.parsed() for row in kept]
+    rows = tuple(row for row in parsed if isinstance(row, Row))
+    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), start_bytes, end_bytes)
+
+
+def encode_shard(
+    encoder: M3Encoder, job: BulkJob, limits: BulkLimits, shard: Shard, partial: Path
+) -> Iterator[StepDone | ShardDraft]:
+    """Encode a shard into a file, and yield how it goes; the draft comes last.
+
+    Args:
+        encoder: of the job's bundle and variant.
+        job: its settings say which vectors to make.
+        limits: how much runs together.
+        shard: its rows.
+        partial: the folder to write into, under a name that no other attempt has.
+
+    Raises:
+        BulkError: the file cannot be written.
+        EngineError: the engine failed.
+    """
+    settings = job.vectors
+    rows, ids, long = _without_long(encoder, settings, shard.rows)
+    bad = (*shard.bad, *long)
+    if not rows:
+        yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
+        return
+    path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
+    limit = _COLBERT_STEP if Head.COLBERT in settings.heads else _STEP
+    tokens = truncated = 0
+    with writing(path), new_file(path) as file, _writer(file, job, encoder) as writer:
+        for run in greedy_runs((len(row.text) for row in rows), limit):
+            step = rows[run.start : run.stop]
+            encoding = _encoded(encoder, settings, limits, step, ids[run.start : run.stop] if ids else None)
+            writer.write_table(_table([row.id for row in step], encoding, settings, writer.schema))
+            step_tokens = int(encoding.token_counts.sum())
+            tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
+            yield StepDone(len(step), step_tokens, shard.input_bytes * len(step) // len(rows))
+    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes)
+
+
+def _without_long(
+    encoder: M3Encoder, settings: VectorSettings, rows: Sequence[Row]
+) -> tuple[list[Row], Sequence[NDArray[np.int32]] | None, tuple[BadRow, ...]]:
+    """The rows to encode, and those that are rejected because they are too long; with ids if that took tokenizing."""
+    if settings.on_long is OnLong.TRUNCATE or not rows:
+        return list(rows), None, ()
+    tokenized = encoder.tokenizer.encode_batch([row.text for row in rows], settings.max_length)
+    reason = f"the text has more than {settings.max_length} tokens"
+    long = tuple(BadRow(row.place, reason) for row, cut in zip(rows, tokenized.is_cut, strict=True) if cut)
+    kept = np.flatnonzero(~tokenized.is_cut).tolist()
+    return [rows[i] for i in kept], [tokenized.ids[i] for i in kept], long
+
+
+def _encoded(
+    encoder: M3Encoder,
+    settings: VectorSettings,
+    limits: BulkLimits,
+    step: Sequence[Row],
+    ids: Sequence[NDArray[np.int32]] | None,
+) -> Encoding:
+    as_written = settings.colbert_dtype is ShardColbertDtype.FLOAT16 and settings.colbert_pool == 1
+    how: dict[str, Any] = {
+        "batch_size": limits.batch_size,
+        "token_budget": limits.token_budget,
+        "colbert_dtype": "float16" if as_written else "float32",
+    }
+    if ids is not None:
+        return encoder.encode_ids(ids, settings.heads, **how)
+    return encoder.encode_heads([row.text for row in step], settings.heads, max_length=settings.max_length, **how)
+
+
+def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:
+    schema = _schema(job, encoder.bundle.manifest.geometry)
+    return import_extra("pyarrow.parquet", "bulk").ParquetWriter(
+        file, schema, compression=_COMPRESSION, use_dictionary=False, write_statistics=["id", "tokens"]
+    )
+
+
+def _schema(job: BulkJob, geometry: Geometry) -> Any:
+    """The columns of a job's shards in the order of `Head`, and in the metadata what vectors may be compared by."""
+    pa, settings = import_extra("pyarrow", "bulk"), job.vectors
+    columns = [("id", pa.string()), ("tokens", pa.int32())]
+    metadata = {
+        "m3.space_id": job.space_id,
+        "m3.variant": job.variant,
+        "m3.max_length": str(settings.max_length),
+        "m3.vocab_size": str(geometry.vocab_size),
+        "m3.runtime_version": __version__,
+    }
+    if Head.DENSE in settings.heads:
+        kind = pa.float16() if settings.dense_dtype is ShardDenseDtype.FLOAT16 else pa.float32()
+        columns.append(("dense_vecs", pa.list_(kind, geometry.hidden_size)))
+    if Head.SPARSE in settings.heads:
+        columns.append(("lexical_weights", pa.list_(_lexical_struct(pa))))
+    if Head.COLBERT in settings.heads:
+        is_int8 = settings.colbert_dtype is ShardColbertDtype.INT8
+        rows = pa.list_(pa.int8() if is_int8 else pa.float16(), geometry.colbert_dim)
+        columns.append(("colbert_vecs", pa.list_(rows)))
+        if is_int8:
+            columns.append(("colbert_scales", pa.list_(pa.float32())))
+        metadata |= {"m3.colbert_dtype": settings.colbert_dtype.value, "m3.colbert_pool": str(settings.colbert_pool)}
+    return pa.schema([pa.field(*column, nullable=False) for column in columns], metadata)
+
+
+def _table(ids: Sequence[str], encoding: Encoding, settings: VectorSettings, schema: Any) -> Any:
+    """A table of the S texts of an encoding."""
+    pa = import_extra("pyarrow", "bulk")
+    columns = [pa.array(ids, pa.string()), pa.array(encoding.token_counts, pa.int32())]
+    if encoding.dense_vecs is not None:
+        columns.append(_fixed_rows(pa, encoding.dense_vecs.astype(settings.dense_dtype.value, copy=False)))
+    if (sparse := encoding.sparse) is not None:
+        pairs = [pa.array(sparse.ids, pa.int32()), pa.array(sparse.weights)]
+        entries = pa.StructArray.from_arrays(pairs, fields=list(_lexical_struct(pa)))
+        columns.append(pa.ListArray.from_arrays(sparse.indptr.astype(np.int32), entries))
+    if encoding.colbert_vecs is not None:
+        columns += _colbert_columns(pa, list(encoding.colbert_vecs), settings)
+    return pa.table(columns, schema=schema)
+
+
+def _colbert_columns(pa: Any, colbert_vecs: Sequence[NDArray[Any]], settings: VectorSettings) -> list[Any]:
+    texts = [pooled(rows, settings.colbert_pool) for rows in colbert_vecs]
+    starts = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    rows = np.concatenate(texts)
+    if settings.colbert_dtype is ShardColbertDtype.FLOAT16:
+        return [pa.ListArray.from_arrays(starts, _fixed_rows(pa, rows.astype(np.float16, copy=False)))]
+    small = to_int8(rows)
+    vectors = pa.ListArray.from_arrays(starts, _fixed_rows(pa, small.values))
+    return [vectors, pa.ListArray.from_arrays(starts, pa.array(small.scales))]
+
+
+def _fixed_rows(pa: Any, rows: NDArray[Any]) -> Any:
+    """(S, H) values as S lists of H."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
+
+
+def _lexical_struct(pa: Any) -> Any:
+    return pa.struct([pa.field("id", pa.int32()), pa.field("weight", pa.float32())])
