@@ -30,14 +30,14 @@ check: $(READY)  ## style, types, and the direction of imports
 	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
 	$(BIN)/lint-imports
 
-# What is measured, in BGE-M3's geometry. BARS takes options, as in  make bench-bars BARS="--rows ceiling,lite-query"
+# What is measured, in BGE-M3's geometry. BARS takes options, as in  make bench-bars BARS="--targets ceiling,lite-query"
 CHECKPOINT ?= out/ckpt-large
 BALANCED ?= out/large-balanced
 
-bench-bars: $(READY)  ## our bars: variants against peers and the processor's ceiling (exports first if need be; about an hour)
+bench-bars: $(READY)  ## our targets: variants against peers and the processor's ceiling (exports first if need be; about an hour)
 	test -d $(CHECKPOINT) || $(BIN)/m3-export synthetic-xlmr-large $(CHECKPOINT) --checkpoint-only
 	test -d $(BALANCED) || $(BIN)/m3-export $(CHECKPOINT) $(BALANCED) --budget balanced
-	$(BIN)/m3-bench bars $(BALANCED) --checkpoint $(CHECKPOINT) -o out/bars.json $(BARS)
+	$(BIN)/m3-bench peers $(CHECKPOINT) $(BALANCED) --scenarios targets --rounds 5 -o out/targets.json $(BARS)
 
 format: $(READY)
 	$(BIN)/ruff format .

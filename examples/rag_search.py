@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.retrieval.bm25 import K1, B
-from m3_bench.retrieval.words import words_of
+from m3_bench.retrieval.search import K1, B, words_of
 from m3_runtime import Encoding, M3Encoder, M3Error, check_space
 
 CORPUS = Path(__file__).parents[1] / "benchmarks" / "data" / "multilingual" / "corpus.jsonl"
@@ -48,7 +47,7 @@ class Passages:
 class Store:
     """N passages with their three kinds of vectors, in memory; kept in one .npz file.
 
-    Brute force, no index: right for some thousand passages. For more see docs/integrations.md.
+    Brute force, no index: right for some thousand passages. For more see docs/use/integrations.md.
     """
 
     def __init__(self, dense: Scores, sparse: Sequence[dict[str, float]], colbert: Sequence[Scores]) -> None:

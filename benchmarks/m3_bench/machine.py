@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from m3_runtime.cpu import cpu_info
@@ -45,3 +46,40 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def differences(a: Machine, b: Machine) -> tuple[str, ...]:
+    """What distinguishes two machines, in words; empty if they are one, or of one build.
+
+    Load, Python and kernel may differ from run to run. Memory counts in whole GiB: kernels keep some for themselves.
+    """
+    facts = [
+        ("processor", a.cpu, b.cpu),
+        ("architecture", a.architecture, b.architecture),
+        ("accelerator", a.accelerator or "none", b.accelerator or "none"),
+        ("logical CPUs", str(a.logical_cpus), str(b.logical_cpus)),
+        ("memory", _gib(a), _gib(b)),
+    ]
+    found = [f"{name} {one} and {other}" for name, one, other in facts if one != other]
+    if flags := sorted(set(a.flags) ^ set(b.flags)):
+        found.append(f"processor flags ({', '.join(flags[:5])}{', …' * (len(flags) > 5)} in one only)")
+    return tuple(found)
+
+
+def distinct(machines: Iterable[Machine]) -> tuple[Machine, ...]:
+    """One of each, in the order they appear."""
+    found: list[Machine] = []
+    for machine in machines:
+        if all(differences(machine, other) for other in found):
+            found.append(machine)
+    return tuple(found)
+
+
+def described(machine: Machine) -> str:
+    """Processor, logical CPUs, memory, and the accelerator if there is one."""
+    memory = f"{_gib(machine)} memory" if machine.memory_bytes else ""
+    return ", ".join(filter(None, (machine.cpu, f"{machine.logical_cpus} logical CPUs", memory, machine.accelerator)))
+
+
+def _gib(machine: Machine) -> str:
+    return f"{round(machine.memory_bytes / 2**30)} GiB"

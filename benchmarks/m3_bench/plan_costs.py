@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3_bench.roofline import ProcessorFacts
-from m3_export.calibration import statistics as calibration
+from m3_bench.roofline import Measured
+from m3_export.calibration.statistics import gather_statistics
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
+from m3_export.options import VariantName
 from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, measure_costs
-from m3_export.progress import Progress
-from m3_export.recipe import Recipe, VariantName
-from m3_runtime.records import to_json
+from m3_runtime.io.progress import Progress
 
 _ROWS, _TOKENS = 4, 64
 
@@ -35,11 +34,11 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
         M3Error: it is no checkpoint, or an engine failed.
     """
     with progress.step(f"Reading the first layers of {checkpoint}"):
-        opened = Checkpoint.open(checkpoint, Recipe())
+        opened = Checkpoint.open(checkpoint)
         model = M3Model(opened, ())
         model.layers = torch.nn.ModuleList(list(model.layers)[:LAYERS])
         rows = np.random.default_rng(0).integers(5, len(model.words), (_ROWS, _TOKENS))
-        statistics = calibration.measure(model, list(rows), lambda batches: batches)
+        statistics = gather_statistics(model, list(rows), lambda batches: batches)
     quantized = QuantizedModel(model, statistics)
     found = []
     for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
@@ -49,12 +48,12 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
     return tuple(found)
 
 
-def write_record(facts: ProcessorFacts, costs: tuple[Costs, ...], path: Path) -> None:
+def write_record(measured: Measured, costs: tuple[Costs, ...], path: Path) -> None:
     """Write what `m3_export.plan.costs.read_costs` reads, and beside it what the processor can do.
 
     Raises:
-        OSError: the disk said no.
+        OSError: the file cannot be written.
     """
     write_costs(path, costs)
-    content = json.loads(path.read_text(encoding="utf-8")) | to_json(facts)
+    content = json.loads(path.read_text(encoding="utf-8")) | measured.facts()
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

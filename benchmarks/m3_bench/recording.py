@@ -1,14 +1,13 @@
 """Recorded vectors: a safetensors file with the three heads' outputs, and in its header what recorded them.
 
-Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where
-each text begins. A reference is such a file whose header also holds the texts and the `Run` that it was recorded in.
+The arrays are those of `workers.vectors`. A reference is such a file whose header also holds the texts and the `Run`
+that it was recorded in.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from safetensors.numpy import save_file
 from m3_bench import documents
 from m3_bench.documents import Run
 from m3_bench.errors import DocumentError
+from m3_bench.workers.vectors import DENSE, Vectors, from_arrays, to_arrays
 from m3_export.verify.parity import Outputs
 
 RUN_KEY, TEXTS_KEY = "m3_bench_run", "texts"
-DENSE, SPARSE_IDS, SPARSE_WEIGHTS, SPARSE_STARTS = "dense", "sparse_ids", "sparse_weights", "sparse_starts"
-COLBERT, COLBERT_STARTS = "colbert", "colbert_starts"
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,7 @@ def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None
     Raises:
         DocumentError: the disk said no.
     """
-    tensors: dict[str, NDArray[Any]] = {DENSE: outputs.dense}
-    if outputs.lexical is not None:
-        ids = [np.array(list(row), dtype=np.int32) for row in outputs.lexical]
-        weights = [np.array(list(row.values()), dtype=np.float32) for row in outputs.lexical]
-        tensors |= {SPARSE_IDS: _joined(ids, np.int32), SPARSE_WEIGHTS: _joined(weights, np.float32)}
-        tensors[SPARSE_STARTS] = _starts(ids)
-    if outputs.colbert is not None:
-        tensors |= {COLBERT: np.concatenate(list(outputs.colbert)), COLBERT_STARTS: _starts(outputs.colbert)}
+    tensors = to_arrays(Vectors(outputs.dense, outputs.lexical, outputs.colbert))
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, partial, dict(header or {}))
@@ -116,23 +107,5 @@ def _outputs(tensors: Mapping[str, NDArray[Any]], path: Path) -> Outputs:
     for name, values in tensors.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DocumentError(f"{str(path)!r}: {name} holds NaN or infinity; what recorded it has failed")
-    lexical = None
-    if SPARSE_STARTS in tensors:
-        ids, weights = (_split(tensors[name], tensors[SPARSE_STARTS]) for name in (SPARSE_IDS, SPARSE_WEIGHTS))
-        pairs = zip(ids, weights, strict=True)
-        lexical = [dict(zip(row.tolist(), values.tolist(), strict=True)) for row, values in pairs]
-    colbert = _split(tensors[COLBERT], tensors[COLBERT_STARTS]) if COLBERT_STARTS in tensors else None
-    return Outputs(tensors[DENSE], lexical, colbert)
-
-
-def _joined(rows: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(rows) if rows else np.empty(0, dtype)
-
-
-def _starts(rows: Any) -> NDArray[np.int64]:
-    """Where each text begins, and where the last one ends: (N + 1,)."""
-    return np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-
-
-def _split(values: NDArray[Any], starts: NDArray[np.int64]) -> list[NDArray[Any]]:
-    return [values[start:end] for start, end in pairwise(starts)]
+    found = from_arrays(tensors)
+    return Outputs(found.dense, found.lexical, found.colbert)

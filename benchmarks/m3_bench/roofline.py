@@ -1,34 +1,28 @@
-"""This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first.
+"""This machine's ceilings: one matrix product by each engine in each precision, in turns, exactness checked first."""
 
-`ProcessorFacts` is the same in brief, with how fast memory is read.
-"""
-
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
+from typing import Any
 
-from m3_bench.documents import Ceiling, Roofline
+from m3_bench.documents import Ceiling, Roofline, Scenario, ScenarioRun
 from m3_bench.errors import WorkerError
 from m3_bench.machine import this_machine
-from m3_bench.worker_process import Command, WorkerProcess
-from m3_bench.workers.gemm import DYNAMIC
-from m3_bench.workers.messages import Request
-from m3_export.progress import Progress
+from m3_bench.run.contenders import ContenderSpec, gemm
+from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
+from m3_bench.worker_process import own
+from m3_bench.workers.gemm import DYNAMIC, FLOP
+from m3_bench.workers.memory import BYTES
 from m3_runtime.cpu import CpuInfo, cpu_info
+from m3_runtime.io.progress import Progress
 
-PRODUCTS = 10  # in a turn
-BETWEEN_S = 0.2
-_WAYS = (
+_MEMORY = ("memory", "read")
+_PRODUCTS = (
     ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("torch", "bf16"),
     ("onnxruntime", "int8"), ("openvino", "int8"), *(("openvino", precision) for precision in DYNAMIC),
 )  # fmt: skip
-_MEMORY = ("memory", "read")
 _PACKAGES = {
     _MEMORY[0]: ("numpy",),
     "onnxruntime": ("onnxruntime", "onnx"),
@@ -38,41 +32,27 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class ProcessorFacts:
-    """What a processor can do; kept beside what plans cost on it.
-
-    Attributes:
-        processor: its name.
-        flags: instruction sets that matter.
-        threads: of every figure.
-        versions: releases of the engines.
-        flop_per_s: by engine, then precision, the median; what the processor cannot do is absent.
-        read_bytes_per_s: of memory, the median.
-    """
-
-    processor: str
-    flags: tuple[str, ...]
-    threads: int
-    versions: Mapping[str, str]
-    flop_per_s: Mapping[str, Mapping[str, float]]
-    read_bytes_per_s: float
-
-
-@dataclass(frozen=True)
-class _Way:
-    """An engine in a precision, running."""
-
-    engine: str
-    precision: str
-    worker: WorkerProcess
-
-
-@dataclass(frozen=True)
 class Measured:
-    """The ceilings, every product of them and in brief."""
+    """The ceilings, with the releases of the engines, and how fast memory is read, the median."""
 
     roofline: Roofline
-    facts: ProcessorFacts
+    versions: Mapping[str, str]
+    read_bytes_per_s: float
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept beside what plans cost on a processor: FLOP/s by engine and precision are medians."""
+        speeds: dict[str, dict[str, float]] = {}
+        for one in self.roofline.ceilings:
+            if one.flop_per_s:
+                speeds.setdefault(one.engine, {})[one.precision] = median(one.flop_per_s)
+        return {
+            "processor": self.roofline.machine.cpu,
+            "flags": list(self.roofline.machine.flags),
+            "threads": self.roofline.threads,
+            "versions": dict(self.versions),
+            "flop_per_s": speeds,
+            "read_bytes_per_s": self.read_bytes_per_s,
+        }
 
 
 def measure(threads: int, rounds: int, progress: Progress) -> Measured:
@@ -82,55 +62,41 @@ def measure(threads: int, rounds: int, progress: Progress) -> Measured:
         threads: of each engine.
         rounds: turns of each; ten products a turn.
         progress: says what takes long.
+
+    Raises:
+        WorkerError: memory could not be read.
     """
-    found: dict[tuple[str, str], list[float]] = {}
-    reasons: dict[tuple[str, str], str] = {}
-    with ExitStack() as stack:
-        ways = list(_opened(threads, stack, reasons, progress))
-        for number in range(rounds + 1):  # the first one is for warming up
-            progress.say(f"Round {number} of {rounds}" if number else "Warming up")
-            for way in ways:
-                time.sleep(BETWEEN_S)
-                reply = way.worker.ask(Request(((),) * PRODUCTS, ()))
-                if number:
-                    speeds = [work / seconds for work, seconds in zip(reply.work, reply.seconds, strict=True)]
-                    found.setdefault((way.engine, way.precision), []).extend(speeds)
-        versions = {name: release for way in ways for name, release in way.worker.ready.versions.items()}
-    ceilings = tuple(Ceiling(*key, tuple(found.get(key, ())), reasons.get(key, "")) for key in _WAYS)
+    reasons = {one: _why_not(*one, cpu_info()) for one in (*_PRODUCTS, _MEMORY)}
+    able = {one: _contender(*one, threads) for one, reason in reasons.items() if not reason}
+    with progress.step(f"{len(able)} ways of multiplying and reading, in {rounds} rounds"):
+        names = tuple(contender.name for contender in able.values())
+        scenario = Scenario("products", "matrix products", (), (), PRODUCTS_PER_ROUND, contenders=names)
+        found = measure_group([scenario], list(able.values()), None, rounds, threads)
+    runs = {one: found[scenario.name, contender.name] for one, contender in able.items()}
+    for one, run in runs.items():
+        reasons[one] = " ".join(run.error.split())
+        if run.error:
+            progress.say(f"{able[one].name} is left out: {run.error}")
+    if reasons[_MEMORY]:
+        raise WorkerError(reasons[_MEMORY])
+    ceilings = tuple(Ceiling(*one, _per_s(FLOP, runs.get(one)), reasons[one]) for one in _PRODUCTS)
     roofline = Roofline(this_machine(), threads, ceilings)
-    return Measured(roofline, _facts(roofline, versions, found[_MEMORY]))
+    engines = {name for engine, _ in able for name in _PACKAGES[engine]}
+    versions = {name: metadata.version(name) for name in sorted(engines)}
+    return Measured(roofline, versions, median(_per_s(BYTES, runs[_MEMORY])))
 
 
-def _facts(roofline: Roofline, versions: Mapping[str, str], read: Sequence[float]) -> ProcessorFacts:
-    speeds: dict[str, dict[str, float]] = {}
-    for one in roofline.ceilings:
-        if one.flop_per_s:
-            speeds.setdefault(one.engine, {})[one.precision] = median(one.flop_per_s)
-    machine = roofline.machine
-    return ProcessorFacts(machine.cpu, machine.flags, roofline.threads, versions, speeds, median(read))
+def _per_s(work: int, run: ScenarioRun | None) -> tuple[float, ...]:
+    """Work per second of every product that counts."""
+    if run is None or run.error:
+        return ()
+    return tuple(work / seconds for one in run.rounds for seconds in one.seconds)
 
 
-def _opened(threads: int, stack: ExitStack, reasons: dict[tuple[str, str], str], progress: Progress) -> Iterator[_Way]:
-    for engine, precision in (*_WAYS, _MEMORY):
-        if reason := _why_not(engine, precision, cpu_info()):
-            reasons[engine, precision] = reason
-            continue
-        command = _command(engine, precision, threads)
-        errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
-        try:
-            worker = WorkerProcess.start(f"{precision} on {engine}", command, threads, errors)
-        except WorkerError as error:
-            reasons[engine, precision] = str(error).splitlines()[0]
-            progress.say(f"{precision} on {engine} is left out: {error}")
-            continue
-        yield _Way(engine, precision, stack.enter_context(worker))
-
-
-def _command(engine: str, precision: str, threads: int) -> Command:
-    more = ("--threads", str(threads))
-    if (engine, precision) == _MEMORY:
-        return Command(Path(sys.executable), "m3_bench.workers.memory", more)
-    return Command(Path(sys.executable), "m3_bench.workers.gemm", (engine, "--precision", precision, *more))
+def _contender(engine: str, precision: str, threads: int) -> ContenderSpec:
+    command = own("memory", threads=threads) if engine == _MEMORY[0] else gemm(engine, precision, threads)
+    name = f"{precision} on {engine}"
+    return ContenderSpec(name, name, False, engine, precision, (), 0, command)
 
 
 def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:

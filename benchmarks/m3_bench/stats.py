@@ -1,40 +1,38 @@
-"""From the raw values of a run to figures: pure functions, nothing is timed here.
+"""From raw values to figures: pure functions, nothing is timed here.
 
 A round is one contender's turn. Contenders take turns, so two of one run are compared within rounds: what slowed the
-machine slowed both.
+machine slowed both. Searches are compared query by query, by a paired bootstrap.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import median
+from typing import TypeVar
 
-from m3_bench.documents import Ceiling, Round, Scenario
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
 
 WANTED_COVERAGE = 0.9
 """An interval of the median holds the true one this often, if there are rounds enough: five are."""
 NOISY_VARIATION = 0.05
 """Standard deviation between rounds ÷ their mean from which a figure is called noisy."""
-DRIFT = 0.05
-"""Change from the first to the last third of the rounds from which it is called a drift, if it is steady."""
-STEADY = 0.6
-"""Kendall's tau of the rounds against their order from which a change is steady."""
+DRIFT, STEADY = 0.05, 0.6
+"""A drift is a change from the first to the last third of the rounds by this share, with this Kendall's tau."""
 FEWEST_ROUNDS = 3
-TOKENS_PER_PRICE = 1e6
-SECONDS_PER_HOUR = 3600
+RESAMPLES, SEED = 10_000, 0
+MAIN_METRIC = "nDCG@10"
+_RESAMPLES_AT_ONCE = 500  # × 10 000 queries are 40 MB of indices
+_MULTIPLIER = {"q8_0": "int8", "f16": "fp32"}  # GGUF's: q8_0 by q8_0 is int8, f16 is widened before it is multiplied
 
 
 @dataclass(frozen=True)
 class Interval:
     """The median over rounds, the best round, and the order statistics between which the true median lies.
 
-    Attributes:
-        median: over rounds.
-        best: the highest round.
-        low: lower end.
-        high: upper end.
-        coverage: how often such an interval holds the true median, whatever the distribution; 0 with one round.
-        values: of each round.
+    `coverage` is how often such an interval holds the true median, whatever the distribution; 0 with one round.
     """
 
     median: float
@@ -56,14 +54,14 @@ class Latency:
 
     @property
     def too_few(self) -> str:
-        """Which percentiles cannot be told, and how many calls would do; empty if all can.
+        """Which percentiles are missing, and how many calls they need; empty if none is.
 
         >>> Latency(60, 0.1, 0.2, None).too_few
         'p99 needs 100 calls, there are 60'
         """
-        missing = [(95, self.p95_s), (99, self.p99_s)]
-        told = [f"p{p} needs {calls_for(p)} calls" for p, value in missing if value is None]
-        return f"{', '.join(told)}, there are {self.calls}" if told else ""
+        missing = [p for p, value in ((95, self.p95_s), (99, self.p99_s)) if value is None]
+        needs = ", ".join(f"p{p} needs {calls_for(p)} calls" for p in missing)
+        return f"{needs}, there are {self.calls}" if needs else ""
 
 
 def calls_for(percent: int) -> int:
@@ -75,50 +73,40 @@ def calls_for(percent: int) -> int:
     return math.ceil(100 / (100 - percent))
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile, linear between neighbours.
-
-    >>> percentile([4.0, 1.0, 2.0, 3.0], 50)
-    2.5
-    """
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
 def latency(rounds: Sequence[Round]) -> Latency:
     """Of all calls of all rounds; at least one."""
-    calls = [seconds for one in rounds for seconds in one.seconds]
-
-    def told(percent: int) -> float | None:
-        return percentile(calls, percent) if len(calls) >= calls_for(percent) else None
-
-    return Latency(len(calls), percentile(calls, 50), told(95), told(99))
+    return latency_of([seconds for one in rounds for seconds in one.seconds])
 
 
-def busy_s(one: Round, clients: int) -> float:
-    """Seconds that a round's calls took together: their sum, or with several clients the time on the clock."""
-    return one.wall_s if clients > 1 else sum(one.seconds)
+def latency_of(calls: Sequence[float]) -> Latency:
+    """Of the seconds of calls; at least one."""
+    p50, p95, p99 = map(float, np.percentile(calls, (50, 95, 99)))
+    return Latency(
+        len(calls), p50, p95 if len(calls) >= calls_for(95) else None, p99 if len(calls) >= calls_for(99) else None
+    )
+
+
+def busy_s(one: Round, scenario: Scenario) -> float:
+    """Seconds that a round's calls took together: their sum, or the time on the clock if several run at once."""
+    return one.wall_s if scenario.clients * scenario.processes > 1 else sum(one.seconds)
 
 
 def tokens_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Tokens per second of each round; at least one."""
-    return interval([len(r.seconds) * scenario.tokens / busy_s(r, scenario.clients) for r in rounds])
+    return interval([scenario.round_tokens / busy_s(one, scenario) for one in rounds])
 
 
 def texts_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Texts per second of each round; at least one."""
-    return interval([len(r.seconds) * len(scenario.lengths) / busy_s(r, scenario.clients) for r in rounds])
+    texts = len(scenario.lengths) * scenario.calls * scenario.processes
+    return interval([texts / busy_s(one, scenario) for one in rounds])
 
 
 def interval(values: Sequence[float]) -> Interval:
     """Median, best, and the narrowest order-statistic interval of the median that holds it often enough.
 
-    Where even the lowest and the highest do not, it is these two.
-
-    The k-th lowest to the k-th highest of n values hold the true median with probability 1 - 2 P(Binomial(n, ½) < k).
+    Where even the lowest and the highest do not, it is these two. The k-th lowest to the k-th highest of n values hold
+    the true median with probability 1 - 2 P(Binomial(n, ½) < k).
 
     >>> interval([5.0, 1.0, 2.0, 3.0, 4.0])
     Interval(median=3.0, best=5.0, low=1.0, high=5.0, coverage=0.9375, values=(5.0, 1.0, 2.0, 3.0, 4.0))
@@ -127,9 +115,8 @@ def interval(values: Sequence[float]) -> Interval:
     rank = 1
     while rank < count / 2 and _coverage(count, rank + 1) >= WANTED_COVERAGE:
         rank += 1
-    return Interval(
-        median(ordered), ordered[-1], ordered[rank - 1], ordered[-rank], _coverage(count, rank), tuple(values)
-    )
+    coverage = _coverage(count, rank)
+    return Interval(median(ordered), ordered[-1], ordered[rank - 1], ordered[-rank], coverage, tuple(values))
 
 
 def _coverage(count: int, rank: int) -> float:
@@ -147,10 +134,10 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
 
 def cpu_s_per_million_tokens(rounds: Sequence[Round], scenario: Scenario) -> float | None:
-    """Processor seconds for 10⁶ tokens, the median over rounds; None where the system does not say."""
+    """Processor seconds for 10⁶ tokens, the median over rounds; None where the system does not report them."""
     if any(one.cpu_s <= 0 for one in rounds):
         return None
-    return median(one.cpu_s / (len(one.seconds) * scenario.tokens) for one in rounds) * TOKENS_PER_PRICE
+    return 1e6 * median(one.cpu_s / scenario.round_tokens for one in rounds)
 
 
 def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) -> float:
@@ -159,63 +146,42 @@ def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) ->
     >>> cost_per_million_tokens(3.6, 1000.0)
     1.0
     """
-    return price_per_hour / (speed_tokens_per_s * SECONDS_PER_HOUR) * TOKENS_PER_PRICE
+    return 1e6 * price_per_hour / (speed_tokens_per_s * 3600)
 
 
-def variation(values: Sequence[float]) -> float:
-    """Standard deviation ÷ mean; 0 for one value.
-
-    >>> round(variation([9.0, 10.0, 11.0]), 3)
-    0.1
-    """
-    return stdev(values) / mean(values) if len(values) > 1 else 0.0
-
-
-def drift(values: Sequence[float]) -> float:
-    """Steady change from the first third of the rounds to the last; 0 where it is not steady or the rounds are few.
-
-    >>> [round(drift(values), 2) for values in ([100.0, 96.0, 93.0, 90.0], [100.0, 90.0, 100.0, 90.0], [2.0, 1.0])]
-    [-0.1, 0.0, 0.0]
-    """
-    if len(values) <= FEWEST_ROUNDS or abs(_kendall(values)) < STEADY:
-        return 0.0
-    third = max(1, len(values) // 3)
-    return median(values[-third:]) / median(values[:third]) - 1
-
-
-def _kendall(values: Sequence[float]) -> float:
-    pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
-    return sum((b > a) - (b < a) for a, b in pairs) / len(pairs)
-
-
-def doubts(values: Sequence[float], what: str = "tokens/s") -> tuple[str, ...]:
+def warnings_of(values: Sequence[float], what: str = "tokens/s") -> tuple[str, ...]:
     """Why a figure of these rounds is not to be trusted, and what to do; empty if it is.
 
-    >>> doubts([100.0, 101.0, 99.0, 100.0, 100.5])
+    >>> warnings_of([100.0, 101.0, 99.0, 100.0, 100.5])
     ()
-    >>> doubts([100.0])
+    >>> warnings_of([100.0])
     ('1 round: how far rounds differ is not known; measure again with 3 rounds or more',)
     """
     if len(values) < FEWEST_ROUNDS:
-        return (
-            f"{len(values)} round{'s' * (len(values) != 1)}: how far rounds differ is not known; "
-            f"measure again with {FEWEST_ROUNDS} rounds or more",
-        )
-    moved, varied = drift(values), variation(values)
-    if abs(moved) > DRIFT:
-        way = "fall" if moved < 0 else "rise"
-        why = "heat, or other work that began?" if moved < 0 else "other work that ended, or too short a warm-up?"
-        change = f"{way} by {abs(moved) * 100:.0f} %"
+        rounds = f"{len(values)} round{'s' * (len(values) != 1)}"
+        return (f"{rounds}: how far rounds differ is not known; measure again with {FEWEST_ROUNDS} rounds or more",)
+    drift = _drift(values)
+    if abs(drift) > DRIFT:
+        why = "heat, or other work that began?" if drift < 0 else "other work that ended, or too short a warm-up?"
+        change = f"{'fall' if drift < 0 else 'rise'} by {abs(drift) * 100:.0f} %"
         return (f"{what} {change} from the first rounds to the last: {why} measure again",)
-    if varied > NOISY_VARIATION:
-        return (
-            f"{what} vary by {varied * 100:.0f} % between rounds: other work on the machine? "
-            "measure again with more rounds",
-        )
+    variation = float(np.std(values, ddof=1) / np.mean(values))
+    if variation > NOISY_VARIATION:
+        noise = f"{what} vary by {variation * 100:.0f} % between rounds"
+        return (f"{noise}: other work on the machine? measure again with more rounds",)
     return ()
 
 
-_MULTIPLIER = {"q8_0": "int8", "f16": "fp32"}  # GGUF's: q8_0 by q8_0 is int8, f16 is widened before it is multiplied
+def _drift(values: Sequence[float]) -> float:
+    """Steady change from the first third of the rounds to the last; 0 where it is not steady or the rounds are few."""
+    from scipy.stats import kendalltau
+
+    if len(values) <= FEWEST_ROUNDS or len(set(values)) == 1:
+        return 0.0
+    if abs(kendalltau(range(len(values)), values).statistic) < STEADY:
+        return 0.0
+    third = len(values) // 3
+    return median(values[-third:]) / median(values[:third]) - 1
 
 
 def multiplier_of(precision: str) -> str:
@@ -233,10 +199,104 @@ def ceiling_flop_per_s(ceilings: Sequence[Ceiling], precision: str) -> float | N
     return max(counted, default=None)
 
 
-def ceiling_share(speed_tokens_per_s: float, flop_per_token: float, ceiling: float) -> float:
-    """Share of a ceiling, in FLOP/s, that encoding reaches.
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over queries, and the interval that holds 95 % of its resamples."""
 
-    >>> ceiling_share(1000.0, 6e8, 1e12)
-    0.6
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(these: Sequence[float], those: Sequence[float]) -> Difference:
+    """How much higher `these` are than `those`, on the same Q queries: paired bootstrap, percentile interval.
+
+    Queries are drawn with replacement, as many as there are, `RESAMPLES` times; a draw takes both values of a query.
+
+    Args:
+        these: (Q,) values.
+        those: (Q,) values of the same queries.
+
+    Raises:
+        ValueError: no queries, or not the same number.
     """
-    return speed_tokens_per_s * flop_per_token / ceiling
+    differences = np.asarray(these, dtype=np.float64) - np.asarray(those, dtype=np.float64)
+    if not len(differences):
+        raise ValueError("no queries, so no difference")
+    means = np.concatenate(list(_resampled_means(differences)))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Difference(float(differences.mean()), float(low), float(high))
+
+
+def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    draws = np.random.default_rng(SEED)
+    for start in range(0, RESAMPLES, _RESAMPLES_AT_ONCE):
+        shape = (min(_RESAMPLES_AT_ONCE, RESAMPLES - start), len(values))
+        yield values[draws.integers(0, len(values), shape)].mean(axis=1)
+
+
+_Row = TypeVar("_Row", MethodRun, PairScoresOf)
+"""A row of a document: a method of a bundle's variant."""
+
+
+def is_fp32(variant: str) -> bool:
+    """Whether a variant is its bundle's reference: its name, which the exporter gives, ends so.
+
+    >>> is_fp32("onnx-fp32"), is_fp32("onnx-int8")
+    (True, False)
+    """
+    return variant.endswith("fp32")
+
+
+def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+    """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
+
+    Args:
+        rows: all of a document.
+        row: one of them.
+        values_of: a row's value of each query.
+
+    Returns:
+        None for the FP32 variant itself, where it was not measured, and where there are no values.
+    """
+    same = (other for other in rows if (other.bundle, other.method) == (row.bundle, row.method))
+    reference = next((other for other in same if is_fp32(other.variant)), None)
+    if reference is None or is_fp32(row.variant) or not values_of(row):
+        return None
+    return paired_difference(values_of(reference), values_of(row))
+
+
+def gain(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+    """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
+
+    Returns:
+        None for BM25, for the first bundle, where that has no such row, and where there are no values.
+    """
+    first = next((other.bundle for other in rows if other.bundle), "")
+    same = (first, row.variant, row.method)
+    before = next((other for other in rows if (other.bundle, other.variant, other.method) == same), None)
+    if before is None or row.bundle in ("", first) or not values_of(row):
+        return None
+    return paired_difference(values_of(row), values_of(before))
+
+
+def margins(scores: PairScoresOf) -> tuple[float, ...]:
+    """Best positive less best negative, of each query that has negatives."""
+    return tuple(max(positives) - max(negatives) for positives, negatives in with_negatives(scores))
+
+
+def pair_accuracies(scores: PairScoresOf) -> tuple[float, ...]:
+    """Share of (positive, negative) pairs in the right order, of each query that has negatives; a tie is half right."""
+    gaps = [np.subtract.outer(positives, negatives) for positives, negatives in with_negatives(scores)]
+    return tuple(float(((gap > 0) + 0.5 * (gap == 0)).mean()) for gap in gaps)
+
+
+def with_negatives(scores: PairScoresOf) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Scores of positives and negatives of each query that has negatives."""
+    pairs = zip(scores.positives, scores.negatives, strict=True)
+    return [(positives, negatives) for positives, negatives in pairs if negatives]

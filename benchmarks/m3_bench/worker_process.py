@@ -1,18 +1,23 @@
-"""The parent's side of the protocol: a contender's process, asked for work one line at a time."""
+"""The parent's side of the protocol: a contender's process, asked for work one message at a time."""
 
+import json
 import os
+import pickle
 import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from m3_bench.errors import WorkerError
-from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
+from m3_bench.workers.messages import Failure, Ready, Reply, Request, VectorsReply, VectorsRequest
+from m3_bench.workers.vectors import Vectors, from_arrays
 
-M = TypeVar("M", Ready, Reply, Kept)
+M = TypeVar("M", Ready, Reply, VectorsReply)
 
 _PACKAGE = Path(__file__).parent
 # Makes `m3_bench.workers` importable without putting our whole site-packages on a peer's path.
@@ -20,21 +25,26 @@ _BOOT = (
     "import runpy, sys, types; package = types.ModuleType('m3_bench'); package.__path__ = [sys.argv.pop(1)]; "
     "sys.modules['m3_bench'] = package; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
-_LAST_WORDS = 15  # lines of a dead worker's stderr that are shown
+_STDERR_LINES = 15  # lines of a dead worker's stderr that are shown
 _END_S = 10
 
 
 @dataclass(frozen=True)
 class Command:
-    """A worker's program: the Python to run it with, the module, its arguments."""
+    """A worker's program: the Python to run it with, the module, its options."""
 
     python: Path
     module: str
-    arguments: tuple[str, ...]
+    options: Mapping[str, Any]
 
     def words(self) -> list[str]:
         """The command line."""
-        return [str(self.python), "-c", _BOOT, str(_PACKAGE), self.module, *self.arguments]
+        return [str(self.python), "-c", _BOOT, str(_PACKAGE), self.module, json.dumps(self.options)]
+
+
+def own(module: str, **options: Any) -> Command:
+    """A program of `m3_bench.workers`, run by this Python."""
+    return Command(Path(sys.executable), f"m3_bench.workers.{module}", options)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -49,9 +59,9 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A contender, loaded, asleep until it is asked. A context manager: leaving ends the process."""
+    """A contender, loaded, asleep until it is asked."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], errors: IO[str]) -> None:
         """Take over a running process; see `start`."""
         self._name = name
         self._process = process
@@ -59,36 +69,34 @@ class WorkerProcess:
         self.ready = self._read(Ready)
 
     @classmethod
-    def start(cls, name: str, command: Command, threads: int, errors: IO[str]) -> "WorkerProcess":
-        """Start a process and wait until its model is loaded.
+    @contextmanager
+    def start(cls, name: str, command: Command, threads: int) -> Iterator["WorkerProcess"]:
+        """Start a process and wait until its model is loaded; the process ends with the block.
 
         Args:
             name: the contender, for messages.
             command: its program.
             threads: threads of libraries that take them from the environment.
-            errors: a file for its stderr, open for writing and reading; shown when it fails.
 
         Raises:
-            WorkerError: it failed to start or to load.
+            WorkerError: it failed to start or to load; what it wrote to stderr last is in the message.
         """
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own programs
-                command.words(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment(threads),
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is the parent's; it ends its workers itself
-            )
-        except OSError as error:
-            raise WorkerError(f"{name} does not start: {error}") from error
-        try:
-            return cls(name, process, errors)
-        except BaseException:
-            _end(process)
-            raise
+        with tempfile.TemporaryFile("w+") as errors:
+            try:
+                process = subprocess.Popen(  # noqa: S603 - our own programs
+                    command.words(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment(threads),
+                    start_new_session=True,  # Ctrl-C is the parent's; it ends its workers itself
+                )
+            except OSError as error:
+                raise WorkerError(f"{name} does not start: {error}") from error
+            try:
+                yield cls(name, process, errors)
+            finally:
+                _end(process)
 
     def ask(self, request: Request) -> Reply:
         """Have work done.
@@ -96,47 +104,39 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
-        self._say(request)
+        self._send(request)
         return self._read(Reply)
 
-    def keep(self, keep: Keep) -> Kept:
-        """Have vectors written to a file.
+    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
+        """The vectors of texts.
 
         Raises:
             WorkerError: it failed, or the process died.
         """
-        self._say(keep)
-        return self._read(Kept)
+        self._send(VectorsRequest(tuple(texts), tuple(heads)))
+        return from_arrays(self._read(VectorsReply).arrays)
 
-    def _say(self, message: Request | Keep) -> None:
+    def stderr(self) -> str:
+        """What the process has written to stderr so far."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def _send(self, message: Request | VectorsRequest) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(to_line(message))
+            pickle.dump(message, self._process.stdin)
             self._process.stdin.flush()
         except OSError as error:
             raise self._death() from error
 
-    def close(self) -> None:
-        """End the process."""
-        _end(self._process)
-
-    def __enter__(self) -> "WorkerProcess":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _read(self, kind: type[M]) -> M:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._death()
         try:
-            message = from_line(line)
-        except ValueError as error:
-            raise WorkerError(f"{self._name} broke the protocol: {error}") from error
+            message = pickle.load(self._process.stdout)  # noqa: S301 - from our own program
+        except EOFError as error:
+            raise self._death() from error
+        except Exception as error:  # whatever bytes may mean to pickle
+            raise WorkerError(f"{self._name} broke the protocol: {error!r}") from error
         if isinstance(message, Failure):
             raise WorkerError(f"{self._name}: {message.message}")
         if not isinstance(message, kind):
@@ -145,8 +145,7 @@ class WorkerProcess:
 
     def _death(self) -> WorkerError:
         code = self._process.wait()
-        self._errors.seek(0)
-        words = "\n  ".join(self._errors.read().splitlines()[-_LAST_WORDS:])
+        words = "\n  ".join(self.stderr().splitlines()[-_STDERR_LINES:])
         return WorkerError(f"{self._name} {_in_words(code)}" + (f"\n  {words}" if words else ""))
 
 
@@ -158,10 +157,10 @@ def _in_words(code: int) -> str:
     return f"was ended by {name}" + ("; is there enough memory?" if name == "SIGKILL" else "")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.close()  # which is its word to end
+        process.stdin.close()  # which ends its loop
         process.wait(_END_S)
     except (OSError, subprocess.TimeoutExpired):
         process.kill()
@@ -178,4 +177,4 @@ def run_to_end(name: str, words: Sequence[str], threads: int) -> None:
     """
     done = subprocess.run(words, stdout=2, env=environment(threads), check=False)  # noqa: S603 - our own programs
     if done.returncode != 0:
-        raise WorkerError(f"{name} failed with exit code {done.returncode}; what it said is above")
+        raise WorkerError(f"{name} failed with exit code {done.returncode}; its output is above")

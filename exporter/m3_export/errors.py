@@ -2,10 +2,11 @@
 
 M3Error
 └── ExportError             the export failed; nothing was written
-    ├── SourceError         SOURCE is no folder, no known name and cannot be had from a hub
+    ├── SourceError         SOURCE is no folder, no known name and no repository of the hub
+    ├── HubError            the hub cannot be reached, or does not hand out the repository
     ├── CheckpointError     a file of the checkpoint is missing or wrong; names the file
-    ├── RecipeError         a recipe, budget or flag says something that cannot be
-    │   └── PlanError       a precision plan that cannot be, or is for another model
+    ├── OptionsError        an option, a budget or a file of texts is invalid
+    │   └── PlanError       a precision plan is invalid, or is for another model
     ├── TokenizerMismatchError   the runtime gives other ids than the checkpoint's own tokenizer
     └── OverBudgetError     a variant's parity is outside its budget (exit code 3)
 """
@@ -18,19 +19,23 @@ class ExportError(M3Error):
 
 
 class SourceError(ExportError):
-    """SOURCE is no folder, no known name and cannot be had from a hub."""
+    """SOURCE is no folder, no known name and no repository of the hub."""
+
+
+class HubError(ExportError):
+    """The hub cannot be reached, or does not hand out the repository."""
 
 
 class CheckpointError(ExportError):
     """A file of the checkpoint is missing or wrong."""
 
 
-class RecipeError(ExportError):
-    """A recipe, budget or flag says something that cannot be."""
+class OptionsError(ExportError):
+    """An option, a budget or a file of texts is invalid."""
 
 
-class PlanError(RecipeError):
-    """A precision plan that cannot be, or is for another model."""
+class PlanError(OptionsError):
+    """A precision plan is invalid, or is for another model."""
 
 
 class TokenizerMismatchError(ExportError):

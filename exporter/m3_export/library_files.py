@@ -1,4 +1,4 @@
-"""Small files by which transformers, Optimum and sentence-transformers open a bundle's folder as it lies.
+"""Small files by which transformers, Optimum and sentence-transformers open a bundle's folder.
 
 tokenizer_config.json               transformers: take tokenizer.json as it is, cut at the model's limit
 onnx/last_hidden_state.onnx         the encoder without heads; its weights are those of model.onnx, in the same file
@@ -18,9 +18,9 @@ import onnx_ir as ir
 from m3_export.checkpoint.tokenizer import TOKENIZER_CONFIG_NAME, CheckpointTokenizer
 from m3_export.graph import passes
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
+from m3_export.options import VariantName
 from m3_export.quantize.variants import FILES
-from m3_export.recipe import VariantName
-from m3_runtime.bundle.manifest import Manifest, Pooling
+from m3_runtime.bundle.manifest import ModelInfo, Pooling
 
 ENCODERS: Mapping[VariantName, str] = {
     VariantName.ONNX_FP32: f"onnx/{LAST_HIDDEN_STATE}.onnx",
@@ -34,20 +34,20 @@ _POOLING_FLAGS: Mapping[Pooling, str] = {
 }
 
 
-def write_library_files(folder: Path, draft: Manifest, tokenizer: CheckpointTokenizer) -> None:
+def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTokenizer) -> None:
     """Write them for the variants that `folder` holds.
 
     Args:
         folder: the bundle, with every variant written.
-        draft: its manifest as far as it is known; geometry, pooling and normalisation are read.
+        model: its geometry, pooling and normalisation are read.
         tokenizer: the checkpoint's.
     """
-    _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(draft.geometry.max_tokens))
+    _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(model.geometry.max_tokens))
     written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]
     for name in written:
         _write_encoder(folder / FILES[name], folder / ENCODERS[name])
     if written:
-        _write_sentence_transformers(folder, draft, ENCODERS[written[0]])
+        _write_sentence_transformers(folder, model, ENCODERS[written[0]])
 
 
 def _write_encoder(graph: Path, encoder: Path) -> None:
@@ -55,18 +55,18 @@ def _write_encoder(graph: Path, encoder: Path) -> None:
     ir.save(passes.encoder_alone(ir.load(graph)), encoder)
 
 
-def _write_sentence_transformers(folder: Path, draft: Manifest, encoder: str) -> None:
+def _write_sentence_transformers(folder: Path, model: ModelInfo, encoder: str) -> None:
     (folder / _POOLING_FOLDER).mkdir()
-    _write(folder / "modules.json", _modules(normalize=draft.normalize))
+    _write(folder / "modules.json", _modules(normalize=model.normalize))
     _write(
         folder / _POOLING_FOLDER / "config.json",
         {
-            "word_embedding_dimension": draft.geometry.hidden_size,
-            **{flag: pooling is draft.pooling for pooling, flag in _POOLING_FLAGS.items()},
+            "word_embedding_dimension": model.geometry.hidden_size,
+            **{flag: pooling is model.pooling for pooling, flag in _POOLING_FLAGS.items()},
         },
     )
     # model_args: the name that every release with ONNX reads
-    settings = {"max_seq_length": draft.geometry.max_tokens, "model_args": {"file_name": encoder}}
+    settings = {"max_seq_length": model.geometry.max_tokens, "model_args": {"file_name": encoder}}
     _write(folder / "sentence_bert_config.json", settings)
 
 

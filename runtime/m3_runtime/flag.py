@@ -1,6 +1,6 @@
 """`BGEM3FlagModel`: FlagEmbedding's class over a bundle, so that its users change an import and a path.
 
-docs/compatibility.md lists what differs and why.
+docs/use/flagembedding.md lists what differs and why.
 """
 
 from collections.abc import Mapping, Sequence

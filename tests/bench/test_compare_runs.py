@@ -11,13 +11,13 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.compare.compare import compare
+from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices, Run
 from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of, read_recording, write_outputs, write_recording
-from m3_export.progress import Progress
 from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.reader import sha256_of
+from m3_runtime.io.progress import Progress
 
 QUIET = Progress(quiet=True)
 
@@ -236,7 +236,7 @@ def test_the_command_prints_parity_speed_cost_and_doubts(written, tmp_path, caps
     row = next(
         line
         for line in printed.split("## 16 texts of 128 tokens")[1].splitlines()
-        if line.startswith("| openvino-int8 | Example CPU 8-Core |")
+        if line.startswith("| openvino-int8, Example CPU 8-Core |")
     )
     assert f"EUR {0.36 / (speed * 3600) * 1e6:.3g}" in row
     assert "p99 needs 100 calls, there are 5" in printed
@@ -250,8 +250,8 @@ def test_several_machines_are_told_apart_in_each_row(written, capsys):
     path = samples.write_run(written.run.parent, replace(run, machine=machine), "laptop.json")
     assert main(words(written.reference, written.run, path, "--mixed-machines")) == 0
     printed = capsys.readouterr().out
-    assert "| openvino-int8 (run.json) | Example CPU 8-Core (machine 1) |" in printed
-    assert "| openvino-int8 (laptop.json) | Example CPU 8-Core (machine 2) |" in printed
+    assert "| openvino-int8 (run.json), Example CPU 8-Core (machine 1) |" in printed
+    assert "| openvino-int8 (laptop.json), Example CPU 8-Core (machine 2) |" in printed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from m3_bench.errors import DatasetError
-from m3_bench.retrieval.datasets.labelled import Labelled
-from m3_bench.retrieval.datasets.layouts import DatasetWish, Layout, detected, open_dataset
+from m3_bench.retrieval.datasets import Labelled, Layout, detected, open_dataset
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "data"
 
@@ -41,10 +40,6 @@ def squad(path: Path, *paragraphs: tuple[str, tuple[str, ...]]) -> Path:
     return path
 
 
-def opened(path: Path, **more) -> Labelled:
-    return open_dataset(DatasetWish(path, **more))
-
-
 def found(data: Labelled) -> dict[str, dict[str, int]]:
     """Per query id: grade by document id."""
     pairs = zip(data.queries, data.relevant, strict=True)
@@ -54,7 +49,7 @@ def found(data: Labelled) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_beir(tmp_path, end):
     folder = beir(tmp_path, "q1 d2 2", "q1 d3 0", "q2 d1 1", end=end)
-    data = opened(folder)
+    data = open_dataset(folder)
     assert detected(folder) is Layout.BEIR
     assert found(data) == {"q1": {"d2": 2}, "q2": {"d1": 1}}
     assert data.documents[0].text == "Title text d1"
@@ -63,12 +58,12 @@ def test_beir(tmp_path, end):
 
 def test_gzipped_or_not_is_the_same_dataset(tmp_path):
     plain, packed = beir(tmp_path / "a", "q1 d2 1"), beir(tmp_path / "b", "q1 d2 1", end=".gz")
-    assert opened(plain).sha256 == opened(packed).sha256
-    assert opened(plain).sha256 != opened(beir(tmp_path / "c", "q1 d3 1")).sha256
+    assert open_dataset(plain).sha256 == open_dataset(packed).sha256
+    assert open_dataset(plain).sha256 != open_dataset(beir(tmp_path / "c", "q1 d3 1")).sha256
 
 
 def test_queries_of_other_splits_and_without_relevant_documents_are_left_out_and_told(tmp_path):
-    data = opened(beir(tmp_path, "q1 d2 1", "q2 d2 0", queries=("q1", "q2", "q3")))
+    data = open_dataset(beir(tmp_path, "q1 d2 1", "q2 d2 0", queries=("q1", "q2", "q3")))
     assert [query.id for query in data.queries] == ["q1"]
     assert data.notes == (
         "1 queries have no label in test.tsv and were left out",
@@ -79,14 +74,14 @@ def test_queries_of_other_splits_and_without_relevant_documents_are_left_out_and
 def test_unknown_documents_are_named_and_counted(tmp_path):
     folder = beir(tmp_path, "q1 d2 1", "q1 lost 1", "q2 gone 1")
     with pytest.raises(DatasetError) as error:
-        opened(folder)
+        open_dataset(folder)
     assert "test.tsv, line 3 names the document 'lost'" in str(error.value)
     assert "2 of 3 labels" in str(error.value)
 
 
 def test_unknown_queries_are_named(tmp_path):
     with pytest.raises(DatasetError, match=r"line 2 names the query 'q9'.* 1 of 2 labels"):
-        opened(beir(tmp_path, "q9 d2 1", "q1 d1 1"))
+        open_dataset(beir(tmp_path, "q9 d2 1", "q1 d1 1"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +110,7 @@ def test_unknown_queries_are_named(tmp_path):
 def test_a_bad_beir_folder_is_refused(tmp_path, build, message):
     build(tmp_path)
     with pytest.raises(DatasetError) as error:
-        opened(tmp_path, layout=Layout.BEIR)
+        open_dataset(tmp_path, layout=Layout.BEIR)
     assert message in str(error.value)
 
 
@@ -123,7 +118,7 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path):
     beir(tmp_path, "q1 d1 1")
     (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "a \\ud83d"}\n')
     with pytest.raises(DatasetError, match=r"queries.jsonl, line 1: 'text' has half of a surrogate pair"):
-        opened(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_a_cut_off_gz_is_refused(tmp_path):
@@ -131,7 +126,7 @@ def test_a_cut_off_gz_is_refused(tmp_path):
     packed = (folder / "corpus.jsonl.gz").read_bytes()
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
     with pytest.raises(DatasetError, match=r"corpus.jsonl.gz' cannot be read"):
-        opened(folder)
+        open_dataset(folder)
 
 
 @pytest.mark.parametrize("corpus", ["miracl-corpus-v1.0-xx", "miracl-v1.0-xx"])
@@ -144,11 +139,11 @@ def test_miracl(tmp_path, corpus):
     jsonl(tmp_path / corpus / "docs-10.jsonl.gz", {"docid": "8#0", "title": "T", "text": "c"})
     jsonl(tmp_path / corpus / "docs-2.jsonl.gz", {"docid": "7#1", "title": "T", "text": "b"})
     assert detected(folder) is Layout.MIRACL
-    data = opened(folder)
+    data = open_dataset(folder)
     assert [item.id for item in data.documents] == ["7#0", "7#1", "8#0"]
     assert found(data) == {"1": {"7#1": 1}, "2": {"8#0": 1}}
     with pytest.raises(DatasetError, match="is not MIRACL's layout"):
-        opened(folder, split="testB")
+        open_dataset(folder, split="testB")
 
 
 def test_mldr(tmp_path):
@@ -156,15 +151,15 @@ def test_mldr(tmp_path):
     row = {"query_id": "q-1", "query": "what", "positive_passages": [{"docid": "doc-2", "text": "longer"}]}
     jsonl(tmp_path / "test.jsonl.gz", row | {"negative_passages": [{"docid": "doc-1", "text": "long"}]})
     assert detected(tmp_path) is Layout.MLDR
-    assert found(opened(tmp_path)) == {"q-1": {"doc-2": 1}}
+    assert found(open_dataset(tmp_path)) == {"q-1": {"doc-2": 1}}
     jsonl(tmp_path / "dev.jsonl", row | {"positive_passages": ["doc-2"]})
-    with pytest.raises(DatasetError, match=r"dev.jsonl, line 1: 'positive_passages' must be a list of objects"):
-        opened(tmp_path, split="dev")
+    with pytest.raises(DatasetError, match=r"dev.jsonl, line 1: positive_passages\[0\] must be an object"):
+        open_dataset(tmp_path, split="dev")
 
 
 def test_squad_paragraphs_of_one_text_are_one_document(tmp_path):
     path = squad(tmp_path / "a.json", ("one", ("q0",)), ("two", ("q1", "q2")), ("one", ("q3",)), ("three", ()))
-    data = opened(path)
+    data = open_dataset(path)
     assert data.layout == "squad"
     assert [item.text for item in data.documents] == ["one", "two", "three"]
     assert found(data) == {"0.0": {"p0": 1}, "1.0": {"p1": 1}, "1.1": {"p1": 1}, "2.0": {"p0": 1}}
@@ -174,12 +169,12 @@ def test_squad_paragraphs_of_one_text_are_one_document(tmp_path):
 def test_questions_of_another_language(tmp_path):
     english = squad(tmp_path / "en.json", ("one", ("first?",)), ("two", ("second?",)))
     german = squad(tmp_path / "de.json", ("eins", ("erstens?",)), ("zwei", ("zweitens?",)))
-    data = opened(english, queries_from=german)
+    data = open_dataset(english, queries_from=german)
     assert [query.text for query in data.queries] == ["erstens?", "zweitens?"]
     assert [item.text for item in data.documents] == ["one", "two"]
     assert list(data.relevant) == [{0: 1}, {1: 1}]
     assert data.name == "de.json → en.json"
-    assert data.sha256 != opened(english).sha256
+    assert data.sha256 != open_dataset(english).sha256
 
 
 @pytest.mark.parametrize(
@@ -192,26 +187,26 @@ def test_questions_of_another_language(tmp_path):
 def test_a_file_that_is_not_the_same_in_another_language_is_refused(tmp_path, paragraphs, message):
     english = squad(tmp_path / "en.json", ("one", ("first?",)), ("two", ("second?",)))
     with pytest.raises(DatasetError, match=message):
-        opened(english, queries_from=squad(tmp_path / "de.json", *paragraphs))
+        open_dataset(english, queries_from=squad(tmp_path / "de.json", *paragraphs))
 
 
 def test_a_folder_of_one_squad_file_is_that_file_and_of_two_is_refused(tmp_path):
     squad(tmp_path / "a.json", ("one", ("q?",)))
-    assert opened(tmp_path).name == "a.json"
+    assert open_dataset(tmp_path).name == "a.json"
     squad(tmp_path / "b.json", ("one", ("q?",)))
     with pytest.raises(DatasetError, match=r"folder with 2 \.json files; name one of them: .*a\.json, .*b\.json"):
-        opened(tmp_path)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"data": []}, "has no documents"),
-        ({"data": [{"paragraphs": {}}]}, "data[0].paragraphs must be a list, got dict"),
-        ({"data": [{"paragraphs": [1]}]}, "data[0].paragraphs[0] must be an object, got int"),
-        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs[0].qas must be a list, got NoneType"),
-        ({"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}, "qas[0].id must be an id"),
-        ({"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}, "context must be a text, got int"),
+        ({"data": [{"paragraphs": {}}]}, "data[0]: 'paragraphs' must be a list, got dict"),
+        ({"data": [{"paragraphs": [1]}]}, "data[0]: paragraphs[0] must be an object, got int"),
+        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs[0]: 'qas' must be a list, got NoneType"),
+        ({"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}, "qas[0]: expected an id under 'id', got"),
+        ({"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}, "'context' must be a text, got int"),
         ({"rows": []}, "is of no known layout. Expected one of:"),
     ],
 )
@@ -219,7 +214,7 @@ def test_a_bad_squad_file_is_refused(tmp_path, value, message):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(value))
     with pytest.raises(DatasetError) as error:
-        opened(path)
+        open_dataset(path)
     assert message in str(error.value)
 
 
@@ -230,7 +225,7 @@ def test_fine_tuning_lines_are_a_dataset(tmp_path):
         {"query": "b", "pos": ["B"], "neg": []},
         {"query": "c", "pos": ["C"], "neg": [""]},
     )
-    data = opened(path)
+    data = open_dataset(path)
     assert [item.text for item in data.documents] == ["A", "B", "C"]
     assert list(data.relevant) == [{0: 1, 1: 1}, {2: 1}]
     assert [query.id for query in data.queries] == ["1", "3"]
@@ -252,30 +247,30 @@ def test_files_are_told_apart(tmp_path, name, row, layout):
 
 def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="there is no dataset at"):
-        opened(tmp_path / "no")
+        open_dataset(tmp_path / "no")
     with pytest.raises(DatasetError, match="is of no known layout"):
-        opened(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_queries_from_is_for_squad(tmp_path):
     with pytest.raises(DatasetError, match="--queries-from is for SQuAD files"):
-        opened(beir(tmp_path, "q1 d1 1"), queries_from=tmp_path / "x.json")
+        open_dataset(beir(tmp_path, "q1 d1 1"), queries_from=tmp_path / "x.json")
 
 
 def test_limits_keep_what_is_relevant_and_the_order(tmp_path):
     corpus = tuple(f"d{i}" for i in range(8))
     folder = beir(tmp_path, "q1 d5 1", "q2 d6 1", "q3 d7 1", corpus=corpus, queries=("q1", "q2", "q3"))
-    data = opened(folder, queries=2, documents=4)
+    data = open_dataset(folder, queries=2, documents=4)
     assert [item.id for item in data.documents] == ["d0", "d1", "d5", "d6"]
     assert found(data) == {"q1": {"d5": 1}, "q2": {"d6": 1}}
     assert data.notes[0] == "only the first 2 of 3 queries"
     assert data.notes[1].startswith("only 4 of 8 documents")
-    assert [item.id for item in opened(folder, documents=1).documents] == ["d5", "d6", "d7"]
-    assert opened(folder, queries=3, documents=8).notes == ()
+    assert [item.id for item in open_dataset(folder, documents=1).documents] == ["d5", "d6", "d7"]
+    assert open_dataset(folder, queries=3, documents=8).notes == ()
 
 
 def test_the_committed_set_is_in_order():
-    data = opened(COMMITTED / "multilingual")
+    data = open_dataset(COMMITTED / "multilingual")
     languages = {item.id.split("-")[0] for item in data.documents}
     assert len(languages) >= 8
     assert len(data.documents) == 63

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m3_bench.errors import DatasetError
-from m3_bench.retrieval.datasets.finetune import Example, read_finetune
+from m3_bench.retrieval.finetune import Example, read_finetune
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "data" / "finetune_sample.jsonl"
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n"]}

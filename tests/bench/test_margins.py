@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m3_bench import cli, documents
+from m3_bench import cli, documents, stats
 from m3_bench.documents import Margins, Model, PairScoresOf
-from m3_bench.margins import stats
-from m3_bench.retrieval.stats import paired_difference
+from m3_bench.stats import paired_difference
 from m3_runtime import M3Encoder
 
 SAMPLE = Path(__file__).parents[2] / "benchmarks" / "data" / "finetune_sample.jsonl"
@@ -28,18 +27,14 @@ def margins(*words) -> int:
 
 def test_figures_of_stored_scores():
     one = scores(POSITIVES, NEGATIVES)
-    assert stats.best_positives(one) == (0.9, 0.5, 0.4)
-    assert stats.best_negatives(one) == (0.8, 0.5, 0.6)
     assert stats.margins(one) == pytest.approx((0.1, 0.0, -0.2))
     # 0.9 > 0.8, 0.9 > 0.1, 0.7 < 0.8, 0.7 > 0.1; 0.5 = 0.5, 0.5 > 0.2; 0.4 < 0.6
     assert stats.pair_accuracies(one) == (0.75, 0.75, 0.0)
-    assert stats.mean(stats.pair_accuracies(one)) == 0.5
 
 
 def test_without_negatives_there_is_no_figure():
     one = scores(((0.5,),), ((),))
     assert stats.margins(one) == stats.pair_accuracies(one) == ()
-    assert stats.mean(()) is None
     assert stats.loss([one, scores(((0.5,),), ((),), variant="onnx-int8")], one, stats.margins) is None
 
 
@@ -107,7 +102,7 @@ def test_before_and_after_with_bad_lines(tiny_bundle, mini_bundle, tmp_path, cap
     assert "* line 4 was left out: neg is an empty list" in captured.out
     assert "gain of pair accuracy over tiny-random" in captured.out
     mini = next(row for row in found.scores if row.bundle == "mini-m3" and row.method == "colbert")
-    assert stats.mean(stats.pair_accuracies(mini)) > 0.85
+    assert np.mean(stats.pair_accuracies(mini)) > 0.85
 
 
 def test_limits_and_notes(tiny_bundle, tmp_path):

@@ -1,13 +1,16 @@
 """Environments of the peers, with requirements of ours: no network here."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from m3_bench import peers
+import m3_bench
 from m3_bench.errors import PeerError
-from m3_bench.peers import Peer, PeerSource, ensure_environment, requirement_of
-from m3_export.progress import Progress
+from m3_bench.peers import environments
+from m3_bench.peers.environments import Peer, PeerSource, ensure_environment, requirement_of
+from m3_bench.scenarios import NAMES
+from m3_runtime.io.progress import Progress
 
 QUIET = Progress(quiet=True)
 
@@ -16,7 +19,7 @@ QUIET = Progress(quiet=True)
 def requirements(tmp_path, monkeypatch):
     folder = tmp_path / "requirements"
     folder.mkdir()
-    monkeypatch.setattr(peers, "REQUIREMENTS", folder)
+    monkeypatch.setattr(environments, "REQUIREMENTS", folder)
     return folder / "bge-m3-lite.txt"
 
 
@@ -43,22 +46,24 @@ def test_an_environment_is_made_once_and_again_when_its_requirements_change(requ
 
 def test_without_a_pip_of_ours_the_environment_brings_one(requirements, tmp_path, monkeypatch):
     requirements.write_text("# nothing\n")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(environments.importlib.util, "find_spec", lambda name: None)
     python = ensure_environment(Peer.LITE, PeerSource(tmp_path / "peers", None), QUIET)
     assert (python.parent / "pip").exists()
 
 
-def test_a_wheel_has_no_requirements_and_says_so(requirements, tmp_path):
-    with pytest.raises(PeerError, match="source tree"):
-        ensure_environment(Peer.LITE, PeerSource(tmp_path, None), QUIET)
+def test_requirements_and_scenarios_are_files_of_the_package():
+    """Whatever the wheel is built of, `m3-bench peers` runs from it."""
+    package = Path(m3_bench.__file__).parent
+    assert package in environments.REQUIREMENTS.parents
+    assert {path.stem for path in (package / "scenarios").glob("*.toml")} == set(NAMES)
 
 
 def test_the_committed_requirements_pin_everything():
     for peer in Peer:
-        lines = (peers.REQUIREMENTS / f"{peer}.txt").read_text().splitlines()
+        lines = (environments.REQUIREMENTS / f"{peer}.txt").read_text().splitlines()
         assert [line for line in lines if not line.startswith("#") and "==" not in line] == []
-    assert "bge-m3-lite[quant]==0.6.2" in (peers.REQUIREMENTS / "bge-m3-lite.txt").read_text()
-    assert "FlagEmbedding==1.4.2" in (peers.REQUIREMENTS / "flagembedding.txt").read_text()
+    assert "bge-m3-lite[quant]==0.6.2" in (environments.REQUIREMENTS / "bge-m3-lite.txt").read_text()
+    assert "FlagEmbedding==1.4.2" in (environments.REQUIREMENTS / "flagembedding.txt").read_text()
 
 
 def test_a_release_is_read_off_the_requirements(tmp_path):
@@ -68,8 +73,8 @@ def test_a_release_is_read_off_the_requirements(tmp_path):
 
 
 def test_torch_is_first_and_its_build_can_be_chosen(tmp_path):
-    text = (peers.REQUIREMENTS / "flagembedding.txt").read_text()
-    assert peers._torch_words(text, PeerSource(tmp_path, None)) == ("torch==2.13.0",)
+    text = (environments.REQUIREMENTS / "flagembedding.txt").read_text()
+    assert environments._torch_words(text, PeerSource(tmp_path, None)) == ("torch==2.13.0",)
     chosen = ("torch==2.13.0", "--index-url", "https://example.org")
-    assert peers._torch_words(text, PeerSource(tmp_path, chosen)) == chosen
-    assert peers._torch_words("numpy==2\n", PeerSource(tmp_path, chosen)) is None
+    assert environments._torch_words(text, PeerSource(tmp_path, chosen)) == chosen
+    assert environments._torch_words("numpy==2\n", PeerSource(tmp_path, chosen)) is None

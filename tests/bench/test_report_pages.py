@@ -1,8 +1,10 @@
 """`m3-bench report`: what is on the page, where its numbers come from, and which folders it leaves alone."""
 
 import json
+import math
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,12 +16,12 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Comparison, Retrieval, Run
+from m3_bench.documents import Comparison, Load, Retrieval, Run, Stage
 from m3_bench.errors import DocumentError
-from m3_bench.report.build import build
+from m3_bench.report.build import build_page
+from m3_bench.report.drawing import Axis, Points, lines
 from m3_bench.report.inputs import read_inputs
-from m3_bench.report.page import Page
-from m3_bench.report.plots import Axis, Point, Series, lines
+from m3_bench.report.page import Page, Tile
 from m3_bench.report.render import html, markdown
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -67,11 +69,11 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page_of(*paths: Path) -> Page:
-    return build(read_inputs(paths))
+    return build_page(read_inputs(paths))
 
 
-def summary_of(page: Page) -> str:
-    return " ".join("".join(cell.text for cell in sentence) for sentence in page.summary)
+def tiles_of(page: Page) -> dict[str, Tile]:
+    return {tile.label: tile for tile in page.tiles}
 
 
 def everything(comparison: Path) -> list[Path]:
@@ -85,54 +87,80 @@ def pointed_at(data: object, pointer: str) -> object:
     return data
 
 
-def test_the_summary_answers_with_the_figures_of_the_documents(comparison):
-    found = documents.read_as(Comparison, comparison)
-    text = summary_of(page_of(comparison))
-    ours = found.runs[0].contenders[0]
+def test_tiles_are_the_figures_of_the_documents(comparison):
+    found, page = documents.read_as(Comparison, comparison), page_of(comparison)
+    tiles, ours = tiles_of(page), found.runs[0].contenders[0]
+    assert page.lead == "openvino-int8 on Example CPU 8-Core with 8 threads, beside PyTorch fp16 on Example GPU"
     p50_ms = sorted(s for r in ours.scenarios[0].rounds for s in r.seconds)
-    assert ours.name == "openvino-int8"
-    assert f"openvino-int8 encodes a text of 16 tokens in {(p50_ms[49] + p50_ms[50]) * 500:.1f} ms (p50)" in text
-    assert "On Example CPU 8-Core with 8 threads" in text
-    assert "for PyTorch fp16 on Example GPU" in text
-    assert "× dearer" in text
-    speeds = [sorted(32 * 128 / r.seconds[0] for r in s.rounds)[2] for s in (ours.scenarios[8],)]
-    assert f"does {round(float(f'{speeds[0]:.3g}')):,} tokens/s".replace(",", " ") in text
+    assert tiles["16-token text, p50"].value.text == f"{(p50_ms[49] + p50_ms[50]) * 500:.1f} ms"
+    assert "for PyTorch fp16 on Example GPU" in tiles["16-token text, p50"].notes[-1].text
+    speed = sorted(32 * 128 / r.seconds[0] for r in ours.scenarios[8].rounds)[2]
+    shown = tiles["tokens/s, 32 texts of 128 tokens"].value.text
+    assert float(shown.replace(" ", "")) == float(f"{speed:.3g}")
+    assert tiles["per million tokens"].value.text == f"USD {0.34 / (speed * 3600) * 1e6:.3g}"
+    reference = sorted(32 * 128 / r.seconds[0] for r in found.reference.contenders[0].scenarios[8].rounds)[2]
+    assert tiles["machines for the reference's tokens/s"].value.text == str(math.ceil(reference / speed))
     dense = next(one.dense for one in found.parity if one.contender == "openvino-int8")
-    assert f"a dense cosine of at least {int(dense.cosine_min * 1e4) / 1e4:.4f}" in text
+    assert tiles["lowest dense cosine"].value.text == f"{int(dense.cosine_min * 1e4) / 1e4:.4f}"
 
 
-def test_the_summary_names_the_largest_loss_in_retrieval_of_the_same_weights(comparison, tmp_path):
+def test_a_tile_is_the_largest_loss_in_retrieval_of_the_same_weights(comparison, tmp_path):
     path = samples.HERE / "retrieval.json"
-    page = page_of(comparison, path)
+    tile = tiles_of(page_of(comparison, path))["loss of nDCG@10 against FP32"]
     found = documents.read_as(Retrieval, path)
     means = {(run.variant, run.method): sum(run.metrics["nDCG@10"]) / 60 for run in found.methods}
     methods = [method for variant, method in means if variant == "openvino-int8"]
     losses = {method: means["onnx-fp32", method] - means["openvino-int8", method] for method in methods}
     worst = max(losses, key=losses.get)
-    expected = rf"Searching 1 labelled dataset it loses at most \+{losses[worst]:.3f} \(.*\) of nDCG@10 against FP32"
-    assert re.search(expected + re.escape(f" ({worst} on example-set)."), summary_of(page))
+    assert tile.value.text == f"+{losses[worst]:.3f}"
+    assert tile.notes[0].text.endswith(f"] {worst} on example-set, the highest of 1 dataset")
     other = {bundle: replace(model, weights_sha256="00" * 32) for bundle, model in found.models.items()}
     documents.write(replace(found, models=other), tmp_path / "other.json")
-    assert "Searching" not in summary_of(page_of(comparison, tmp_path / "other.json"))
+    assert "loss of nDCG@10 against FP32" not in tiles_of(page_of(comparison, tmp_path / "other.json"))
 
 
 def test_without_reference_price_or_vectors_nothing_is_made_up():
     page = page_of(samples.HERE / "run.json")
-    text = summary_of(page)
-    assert "openvino-int8 encodes a text of 16 tokens in" in text
-    for missing in ("against", "cost", "cosine", "GPU", "None", "nan"):
-        assert missing not in text
+    labels = ["16-token text, p50", "tokens/s, 32 texts of 128 tokens", "tokens/s ÷ fastest other"]
+    assert [tile.label for tile in page.tiles] == [*labels, "memory, 32 texts of 128 tokens"]
+    shown = " ".join(cell.text for tile in page.tiles for cell in (tile.value, *tile.notes))
+    for missing in ("against", "cosine", "GPU", "None", "nan"):
+        assert missing not in shown
     assert page.title == "example-m3 on CPU"
     assert {section.anchor for section in page.sections} == {"speed", "memory", "facts"}
+
+
+def test_the_page_may_call_the_model_by_another_name_than_its_folder():
+    page = build_page(read_inputs([samples.HERE / "run.json"]), "my-finetune")
+    assert page.title == "my-finetune on CPU"
+    assert "example-m3" not in html(page)
+
+
+def test_the_same_documents_give_the_same_page(comparison):
+    assert html(page_of(*everything(comparison))) == html(page_of(*everything(comparison)))
 
 
 @pytest.mark.parametrize("name", ["roofline", "retrieval", "margins"])
 def test_a_document_alone_is_a_page(name):
     page = page_of(samples.HERE / f"{name}.json")
-    assert "No runs were given" in summary_of(page)
+    assert page.tiles == ()
     assert [section.anchor for section in page.sections] == ["ceiling" if name == "roofline" else name]
     assert page.sections[0].tables
     assert markdown(page) and html(page)
+
+
+def test_a_server_under_load_is_a_table_of_its_stages(tmp_path):
+    answers = tuple(0.01 * (n + 1) for n in range(100))
+    stages = (
+        Stage(4, 0.0, 2.0, answers, (0.001, 0.001), ("1", "1"), {"reset": 1}, 200, 9000, 0.0, 0.1, (), None),
+        Stage(0, 50.0, 2.0, (), (), (), {}, 0, 0, 0.0, 0.1, (), None),
+    )
+    machine = samples.stored("run").machine
+    documents.write(Load(machine, "http://127.0.0.1:8080", ("openai",), 2, 20, stages), tmp_path / "load.json")
+    (section,) = page_of(tmp_path / "load.json").sections
+    rows = [[cell.text for cell in row] for row in section.tables[0].rows]
+    assert rows[0] == ["4 clients", "50.0", "100", "4 500", "505 ms", "950 ms", "990 ms", "2", "1"]
+    assert rows[1] == ["50.0 requests/s", "–", "–", "–", "–", "–", "–", "0", "0"]
 
 
 def test_every_number_leads_to_its_raw_values(comparison):
@@ -180,7 +208,7 @@ def test_the_page_needs_nothing_but_itself(comparison):
 
 
 def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(comparison):
-    pictures = {p.name: p for s in page_of(*everything(comparison)).sections for p in s.pictures}
+    pictures = {p.name: p for s in page_of(*everything(comparison)).sections for p in s.charts}
     assert pictures.keys() == {
         "latency-by-length", "throughput-by-batch", "throughput-by-clients", "throughput", "front", "parity-dense",
         "parity-sparse", "parity-colbert", "cost", "memory-by-length", "retrieval-1",
@@ -189,40 +217,26 @@ def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(compariso
         root = ET.fromstring(picture.svg)
         assert root.get("role") == "img"
         assert root.find(f"{SVG}title").text == picture.title
-        assert "openvino-int8" in root.find(f"{SVG}desc").text
-        assert any("axis-title" in (one.get("class") or "") for one in root.iter(f"{SVG}text"))
+        assert root.find(f"{SVG}desc").text == picture.caption
+        assert all("fill: var(--" in (one.get("style") or "") for one in root.iter(f"{SVG}text"))
 
 
 def test_a_chart_puts_larger_values_further_up_and_right():
-    points = tuple(Point(x, y, f"{x}") for x, y in ((1, 10), (2, 20), (4, 40)))
-    svg = lines("a", "A", "a", [Series("s", 0, points)], (Axis("x", str, is_log=True), Axis("y", str)))
-    line = next(one for one in ET.fromstring(svg).iter(f"{SVG}polyline"))
-    places = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
-    (x1, y1), (x2, y2), (x3, y3) = places
+    series = Points("s", 0, (1.0, 2.0, 4.0), (10.0, 20.0, 40.0))
+    svg = lines("a", ("A", "a"), [series], (Axis("x", is_log=True, ticks=(1.0, 2.0, 4.0)), Axis("y")))
+    marks = [(float(one.get("x")), float(one.get("y"))) for one in ET.fromstring(svg).iter(f"{SVG}use")]
+    (x1, y1), (x2, y2), (x3, y3) = sorted(set(marks))[-3:]
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)  # a doubling is a doubling
     assert y1 > y2 > y3
     assert (y1 - y2) * 2 == pytest.approx(y2 - y3, abs=0.2)
 
 
-def test_ticks_leave_room_for_the_title_of_their_axis():
-    points = tuple(Point(x, y, f"{x}") for x, y in ((1, 1), (2, 900_000)))
-    svg = lines("a", "A", "a", [Series("s", 0, points)], (Axis("x", str), Axis("y", lambda value: f"{value:.0f}")))
-    ticks = [one for one in ET.fromstring(svg).iter(f"{SVG}text") if one.get("text-anchor") == "end"]
-    assert max(len(one.text) for one in ticks) >= 6
-    assert all(float(one.get("x")) - 6.6 * len(one.text) >= 18 for one in ticks)  # the turned title ends at 16
-
-
-def test_sentences_of_the_markdown_page_have_their_blanks(comparison):
-    words = re.sub(r"\[\**([^\]]*?)\**\]\([^)]*\)|\*\*", r"\1", markdown(page_of(comparison)))
-    assert "threads, openvino-int8 encodes a text of 16 tokens in 16.8 ms (p50) against 9.05 ms for PyTorch" in words
-
-
 def test_noise_is_said_and_marked(comparison):
     page = page_of(comparison)
-    assert any(doubt.startswith("onnx-int8, 32 texts of 128 tokens: tokens/s") for doubt in page.doubts)
+    assert any(remark.startswith("onnx-int8, 32 texts of 128 tokens: tokens/s") for remark in page.remarks)
     table = next(t for s in page.sections for t in s.tables if t.caption == "Tokens per second")
     row = next(row for row in table.rows if row[0].text == "32 texts of 128 tokens")
-    assert [cell.is_doubtful for cell in row[1:]] == [False, False, True, False, False, False]
+    assert [cell.is_noisy for cell in row[1:]] == [False, False, True, False, False, False]
 
 
 def test_a_doubt_of_many_figures_is_said_once(tmp_path):
@@ -231,8 +245,8 @@ def test_a_doubt_of_many_figures_is_said_once(tmp_path):
         replace(one, scenarios=tuple(replace(s, rounds=s.rounds[:1]) for s in one.scenarios)) for one in run.contenders
     )
     documents.write(replace(run, contenders=contenders), tmp_path / "run.json")
-    (doubt,) = page_of(tmp_path / "run.json").doubts
-    assert doubt.startswith(
+    (remark,) = page_of(tmp_path / "run.json").remarks
+    assert remark.startswith(
         "openvino-int8, one text of 16 tokens; openvino-int8, one text of 128 tokens and 57 more: 1 round:"
     )
 
@@ -244,7 +258,7 @@ def test_what_could_not_be_measured_is_said(comparison):
 
 def test_a_run_within_a_comparison_is_shown_once(comparison):
     run = comparison.with_name("run.json")
-    assert len(read_inputs([comparison, run]).board.whos) == len(read_inputs([comparison]).board.whos) == 6
+    assert len(read_inputs([comparison, run]).figures.entries) == len(read_inputs([comparison]).figures.entries) == 6
     assert [file.name for file in read_inputs([comparison, run]).files] == ["comparison.json", "run.json"]
 
 
@@ -254,7 +268,7 @@ def test_runs_of_two_machines_are_named_in_every_column(tmp_path):
     page = page_of(samples.HERE / "run.json", tmp_path / "laptop.json")
     table = next(t for s in page.sections for t in s.tables if t.caption == "Tokens per second")
     assert all("Example CPU 8-Core (machine " in head for head in table.head[1:])
-    assert any("Figures are of 2 machines" in doubt for doubt in page.doubts)
+    assert any("Figures are of 2 machines" in remark for remark in page.remarks)
 
 
 def test_runs_of_two_checkpoints_are_refused(tmp_path):
@@ -266,15 +280,13 @@ def test_runs_of_two_checkpoints_are_refused(tmp_path):
 
 def test_the_share_of_the_ceiling_is_of_the_right_precision(comparison):
     page = page_of(*everything(comparison))
-    table = next(
-        t for s in page.sections for t in s.tables if t.caption == "Share of the ceiling: 16 texts of 128 tokens"
-    )
-    shares = {row[0].text: row[4] for row in table.rows}
+    table = next(t for s in page.sections for t in s.tables if t.caption == "Share of the ceiling")
+    row = next(row for row in table.rows if row[0].text == "16 texts of 128 tokens")
+    shares = {head.splitlines()[0]: cell for head, cell in zip(table.head[1:], row[1:], strict=True)}
     assert shares.keys() == {"openvino-int8", "onnx-int8", "onnx-fp32", "peer int8", "PyTorch fp32"}
     # 1650 tokens/s × 0.604 GFLOP are 1 TFLOP/s, of 1.6
     assert shares["openvino-int8"].text == "62 %"
-    speeds = {row[0].text: (row[2].text, row[3].text) for row in table.rows}
-    assert speeds["openvino-int8"][1] != speeds["openvino-int8"][0]  # of each of the threads
+    assert shares["onnx-fp32"].title.startswith("of 5")  # × 10⁹ FLOP/s in fp32
     other = replace(samples.stored("run").machine, cpu="another")
     roofline = documents.read(samples.HERE / "roofline.json")
     path = comparison.with_name("other-roofline.json")
@@ -296,7 +308,7 @@ def test_names_cannot_become_markup(tmp_path):
     text = html(page)
     assert "<script" not in text
     assert '"b<i>' not in text
-    for picture in (p for s in page.sections for p in s.pictures):
+    for picture in (p for s in page.sections for p in s.charts):
         ET.fromstring(picture.svg)
     told = markdown(page)
     assert "<script>" not in told.replace("\\<", "")
@@ -331,6 +343,13 @@ def test_the_folder_holds_pages_pictures_and_raw_files(comparison, tmp_path, cap
     for picture in (folder / "pictures").iterdir():
         assert "--c0" in ET.parse(picture).getroot().find(f"{SVG}style").text
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(comparison, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "m3_bench.report.render")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert report(comparison, "-o", tmp_path / "report") == 1
+    assert "jinja2 is not installed; pip install 'm3-runtime[bench]'" in capsys.readouterr().err
 
 
 def test_files_of_one_name_are_both_kept(comparison, tmp_path):

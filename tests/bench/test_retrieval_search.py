@@ -4,14 +4,22 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from m3_bench.retrieval import bm25
-from m3_bench.retrieval.maxsim import candidate_scores, maxsim
-from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights, possible
-from m3_bench.retrieval.metrics import NAMES, measured
-from m3_bench.retrieval.ranking import best, best_above_zero
-from m3_bench.retrieval.search import first_stage, second_stage
-from m3_bench.retrieval.vectors import ColbertPart, Vectors
-from m3_bench.retrieval.words import words_of
+from m3_bench.retrieval import search
+from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights, possible
+from m3_bench.retrieval.search import (
+    METRICS,
+    best,
+    best_above_zero,
+    bm25,
+    candidate_scores,
+    first_stage,
+    ids_of,
+    maxsim,
+    measured,
+    second_stage,
+    words_of,
+)  # fmt: skip
+from m3_bench.retrieval.vectors import ColbertPart, TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
@@ -57,10 +65,10 @@ def test_bm25_is_lucenes_formula():
         tf = np.array(counts[term])
         df = (tf > 0).sum()
         idf = np.log(1 + (n - df + 0.5) / (df + 0.5))
-        return idf * tf / (tf + bm25.K1 * (1 - bm25.B + bm25.B * lengths / lengths.mean()))
+        return idf * tf / (tf + search.K1 * (1 - search.B + search.B * lengths / lengths.mean()))
 
     queries = [["a", "b"], ["c", "a", "unknown"], ["unknown"], [], ["a"]]
-    found = bm25.search(documents, queries, 10)
+    found = bm25(documents, queries, 10)
     expected = [score("a") + score("b"), score("c") + score("a"), np.zeros(4), np.zeros(4), score("a")]
     for places, scores in zip(found, expected, strict=True):
         assert places.tolist() == [p for p in np.argsort(-scores, kind="stable").tolist() if scores[p] > 0]
@@ -68,11 +76,11 @@ def test_bm25_is_lucenes_formula():
 
 
 def test_bm25_without_any_token_finds_nothing():
-    assert [places.tolist() for places in bm25.search([[], []], [["a"], []], 3)] == [[], []]
+    assert [places.tolist() for places in bm25([[], []], [["a"], []], 3)] == [[], []]
 
 
 def test_ids_leave_specials_out(tokenizer):
-    first, second = bm25.ids_of(tokenizer, ["one two", ""], 512)
+    first, second = ids_of(tokenizer, ["one two", ""], 512)
     assert second == []
     whole = tokenizer.encode_batch(["one two"], 512).ids[0].tolist()
     assert first == [str(token) for token in whole if token not in tokenizer.info.unused_ids]
@@ -110,12 +118,12 @@ DENSE = np.array([[0.9, 0.1, 0.8, 0.1], [0.2, 0.2, 0.2, 0.2]], dtype=np.float32)
 SPARSE = np.array([[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.4]], dtype=np.float32)
 
 
-def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> Vectors:
-    return Vectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
+def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> TextVectors:
+    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
 
 
 def orders(ranked) -> dict[str, list[list[int]]]:
-    return {one.method: [places.tolist() for places in one.ranking] for one in ranked}
+    return {method: [indices.tolist() for indices in ranking] for method, ranking in ranked.items()}
 
 
 def test_first_stage_ranks_heads_and_their_sum():
@@ -127,7 +135,7 @@ def test_first_stage_ranks_heads_and_their_sum():
         # 0.9, 0.1 + 0.6, 0.8 + 0.15, 0.1
         "dense+sparse 1/0.3": [[2, 0, 1, 3], [3, 0, 1, 2]],
     }
-    assert [one.places.tolist() for one in stage.candidates] == [[0, 2], [0, 1]]
+    assert [one.indices.tolist() for one in stage.candidates] == [[0, 2], [0, 1]]
     assert stage.wanted.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(stage.candidates[0].sparse, SPARSE[0, [0, 2]])
 
@@ -152,8 +160,6 @@ def test_first_stage_without_a_sparse_head():
 
 
 def test_a_head_counts_nothing_for_a_document_beyond_its_depth(monkeypatch):
-    from m3_bench.retrieval import search
-
     monkeypatch.setattr(search, "UNION_DEPTH", 1)
     identity = np.eye(4, dtype=np.float32)
     stage = first_stage(vectors(DENSE, SPARSE), vectors(identity, identity), [Hybrid(1, 0.3)], 1)
@@ -162,8 +168,6 @@ def test_a_head_counts_nothing_for_a_document_beyond_its_depth(monkeypatch):
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    from m3_bench.retrieval import search
-
     draws = np.random.default_rng(3)
     queries = vectors(draws.normal(size=(9, 8)).astype(np.float32), np.abs(draws.normal(size=(9, 6))))
     documents = vectors(draws.normal(size=(20, 8)).astype(np.float32), np.abs(draws.normal(size=(20, 6))))
@@ -201,7 +205,7 @@ def test_measures_on_values_worked_out_by_hand():
     ranking = [np.array([4, 0, 2]), np.array([1]), np.array([], dtype=np.int64), np.arange(100)]
     relevant = [{0: 1, 3: 1}, {1: 2}, {5: 1}, {10: 1, 99: 1, 5: 2}]
     got = measured(ranking, relevant)
-    assert tuple(got) == NAMES
+    assert tuple(got) == METRICS
     ideal = 1 + 1 / np.log2(3)
     ideal_graded = 2 + 1 / np.log2(3) + 1 / np.log2(4)
     expected = {

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,11 +13,9 @@ import pytest
 from commands import Done, run_main
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.cli.peers import NAMES
 from m3_bench.documents import Roofline, Run
 from m3_bench.recording import read_outputs, read_recording
 from m3_bench.run.peers import PEERS
-from m3_bench.scenarios import read_scenarios
 from m3_export.plan.costs import read_costs
 from m3_export.verify.parity import dense_parity
 from m3_runtime.bundle.manifest import EngineName
@@ -156,6 +156,7 @@ def test_a_finished_run_is_not_measured_again_and_a_cut_one_is_finished(folder, 
     [
         (("--variants", "onnx-int4"), "has no variant 'onnx-int4'; it has onnx-fp32"),
         (("--scenarios", "fastest"), "expected a TOML file, or one of standard, long, quick"),
+        (("--scenarios", "targets", "--targets", "speed"), "there is no target 'speed'; targets are lite"),
         (("--rounds", "0"), "--rounds must be at least 1"),
         (("--cpus", "0,999"), "--cpus 0,999: expected some of"),
         (("--threads", "0"), "threads must be at least 1"),
@@ -264,7 +265,8 @@ def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_
 
 
 def test_peers_names_are_those_of_the_help_and_others_are_refused(tiny_bundle, tiny_random_checkpoint, tmp_path):
-    assert ", ".join(PEERS) == " ".join(NAMES.split())
+    told = " ".join(bench("peers", "--help").stdout.split())
+    assert f"Peers: {', '.join(PEERS)}." in told
     done = bench("peers", tiny_random_checkpoint, tiny_bundle, "--peers", "vllm", "-o", tmp_path / "p.json")
     assert done.returncode == 2
     assert "there is no peer 'vllm'; peers are lite-int8" in done.stderr
@@ -276,20 +278,66 @@ def test_peers_need_the_bundles_own_checkpoint(tiny_bundle, mini_m3_checkpoint, 
     assert "is not what the bundle was made of (tiny-random)" in done.stderr
 
 
-def test_a_contender_that_fails_is_told_and_the_others_go_on(tiny_bundle, tmp_path, texts):
-    from dataclasses import replace
-    from pathlib import Path
+def test_targets_are_measured_and_printed(tiny_bundle, folder):
+    """A target that needs a peer says so; the others are measured all the same."""
+    out = folder / "targets.json"
+    words = (
+        "run",
+        tiny_bundle,
+        "--scenarios",
+        "targets",
+        "--threads",
+        1,
+        "--rounds",
+        1,
+        "--texts",
+        folder / "texts.txt",
+    )
+    done = bench(*words, "--targets", "packed,mixed", "-o", out)
+    assert done.returncode == 0, done.stderr
+    run = documents.read_as(Run, out)
+    assert [one.name for one in run.scenarios] == ["mixed", "equal", "together", "by-length"]
+    (contender,) = run.contenders  # the variant that M3Encoder.open takes, and nobody else
+    assert contender.versions["numpy"]
+    assert [len(one.rounds) for one in contender.scenarios] == [1] * 4
+    table = [line for line in done.stdout.splitlines() if line.startswith(("| mixed", "| packed"))]
+    assert len(table) == 2
+    peers = bench(*words, "--targets", "lite-start", "-o", folder / "lite.json")
+    assert peers.returncode == 1
+    assert "lite-int8 did not run; m3-bench peers runs others" in peers.stdout
+    assert "| lite-start: our resident memory after the first query | ≤ 700 MB |" in peers.stdout
 
-    from m3_bench.run.candidates import variants_of
-    from m3_bench.run.turns import measure_scenario
-    from m3_bench.worker_process import Command
-    from m3_runtime import Bundle
 
-    (good, _), *_ = variants_of(Bundle.open(tiny_bundle), ["onnx-fp32"], 1)
-    bad = replace(good, name="broken", command=Command(Path(sys.executable), "no.such.module", ()))
-    scenario = read_scenarios(["quick"])[0]
-    found = measure_scenario(scenario, [bad, good], texts, rounds=1, threads=1)
-    assert "broken ended with exit code 1" in found["broken"].error
-    assert found["broken"].rounds == ()
-    assert found["onnx-fp32"].error == ""
-    assert len(found["onnx-fp32"].rounds) == 1
+def test_ceilings_are_kept_apart_from_contenders(tiny_bundle, folder):
+    words = ("run", tiny_bundle, "--scenarios", "targets", "--targets", "ceiling", "--threads", 1, "--rounds", 1)
+    done = bench(*words, "--texts", folder / "texts.txt", "-o", folder / "ceiling.json")
+    assert done.returncode == 0, done.stderr
+    run = documents.read_as(Run, folder / "ceiling.json")
+    assert run.products[0].name == "int8 GEMM on onnxruntime"
+    assert run.products[0].versions.keys() == {"onnxruntime"}
+    assert not any("GEMM" in one.name for one in run.contenders)
+
+
+def test_regret_is_against_other_plans_on_texts_that_none_was_made_on(tiny_bundle, folder):
+    other = folder / "other-plan"
+    shutil.copytree(tiny_bundle, other)
+    words = ("run", tiny_bundle, "--scenarios", "regret", "--threads", 1, "--rounds", 1, "--variants", "onnx-int8")
+    done = bench(*words, "--texts", folder / "texts.txt", "--plans", other, "-o", folder / "regret.json")
+    assert done.returncode == 0, done.stderr
+    run = documents.read_as(Run, folder / "regret.json")
+    assert [one.name for one in run.contenders] == ["onnx-fp32", "onnx-int8", "other-plan onnx-int8"]
+    assert "| regret-onnx-int8: time ÷ that of the fastest plan that holds the budget | ≤ 1.03 | 1." in done.stdout
+    outputs = read_outputs(folder / run.contenders[1].outputs.path)
+    assert len(outputs.dense) > 200
+
+    manifest = (other / "manifest.json").read_text()
+    (other / "manifest.json").write_text(re.sub(r'"space_id": "m3-.', '"space_id": "m3-x', manifest))
+    refused = bench(*words, "--plans", other, "-o", folder / "never.json")
+    assert refused.returncode == 2
+    assert "other weights" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("out/b", "--checkpoint", "c", "--rows", "lite", "-o", "x.json")])
+def test_bars_names_its_successors(words, capsys):
+    assert main(["bars", *words]) == 2
+    assert "m3-bench peers CHECKPOINT BUNDLE --scenarios targets" in capsys.readouterr().err

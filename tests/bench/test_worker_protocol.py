@@ -1,15 +1,14 @@
 """Parent and worker, in processes of their own."""
 
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m3_bench.errors import WorkerError
-from m3_bench.worker_process import Command, WorkerProcess
-from m3_bench.workers.messages import Ready, Request, from_line, to_line
+from m3_bench.worker_process import Command, WorkerProcess, own
+from m3_bench.workers.messages import Request
 from m3_runtime import M3Encoder
 
 # A worker whose library prints wherever it can, fails when told to, and dies when told to.
@@ -18,13 +17,15 @@ import os, subprocess, sys
 from m3_bench.workers.serve import Encoder, serve
 
 class Noisy(Encoder):
-    def __init__(self):
-        print("loading")
-        if "--broken" in sys.argv:
+    packages = ("numpy",)
+
+    def __init__(self, broken=False):
+        print("loading", flush=True)
+        if broken:
             raise FileNotFoundError("no weights here")
 
     def run(self, texts, heads):
-        print("from Python")
+        print("from Python", flush=True)
         os.write(1, b"from C\\n")
         subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
         if "raise" in texts:
@@ -39,11 +40,11 @@ class Noisy(Encoder):
             os.write(answers, b"done!\\n")
         return texts
 
-    def inspect(self, texts):
-        return float(len(texts)), [0.0, 1.0]
+    def work(self, texts):
+        return float(len(texts))
 
 answers = os.dup(1)
-serve(Noisy, ["numpy"])
+serve(Noisy)
 """
 
 
@@ -51,110 +52,86 @@ serve(Noisy, ["numpy"])
 def noisy(tmp_path, monkeypatch) -> Command:
     (tmp_path / "noisy.py").write_text(NOISY)
     monkeypatch.chdir(tmp_path)
-    return Command(Path(sys.executable), "noisy", ())
-
-
-@pytest.fixture
-def errors():
-    with tempfile.TemporaryFile("w+") as file:
-        yield file
+    return Command(Path(sys.executable), "noisy", {})
 
 
 def asked(*batches: str) -> Request:
     return Request(tuple((text,) for text in batches), ("dense",))
 
 
-def test_a_bundle_is_encoded_in_the_worker_as_it_is_here(tiny_bundle, errors):
+def test_a_bundle_is_encoded_in_the_worker_as_it_is_here(tiny_bundle):
     batches = (("what is a vector model", "the search"), ("向量 检索",))
-    arguments = (str(tiny_bundle), "--variant", "onnx-fp32", "--threads", "1")
-    command = Command(Path(sys.executable), "m3_bench.workers.ours", arguments)
-    with WorkerProcess.start("ours", command, 1, errors) as worker:
+    command = own("ours", bundle=str(tiny_bundle), variant="onnx-fp32", threads=1)
+    with WorkerProcess.start("ours", command, 1) as worker:
         reply = worker.ask(Request(batches, ("dense", "sparse", "colbert")))
+        vectors = worker.vectors(batches[0], ("dense", "sparse", "colbert"))
         assert worker.ready.versions.keys() == {"onnxruntime", "tokenizers", "numpy"}
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
         found = [encoder.encode(list(batch)) for batch in batches]
     assert reply.work == tuple(float(encoding.token_counts.sum()) for encoding in found)
-    np.testing.assert_allclose(reply.dense, found[0].dense_vecs[0], atol=1e-6)
+    np.testing.assert_allclose(vectors.dense, found[0].dense_vecs, atol=1e-6)
+    assert [len(rows) + 1 for rows in vectors.colbert] == found[0].token_counts.tolist()
     assert len(reply.seconds) == len(batches)
     assert all(seconds > 0 for seconds in reply.seconds)
     assert reply.peak_bytes >= reply.resident_bytes > 2**20
 
 
-def test_what_libraries_print_stays_out_of_the_protocol(noisy, errors):
-    with WorkerProcess.start("noisy", noisy, 1, errors) as worker:
+def test_what_libraries_print_stays_out_of_the_protocol(noisy):
+    with WorkerProcess.start("noisy", noisy, 1) as worker:
         reply = worker.ask(asked("one", "two"))
+        stderr = worker.stderr()
     assert reply.work == (1.0, 1.0)
-    assert reply.dense == (0.0, 1.0)
-    errors.seek(0)
-    assert set(errors.read().split("\n")) >= {"loading", "from Python", "from C", "from a child"}
+    assert set(stderr.split("\n")) >= {"loading", "from Python", "from C", "from a child"}
 
 
-def test_a_failed_request_is_an_error_and_the_next_one_is_answered(noisy, errors):
-    with WorkerProcess.start("noisy", noisy, 1, errors) as worker:
+def test_a_failed_request_is_an_error_and_the_next_one_is_answered(noisy):
+    with WorkerProcess.start("noisy", noisy, 1) as worker:
         with pytest.raises(WorkerError, match="noisy: RuntimeError: a batch too many"):
             worker.ask(asked("raise"))
         assert worker.ask(asked("one")).work == (1.0,)
 
 
-def test_a_worker_that_dies_leaves_its_last_words(noisy, errors):
+def test_a_worker_that_dies_leaves_its_last_words(noisy):
     with (
-        WorkerProcess.start("noisy", noisy, 1, errors) as worker,
+        WorkerProcess.start("noisy", noisy, 1) as worker,
         pytest.raises(WorkerError, match=r"exit code 3(.|\n)*these are my last words"),
     ):
         worker.ask(asked("die"))
 
 
-def test_a_killed_worker_is_said_to_be_killed(noisy, errors):
+def test_a_killed_worker_is_said_to_be_killed(noisy):
     with (
-        WorkerProcess.start("noisy", noisy, 1, errors) as worker,
+        WorkerProcess.start("noisy", noisy, 1) as worker,
         pytest.raises(WorkerError, match="noisy was ended by SIGKILL; is there enough memory"),
     ):
         worker.ask(asked("be killed"))
 
 
-def test_an_answer_that_is_no_message_is_an_error(noisy, errors):
+def test_an_answer_that_is_no_message_is_an_error(noisy):
     with (
-        WorkerProcess.start("noisy", noisy, 1, errors) as worker,
+        WorkerProcess.start("noisy", noisy, 1) as worker,
         pytest.raises(WorkerError, match="noisy broke the protocol"),
     ):
         worker.ask(asked("lie"))
 
 
-def test_a_model_that_does_not_load_is_named(noisy, errors):
-    with pytest.raises(WorkerError, match="noisy: FileNotFoundError: no weights here"):
-        WorkerProcess.start("noisy", Command(noisy.python, noisy.module, ("--broken",)), 1, errors)
+def test_a_model_that_does_not_load_is_named(noisy):
+    broken = Command(noisy.python, noisy.module, {"broken": True})
+    with (
+        pytest.raises(WorkerError, match="noisy: FileNotFoundError: no weights here"),
+        WorkerProcess.start("noisy", broken, 1),
+    ):
+        pass
 
 
-def test_a_python_that_is_not_there_is_named(errors):
-    with pytest.raises(WorkerError, match="noisy does not start"):
-        WorkerProcess.start("noisy", Command(Path("no/python"), "noisy", ()), 1, errors)
+def test_a_python_that_is_not_there_is_named():
+    nowhere = Command(Path("no/python"), "noisy", {})
+    with pytest.raises(WorkerError, match="noisy does not start"), WorkerProcess.start("noisy", nowhere, 1):
+        pass
 
 
-def test_leaving_ends_the_process(noisy, errors):
-    with WorkerProcess.start("noisy", noisy, 1, errors) as worker:
+def test_leaving_ends_the_process(noisy):
+    with WorkerProcess.start("noisy", noisy, 1) as worker:
         process = worker._process
         assert process.poll() is None
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "loading model\n",
-        "[1]\n",
-        '{"kind": "Surprise"}\n',
-        '{"kind": "Ready"}\n',
-        '{"kind": "Ready", "versions": {}, "more": 1}\n',
-    ],
-)
-def test_lines_that_are_no_messages(line):
-    with pytest.raises(ValueError, match=r".+"):
-        from_line(line)
-
-
-def test_a_message_is_one_line_whatever_its_texts_hold():
-    request = Request((("two\nlines", "\u2028", "😀"), ()), ("dense",))
-    assert to_line(request).count("\n") == 1
-    assert to_line(request).isascii()
-    assert from_line(to_line(request)) == request
-    assert from_line(to_line(Ready({"torch": "2"}))) == Ready({"torch": "2"})

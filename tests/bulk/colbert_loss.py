@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.retrieval.datasets.layouts import DatasetWish, open_dataset
-from m3_bench.retrieval.maxsim import maxsim
-from m3_bench.retrieval.metrics import measured
-from m3_bench.retrieval.ranking import best
+from m3_bench.retrieval.datasets import open_dataset
+from m3_bench.retrieval.search import best, maxsim, measured
 from m3_runtime import M3Encoder
 from m3_runtime.bulk.colbert import pooled, to_int8
 
@@ -68,7 +66,7 @@ WAYS: Mapping[str, tuple[int, Callable[[Rows], Rows], int, int]] = {
 
 
 def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int | None = None) -> list[Loss]:
-    data = open_dataset(DatasetWish(dataset, queries=limit))
+    data = open_dataset(dataset, queries=limit)
     with M3Encoder.open(bundle, variant=variant) as encoder:
         documents = encoder.encode([item.text for item in data.documents], return_colbert_vecs=True)
         queries = encoder.encode([item.text for item in data.queries], return_colbert_vecs=True)

@@ -1,6 +1,6 @@
 """The contract: our FP32 gives what FlagEmbedding 1.4.2 itself gave, and INT8 stays within the default budget.
 
-Where we differ on purpose (docs/compatibility.md) the difference is shown against the golden values too.
+Where we differ on purpose (docs/use/flagembedding.md) the difference is shown against the golden values too.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Ask a server with LangChain's clients by the code of docs/integrations.md, and print what they give.
+"""Ask a server with LangChain's clients by the code of docs/use/integrations.md, and print what they give.
 
 Runs in the environment of pins.txt. Standard input: {"code": {name: code}, "texts": [...]}.
 """

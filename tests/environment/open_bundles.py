@@ -1,4 +1,4 @@
-"""Open bundles with sentence-transformers and Optimum by the code of docs/integrations.md, and print what they give.
+"""Open bundles with sentence-transformers and Optimum by the code of docs/use/integrations.md and print what they give.
 
 Runs in the environment of pins.txt. Standard input: {"sentence-transformers": [code, code], "optimum": [code],
 "texts": [...]}. In the working folder, `tiny` and `mini` each hold a bundle by the name that the code uses.

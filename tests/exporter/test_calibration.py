@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export.calibration.statistics import MOST_OUTLIERS, OUTLIER_FACTOR, measure, outlier_neurons
+from m3_export.calibration.statistics import MOST_OUTLIERS, OUTLIER_FACTOR, gather_statistics, outlier_neurons
 from m3_export.graph.model import M3Model
 
 
@@ -19,14 +19,14 @@ def test_means_are_of_all_tokens_in_graph_order():
         for text in texts:
             model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))
     hook.remove()
-    statistics = measure(model, texts, lambda rows: rows)
+    statistics = gather_statistics(model, texts, lambda rows: rows)
     assert len(statistics.means) == 5  # the embedding's, and two in each of two layers
     np.testing.assert_allclose(statistics.means[1], np.concatenate(outputs).mean(axis=0), atol=1e-6)
 
 
 def test_observing_leaves_no_trace():
     model = M3Model(checkpoint_of(), UNUSED)
-    measure(model, texts_of(4), lambda rows: rows)
+    gather_statistics(model, texts_of(4), lambda rows: rows)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -43,14 +43,14 @@ def test_outlier_neurons_are_those_of_the_activations():
     texts = [word[0].numpy(), *texts_of(20, 31)]
     outputs: list[np.ndarray] = []
     hook = model.layers[0].gelu.register_forward_hook(lambda _m, _i, output: outputs.append(output[0].numpy()))
-    statistics = measure(model, texts, lambda rows: rows)
+    statistics = gather_statistics(model, texts, lambda rows: rows)
     hook.remove()
     activations = np.concatenate(outputs)
     expected = np.flatnonzero(activations.max(axis=0) > OUTLIER_FACTOR * np.median(activations.max(axis=1)))
     assert expected.tolist() == list(statistics.outlier_neurons[0]) == [7]
 
 
-def test_loud_is_relative_to_a_middling_token_and_bounded():
+def test_outliers_are_relative_to_the_median_token_and_bounded():
     of_token = np.array([1.0, 2.0, 3.0])
     assert outlier_neurons(np.array([OUTLIER_FACTOR * 2.0, 0.0]), of_token) == ()
     assert outlier_neurons(np.array([0.0, OUTLIER_FACTOR * 2.0 + 0.1]), of_token) == (1,)

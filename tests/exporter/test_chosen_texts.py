@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from m3_export.calibration.texts import calibration_texts, chosen_texts, probe_texts, read_texts
-from m3_export.errors import RecipeError
+from m3_export.errors import OptionsError
+from m3_runtime.errors import InputError
 
 
 def jsonl(path: Path, *lines: object) -> Path:
@@ -36,15 +37,15 @@ def test_one_language_is_warned_of_and_two_are_not(tmp_path: Path):
 
 def test_overlap_is_refused_by_name(tmp_path: Path):
     probe = jsonl(tmp_path / "probe.jsonl", {"text": "something new"}, {"text": calibration_texts()[3].text.upper()})
-    with pytest.raises(RecipeError, match=r"probe text '2' is calibration text"):
+    with pytest.raises(OptionsError, match=r"probe text '2' is also calibration text"):
         chosen_texts(None, probe)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "there is no text in it"),
-        ("\n  \n", "there is no text in it"),
+        ("", "it holds no texts"),
+        ("\n  \n", "it holds no texts"),
         ('{"text": "fine"}\nnot json\n', "line 2: not JSON"),
         ('{"text": ""}\n', 'line 1: expected an object with a "text"'),
         ('["text"]\n', 'line 1: expected an object with a "text"'),
@@ -54,11 +55,18 @@ def test_overlap_is_refused_by_name(tmp_path: Path):
 def test_what_holds_no_text_is_refused(tmp_path: Path, content: str, words: str):
     path = tmp_path / "texts.jsonl"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"calibration texts .*texts\.jsonl") as caught:
+    with pytest.raises(OptionsError, match=r"calibration texts .*texts\.jsonl") as caught:
         chosen_texts(path, None)
     assert words in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"missing\.txt"):
+    with pytest.raises(OptionsError, match=r"missing\.txt"):
         chosen_texts(None, tmp_path / "missing.txt")
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "\\ud83d half an emoji"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"probe texts .*texts\.jsonl, line 2 has a lone surrogate \(U\+D83D\)"):
+        chosen_texts(None, path)

@@ -159,7 +159,7 @@ def test_a_subset_of_variants_writes_only_that(over_budget: Done):
     }  # fmt: skip
 
 
-def test_what_is_over_budget_and_allowed_is_told_loudly(over_budget: Done):
+def test_what_is_over_budget_and_allowed_is_reported(over_budget: Done):
     assert "OVER BUDGET (allowed): dense cosine min: measured 0.99" in over_budget.stdout
     assert "budget 1" in over_budget.stdout
     assert "dense_min=1.0" in Bundle.open(over_budget.out).manifest.recipe["budget"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from export_command import Done, export, files, names
 
+from m3_export.options import ExportOptions, VariantName
 from m3_export.pipeline import export as export_bundle
-from m3_export.progress import Progress
-from m3_export.recipe import Recipe, VariantName
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 from patience import PATIENCE_S
 
 
@@ -71,7 +71,7 @@ def test_an_existing_bundle_is_refused_before_the_source_is_looked_at(occupied: 
 
 
 def test_a_failed_export_with_force_leaves_the_older_bundle(occupied: Path):
-    assert "no-such-source" in failure(export("no-such-source", "--force", occupied), 1)
+    assert "no-such-source" in failure(export("no-such-source", "--force", occupied), 2)
 
 
 def test_force_refuses_a_folder_that_is_no_bundle(tmp_path: Path):
@@ -81,17 +81,17 @@ def test_force_refuses_a_folder_that_is_no_bundle(tmp_path: Path):
     assert names(tmp_path) == {"thesis.tex"}
 
 
-def test_failures_are_exit_1_name_the_file_and_leave_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
+def test_a_wrong_checkpoint_is_exit_2_names_the_file_and_leaves_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
     folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint"))
     (folder / "sparse_linear.pt").write_bytes((folder / "sparse_linear.pt").read_bytes()[:100])
     out = tmp_path / "deep/down/bundle"
-    message = failure(export(folder, "--quiet", out), 1)
+    message = failure(export(folder, "--quiet", out), 2)
     assert message.startswith("sparse_linear.pt: not a plain file of tensors")
     (folder / "sparse_linear.pt").unlink()
-    message = failure(export(folder, "--quiet", out), 1)
+    message = failure(export(folder, "--quiet", out), 2)
     assert message.startswith("sparse_linear.pt not found in checkpoint.") and "--heads dense" in message
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors" in failure(export(folder, "--heads", "dense", "--quiet", out), 1)
+    assert "model.safetensors" in failure(export(folder, "--heads", "dense", "--quiet", out), 2)
     assert names(out.parent) == set()
 
 
@@ -114,11 +114,11 @@ def test_what_somebody_wrote_at_out_in_the_meantime_is_not_replaced(tiny_random_
                 out.mkdir()
                 (out / "thesis.tex").write_text("precious")
 
-    recipe = Recipe(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,))
+    options = ExportOptions(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,))
     with pytest.raises(InputError, match="exists"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the command does
         export_bundle(
-            str(tiny_random_checkpoint), out, recipe, force=False, revision=None, progress=Meanwhile(quiet=True)
+            str(tiny_random_checkpoint), out, options, force=False, revision=None, progress=Meanwhile(quiet=True)
         )
     assert files(tmp_path) == {"bundle/thesis.tex": b"precious"}
 
@@ -141,11 +141,11 @@ def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path
         assert (
             second.communicate(timeout=PATIENCE_S)[1].splitlines()[-1] == "m3-export: interrupted, nothing was written"
         )
-    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 1)
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 130)
     assert names(stopped.parent) == set()
     (left,) = killed.parent.iterdir()
     assert left.name.startswith(".bundle.partial-")
     assert "tokenizer.json" in names(left / "bundle")
     # the next export clears the leftover, even if it fails itself
-    assert export("no-such-model", killed).code == 1
+    assert export("no-such-model", killed).code == 2
     assert names(killed.parent) == set()

@@ -146,17 +146,17 @@ def export(*words: str | Path, env: dict[str, str]) -> subprocess.CompletedProce
 
 
 def resolved(env: dict[str, str], *sources: tuple[str, str | None]) -> list[str]:
-    """What `resolve` says to each (SOURCE, revision), in one process of its own: the client reads its settings once."""
+    """What `resolve` gives for each (SOURCE, revision), in a process of its own: the client reads its settings once."""
     script = f"""
 from pathlib import Path
-from m3_export.errors import SourceError
+from m3_export.errors import ExportError
 from m3_export.checkpoint.source import resolve
 for source, revision in {sources!r}:
     try:
         found = resolve(source, Path("unused"), revision=revision, progress=print)
         print("found", found.name, found.revision, ",".join(sorted(p.name for p in found.folder.iterdir())))
-    except SourceError as error:
-        print("refused", error)"""
+    except ExportError as error:
+        print(type(error).__name__, error)"""
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True, timeout=120
     )
@@ -177,14 +177,14 @@ def test_a_hub_id_is_exported_and_its_commit_pinned(repository: Path, tmp_path: 
         assert {entry.path for entry in source.files} >= {"config.json", "model.safetensors", "sparse_linear.pt"}
         assert encoder.encode("What is BGE M3?", return_sparse=True)["dense_vecs"].shape == (64,)
     # the second time without a network: what is in the cache is enough
-    (told,) = resolved(environment(tmp_path, hub.url, HF_HUB_OFFLINE="1"), (REPO, TAG))
-    assert told.startswith(f"found {REPO} {COMMIT} ")
+    (line,) = resolved(environment(tmp_path, hub.url, HF_HUB_OFFLINE="1"), (REPO, TAG))
+    assert line.startswith(f"found {REPO} {COMMIT} ")
 
 
 def test_only_the_files_of_a_checkpoint_are_fetched(repository: Path, tmp_path: Path):
     with serving(repository) as hub:
-        (told,) = resolved(environment(tmp_path, hub.url), (REPO, None))
-    found, name, commit, files = told.split()
+        (line,) = resolved(environment(tmp_path, hub.url), (REPO, None))
+    found, name, commit, files = line.split()
     assert (found, name, commit) == ("found", REPO, COMMIT)
     wanted = {
         "config.json", "model.safetensors", "sparse_linear.pt", "colbert_linear.pt",
@@ -202,33 +202,33 @@ def test_offline_with_an_empty_cache_fails_clearly(tmp_path: Path):
     assert done.returncode == 1
     assert done.stdout == ""
     (message,) = done.stderr.splitlines()
-    assert message.startswith(f"m3-export: there is no folder {REPO!r}, and it could not be had from the hub: ")
+    assert message.startswith(f"m3-export: there is no folder {REPO!r}, and it could not be fetched from the hub: ")
     assert "HF_HUB_OFFLINE" in message
     assert "give its folder" in message and "m3-export mini-m3 OUT" in message
     assert [path.name for path in tmp_path.iterdir() if "bundle" in path.name] == []
 
 
-def test_what_the_hub_does_not_have_is_told(repository: Path, tmp_path: Path):
+def test_what_the_hub_does_not_have_is_named(repository: Path, tmp_path: Path):
     sources = ("someone/unknown", None), (REPO, "v9.9"), ("someone/bad--name", None)
     with serving(repository) as hub:
-        told = resolved(environment(tmp_path, hub.url), *sources)
+        lines = resolved(environment(tmp_path, hub.url), *sources)
     expected = ("404", "Repository Not Found"), ("404", "Revision Not Found", "v9.9"), ("bad--name",)
-    for (source, _), line, words in zip(sources, told, expected, strict=True):
-        assert line.startswith(f"refused there is no folder {source!r}, and it could not be had from the hub: ")
+    for (source, _), line, words in zip(sources, lines, expected, strict=True):
+        assert line.startswith(f"SourceError there is no folder {source!r}, and it could not be fetched from the hub: ")
         assert all(word in line for word in words), line
         assert "give its folder" in line
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "no-url"])
-def test_an_endpoint_that_does_not_answer_is_told(tmp_path: Path, endpoint: str):
-    (told,) = resolved(environment(tmp_path, endpoint), (REPO, None))
-    assert told.startswith(f"refused there is no folder {REPO!r}, and it could not be had from the hub: ")
-    assert "give its folder" in told
+def test_an_endpoint_that_does_not_answer_is_named(tmp_path: Path, endpoint: str):
+    (line,) = resolved(environment(tmp_path, endpoint), (REPO, None))
+    assert line.startswith(f"HubError there is no folder {REPO!r}, and it could not be fetched from the hub: ")
+    assert "give its folder" in line
 
 
-def test_a_repository_without_a_model_is_told(tmp_path: Path):
+def test_a_repository_without_a_model_is_refused(tmp_path: Path):
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository/README.md").write_text("# nothing here")
     with serving(tmp_path / "repository") as hub:
-        (told,) = resolved(environment(tmp_path, hub.url), (REPO, None))
-    assert told.startswith(f"refused hub repository {REPO!r} holds no config.json")
+        (line,) = resolved(environment(tmp_path, hub.url), (REPO, None))
+    assert line.startswith(f"SourceError hub repository {REPO!r} holds no config.json")

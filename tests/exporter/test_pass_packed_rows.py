@@ -15,7 +15,6 @@ from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.passes.packed_rows import PackRows
 from m3_export.graph.trace import trace
-from m3_export.recipe import Recipe
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.encode.batching import pack_batch, pad_batch
 from m3_runtime.engines import KEPT_TOKENS, PACKING_DEFAULTS, TokenBatch
@@ -28,8 +27,9 @@ TEXTS = st.lists(st.lists(st.integers(4, 500), min_size=2, max_size=30), min_siz
 @pytest.fixture(scope="module", params=list(Pooling))
 def graphs(request, tiny_random_checkpoint: Path) -> tuple[Pooling, ir.Model, ir.Model]:
     """How dense vectors are pooled, the portable graph, and the one that packs."""
-    recipe = Recipe(pooling=request.param, normalize=request.param is not Pooling.MEAN)
-    model = M3Model(Checkpoint.open(tiny_random_checkpoint, recipe), (0, 1, 2, 3))
+    normalize = request.param is not Pooling.MEAN
+    checkpoint = Checkpoint.open(tiny_random_checkpoint, pooling=request.param, normalize=normalize)
+    model = M3Model(checkpoint, (0, 1, 2, 3))
     portable = passes.portable(trace(model))
     return request.param, portable, passes.for_openvino(portable)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export.calibration import statistics as calibration
+from m3_export.calibration.statistics import gather_statistics
 from m3_export.errors import PlanError
 from m3_export.graph.model import M3Model
+from m3_export.options import VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
     SHAPES,
@@ -40,7 +41,6 @@ from m3_export.plan.planner import TuningTexts
 from m3_export.plan.search import AS_FAST, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.variants import Graphs, properties_of, write_int8
-from m3_export.recipe import VariantName
 from m3_export.verify.budget import Budget
 from m3_export.verify.measure import SIMULATED
 from m3_runtime.bundle.manifest import EngineName, Geometry
@@ -57,7 +57,7 @@ ZEN_3 = CpuInfo("Zen 3", "x86_64", frozenset({"avx2"}))
 @pytest.fixture(scope="module")
 def quantized() -> QuantizedModel:
     model, ids = M3Model(checkpoint_of(), UNUSED), texts_of(9, 12, 17, 20, 25, 30, 31, 40)
-    return QuantizedModel(model, calibration.measure(model, ids, lambda batches: batches))
+    return QuantizedModel(model, gather_statistics(model, ids, lambda batches: batches))
 
 
 @pytest.fixture(scope="module")

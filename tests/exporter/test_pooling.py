@@ -10,7 +10,6 @@ import pytest
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
 from m3_export.errors import CheckpointError
-from m3_export.recipe import Recipe
 from m3_runtime.bundle.manifest import Pooling
 
 FILES = "sentence-transformers files"
@@ -39,14 +38,14 @@ def flags(*on: str) -> dict[str, Any]:
     return {"word_embedding_dimension": 64, **modes, "include_prompt": True}
 
 
-def refusal(folder: Path, recipe: Recipe | None = None) -> str:
+def refusal(folder: Path, pooling: Pooling | None = None) -> str:
     with pytest.raises(CheckpointError) as caught:
-        read_pooling(folder, recipe or Recipe())
+        read_pooling(folder, pooling)
     return str(caught.value)
 
 
 def test_without_files_it_is_bge_m3s_way(tmp_path: Path):
-    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(Pooling.CLS, "default", True, "default")
+    assert read_pooling(tmp_path) == PoolingChoice(Pooling.CLS, "default", True, "default")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_without_files_it_is_bge_m3s_way(tmp_path: Path):
 )
 def test_flags_of_older_releases(tmp_path: Path, mode: str, pooling: Pooling):
     write(tmp_path, flags(mode))
-    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(pooling, FILES, True, FILES)
+    assert read_pooling(tmp_path) == PoolingChoice(pooling, FILES, True, FILES)
 
 
 @pytest.mark.parametrize("home", [OLD, NEW])
@@ -64,20 +63,21 @@ def test_flags_of_older_releases(tmp_path: Path, mode: str, pooling: Pooling):
 )
 def test_the_word_of_newer_releases(tmp_path: Path, word: str, pooling: Pooling, home: str):
     write(tmp_path, {"embedding_dimension": 64, "pooling_mode": word, "include_prompt": True}, home=home)
-    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(pooling, FILES, True, FILES)
+    assert read_pooling(tmp_path) == PoolingChoice(pooling, FILES, True, FILES)
 
 
 def test_no_normalize_module_means_not_normalised(tmp_path: Path):
     write(tmp_path, flags("mean_tokens"), kinds=("Transformer", "Pooling"))
-    assert read_pooling(tmp_path, Recipe()) == PoolingChoice(Pooling.MEAN, FILES, False, FILES)
+    assert read_pooling(tmp_path) == PoolingChoice(Pooling.MEAN, FILES, False, FILES)
 
 
 def test_flags_of_the_user_win_one_by_one(tmp_path: Path):
     write(tmp_path, flags("mean_tokens"))
-    assert read_pooling(tmp_path, Recipe(pooling=Pooling.CLS)) == PoolingChoice(Pooling.CLS, "flag", True, FILES)
-    assert read_pooling(tmp_path, Recipe(normalize=False)) == PoolingChoice(Pooling.MEAN, FILES, False, "flag")
-    both = Recipe(pooling=Pooling.LAST_TOKEN, normalize=False)
-    assert read_pooling(tmp_path, both) == PoolingChoice(Pooling.LAST_TOKEN, "flag", False, "flag")
+    assert read_pooling(tmp_path, pooling=Pooling.CLS) == PoolingChoice(Pooling.CLS, "flag", True, FILES)
+    assert read_pooling(tmp_path, normalize=False) == PoolingChoice(Pooling.MEAN, FILES, False, "flag")
+    assert read_pooling(tmp_path, Pooling.LAST_TOKEN, normalize=False) == PoolingChoice(
+        Pooling.LAST_TOKEN, "flag", False, "flag"
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,14 @@ def test_a_pooling_config_that_is_missing_or_no_object_is_refused(tmp_path: Path
 
 def test_both_flags_make_damaged_files_not_matter(tmp_path: Path):
     (tmp_path / "modules.json").write_text("{")
-    recipe = Recipe(pooling=Pooling.MEAN, normalize=True)
-    assert read_pooling(tmp_path, recipe) == PoolingChoice(Pooling.MEAN, "flag", True, "flag")
-    assert "modules.json" in refusal(tmp_path, Recipe(pooling=Pooling.MEAN))
+    assert read_pooling(tmp_path, Pooling.MEAN, normalize=True) == PoolingChoice(Pooling.MEAN, "flag", True, "flag")
+    assert "modules.json" in refusal(tmp_path, Pooling.MEAN)
 
 
 def test_a_checkpoint_carries_the_choice(tiny_random_checkpoint: Path, tmp_path: Path):
     folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint"))
-    assert Checkpoint.open(folder, Recipe()).pooling == PoolingChoice(Pooling.CLS, "default", True, "default")
+    assert Checkpoint.open(folder).pooling == PoolingChoice(Pooling.CLS, "default", True, "default")
     write(folder, flags("mean_tokens"))
-    checkpoint = Checkpoint.open(folder, Recipe())
+    checkpoint = Checkpoint.open(folder)
     assert checkpoint.pooling == PoolingChoice(Pooling.MEAN, FILES, True, FILES)
     assert {"modules.json", "1_Pooling/config.json"} <= {entry.path for entry in checkpoint.files()}

@@ -11,7 +11,7 @@ import m3_models
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import HUB_ID, Source, resolve
 from m3_export.errors import SourceError
-from m3_export.recipe import Recipe
+from m3_runtime.errors import ExtraNotInstalledError
 
 
 def found(source: str | Path, scratch: Path, progress: Callable[[str], None] = lambda _: None) -> Source:
@@ -85,8 +85,8 @@ def test_what_a_training_run_leaves_beside_the_model_is_ignored(tiny_random_chec
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save(WritesMarker(marker), step / name)
     (step / "trainer_state.json").write_text("{")
-    checkpoint = Checkpoint.open(found(step, tmp_path).folder, Recipe())
-    plain = Checkpoint.open(tiny_random_checkpoint, Recipe())
+    checkpoint = Checkpoint.open(found(step, tmp_path).folder)
+    plain = Checkpoint.open(tiny_random_checkpoint)
     assert checkpoint.weights_sha256() == plain.weights_sha256()
     assert checkpoint.files() == plain.files()
     assert not marker.exists()
@@ -125,6 +125,8 @@ def test_hub_ids_are_told_from_paths(source: str, is_id: bool):
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # how Python says "not installed"
-    message = refusal("tiny-random", tmp_path)
+    with pytest.raises(ExtraNotInstalledError) as caught:
+        found("tiny-random", tmp_path)
+    message = str(caught.value)
     assert "'torch'" in message and 'pip install "m3-runtime[export]"' in message
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from m3_export.calibration.texts import Text, calibration_texts, check_disjoint, digest, probe_texts
-from m3_export.errors import RecipeError
+from m3_export.errors import OptionsError
 
 CALIBRATION, PROBE = calibration_texts(), probe_texts()
 BOTH = pytest.mark.parametrize("texts", [CALIBRATION, PROBE], ids=["calibration", "probe"])
@@ -67,7 +67,7 @@ def test_the_two_are_disjoint_even_in_their_sentences():
 )
 def test_an_overlap_is_refused_and_both_texts_named(change):
     stolen = replace(CALIBRATION[3], id="p-stolen", text=change(CALIBRATION[3].text))
-    with pytest.raises(RecipeError, match=f"'p-stolen' is calibration text '{CALIBRATION[3].id}'"):
+    with pytest.raises(OptionsError, match=f"'p-stolen' is also calibration text '{CALIBRATION[3].id}'"):
         check_disjoint(CALIBRATION, (*PROBE, stolen))
 
 

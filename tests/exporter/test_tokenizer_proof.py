@@ -15,7 +15,6 @@ from m3_export.calibration.texts import probe_texts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer, prove_same_ids
 from m3_export.errors import CheckpointError, TokenizerMismatchError
-from m3_export.recipe import Recipe
 from m3_runtime import M3Encoder
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -73,8 +72,8 @@ def test_truncation_and_padding_of_a_training_run_are_not_saved(folder: Path):
     opened = CheckpointTokenizer.open(folder, ROWS)
     saved = json.loads(opened.saved)
     assert saved["truncation"] is saved["padding"] is None
-    info = prove_same_ids(opened, ("a text of more than eight tokens, which no truncation may cut",))
-    assert info.proof.startswith("same ids")
+    runtime = prove_same_ids(opened, folder, ["a text of more than eight tokens, which no truncation may cut"])
+    assert runtime.info.proof.startswith("same ids")
 
 
 def test_the_manifests_facts_are_the_tokenizers_own(opened: CheckpointTokenizer):
@@ -99,15 +98,15 @@ def test_the_blank_rule_is_measured_not_assumed(folder: Path, schemes: list[str]
     change(folder / "tokenizer_config.json", take_the_pipeline_as_it_is)
     opened = CheckpointTokenizer.open(folder, ROWS)
     assert opened.info.blank_rule == rule
-    assert prove_same_ids(opened, ()).blank_rule == rule
+    assert prove_same_ids(opened, folder, []).info.blank_rule == rule
 
 
 # The proof
 
 
-def test_the_proof_says_with_what_and_on_how_many_texts(opened: CheckpointTokenizer):
-    texts = tuple(text.text for text in probe_texts())
-    info = prove_same_ids(opened, texts)
+def test_the_proof_says_with_what_and_on_how_many_texts(opened: CheckpointTokenizer, tmp_path: Path):
+    texts = [text.text for text in probe_texts()]
+    info = prove_same_ids(opened, tmp_path, texts).info
     count = len(HARD_TEXTS) + len(texts)
     assert info == replace(opened.info, proof=f"same ids as transformers {transformers.__version__} on {count} texts")
     assert opened.info.proof == "not compared"
@@ -157,9 +156,9 @@ def swap_two_pieces(data: dict[str, Any]) -> None:
     ],
     ids=["pieces", "case", "accents", "trailing blanks", "literal <mask>", "a score"],
 )
-def test_a_pipeline_that_gives_other_ids_is_found_out(opened: CheckpointTokenizer, edit: Callable):
+def test_a_pipeline_that_gives_other_ids_is_found_out(opened: CheckpointTokenizer, tmp_path: Path, edit: Callable):
     with pytest.raises(TokenizerMismatchError) as caught:
-        prove_same_ids(sabotage(opened, edit), tuple(text.text for text in probe_texts()))
+        prove_same_ids(sabotage(opened, edit), tmp_path, [text.text for text in probe_texts()])
     message = str(caught.value)
     assert message.startswith("the saved tokenizer gives other ids for ")
     assert "the checkpoint's own [" in message and "the runtime [" in message
@@ -170,9 +169,11 @@ def test_a_pipeline_that_gives_other_ids_is_found_out(opened: CheckpointTokenize
     [lambda data: data.update(post_processor=None), lambda data: data["model"].update(type="Unheard")],
     ids=["no special tokens", "unknown model"],
 )
-def test_a_pipeline_that_the_runtime_cannot_use_is_a_mismatch_too(opened: CheckpointTokenizer, edit: Callable):
+def test_a_pipeline_that_the_runtime_cannot_use_is_a_mismatch_too(
+    opened: CheckpointTokenizer, tmp_path: Path, edit: Callable
+):
     with pytest.raises(TokenizerMismatchError, match="the runtime cannot use the checkpoint's tokenizer: ") as caught:
-        prove_same_ids(sabotage(opened, edit), ())
+        prove_same_ids(sabotage(opened, edit), tmp_path, [])
     assert "export the bundle again" not in str(caught.value), "there is no bundle yet"
 
 
@@ -242,7 +243,7 @@ def test_code_of_the_checkpoint_never_runs(folder: Path, tmp_path: Path):
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", "tokenization_own.Own"]}}
     change(folder / "tokenizer_config.json", lambda data: data.update(own))
     change(folder / "config.json", lambda data: data.update(auto_map={"AutoModel": "tokenization_own.Own"}))
-    Checkpoint.open(folder, Recipe())
+    Checkpoint.open(folder)
     try:
         CheckpointTokenizer.open(folder, ROWS)
     except CheckpointError as error:

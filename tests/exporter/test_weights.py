@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from m3_export.checkpoint.folder import Checkpoint, encoder_shapes
 from m3_export.errors import CheckpointError
-from m3_export.recipe import Recipe
 from m3_runtime.bundle.manifest import Head
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -38,7 +37,7 @@ def digest(tiny_random_checkpoint: Path) -> str:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return Checkpoint.open(folder, Recipe())
+    return Checkpoint.open(folder)
 
 
 def refusal(folder: Path) -> str:
@@ -160,7 +159,7 @@ def test_a_pooler_and_position_ids_without_prefix_are_put_aside(folder: Path, st
 def test_dense_only_reads_no_heads(folder: Path):
     (folder / "sparse_linear.pt").write_bytes(b"damaged")
     (folder / "colbert_linear.pt").unlink()
-    checkpoint = Checkpoint.open(folder, Recipe(heads=(Head.DENSE,)))
+    checkpoint = Checkpoint.open(folder, heads=(Head.DENSE,))
     assert checkpoint.sparse is checkpoint.colbert is None
     assert checkpoint.geometry.colbert_dim is None
 
@@ -197,7 +196,7 @@ def test_a_missing_shard_is_named(folder: Path, state: State, name: str, save: C
     files = shard(folder, state, save, name)
     (folder / files[1]).unlink()
     message = refusal(folder)
-    assert message.startswith(f"{files[1]}: listed in {name}.index.json but not there")
+    assert message.startswith(f"{files[1]}: listed in {name}.index.json but missing")
     assert "copy the checkpoint again" in message
 
 

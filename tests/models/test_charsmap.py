@@ -5,13 +5,13 @@ import unicodedata
 import pytest
 from tokenizers.normalizers import Precompiled
 
-from m3_models.charsmap import _sentencepiece_charsmap, with_joiner_as_space, xlmr_charsmap
+from m3_models.charsmap import sentencepiece_charsmap, with_joiner_as_space, xlmr_charsmap
 
 JOINER = "\u200d"
 
 
 def test_the_joiner_becomes_a_space() -> None:
-    before, after = Precompiled(_sentencepiece_charsmap()), Precompiled(xlmr_charsmap())
+    before, after = Precompiled(sentencepiece_charsmap()), Precompiled(xlmr_charsmap())
     assert before.normalize_str(f"a{JOINER}b") == f"a{JOINER}b"
     assert after.normalize_str(f"a{JOINER}b") == "a b"
     assert after.normalize_str("👩\u200d💻") == "👩 💻"
@@ -19,7 +19,7 @@ def test_the_joiner_becomes_a_space() -> None:
 
 
 def test_no_other_character_changes() -> None:
-    before, after = Precompiled(_sentencepiece_charsmap()), Precompiled(xlmr_charsmap())
+    before, after = Precompiled(sentencepiece_charsmap()), Precompiled(xlmr_charsmap())
     points = [
         *range(0x20, 0xD800),
         *range(0xE000, 0x11000),

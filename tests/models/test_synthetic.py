@@ -1,5 +1,6 @@
 """The geometry of BGE-M3 and the random weights for it; the 2.3 GB themselves are not written in tests."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,9 @@ import torch
 from safetensors.numpy import load_file
 
 from m3_models import synthetic, write_checkpoint
-from m3_models.checkpoint_files import write_safetensors
-from m3_models.planted import lexical_channel, outlier_channels
-from m3_models.seeded_weights import Spread, seeded_heads, seeded_tensors
-from m3_models.synthetic import BGE_M3_GEOMETRY
-from m3_models.xlmr_layout import Geometry, config_json, parameter_count
+from m3_models.checkpoint_files import Geometry, config_json, write_safetensors
+from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
+from m3_models.synthetic import BGE_M3_GEOMETRY, Planting
 
 SPREAD = Spread(word=1.0, weight=0.02, bias=0.02, gain=0.1)
 
@@ -25,7 +24,8 @@ def test_geometry_is_that_of_bge_m3() -> None:
     assert config["vocab_size"] == 250002
     assert config["layer_norm_eps"] == 1e-5
     assert BGE_M3_GEOMETRY.max_tokens == 8192
-    assert 566e6 < parameter_count(BGE_M3_GEOMETRY) < 569e6
+    parameters = sum(math.prod(shape) for shape in BGE_M3_GEOMETRY.tensor_shapes().values())
+    assert 566e6 < parameters < 569e6
 
 
 def test_the_checkpoint_written_has_what_is_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,9 +34,10 @@ def test_the_checkpoint_written_has_what_is_planted(tmp_path: Path, monkeypatch:
     write_checkpoint("synthetic-xlmr-large", tmp_path / "thin")
     encoder = load_file(tmp_path / "thin/model.safetensors")
     gains = encoder["encoder.layer.0.attention.output.LayerNorm.weight"]
-    assert sorted(np.flatnonzero(gains > 2)) == sorted(outlier_channels(synthetic.SEED, thin))
+    planting = Planting.of(SEED, 0, thin)
+    assert sorted(np.flatnonzero(gains > 2)) == sorted(planting.outliers)
     sparse = torch.load(tmp_path / "thin/sparse_linear.pt", weights_only=True)
-    assert sparse["weight"].argmax() == lexical_channel(synthetic.SEED, thin)
+    assert sparse["weight"].argmax() == planting.lexical
 
 
 def test_each_tensor_has_its_own_stream_whatever_the_order() -> None:

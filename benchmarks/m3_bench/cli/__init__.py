@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Measure BGE-M3 bundles: outputs, latency, retrieval and cost, against PyTorch on a GPU or CPU and against others.
 
 m3-bench COMMAND --help explains a command and shows examples."""
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"m3-bench: {_remedy(error)}\n")
         return EXIT_USAGE
-    except InputError as error:
+    except (InputError, ExtraNotInstalledError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
         return EXIT_USAGE
     except (M3Error, OSError) as error:
@@ -51,13 +51,13 @@ def _remedy(error: ModuleNotFoundError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # their packages come with extras, whose absence `main` reports
-    from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run
+    from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run, serve_load
 
     parser = argparse.ArgumentParser(
-        prog="m3-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (record, run, peers, compare, report, roofline, retrieval, margins, bars):
+    for command in (record, run, peers, compare, report, roofline, retrieval, margins, serve_load, bars):
         command.add_to(commands)
     return parser

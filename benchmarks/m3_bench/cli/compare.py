@@ -1,20 +1,24 @@
 """`m3-bench compare`."""
 
 import argparse
+import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3_bench import documents
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
-from m3_bench.compare import prices
-from m3_bench.compare.compare import compare
-from m3_bench.compare.table import in_words
-from m3_export.progress import Progress
+from m3_bench.compare import compare
+from m3_bench.documents import Comparison, Prices
+from m3_bench.figures import Place, figures_of, runs_of
+from m3_bench.report.page import printed
+from m3_bench.report.tables import parity_table, scenario_table
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Runs beside a recorded reference: parity per head against its vectors, latency and throughput side by side, and the cost
 of a million tokens from the prices that you give.
 
@@ -24,7 +28,7 @@ accelerator is of another machine by its nature and is welcome. A figure that is
 too few calls is not printed. A Markdown table goes to stdout, everything with its raw values to FILE for m3-bench
 report."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench compare gpu.safetensors run.json --price cpu=0.20/h gpu=3.00/h -o comparison.json
   m3-bench compare gpu.safetensors run.json peers.json -o comparison.json
@@ -40,8 +44,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "compare",
         help="runs beside a reference: parity, speed, cost",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="what m3-bench record wrote")
@@ -62,14 +66,65 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"-o {args.output} is one of the files that are compared; write to another")
     if args.output is not None:
         checked_output(args.output, force=args.force)
-    found = compare(
-        args.reference,
-        args.runs,
-        prices.parse(args.price, args.currency),
-        Progress(quiet=args.quiet),
-        mixed_machines=args.mixed_machines,
-    )
+    prices = parsed_prices(args.price, args.currency)
+    progress = Progress(quiet=args.quiet)
+    found = compare(args.reference, args.runs, prices, progress, mixed_machines=args.mixed_machines)
     if args.output is not None:
         documents.write(found, args.output)
-    sys.stdout.write(in_words(found) + "\n")
+    sys.stdout.write("\n".join(_printed(found)) + "\n")
     return EXIT_OK
+
+
+def parsed_prices(words: Sequence[str], currency: str) -> Prices:
+    """Prices of an hour, by role.
+
+    Raises:
+        InputError: an unknown or repeated role, or no price.
+
+    >>> parsed_prices(["cpu=0.20/h", "gpu=3/h"], "EUR")
+    Prices(currency='EUR', cpu=0.2, gpu=3.0)
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        role, _, amount = word.partition("=")
+        if role not in {"cpu", "gpu"} or not amount.endswith("/h"):
+            raise InputError(f"--price {word}: expected cpu=AMOUNT/h or gpu=AMOUNT/h, as in cpu=0.20/h")
+        if role in found:
+            raise InputError(f"--price {word}: the price of {role} is given twice; give it once")
+        found[role] = _amount(word, amount.removesuffix("/h"))
+    return Prices(currency, found.get("cpu"), found.get("gpu"))
+
+
+def _amount(word: str, text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not (math.isfinite(amount) and amount >= 0):
+        raise InputError(f"--price {word}: {text!r} is no price; write a number of 0 or more, as in 0.20")
+    return amount
+
+
+def _printed(comparison: Comparison) -> Iterator[str]:
+    """The comparison for a terminal: parity, each scenario, and what speaks against trusting it."""
+    root = Place("comparison")
+    figures = figures_of(runs_of(comparison, root))
+    names = ", ".join(contender.name for contender in comparison.reference.contenders)
+    yield f"# {comparison.reference.model.name}: {names} and {len(comparison.runs)} run(s)\n"
+    yield from (f"* {note}" for note in comparison.notes)
+    if comparison.parity:
+        labels = {(entry.placed.number, entry.contender.name): entry.label for entry in figures.entries}
+        rows = [(labels[one.run, one.contender], one, root) for one in comparison.parity]
+        texts = len(comparison.parity[0].texts.dense)
+        yield "\n" + printed([parity_table(f"Parity with the reference, {texts} texts", rows)])
+    currency = comparison.prices.currency
+    yield "\n" + printed(scenario_table(figures, scenario, currency) for scenario in figures.scenarios) + "\n"
+    yield from (
+        f"* {figure.entry.label}, {figure.scenario.title}: {warning}"
+        for figure in figures.values
+        for warning in figure.warnings
+    )
+    yield from (f"* {reason}" for reason in dict.fromkeys(f.latency.too_few for f in figures.values) if reason)
+    yield from (
+        f"* not measured: {gap.entry.label}, {gap.scenario}: {' '.join(gap.reason.split())}" for gap in figures.gaps
+    )

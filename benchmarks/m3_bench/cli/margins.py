@@ -1,29 +1,30 @@
 """`m3-bench margins`."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from m3_bench import documents
 from m3_bench.cli.commands import Commands
-from m3_bench.cli.exit_codes import EXIT_OK
-from m3_bench.cli.retrieval import add_how, add_output, hybrids_in, names_in, published
+from m3_bench.cli.retrieval import add_how, add_output, finish, hybrids_in, names_in, published
 from m3_bench.cli.shared import checked_output
-from m3_bench.margins.run import MarginsWish, run
-from m3_bench.margins.table import in_words
-from m3_export.progress import Progress
+from m3_bench.figures import Place
+from m3_bench.report.page import printed
+from m3_bench.report.searches import INTERVALS, MARGINS, margins_notes, margins_table
+from m3_bench.retrieval.bundles import choose_bundles
+from m3_bench.retrieval.finetune import read_finetune
+from m3_bench.retrieval.margins import measure_margins
 from m3_runtime.cli.arguments import integer
+from m3_runtime.io.progress import Progress
 
-DESCRIPTION = """\
-Score the lines of a fine-tuning file with every variant of bundles: how far do positives stand above negatives, before
+_DESCRIPTION = """\
+Score the lines of a fine-tuning file with every variant of bundles: how far do positives score above negatives, before
 and after fine-tuning, in FP32 and in INT8? By each head, and by heads added up with the published weights (divided by
 the weights' sum, as FlagEmbedding's compute_score does).
 
 Every line is checked first. A bad one is left out, named with its number and reason on stderr and in the result:
 a missing key, a `pos` or `neg` that is no list or an empty one, an item that is no text, scores that do not fit.
-`"neg": [""]` is in order and stands for no negatives."""
+`"neg": [""]` is good and means no negatives."""
 
-EPILOG = """\
+_EPILOG = """\
 a line:
   {{"query": "deepest lake", "pos": ["Lake Baikal is …"], "neg": ["Lake Ladoga is …", "The Rhine …"]}}
 
@@ -45,9 +46,9 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "margins",
-        help="how far positives stand above negatives on fine-tuning lines",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(published=published()),
+        help="how far positives score above negatives on fine-tuning lines",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")
@@ -60,23 +61,18 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    wish = _wish(args)
+    hybrids = hybrids_in(args.weights)
     if args.output is not None:
         checked_output(args.output, force=args.force)
-    document = run(wish, Progress(quiet=args.quiet))
-    if args.output is not None:
-        documents.write(document, args.output)
-    sys.stdout.write(in_words(document) + "\n")
-    return EXIT_OK
-
-
-def _wish(args: argparse.Namespace) -> MarginsWish:
-    return MarginsWish(
-        source=args.source,
-        bundles=tuple(args.bundles),
-        variants=names_in(args.variants),
-        hybrids=hybrids_in(args.weights),
+    file, choice = read_finetune(args.source), choose_bundles(args.bundles, names_in(args.variants))
+    document = measure_margins(
+        file,
+        choice,
+        hybrids,
+        Progress(quiet=args.quiet),
         queries=args.limit_queries,
         max_length=args.max_length,
         threads=args.threads,
     )
+    found = margins_table(document, Place(""))
+    return finish(args, document, f"{printed([found])}\n\n{MARGINS} {INTERVALS}\n", margins_notes(document))

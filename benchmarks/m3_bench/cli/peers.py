@@ -4,29 +4,32 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.commands import Commands
-from m3_bench.cli.run import measure, own_variants
+from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
+from m3_bench.cli.run import add_targets, checked
 from m3_bench.cli.shared import add_run_flags
-from m3_runtime.encode.options import checked_threads
-from m3_runtime.errors import InputError
 
-NAMES = """\
+_PEERS = """\
 lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
 llama-q8, llama-f16, candding"""
 
-DESCRIPTION = f"""\
+_DESCRIPTION = f"""\
 Measure others who run BGE-M3 on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
 
-Each peer has an environment of its own, made on first use from pinned requirements (from the source tree only; 4 GB in
-all, and a quarter of an hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast
-wrong one is shown as wrong.
-Peers: {NAMES}."""
+Each peer has an environment of its own, made on first use from pinned requirements (4 GB in all, and a quarter of an
+hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
+wrong.
+Peers: {_PEERS}.
 
-EPILOG = """\
+Scenario files may hold targets too: figures to reach, which are printed as a table; `targets` has this project's."""
+
+_EPILOG = """\
 examples:
   m3-bench peers out/ckpt-large out/large-balanced --scenarios quick -o peers.json
+  m3-bench peers out/ckpt-large out/large-balanced --scenarios targets --rounds 5 -o targets.json
   m3-bench peers ./my-finetune bge-m3-cpu --peers lite-int8,flagembedding-fp32 --reference cpu.safetensors -o peers.json
 
-exit codes: 0 measured; 1 a contender failed in a scenario (the others are kept); 2 usage"""
+exit codes: 0 measured, whether targets are reached or not; 1 something could not be measured (the rest is kept);
+2 usage"""
 
 
 def add_to(commands: Commands) -> None:
@@ -34,14 +37,15 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "peers",
         help="other runtimes beside ours, each in its own environment",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that the bundle was made of")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--peers", metavar="NAME,…", help="only these (default: all that this processor runs well)")
     parser.add_argument("--variants", metavar="NAME,…", help="of the bundle (default: all that this processor runs)")
+    add_targets(parser)
     add_run_flags(parser)
     parser.add_argument("--work", type=Path, default=Path("out"), metavar="DIR", help="for environments and models")
     parser.add_argument("--torch", metavar="WORDS", help="what pip installs for torch, its index included")
@@ -49,33 +53,6 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from m3_bench.bars.contenders import Setup
-    from m3_bench.bars.run import check_source
-    from m3_bench.peers import PeerSource
-    from m3_bench.run.peers import peer_candidates
-    from m3_export.progress import Progress
-    from m3_runtime import Bundle
+    from m3_bench.run.command import run_peers
 
-    progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
-    if not args.checkpoint.is_dir():
-        raise InputError(
-            f"{str(args.checkpoint)!r} is no folder; peers need the checkpoint that the bundle was made of"
-        )
-    check_source(args.checkpoint, bundle.manifest.source)
-    threads = checked_threads(args.threads)
-    setup = Setup(
-        bundle=bundle,
-        known={},
-        checkpoint=args.checkpoint,
-        work=args.work / "bars",
-        peers=PeerSource(args.work / "peers", None if args.torch is None else tuple(args.torch.split())),
-        threads=threads,
-        is_quick=False,
-        progress=progress,
-    )
-    ours = own_variants(bundle, _names(args.variants), threads, progress)
-    return measure(args, bundle, [*ours, *peer_candidates(_names(args.peers), setup)], progress)
-
-
-def _names(words: str | None) -> list[str]:
-    return [name.strip() for name in (words or "").split(",") if name.strip()]
+    return EXIT_OK if run_peers(checked(args)) else EXIT_FAILED

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
-from m3_export.progress import Progress
+from m3_runtime.io.progress import Progress
 
-DESCRIPTION = """\
-One page to show around: a summary, tables and pictures of what the other commands measured, as HTML (one file that
-needs no network, light and dark, for screens, phones and paper) and as Markdown. Every number links to its raw values.
+_DESCRIPTION = """\
+One page to show around: tiles, charts and tables of what the other commands measured, as HTML (one file that needs no
+network, light and dark, for screens, phones and paper) and as Markdown. Every number links to its raw values.
 
 Any mix of documents will do: comparisons, runs, rooflines, retrieval, margins. A run that is part of a comparison is
 shown once. What is missing is left out; nothing is made up for it."""
 
-EPILOG = """\
+_EPILOG = """\
 Can the CPU replace the GPU box? Three commands:
 
   m3-bench run BUNDLE --reference gpu.safetensors -o run.json
@@ -24,6 +24,7 @@ Can the CPU replace the GPU box? Three commands:
 
 more:
   m3-bench report comparison.json roofline.json retrieval-*.json -o report/
+  m3-bench report comparison.json --model my-finetune-v2 -o report/      where the recorded name is only a folder's
   m3-bench report old-comparison.json -o report/        replaces the report that is there, and nothing but a report
 
 The folder holds index.html, report.md, pictures/ and raw/ (copies of the files).
@@ -36,28 +37,29 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "report",
         help="one page of everything that was measured",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON documents of m3-bench")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the report goes")
+    parser.add_argument("--model", metavar="NAME", help="what the page calls the model (default: as recorded)")
     parser.add_argument("--force", action="store_true", help="replace FOLDER even if it is not a report")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    # jinja2 is part of the bench extra, and only this command needs it
-    from m3_bench.report.build import build
+    # jinja2 and matplotlib are part of the bench extra, and only this command needs them
+    from m3_bench.report.build import build_page
     from m3_bench.report.inputs import read_inputs
-    from m3_bench.report.write import INDEX, check_target, write
+    from m3_bench.report.render import INDEX, check_target, write_report
 
     progress = Progress(quiet=args.quiet)
     check_target(args.output, args.files, force=args.force)
     with progress.step(f"Reading {len(args.files)} file{'s' * (len(args.files) > 1)}"):
         inputs = read_inputs(args.files)
     with progress.step("Writing the report"):
-        write(build(inputs), inputs.files, args.output)
+        write_report(build_page(inputs, args.model), inputs.files, args.output)
     sys.stdout.write(f"{args.output / INDEX}\n")
     return EXIT_OK

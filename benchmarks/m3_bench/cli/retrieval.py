@@ -2,22 +2,26 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from m3_bench import documents
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
-from m3_bench.retrieval.datasets.layouts import EXPECTED, DatasetWish, Layout
-from m3_bench.retrieval.methods import PUBLISHED, Hybrid, parse_weights
-from m3_bench.retrieval.run import RetrievalWish, run
-from m3_bench.retrieval.table import in_words
-from m3_export.progress import Progress
+from m3_bench.documents import Margins, Retrieval
+from m3_bench.figures import Place
+from m3_bench.report.page import printed
+from m3_bench.report.searches import INTERVALS, retrieval_notes, retrieval_table
+from m3_bench.retrieval.bundles import choose_bundles
+from m3_bench.retrieval.datasets import EXPECTED, Layout, open_dataset
+from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
+from m3_bench.retrieval.run import SearchSettings, measure_retrieval
 from m3_runtime.cli.arguments import integer
 from m3_runtime.cpu import default_threads
+from m3_runtime.io.progress import Progress
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
 the published weights. Gives nDCG@10, recall and reciprocal rank, and what each INT8 variant loses against its bundle's
 FP32 variant, with a paired bootstrap over the queries.
@@ -25,7 +29,7 @@ FP32 variant, with a paired bootstrap over the queries.
 Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
 folders' names, and the table compares each with the first."""
 
-EPILOG = """\
+_EPILOG = """\
 layouts, each file plain or .gz:
 {layouts}
 
@@ -51,19 +55,12 @@ def add_to(commands: Commands) -> None:
     command = commands.add_parser(
         "retrieval",
         help="nDCG, recall and MRR of each variant and head, beside BM25",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(layouts=EXPECTED, published=published()),
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(layouts=EXPECTED, published=published()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
     command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
-    _add_dataset(command)
-    _add_search(command)
-    add_output(command, "the values of every query")
-    command.set_defaults(run=_run)
-
-
-def _add_dataset(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("dataset")
     group.add_argument("--layout", type=Layout, choices=list(Layout), default=Layout.AUTO, help="default: auto")
     group.add_argument("--split", metavar="NAME", help="of BEIR, MIRACL, MLDR (default: test, or dev for MIRACL)")
@@ -77,9 +74,6 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit-documents", type=integer(1), metavar="N", help="N documents, the relevant ones among them"
     )
-
-
-def _add_search(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("search")
     add_how(group)
     group.add_argument(
@@ -88,6 +82,8 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--colbert-memory", type=integer(0), default=1024, metavar="MB", help="for ColBERT rows (default: 1024)"
     )
+    add_output(command, "the values of every query")
+    command.set_defaults(run=_run)
 
 
 def add_how(group: argparse._ArgumentGroup) -> None:
@@ -116,35 +112,35 @@ def add_output(command: argparse.ArgumentParser, holds: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    wish = _wish(args)
-    if args.output is not None:
-        checked_output(args.output, force=args.force)
-    document = run(wish, Progress(quiet=args.quiet))
-    if args.output is not None:
-        documents.write(document, args.output)
-    sys.stdout.write(in_words(document) + "\n")
-    return EXIT_OK
-
-
-def _wish(args: argparse.Namespace) -> RetrievalWish:
-    dataset = DatasetWish(
-        path=args.dataset,
-        layout=args.layout,
-        split=args.split,
-        queries_from=args.queries_from,
-        queries=args.limit_queries,
-        documents=args.limit_documents,
-    )
-    return RetrievalWish(
-        dataset=dataset,
-        bundles=tuple(args.bundles),
-        variants=names_in(args.variants),
+    settings = SearchSettings(
         hybrids=hybrids_in(args.weights),
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
         colbert_bytes=args.colbert_memory * 10**6,
     )
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
+    data = open_dataset(
+        args.dataset,
+        args.layout,
+        split=args.split,
+        queries_from=args.queries_from,
+        queries=args.limit_queries,
+        documents=args.limit_documents,
+    )
+    choice = choose_bundles(args.bundles, names_in(args.variants))
+    document = measure_retrieval(data, choice, settings, Progress(quiet=args.quiet))
+    found = retrieval_table(document, Place(""))
+    return finish(args, document, f"{printed([found])}\n\n{INTERVALS}\n", retrieval_notes(document))
+
+
+def finish(args: argparse.Namespace, document: Retrieval | Margins, table: str, notes: Iterable[str]) -> int:
+    """Write a document where the command line says, and print its table and notes."""
+    if args.output is not None:
+        documents.write(document, args.output)
+    sys.stdout.write("\n".join([table, *(f"* {note}" for note in notes)]) + "\n")
+    return EXIT_OK
 
 
 def names_in(words: str | None) -> tuple[str, ...] | None:

@@ -15,16 +15,15 @@ from m3_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m3_bench.documents import Ceiling
-    from m3_bench.roofline import ProcessorFacts
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Measure what this machine's multipliers can do: one matrix product (M 2048, K 1024, N 4096) in fp32, bf16 and int8, by
 each engine, in turns. A product whose numbers are wrong (int8 that saturates) is no ceiling, and the table says so.
 Reports give each variant's share of the highest ceiling of its precision. --record also times every precision of every
 kind of projection, in models of a checkpoint's first layers, and writes what the planner reads for a processor that is
 not at hand (m3-export --target), with this machine's ceilings and how fast it reads memory."""
 
-EPILOG = """\
+_EPILOG = """\
 examples:
   m3-bench roofline -o roofline.json
   m3-bench roofline -o roofline.json --record zen4.json --checkpoint out/ckpt-large"""
@@ -35,8 +34,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "roofline",
         help="this machine's fp32, bf16 and int8 ceilings",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each engine (default: the cores)")
@@ -52,7 +51,7 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from m3_bench import documents
     from m3_bench.roofline import measure
-    from m3_export.progress import Progress
+    from m3_runtime.io.progress import Progress
 
     for path in (args.output, args.record):
         if path is not None:
@@ -62,17 +61,15 @@ def _run(args: argparse.Namespace) -> int:
     progress = Progress(quiet=args.quiet)
     found = measure(checked_threads(args.threads), checked_rounds(args.rounds), progress)
     documents.write(found.roofline, args.output)
-    rows = "\n".join([*map(_row, found.roofline.ceilings), f"| memory | read | – | {_gigabytes(found.facts)} |"])
+    rows = "\n".join(
+        [*map(_row, found.roofline.ceilings), f"| memory | read | – | {found.read_bytes_per_s / 1e9:.1f} GB/s |"]
+    )
     sys.stdout.write(f"| precision | engine | TFLOP/s, best | median |\n|---|---|---|---|\n{rows}\n")
     if args.record is not None:
         from m3_bench.plan_costs import plan_costs, write_record
 
-        write_record(found.facts, plan_costs(args.checkpoint, progress), args.record)
+        write_record(found, plan_costs(args.checkpoint, progress), args.record)
     return EXIT_OK
-
-
-def _gigabytes(facts: "ProcessorFacts") -> str:
-    return f"{facts.read_bytes_per_s / 1e9:.1f} GB/s"
 
 
 def _row(ceiling: "Ceiling") -> str:

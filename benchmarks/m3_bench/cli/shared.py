@@ -15,7 +15,7 @@ def add_scenarios(parser: argparse.ArgumentParser, default: str) -> None:
         type=lambda words: [word.strip() for word in words.split(",") if word.strip()],
         default=[default],
         metavar="NAME|FILE,…",
-        help=f"standard, long, quick, or TOML files (default: {default}); docs/benchmarking.md has the format",
+        help=f"standard, long, quick, or TOML files (default: {default}); docs/use/benchmarking.md has the format",
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender in each scenario (default: 3)")
 

@@ -1,30 +1,24 @@
 """What a page holds, before it becomes HTML or Markdown."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from m3_bench.compare.figures import Place
+from m3_bench.figures import Place
+from m3_bench.formats import NOTHING
 
 RAW = "raw"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Words or a number.
+    """Words or a number."""
 
-    Attributes:
-        text: what is read.
-        place: where its raw values stand; None for words.
-        how: how it came from them.
-        is_doubtful: whether it is too noisy to be trusted.
-        is_strong: whether it stands out.
-    """
-
-    text: str
-    place: Place | None = None
-    how: str = ""
-    is_doubtful: bool = False
-    is_strong: bool = False
+    text: str  # what is read
+    place: Place | None = None  # where its raw values are stored; None for words
+    how: str = ""  # how it was computed from them
+    is_noisy: bool = False  # too noisy to be trusted
+    is_strong: bool = False  # whether it stands out
 
     @property
     def link(self) -> str:
@@ -44,13 +38,17 @@ class Cell:
         """
         return "" if self.place is None else f"{self.how}; {self.place.file} {self.place.pointer}".removeprefix("; ")
 
+    def strong(self) -> "Cell":
+        """The same, standing out."""
+        return replace(self, is_strong=True)
 
-NOTHING = Cell("–")
+
+NO_VALUE = Cell(NOTHING)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it. `is_detail` tables are folded away."""
+    """A table; the first cell of a row names it. `is_detail` tables are folded."""
 
     caption: str
     head: tuple[str, ...]
@@ -59,17 +57,45 @@ class Table:
 
     def has_words(self, column: int) -> bool:
         """Whether a column holds words, not numbers."""
-        return any(row[column].place is None and row[column] != NOTHING for row in self.rows)
+        return any(row[column].place is None and row[column].text != NOTHING for row in self.rows)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files that its numbers come from."""
         return tuple(dict.fromkeys(cell.place.file for row in self.rows for cell in row if cell.place is not None))
 
+    def pruned(self) -> "Table":
+        """Without rows and columns that have no value."""
+        rows = [row for row in self.rows if any(cell.text != NOTHING for cell in row[1:])]
+        kept = [0, *(n for n in range(1, len(self.head)) if any(row[n].text != NOTHING for row in rows))]
+        return replace(
+            self, head=tuple(self.head[n] for n in kept), rows=tuple(tuple(row[n] for n in kept) for row in rows)
+        )
+
+    def plain(self) -> str:
+        """As Markdown for a terminal, without links; numbers that stand out are bold, noisy ones have a "?"."""
+        lines = [f"| {' | '.join(map(_one_line, self.head))} |", f"|---|{'---:|' * (len(self.head) - 1)}"]
+        lines += [f"| {' | '.join(map(_plain, row))} |" for row in self.rows]
+        return "\n".join(lines)
+
+
+def _plain(cell: Cell) -> str:
+    text = _one_line(cell.text)
+    return f"**{text}**" if cell.is_strong else f"{text} ?" if cell.is_noisy else text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("\n", ", ").split()).replace("|", "/")
+
+
+def printed(tables: Iterable[Table]) -> str:
+    """Tables with their captions, for a terminal."""
+    return "\n\n".join(f"## {_one_line(table.caption)}\n\n{table.plain()}" for table in tables)
+
 
 @dataclass(frozen=True)
-class Picture:
-    """A chart as SVG; `caption` says what to see, the SVG itself has title and description."""
+class Chart:
+    """A chart as SVG, which has title and description in it; `caption` says what to see."""
 
     name: str
     title: str
@@ -84,19 +110,18 @@ class Section:
     anchor: str
     title: str
     intro: str
-    pictures: tuple[Picture, ...] = ()
+    charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure in large letters, and what it is held against, after a word such as "against"."""
+    """A figure in large letters, and words and figures that explain it."""
 
     label: str
     value: Cell
-    word: str = ""
-    against: tuple[Cell, ...] = ()
+    notes: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,24 +135,13 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page.
-
-    Attributes:
-        title: of the page.
-        subtitle: what it is about, in short.
-        summary: sentences, each of words and numbers.
-        tiles: the figures that decide.
-        doubts: what speaks against trusting the figures.
-        sections: the rest, in order.
-        files: what it was made from.
-        version: the release that wrote it.
-    """
+    """The whole page; `lead` says what the tiles are of, `remarks` what speaks against trusting the figures."""
 
     title: str
     subtitle: str
-    summary: tuple[tuple[Cell, ...], ...]
+    lead: str
     tiles: tuple[Tile, ...]
-    doubts: tuple[str, ...]
+    remarks: tuple[str, ...]
     sections: tuple[Section, ...]
     files: tuple[SourceRow, ...]
     version: str

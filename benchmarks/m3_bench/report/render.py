@@ -1,16 +1,27 @@
-"""A page as HTML and as Markdown."""
+"""A page as HTML and as Markdown, in a folder that is whole or absent; nothing but a report is written over."""
 
+import os
 import re
+import shutil
+import tempfile
+from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from m3_bench.report.page import Page, Picture
+from m3_bench.documents import Document
+from m3_bench.errors import DocumentError
+from m3_bench.report.inputs import Input
+from m3_bench.report.page import RAW, Chart, Page
+from m3_runtime.errors import InputError
 
+INDEX, MARKDOWN, PICTURES = "index.html", "report.md", "pictures"
 _PACKAGE = "m3_bench.report"
-_SPACES = re.compile(r"\s+")
+_GENERATOR = b'<meta name="generator" content="m3-bench report '
+_HEAD_BYTES = 4096
 _MD_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -24,10 +35,71 @@ def markdown(page: Page) -> str:
     return re.sub(r"\n{3,}", "\n\n", _render("page.md", page))
 
 
-def standalone(picture: Picture) -> str:
-    """A picture as an SVG file of its own, with its colours."""
-    start, rest = picture.svg.split(">", 1)
+def standalone(chart: Chart) -> str:
+    """A chart as an SVG file of its own, with its colours."""
+    start, rest = chart.svg.split(">", 1)
     return f"{start}><style>{_css('chart.css')}.chart {{ background: var(--card); }}</style>{rest}\n"
+
+
+def check_target(folder: Path, files: Sequence[Path], *, force: bool) -> None:
+    """Refuse a folder that must not be written over; a report may be, and an empty folder.
+
+    Raises:
+        InputError: it is something else and `force` is off, or it holds one of `files` or this process's folder.
+    """
+    if not os.path.lexists(folder):
+        return
+    whole = folder.resolve()
+    if any(whole == one or whole in one.parents for one in (Path.cwd().resolve(), Path.home().resolve())):
+        raise InputError(f"-o {folder} would replace the folder you are in, or your home; choose one of its own")
+    inside = [path for path in files if whole in path.resolve().parents]
+    if inside:
+        raise InputError(f"-o {folder} would replace {str(inside[0])!r}, which the report is made of; choose another")
+    if force or _is_report(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    raise InputError(f"-o {folder} exists and is not a report; choose another folder, or pass --force to replace it")
+
+
+def _is_report(folder: Path) -> bool:
+    try:
+        with (folder / INDEX).open("rb") as file:
+            return _GENERATOR in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def write_report(page: Page, files: Sequence[Input[Document]], folder: Path) -> None:
+    """Write page, pictures and raw files beside the target, then put them in its place.
+
+    Raises:
+        DocumentError: they cannot be written.
+    """
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as nest:
+            new, old = Path(nest) / "new", Path(nest) / "old"
+            _fill(new, page, files)
+            if os.path.lexists(folder):
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if os.path.lexists(old):
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise DocumentError(f"the report {str(folder)!r} cannot be written: {error}") from error
+
+
+def _fill(new: Path, page: Page, files: Sequence[Input[Document]]) -> None:
+    for part in (new, new / RAW, new / PICTURES):
+        part.mkdir()
+    (new / INDEX).write_text(html(page), encoding="utf-8")
+    (new / MARKDOWN).write_text(markdown(page), encoding="utf-8")
+    for chart in (chart for section in page.sections for chart in section.charts):
+        (new / PICTURES / f"{chart.name}.svg").write_text(standalone(chart), encoding="utf-8")
+    for file in files:
+        shutil.copyfile(file.path, new / RAW / file.name)
 
 
 def _render(name: str, page: Page) -> str:
@@ -35,13 +107,11 @@ def _render(name: str, page: Page) -> str:
         loader=PackageLoader(_PACKAGE),
         autoescape=select_autoescape(enabled_extensions=("html",), default=False),
         undefined=StrictUndefined,
-        trim_blocks=False,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": _md, "md_link": _md_link, "md_title": _md_title}
-    template = environment.get_template(name)
+    environment.filters |= {"md": _md, "md_link": _md_link}
     styles = {"chart_css": Markup(_css("chart.css")), "page_css": Markup(_css("page.css"))}  # noqa: S704 - our own files
-    return template.render(page=page, **styles)
+    return environment.get_template(name).render(page=page, **styles)
 
 
 def _css(name: str) -> str:
@@ -54,11 +124,7 @@ def _md(text: str) -> str:
     >>> _md("a|b <i>")
     'a\\|b \\<i\\>'
     """
-    return _MD_SPECIAL.sub(r"\\\1", _SPACES.sub(" ", text.replace("\n", " · ")))
-
-
-def _md_title(text: str) -> str:
-    return _md(text).replace('"', "'")
+    return _MD_SPECIAL.sub(r"\\\1", " ".join(text.replace("\n", " · ").split()))
 
 
 def _md_link(address: str) -> str:

@@ -1,138 +1,108 @@
-"""Measuring retrieval: a dataset, bundles, and every way of searching."""
+"""Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from m3_bench.documents import MethodRun, Retrieval
 from m3_bench.machine import this_machine
-from m3_bench.retrieval import bm25
-from m3_bench.retrieval.bm25 import Tokens
-from m3_bench.retrieval.datasets.labelled import Item, Labelled
-from m3_bench.retrieval.datasets.layouts import DatasetWish, open_dataset
-from m3_bench.retrieval.maxsim import candidate_scores
-from m3_bench.retrieval.methods import Hybrid, possible
-from m3_bench.retrieval.metrics import DEPTH, measured
-from m3_bench.retrieval.search import UNION_DEPTH, Ranked, first_stage, second_stage
-from m3_bench.retrieval.variants import Chosen, choose, notes_on_heads
+from m3_bench.retrieval import search
+from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
+from m3_bench.retrieval.datasets import Item, Labelled
+from m3_bench.retrieval.hybrids import Hybrid, possible
+from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
-from m3_bench.retrieval.words import words_of
-from m3_export.progress import Progress
 from m3_runtime import M3Encoder
-from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
+BM25_WORDS, BM25_IDS = "BM25 words", "BM25 XLM-R ids"
 _WHOLE = 1 << 30  # tokens: BM25 sees whole texts
 _QUERY_BYTES = 1 << 40  # queries are short: their ColBERT rows are all kept
 
 
 @dataclass(frozen=True)
-class RetrievalWish:
-    """What is measured.
+class SearchSettings:
+    """How bundles are searched with."""
 
-    Attributes:
-        dataset: which, and how much of it.
-        bundles: folders, each of another name.
-        variants: names; None takes all that run here.
-        hybrids: sums of heads.
-        candidates: how many of dense's best ColBERT ranks.
-        max_length: tokens of a text, both special tokens included; None is 512 or the model's limit.
-        threads: of a run.
-        colbert_bytes: most memory for ColBERT rows of documents.
-    """
-
-    dataset: DatasetWish
-    bundles: tuple[Path, ...]
-    variants: tuple[str, ...] | None
-    hybrids: tuple[Hybrid, ...]
-    candidates: int
-    max_length: int | None
-    threads: int
-    colbert_bytes: int
+    hybrids: tuple[Hybrid, ...]  # sums of heads
+    candidates: int  # how many of dense's best ColBERT ranks
+    max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
+    threads: int  # of a run
+    colbert_bytes: int  # most memory for ColBERT rows of documents
 
 
-def run(wish: RetrievalWish, progress: Progress) -> Retrieval:
+def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
     """Search and measure.
 
     Raises:
-        DatasetError: see `open_dataset`.
-        M3Error: a bundle cannot be used; see `choose`.
+        M3Error: an encoder failed, or `max_length` is more than a model takes.
     """
     machine = this_machine()  # first: its load is what was before
-    data, choice = open_dataset(wish.dataset), choose(wish.bundles, wish.variants)
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
-    runs, notes = [], [*data.notes, *choice.notes, *notes_on_heads(choice)]
+    notes = [*data.notes, *choice.notes]
     with progress.step("BM25"):
-        runs += [_method_run("", "", found, data) for found in _bm25(data, choice.chosen[0])]
-    for one in choice.chosen:
-        for variant in one.variants:
-            with progress.step(f"{one.name}, {variant.name}"):
-                found, cut = _searched(one, variant, data, wish, progress)
-            runs += [_method_run(one.name, variant.name, ranked, data) for ranked in found]
-            notes += cut
+        runs = _method_runs("", "", _bm25(data, choice.chosen[0]), data)
+    for one, variant, encoder in choice.encoders(settings.threads, progress):
+        found, cut = _searched(encoder, data, settings, progress)
+        runs += _method_runs(one.name, variant.name, found, data)
+        notes += [f"{one.name}: {note}" for note in cut]
+    length = settings.max_length
     return Retrieval(
         machine=machine,
         models=choice.models,
-        threads=wish.threads,
+        threads=settings.threads,
         dataset=data.facts,
         query_ids=tuple(query.id for query in data.queries),
-        settings=_settings(wish),
+        settings={
+            "max_length": "512, or the model's limit if that is less" if length is None else str(length),
+            "candidates of ColBERT": f"dense's best {settings.candidates}",
+            "dense+sparse": f"union of the best {UNION_DEPTH} of each",
+            "bm25": f"bm25s, Lucene's formula, k1 {search.K1}, b {search.B}, whole texts",
+        },
         methods=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _searched(
-    one: Chosen, variant: Variant, data: Labelled, wish: RetrievalWish, progress: Progress
-) -> tuple[tuple[Ranked, ...], list[str]]:
-    """What each method found with one variant, and notes on texts that were cut."""
-    hybrids = possible(wish.hybrids, one.bundle.manifest.heads)
-    with M3Encoder.from_bundle(one.bundle, variant, wish.threads) as encoder:
-        texts = TextEncoder(encoder, wish.max_length, progress)
-        passages = _texts(data.documents)
-        documents = texts.vectors(passages, "documents", wish.colbert_bytes)
-        queries = texts.vectors(_texts(data.queries), "queries", _QUERY_BYTES)
-        stage = first_stage(queries, documents, hybrids, wish.candidates)
-        notes = _notes_on_cuts(one, len(passages), documents.truncated, len(data.queries), queries.truncated)
-        if Head.COLBERT not in texts.heads:
-            return stage.ranked, notes
-        parts = texts.colbert_parts(passages, stage.wanted, documents.colbert)
-        rows = [queries.colbert[number] for number in range(len(data.queries))]
-        colbert = candidate_scores(rows, [left.places for left in stage.candidates], parts)
-    return stage.ranked + second_stage(stage, colbert, hybrids), notes
-
-
-def _bm25(data: Labelled, one: Chosen) -> tuple[Ranked, ...]:
+def _bm25(data: Labelled, one: ChosenBundle) -> Mapping[str, Ranking]:
     info = one.bundle.manifest.tokenizer
     tokenizer = M3Tokenizer.open(one.bundle.file(info.path), info)
     documents, queries = _texts(data.documents), _texts(data.queries)
-
-    def found(name: str, corpus: Tokens, asked: Tokens) -> Ranked:
-        return Ranked(name, bm25.search(corpus, asked, DEPTH))
-
-    return (
-        found(bm25.WORDS, [words_of(text) for text in documents], [words_of(text) for text in queries]),
-        found(bm25.IDS, bm25.ids_of(tokenizer, documents, _WHOLE), bm25.ids_of(tokenizer, queries, _WHOLE)),
-    )
+    words = search.bm25([*map(search.words_of, documents)], map(search.words_of, queries), DEPTH)
+    of_documents, of_queries = (search.ids_of(tokenizer, texts, _WHOLE) for texts in (documents, queries))
+    return {BM25_WORDS: words, BM25_IDS: search.bm25(of_documents, of_queries, DEPTH)}
 
 
-def _method_run(bundle: str, variant: str, found: Ranked, data: Labelled) -> MethodRun:
-    return MethodRun(bundle, variant, found.method, measured(found.ranking, data.relevant))
+def _searched(
+    encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
+) -> tuple[Mapping[str, Ranking], list[str]]:
+    """What each method found with one variant, and notes on texts that were cut."""
+    texts = TextEncoder(encoder, settings.max_length, progress)
+    hybrids = possible(settings.hybrids, texts.heads)
+    passages = _texts(data.documents)
+    documents = texts.vectors(passages, "documents", settings.colbert_bytes)
+    queries = texts.vectors(_texts(data.queries), "queries", _QUERY_BYTES)
+    stage = search.first_stage(queries, documents, hybrids, settings.candidates)
+    counts = ((documents, passages, "documents"), (queries, data.queries, "queries"))
+    notes = [
+        f"{vectors.truncated} of {len(items)} {what} were longer and were cut"
+        for vectors, items, what in counts
+        if vectors.truncated
+    ]
+    if Head.COLBERT not in texts.heads:
+        return stage.ranked, notes
+    parts = texts.colbert_parts(passages, stage.wanted, documents.colbert)
+    rows = [queries.colbert[number] for number in range(len(data.queries))]
+    colbert = search.candidate_scores(rows, [left.indices for left in stage.candidates], parts)
+    return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
+
+
+def _method_runs(bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled) -> list[MethodRun]:
+    return [
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant)) for method, ranking in found.items()
+    ]
 
 
 def _texts(items: Sequence[Item]) -> list[str]:
     return [item.text for item in items]
-
-
-def _notes_on_cuts(one: Chosen, documents: int, cut_documents: int, queries: int, cut_queries: int) -> list[str]:
-    counts = ((documents, cut_documents, "documents"), (queries, cut_queries, "queries"))
-    return [f"{one.name}: {cut} of {all_} {what} were longer and were cut" for all_, cut, what in counts if cut]
-
-
-def _settings(wish: RetrievalWish) -> Mapping[str, str]:
-    return {
-        "max_length": "512, or the model's limit if that is less" if wish.max_length is None else str(wish.max_length),
-        "candidates of ColBERT": f"dense's best {wish.candidates}",
-        "dense+sparse": f"union of the best {UNION_DEPTH} of each",
-        "bm25": f"bm25s, Lucene's formula, k1 {bm25.K1}, b {bm25.B}, whole texts",
-    }

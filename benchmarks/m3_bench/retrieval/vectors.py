@@ -7,37 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_export.progress import Progress
+from m3_bench.retrieval.hybrids import FloatArray
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.progress import Progress
 
-Floats = NDArray[np.float32]
 PART_TEXTS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
-    """The vectors of S texts.
+class TextVectors:
+    """The vectors of S texts."""
 
-    Attributes:
-        dense: (S, H) float32.
-        sparse: (S, V) scipy CSR float32, or None without the head.
-        colbert: rows (L-1, C) float16 by text, of those that were kept; empty without the head.
-        truncated: how many texts were cut.
-    """
-
-    dense: Floats
-    sparse: Any
-    colbert: Mapping[int, NDArray[np.float16]]
-    truncated: int
+    dense: FloatArray  # (S, H) float32
+    sparse: Any  # (S, V) scipy CSR float32, or None without the head
+    colbert: Mapping[int, NDArray[np.float16]]  # rows (L-1, C) of those texts that were kept; empty without the head
+    truncated: int  # how many texts were cut
 
 
 @dataclass(frozen=True)
 class ColbertPart:
-    """ColBERT rows (L-1, C) float32 of some documents, and their places in the dataset, ascending."""
+    """ColBERT rows (L-1, C) float32 of some documents, and their indices in the dataset, ascending."""
 
-    places: NDArray[np.int64]
-    rows: Sequence[Floats]
+    indices: NDArray[np.int64]
+    rows: Sequence[FloatArray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class TextEncoder:
         """The heads that the bundle has."""
         return self.encoder.bundle.manifest.heads
 
-    def vectors(self, texts: Sequence[str], title: str, colbert_bytes: int) -> Vectors:
+    def vectors(self, texts: Sequence[str], title: str, colbert_bytes: int) -> TextVectors:
         """Encode S texts with every head; ColBERT rows are kept while they fit.
 
         Args:
@@ -80,7 +73,7 @@ class TextEncoder:
                 if left_bytes >= 0:
                     colbert[place] = rows
         has_sparse = Head.SPARSE in self.heads
-        return Vectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, colbert, truncated)
+        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, colbert, truncated)
 
     def colbert_parts(
         self, texts: Sequence[str], places: NDArray[np.int64], kept: Mapping[int, NDArray[np.float16]]

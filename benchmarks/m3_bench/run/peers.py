@@ -1,117 +1,111 @@
-"""The peers as candidates: each in its own environment, on the bundle's own checkpoint."""
+"""The peers as contenders: each in its own environment, on the bundle's own checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from m3_bench.bars.contenders import Setup, checkpoint_of, command_of, hub_cache, llama_cpp
-from m3_bench.bars.rows import ALL_HEADS, Contender
 from m3_bench.errors import BenchError
-from m3_bench.peers import Peer, ensure_environment
-from m3_bench.run.candidates import Candidate
+from m3_bench.peers.environments import Peer
+from m3_bench.peers.models import Setup, gguf_model, hub_cache, lite_model
+from m3_bench.run.contenders import ContenderSpec
+from m3_bench.scenarios import ALL_HEADS
 from m3_bench.worker_process import Command
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 
-Make = Callable[[Setup], Candidate]
-_DENSE = ("dense",)
-_ENGINE = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+_LLAMA_TOKENS = 2048  # more would reserve gigabytes for scores of attention that no query needs
+_ENGINE_OF = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+Make = Callable[[str, Setup], ContenderSpec]
 
 
-def _lite(precision: str) -> Make:
-    contender = Contender.LITE_INT8 if precision == "int8" else Contender.LITE_FP32
-
-    def make(setup: Setup) -> Candidate:
-        command = command_of(contender, setup)
-        # its fused graph holds new Q/K/V weights, and takes the others from the file it was made of
-        files = ("model_int8.onnx*",) if precision == "int8" else ("model_fused.onnx*", "model.onnx_data")
-        size = sum(path.stat().st_size for name in files for path in Path(command.arguments[0]).glob(name))
-        return Candidate(contender.value, False, "onnxruntime", precision, ALL_HEADS, size, command)
-
-    return make
+def _lite(precision: str, key: str, setup: Setup) -> ContenderSpec:
+    folder = lite_model(setup)
+    # its fused graph holds new Q/K/V weights, and takes the others from the file it was made of
+    files = ("model_int8.onnx*",) if precision == "int8" else ("model_fused.onnx*", "model.onnx_data")
+    size = sum(path.stat().st_size for name in files for path in folder.glob(name))
+    command = _command(Peer.LITE, "lite", setup, folder=str(folder), precision=precision)
+    return ContenderSpec(key, f"bge-m3-lite {precision}", False, "onnxruntime", precision, ALL_HEADS, size, command)
 
 
-def _flagembedding(precision: str) -> Make:
-    def make(setup: Setup) -> Candidate:
-        more = ("--precision", precision, "--colbert-dim", str(setup.bundle.manifest.geometry.colbert_dim or -1))
-        name = f"FlagEmbedding {precision}"
-        return _of_checkpoint(name, Peer.FLAGEMBEDDING, "torch", precision, more, setup)
-
-    return make
+def _flagembedding(precision: str, key: str, setup: Setup) -> ContenderSpec:
+    more = _checkpoint(setup) | {"colbert_dim": setup.bundle.manifest.geometry.colbert_dim or -1}
+    command = _command(Peer.FLAGEMBEDDING, "flagembedding", setup, precision=precision, **more)
+    size = _weights_bytes(setup)
+    return ContenderSpec(key, f"FlagEmbedding {precision}", False, "torch", precision, ALL_HEADS, size, command)
 
 
-def _sentence_transformers(backend: str, precision: str) -> Make:
-    def make(setup: Setup) -> Candidate:
-        # OpenVINO's own default, which the backend leaves as it is
-        computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
-        name = f"sentence-transformers {backend} {computes}, dense only"
-        more = ("--precision", precision, "--backend", backend)
-        return _of_checkpoint(name, Peer.SENTENCE_TRANSFORMERS, _ENGINE[backend], computes, more, setup)
-
-    return make
+def _sentence_transformers(backend: str, precision: str, key: str, setup: Setup) -> ContenderSpec:
+    # OpenVINO's own default, which the backend leaves as it is
+    computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
+    more = _checkpoint(setup) | {"backend": backend, "precision": precision}
+    command = _command(Peer.SENTENCE_TRANSFORMERS, "sentence_transformers", setup, **more)
+    name, engine = f"sentence-transformers {backend} {computes}, dense only", _ENGINE_OF[backend]
+    return ContenderSpec(key, name, False, engine, computes, ("dense",), _weights_bytes(setup), command)
 
 
-def _of_checkpoint(name: str, peer: Peer, engine: str, precision: str, more: Sequence[str], setup: Setup) -> Candidate:
-    """A peer that reads the checkpoint itself."""
-    python, module = ensure_environment(peer, setup.peers, setup.progress), peer.value.replace("-", "_")
-    arguments = (str(checkpoint_of(setup)), "--pooling", setup.pooling, *more, "--threads", str(setup.threads))
-    heads = ALL_HEADS if peer is Peer.FLAGEMBEDDING else _DENSE
-    command = Command(python, f"m3_bench.workers.{module}", arguments)
-    return Candidate(name, False, engine, precision, heads, _weights_bytes(setup), command)
+def _llama_cpp(precision: str, key: str, setup: Setup) -> ContenderSpec:
+    model, manifest = gguf_model(precision, setup), setup.bundle.manifest
+    more = {"pooling": manifest.pooling.value, "max_tokens": min(_LLAMA_TOKENS, manifest.geometry.max_tokens)}
+    command = _command(Peer.LLAMA_CPP, "llama_cpp", setup, model=str(model), **more)
+    name, size = f"llama.cpp {precision}, dense only", model.stat().st_size
+    return ContenderSpec(key, name, False, "llama.cpp", precision, ("dense",), size, command)
 
 
-def _llama_cpp(precision: str) -> Make:
-    def make(setup: Setup) -> Candidate:
-        command = llama_cpp(precision, setup)
-        size = Path(command.arguments[0]).stat().st_size
-        return Candidate(f"llama.cpp {precision}, dense only", False, "llama.cpp", precision, _DENSE, size, command)
-
-    return make
+def _candding(key: str, setup: Setup) -> ContenderSpec:
+    command = Command(
+        setup.environment(Peer.CANDDING), "m3_bench.workers.candding", {"cache": str(hub_cache(setup))}
+    )  # its threads come from the environment
+    return ContenderSpec(key, "candding fp32", False, "candle", "fp32", ALL_HEADS, _weights_bytes(setup), command)
 
 
-def _candding(setup: Setup) -> Candidate:
-    python = ensure_environment(Peer.CANDDING, setup.peers, setup.progress)
-    command = Command(python, "m3_bench.workers.candding", (str(hub_cache(setup)),))
-    return Candidate("candding fp32", False, "candle", "fp32", ALL_HEADS, _weights_bytes(setup), command)
+def _command(peer: Peer, module: str, setup: Setup, **options: Any) -> Command:
+    return Command(setup.environment(peer), f"m3_bench.workers.{module}", options | {"threads": setup.threads})
+
+
+def _checkpoint(setup: Setup) -> dict[str, Any]:
+    """Options of peers that read the checkpoint itself."""
+    return {"checkpoint": str(setup.checkpoint.absolute()), "pooling": setup.bundle.manifest.pooling.value}
 
 
 def _weights_bytes(setup: Setup) -> int:
-    return sum(path.stat().st_size for path in checkpoint_of(setup).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in setup.checkpoint.glob("*.safetensors"))
 
 
 PEERS: Mapping[str, Make] = {
-    "lite-int8": _lite("int8"),
-    "lite-fp32": _lite("fp32"),
-    "flagembedding-fp32": _flagembedding("fp32"),
-    "flagembedding-bf16": _flagembedding("bf16"),
-    "st-torch": _sentence_transformers("torch", "fp32"),
-    "st-torch-bf16": _sentence_transformers("torch", "bf16"),
-    "st-onnx": _sentence_transformers("onnx", "fp32"),
-    "st-openvino": _sentence_transformers("openvino", "fp32"),
-    "llama-q8": _llama_cpp("q8_0"),
-    "llama-f16": _llama_cpp("f16"),
+    "lite-int8": partial(_lite, "int8"),
+    "lite-fp32": partial(_lite, "fp32"),
+    "flagembedding-fp32": partial(_flagembedding, "fp32"),
+    "flagembedding-bf16": partial(_flagembedding, "bf16"),
+    "st-torch": partial(_sentence_transformers, "torch", "fp32"),
+    "st-torch-bf16": partial(_sentence_transformers, "torch", "bf16"),
+    "st-onnx": partial(_sentence_transformers, "onnx", "fp32"),
+    "st-openvino": partial(_sentence_transformers, "openvino", "fp32"),
+    "llama-q8": partial(_llama_cpp, "q8_0"),
+    "llama-f16": partial(_llama_cpp, "f16"),
     "candding": _candding,
 }
 
 
-def peer_candidates(names: Sequence[str], setup: Setup) -> Iterator[Candidate]:
-    """Yield the peers that could be made ready; the others are named and left out.
+def peer_contenders(
+    names: Sequence[str], setup: Setup, *, is_chosen: bool
+) -> Iterator[tuple[str, ContenderSpec | None, str]]:
+    """Yield each peer's key, and the contender, or why it could not be made ready.
 
     Args:
-        names: of `PEERS`; all if empty.
+        names: of `PEERS`.
         setup: where the bundle, its checkpoint and the environments are.
+        is_chosen: a person named them, so even what is slow on this processor runs.
 
     Raises:
         InputError: there is no such peer.
     """
     if unknown := sorted(set(names) - PEERS.keys()):
         raise InputError(f"there is no peer {unknown[0]!r}; peers are {', '.join(PEERS)}")
-    for name in names or PEERS:
-        if name.endswith("bf16") and not names and not cpu_info().has_bf16:
-            setup.progress.say(
-                f"{name} is left out: this processor has no bf16 (name it in --peers to run it all the same)"
-            )
+    for key in names:
+        if key.endswith("bf16") and not is_chosen and not cpu_info().has_bf16:
+            yield key, None, "this processor has no bf16 (name it in --peers to run it all the same)"
             continue
         try:
-            yield PEERS[name](setup)
+            yield key, PEERS[key](key, setup), ""
         except BenchError as error:
-            setup.progress.say(f"{name} is left out: {error}")
+            yield key, None, str(error)

@@ -1,34 +1,38 @@
 """A whole run: what is finished is written after every scenario, and is not measured again when the run is resumed."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
 from m3_bench import documents
-from m3_bench.documents import Contender, Model, Run, Scenario, ScenarioRun
-from m3_bench.errors import BenchError, DocumentError
+from m3_bench.documents import Contender, Model, OutputsFile, Run, Scenario, ScenarioRun
+from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
-from m3_bench.run.candidates import Candidate
-from m3_bench.run.outputs import keep_outputs
-from m3_bench.run.table import best_tokens_per_s
-from m3_bench.run.turns import is_able, measure_scenario
+from m3_bench.recording import write_outputs
+from m3_bench.run.contenders import ContenderSpec
+from m3_bench.run.turns import is_asked, measure_group
 from m3_bench.texts import TextMaker
-from m3_export.progress import Progress
+from m3_bench.worker_process import WorkerProcess
+from m3_export.verify.parity import Outputs
+from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 
 @dataclass(frozen=True)
-class Wish:
+class RunSpec:
     """What is to be run.
 
     Attributes:
-        model: what all candidates are made of.
-        candidates: who.
+        model: what all contenders are made of.
+        contenders: who.
         scenarios: what each is asked for.
         texts: whose vectors are kept, and their digest.
-        texts_sha256: see `m3_export.calibration.texts.digest`.
+        texts_sha256: see `recording.digest_of`.
         rounds: turns of each in each scenario.
         threads: of each.
         cpus: logical CPUs that the processes are held to.
@@ -36,7 +40,7 @@ class Wish:
     """
 
     model: Model
-    candidates: tuple[Candidate, ...]
+    contenders: tuple[ContenderSpec, ...]
     scenarios: tuple[Scenario, ...]
     texts: tuple[str, ...]
     texts_sha256: str
@@ -46,68 +50,103 @@ class Wish:
     output: Path
 
 
-def run(wish: Wish, maker: TextMaker, progress: Progress) -> Run:
+def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
     """Measure what is not measured yet.
 
     Raises:
         InputError: the output is of another run.
         DocumentError: the output cannot be read or written.
     """
-    done = _begin(wish)
+    done = _begin(spec)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, wish.cpus)  # which processes of ours inherit
-    for candidate in wish.candidates:
-        contender = _named(done, candidate.name)
-        if contender.outputs is None and wish.texts:
-            with progress.step(f"{candidate.name}: vectors of {len(wish.texts)} texts"):
-                done = _with(done, _keeping(candidate, contender, wish, progress))
-                documents.write(done, wish.output)
-    for number, scenario in enumerate(wish.scenarios, 1):
-        if _is_finished(done, scenario, wish.candidates):
-            progress.say(f"{scenario.name}: finished before")
+        os.sched_setaffinity(0, spec.cpus)  # which processes of ours inherit
+    for contender in spec.contenders:
+        before = named(done, contender.name)
+        if before.outputs is None and spec.texts and not contender.is_product:
+            with progress.step(f"{contender.name}: vectors of {len(spec.texts)} texts"):
+                done = _with(done, _with_outputs(contender, before, spec, progress))
+                documents.write(done, spec.output)
+    groups = list(grouped(spec.scenarios))
+    for number, group in enumerate(groups, 1):
+        title = " and ".join(f"{one.name}: {one.title}" for one in group)
+        if _is_finished(done, group, spec.contenders):
+            progress.say(f"{title}: finished before")
             continue
-        with progress.step(f"Scenario {number} of {len(wish.scenarios)}, {scenario.name}: {scenario.title}"):
-            found = measure_scenario(scenario, wish.candidates, maker, wish.rounds, wish.threads)
-        done = _with_scenario(done, found)
-        documents.write(done, wish.output)
-        for name, one in found.items():
-            progress.say(f"  {name}: {_in_words(one, scenario)}")
+        with progress.step(f"Scenario {number} of {len(groups)}, {title}"):
+            found = measure_group(group, spec.contenders, maker, spec.rounds, spec.threads)
+        done = _with_scenarios(done, found)
+        documents.write(done, spec.output)
+        for (scenario, name), one in found.items():
+            progress.say(f"  {name}, {scenario}: {_in_words(one)}")
     return done
 
 
-def _begin(wish: Wish) -> Run:
-    fresh = Run(
-        machine=this_machine(),
-        model=wish.model,
-        threads=wish.threads,
-        cpus=wish.cpus,
-        texts_sha256=wish.texts_sha256,
-        scenarios=wish.scenarios,
-        contenders=tuple(map(_unmeasured, wish.candidates)),
-    )
-    if not wish.output.exists():
-        documents.write(fresh, wish.output)
-        return fresh
-    before = documents.read_as(Run, wish.output)
-    if difference := _difference(before, fresh):
-        raise InputError(
-            f"{str(wish.output)!r} is of another run ({difference}); choose another -o, or delete it to begin anew"
-        )
-    return before
+def grouped(scenarios: Sequence[Scenario]) -> Iterator[tuple[Scenario, ...]]:
+    """Neighbours of one group together, every other scenario alone."""
+    for _, group in groupby(scenarios, lambda one: one.group or one.name):
+        yield tuple(group)
 
 
-def _unmeasured(candidate: Candidate) -> Contender:
+def named(run: Run, name: str) -> Contender:
+    """A contender of a run, products among them."""
+    return next(one for one in (*run.contenders, *run.products) if one.name == name)
+
+
+def vectors_of(contender: ContenderSpec, texts: Sequence[str], threads: int) -> tuple[Outputs, dict[str, str]]:
+    """A contender's vectors, and the releases of the packages that computed them.
+
+    Raises:
+        BenchError: it failed.
+    """
+    with WorkerProcess.start(contender.name, contender.command, threads) as worker:
+        found = worker.vectors(texts, contender.heads)
+        return Outputs(found.dense, found.lexical, found.colbert), worker.ready.versions
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name.
+
+    >>> slug("bge-m3-lite int8")
+    'bge-m3-lite-int8'
+    """
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
+
+
+def unmeasured(spec: ContenderSpec) -> Contender:
+    """A contender before anything of it is known."""
     return Contender(
-        name=candidate.name,
-        is_ours=candidate.is_ours,
-        engine=candidate.engine,
-        precision=candidate.precision,
-        versions={},
-        heads=candidate.heads,
-        size_bytes=candidate.size_bytes,
+        name=spec.name,
+        is_ours=spec.is_ours,
+        engine=spec.engine,
+        precision=spec.precision,
+        versions={spec.engine: metadata.version(spec.engine)} if spec.is_product else {},
+        heads=spec.heads,
+        size_bytes=spec.size_bytes,
         outputs=None,
         scenarios=(),
     )
+
+
+def _begin(spec: RunSpec) -> Run:
+    fresh = Run(
+        machine=this_machine(),
+        model=spec.model,
+        threads=spec.threads,
+        cpus=spec.cpus,
+        texts_sha256=spec.texts_sha256,
+        scenarios=spec.scenarios,
+        contenders=tuple(unmeasured(one) for one in spec.contenders if not one.is_product),
+        products=tuple(unmeasured(one) for one in spec.contenders if one.is_product),
+    )
+    if not spec.output.exists():
+        documents.write(fresh, spec.output)
+        return fresh
+    before = documents.read_as(Run, spec.output)
+    if difference := _difference(before, fresh):
+        raise InputError(
+            f"{str(spec.output)!r} is of another run ({difference}); choose another -o, or delete it to begin anew"
+        )
+    return before
 
 
 def _difference(before: Run, now: Run) -> str:
@@ -119,46 +158,52 @@ def _difference(before: Run, now: Run) -> str:
         "CPUs": (before.cpus, now.cpus),
         "texts": (before.texts_sha256, now.texts_sha256),
         "scenarios": (before.scenarios, now.scenarios),
-        "contenders": ([one.name for one in before.contenders], [one.name for one in now.contenders]),
+        "contenders": (_names(before), _names(now)),
     }
     return next((f"other {name}" for name, (then, here) in pairs.items() if then != here), "")
 
 
-def _keeping(candidate: Candidate, contender: Contender, wish: Wish, progress: Progress) -> Contender:
+def _names(run: Run) -> list[str]:
+    return [one.name for one in (*run.contenders, *run.products)]
+
+
+def _with_outputs(contender: ContenderSpec, before: Contender, spec: RunSpec, progress: Progress) -> Contender:
+    """The contender with its vectors, which are kept beside the run."""
     try:
-        outputs, versions = keep_outputs(candidate, wish.texts, wish.output, wish.threads)
-    except DocumentError:
-        raise
+        outputs, versions = vectors_of(contender, spec.texts, spec.threads)
     except BenchError as error:
-        progress.say(f"  {candidate.name} gave no vectors: {error}")
-        return contender
-    return replace(contender, outputs=outputs, versions=versions)
-
-
-def _named(done: Run, name: str) -> Contender:
-    return next(one for one in done.contenders if one.name == name)
+        progress.say(f"  {contender.name} gave no vectors: {error}")
+        return before
+    path = spec.output.with_name(f"{spec.output.stem}.{slug(contender.name)}.safetensors")
+    write_outputs(outputs, path)
+    return replace(before, outputs=OutputsFile(path.name, sha256_of(path)), versions=versions)
 
 
 def _with(done: Run, contender: Contender) -> Run:
-    others = (contender if one.name == contender.name else one for one in done.contenders)
-    return replace(done, contenders=tuple(others))
+    def changed(ones: tuple[Contender, ...]) -> tuple[Contender, ...]:
+        return tuple(contender if one.name == contender.name else one for one in ones)
+
+    return replace(done, contenders=changed(done.contenders), products=changed(done.products))
 
 
-def _with_scenario(done: Run, found: Mapping[str, ScenarioRun]) -> Run:
-    for name, one in found.items():
-        contender = _named(done, name)
-        done = _with(done, replace(contender, scenarios=(*contender.scenarios, one)))
+def _with_scenarios(done: Run, found: Mapping[tuple[str, str], ScenarioRun]) -> Run:
+    for (scenario, name), one in found.items():
+        contender = named(done, name)
+        others = tuple(old for old in contender.scenarios if old.scenario != scenario)
+        done = _with(done, replace(contender, scenarios=(*others, one)))
     return done
 
 
-def _is_finished(done: Run, scenario: Scenario, candidates: Sequence[Candidate]) -> bool:
-    able = [one.name for one in candidates if is_able(one, scenario)]
-    return all(any(one.scenario == scenario.name for one in _named(done, name).scenarios) for name in able)
+def _is_finished(done: Run, group: Sequence[Scenario], contenders: Sequence[ContenderSpec]) -> bool:
+    return all(
+        any(one.scenario == scenario.name for one in named(done, contender.name).scenarios)
+        for scenario in group
+        for contender in contenders
+        if is_asked(contender, scenario)
+    )
 
 
-def _in_words(found: ScenarioRun, scenario: Scenario) -> str:
+def _in_words(found: ScenarioRun) -> str:
     if found.error:
         return f"failed: {found.error.splitlines()[0]}"
-    seconds = [seconds for one in found.rounds for seconds in one.seconds]
-    speed = best_tokens_per_s(found, scenario)
-    return f"{median(seconds) * 1e3:.1f} ms a call, best {speed:.0f} tokens/s"
+    return f"{median(seconds for one in found.rounds for seconds in one.seconds) * 1e3:.1f} ms a call"

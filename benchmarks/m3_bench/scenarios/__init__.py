@@ -1,42 +1,180 @@
-"""Scenarios: what contenders are asked for, read from TOML. Three files come with the package, by name."""
+"""Scenarios and targets: what contenders are asked for and what is to come of it, read from TOML."""
 
+import random
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from m3_bench.bars.rows import ALL_HEADS, mixed_lengths
 from m3_bench.documents import Scenario
-from m3_runtime.errors import InputError
+from m3_runtime.cpu import CpuInfo
+from m3_runtime.errors import BundleFormatError, InputError
+from m3_runtime.records import from_json
 
-NAMES = ("standard", "long", "quick")
-_KEYS = {"name", "title", "texts", "tokens", "shortest", "longest", "heads", "calls", "clients"}
-MAX_TEXTS, MAX_CALLS, MAX_CLIENTS = 10_000, 10_000, 256
+T = TypeVar("T")
+ALL_HEADS = ("dense", "sparse", "colbert")
+NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret")
+_RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
+_SHORTEST, _LONGEST = 3, 8192
+
+
+class Measure(StrEnum):
+    """What a target is about. All but memory compare a contender with others."""
+
+    SPEED = "speed"
+    """Ratio of the speeds of the median call."""
+    THROUGHPUT = "throughput"
+    """Ratio of the work of all calls of a round by its time."""
+    CEILING_SHARE = "ceiling-share"
+    """Share of the fastest int8 product."""
+    REGRET = "regret"
+    """Time of a plan ÷ time of the fastest known plan that holds the budget."""
+    PEAK_BYTES = "peak-bytes"
+    RESIDENT_BYTES = "resident-bytes"
+
+    @property
+    def is_memory(self) -> bool:
+        """The figure is bytes."""
+        return self in (Measure.PEAK_BYTES, Measure.RESIDENT_BYTES)
+
+    @property
+    def is_at_most(self) -> bool:
+        """Less is better."""
+        return self.is_memory or self is Measure.REGRET
+
+
+class ProcessorClass(StrEnum):
+    """Processors that targets tell apart."""
+
+    AVX2 = "avx2"
+    """No int8 dot product."""
+    VNNI = "vnni"
+    WIDE_VNNI = "wide-vnni"
+    """512 bits are one operation."""
+
+    @classmethod
+    def of(cls, cpu: CpuInfo) -> "ProcessorClass":
+        """A processor's. AVX512-VNNI came with AVX-VNNI only where 512 bits are one operation (Zen 5, not Zen 4)."""
+        if {"avx512_vnni", "avx_vnni"} <= cpu.flags:
+            return cls.WIDE_VNNI
+        return cls.VNNI if cpu.has_int8_dot else cls.AVX2
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach: at least, or at most (regret, and memory in bytes).
+
+    Attributes:
+        name: for `--targets`; several targets of one name are chosen together.
+        title: in words, for tables.
+        measure: what the figure is.
+        scenarios: one; for regret several, whose names are the planner's shapes.
+        contender: whose figure it is.
+        against: whom it is compared with: the first, or of a ceiling the fastest.
+        against_scenario: what `against` does, where it is another scenario of the group.
+        limits: by class of processor, avx2 at least; what is missing is as the one before.
+        small_limits: the same for small models, where a call costs more than its products; empty if no different.
+    """
+
+    name: str
+    title: str
+    measure: Measure
+    scenarios: tuple[str, ...]
+    contender: str
+    against: tuple[str, ...]
+    against_scenario: str
+    limits: Mapping[str, float]
+    small_limits: Mapping[str, float]
+
+    def limit(self, processor: ProcessorClass, *, is_small_model: bool) -> float:
+        """What is asked for on a processor."""
+        limits = self.small_limits if is_small_model and self.small_limits else self.limits
+        classes = list(ProcessorClass)
+        return next(limits[c] for c in reversed(classes[: classes.index(processor) + 1]) if c in limits)
+
+    def is_met_by(self, figure: float, limit: float) -> bool:
+        """Whether a figure reaches a limit."""
+        return figure <= limit if self.measure.is_at_most else figure >= limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What files ask for."""
+
+    scenarios: tuple[Scenario, ...]
+    targets: tuple[Target, ...]
+
+    def only(self, names: Sequence[str]) -> "Plan":
+        """The targets of these names and the scenarios that they need; everything if there are none.
+
+        Raises:
+            InputError: there is no such target.
+        """
+        known = {target.name: None for target in self.targets}
+        if unknown := sorted(set(names) - known.keys()):
+            raise InputError(f"--targets: there is no target {unknown[0]!r}; targets are {', '.join(known) or 'none'}")
+        if not names:
+            return self
+        targets = tuple(target for target in self.targets if target.name in names)
+        wanted = {name for target in targets for name in (*target.scenarios, target.against_scenario)}
+        return Plan(tuple(one for one in self.scenarios if one.name in wanted), targets)
+
+    def within(self, max_tokens: int) -> "Plan":
+        """What a model can take: scenarios of targets with texts cut to its length, and others whose texts fit."""
+        wanted = {name for target in self.targets for name in (*target.scenarios, target.against_scenario)}
+        found = []
+        for one in self.scenarios:
+            if one.name in wanted or max(one.lengths) <= max_tokens:
+                found.append(replace(one, lengths=tuple(min(length, max_tokens) for length in one.lengths)))
+        return replace(self, scenarios=tuple(found))
+
+
+def read_plan(words: Sequence[str]) -> Plan:
+    """Scenarios and targets of files, or of those that come with the package.
+
+    Args:
+        words: each a name of `NAMES` or the path of a TOML file.
+
+    Raises:
+        InputError: a file cannot be read, or a scenario or target is not what it must be; it is named.
+    """
+    scenarios: list[Scenario] = []
+    targets: list[Target] = []
+    for word in words:
+        try:
+            found = tomllib.loads(_text(word))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"scenarios {word!r}: not TOML ({error})") from error
+        if not found.get("scenario"):
+            raise InputError(f"scenarios {word!r}: there is none; expected tables [[scenario]]")
+        scenarios += _parsed(found, "scenario", word, _scenario)
+        targets += _parsed(found, "target", word, _target)
+    names = [scenario.name for scenario in scenarios]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"scenarios are told apart by name, and {sorted(twice)[0]!r} is there twice")
+    for target in targets:
+        if missing := {*target.scenarios, *filter(None, [target.against_scenario])} - set(names):
+            raise InputError(f"target {target.name!r} is about the scenario {sorted(missing)[0]!r}, which is not there")
+    return Plan(tuple(scenarios), tuple(targets))
 
 
 def read_scenarios(words: Sequence[str]) -> tuple[Scenario, ...]:
-    """Scenarios of files, or of those that come with the package.
-
-    Args:
-        words: each a name ("standard", "long", "quick") or the path of a TOML file.
-
-    Raises:
-        InputError: a file cannot be read, or a scenario is not what it must be; it is named.
-    """
-    found: list[Scenario] = []
-    for word in words:
-        found += _of_text(_text(word), word)
-    names = [scenario.name for scenario in found]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"scenarios are told apart by name, and {sorted(twice)[0]!r} is there twice")
-    return tuple(found)
+    """The scenarios of `read_plan`."""
+    return read_plan(words).scenarios
 
 
 def within(scenarios: Sequence[Scenario], max_tokens: int) -> tuple[Scenario, ...]:
     """Those scenarios whose texts a model takes whole; the others would measure something else."""
-    return tuple(scenario for scenario in scenarios if max(scenario.lengths) <= max_tokens)
+    return Plan(tuple(scenarios), ()).within(max_tokens).scenarios
+
+
+def mixed_lengths(texts: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:
+    """Seeded lengths, every one from shortest to longest as likely."""
+    rng = random.Random(seed)  # noqa: S311 - noise, no secret
+    return tuple(rng.randint(shortest, longest) for _ in range(texts))
 
 
 def _text(word: str) -> str:
@@ -48,64 +186,60 @@ def _text(word: str) -> str:
         raise InputError(f"scenarios {word!r}: {error}; expected a TOML file, or one of {', '.join(NAMES)}") from error
 
 
-def _of_text(text: str, where: str) -> list[Scenario]:
+def _parsed(found: Mapping[str, Any], key: str, file: str, parse: Callable[[dict[str, Any], str], T]) -> list[T]:
+    """The tables of a key, each of which is named in errors by its number."""
+    tables = found.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"scenarios {file!r}: expected tables [[{key}]], got {tables!r}")
     try:
-        tables = tomllib.loads(text).get("scenario", [])
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"scenarios {where!r}: not TOML ({error})") from error
-    if not isinstance(tables, list) or not tables:
-        raise InputError(f"scenarios {where!r}: there is none; expected tables [[scenario]]")
-    return [_scenario(_Table(table, f"scenarios {where!r}, number {number}")) for number, table in enumerate(tables, 1)]
+        return [parse(table, f"{key}s {file!r}, number {number}") for number, table in enumerate(tables, 1)]
+    except BundleFormatError as error:
+        raise InputError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One [[scenario]], read key by key."""
-
-    values: Mapping[str, Any]
-    where: str
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{self.where}: {key} must be a text, got {value!r}")
-        return value
-
-    def number(self, key: str, default: int | None, least: int, most: int) -> int:
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise InputError(f"{self.where}: {key} must be a whole number from {least} to {most}, got {value!r}")
-        return value
-
-    def heads(self) -> tuple[str, ...]:
-        value = self.values.get("heads", list(ALL_HEADS))
-        if not isinstance(value, list) or not value or not set(value) <= set(ALL_HEADS):
-            raise InputError(f"{self.where}: heads must be some of {', '.join(ALL_HEADS)}, got {value!r}")
-        return tuple(head for head in ALL_HEADS if head in value)
+def _scenario(table: dict[str, Any], where: str) -> Scenario:
+    for key, most in _RANGES.items():
+        _number(table.get(key, 1), 1, most, f"{where}: {key}")
+    defaults: dict[str, Any] = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
+    rest = {key: value for key, value in table.items() if key not in ("texts", "tokens", "shortest", "longest")}
+    scenario = from_json(Scenario, defaults | rest | {"lengths": list(_lengths(table, where))}, where)
+    if not scenario.name or not set(scenario.heads) <= set(ALL_HEADS) or not scenario.heads:
+        raise InputError(f"{where}: a scenario has a name, and heads are some of {', '.join(ALL_HEADS)}")
+    return replace(scenario, heads=tuple(head for head in ALL_HEADS if head in scenario.heads))
 
 
-def _scenario(table: _Table) -> Scenario:
-    if not isinstance(table.values, dict):
-        raise InputError(f"{table.where}: expected a table, got {table.values!r}")
-    if unknown := sorted(table.values.keys() - _KEYS):
-        raise InputError(f"{table.where}: unknown key {unknown[0]!r}; keys are {', '.join(sorted(_KEYS))}")
-    name = table.text("name")
-    return Scenario(
-        name=name,
-        title=table.text("title", name),
-        lengths=_lengths(table),
-        heads=table.heads(),
-        calls=table.number("calls", 1, 1, MAX_CALLS),
-        clients=table.number("clients", 1, 1, MAX_CLIENTS),
-    )
-
-
-def _lengths(table: _Table) -> tuple[int, ...]:
+def _lengths(table: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """`tokens` for texts of one length, `shortest` and `longest` for seeded lengths, each as likely."""
-    texts = table.number("texts", 1, 1, MAX_TEXTS)
-    if "tokens" in table.values:
-        if {"shortest", "longest"} & table.values.keys():
-            raise InputError(f"{table.where}: give either tokens, or shortest and longest")
-        return (table.number("tokens", None, 3, 8192),) * texts
-    shortest = table.number("shortest", None, 3, 8192)
-    return mixed_lengths(texts, shortest, table.number("longest", None, shortest, 8192))
+    texts = table.get("texts", 1)
+    if "tokens" in table:
+        if {"shortest", "longest"} & table.keys():
+            raise InputError(f"{where}: give either tokens, or shortest and longest")
+        return (_number(table["tokens"], _SHORTEST, _LONGEST, f"{where}: tokens"),) * texts
+    shortest = _number(table.get("shortest"), _SHORTEST, _LONGEST, f"{where}: shortest")
+    return mixed_lengths(texts, shortest, _number(table.get("longest"), shortest, _LONGEST, f"{where}: longest"))
+
+
+def _number(value: Any, least: int, most: int, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
+    return value
+
+
+def _target(table: dict[str, Any], where: str) -> Target:
+    defaults: dict[str, Any] = {
+        "title": table.get("name"),
+        "contender": "",
+        "against": [],
+        "against_scenario": "",
+        "small_limits": {},
+    }
+    target = from_json(Target, defaults | table, where)
+    for limits in (target.limits, target.small_limits):
+        known = {one.value for one in ProcessorClass}
+        if not limits.keys() <= known or (limits and ProcessorClass.AVX2 not in limits):
+            raise InputError(
+                f"{where}: limits are of avx2 and others of {', '.join(sorted(known))}, got {dict(limits)}"
+            )
+    if not target.limits or not target.scenarios:
+        raise InputError(f"{where}: a target has scenarios and limits")
+    return target

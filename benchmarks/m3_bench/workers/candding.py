@@ -4,10 +4,8 @@ It has a model for each head, so three heads are three passes. It knows BAAI/bge
 the hub's cache, with our checkpoint in it, stands in for that.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from m3_bench.workers.serve import Encoder, serve
@@ -19,7 +17,10 @@ _MODEL = "BAAI/bge-m3"
 class CanddingEncoder(Encoder):
     """`TextEmbedding`, `SparseTextEmbedding` and `MultiVectorTextEmbedding`, each loaded when it is first asked for."""
 
-    def __init__(self) -> None:
+    packages = ("candding", "numpy")
+
+    def __init__(self, cache: str) -> None:
+        os.environ["HF_HUB_CACHE"] = cache  # threads come from the environment too: RAYON_NUM_THREADS
         import candding
 
         self._classes = {
@@ -37,13 +38,13 @@ class CanddingEncoder(Encoder):
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """See `serve.Encoder.run`."""
-        return {head: self._model(head).embed(list(texts), batch_size=len(texts)) for head in heads}, texts
+        for head in heads:
+            self._model(head).embed(list(texts), batch_size=len(texts))
+        return texts
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        found, texts = result
-        dense = found["dense"][0].tolist() if "dense" in found else ()
-        return float(sum(self._model("dense").token_count(list(texts)))), dense
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`."""
+        return float(sum(self._model("dense").token_count(list(result))))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone."""
@@ -53,14 +54,5 @@ class CanddingEncoder(Encoder):
         return Vectors(found["dense"], weights, found.get("colbert"))
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cache", type=Path, help="folder laid out as the hub's cache")
-    args = parser.parse_args()  # threads come from the environment: RAYON_NUM_THREADS
-    os.environ["HF_HUB_CACHE"] = str(args.cache)
-    serve(CanddingEncoder, ("candding", "numpy"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(CanddingEncoder)

@@ -5,10 +5,8 @@ time of a call with one batch, so the steps of `encode` are called here without 
 What it does with the numbers afterwards (dicts of weights) is left out too. Both favour FlagEmbedding.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from m3_bench.workers.serve import Encoder, serve
@@ -26,14 +24,17 @@ class Outputs:
 class FlagEncoder(Encoder):
     """The model behind `BGEM3FlagModel`, FP32 or BF16, on CPU."""
 
-    def __init__(self, checkpoint: Path, precision: str, pooling: str, colbert_dim: int, threads: int) -> None:
+    packages = ("FlagEmbedding", "torch", "transformers")
+
+    def __init__(self, checkpoint: str, precision: str, pooling: str, colbert_dim: int, threads: int) -> None:
+        """Load the model; `colbert_dim` -1 is the hidden size."""
         import torch
         from FlagEmbedding import BGEM3FlagModel
 
         torch.set_num_threads(threads)
         self._no_grad = torch.no_grad
         self._flag = BGEM3FlagModel(
-            str(checkpoint), use_fp16=False, devices="cpu", pooling_method=pooling, colbert_dim=colbert_dim
+            checkpoint, use_fp16=False, devices="cpu", pooling_method=pooling, colbert_dim=colbert_dim
         )
         # on CPU its own switch rounds the weights and computes in FP32, so BF16 is set here
         self._flag.model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
@@ -53,9 +54,9 @@ class FlagEncoder(Encoder):
             arrays = {name: values.float().numpy() for name, values in found.items()}
             return Outputs(arrays, int(batch["attention_mask"].sum()))
 
-    def inspect(self, result: Outputs) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        return float(result.tokens), result.vectors["dense_vecs"][0].tolist()
+    def work(self, result: Outputs) -> float:
+        """See `serve.Encoder.work`."""
+        return float(result.tokens)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone. `encode` cannot be asked, it would go back to FP32."""
@@ -75,21 +76,5 @@ class FlagEncoder(Encoder):
         return largest
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--pooling", choices=("cls", "mean", "last_token"), default="cls")
-    parser.add_argument("--colbert-dim", type=int, default=-1, help="-1 is the hidden size")
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-
-    def open_encoder() -> FlagEncoder:
-        return FlagEncoder(args.checkpoint, args.precision, args.pooling, args.colbert_dim, args.threads)
-
-    serve(open_encoder, ("FlagEmbedding", "torch", "transformers"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(FlagEncoder)

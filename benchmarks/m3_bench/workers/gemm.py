@@ -4,7 +4,6 @@ A product counts only if its numbers are right, so each engine's is compared wit
 the last bit, fp32 and bf16 within what their mantissas allow, dynamic int8 within what rounding to 8 bits does.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,122 +17,88 @@ from m3_runtime.engines.ort import session_options
 
 ROWS, DEPTH, COLUMNS = 2048, 1024, 4096
 FLOP = 2 * ROWS * DEPTH * COLUMNS
+DYNAMIC = {"int8 dynamic, 128": 128, "int8 dynamic, 256": 256, f"int8 dynamic, {DEPTH}": DEPTH}  # values of a group
+TOLERANCE = {"int8": 0.0, "fp32": 1e-5, "bf16": 2e-2, **dict.fromkeys(DYNAMIC, 2e-2)}  # of the largest element
 _CHECKED_ROWS = 64
 _ZERO_POINT = 128
-Floats = NDArray[np.float32]
-Multiply = Callable[[], NDArray[Any]]
+Array = NDArray[Any]
+Multiply = Callable[[], Array]
 
 
-def operands() -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-    """Seeded rows (M, K) uint8 and weights (K, N) int8, over their whole ranges: what saturates shall show."""
+def operands(precision: str) -> tuple[Array, Array]:
+    """Seeded rows (M, K) and weights (K, N): integers over their whole ranges, what saturates shall show; or floats."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 256, (ROWS, DEPTH), dtype=np.uint8)
-    return rows, rng.integers(-127, 128, (DEPTH, COLUMNS), dtype=np.int8)
+    if precision == "int8":
+        rows = rng.integers(0, 256, (ROWS, DEPTH), dtype=np.uint8)
+        return rows, rng.integers(-127, 128, (DEPTH, COLUMNS), dtype=np.int8)
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, DEPTH), (DEPTH, COLUMNS)))  # type: ignore[return-value]
 
 
-def exact_rows(rows: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int64]:
-    """The first rows of (rows - 128) · weights."""
-    return (rows[:_CHECKED_ROWS].astype(np.int64) - _ZERO_POINT) @ weights.astype(np.int64)
+def exact_rows(rows: Array, weights: Array) -> Array:
+    """The first rows of the product, as numpy computes it; of uint8 rows 128 is taken off first."""
+    if rows.dtype == np.uint8:
+        return (rows[:_CHECKED_ROWS].astype(np.int64) - _ZERO_POINT) @ weights.astype(np.int64)
+    return rows[:_CHECKED_ROWS].astype(np.float64) @ weights
 
 
-def on_onnxruntime(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: int) -> Multiply:
-    """MatMulInteger, uint8 by int8, with the session configuration that the runtime gives int8 graphs here."""
+def on_onnxruntime(rows: Array, weights: Array, _precision: str, threads: int) -> Multiply:
+    """MatMulInteger or MatMul, with the session options that the runtime gives such graphs here."""
     with without_telemetry():
         import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
-    node = helper.make_node("MatMulInteger", ["rows", "weights", "zero_point"], ["product"])
+    is_int8 = rows.dtype == np.uint8
+    constants = {"weights": weights} | ({"zero_point": np.array(_ZERO_POINT, np.uint8)} if is_int8 else {})
+    kind, out = ("MatMulInteger", np.int32) if is_int8 else ("MatMul", np.float32)
+
+    def value(name: str, dtype: Any, columns: int) -> Any:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [None, columns])
+
     graph = helper.make_graph(
-        [node],
+        [helper.make_node(kind, ["rows", *constants], ["product"])],
         "gemm",
-        [helper.make_tensor_value_info("rows", TensorProto.UINT8, [None, DEPTH])],
-        [helper.make_tensor_value_info("product", TensorProto.INT32, [None, COLUMNS])],
-        [
-            numpy_helper.from_array(weights, "weights"),
-            numpy_helper.from_array(np.array(_ZERO_POINT, np.uint8), "zero_point"),
-        ],
+        [value("rows", rows.dtype, DEPTH)],
+        [value("product", out, COLUMNS)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    options = session_options({}, threads, is_int8=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+    options = session_options({}, threads, is_int8=is_int8)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(["product"], {"rows": rows})[0]
 
 
-def on_openvino(rows: NDArray[np.uint8], weights: NDArray[np.int8], threads: int) -> Multiply:
-    """Static int8: FakeQuantize on float rows, int8 weights with a scale; steps of one, so products are integers."""
+def on_openvino(rows: Array, weights: Array, precision: str, threads: int) -> Multiply:
+    """FP32, BF16, static int8 (FakeQuantize in steps of one, so products are integers), or dynamic int8 (groups)."""
     with without_telemetry():
         import openvino
         from openvino import opset13 as ops
 
     x = ops.parameter([-1, DEPTH], np.float32)
-    low, high = np.float32(-_ZERO_POINT), np.float32(255 - _ZERO_POINT)
-    quantized = ops.fake_quantize(x, low, high, low, high, levels=256)
-    unfolded = ops.multiply(ops.convert(ops.constant(weights), np.float32), np.float32(1.0))
-    model = openvino.Model([ops.matmul(quantized, unfolded, False, False)], [x])
-    return _inferring(model, rows.astype(np.float32) - _ZERO_POINT, "f32", threads)
+    left, properties = x, {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    if precision == "int8":
+        rows = rows.astype(np.float32) - _ZERO_POINT
+        low, high = np.float32(-_ZERO_POINT), np.float32(255 - _ZERO_POINT)
+        left = ops.fake_quantize(x, low, high, low, high, levels=256)
+        right = ops.multiply(ops.convert(ops.constant(weights), np.float32), np.float32(1.0))
+    elif precision in DYNAMIC:
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(DYNAMIC[precision])
+        scales = np.abs(weights).max(axis=0, keepdims=True) / np.float32(127)
+        whole = ops.constant(np.round(weights / scales).astype(np.int8))
+        right = ops.multiply(ops.convert(whole, np.float32), ops.constant(scales))
+    else:
+        right = ops.constant(weights)
+    model = openvino.Model([ops.matmul(left, right, False, False)], [x])
+    compiled = openvino.Core().compile_model(model, "CPU", compile_properties(properties, threads))
+    request = compiled.create_infer_request()
 
-
-def dynamic_on_openvino(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
-    """Dynamic int8: float rows, which the engine quantizes group by group, and int8 weights with a scale a column."""
-    with without_telemetry():
-        import openvino
-        from openvino import opset13 as ops
-
-    scales = np.abs(weights).max(axis=0, keepdims=True) / np.float32(127)
-    whole = np.round(weights / scales).astype(np.int8)
-    x = ops.parameter([-1, DEPTH], np.float32)
-    unfolded = ops.multiply(ops.convert(ops.constant(whole), np.float32), ops.constant(scales))
-    model = openvino.Model([ops.matmul(x, unfolded, False, False)], [x])
-    return _inferring(model, rows, "f32", threads, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(DYNAMIC[precision])})
-
-
-def _inferring(
-    model: Any, rows: NDArray[np.float32], hint: str, threads: int, more: Mapping[str, str] | None = None
-) -> Multiply:
-    """An OpenVINO model of one product, compiled."""
-    import openvino
-
-    config = compile_properties({"INFERENCE_PRECISION_HINT": hint, **(more or {})}, threads)
-    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-
-    def multiply() -> NDArray[Any]:
+    def multiply() -> Array:
         request.infer([rows], share_inputs=True)
         return np.asarray(request.get_output_tensor(0).data)
 
     return multiply
 
 
-def float_on_onnxruntime(rows: Floats, weights: Floats, _precision: str, threads: int) -> Multiply:
-    """MatMul, fp32."""
-    with without_telemetry():
-        import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["rows", "weights"], ["product"])],
-        "gemm",
-        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, DEPTH])],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, [None, COLUMNS])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    options = session_options({}, threads, is_int8=False)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(["product"], {"rows": rows})[0]
-
-
-def float_on_openvino(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
-    """MatMul, fp32 or bf16."""
-    with without_telemetry():
-        import openvino
-        from openvino import opset13 as ops
-
-    x = ops.parameter([-1, DEPTH], np.float32)
-    model = openvino.Model([ops.matmul(x, ops.constant(weights), False, False)], [x])
-    return _inferring(model, rows, {"fp32": "f32", "bf16": "bf16"}[precision], threads)
-
-
-def float_on_torch(rows: Floats, weights: Floats, precision: str, threads: int) -> Multiply:
+def on_torch(rows: Array, weights: Array, precision: str, threads: int) -> Multiply:
     """PyTorch's matmul, fp32 or bf16."""
     import torch
 
@@ -141,74 +106,45 @@ def float_on_torch(rows: Floats, weights: Floats, precision: str, threads: int) 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     x, w = torch.from_numpy(rows).to(dtype), torch.from_numpy(weights).to(dtype)
 
-    def multiply() -> NDArray[Any]:
+    def multiply() -> Array:
         with torch.inference_mode():
             return np.asarray((x @ w)[:_CHECKED_ROWS].float().numpy())
 
     return multiply
 
 
-DYNAMIC = {"int8 dynamic, 128": 128, "int8 dynamic, 256": 256, f"int8 dynamic, {DEPTH}": DEPTH}  # values of a group
-INT8 = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}
-FLOAT = {"onnxruntime": float_on_onnxruntime, "openvino": float_on_openvino, "torch": float_on_torch}
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, **dict.fromkeys(DYNAMIC, 2e-2)}  # of the largest element
+ENGINES: Mapping[str, Callable[[Array, Array, str, int], Multiply]] = {
+    "onnxruntime": on_onnxruntime,
+    "openvino": on_openvino,
+    "torch": on_torch,
+}
 
 
 class Product(Encoder):
     """One engine's product, known to be right."""
 
     def __init__(self, engine: str, precision: str, threads: int) -> None:
-        is_int8 = precision == "int8"
-        self._multiply = int8_product(engine, threads) if is_int8 else float_product(engine, precision, threads)
+        """Make the product and compare it with numpy's.
+
+        Raises:
+            ArithmeticError: it is further off than the precision explains.
+        """
+        self.packages = (engine, "numpy")
+        rows, weights = operands(precision)
+        self._multiply = ENGINES[engine](rows, weights, precision, threads)
+        exact = exact_rows(rows, weights)
+        off = float(np.abs(self._multiply()[:_CHECKED_ROWS] - exact).max() / np.abs(exact).max())
+        if not off <= TOLERANCE[precision]:
+            raise ArithmeticError(f"{engine}'s {precision} product is off by {off:.1g} of its largest element")
 
     def run(self, _texts: Sequence[str], _heads: Sequence[str]) -> None:
         """See `serve.Encoder.run`."""
         self._multiply()
 
-    def inspect(self, _result: None) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        return float(FLOP), ()
-
-
-def int8_product(engine: str, threads: int) -> Multiply:
-    """An engine's int8 product.
-
-    Raises:
-        ArithmeticError: it is not exact.
-    """
-    rows, weights = operands()
-    multiply = INT8[engine](rows, weights, threads)
-    if not np.array_equal(multiply()[:_CHECKED_ROWS], exact_rows(rows, weights)):
-        raise ArithmeticError(f"{engine}'s int8 product is not exact on this processor, so it is no ceiling")
-    return multiply
-
-
-def float_product(engine: str, precision: str, threads: int) -> Multiply:
-    """An engine's product of floats, in whatever it computes it.
-
-    Raises:
-        ArithmeticError: it is not near enough.
-    """
-    rng = np.random.default_rng(0)
-    rows, weights = (rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, DEPTH), (DEPTH, COLUMNS)))
-    make = dynamic_on_openvino if precision in DYNAMIC else FLOAT[engine]
-    multiply = make(rows, weights, precision, threads)
-    exact = rows[:_CHECKED_ROWS].astype(np.float64) @ weights
-    off = float(np.abs(multiply()[:_CHECKED_ROWS] - exact).max() / np.abs(exact).max())
-    if not off <= TOLERANCE[precision]:
-        raise ArithmeticError(f"{engine}'s {precision} product is off by {off:.1g} of its largest element")
-    return multiply
-
-
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("engine", choices=tuple(FLOAT))
-    parser.add_argument("--precision", choices=("int8", *TOLERANCE), default="int8")
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    serve(lambda: Product(args.engine, args.precision, args.threads), (args.engine, "numpy"))
+    def work(self, _result: None) -> float:
+        """See `serve.Encoder.work`."""
+        return float(FLOP)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Product)

@@ -4,7 +4,6 @@ It knows one model, pinned by SHA-256, and downloads it. So its file resolver, a
 comes from the folder that `lite_build` filled. Everything that runs is the package's own.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,12 @@ def take_files_from(folder: Path) -> None:
 class LiteEncoder(Encoder):
     """`BGEM3Embedder.encode` as its users call it."""
 
-    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+    packages = ("bge-m3-lite", "onnxruntime", "numpy")
+
+    def __init__(self, folder: str, precision: str, threads: int) -> None:
         from bge_m3_lite import BGEM3Embedder
 
-        take_files_from(folder)
+        take_files_from(Path(folder))
         self._embedder = BGEM3Embedder(precision=precision, num_threads=threads, quiet=True)
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
@@ -42,10 +43,9 @@ class LiteEncoder(Encoder):
             return_colbert_vecs="colbert" in heads,
         )
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`: it has a ColBERT row for every token but the first."""
-        tokens = sum(len(rows) + 1 for rows in result["colbert_vecs"])
-        return float(tokens), result["dense_vecs"][0].tolist()
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`: it has a ColBERT row for every token but the first."""
+        return float(sum(len(rows) + 1 for rows in result["colbert_vecs"]))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`."""
@@ -53,18 +53,5 @@ class LiteEncoder(Encoder):
         return Vectors(found["dense_vecs"], [by_id(row) for row in found["lexical_weights"]], found["colbert_vecs"])
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--precision", choices=("fp32", "int8"), required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    serve(
-        lambda: LiteEncoder(args.folder, args.precision, args.threads),
-        ("bge-m3-lite", "onnxruntime", "numpy"),
-    )
-
-
 if __name__ == "__main__":
-    main()
+    serve(LiteEncoder)

@@ -4,9 +4,7 @@ Texts go one by one. A call with several packs them into one row, whose attentio
 take more than twice as long that way.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -21,12 +19,15 @@ _POOLING = {"mean": 1, "cls": 2, "last_token": 3}  # llama.h, LLAMA_POOLING_TYPE
 class LlamaEncoder(Encoder):
     """`Llama.embed`; unit length is ours to make, in numpy, because its own is a loop in Python."""
 
-    def __init__(self, model: Path, pooling: str, max_tokens: int, threads: int) -> None:
+    packages = ("llama-cpp-python", "numpy")
+
+    def __init__(self, model: str, pooling: str, max_tokens: int, threads: int) -> None:
+        """Load a GGUF file; texts longer than `max_tokens` are cut."""
         from llama_cpp import Llama
 
         self._one_at_a_time = Lock()  # one context, which several callers would share
         self._llama = Llama(
-            str(model),
+            model,
             embedding=True,
             pooling_type=_POOLING[pooling],
             n_ctx=max_tokens,
@@ -45,26 +46,14 @@ class LlamaEncoder(Encoder):
         dense /= np.linalg.norm(dense, axis=1, keepdims=True)
         return dense, sum(tokens for _, tokens in found)
 
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
-        dense, tokens = result
-        return float(tokens), dense[0].tolist()
+    def work(self, result: Any) -> float:
+        """See `serve.Encoder.work`."""
+        return float(result[1])
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`."""
         return Vectors(self.run(texts, heads)[0], None, None)
 
 
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="GGUF file")
-    parser.add_argument("--pooling", choices=tuple(_POOLING), default="cls")
-    parser.add_argument("--max-tokens", type=int, required=True, help="of a text; longer ones are cut")
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    serve(lambda: LlamaEncoder(args.model, args.pooling, args.max_tokens, args.threads), ("llama-cpp-python", "numpy"))
-
-
 if __name__ == "__main__":
-    main()
+    serve(LlamaEncoder)

@@ -1,6 +1,5 @@
 """How fast this machine reads memory: a sum over more than its caches hold, each thread a part of its own."""
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,8 @@ BYTES = 2**29
 class Reading(Encoder):
     """The dot product of an array with itself, which is one pass over it. Its work is bytes."""
 
+    packages = ("numpy",)
+
     def __init__(self, threads: int) -> None:
         self._parts = np.array_split(np.ones(BYTES // 4, dtype=np.float32), threads)
         self._pool = ThreadPoolExecutor(threads)
@@ -22,20 +23,12 @@ class Reading(Encoder):
         """See `serve.Encoder.run`."""
         return float(sum(self._pool.map(lambda part: np.dot(part, part), self._parts)))  # numpy lets other threads run
 
-    def inspect(self, result: float) -> tuple[float, Sequence[float]]:
-        """See `serve.Encoder.inspect`."""
+    def work(self, result: float) -> float:
+        """See `serve.Encoder.work`."""
         if not np.isclose(result, BYTES // 4, rtol=1e-3):
             raise ArithmeticError(f"the sum of {BYTES // 4} ones came out as {result}")
-        return float(BYTES), ()
-
-
-def main() -> None:
-    """Serve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
-    serve(lambda: Reading(args.threads), ("numpy",))
+        return float(BYTES)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Reading)

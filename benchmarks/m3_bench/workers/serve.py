@@ -1,6 +1,8 @@
 """A worker's main loop. Needs the standard library, and numpy to keep vectors: peers' environments have no more."""
 
+import json
 import os
+import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -9,31 +11,40 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from m3_bench.workers.messages import Failure, Keep, Kept, Ready, Reply, Request, from_line, to_line
+from m3_bench.workers.messages import Failure, Message, Ready, Reply, Request, VectorsReply, VectorsRequest
 
 _STATUS = Path("/proc/self/status")
 
 
 class Encoder(ABC):
-    """What a worker's program brings along."""
+    """What a worker's program brings along.
+
+    `packages` are the distributions that compute, whose releases are kept with the results.
+    """
+
+    packages: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """The work that is timed."""
 
     @abstractmethod
-    def inspect(self, result: Any) -> tuple[float, Sequence[float]]:
-        """How much work a result was (tokens), and the dense vector of its first text; not timed."""
+    def work(self, result: Any) -> float:
+        """How much work a result was, in tokens; not timed."""
 
     def parts(self) -> tuple[float, float] | None:
-        """Seconds of the last `run` spent tokenising, and in the engine; None if that is not known."""
+        """Seconds of the last `run` spent tokenizing, and in the engine; None if that is not known."""
         return None
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """A `vectors.Vectors` with those of the heads that it has, by the public call; not timed."""
         raise NotImplementedError(f"{type(self).__name__} gives no vectors")
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that it holds: now, and at the highest."""
+        return resident_memory()
 
 
 @dataclass(frozen=True)
@@ -42,45 +53,44 @@ class _Call:
 
     seconds: float
     work: float
-    dense: Sequence[float]
     parts: tuple[float, float] | None
 
 
-def serve(open_encoder: Callable[[], Encoder], packages: Sequence[str]) -> None:
-    """Load, say `Ready`, then answer one `Request` or `Keep` after the other until stdin ends.
+def serve(open_encoder: Callable[..., Encoder]) -> None:
+    """Load, say `Ready`, then answer one request after the other until stdin ends.
 
     Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
 
     Args:
-        open_encoder: loads the model.
-        packages: distributions whose releases the parent wants to know.
+        open_encoder: loads the model; called with the options of the command line.
     """
     answers = _reserve_stdout()
     try:
-        encoder = open_encoder()
+        encoder = open_encoder(**json.loads(sys.argv[1]))
     except Exception as error:  # whatever a library raises, the parent shall read it
         _send(answers, _failure(error))
         return
-    _send(answers, Ready({name: metadata.version(name) for name in packages}))
-    for line in sys.stdin:
+    _send(answers, Ready({name: metadata.version(name) for name in encoder.packages}))
+    while True:
         try:
-            message = from_line(line)
-            reply: Reply | Kept | Failure
-            reply = _keep(encoder, message) if isinstance(message, Keep) else _answer(encoder, message)
+            message = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+        except EOFError:
+            return
+        try:
+            _send(answers, _answer(encoder, message) if isinstance(message, Request) else _vectors(encoder, message))
         except Exception as error:
-            reply = _failure(error)
-        _send(answers, reply)
+            _send(answers, _failure(error))
 
 
-def _reserve_stdout() -> TextIO:
+def _reserve_stdout() -> BinaryIO:
     """The pipe to the parent, ours alone: what libraries print, in C too, goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers
 
 
-def _send(answers: TextIO, message: Ready | Reply | Kept | Failure) -> None:
-    answers.write(to_line(message))
+def _send(answers: BinaryIO, message: Message) -> None:
+    pickle.dump(message, answers)
     answers.flush()
 
 
@@ -102,16 +112,15 @@ def _answer(encoder: Encoder, request: Request) -> Reply:
         with ThreadPoolExecutor(request.clients) as clients:
             calls = list(clients.map(call, request.batches))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-    resident_bytes, peak_bytes = resident_memory()
+    resident_bytes, peak_bytes = encoder.memory()
     parts = [one.parts for one in calls if one.parts is not None]
     return Reply(
         seconds=tuple(one.seconds for one in calls),
         work=tuple(one.work for one in calls),
         resident_bytes=resident_bytes,
         peak_bytes=peak_bytes,
-        dense=tuple(map(float, calls[0].dense)) if calls else (),
-        tokenise_s=tuple(tokenise for tokenise, _ in parts),
-        engine_s=tuple(engine for _, engine in parts),
+        tokenise_s=tuple(tokenize_s for tokenize_s, _ in parts),
+        engine_s=tuple(engine_s for _, engine_s in parts),
         wall_s=wall_s,
         cpu_s=cpu_s,
     )
@@ -121,20 +130,22 @@ def _timed(encoder: Encoder, texts: Sequence[str], heads: Sequence[str], *, is_a
     started_s = time.perf_counter()
     result = encoder.run(texts, heads)
     seconds = time.perf_counter() - started_s
-    done, dense = encoder.inspect(result)  # the result goes with this frame, or it would be on top of the next one's
-    return _Call(seconds, done, dense, encoder.parts() if is_alone else None)
+    # the result goes with this frame, or it would be on top of the next one's
+    return _Call(seconds, encoder.work(result), encoder.parts() if is_alone else None)
 
 
-def _keep(encoder: Encoder, keep: Keep) -> Kept:
-    from m3_bench.workers.vectors import write_vectors
+def _vectors(encoder: Encoder, request: VectorsRequest) -> VectorsReply:
+    from m3_bench.workers.vectors import to_arrays
 
-    vectors = encoder.vectors(keep.texts, keep.heads)
-    write_vectors(vectors, Path(keep.path))
-    return Kept(vectors.heads)
+    return VectorsReply(to_arrays(encoder.vectors(request.texts, request.heads)))
 
 
 def resident_memory() -> tuple[int, int]:
-    """Resident memory of this process in bytes: now, and at its highest. (0, peak) where there is no /proc."""
+    """Resident memory of this process in bytes: now, and at its highest. (0, peak) where there is no /proc.
+
+    psutil has no peak on Linux and the peers' environments have no psutil; getrusage's peak on Linux includes what the
+    parent had when it started the process.
+    """
     if _STATUS.is_file():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))

@@ -1,11 +1,18 @@
-"""Vectors on their way from a worker to its parent: an npz file. Needs numpy alone, which every peer has."""
+"""Vectors as named arrays, for pipes and files. Needs numpy alone, which every peer has.
+
+Texts differ in length, so lexical weights and ColBERT rows of all texts lie one after the other, with the place where
+each text begins.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+DENSE, SPARSE_IDS, SPARSE_WEIGHTS, SPARSE_STARTS = "dense", "sparse_ids", "sparse_weights", "sparse_starts"
+COLBERT, COLBERT_STARTS = "colbert", "colbert_starts"
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,6 @@ class Vectors:
     lexical: Sequence[Mapping[int, float]] | None
     colbert: Sequence[Any] | None
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads that are there."""
-        found = {"dense": self.dense, "sparse": self.lexical, "colbert": self.colbert}
-        return tuple(name for name, values in found.items() if values is not None)
-
 
 def by_id(weights: Mapping[str, Any]) -> dict[int, float]:
     """FlagEmbedding's lexical weights with numbers for keys.
@@ -38,31 +39,35 @@ def by_id(weights: Mapping[str, Any]) -> dict[int, float]:
     return {int(key): float(value) for key, value in weights.items()}
 
 
-def write_vectors(vectors: Vectors, path: Path) -> None:
-    """Write them; rows of all texts one after the other, with how many each text has."""
-    arrays = {"dense": np.asarray(vectors.dense, dtype=np.float32)}
+def to_arrays(vectors: Vectors) -> dict[str, Any]:
+    """Vectors as named arrays; a head that is missing has none."""
+    arrays = {DENSE: np.asarray(vectors.dense, dtype=np.float32)}
     if vectors.lexical is not None:
-        arrays["sparse_counts"] = np.array([len(row) for row in vectors.lexical], dtype=np.int64)
-        arrays["sparse_ids"] = np.array([i for row in vectors.lexical for i in row], dtype=np.int32)
-        arrays["sparse_weights"] = np.array([w for row in vectors.lexical for w in row.values()], dtype=np.float32)
+        arrays[SPARSE_IDS] = np.array([i for row in vectors.lexical for i in row], dtype=np.int32)
+        arrays[SPARSE_WEIGHTS] = np.array([w for row in vectors.lexical for w in row.values()], dtype=np.float32)
+        arrays[SPARSE_STARTS] = _starts(vectors.lexical)
     if vectors.colbert is not None:
-        arrays["colbert_counts"] = np.array([len(rows) for rows in vectors.colbert], dtype=np.int64)
-        arrays["colbert"] = np.concatenate([np.asarray(rows, dtype=np.float32) for rows in vectors.colbert])
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for its own arguments
+        arrays[COLBERT] = np.concatenate([np.asarray(rows, dtype=np.float32) for rows in vectors.colbert])
+        arrays[COLBERT_STARTS] = _starts(vectors.colbert)
+    return arrays
 
 
-def read_vectors(path: Path) -> Vectors:
-    """Read them again."""
-    with np.load(path, allow_pickle=False) as arrays:
-        lexical = colbert = None
-        if "sparse_ids" in arrays:
-            ids, weights = (_split(arrays[name], arrays["sparse_counts"]) for name in ("sparse_ids", "sparse_weights"))
-            pairs = zip(ids, weights, strict=True)
-            lexical = [dict(zip(row.tolist(), values.tolist(), strict=True)) for row, values in pairs]
-        if "colbert" in arrays:
-            colbert = _split(arrays["colbert"], arrays["colbert_counts"])
-        return Vectors(arrays["dense"], lexical, colbert)
+def from_arrays(arrays: Mapping[str, Any]) -> Vectors:
+    """The vectors of `to_arrays`."""
+    lexical = colbert = None
+    if SPARSE_STARTS in arrays:
+        ids, weights = (_split(arrays[name], arrays[SPARSE_STARTS]) for name in (SPARSE_IDS, SPARSE_WEIGHTS))
+        pairs = zip(ids, weights, strict=True)
+        lexical = [dict(zip(row.tolist(), values.tolist(), strict=True)) for row, values in pairs]
+    if COLBERT_STARTS in arrays:
+        colbert = _split(arrays[COLBERT], arrays[COLBERT_STARTS])
+    return Vectors(arrays[DENSE], lexical, colbert)
 
 
-def _split(values: Any, counts: Any) -> list[Any]:
-    return np.split(values, np.cumsum(counts)[:-1])
+def _starts(rows: Sequence[Any]) -> Any:
+    """Where each text begins, and where the last one ends: (N + 1,)."""
+    return np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+
+
+def _split(values: Any, starts: Any) -> list[Any]:
+    return [values[start:end] for start, end in pairwise(starts)]

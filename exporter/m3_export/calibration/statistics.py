@@ -10,17 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from m3_export.graph.model import M3Model, Norm
-from m3_export.graph.model import Projection as Linear
+from m3_export.arrays import Float32Array, Ids
+from m3_export.graph.model import Linear, M3Model, Norm
 from m3_export.plan.plan import Kind, Projection, projections
 from m3_export.quantize.projection import InputStatistics
 from m3_export.verify.reference import batches_of_one_length
 
-Ids = NDArray[np.int32]
-Floats = NDArray[np.float32]
-MAX_TOKENS = 128  # of each text: many texts say more about a channel's range than long ones
+CALIBRATION_TOKENS = 128  # of each text: many texts say more about a channel's range than long ones
 MAX_ROWS = 512  # kept of each input
 
 # An outlier neuron: its largest value is this many times the largest value of the median token.
@@ -38,7 +35,7 @@ class ActivationStatistics:
         inputs: statistics of every projection's input, centred, outlier neurons at zero.
     """
 
-    means: tuple[Floats, ...]
+    means: tuple[Float32Array, ...]
     outlier_neurons: tuple[tuple[int, ...], ...]
     inputs: Mapping[Projection, InputStatistics]
 
@@ -53,7 +50,7 @@ def norm_before(projection: Projection) -> int | None:
     return {Kind.QKV: 2 * projection.layer, Kind.FFN_IN: 2 * projection.layer + 1}.get(projection.kind)
 
 
-def measure(
+def gather_statistics(
     model: M3Model, ids: Sequence[Ids], track: Callable[[Sequence[list[int]]], Iterable[list[int]]]
 ) -> ActivationStatistics:
     """Run the calibration texts through the exact model.
@@ -88,17 +85,16 @@ def measure(
         for projection, observer in inputs.items()
         if projection.kind is Kind.FFN_OUT
     )
-    return ActivationStatistics(
-        means=means,
-        outlier_neurons=outliers,
-        inputs={
-            projection: observer.statistics(_offset(projection, means), _zeroed(projection, outliers), projection.kind)
-            for projection, observer in inputs.items()
-        },
-    )
+    found = {}
+    for projection, observer in inputs.items():
+        norm, after_gelu = norm_before(projection), projection.kind is Kind.FFN_OUT
+        zeroed = list(outliers[projection.layer]) if after_gelu else []
+        offset = None if norm is None else means[norm]
+        found[projection] = observer.statistics(offset, zeroed, after_gelu=after_gelu)
+    return ActivationStatistics(means=means, outlier_neurons=outliers, inputs=found)
 
 
-def outlier_neurons(highest: Floats, of_token: Floats) -> tuple[int, ...]:
+def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:
     """Neurons far above what the median token needs, the `MOST_OUTLIERS` largest of them, ascending.
 
     Args:
@@ -110,15 +106,6 @@ def outlier_neurons(highest: Floats, of_token: Floats) -> tuple[int, ...]:
     """
     order = np.argsort(-highest, kind="stable")[:MOST_OUTLIERS]
     return tuple(sorted(int(i) for i in order if highest[i] > OUTLIER_FACTOR * float(np.median(of_token))))
-
-
-def _offset(projection: Projection, means: Sequence[Floats]) -> Floats | None:
-    norm = norm_before(projection)
-    return None if norm is None else means[norm]
-
-
-def _zeroed(projection: Projection, outliers: Sequence[Sequence[int]]) -> list[int]:
-    return list(outliers[projection.layer]) if projection.kind is Kind.FFN_OUT else []
 
 
 class _MeanObserver:
@@ -139,8 +126,8 @@ class _InputObserver:
         self._every, self._seen = max(1, tokens // MAX_ROWS), 0
         self._lowest = np.full(width, np.inf, np.float32)
         self.highest = np.full(width, -np.inf, np.float32)
-        self.of_token: list[Floats] = []
-        self._rows: list[Floats] = []
+        self.of_token: list[Float32Array] = []
+        self._rows: list[Float32Array] = []
 
     def observe(self, _linear: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         x = args[0].flatten(0, 1).numpy()
@@ -150,7 +137,7 @@ class _InputObserver:
         self._rows.append(x[-self._seen % self._every :: self._every].copy())
         self._seen += len(x)
 
-    def statistics(self, offset: Floats | None, zeroed: list[int], kind: Kind) -> InputStatistics:
+    def statistics(self, offset: Float32Array | None, zeroed: list[int], *, after_gelu: bool) -> InputStatistics:
         """Of the centred input, some channels of it at zero."""
         lowest, highest, rows = self._lowest.copy(), self.highest.copy(), np.concatenate(self._rows)
         if offset is not None:
@@ -160,5 +147,5 @@ class _InputObserver:
             lowest=torch.from_numpy(lowest),
             highest=torch.from_numpy(highest),
             rows=torch.from_numpy(rows),
-            after_gelu=kind is Kind.FFN_OUT,
+            after_gelu=after_gelu,
         )

@@ -14,8 +14,8 @@ from m3_export.checkpoint.heads import HeadWeights, read_heads
 from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
 from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights
 from m3_export.errors import CheckpointError
-from m3_export.recipe import Recipe
-from m3_runtime.bundle.manifest import FileEntry, Geometry, Head
+from m3_models.checkpoint_files import tensor_shapes
+from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
 from m3_runtime.bundle.reader import sha256_of
 
 # Everything that a checkpoint is read from: no foreign weight formats, no code, no training state.
@@ -46,8 +46,21 @@ class Checkpoint:
     pad_id: int
 
     @classmethod
-    def open(cls, folder: Path, recipe: Recipe) -> "Checkpoint":
+    def open(
+        cls,
+        folder: Path,
+        *,
+        heads: tuple[Head, ...] = tuple(Head),
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+    ) -> "Checkpoint":
         """Read a checkpoint folder.
+
+        Args:
+            folder: holds config.json, weights, heads and tokenizer.
+            heads: all, or dense alone.
+            pooling: None: as the folder says.
+            normalize: None: as the folder says.
 
         Raises:
             CheckpointError: a file is missing, malformed, of another architecture, of wrong shape, or holds NaN.
@@ -55,7 +68,7 @@ class Checkpoint:
         config = _read_config(folder / "config.json")
         encoder = _encoder_only(read_encoder_weights(folder))
         hidden = int(config["hidden_size"])
-        sparse, colbert = read_heads(folder, hidden) if Head.SPARSE in recipe.heads else (None, None)
+        sparse, colbert = read_heads(folder, hidden) if Head.SPARSE in heads else (None, None)
         geometry = _geometry(config, colbert)
         _check_encoder(folder, encoder, geometry, config["max_position_embeddings"])
         return cls(
@@ -64,7 +77,7 @@ class Checkpoint:
             encoder=encoder,
             sparse=sparse,
             colbert=colbert,
-            pooling=read_pooling(folder, recipe),
+            pooling=read_pooling(folder, pooling, normalize),
             geometry=geometry,
             pad_id=int(config.get("pad_token_id", 1)),
         )
@@ -75,7 +88,7 @@ class Checkpoint:
         return float(self.config.get("layer_norm_eps", 1e-12))
 
     def weights_sha256(self) -> str:
-        """Digest of all weights as float32, whatever files and dtypes they lie in on disk."""
+        """Digest of all weights as float32, whatever files and dtypes hold them on disk."""
         digest = hashlib.sha256()
         tensors = dict(self.encoder)
         for name, head in (("sparse", self.sparse), ("colbert", self.colbert)):
@@ -86,6 +99,13 @@ class Checkpoint:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(memoryview(tensor.numpy()).cast("B"))
         return digest.hexdigest()
+
+    def space_id(self, weights_sha256: str, ids_sha256: str) -> str:
+        """Name of the vector space: the same weights, tokenization, pooling and normalisation give the same one."""
+        pooling, heads = self.pooling, self.geometry.attention_heads
+        encoder = f"{heads} heads, epsilon {self.layer_norm_epsilon!r}"  # not seen in the weights
+        parts = (weights_sha256, ids_sha256, encoder, pooling.pooling, f"normalize {pooling.normalize}")
+        return "m3-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def files(self) -> tuple[FileEntry, ...]:
         """What a checkpoint is read from, with digests; other files of the folder do not matter."""
@@ -101,7 +121,7 @@ class Checkpoint:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "xlm-roberta":
@@ -166,29 +186,13 @@ def _geometry(config: Mapping[str, Any], colbert: HeadWeights | None) -> Geometr
 
 def encoder_shapes(geometry: Geometry, positions: int) -> dict[str, tuple[int, ...]]:
     """Every tensor that an XLM-R encoder of this geometry has, with its shape."""
-    hidden, ffn = geometry.hidden_size, geometry.ffn_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (geometry.vocab_size, hidden),
-        "embeddings.position_embeddings.weight": (positions, hidden),
-        "embeddings.token_type_embeddings.weight": (1, hidden),
-    }
-    linears = {
-        "attention.self.query": (hidden, hidden),
-        "attention.self.key": (hidden, hidden),
-        "attention.self.value": (hidden, hidden),
-        "attention.output.dense": (hidden, hidden),
-        "intermediate.dense": (ffn, hidden),
-        "output.dense": (hidden, ffn),
-    }
-    norms = ["embeddings.LayerNorm"]
-    for i in range(geometry.layers):
-        layer = f"encoder.layer.{i}"
-        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
-        for name, shape in linears.items():
-            shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = shape, shape[:1]
-    for norm in norms:
-        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (hidden,)
-    return shapes
+    return tensor_shapes(
+        layers=geometry.layers,
+        hidden=geometry.hidden_size,
+        ffn=geometry.ffn_size,
+        vocabulary=geometry.vocab_size,
+        positions=positions,
+    )
 
 
 def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: Geometry, positions: int) -> None:
@@ -196,18 +200,18 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
     if missing := sorted(shapes.keys() - encoder.keys()):
         raise CheckpointError(
             f"{folder.name}: {len(missing)} encoder tensors are missing, the first is {missing[0]!r}; "
-            "config.json and the weights are of different models, or a file is incomplete"
+            "config.json and the weights belong to different models, or a file is incomplete"
         )
     if unknown := sorted(encoder.keys() - shapes.keys()):
         raise CheckpointError(
             f"{folder.name}: unexpected encoder tensor {unknown[0]!r} ({len(unknown)} in all); "
-            "config.json and the weights are of different models, or the weights have been quantized"
+            "config.json and the weights belong to different models, or the weights have been quantized"
         )
     for name, shape in shapes.items():
         if tuple(encoder[name].shape) != shape:
             got = tuple(encoder[name].shape)
             raise CheckpointError(
-                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they are of different models"
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they belong to different models"
             )
         if encoder[name].dtype is not torch.float32:
             raise CheckpointError(
@@ -215,5 +219,5 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
             )
         if not math.isfinite(encoder[name].sum(dtype=torch.float64).item()):
             raise CheckpointError(
-                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+                f"{folder.name}: {name} holds NaN or infinity; the training run has diverged; use an earlier checkpoint"
             )

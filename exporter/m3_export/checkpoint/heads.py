@@ -62,7 +62,7 @@ def _tensor(path: Path, name: str, value: object, rank: int) -> torch.Tensor:
         raise CheckpointError(f"{path.name}: {name} has shape {tuple(value.shape)}; expected {rank} dimensions, none 0")
     if not torch.isfinite(value).all():
         raise CheckpointError(
-            f"{path.name}: {name} holds NaN or infinity; the training run has diverged, take an earlier one"
+            f"{path.name}: {name} holds NaN or infinity; the training run has diverged; use an earlier checkpoint"
         )
     return value.detach().to(torch.float32).contiguous()
 
@@ -73,5 +73,5 @@ def _check_shape(file: str, head: HeadWeights, *, rows: int, hidden_size: int) -
         raise CheckpointError(
             f"{file}: weight has shape {weight} and bias {bias}; "
             f"with hidden_size {hidden_size} expected ({rows}, {hidden_size}) and ({rows},); "
-            "the head is of another model than the encoder"
+            "head and encoder belong to different models"
         )

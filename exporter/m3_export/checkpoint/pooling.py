@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from m3_export.errors import CheckpointError
-from m3_export.recipe import Recipe
 from m3_runtime.bundle.manifest import Pooling
 
 # names of sentence-transformers: the flags of older releases, and the one word of newer ones
@@ -31,20 +30,25 @@ class PoolingChoice:
     normalize_from: str
 
 
-def read_pooling(folder: Path, recipe: Recipe) -> PoolingChoice:
-    """What the recipe says; else what modules.json and 1_Pooling say; else CLS and normalised, as BGE-M3 is.
+def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool | None = None) -> PoolingChoice:
+    """What the flags say; else what modules.json and 1_Pooling say; else CLS and normalised, as BGE-M3 is.
+
+    Args:
+        folder: the checkpoint.
+        pooling: the flag, or None.
+        normalize: the flag, or None.
 
     Raises:
         CheckpointError: the sentence-transformers files are malformed or ask for a pooling that M3 does not have.
     """
-    stated = None if recipe.pooling is not None and recipe.normalize is not None else _stated(folder)
+    stated = None if pooling is not None and normalize is not None else _stated(folder)
     default = stated or (Pooling.CLS, True)
     origin = "sentence-transformers files" if stated else "default"
     return PoolingChoice(
-        pooling=default[0] if recipe.pooling is None else recipe.pooling,
-        pooling_from=origin if recipe.pooling is None else "flag",
-        normalize=default[1] if recipe.normalize is None else recipe.normalize,
-        normalize_from=origin if recipe.normalize is None else "flag",
+        pooling=default[0] if pooling is None else pooling,
+        pooling_from=origin if pooling is None else "flag",
+        normalize=default[1] if normalize is None else normalize,
+        normalize_from=origin if normalize is None else "flag",
     )
 
 
@@ -82,7 +86,7 @@ def _pooling(path: Path) -> Pooling:
 def _read_json(path: Path, kind: type[Any]) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
     if not isinstance(data, kind):
         raise CheckpointError(

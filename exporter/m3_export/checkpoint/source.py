@@ -7,7 +7,8 @@ from pathlib import Path
 
 import m3_models
 from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
-from m3_export.errors import SourceError
+from m3_export.errors import ExportError, HubError, SourceError
+from m3_runtime.errors import ExtraNotInstalledError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./folder" is a folder, there or not
 
@@ -28,14 +29,16 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         source: a folder, a name of m3_models, or a hub id such as BAAI/bge-m3; a folder wins over a name.
         scratch: a folder for a checkpoint that has to be built.
         revision: branch, tag or commit of a hub source.
-        progress: told what is being done.
+        progress: called with a line before each long step.
 
     Raises:
-        SourceError: none of the three, or the hub could not be reached.
+        SourceError: none of the three, or the hub has no such repository, or it holds no checkpoint.
+        HubError: the hub cannot be reached, or does not hand out the repository.
+        M3Error: a named model cannot be written, see `write_named`.
     """
     path = Path(source).expanduser()
     if revision is not None and (path.is_dir() or m3_models.is_name(source)):
-        raise SourceError(f"--revision {revision!r} is for hub sources; {source!r} is here already, leave it out")
+        raise SourceError(f"--revision {revision!r} is for hub sources, which {source!r} is not; leave it out")
     if path.is_dir():
         return Source(path.resolve().name, _with_config(path), None)
     if m3_models.is_name(source):
@@ -53,12 +56,15 @@ def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> Non
     """Write the checkpoint of a name that m3_models knows.
 
     Raises:
-        SourceError: a package that the model is made from is missing or of another release.
+        ExtraNotInstalledError: a package that the model is made from is missing.
+        ExportError: it is of another release.
     """
     try:
         m3_models.write_checkpoint(name, folder, progress=progress)
+    except m3_models.MissingPackageError as error:
+        raise ExtraNotInstalledError(str(error)) from error
     except m3_models.ModelError as error:
-        raise SourceError(str(error)) from error
+        raise ExportError(str(error)) from error
 
 
 def _with_config(folder: Path) -> Path:
@@ -76,13 +82,16 @@ def _step(name: str) -> int:
 
 def _from_hub(repo: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
     except Exception as error:  # the client's own errors, and those of the HTTP library below it
+        not_there = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+        kind = SourceError if isinstance(error, not_there) else HubError
         reason = " ".join(str(error).split())[:400] or type(error).__name__
-        raise SourceError(
-            f"there is no folder {repo!r}, and it could not be had from the hub: {reason.rstrip('.')}. "
+        raise kind(
+            f"there is no folder {repo!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. "
             "Without a network: download the checkpoint elsewhere and give its folder, "
             "or try the offline model with: m3-export mini-m3 OUT"
         ) from error

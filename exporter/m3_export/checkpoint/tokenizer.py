@@ -1,8 +1,7 @@
 """The checkpoint's tokenizer, saved as the pipeline it is at export, and the proof that the runtime agrees."""
 
 import hashlib
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -79,7 +78,7 @@ class CheckpointTokenizer:
     def config(self, max_tokens: int) -> dict[str, Any]:
         """What transformers reads beside tokenizer.json, in tokenizer_config.json.
 
-        The class is the one that takes the pipeline as it lies. XLM-R's own makes parts of it anew, by the rules of the
+        The class is the one that takes the pipeline as saved. XLM-R's own rebuilds parts of it, by the rules of the
         release that reads it.
         """
         special = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
@@ -93,22 +92,30 @@ class CheckpointTokenizer:
         }
 
 
-def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> TokenizerInfo:
-    """Show that the runtime reads the saved file to the same ids; the result's `proof` says how much was compared.
+def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence[str]) -> M3Tokenizer:
+    """Save the tokenizer and show that the runtime reads the file to the same ids.
+
+    Args:
+        tokenizer: the checkpoint's.
+        folder: where tokenizer.json is written.
+        texts: compared besides `HARD_TEXTS`.
+
+    Returns:
+        The runtime's tokenizer; `info.proof` says how much was compared.
 
     Raises:
         TokenizerMismatchError: names the first text that differs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        try:
-            runtime = M3Tokenizer.open(Path(folder) / TOKENIZER_NAME, tokenizer.info)
-        except BundleError as error:
-            raise TokenizerMismatchError(
-                f"the runtime cannot use the checkpoint's tokenizer: {error.__cause__ or _wrapping(tokenizer)}; "
-                "it must be XLM-R's, one <s> and one </s> around a text"
-            ) from error
+    tokenizer.save(folder)
     compared = (*HARD_TEXTS, *texts)
+    info = replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
+    try:
+        runtime = M3Tokenizer.open(folder / TOKENIZER_NAME, info)
+    except BundleError as error:
+        raise TokenizerMismatchError(
+            f"the runtime cannot use the checkpoint's tokenizer: {error.__cause__ or _wrapping(tokenizer)}; "
+            "it must be XLM-R's, one <s> and one </s> around a text"
+        ) from error
     longest = max(len(text) for text in compared) * 4 + 16
     for text, ids in zip(compared, runtime.encode_batch(compared, longest).ids, strict=True):
         expected = _original_ids(tokenizer.original, text)
@@ -117,19 +124,19 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, texts: tuple[str, ...]) -> To
                 f"the saved tokenizer gives other ids for {text[:60]!r}: the checkpoint's own {expected[:20]}, "
                 f"the runtime {ids.tolist()[:20]}; the installed tokenizers package may not know this pipeline"
             )
-    return replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
+    return runtime
 
 
 def _check_ids(largest: int, vocab_size: int) -> None:
     if largest >= vocab_size:
         raise CheckpointError(
             f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
-            "tokenizer and weights are of different models"
+            "tokenizer and weights belong to different models"
         )
     if largest < vocab_size // 2:  # some rows may be spare, but not most of them
         raise CheckpointError(
             f"the tokenizer has ids up to {largest} only, the word embedding {vocab_size} rows; "
-            "its vocabulary is damaged, or of another model than the weights"
+            "its vocabulary is damaged, or belongs to another model than the weights"
         )
 
 
@@ -139,7 +146,7 @@ def _wrapping(tokenizer: CheckpointTokenizer) -> str:
 
 
 def _ids_sha256(vocabulary: Mapping[str, int], original: Any) -> str:
-    """Every piece with its id, and the ids of the hard texts, which tell normalisers, scores and blank rules apart."""
+    """Every piece with its id, and the ids of the hard texts, which show normalisers, scores and blank rules."""
     pieces = [f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0))]
     ids = [str(_original_ids(original, text)) for text in HARD_TEXTS]
     return hashlib.sha256("\n".join([*pieces, *ids]).encode("utf-8", "surrogatepass")).hexdigest()

@@ -38,7 +38,7 @@ def read_encoder_weights(folder: Path) -> State:
         for path in _shards(folder, name):
             if path.is_file():
                 continue
-            raise CheckpointError(f"{path.name}: listed in {name}.index.json but not there; copy the checkpoint again")
+            raise CheckpointError(f"{path.name}: listed in {name}.index.json but missing; copy the checkpoint again")
         if shards := _shards(folder, name):
             return {key: _float32(key, tensor) for path in shards for key, tensor in _load(path, load).items()}
     if any(folder.glob("adapter_*")):
@@ -56,7 +56,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
         return []
     try:
         files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index.name}: not an index of shards ({error}); copy the checkpoint again") from error
     if outside := sorted(file for file in files if Path(file).name != file):
         raise CheckpointError(f"{index.name}: lists {outside[0]!r}, which is not a file of this folder")

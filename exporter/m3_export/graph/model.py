@@ -19,7 +19,7 @@ MASKED_SCORE = -1e9
 NORM_EPSILON = 1e-12  # torch.nn.functional.normalize's default, which FlagEmbedding uses
 
 
-class Projection(nn.Module):
+class Linear(nn.Module):
     """y = x W + b with W stored (in, out), so that the graph holds it under its own name and untransposed."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -52,8 +52,8 @@ class Layer(nn.Module):
     def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str, heads: int, epsilon: float) -> None:
         super().__init__()
 
-        def projection(name: str) -> Projection:
-            return Projection(tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"])
+        def projection(name: str) -> Linear:
+            return Linear(tensors[f"{prefix}.{name}.weight"], tensors[f"{prefix}.{name}.bias"])
 
         self.heads = heads
         self.query = projection("attention.self.query")
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         self.attention_out = projection("attention.output.dense")
         self.attention_norm = Norm(tensors, f"{prefix}.attention.output.LayerNorm", epsilon)
         self.ffn_in = projection("intermediate.dense")
-        self.gelu = nn.GELU()  # a module, so that calibration can listen to it
+        self.gelu = nn.GELU()  # a module, so that calibration can hook into it
         self.ffn_out = projection("output.dense")
         self.ffn_norm = Norm(tensors, f"{prefix}.output.LayerNorm", epsilon)
 
@@ -101,8 +101,8 @@ class M3Model(nn.Module):
         self.layers = nn.ModuleList(
             Layer(tensors, f"encoder.layer.{i}", geometry.attention_heads, epsilon) for i in range(geometry.layers)
         )
-        self.sparse = Projection(checkpoint.sparse.weight, checkpoint.sparse.bias) if checkpoint.sparse else None
-        self.colbert = Projection(checkpoint.colbert.weight, checkpoint.colbert.bias) if checkpoint.colbert else None
+        self.sparse = Linear(checkpoint.sparse.weight, checkpoint.sparse.bias) if checkpoint.sparse else None
+        self.colbert = Linear(checkpoint.colbert.weight, checkpoint.colbert.bias) if checkpoint.colbert else None
         self.pad_id = checkpoint.pad_id
         self.unused_ids = unused_ids
         self.pooling = checkpoint.pooling.pooling

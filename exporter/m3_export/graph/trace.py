@@ -18,7 +18,7 @@ OPSET = 20  # the first with Gelu as one operator
 def trace(model: M3Model) -> ir.Model:
     """Trace with dynamic batch and length, and name what the passes look for.
 
-    Weights stay PyTorch's memory until the graph is saved.
+    Weights stay PyTorch's memory until the graph is saved. What PyTorch's exporter notes about itself is dropped.
     """
     ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, model.pad_id, model.pad_id]], dtype=torch.int64)
     mask = (ids != model.pad_id).to(torch.int64)
@@ -36,7 +36,7 @@ def trace(model: M3Model) -> ir.Model:
             verbose=False,
         )
     assert program is not None
-    return program.model
+    return StripMetadata()(program.model).model
 
 
 @contextlib.contextmanager
@@ -55,3 +55,22 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+class StripMetadata(ir.passes.InPlacePass):
+    """Clears doc strings and metadata (source lines, paths of this machine): bytes depend on the weights alone."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """See `onnx_ir.passes.InPlacePass`."""
+        model.doc_string = None
+        model.metadata_props.clear()
+        model.graph.metadata_props.clear()
+        model.graph.doc_string = None
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*model.graph.inputs, *model.graph.initializers.values()):
+            value.metadata_props.clear()
+        return ir.passes.PassResult(model, modified=True)

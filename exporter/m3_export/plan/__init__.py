@@ -1,5 +1,5 @@
 """The precision planner: which projection runs in which precision, chosen by measurement.
 
-`plan` says what a plan is and reads and writes it; `sensitivity` measures what each choice costs in accuracy, `costs`
-what it takes in time; `search` chooses; `picture` draws.
+`plan` says what a plan is, and reads and writes it; `timing` measures what each precision costs in time, `costs` adds
+it up; `simulation` gives what it costs in accuracy, as `losses`; `search` chooses; `planner` joins them.
 """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from m3_export.arrays import Ids
+from m3_export.options import ExportOptions, Target, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import Costs, Seconds, Setting, recorded, weighted
 from m3_export.plan.losses import Losses, TextLosses, limits_of
@@ -25,13 +26,11 @@ from m3_export.plan.plan import (
 )
 from m3_export.plan.search import RARE, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
-from m3_export.progress import Progress
 from m3_export.quantize.projection import fake_quantize, quantize_projection
 from m3_export.quantize.variants import engine_of
-from m3_export.recipe import Recipe, Target, VariantName
 from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_runtime.io.progress import Progress
 
-Ids = NDArray[np.int32]
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
 EARLY = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1)  # of the layers: where a small error turns a degenerate text into another one
@@ -81,12 +80,12 @@ class Planner:
         quantized: QuantizedModel,
         texts: TuningTexts,
         geometry: Geometry,
-        recipe: Recipe,
+        options: ExportOptions,
         progress: Progress,
     ) -> None:
         """Nothing is computed yet."""
         self._quantized, self._texts, self._geometry = quantized, texts, geometry
-        self._limits, self._objective, self._target = limits_of(recipe.budget), recipe.objective, recipe.target
+        self._limits, self._objective, self._target = limits_of(options.budget), options.objective, options.target
         self._progress = progress
         self._known: dict[tuple[Projection, Scheme, int], TextLosses] = {}
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from m3_export.arrays import Ids
 from m3_export.calibration.statistics import ActivationStatistics, linears, norm_before
 from m3_export.graph.model import MASKED_SCORE, M3Model
 from m3_export.plan.losses import TextLosses
@@ -19,7 +19,6 @@ from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Sche
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import QuantizedProjection, fake_quantize, quantize_projection
 
-Ids = NDArray[np.int32]
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
 SIMILAR = 1.6  # times the shortest: texts up to this length run together, padded

@@ -20,9 +20,9 @@ from m3_export.graph.passes.matching import MICROSOFT, add_initializer
 from m3_export.plan.plan import Kind, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import GELU_MINIMUM, TINY, QuantizedProjection
+from m3_export.quantize.weights import QuantizedWeight, dynamic_factors
 
 BLOCKS_SINCE = 21  # the opset whose QuantizeLinear takes a scale for each block of values
-WEIGHTS = {f"{weight}.weight": kind for kind in Kind for weight in kind.weights}
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ class QuantizeProjections(ir.passes.InPlacePass):
         graph, rows = model.graph, _Rows(model.graph)
         modified = False
         for node in list(graph):
-            if node.op_type == "MatMul" and (found := _projection_of(node)) is not None and found[0] in self._quantized:
-                projection, part = found
-                _quantize_matmul(graph, node, rows, _Part(projection, self._quantized[projection], part))
+            if node.op_type == "MatMul" and (weight := QuantizedWeight.find(_input_name(node, 1), self._quantized)):
+                _quantize_matmul(graph, node, rows, weight)
                 modified = True
-            elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name == "words":
+            elif node.op_type == "Gather" and _input_name(node, 0) == "words":
                 _quantize_embedding(graph, node)
                 modified = True
         if modified:
@@ -64,29 +63,9 @@ class QuantizeProjections(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _projection_of(node: ir.Node) -> tuple[Projection, int] | None:
-    """`layers.3.key.weight` → layer.3.qkv, and which of its weights it is."""
-    name = node.inputs[1].name if node.inputs[1] is not None else None
-    word, _, rest = (name or "").partition(".")
-    layer, _, weight = rest.partition(".")
-    if word != "layers" or not layer.isdecimal() or weight not in WEIGHTS:
-        return None
-    kind = WEIGHTS[weight]
-    return Projection(int(layer), kind), kind.weights.index(weight.removesuffix(".weight"))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One weight of a projection."""
-
-    projection: Projection
-    quantized: QuantizedProjection
-    number: int
-
-    @property
-    def columns(self) -> slice:
-        width = self.quantized.values.shape[1] // len(self.projection.kind.weights)
-        return slice(self.number * width, (self.number + 1) * width)
+def _input_name(node: ir.Node, index: int) -> str:
+    value = node.inputs[index]
+    return (value.name if value is not None else None) or ""
 
 
 class _Rows:
@@ -97,17 +76,17 @@ class _Rows:
         self._known: dict[tuple[ir.Value, Projection], tuple[ir.Value, ir.Value, RowQuantizer]] = {}
         self._zero_points: dict[tuple[RowQuantizer, object], ir.Value] = {}
 
-    def of(self, x: ir.Value, part: _Part, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
+    def of(self, x: ir.Value, weight: QuantizedWeight, before: ir.Node) -> tuple[ir.Value, ir.Value, RowQuantizer]:
         """(B, T, K) float → (B, T, K) uint8, the (B, T, 1) scales, and how it was done."""
-        key = (x, part.projection)
+        key = (x, weight.projection)
         if key not in self._known:
-            after_gelu = part.projection.kind is Kind.FFN_OUT and part.quantized.smoothing is None
+            after_gelu = weight.projection.kind is Kind.FFN_OUT and weight.whole.smoothing is None
             quantizer = AFTER_GELU if after_gelu else BOTH_SIDES
-            self._known[key] = (*self._quantize(x, quantizer, part, before), quantizer)
+            self._known[key] = (*self._quantize(x, quantizer, weight, before), quantizer)
         return self._known[key]
 
     def _quantize(
-        self, x: ir.Value, quantizer: RowQuantizer, part: _Part, before: ir.Node
+        self, x: ir.Value, quantizer: RowQuantizer, weight: QuantizedWeight, before: ir.Node
     ) -> tuple[ir.Value, ir.Value]:
         graph, rows = self._graph, x
         nodes: list[ir.Node] = []
@@ -120,8 +99,8 @@ class _Rows:
             extreme = add(reduction, rows, _shared(graph, "last_axis", np.array([-1], np.int64)), keepdims=1)
             return add("Mul", extreme, _shared(graph, f"step_{step:.4f}", np.float32(step)))
 
-        if (factors := _factors(part.quantized)) is not None:
-            rows = add("Mul", x, add_initializer(graph, f"{part.projection}.factors", factors))
+        if (factors := dynamic_factors(weight.whole)) is not None:
+            rows = add("Mul", x, add_initializer(graph, f"{weight.projection}.factors", factors))
         step = 1 / quantizer.steps_above
         # both extremes of a row are found faster than its largest magnitude, for which |x| would be written
         scales = [add_scale("ReduceMax", step)]
@@ -134,7 +113,7 @@ class _Rows:
             zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
             self._zero_points[key] = add("Expand", zero_point, add("Shape", scale))
         # a block is a whole row; a scale for each index of an axis would be applied row after row, by one thread
-        width = part.quantized.values.shape[0]
+        width = weight.whole.values.shape[0]
         codes = add("QuantizeLinear", rows, scale, self._zero_points[key], axis=-1, block_size=width)
         graph.insert_before(before, nodes)
         return codes, scale
@@ -147,41 +126,29 @@ def _tokens(x: ir.Value) -> object:
     return x if None in names or not names else names
 
 
-def _factors(quantized: QuantizedProjection) -> np.ndarray | None:
-    """(K,) what channels are multiplied with before their range is taken; None if that is 1 everywhere."""
-    factors = (
-        np.ones(quantized.values.shape[0], np.float32)
-        if quantized.smoothing is None
-        else 1 / quantized.smoothing.numpy()
-    )
-    factors[list(quantized.float_columns)] = 0
-    return None if (factors == 1).all() else factors
-
-
-def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows, part: _Part) -> None:
-    x, weight = node.inputs
-    assert x is not None and weight is not None
-    rows, scale, quantizer = known_rows.of(x, part, node)
-    quantized, columns = part.quantized, part.columns
-    values = add_initializer(graph, f"{weight.name}.int8", np.ascontiguousarray(quantized.values[:, columns].numpy()))
-    scales = add_initializer(graph, f"{weight.name}.scale", quantized.scales[columns].numpy())
+def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows, weight: QuantizedWeight) -> None:
+    x, name = node.inputs[0], _input_name(node, 1)
+    assert x is not None
+    rows, scale, quantizer = known_rows.of(x, weight, node)
+    values = add_initializer(graph, f"{name}.int8", weight.values)
+    scales = add_initializer(graph, f"{name}.scale", weight.scales)
     one = _shared(graph, "one", np.float32(1.0))
     zero_point = _shared(graph, f"zero_point_{quantizer.zero_point}", np.uint8(quantizer.zero_point))
     product = ir.node(
         "MatMulIntegerToFloat", inputs=[rows, values, one, scales, zero_point], domain=MICROSOFT, name=node.name
     )
     nodes = [product, ir.node("Mul", inputs=[product.outputs[0], scale])]
-    if quantized.float_columns:
-        nodes += _float_product(graph, x, part, nodes[-1].outputs[0])
+    if weight.whole.float_columns:
+        nodes += _float_product(graph, x, weight, nodes[-1].outputs[0])
     _put_instead(graph, node, nodes)
 
 
-def _float_product(graph: ir.Graph, x: ir.Value, part: _Part, product: ir.Value) -> list[ir.Node]:
+def _float_product(graph: ir.Graph, x: ir.Value, weight: QuantizedWeight, product: ir.Value) -> list[ir.Node]:
     """The outlier channels' share of the product, in float, and the sum of both."""
-    name, weight = f"{part.projection}.float_columns", part.quantized.float_weight[:, part.columns].numpy()
-    which = _shared(graph, f"{name}.channels", np.array(part.quantized.float_columns, np.int64))
+    name = f"{weight.projection}.float_columns"
+    which = _shared(graph, f"{name}.channels", np.array(weight.whole.float_columns, np.int64))
     channels = ir.node("Gather", inputs=[x, which], attributes={"axis": -1})
-    thin_weight = add_initializer(graph, f"{name}.{part.number}.weight", np.ascontiguousarray(weight))
+    thin_weight = add_initializer(graph, f"{name}.{weight.number}.weight", weight.float_weight)
     thin = ir.node("MatMul", inputs=[channels.outputs[0], thin_weight])
     return [channels, thin, ir.node("Add", inputs=[product, thin.outputs[0]])]
 

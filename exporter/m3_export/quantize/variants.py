@@ -1,23 +1,25 @@
 """The variants that an export can write: which graph, quantized how, saved where."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from m3_export.arrays import Float32Array
 from m3_export.calibration.statistics import ActivationStatistics
 from m3_export.errors import PlanError
 from m3_export.graph import passes
 from m3_export.graph.passes.packed_rows import PACKED_TOKENS
-from m3_export.graph.passes.shift_biases import Floats, ShiftBiases
+from m3_export.graph.passes.shift_biases import ShiftBiases
+from m3_export.options import VariantName
 from m3_export.plan.plan import FloatType, Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import widest_group
 from m3_export.quantize.onnx_int8 import QuantizeProjections
-from m3_export.quantize.openvino_int8 import name_weighted_nodes, properties, write_openvino_int8
+from m3_export.quantize.openvino_int8 import compile_properties, name_weighted_nodes, write_openvino_int8
 from m3_export.quantize.projection import QuantizedProjection
-from m3_export.recipe import VariantName
+from m3_export.quantize.weights import weight_names
 from m3_runtime.bundle.manifest import CpuFeature, EngineName, ProjectionPrecision, Variant
 
 FILES: Mapping[VariantName, str] = {
@@ -32,22 +34,12 @@ def engine_of(name: VariantName) -> EngineName:
     return EngineName.OPENVINO if name is VariantName.OPENVINO_INT8 else EngineName.ONNXRUNTIME
 
 
+@dataclass(frozen=True)
 class Graphs:
-    """The traced graph and what is made of it."""
+    """The traced graph, and a folder for graphs that an engine has to read from disk."""
 
-    def __init__(self, portable: ir.Model, work: Path) -> None:
-        """Nothing is made yet.
-
-        Args:
-            portable: the traced graph.
-            work: a folder for graphs that an engine has to read from disk.
-        """
-        self.portable, self.work = portable, work
-
-    @cached_property
-    def fused(self) -> ir.Model:
-        """With ONNX Runtime's operators."""
-        return passes.for_onnxruntime(self.portable)
+    portable: ir.Model
+    work: Path
 
     def for_int8(
         self, statistics: ActivationStatistics, quantized: Mapping[Projection, QuantizedProjection]
@@ -60,7 +52,7 @@ class Graphs:
 def write_float(graphs: Graphs, folder: Path) -> Variant:
     """Write onnx-fp32."""
     name = VariantName.ONNX_FP32
-    _save(graphs.fused, folder / FILES[name])
+    _save(passes.for_onnxruntime(graphs.portable), folder / FILES[name])
     return Variant(str(name), engine_of(name), "fp32", FILES[name], _files(folder, name), {}, ())
 
 
@@ -100,7 +92,7 @@ def properties_of(name: VariantName, plan: PrecisionPlan) -> dict[str, str]:
         PlanError: the plan wants bf16 of an engine that has none.
     """
     if name is VariantName.OPENVINO_INT8:
-        return properties(plan)
+        return compile_properties(plan)
     if plan.float_type is not FloatType.F32:
         raise PlanError(f"{name}: ONNX Runtime multiplies no bf16 on CPUs; the plan's float_type must be f32")
     return {}
@@ -118,12 +110,11 @@ def _words(portable: ir.Model) -> ProjectionPrecision:
     return ProjectionPrecision("words", f"int8 per group of {widest_group(int(shape[1]))}")
 
 
-def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Floats]:
-    shifts = {}
+def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Float32Array]:
+    shifts: dict[str, Float32Array] = {}
     for projection, product in quantized.items():
-        names = projection.kind.weights
-        for name, part in zip(names, product.shift.chunk(len(names)), strict=True):
-            shifts[f"layers.{projection.layer}.{name}.weight"] = part.numpy()
+        names = weight_names(projection)
+        shifts |= dict(zip(names, (part.numpy() for part in product.shift.chunk(len(names))), strict=True))
     return shifts
 
 

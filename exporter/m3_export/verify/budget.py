@@ -1,9 +1,8 @@
-"""The budget: the most difference from PyTorch FP32 that a variant may have and still ship."""
+"""The budget: the largest difference from PyTorch FP32 with which a variant may ship."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from m3_export.errors import RecipeError
+from m3_export.errors import OptionsError
 from m3_runtime.bundle.manifest import Parity
 
 
@@ -28,7 +27,7 @@ class Budget:
         What is not named is as in `balanced`, or in the budget that is named first.
 
         Raises:
-            RecipeError: an unknown name, or a value that is no number between -1 and 1.
+            OptionsError: an unknown name, or a value that is not a number from -1 to 1.
 
         >>> Budget.parse("dense_min=0.997").dense_min
         0.997
@@ -44,7 +43,7 @@ class Budget:
         for part in parts:
             name, _, value = part.partition("=")
             if name.strip() not in names:
-                raise RecipeError(f"the budget has no entry {name.strip()!r}; it has: {', '.join(names)}")
+                raise OptionsError(f"the budget has no entry {name.strip()!r}; it has: {', '.join(names)}")
             changes[name.strip()] = _cosine(name, value)
         return replace(base, **changes)
 
@@ -64,7 +63,7 @@ BUDGETS = {
 
 def _named(name: str) -> Budget:
     if name not in BUDGETS:
-        raise RecipeError(f"no budget is called {name!r}; there are: {', '.join(BUDGETS)}, or NAME=VALUE,…")
+        raise OptionsError(f"there is no budget {name!r}; expected {', '.join(BUDGETS)}, or NAME=VALUE,…")
     return BUDGETS[name]
 
 
@@ -84,67 +83,43 @@ class Excess:
 FP32_DENSE_MAX_ABS = 1e-5
 FP32_TOKEN_WEIGHT_MAX_ABS = 1e-5
 FP32_COLBERT_MAX_ABS = 1e-4
-
-
 FP32_COSINE = 0.999999  # instead of the bounds above, which are for unit vectors, where nothing is normalised
-BATCH_INVARIANCE = 0.99999  # of any variant: a text's vectors may not depend on its neighbours
+BATCH_INVARIANCE = 0.99999  # of any variant: a text's vectors may not depend on its batch
 
 
 def excesses(parity: Parity, budget: Budget, precision: str, *, normalize: bool) -> tuple[Excess, ...]:
     """What is over budget. FP32 variants are held to arithmetic noise instead of the budget."""
+    dense, sparse, colbert = parity.dense, parity.sparse, parity.colbert
+    at_least, at_most = [], []
     if precision != "fp32":
-        return (*_too_low(_int8_figures(parity, budget)), *_degenerate(parity, budget))
-    at_most = _fp32_differences(parity) if normalize else ()
-    at_least = () if normalize else _fp32_cosines(parity)
-    return (*(e for e in at_most if not e.measured <= e.limit), *_too_low([*at_least, *_company(parity, FP32_COSINE)]))
-
-
-def _too_low(figures: Sequence[Excess]) -> tuple[Excess, ...]:
+        at_least += [
+            Excess("dense cosine mean", dense.cosine_mean, budget.dense_mean),
+            Excess("dense cosine min", dense.cosine_min, budget.dense_min),
+        ]
+        if colbert:
+            at_least.append(Excess("ColBERT token cosine p5", colbert.cosine_p5, budget.colbert_p5))
+        if sparse:
+            at_least.append(Excess("sparse weighted Jaccard mean", sparse.jaccard_mean, budget.sparse_jaccard))
+        if degenerate := parity.degenerate:
+            figure = f"share of {degenerate.texts} degenerate texts below {degenerate.below_what:g}"
+            at_most.append(Excess(figure, degenerate.below / degenerate.texts, budget.degenerate_share))
+    elif normalize:
+        at_most.append(Excess("dense max abs", dense.max_abs, FP32_DENSE_MAX_ABS))
+        if sparse:
+            at_most.append(Excess("token weights max abs", sparse.max_abs, FP32_TOKEN_WEIGHT_MAX_ABS))
+        if colbert:
+            at_most.append(Excess("ColBERT max abs", colbert.max_abs, FP32_COLBERT_MAX_ABS))
+    else:
+        at_least.append(Excess("dense cosine min", dense.cosine_min, FP32_COSINE))
+        if colbert:
+            at_least.append(Excess("ColBERT token cosine min", colbert.cosine_min, FP32_COSINE))
+    if not parity.is_simulated:  # sums of floats depend on their order, sums of integers do not
+        at_least.append(Excess("batch invariance", parity.batch_invariance_min, BATCH_INVARIANCE))
+    padded_min = FP32_COSINE if precision == "fp32" else budget.dense_min
+    at_least.append(Excess("dense cosine min, padded", parity.padded_dense_min, padded_min))
     # "not >=" rather than "<": a NaN is over every budget
-    return tuple(figure for figure in figures if not figure.measured >= figure.limit)
-
-
-def _company(parity: Parity, padded_min: float) -> list[Excess]:
-    padded = Excess("dense cosine min, padded", parity.padded_dense_min, padded_min)
-    if parity.is_simulated:  # sums of floats depend on their order, sums of integers do not: nothing to learn here
-        return [padded]
-    return [Excess("batch invariance", parity.batch_invariance_min, BATCH_INVARIANCE), padded]
-
-
-def _int8_figures(parity: Parity, budget: Budget) -> list[Excess]:
-    figures = [
-        Excess("dense cosine mean", parity.dense.cosine_mean, budget.dense_mean),
-        Excess("dense cosine min", parity.dense.cosine_min, budget.dense_min),
-    ]
-    if parity.colbert:
-        figures.append(Excess("ColBERT token cosine p5", parity.colbert.cosine_p5, budget.colbert_p5))
-    if parity.sparse:
-        figures.append(Excess("sparse weighted Jaccard mean", parity.sparse.jaccard_mean, budget.sparse_jaccard))
-    return [*figures, *_company(parity, budget.dense_min)]
-
-
-def _degenerate(parity: Parity, budget: Budget) -> tuple[Excess, ...]:
-    if parity.degenerate is None:
-        return ()
-    figure = f"share of {parity.degenerate.texts} degenerate texts below {parity.degenerate.below_what:g}"
-    share = Excess(figure, parity.degenerate.below / parity.degenerate.texts, budget.degenerate_share)
-    return () if share.measured <= share.limit else (share,)
-
-
-def _fp32_differences(parity: Parity) -> list[Excess]:
-    figures = [Excess("dense max abs", parity.dense.max_abs, FP32_DENSE_MAX_ABS)]
-    if parity.sparse:
-        figures.append(Excess("token weights max abs", parity.sparse.max_abs, FP32_TOKEN_WEIGHT_MAX_ABS))
-    if parity.colbert:
-        figures.append(Excess("ColBERT max abs", parity.colbert.max_abs, FP32_COLBERT_MAX_ABS))
-    return figures
-
-
-def _fp32_cosines(parity: Parity) -> list[Excess]:
-    figures = [Excess("dense cosine min", parity.dense.cosine_min, FP32_COSINE)]
-    if parity.colbert:
-        figures.append(Excess("ColBERT token cosine min", parity.colbert.cosine_min, FP32_COSINE))
-    return figures
+    too_low = (figure for figure in at_least if not figure.measured >= figure.limit)
+    return (*too_low, *(figure for figure in at_most if not figure.measured <= figure.limit))
 
 
 def _cosine(name: str, value: str) -> float:
@@ -153,5 +128,5 @@ def _cosine(name: str, value: str) -> float:
     except ValueError:
         number = float("nan")
     if not -1.0 <= number <= 1.0:
-        raise RecipeError(f"budget {name}: expected a number between -1 and 1, got {value!r}")
+        raise OptionsError(f"budget {name}: expected a number between -1 and 1, got {value!r}")
     return number

@@ -66,7 +66,7 @@ class GoldenResult:
         return any(not check.holds for check in self.checks)
 
 
-def verify(bundle: Path, variant: str, *, force: bool = False) -> GoldenResult:
+def verify_golden(bundle: Path, variant: str, *, force: bool = False) -> GoldenResult:
     """Compare one variant of a bundle; one that does not say it is of BAAI/bge-m3 is skipped unless `force` is on.
 
     Raises:
@@ -118,7 +118,7 @@ def _by_word(encoder: M3Encoder, weights: Mapping[str, float]) -> dict[str, floa
     return {encoder.tokenizer.decode([int(token)]): float(weight) for token, weight in weights.items()}
 
 
-def as_json(result: GoldenResult) -> dict[str, Any]:
+def golden_json(result: GoldenResult) -> dict[str, Any]:
     """The result as JSON values."""
     checks = [
         {"name": c.name, "published": c.published, "measured": c.measured, "holds": c.holds} for c in result.checks
@@ -126,7 +126,7 @@ def as_json(result: GoldenResult) -> dict[str, Any]:
     return {"variant": result.variant, "skipped": result.skipped, "failed": result.failed, "checks": checks}
 
 
-def as_text(result: GoldenResult) -> str:
+def golden_text(result: GoldenResult) -> str:
     """The result for people."""
     if result.skipped:
         return f"SKIPPED: {result.skipped}\n"

@@ -1,11 +1,13 @@
 """Parity of a written variant, measured with the very runtime that users get."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from m3_export.arrays import Ids
 from m3_export.plan.losses import TextLosses, joined
 from m3_export.verify.parity import (
     Outputs,
@@ -16,19 +18,15 @@ from m3_export.verify.parity import (
     sparse_parity,
     text_losses,
 )
-from m3_runtime import M3Encoder
-from m3_runtime.bundle.manifest import CpuFeature, Head, Manifest, Parity, Variant
-from m3_runtime.bundle.reader import Bundle
-from m3_runtime.cpu import cpu_info
-from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET, pad_batch
+from m3_runtime.bundle.manifest import CpuFeature, Head, ModelInfo, Parity, Variant
+from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.encode.batching import pad_batch
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import ColbertDtype, EncodeOptions
-from m3_runtime.encode.pipeline import encode_tokens
-from m3_runtime.engines import Engine, Opening, TokenBatch
-from m3_runtime.engines.select import open_engine
-from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts
-
-Ids = NDArray[np.int32]
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
+from m3_runtime.encode.pipeline import encode_texts, encode_tokens
+from m3_runtime.engines import Engine, Opening
+from m3_runtime.engines.select import open_graph
+from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 
 # Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in
 # float: the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer
@@ -39,10 +37,11 @@ SIMULATED_NOTE = (
 )
 
 MAX_PROBE_TOKENS = 512  # probe texts are cut here, for the reference and the variants alike
-# Batch invariance is measured on probe texts cut to one of these lengths, so many of them together.
-COMPANY_LENGTHS, COMPANY = (8, 24, 64, 100), 6
+TOKEN_BUDGET = 4096  # of what runs at a time
+# Batch invariance is measured on texts cut to one of these lengths, so many of each.
+INVARIANCE_LENGTHS, INVARIANCE_TEXTS = (8, 24, 64, 100), 6
 # Padding without packing, which the runtime never does, is measured on this many texts of at most so many tokens.
-PADDED, MAX_PADDED_TOKENS = 8, 128
+PADDED_TEXTS, MAX_PADDED_TOKENS = 8, 128
 
 
 @dataclass(frozen=True)
@@ -65,112 +64,117 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredParity:
     """The parity of a variant, and the losses of every text behind it."""
 
     parity: Parity
     losses: TextLosses
 
 
-def measure(
-    bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, probe: Probe, dense_min: float, threads: int
-) -> Measured:
-    """Encode the probe texts with a variant and compare; then some of them in company, and padded.
+@dataclass(frozen=True)
+class ParityCheck:
+    """Measures variants of one model on the probe texts.
 
-    Degenerate texts are what INT8 may break on; a float variant is not run on them.
-
-    Args:
-        bundle: holds the variant.
-        variant: to be measured.
+    Attributes:
+        model: what all its variants have in common.
         tokenizer: the model's.
         probe: the texts.
         dense_min: degenerate texts whose dense cosine is below are counted.
-        threads: of the engine.
-
-    Raises:
-        EngineError: the engine cannot load or run the variant.
     """
-    is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
-    run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
-    engine = open_engine(bundle, run, threads, Opening(takes_padded=True))
-    natural, degenerate = probe.natural, probe.degenerate if variant.precision != "fp32" else None
-    with M3Encoder(bundle, variant, tokenizer, engine) as encoder:
-        outputs = _encode(encoder, natural.texts)
-        of_degenerate = _encode(encoder, degenerate.texts) if degenerate else None
-        company = lowest_cosine_in_company(engine, bundle.manifest, natural.ids)
-        padded = lowest_cosine_padded(engine, bundle.manifest, natural)
-    losses, of_share = text_losses(natural.reference, outputs, is_degenerate=False), None
-    if degenerate and of_degenerate:
-        losses = joined(losses, text_losses(degenerate.reference, of_degenerate, is_degenerate=True))
-        of_share = degenerate_parity(degenerate.reference, of_degenerate, dense_min)
-    parity = Parity(
-        texts=len(natural.texts),
-        tokens=sum(len(row) for row in natural.ids),
-        probe_sha256=probe.sha256,
-        measured_on=probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
-        dense=dense_parity(natural.reference, outputs),
-        sparse=sparse_parity(natural.reference, outputs),
-        colbert=colbert_parity(natural.reference, outputs),
-        batch_invariance_min=company,
-        padded_dense_min=padded,
-        is_simulated=is_simulated,
-        degenerate=of_share,
-    )
-    return Measured(parity, losses)
 
+    model: ModelInfo
+    tokenizer: M3Tokenizer
+    probe: Probe
+    dense_min: float
 
-def lowest_cosine_in_company(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> float:
-    """Lowest cosine, of dense vectors and ColBERT rows, of a text alone and among others, as the runtime batches."""
-    rows = [
-        np.append(row[: length - 1], row[-1])
-        for length in COMPANY_LENGTHS
-        for row in [row for row in ids if len(row) >= length][:COMPANY]
-    ]
-    lowest, together = 1.0, _encode_ids(engine, manifest, rows)
-    for place, row in enumerate(rows):
-        alone = _encode_ids(engine, manifest, [row])
-        assert alone.dense_vecs is not None and together.dense_vecs is not None
-        lowest = min(lowest, lowest_cosine(alone.dense_vecs, together.dense_vecs[place : place + 1]))
-        if alone.colbert_vecs is not None and together.colbert_vecs is not None:
-            lowest = min(lowest, lowest_cosine(alone.colbert_vecs[0], together.colbert_vecs[place]))
-    return lowest
+    def measure(self, variant: Variant, folder: Path) -> MeasuredParity:
+        """Encode the probe texts with a variant and compare; then some of them in batches, and padded.
 
+        Degenerate texts are what INT8 may break on; a float variant is not run on them.
 
-def _encode_ids(engine: Engine, manifest: Manifest, ids: Sequence[Ids]) -> Encoding:
-    heads = frozenset({Head.DENSE, Head.COLBERT}).intersection(manifest.heads)
-    options = EncodeOptions(
-        heads, manifest.geometry.max_tokens, len(ids), DEFAULT_TOKEN_BUDGET, OnTruncate.ERROR, ColbertDtype.FLOAT32
-    )
-    return encode_tokens(TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_)), options, manifest, engine)
+        Args:
+            variant: to be measured.
+            folder: holds its files.
 
-
-def lowest_cosine_padded(engine: Engine, manifest: Manifest, probe: ProbeTexts) -> float:
-    """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
-    short = sorted(
-        (i for i, row in enumerate(probe.ids) if len(row) <= MAX_PADDED_TOKENS), key=lambda i: len(probe.ids[i])
-    )
-    chosen = short[:: max(1, len(short) // PADDED)]
-    batch = pad_batch([probe.ids[i] for i in chosen], manifest.tokenizer.pad_id)
-    dense = _vectors(engine, manifest, batch)["dense_vecs"]
-    return lowest_cosine(dense, probe.reference.dense[chosen])
-
-
-def _vectors(engine: Engine, manifest: Manifest, batch: TokenBatch) -> dict[str, NDArray[np.float32]]:
-    heads = [head for head in (Head.DENSE, Head.COLBERT) if head in manifest.heads]
-    raw = engine.run(batch, heads)
-    found = {"dense_vecs": raw.dense_vecs, "colbert_vecs": raw.colbert_vecs}
-    return {name: vectors for name, vectors in found.items() if vectors is not None}
-
-
-def _encode(encoder: M3Encoder, texts: Sequence[str]) -> Outputs:
-    heads = encoder.bundle.manifest.heads
-    return Outputs.of(
-        encoder.encode(
-            list(texts),
-            max_length=min(MAX_PROBE_TOKENS, encoder.max_tokens),
-            return_dense=True,
-            return_sparse=Head.SPARSE in heads,
-            return_colbert_vecs=Head.COLBERT in heads,
-            token_budget=4096,
+        Raises:
+            EngineError: the engine cannot load or run the variant.
+        """
+        natural, degenerate = self.probe.natural, self.probe.degenerate
+        is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
+        run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
+        with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
+            outputs = self._encode(engine, natural.texts)
+            batch_invariance = self._batch_invariance(engine, natural.ids)
+            padded = self._lowest_cosine_padded(engine, natural)
+            of_degenerate = self._encode(engine, degenerate.texts) if variant.precision != "fp32" else None
+        losses, degenerate_figures = text_losses(natural.reference, outputs, is_degenerate=False), None
+        if of_degenerate is not None:
+            losses = joined(losses, text_losses(degenerate.reference, of_degenerate, is_degenerate=True))
+            degenerate_figures = degenerate_parity(degenerate.reference, of_degenerate, self.dense_min)
+        parity = Parity(
+            texts=len(natural.texts),
+            tokens=sum(len(row) for row in natural.ids),
+            probe_sha256=self.probe.sha256,
+            measured_on=self.probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
+            dense=dense_parity(natural.reference, outputs),
+            sparse=sparse_parity(natural.reference, outputs),
+            colbert=colbert_parity(natural.reference, outputs),
+            batch_invariance_min=batch_invariance,
+            padded_dense_min=padded,
+            is_simulated=is_simulated,
+            degenerate=degenerate_figures,
         )
-    )
+        return MeasuredParity(parity, losses)
+
+    def _encode(self, engine: Engine, texts: Sequence[str]) -> Outputs:
+        length = min(MAX_PROBE_TOKENS, self.model.geometry.max_tokens)
+        options = encode_options(
+            self.model,
+            self.model.heads,
+            batch_size=DEFAULT_BATCH_SIZE,
+            token_budget=TOKEN_BUDGET,
+            max_length=length,
+        )
+        return Outputs.of(encode_texts(texts, options, self.model, self.tokenizer, engine))
+
+    def _batch_invariance(self, engine: Engine, ids: Sequence[Ids]) -> float:
+        """Lowest cosine, of dense vectors and ColBERT rows, of a text alone and in the runtime's batches."""
+        rows = [
+            np.append(row[: length - 1], row[-1])
+            for length in INVARIANCE_LENGTHS
+            for row in [row for row in ids if len(row) >= length][:INVARIANCE_TEXTS]
+        ] or list(ids[:INVARIANCE_TEXTS])
+        lowest, together = 1.0, self._encode_ids(engine, rows)
+        for index, row in enumerate(rows):
+            alone = self._encode_ids(engine, [row])
+            assert alone.dense_vecs is not None and together.dense_vecs is not None
+            lowest = min(lowest, lowest_cosine(alone.dense_vecs, together.dense_vecs[index : index + 1]))
+            if alone.colbert_vecs is not None and together.colbert_vecs is not None:
+                lowest = min(lowest, lowest_cosine(alone.colbert_vecs[0], together.colbert_vecs[index]))
+        return lowest
+
+    def _encode_ids(self, engine: Engine, ids: Sequence[Ids]) -> Encoding:
+        heads = {Head.DENSE, Head.COLBERT}.intersection(self.model.heads)
+        options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
+        tokens = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
+        return encode_tokens(tokens, options, self.model, engine)
+
+    def _lowest_cosine_padded(self, engine: Engine, probe: ProbeTexts) -> float:
+        """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
+        chosen = padded_texts([len(row) for row in probe.ids])
+        batch = pad_batch([probe.ids[i] for i in chosen], self.model.tokenizer.pad_id)
+        dense = engine.run(batch, [Head.DENSE]).dense_vecs
+        assert dense is not None
+        return lowest_cosine(dense, probe.reference.dense[chosen])
+
+
+def padded_texts(lengths: Sequence[int]) -> list[int]:
+    """Which texts are padded into one batch: of all lengths up to `MAX_PADDED_TOKENS`, or else the shortest ones.
+
+    >>> padded_texts([5, 600, 3]), padded_texts([512, 511, 300])
+    ([2, 0], [2, 1, 0])
+    """
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    short = [i for i in by_length if lengths[i] <= MAX_PADDED_TOKENS] or by_length[:PADDED_TEXTS]
+    spread = np.linspace(0, len(short) - 1, min(PADDED_TEXTS, len(short))).round().astype(int)
+    return [short[i] for i in spread]

@@ -7,15 +7,15 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_export.arrays import Float32Array
 from m3_export.plan.losses import TextLosses
 from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, SparseParity
 from m3_runtime.encode.encoding import Encoding
 
-Floats = NDArray[np.float32]
 TOP = 5
 # Two weights are a near-tie when the reference's gap is below what this share of all weights moved by, twice.
 NOISE_PERCENTILE = 99
-DIGITS = 8  # what is stored; below it lies the order in which threads add
+DIGITS = 8  # stored; smaller differences are those of the order in which threads add
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Outputs:
     `lexical` and `colbert` are None for a dense-only model.
     """
 
-    dense: Floats
+    dense: Float32Array
     lexical: Sequence[Mapping[int, float]] | None
-    colbert: Sequence[Floats] | None
+    colbert: Sequence[Float32Array] | None
 
     @classmethod
     def of(cls, encoding: Encoding) -> "Outputs":
@@ -136,7 +136,7 @@ def smallest_top_gap(weights: Mapping[int, float]) -> float:
     return min((a - b for a, b in pairwise(heaviest)), default=float("inf"))
 
 
-def lowest_cosine(a: Floats, b: Floats) -> float:
+def lowest_cosine(a: Float32Array, b: Float32Array) -> float:
     """Lowest cosine between rows of two (N, H) arrays."""
     return _rounded(_cosines(a, b).min())
 
@@ -150,8 +150,8 @@ def _moves(expected: Mapping[int, float], got: Mapping[int, float]) -> NDArray[n
     return np.array([abs(expected.get(i, 0.0) - got.get(i, 0.0)) for i in ids], dtype=np.float64)
 
 
-def _cosines(a: Floats, b: Floats) -> NDArray[np.float64]:
-    # in float64: the cosines themselves are to be told apart in the sixth digit
+def _cosines(a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
+    # in float64: cosines have to differ from one another in the sixth digit
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosines: NDArray[np.float64] = (x * y).sum(axis=1) / np.maximum(lengths, 1e-24)

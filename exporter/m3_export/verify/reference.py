@@ -11,12 +11,11 @@ import torch
 from torch.nn import functional
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
+from m3_export.arrays import Ids
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.manifest import Pooling
-
-Ids = np.ndarray
 
 
 def reference_outputs(

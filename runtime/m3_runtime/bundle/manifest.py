@@ -1,7 +1,7 @@
 """The manifest: a bundle's index, as frozen values.
 
 The exporter writes these values and the runtime reads them back through the same code, so the two cannot
-disagree. The format is described in docs/bundle-format.md.
+disagree. The format is described in docs/how-it-works/bundle-format.md.
 """
 
 import json
@@ -206,12 +206,8 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """Everything a bundle says about itself.
-
-    `parity` is keyed by variant name and has an entry for each. `over_budget` has one only for the variants that were
-    kept although their parity is outside the budget: which figures, in words.
-    """
+class ModelInfo:
+    """What all variants of a bundle have in common: the model, its tokenizer and its vector space."""
 
     space_id: str
     source: SourceInfo
@@ -220,6 +216,16 @@ class Manifest:
     pooling: Pooling
     normalize: bool
     tokenizer: TokenizerInfo
+
+
+@dataclass(frozen=True)
+class Manifest(ModelInfo):
+    """Everything a bundle says about itself.
+
+    `parity` is keyed by variant name and has an entry for each. `over_budget` has one only for the variants that were
+    kept although their parity is outside the budget: which figures, in words.
+    """
+
     variants: tuple[Variant, ...]
     parity: Mapping[str, Parity]
     over_budget: Mapping[str, tuple[str, ...]]

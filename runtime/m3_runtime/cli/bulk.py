@@ -55,7 +55,7 @@ columns of a shard:
   id string, tokens int32, dense_vecs list of H floats, lexical_weights list of {id int32, weight float32},
   colbert_vecs list of lists of C float16, or int8 with colbert_scales
   the schema's metadata has m3.space_id and m3.variant
-  read them with pyarrow.dataset.dataset("OUT/vectors"), DuckDB, Polars or Spark; docs/bulk.md shows how
+  read them with pyarrow.dataset.dataset("OUT/vectors"), DuckDB, Polars or Spark; docs/operate/bulk.md shows how
 
 A row without an id gets its place as its id, "FILE:number".
 """
@@ -108,7 +108,7 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32)
     text = "how ColBERT rows are written; int8 has a scale for each row and takes half of float16"
     add_choice(group, "--colbert-dtype", text, ShardColbertDtype.FLOAT16)
-    text = "pool N similar ColBERT rows into one, on average; docs/bulk.md has the loss; 1 keeps all"
+    text = "pool N similar ColBERT rows into one, on average; docs/operate/bulk.md has the loss; 1 keeps all"
     add_integer(group, "--colbert-pool", text, default=1)
 
 

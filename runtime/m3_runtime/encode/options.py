@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.manifest import Head, ModelInfo
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.tokenizer import SPECIALS, OnTruncate
 
@@ -35,7 +35,7 @@ class EncodeOptions:
 
 
 def encode_options(
-    manifest: Manifest,
+    manifest: ModelInfo,
     heads: Collection[Head],
     *,
     batch_size: int,
@@ -69,7 +69,7 @@ def encode_options(
     )
 
 
-def checked_heads(manifest: Manifest, wanted: Collection[Head]) -> frozenset[Head]:
+def checked_heads(manifest: ModelInfo, wanted: Collection[Head]) -> frozenset[Head]:
     """The heads of a call.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.manifest import Head, ModelInfo
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.sparse import SparseVectors, gather_sparse
@@ -72,7 +72,7 @@ def _check_finite(raw: RawOutputs) -> None:
 class Results:
     """Where the batches' results go: places for all S texts, filled batch by batch."""
 
-    def __init__(self, texts: int, options: EncodeOptions, manifest: Manifest) -> None:
+    def __init__(self, texts: int, options: EncodeOptions, manifest: ModelInfo) -> None:
         """No results yet; S is `texts`."""
         self._options = options
         self._vocab_size = manifest.geometry.vocab_size

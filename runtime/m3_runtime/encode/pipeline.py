@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.bundle.manifest import ModelInfo
 from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
@@ -38,7 +38,7 @@ class Window:
 
 
 def encode_texts(
-    texts: Sequence[str], options: EncodeOptions, manifest: Manifest, tokenizer: M3Tokenizer, engine: Engine
+    texts: Sequence[str], options: EncodeOptions, manifest: ModelInfo, tokenizer: M3Tokenizer, engine: Engine
 ) -> Encoding:
     """Encode S checked texts. While the engine runs, the next texts are tokenized.
 
@@ -53,7 +53,7 @@ def encode_texts(
 def encode_tokens(
     tokenized: TokenizedTexts,
     options: EncodeOptions,
-    manifest: Manifest,
+    manifest: ModelInfo,
     engine: Engine,
     on_batch: BatchObserver | None = None,
 ) -> Encoding:
@@ -69,7 +69,7 @@ def _encoded(
     windows: Iterable[Window],
     texts: int,
     options: EncodeOptions,
-    manifest: Manifest,
+    manifest: ModelInfo,
     engine: Engine,
     on_batch: BatchObserver | None = None,
 ) -> Encoding:

@@ -15,8 +15,8 @@ _Result = TypeVar("_Result")
 def best_streams(threads: int) -> int:
     """The fewest streams that share the threads evenly and come near the highest throughput for many passages.
 
-    Streams of two threads come within a tenth of it, by the measured parts of a run's time (docs/performance.md); an
-    odd number of threads cannot be shared by twos.
+    Streams of two threads come within a tenth of it, by the measured parts of a run's time
+    (docs/notes/measurements/performance.md); an odd number of threads cannot be shared by twos.
 
     >>> [best_streams(threads) for threads in (1, 2, 3, 8, 32, 96)]
     [1, 1, 3, 4, 16, 48]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.calibration.texts.text import Text, folded
-from m3_export.errors import RecipeError
+from m3_export.errors import OptionsError
+from m3_runtime.tokenizer import check_text
 
 DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 800
 
@@ -30,7 +31,7 @@ def chosen_texts(calibration: Path | None, probe: Path | None) -> ChosenTexts:
     """The user's texts where a file is given, ours where not.
 
     Raises:
-        RecipeError: a file cannot be read or has no texts, or a probe text is a calibration text too.
+        OptionsError: a file cannot be read or has no texts, or a probe text is a calibration text too.
     """
     ranges = calibration_texts() if calibration is None else read_texts(calibration, "calibration texts")
     held_out = _read("probe.jsonl") if probe is None else read_texts(probe, "probe texts")
@@ -59,16 +60,17 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
     """Texts of a file: JSONL with "text" and, if known, "lang"; any other ending: a text a line.
 
     Raises:
-        RecipeError: the file cannot be read, a line is not what it must be, or there is no text.
+        OptionsError: the file cannot be read, a line is not what it must be, or there is no text.
+        InputError: a text has a lone surrogate.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{what} {path}: {error}") from error
+        raise OptionsError(f"{what} {path}: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     texts = tuple(_text(path, number, line, what) for number, line in numbered)
     if not texts:
-        raise RecipeError(f'{what} {path}: there is no text in it; expected a text a line, or JSONL with a key "text"')
+        raise OptionsError(f'{what} {path}: it holds no texts; expected one text a line, or JSONL with a key "text"')
     return texts
 
 
@@ -77,16 +79,17 @@ def _text(path: Path, number: int, line: str, what: str) -> Text:
         return Text(str(number), script_of(line), "given", line)
     try:
         content = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"{what} {path}, line {number}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionsError(f"{what} {path}, line {number}: not JSON ({error})") from error
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or not text.strip():
-        raise RecipeError(f'{what} {path}, line {number}: expected an object with a "text" that is not empty')
+        raise OptionsError(f'{what} {path}, line {number}: expected an object with a "text" that is not empty')
+    check_text(text, f"{what} {path}, line {number}")
     return Text(str(number), str(content.get("lang") or script_of(text)), "given", text)
 
 
 def script_of(text: str) -> str:
-    """The script of most letters: what can be known of a language without a model of it.
+    """The script of most letters, which is all that a text shows of its language without a model.
 
     >>> script_of("Grüß Gott"), script_of("你好, BM25"), script_of("42")
     ('latin', 'cjk', 'none')
@@ -104,7 +107,7 @@ def probe_texts() -> tuple[Text, ...]:
     """What parity is measured on; never seen by a calibration.
 
     Raises:
-        RecipeError: a probe text is a calibration text too.
+        OptionsError: a probe text is a calibration text too.
     """
     texts = _read("probe.jsonl")
     check_disjoint(calibration_texts(), texts)
@@ -115,16 +118,18 @@ def check_disjoint(calibration: tuple[Text, ...], probe: tuple[Text, ...]) -> No
     """Refuse parity measured on what was calibrated on; case and blanks do not make a text another one.
 
     Raises:
-        RecipeError: names the first text that is in both.
+        OptionsError: names the first text that is in both.
     """
     known = {folded(text.text): text.id for text in calibration}
     for text in probe:
         if (other := known.get(folded(text.text))) is not None:
-            raise RecipeError(f"probe text {text.id!r} is calibration text {other!r}; parity needs texts of its own")
+            raise OptionsError(
+                f"probe text {text.id!r} is also calibration text {other!r}; measure parity on other texts"
+            )
 
 
 def digest(texts: tuple[Text, ...]) -> str:
-    """SHA-256 over the texts, so that two parities can be told to be of the same probe."""
+    """SHA-256 over the texts, which shows whether two parities were measured on the same ones."""
     return hashlib.sha256("\0".join(text.text for text in texts).encode()).hexdigest()
 
 

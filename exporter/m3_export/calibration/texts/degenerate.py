@@ -1,8 +1,8 @@
 """Degenerate texts, generated: what users send that is no language, or hardly any.
 
-Static ranges are a promise about texts that nobody has seen, and on natural language they keep it. It is the others
-that leave them: the empty text, one character, a word repeated to the end, digits, base64, "www la www". Calibration
-and probe each get a set of their own: other words, other characters, other random numbers.
+Static ranges are measured on some texts and hold for all natural language. Degenerate texts leave them: the empty text,
+one character, a word repeated to the end, digits, base64, "www la www". Calibration and probe each get a set of their
+own: other words, other characters, other random numbers.
 """
 
 import base64

@@ -14,7 +14,7 @@ class Text:
 
 
 def folded(text: str) -> str:
-    r"""What makes two texts the same one: case and blanks do not count.
+    r"""The form in which two texts are compared: case and blanks do not count.
 
     >>> folded("  Grüß\nGott ")
     'grüss gott'

@@ -10,26 +10,26 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from m3_export.graph.passes.centre_activations import CentreActivations, Floats
+from m3_export.arrays import Float32Array
+from m3_export.graph.passes.centre_activations import CentreActivations
 from m3_export.graph.passes.flash_attention import FuseAttention
 from m3_export.graph.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.graph.passes.last_layer_rows import KeepLastLayerRows
-from m3_export.graph.passes.metadata import StripMetadata
 from m3_export.graph.passes.outlier_neurons import SplitOutlierNeurons
 from m3_export.graph.passes.packed_rows import PackRows
 from m3_export.graph.passes.skip_layer_norm import PreventSkipLayerNorm
 
 
 def portable(model: ir.Model) -> ir.Model:
-    """The traced graph without the exporter's traces of itself; with CLS pooling, `kept_tokens` as a third input.
+    """The traced graph in place; with CLS pooling, `kept_tokens` as a third input.
 
-    The third input has a default, so nobody has to know it.
+    The third input has a default, so a caller need not know it.
     """
-    steps = (StripMetadata(), KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
+    steps = (KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
     return ir.passes.Sequential(*steps)(model).model
 
 
-def for_int8(model: ir.Model, means: Sequence[Floats], outliers: Sequence[Sequence[int]]) -> ir.Model:
+def for_int8(model: ir.Model, means: Sequence[Float32Array], outliers: Sequence[Sequence[int]]) -> ir.Model:
     """A copy that computes the same and is easier to quantize: outlier neurons in float, activations centred."""
     return ir.passes.Sequential(SplitOutlierNeurons(outliers), CentreActivations(means))(model.clone()).model
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from m3_export.graph.passes.matching import add_initializer, constant, row_readers
-
-Floats = NDArray[np.float32]
+from m3_export.arrays import Float32Array
+from m3_export.graph.passes.matching import constant, row_readers, shift_bias
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Bias:
     """A bias to correct: the Add that reads it at `index`, and what to add to it for a given mean."""
 
     add: ir.Node
@@ -35,7 +33,7 @@ class CentreActivations(ir.passes.InPlacePass):
     A normalised value that anything but projections and one residual sum reads (the last layer's) is left alone.
     """
 
-    def __init__(self, means: Sequence[Floats]) -> None:
+    def __init__(self, means: Sequence[Float32Array]) -> None:
         self._means = means
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -51,38 +49,38 @@ class CentreActivations(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=any(centred))
 
 
-def _centre(graph: ir.Graph, norm: ir.Node, mean: Floats) -> bool:
-    places = _places(norm.outputs[0])
-    if places is None or len(norm.inputs) != 3 or constant(norm.inputs[2]) is None:
+def _centre(graph: ir.Graph, norm: ir.Node, mean: Float32Array) -> bool:
+    biases = _biases(norm.outputs[0])
+    if biases is None or len(norm.inputs) != 3 or constant(norm.inputs[2]) is None:
         return False
-    for place in places:
-        shift = mean if place.weight is None else mean.astype(np.float64) @ np.asarray(constant(place.weight))
-        _shift(graph, place.add, place.index, shift)
+    for bias in biases:
+        shift = mean if bias.weight is None else mean.astype(np.float64) @ np.asarray(constant(bias.weight))
+        _shift(graph, bias.add, bias.index, shift)
     _shift(graph, norm, 2, -mean)
     return True
 
 
-def _places(x: ir.Value) -> list[_Place] | None:
+def _biases(x: ir.Value) -> list[_Bias] | None:
     """Every bias that has to make up for the mean, or None if something reads x that cannot."""
-    places: list[_Place] = []
+    biases: list[_Bias] = []
     for read, node in row_readers(x):
-        place = _of_projection(node, read) if node.op_type == "MatMul" else _of_residual(node, read)
-        if place is None:
+        found = _of_projection(node, read) if node.op_type == "MatMul" else _of_residual(node, read)
+        if found is None:
             return None
-        places.append(place)
-    residuals = sum(place.weight is None for place in places)
-    return places if residuals == 1 and len(places) > 1 and not x.is_graph_output() else None
+        biases.append(found)
+    residuals = sum(bias.weight is None for bias in biases)
+    return biases if residuals == 1 and len(biases) > 1 and not x.is_graph_output() else None
 
 
-def _of_projection(matmul: ir.Node, x: ir.Value) -> _Place | None:
+def _of_projection(matmul: ir.Node, x: ir.Value) -> _Bias | None:
     weight, uses = matmul.inputs[1], matmul.outputs[0].uses()
     if matmul.inputs[0] is not x or constant(weight) is None or len(uses) != 1 or uses[0].node.op_type != "Add":
         return None
     bias = _bias_index(uses[0].node)
-    return None if bias is None else _Place(uses[0].node, bias, weight)
+    return None if bias is None else _Bias(uses[0].node, bias, weight)
 
 
-def _of_residual(total: ir.Node, x: ir.Value) -> _Place | None:
+def _of_residual(total: ir.Node, x: ir.Value) -> _Bias | None:
     """In `x + (y + bias)` the inner sum, whose bias takes the mean."""
     if total.op_type != "Add":
         return None
@@ -91,7 +89,7 @@ def _of_residual(total: ir.Node, x: ir.Value) -> _Place | None:
     if other is None or inner is None or inner.op_type != "Add" or len(other.uses()) != 1:
         return None
     bias = _bias_index(inner)
-    return None if bias is None else _Place(inner, bias, None)
+    return None if bias is None else _Bias(inner, bias, None)
 
 
 def _bias_index(add: ir.Node) -> int | None:
@@ -102,10 +100,7 @@ def _bias_index(add: ir.Node) -> int | None:
     return None
 
 
-def _shift(graph: ir.Graph, node: ir.Node, index: int, shift: Floats | NDArray[np.float64]) -> None:
-    """Give the node an initializer of its own, shifted; equal biases may share one after tracing."""
-    old = node.inputs[index]
-    assert old is not None
-    shifted = (np.asarray(constant(old), dtype=np.float64) + shift).astype(np.float32)
-    name = f"{node.name}.{old.name}.centred"
-    node.replace_input_with(index, add_initializer(graph, name, shifted))
+def _shift(graph: ir.Graph, node: ir.Node, index: int, shift: np.ndarray) -> None:
+    bias = node.inputs[index]
+    assert bias is not None
+    shift_bias(graph, node, index, shift, f"{node.name}.{bias.name}.centred")

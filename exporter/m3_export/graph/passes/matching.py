@@ -95,3 +95,19 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
     return value
+
+
+def shift_bias(graph: ir.Graph, node: ir.Node, index: int, shift: np.ndarray, name: str) -> None:
+    """Give the node an initializer of its own, shifted; equal biases may share one after tracing.
+
+    Args:
+        graph: the node's.
+        node: reads the bias.
+        index: which of its inputs the bias is.
+        shift: (N,) to be added.
+        name: of the new initializer.
+    """
+    bias = node.inputs[index]
+    assert bias is not None
+    shifted = (np.asarray(constant(bias), dtype=np.float64) + shift).astype(np.float32)
+    node.replace_input_with(index, add_initializer(graph, name, shifted))

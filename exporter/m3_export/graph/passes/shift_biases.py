@@ -5,19 +5,16 @@ Runs on the portable graph, before fusions take the biases up, so that one pass 
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from m3_export.graph.passes.matching import add_initializer, constant, is_vector
-
-Floats = NDArray[np.float32]
+from m3_export.arrays import Float32Array
+from m3_export.graph.passes.matching import is_vector, shift_bias
 
 
 class ShiftBiases(ir.passes.InPlacePass):
     """`shifts` are (N,) by the name of the weight: `layers.3.ffn_out.weight`."""
 
-    def __init__(self, shifts: Mapping[str, Floats]) -> None:
+    def __init__(self, shifts: Mapping[str, Float32Array]) -> None:
         self._shifts = shifts
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -31,7 +28,8 @@ class ShiftBiases(ir.passes.InPlacePass):
             add = _bias_add(products[name]) if name in products else None
             if add is None:
                 raise ValueError(f"no product with {name!r} that a bias is added to")
-            _shift(model.graph, add, name, shift)
+            index = next(i for i, value in enumerate(add.inputs) if is_vector(value))
+            shift_bias(model.graph, add, index, shift, f"{name}.bias.shifted")
         return ir.passes.PassResult(model, modified=bool(self._shifts))
 
 
@@ -51,11 +49,3 @@ def _bias_add(product: ir.Node) -> ir.Node | None:
         if any(is_vector(value) for value in node.inputs):
             return node
     return None
-
-
-def _shift(graph: ir.Graph, add: ir.Node, name: str, shift: Floats) -> None:
-    index = next(i for i, value in enumerate(add.inputs) if is_vector(value))
-    old = add.inputs[index]
-    shifted = np.asarray(constant(old), dtype=np.float64) + shift
-    # an initializer of its own: equal biases may share one after tracing
-    add.replace_input_with(index, add_initializer(graph, f"{name}.bias.shifted", shifted.astype(np.float32)))

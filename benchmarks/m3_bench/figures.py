@@ -1,0 +1,205 @@
+"""The figures of runs: every contender at every scenario, each with the place of its raw values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from m3_bench import stats
+from m3_bench.documents import Comparison, Contender, Run, Scenario, ScenarioRun
+from m3_bench.machine import Machine, differences, distinct
+from m3_bench.stats import Interval, Latency
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value is stored: a file, and a JSON pointer (RFC 6901) in it."""
+
+    file: str
+    pointer: str = ""
+
+    def below(self, *keys: str | int) -> "Place":
+        """A place further down.
+
+        >>> Place("a.json", "/runs/0").below("contenders", 1)
+        Place(file='a.json', pointer='/runs/0/contenders/1')
+        """
+        escaped = (str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+        return Place(self.file, "/".join([self.pointer, *escaped]))
+
+
+@dataclass(frozen=True)
+class PlacedRun:
+    """A run, where it is stored, and what an hour of its machine costs.
+
+    `source` is the file it was measured into; `number` its index in a comparison, None for the reference and for a run
+    that is in none.
+    """
+
+    run: Run
+    place: Place
+    source: str
+    is_reference: bool = False
+    price_per_hour: float | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender of a run; `label` and the short name of its machine are unique among those that are compared."""
+
+    label: str
+    machine: str
+    contender: Contender
+    placed: PlacedRun
+    place: Place
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a variant of a bundle and not what it is compared with."""
+        return self.contender.is_ours and not self.placed.is_reference
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A contender at a scenario."""
+
+    entry: Entry  # the contender
+    scenario: Scenario  # what was measured
+    measured: ScenarioRun  # the raw values
+    place: Place  # where these are stored
+    latency: Latency  # of single calls
+    tokens_per_s: Interval  # over rounds
+    texts_per_s: Interval  # over rounds
+    cpu_s_per_million_tokens: float | None  # None where the system does not report them
+    cost_per_million_tokens: float | None  # None without a price
+    peak_bytes: int  # the most resident memory in this scenario; 0 where the system does not report it
+    warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A contender that could not be measured at a scenario, and why."""
+
+    entry: Entry
+    scenario: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All contenders, what was measured of them, and what is missing."""
+
+    entries: tuple[Entry, ...]
+    machines: tuple[Machine, ...]
+    values: tuple[Measurement, ...]
+    gaps: tuple[Gap, ...]
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """Scenarios with a figure, each once, in the order of the runs."""
+        found: dict[str, Scenario] = {}
+        for figure in self.values:
+            found.setdefault(figure.scenario.name, figure.scenario)
+        return tuple(found.values())
+
+    @property
+    def measured(self) -> tuple[Entry, ...]:
+        """Contenders with a figure."""
+        return tuple(entry for entry in self.entries if self.of(entry))
+
+    def at(self, scenario: Scenario | None) -> tuple[Measurement, ...]:
+        """Figures of a scenario; none of None."""
+        return tuple(f for f in self.values if scenario is not None and f.scenario.name == scenario.name)
+
+    def of(self, entry: Entry) -> tuple[Measurement, ...]:
+        """Figures of a contender."""
+        return tuple(figure for figure in self.values if figure.entry.label == entry.label)
+
+    def get(self, scenario: Scenario | None, entry: Entry | None) -> Measurement | None:
+        """A contender's figure at a scenario; None if there is none."""
+        return next((f for f in self.at(scenario) if entry is not None and f.entry.label == entry.label), None)
+
+
+def runs_of(comparison: Comparison, place: Place) -> tuple[PlacedRun, ...]:
+    """The reference's run and the others, with their prices."""
+    names = [source.name for source in comparison.sources] + [place.file] * (len(comparison.runs) + 1)
+    reference, price_of = comparison.reference, comparison.prices.per_hour
+    first = PlacedRun(reference, place.below("reference"), names[0], True, price_of(reference.machine))
+    others = (
+        PlacedRun(run, place.below("runs", n), names[n + 1], False, price_of(run.machine), n)
+        for n, run in enumerate(comparison.runs)
+    )
+    return (first, *others)
+
+
+def figures_of(runs: Sequence[PlacedRun]) -> Figures:
+    """All figures of some runs."""
+    machines = distinct(placed.run.machine for placed in runs)
+    entries = _entries(runs, machines)
+    values: list[Measurement] = []
+    gaps: list[Gap] = []
+    for entry in entries:
+        scenarios = {scenario.name: scenario for scenario in entry.placed.run.scenarios}
+        for number, measured in enumerate(entry.contender.scenarios):
+            scenario = scenarios.get(measured.scenario)
+            reason = _unusable(measured, scenario)
+            if reason or scenario is None:
+                gaps.append(Gap(entry, measured.scenario, reason))
+            else:
+                values.append(_figure(entry, scenario, measured, entry.place.below("scenarios", number, "rounds")))
+    return Figures(entries, machines, tuple(values), tuple(gaps))
+
+
+def _entries(runs: Sequence[PlacedRun], machines: Sequence[Machine]) -> tuple[Entry, ...]:
+    """Contenders of one name are told apart by their files, and of one file by numbers."""
+    names = [contender.name for placed in runs for contender in placed.run.contenders]
+    found: list[Entry] = []
+    for placed in runs:
+        machine = _short_name(placed.run.machine, machines)
+        for number, contender in enumerate(placed.run.contenders):
+            alone = names.count(contender.name) == 1
+            label = contender.name if alone else f"{contender.name} ({placed.source})"
+            taken = sum(label == other.label or other.label.startswith(f"{label} #") for other in found)
+            label = f"{label} #{taken + 1}" if taken else label
+            found.append(Entry(label, machine, contender, placed, placed.place.below("contenders", number)))
+    return tuple(found)
+
+
+def _short_name(machine: Machine, machines: Sequence[Machine]) -> str:
+    """Accelerator or processor, with a number where several of these distinct machines would share it."""
+    plain = _plain_name(machine)
+    namesakes = [other for other in machines if _plain_name(other) == plain]
+    number = next(n for n, other in enumerate(namesakes, 1) if not differences(other, machine))
+    return plain if len(namesakes) == 1 else f"{plain} (machine {number})"
+
+
+def _plain_name(machine: Machine) -> str:
+    return machine.accelerator.split(",")[0].strip() or machine.cpu
+
+
+def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
+    if measured.error:
+        return measured.error
+    if scenario is None:
+        return "the run does not say what this scenario is"
+    if not measured.rounds:
+        return "no round was finished"
+    if not all(one.seconds and stats.busy_s(one, scenario) > 0 for one in measured.rounds):
+        return "a round has no calls"
+    return "" if scenario.tokens else "the scenario has no tokens"
+
+
+def _figure(entry: Entry, scenario: Scenario, measured: ScenarioRun, place: Place) -> Measurement:
+    speed, price = stats.tokens_per_s(measured.rounds, scenario), entry.placed.price_per_hour
+    return Measurement(
+        entry=entry,
+        scenario=scenario,
+        measured=measured,
+        place=place,
+        latency=stats.latency(measured.rounds),
+        tokens_per_s=speed,
+        texts_per_s=stats.texts_per_s(measured.rounds, scenario),
+        cpu_s_per_million_tokens=stats.cpu_s_per_million_tokens(measured.rounds, scenario),
+        cost_per_million_tokens=None if price is None else stats.cost_per_million_tokens(price, speed.median),
+        peak_bytes=max(one.peak_bytes for one in measured.rounds),
+        warnings=stats.warnings_of(speed.values),
+    )

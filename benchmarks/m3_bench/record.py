@@ -1,0 +1,156 @@
+"""A reference recorded: PyTorch's vectors of fixed texts, and its time in every scenario, by the engine of `run`."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from m3_bench.documents import Model, Run, Scenario, ScenarioRun
+from m3_bench.machine import Machine, this_machine
+from m3_bench.recording import Recording, digest_of, write_recording
+from m3_bench.run.contenders import ContenderSpec, flop_per_token
+from m3_bench.run.run import grouped, unmeasured, vectors_of
+from m3_bench.run.turns import is_asked, measure_group
+from m3_bench.scenarios import within
+from m3_bench.texts import TextMaker
+from m3_bench.worker_process import own
+from m3_bench.workers.torch_reference import Dtype
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.source import resolve
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
+from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
+from m3_runtime.tokenizer import M3Tokenizer
+
+
+@dataclass(frozen=True)
+class RecordSpec:
+    """What is to be recorded. `texts` are those whose vectors are kept; `threads` are PyTorch's on CPU."""
+
+    source: str
+    device: str
+    dtype: Dtype
+    texts: tuple[str, ...]
+    scenarios: tuple[Scenario, ...]
+    rounds: int
+    threads: int
+    pooling: str | None
+    output: Path
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """PyTorch as a contender, the model that it runs, and what makes texts for it."""
+
+    contender: ContenderSpec
+    model: Model
+    max_tokens: int
+    texts: TextMaker
+
+
+def record(spec: RecordSpec, progress: Progress) -> Recording:
+    """Keep vectors, time scenarios, write.
+
+    Raises:
+        InputError: the device is not there, or cannot do the dtype.
+        ExportError: the checkpoint is not one of BGE-M3's layout.
+        BenchError: PyTorch failed on the texts, for want of memory perhaps, or the disk said no.
+    """
+    check_device(spec.device, spec.dtype)
+    with _reference(spec, progress) as reference:
+        contender = reference.contender
+        with progress.step(f"Vectors of {len(spec.texts)} texts on {spec.device} in {spec.dtype}"):
+            outputs, versions = vectors_of(contender, spec.texts, spec.threads)
+        scenarios = within(spec.scenarios, reference.max_tokens)
+        done: list[ScenarioRun] = []
+        for group in grouped([one for one in scenarios if is_asked(contender, one)]):
+            with progress.step(" and ".join(f"{one.name}: {one.title}" for one in group)):
+                found = measure_group(group, [contender], reference.texts, spec.rounds, spec.threads)
+                done += found.values()
+    run = Run(
+        machine=_machine(spec.device),
+        model=reference.model,
+        threads=spec.threads if spec.device == "cpu" else 0,
+        cpus=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        texts_sha256=digest_of(spec.texts),
+        scenarios=scenarios,
+        contenders=(replace(unmeasured(contender), versions=versions, scenarios=tuple(done)),),
+    )
+    recording = Recording(run, spec.texts, outputs)
+    write_recording(recording, spec.output)
+    return recording
+
+
+def check_device(device: str, dtype: Dtype) -> None:
+    """Before minutes are spent loading.
+
+    Raises:
+        InputError: the device is not there, or cannot do the dtype.
+    """
+    if device == "cpu":
+        if dtype in (Dtype.TF32, Dtype.FP16):
+            raise InputError(f"--dtype {dtype} is for GPUs; on cpu choose fp32 or bf16")
+    elif not device.startswith("cuda"):
+        raise InputError(f"--device must be cpu, cuda, or cuda:N, got {device!r}")
+    elif not torch.cuda.is_available():
+        raise InputError(
+            f"--device {device}: this PyTorch ({torch.__version__}) sees no CUDA device; install a CUDA build of torch "
+            "on a machine with an NVIDIA GPU, or record with --device cpu"
+        )
+    elif ":" in device and not 0 <= int(device.split(":")[1]) < torch.cuda.device_count():
+        raise InputError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices")
+
+
+@contextmanager
+def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
+    """The checkpoint, fetched and known; where it had to be made or fetched, it is there as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="m3-bench-") as scratch:
+        found = resolve(spec.source, Path(scratch), revision=None, progress=progress.say)
+        with progress.step(f"Reading {found.name}"):
+            checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
+            source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
+            with tempfile.TemporaryDirectory() as folder:
+                source.save(Path(folder))
+                tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
+            weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
+            model = Model(
+                name=found.name,
+                space_id=checkpoint.space_id(weights, source.ids_sha256),
+                weights_sha256=weights,
+                flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
+            )
+            contender = _contender(spec, found.folder, checkpoint)
+            del checkpoint  # the worker reads it again, and both need not fit
+        yield _Reference(contender, model, geometry.max_tokens, TextMaker(tokenizer))
+
+
+def _contender(spec: RecordSpec, folder: Path, checkpoint: Checkpoint) -> ContenderSpec:
+    device = "CPU" if spec.device == "cpu" else torch.cuda.get_device_name(spec.device)
+    options = {"device": spec.device, "dtype": spec.dtype.value, "pooling": spec.pooling, "threads": spec.threads}
+    values = sum(tensor.numel() for tensor in checkpoint.encoder.values())
+    name = f"PyTorch {spec.dtype} on {device}"
+    return ContenderSpec(
+        key=name,
+        name=name,
+        is_ours=False,
+        engine="torch",
+        precision=spec.dtype.value,
+        heads=("dense", "sparse", "colbert") if checkpoint.sparse else ("dense",),
+        size_bytes=values * spec.dtype.torch.itemsize,
+        command=own("torch_reference", checkpoint=str(folder.absolute()), **options),
+    )
+
+
+def _machine(device: str) -> Machine:
+    machine = this_machine()
+    if device == "cpu":
+        return machine
+    facts = torch.cuda.get_device_properties(device)
+    return replace(
+        machine, accelerator=f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    )

@@ -1,0 +1,109 @@
+"""Which bundles and variants are measured, and which are not and why."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3_bench.documents import Model
+from m3_bench.run.contenders import model_of
+from m3_runtime import Bundle, M3Encoder
+from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info
+from m3_runtime.engines.select import is_installed, unmet_needs
+from m3_runtime.errors import InputError, VariantError
+from m3_runtime.io.progress import Progress
+
+
+@dataclass(frozen=True)
+class ChosenBundle:
+    """A bundle and those of its variants that run here; `name` is its folder's."""
+
+    name: str
+    bundle: Bundle
+    variants: tuple[Variant, ...]
+
+    @property
+    def model(self) -> Model:
+        """What a document says about the weights."""
+        return model_of(self.bundle.manifest)
+
+
+@dataclass(frozen=True)
+class BundleChoice:
+    """What is measured, and in words what is not."""
+
+    chosen: tuple[ChosenBundle, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """Models by bundle."""
+        return {one.name: one.model for one in self.chosen}
+
+    def encoders(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Encoder]]:
+        """Open each variant in turn, and close it before the next."""
+        for one in self.chosen:
+            for variant in one.variants:
+                with (
+                    progress.step(f"{one.name}, {variant.name}"),
+                    M3Encoder.from_bundle(one.bundle, variant, threads) as encoder,
+                ):
+                    yield one, variant, encoder
+
+
+def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> BundleChoice:
+    """Open bundles and choose their variants.
+
+    Args:
+        folders: of the bundles.
+        names: of variants; None takes each.
+
+    Raises:
+        InputError: two folders of one name, or a variant that no bundle has.
+        VariantError: nothing of a bundle runs here.
+        BundleError: a folder is no whole bundle.
+    """
+    by_name: dict[str, Path] = {}
+    for folder in folders:
+        # a folder's own name, also of "." and "..", but a link's and not its target's
+        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
+        if name in by_name:
+            raise InputError(
+                f"{str(by_name[name])!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
+                "the folder's name; rename one, or link to it under another name"
+            )
+        by_name[name] = folder
+    bundles = {name: Bundle.open(folder) for name, folder in by_name.items()}
+    known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
+    unknown = [name for name in names or () if name not in known]
+    if unknown or names == ():
+        words = ", ".join(unknown) or "(none given)"
+        raise InputError(f"--variants: no bundle has {words}; there are {', '.join(known)}")
+    notes: list[str] = []
+    chosen = tuple(_chosen(name, bundle, names, notes) for name, bundle in bundles.items())
+    for one in chosen:
+        if missing := [head.value for head in Head if head not in one.bundle.manifest.heads]:
+            notes.append(f"{one.name} has no {' and no '.join(missing)} head: methods that need it were left out")
+    return BundleChoice(chosen, tuple(notes))
+
+
+def _chosen(name: str, bundle: Bundle, names: Sequence[str] | None, notes: list[str]) -> ChosenBundle:
+    wanted = [variant for variant in bundle.manifest.variants if names is None or variant.name in names]
+    reasons = {variant.name: _reason_against(variant) for variant in wanted}
+    left_out = [f"{name}: {variant} was left out: {reason}" for variant, reason in reasons.items() if reason]
+    running = tuple(variant for variant in wanted if not reasons[variant.name])
+    if not running:
+        why = "; ".join(left_out) or f"{name} has none of {', '.join(names or ())}"
+        raise VariantError(f"no variant of {name} can be measured here: {why}")
+    notes.extend(left_out)
+    return ChosenBundle(name, bundle, running)
+
+
+def _reason_against(variant: Variant) -> str:
+    if not is_installed(variant.engine):
+        return f"{variant.engine.value} is not installed"
+    if needs := unmet_needs(variant):
+        words = " and ".join(f"{need.value} ({FEATURE_MEANS[need]})" for need in needs)
+        return f"it needs {words}, which this processor ({cpu_info().name}) does not have"
+    return ""

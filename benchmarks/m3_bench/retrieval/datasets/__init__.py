@@ -1,1 +1,0 @@
-"""Labelled datasets as they lie on disks: SQuAD, BEIR, MIRACL, MLDR, FlagEmbedding's fine-tuning JSONL."""

@@ -1,0 +1,102 @@
+"""Which plans hold the budget: on their probe texts, and on texts that nobody has tuned anything on."""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from m3_bench.documents import Run
+from m3_bench.recording import read_outputs
+from m3_bench.run.contenders import FP32, ContenderSpec
+from m3_export.calibration.texts import read_texts
+from m3_export.verify.budget import Budget, excesses
+from m3_export.verify.parity import Outputs, colbert_parity, degenerate_parity, dense_parity, sparse_parity
+from m3_runtime.errors import InputError
+
+NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
+_SCRIPTS = "aQ7~éßжΩאعहไ한中あ😀\u00a0"
+_WORDS = ("la", "und", "www", "не", "的", "ที่", "the", "🙂", "</s>", "<mask>", "0", "==", "e4b", "ʻa")
+_REPEATS = (2, 3, 8, 40, 600)
+_MIXTURES = 160
+
+
+def unseen_texts(natural: Path | None) -> tuple[str, ...]:
+    """Texts that no plan was made on: natural ones, by default paragraphs of the labelled corpus; then degenerate ones.
+
+    Raises:
+        InputError: the default is not there, as in an installed wheel.
+    """
+    if natural is None and not NATURAL.is_file():
+        raise InputError(f"no {str(NATURAL)!r} outside the source tree; give texts that no plan was made on: --texts")
+    return (*(text.text for text in read_texts(natural or NATURAL, "unseen texts")), *degenerate_texts())
+
+
+def degenerate_texts(seed: int = 0) -> tuple[str, ...]:
+    """Seeded texts that are no language: empty and blank ones, one character, repetition, mixtures, digits, base64."""
+    return tuple(_degenerate(random.Random(seed)))  # noqa: S311 - noise, no secret
+
+
+def _degenerate(rng: random.Random) -> Iterator[str]:
+    yield from ("", " ", "\n\t ")
+    yield from _SCRIPTS
+    for number, word in enumerate(_WORDS):
+        yield " ".join([word] * _REPEATS[number % len(_REPEATS)])
+    for number in range(_MIXTURES):
+        yield " ".join(rng.choices(_WORDS, k=1 + number % 8))
+    for length in (3, 20, 200):
+        yield "".join(rng.choices("0123456789", k=length))
+        yield "".join(rng.choices("ABCDEFGHabcdefgh0123456789+/", k=length)) + "=="
+        yield "".join(rng.choices(_SCRIPTS, k=length))
+
+
+def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """What of each INT8 variant is outside the budget of the bundle that is measured; it holds where there is nothing.
+
+    Args:
+        run: whose contenders' vectors of `unseen_texts` are kept.
+        contenders: those of the run, by name.
+        folder: of the run's document, and so of the vectors.
+
+    Raises:
+        InputError: there are no vectors of the FP32 variant to compare with.
+    """
+    reference = _outputs(run, FP32, folder)
+    bundle = contenders[FP32].of if FP32 in contenders else None
+    if reference is None or bundle is None:
+        raise InputError(f"regret needs the vectors of {FP32}; name it in --variants too")
+    budget = Budget.parse(bundle.manifest.recipe["budget"])
+    plans = [one for one in contenders.values() if one.of is not None and one.precision != "fp32"]
+    return {one.name: _excesses(one, reference, _outputs(run, one.name, folder), budget) for one in plans}
+
+
+def _excesses(one: ContenderSpec, reference: Outputs, found: Outputs | None, budget: Budget) -> tuple[str, ...]:
+    if found is None or one.of is None:
+        return ("it gave no vectors",)
+    manifest, variant = one.of.manifest, one.command.options["variant"]
+    probed = manifest.parity[variant]
+    natural = slice(len(reference.dense) - len(degenerate_texts()))
+    degenerate = slice(natural.stop, None)
+    expected, got = _part(reference, natural), _part(found, natural)
+    unseen = replace(
+        probed,
+        texts=len(got.dense),
+        dense=dense_parity(expected, got),
+        sparse=sparse_parity(expected, got),
+        colbert=colbert_parity(expected, got),
+        degenerate=degenerate_parity(_part(reference, degenerate), _part(found, degenerate), budget.dense_min),
+    )
+    return tuple(
+        f"{where}: {excess}"
+        for where, parity in (("probe texts", probed), ("other texts", unseen))
+        for excess in excesses(parity, budget, one.precision, normalize=manifest.normalize)
+    )
+
+
+def _part(outputs: Outputs, texts: slice) -> Outputs:
+    lexical, colbert = outputs.lexical, outputs.colbert
+    return Outputs(outputs.dense[texts], lexical and lexical[texts], colbert and colbert[texts])
+
+
+def _outputs(run: Run, name: str, folder: Path) -> Outputs | None:
+    kept = next((one.outputs for one in run.contenders if one.name == name), None)
+    return None if kept is None else read_outputs(folder / kept.path)

@@ -1,0 +1,172 @@
+"""What `m3-bench run` and `m3-bench peers` do, between the parsed command line and the printed tables."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m3_bench.peers.environments import PeerSource
+from m3_bench.peers.models import Setup, check_source
+from m3_bench.recording import digest_of, read_recording
+from m3_bench.run.budget import over_budget, unseen_texts
+from m3_bench.run.contenders import (
+    FP32,
+    ContenderSpec,
+    asked_keys,
+    keyed,
+    model_of,
+    products_of,
+    resolved,
+    variants_of,
+    variants_of_plans,
+)
+from m3_bench.run.peers import PEERS, peer_contenders
+from m3_bench.run.results import Evaluation, run_table, target_table
+from m3_bench.run.run import RunSpec, run
+from m3_bench.scenarios import Plan, ProcessorClass, read_plan
+from m3_bench.texts import TextMaker
+from m3_export.calibration.texts import probe_texts, read_texts
+from m3_runtime import Bundle
+from m3_runtime.cpu import cpu_info
+from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
+from m3_runtime.tokenizer import M3Tokenizer
+
+FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A command line whose bundle is open and whose scenarios are read."""
+
+    args: argparse.Namespace
+    bundle: Bundle
+    plan: Plan
+    threads: int
+    progress: Progress
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "_Opened":
+        progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
+        plan, max_tokens = read_plan(args.scenarios).only(names_of(args.targets)), bundle.manifest.geometry.max_tokens
+        fitting = plan.within(max_tokens)
+        names = {one.name for one in fitting.scenarios}
+        if too_long := [one.name for one in plan.scenarios if one.name not in names]:
+            progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
+        return cls(args, bundle, fitting, args.threads, progress)
+
+    def variants(self, names: Sequence[str]) -> Iterator[ContenderSpec]:
+        """The bundle's variants that run here and are asked for something; those that cannot run are named."""
+        for contender, reason in variants_of(self.bundle, names, self.threads):
+            if reason:
+                self.progress.say(f"{contender.name} is left out: {reason}")
+            elif contender.key in asked_keys(self.plan.scenarios, self.bundle, [contender.key]):
+                yield contender
+
+
+def names_of(words: str | None) -> list[str]:
+    """A list on the command line, taken apart."""
+    return [name.strip() for name in (words or "").split(",") if name.strip()]
+
+
+def run_variants(args: argparse.Namespace) -> bool:
+    """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
+    opened = _Opened.of(args)
+    names, plans = names_of(args.variants), [Path(name) for name in names_of(args.plans)]
+    if plans and names:
+        names.append(FP32)  # whose vectors the others are compared with
+    variants = list(opened.variants(names))
+    others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, opened.threads)
+    texts = _texts_for_plans(args) if plans else _texts(args, opened.bundle)
+    return _measure(opened, texts, [*variants, *others], {}, has_plans=bool(plans))
+
+
+def run_peers(args: argparse.Namespace) -> bool:
+    """`m3-bench peers`: a bundle's variants beside others. Whether everything could be measured."""
+    opened = _Opened.of(args)
+    check_source(args.checkpoint, opened.bundle.manifest.source)
+    setup = Setup(
+        bundle=opened.bundle,
+        checkpoint=args.checkpoint,
+        work=args.work / "peer-models",
+        peers=PeerSource(args.work / "peers", None if args.torch is None else tuple(args.torch.split())),
+        threads=opened.threads,
+        progress=opened.progress,
+    )
+    texts, contenders = _texts(args, opened.bundle), list(opened.variants(names_of(args.variants)))
+    asked = asked_keys(opened.plan.scenarios, opened.bundle, PEERS)
+    chosen = names_of(args.peers) or [key for key in PEERS if key in asked]
+    absent = {}
+    for key, contender, reason in peer_contenders(chosen, setup, is_chosen=bool(args.peers)):
+        if contender is None:
+            opened.progress.say(f"{key} is left out: {reason}")
+            absent[key] = reason
+        else:
+            contenders.append(contender)
+    return _measure(opened, texts, contenders, absent, has_plans=False)
+
+
+def _texts(args: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
+    """The texts whose vectors are kept."""
+    if args.reference is None:
+        found = read_texts(args.texts, "texts") if args.texts else probe_texts()
+        return tuple(text.text for text in found)
+    if args.texts is not None:
+        raise InputError("give either --reference, whose texts are taken, or --texts")
+    recording = read_recording(args.reference)
+    if recording.run.model.space_id != bundle.manifest.space_id:
+        raise InputError(
+            f"{str(args.reference)!r} is of {recording.run.model.name} ({recording.run.model.space_id}), the bundle of "
+            f"{bundle.manifest.source.name} ({bundle.manifest.space_id}): other weights or another tokenizer; record "
+            "the bundle's own checkpoint"
+        )
+    return recording.texts
+
+
+def _texts_for_plans(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.reference is not None:
+        raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
+    return unseen_texts(args.texts)
+
+
+def _measure(
+    opened: _Opened,
+    texts: tuple[str, ...],
+    contenders: Sequence[ContenderSpec],
+    absent: Mapping[str, str],
+    *,
+    has_plans: bool,
+) -> bool:
+    """Run contenders through the scenarios and print; `absent` says by key why others are not there."""
+    args, bundle, plan = opened.args, opened.bundle, opened.plan
+    if not contenders:
+        raise InputError(f"none of the variants of {str(bundle.folder)!r} can run on this processor")
+    products, missing = products_of(plan.scenarios, opened.threads)
+    everybody = (*contenders, *products)
+    names = keyed(everybody, bundle)
+    spec = RunSpec(
+        model=model_of(bundle.manifest),
+        contenders=everybody,
+        scenarios=resolved(plan.scenarios, names),
+        texts=texts,
+        texts_sha256=digest_of(texts),
+        rounds=args.rounds,
+        threads=opened.threads,
+        cpus=args.cpus,
+        output=args.output,
+    )
+    info = bundle.manifest.tokenizer
+    done = run(spec, TextMaker(M3Tokenizer.open(bundle.file(info.path), info)), opened.progress)
+    over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}
+    is_small = bundle.manifest.geometry.hidden_size < FULL_SIZE
+    processor = ProcessorClass.of(cpu_info())
+    is_whole = True
+    if plan.targets:
+        evaluation = Evaluation(done, names, {**absent, **missing}, over, processor, is_small)
+        table, is_whole = target_table(plan.targets, evaluation)
+        about = f"{done.machine.cpu} ({processor}), {done.threads} threads; {done.model.name}"
+        sys.stdout.write(f"{about}\n\n{table}\n\n")
+    sys.stdout.write(run_table(done) + f"\nRaw values: {args.output}\n")
+    has_failed = any(one.error for contender in done.contenders for one in contender.scenarios)
+    return is_whole and not has_failed

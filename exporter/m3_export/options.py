@@ -1,0 +1,78 @@
+"""What the user wants from an export."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from m3_export.errors import OptionsError
+from m3_export.plan.costs import Objective
+from m3_export.verify.budget import Budget
+from m3_runtime.bundle.manifest import Head, Pooling
+
+M = TypeVar("M", bound=StrEnum)
+ALL_HEADS = tuple(Head)
+
+
+class VariantName(StrEnum):
+    """What an export can write."""
+
+    ONNX_FP32 = "onnx-fp32"
+    ONNX_INT8 = "onnx-int8"
+    OPENVINO_INT8 = "openvino-int8"
+
+
+class Target(StrEnum):
+    """The processor that a bundle is planned for."""
+
+    HERE = "here"  # costs are measured on this machine
+    VNNI = "vnni"  # x86 with AVX-512 VNNI or AVX-VNNI: recorded costs; static INT8 may have to be simulated
+    AMX = "amx"  # x86 with AMX
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing)."""
+
+    variants: tuple[VariantName, ...] = tuple(VariantName)
+    heads: tuple[Head, ...] = ALL_HEADS
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    budget: Budget = field(default_factory=Budget)
+    allow_over_budget: bool = False
+    target: Target = Target.HERE
+    objective: Objective = Objective.BALANCED
+    plan: Path | None = None
+    calibration_texts: Path | None = None
+    probe_texts: Path | None = None
+
+
+def parse_variants(text: str) -> tuple[VariantName, ...]:
+    """`onnx-fp32,onnx-int8` as variant names, in the order of `VariantName`, each once.
+
+    Raises:
+        OptionsError: an unknown name, or none.
+    """
+    return _members(VariantName, text, "variant")
+
+
+def parse_heads(text: str) -> tuple[Head, ...]:
+    """`dense` or `dense,sparse,colbert` as heads.
+
+    Raises:
+        OptionsError: anything else; the two extra heads of a checkpoint come together.
+    """
+    heads = _members(Head, text, "head")
+    if heads not in ((Head.DENSE,), ALL_HEADS):
+        raise OptionsError("heads must be 'dense' or 'dense,sparse,colbert'")
+    return heads
+
+
+def _members(kind: type[M], text: str, what: str) -> tuple[M, ...]:
+    known = [member.value for member in kind]
+    wanted = {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := sorted(wanted - set(known)):
+        raise OptionsError(f"unknown {what} {unknown[0]!r}; expected some of: {', '.join(known)}")
+    if not wanted:
+        raise OptionsError(f"no {what} named; expected some of: {', '.join(known)}")
+    return tuple(member for member in kind if member.value in wanted)

@@ -1,0 +1,123 @@
+"""`m3-bench serve-load` against a running server: counts are right, and nothing but answers has a latency."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from m3_bench import documents
+from m3_bench.cli import main
+from m3_bench.documents import Load
+
+FEW = ("--texts", "3", "--words", "5", "--seconds", "0.5")
+
+
+def load(*words: object) -> int:
+    return main(["serve-load", *map(str, words)])
+
+
+def test_a_closed_loop_counts_what_the_server_counts(server, tiny_bundle: Path, tmp_path: Path, capsys):
+    before = server.metric("m3_requests_total")
+    beside = ("--bundle", tiny_bundle, "--variant", "onnx-fp32", "--threads", 1)
+    assert load(server.url, "--clients", 2, *FEW, *beside, "--pid", server.process.pid, "-o", tmp_path / "a.json") == 0
+    found = documents.read_as(Load, tmp_path / "a.json")
+    (stage,) = found.stages
+    assert (stage.clients, stage.rate_per_s, stage.refusals_s, stage.errors) == (2, 0.0, (), {})
+    assert 0 < len(stage.latencies_s) <= server.metric("m3_requests_total") - before
+    assert len(stage.latencies_s) <= stage.texts <= 5 * len(stage.latencies_s)
+    assert stage.tokens > 3 * stage.texts
+    assert stage.cosine_min > 0.99999
+    assert min(stage.resident_bytes) > 10_000_000
+    printed = capsys.readouterr().out
+    assert "p50" in printed and "p99" in printed
+    assert load(server.url, "-o", tmp_path / "a.json") == 2  # nothing is replaced unasked
+
+
+@pytest.mark.parametrize("api", ["tei", "m3", "openai,m3"])
+def test_an_open_loop_sends_at_its_rate_whatever_the_api(server, tiny_bundle: Path, tmp_path: Path, api):
+    beside = ("--bundle", tiny_bundle, "--variant", "onnx-fp32", "--threads", 1)
+    words = ("--rate", 40, "--api", api, *FEW, *beside, "-o", tmp_path / "a.json")
+    assert load(server.url, *words) == 0
+    (stage,) = documents.read_as(Load, tmp_path / "a.json").stages
+    assert stage.clients == 0
+    assert 8 <= len(stage.latencies_s) <= 35  # 40 requests/s for half a second, at random times
+    assert stage.cosine_min > 0.99999
+
+
+def test_a_sweep_doubles_the_clients_until_the_server_is_saturated(server, tmp_path: Path, capsys):
+    assert load(server.url, "--sweep", *FEW, "-o", tmp_path / "a.json") == 0
+    clients = [stage.clients for stage in documents.read_as(Load, tmp_path / "a.json").stages]
+    assert clients == [2**n for n in range(len(clients))]
+    assert len(clients) > 1
+    assert "saturated at" in capsys.readouterr().out
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[str]:
+    """A server that answers one status after the other, and vectors in chunks where it answers 200."""
+    turns = iter(range(10**6))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
+            status = statuses[next(turns) % len(statuses)]
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            body = json.dumps([[1.0, 0.5]] * len(asked)).encode()
+            for part in (body[:5], body[5:], b""):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+def test_refusals_and_errors_are_counted_and_never_averaged_into_latencies(tmp_path: Path):
+    with answering(200, 429, 200, 500) as url:
+        assert load(url, "--api", "tei", "--rate", 80, *FEW, "-o", tmp_path / "a.json") == 1
+    (stage,) = documents.read_as(Load, tmp_path / "a.json").stages
+    sent = len(stage.latencies_s) + len(stage.refusals_s) + stage.errors["500"]
+    assert len(stage.latencies_s) == pytest.approx(sent / 2, abs=2)
+    assert len(stage.refusals_s) == pytest.approx(sent / 4, abs=2)
+    assert stage.retry_after == ("0",)
+    assert stage.tokens == 0  # TEI does not say
+
+
+def test_refusals_alone_are_no_failure():
+    with answering(200, 429) as url:
+        assert load(url, "--api", "tei", "--clients", 2, *FEW) == 0
+
+
+def test_a_server_that_is_not_there_is_named(capsys):
+    assert load("http://127.0.0.1:9", *FEW) == 1
+    assert "127.0.0.1 does not answer (ConnectionRefusedError)" in capsys.readouterr().err
+    assert load("http://127.0.0.1:9", "--api", "tei", *FEW) == 1
+    assert "× ConnectionRefusedError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("localhost:8080",), "expected http://HOST:PORT"),
+        (("http://localhost", "--clients", "0"), "--clients must be more than 0"),
+        (("http://localhost", "--api", "grpc"), "there is no 'grpc'; choose of openai, tei, m3"),
+        (("http://localhost", "--key-file", "none.txt"), "--key-file 'none.txt'"),
+        (("http://localhost", "-o", "no/such/folder.json"), "does not exist"),
+    ],
+)
+def test_a_bad_command_line_is_refused(words, message, capsys):
+    assert load(*words) == 2
+    assert message in capsys.readouterr().err
