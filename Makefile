@@ -13,8 +13,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable ".[serve,bulk,ray,qdrant,milvus,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
+	$(BIN)/pip install --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --quiet --no-compile --editable ".[serve,bulk,ray,qdrant,milvus,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
 	touch $(READY)
 
 demo: $(READY)  ## build the offline model, export it with INT8, and show what it does
@@ -22,7 +22,7 @@ demo: $(READY)  ## build the offline model, export it with INT8, and show what i
 	$(BIN)/python examples/demo.py out/mini-m3
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
 
 check: $(READY)  ## style, types, and the direction of imports
 	$(BIN)/ruff format --check .

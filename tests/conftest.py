@@ -1,4 +1,4 @@
-"""Real parts, built once per session: two checkpoints, and the bundles that the command makes of them."""
+"""Real parts, made once for all processes of a run: two checkpoints, their bundles, and environments."""
 
 import json
 import os
@@ -7,10 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+# One thread to a process: several work side by side, and threads that wait for each other's core cost more than they
+# save. Read when torch is imported, here and in every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from filelock import FileLock
@@ -18,16 +25,29 @@ from hypothesis import HealthCheck, settings
 
 import m3_models
 from m3_bench.peers.environments import PeerSource, environment_of
-from m3_bench.texts import TextMaker
-from m3_export.progress import Progress
-from m3_runtime import Bundle
+from m3_runtime import Bundle, M3Encoder
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
+from made_once import made_once
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
-FOREIGN = Path(__file__).parent / "foreign"
+ENVIRONMENT = Path(__file__).parent / "environment"
+GOLDEN = Path(__file__).parent / "golden"
+TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.json"
+
+TEXTS = (
+    "What is BGE M3?",
+    "Defination of BM25",
+    "",
+    "BGE M3 is an embedding model supporting dense retrieval, lexical matching and multi-vector interaction.",
+    "日本語のテキストをトークン化する。",
+    "Ein Satz, der etwas länger ist und deshalb in einer anderen Länge gepolstert wird als die übrigen Sätze hier.",
+    "😀 emoji   and blanks ",
+    "один два три два один",
+)
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = (
@@ -60,12 +80,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def run_export(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run m3-export in a process of its own, as a user does."""
-    command = [sys.executable, "-m", "m3_export", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     """Chromium. CI installs it and fails without; at a desk without one the summary says what was left out.
@@ -95,13 +109,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_m3_checkpoint(shared_folder: Path) -> Path:
     """mini-m3's checkpoint folder: real weights, mean pooling."""
-    return _made_once(shared_folder / "checkpoints" / "mini-m3", partial(m3_models.write_checkpoint, "mini-m3"))
+    return made_once(shared_folder / "checkpoints" / "mini-m3", partial(m3_models.write_checkpoint, "mini-m3"))
 
 
 @pytest.fixture(scope="session")
 def tiny_random_checkpoint(shared_folder: Path) -> Path:
     """tiny-random's checkpoint folder: CLS pooling, C ≠ H."""
-    return _made_once(shared_folder / "checkpoints" / "tiny-random", partial(m3_models.write_checkpoint, "tiny-random"))
+    return made_once(shared_folder / "checkpoints" / "tiny-random", partial(m3_models.write_checkpoint, "tiny-random"))
 
 
 @pytest.fixture(scope="session")
@@ -114,54 +128,104 @@ def bundles(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def mini_bundle(bundles: Path) -> Path:
     """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
-    plan = Path(__file__).parent / "golden" / "mini_m3_plan.json"
-    return _made_once(bundles / "mini-m3", lambda out: _export("mini-m3", out, "--plan", plan))
+    return _mini_bundle(bundles)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(bundles: Path) -> Path:
-    """tiny-random with all three variants."""
-    return _made_once(bundles / "tiny-random", lambda out: _export("tiny-random", out))
+    """tiny-random with all three variants, by a plan that has every precision and does not depend on the machine."""
+    return _tiny_bundle(bundles)
 
 
-def _export(*words: str | Path) -> None:
-    done = run_export(*words)
-    assert done.returncode == 0, done.stderr
-
-
-def _made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """A folder that the first process to ask for makes, and for which the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        if not folder.is_dir():
-            make(folder)
-    return folder
+@pytest.fixture(scope="session")
+def bare_python(shared_folder: Path) -> Path:
+    """Python of an environment that holds our wheel and its base dependencies."""
+    return _bare_python(shared_folder)
 
 
 @pytest.fixture(scope="session")
 def foreign_python() -> Path:
-    """The Python of an environment with libraries that do not fit into ours; made once, and again when pins change.
+    """The Python of an environment with libraries that do not fit into ours."""
+    return _foreign_python()
 
-    TORCH names a build of torch, as for make.
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Path) -> Iterator[None]:
+    """Make what takes long, and what a collected test asks for, while other tests run.
+
+    What fails here fails again, and is reported, in the fixture that needs it.
     """
+    makers = {
+        "tiny_bundle": partial(_tiny_bundle, bundles),
+        "mini_bundle": partial(_mini_bundle, bundles),
+        "bare_python": partial(_bare_python, shared_folder),
+        "foreign_python": _foreign_python,
+    }
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        makers = {}
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    with ThreadPoolExecutor(2) as pool:  # two at a time: pip waits for the network, an export computes
+        for name, make in makers.items():
+            if name in asked:
+                pool.submit(make)
+        yield
+
+
+def _tiny_bundle(bundles: Path) -> Path:
+    return made_once(bundles / "tiny-random", lambda out: _export("tiny-random", out, "--plan", TINY_PLAN))
+
+
+def _mini_bundle(bundles: Path) -> Path:
+    # few probe texts, and a budget for them: tests/contract measures these variants on texts of its own
+    words = ("--plan", MINI_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")
+    return made_once(bundles / "mini-m3", lambda out: _export("mini-m3", out, *words))
+
+
+def _export(*words: str | Path) -> None:
+    command = [sys.executable, "-m", "m3_export", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+def _bare_python(shared_folder: Path) -> Path:
+    return made_once(shared_folder / "wheel", _install_wheel) / "venv" / "bin" / "python"
+
+
+def _install_wheel(folder: Path) -> None:
+    """Build the sdist, the wheel from it, and install that with its base dependencies into an environment."""
+    with TemporaryDirectory() as built:
+        _run_quietly(sys.executable, "-m", "build", "--outdir", built, ROOT)
+        (wheel,) = Path(built).glob("m3_runtime-*.whl")
+        venv.create(folder / "venv")
+        python = folder / "venv" / "bin" / "python"
+        _run_quietly(sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", wheel)
+
+
+def _run_quietly(*words: str | Path) -> None:
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _foreign_python() -> Path:
+    """Made once, and again when its pins change. TORCH names a build of torch, as for make."""
     torch = os.environ.get("TORCH")
     source = PeerSource(ROOT / "out", tuple(torch.split()) if torch else None)
     source.folder.mkdir(exist_ok=True)
     with FileLock(source.folder / "foreign.lock"):
         return environment_of(
-            "foreign", FOREIGN / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
+            "foreign", ENVIRONMENT / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
         )
 
 
 @pytest.fixture(scope="session")
 def run_foreign(foreign_python: Path) -> Callable[[str, object, Path], Any]:
-    """Runs a script of tests/foreign with a request, in a folder; gives what it prints."""
+    """Runs a script of tests/environment with a request, in a folder; gives what it prints."""
 
     def run(script: str, request: object, folder: Path) -> Any:
         # nobody's login, nobody's downloads, and nothing sent to ONNX Runtime's makers
         env = {**os.environ, "HF_HOME": str(folder / "hub"), "ORT_DISABLE_TELEMETRY": "1"}
         done = subprocess.run(
-            [str(foreign_python), str(FOREIGN / script)],
+            [str(foreign_python), str(ENVIRONMENT / script)],
             input=json.dumps(request),
             cwd=folder,
             env=env,
@@ -193,7 +257,20 @@ def docs_code(integrations_page: str) -> Callable[[str], list[str]]:
     return blocks
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Several languages, an empty text, repeated words, blanks at the end."""
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
+    """tiny-random in FP32: what other ways to the same vectors are held against."""
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def tokenizer(tiny_bundle: Path) -> M3Tokenizer:
     """tiny-random's."""
     bundle = Bundle.open(tiny_bundle)
@@ -201,6 +278,15 @@ def tokenizer(tiny_bundle: Path) -> M3Tokenizer:
 
 
 @pytest.fixture
-def texts(tokenizer: M3Tokenizer) -> TextMaker:
-    """Makes texts of so many tokens."""
-    return TextMaker(tokenizer)
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """tiny-random's bundle to damage. Its files are hard links: replace them, never write into them."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy, copy_function=_link)
+    return copy
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)

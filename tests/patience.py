@@ -1,4 +1,4 @@
-"""How tests wait for other threads and processes: however busy the machine is, only a failure waits long."""
+"""Waiting for other threads and processes: the limit is so generous that only a failure takes long."""
 
 import time
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from pathlib import Path
 PATIENCE_S = 300.0
 
 
-def wait_until(is_so: Callable[[], object], otherwise: Callable[[], str] = lambda: "waited in vain") -> None:
-    """Look again and again until something is so.
+def wait_until(condition: Callable[[], object], failure: Callable[[], str] = lambda: "timed out") -> None:
+    """Check a condition again and again until it holds.
 
     Args:
-        is_so: what is looked at.
-        otherwise: what to say when it is not so after `PATIENCE_S`.
+        condition: what has to become true.
+        failure: describes the state if it is still false after `PATIENCE_S`.
     """
     end_s = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end_s, otherwise()
+    while not condition():
+        assert time.monotonic() < end_s, failure()
         time.sleep(0.02)
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie that nobody has waited for: containers may lack an init that does."""
+    """Whether a process is gone or a zombie; a container may lack an init process that reaps zombies."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

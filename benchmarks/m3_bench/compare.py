@@ -12,9 +12,9 @@ from m3_bench.documents import Compared, Comparison, Contender, Prices, Run, Sce
 from m3_bench.errors import DocumentError
 from m3_bench.machine import described, differences, distinct
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
-from m3_export.progress import Progress
 from m3_export.verify.parity import Outputs, colbert_parity, dense_parity, sparse_parity, weighted_jaccard
 from m3_runtime.bundle.reader import sha256_of
+from m3_runtime.io.progress import Progress
 
 _DIGITS = 8  # as the parity of manifests; below it lies the order in which threads add
 _BUSY_SHARE = 0.5

@@ -16,7 +16,7 @@ from m3_export.options import VariantName
 from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, measure_costs
-from m3_export.progress import Progress
+from m3_runtime.io.progress import Progress
 
 _ROWS, _TOKENS = 4, 64
 

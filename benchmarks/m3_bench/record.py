@@ -22,9 +22,9 @@ from m3_bench.workers.torch_reference import Dtype
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
-from m3_export.progress import Progress
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 

@@ -15,8 +15,8 @@ from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
 from m3_bench.worker_process import own
 from m3_bench.workers.gemm import DYNAMIC, FLOP
 from m3_bench.workers.memory import BYTES
-from m3_export.progress import Progress
 from m3_runtime.cpu import CpuInfo, cpu_info
+from m3_runtime.io.progress import Progress
 
 _MEMORY = ("memory", "read")
 _PRODUCTS = (

@@ -15,9 +15,9 @@ from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices, Run
 from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of, read_recording, write_outputs, write_recording
-from m3_export.progress import Progress
 from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.reader import sha256_of
+from m3_runtime.io.progress import Progress
 
 QUIET = Progress(quiet=True)
 

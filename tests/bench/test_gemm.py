@@ -12,8 +12,8 @@ def test_onnxruntimes_product_is_exact_on_this_processor():
 def test_openvinos_product_is_a_product():
     """With small numbers, which no processor saturates."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(120, 137, (8, gemm.DEPTH)).astype(np.uint8)
-    weights = rng.integers(-8, 9, (gemm.DEPTH, gemm.COLUMNS)).astype(np.int8)
+    rows = rng.integers(120, 137, (8, gemm.INNER)).astype(np.uint8)
+    weights = rng.integers(-8, 9, (gemm.INNER, gemm.COLUMNS)).astype(np.int8)
     got = gemm.on_openvino(rows, weights, "int8", threads=1)()
     np.testing.assert_array_equal(got, gemm.exact_rows(rows, weights))
 

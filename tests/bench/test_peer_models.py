@@ -12,9 +12,9 @@ from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, gguf_model, hub_cache
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.run.peers import PEERS, peer_contenders
-from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from m3_bench.errors import PeerError
 from m3_bench.peers import environments
 from m3_bench.peers.environments import Peer, PeerSource, ensure_environment, requirement_of
 from m3_bench.scenarios import NAMES
-from m3_export.progress import Progress
+from m3_runtime.io.progress import Progress
 
 QUIET = Progress(quiet=True)
 

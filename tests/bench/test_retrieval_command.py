@@ -13,11 +13,11 @@ from m3_bench.documents import Retrieval
 from m3_bench.retrieval import bundles
 from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.vectors import TextEncoder
-from m3_export.progress import Progress
 from m3_runtime import M3Encoder
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines import select
 from m3_runtime.errors import InputError, VariantError
+from m3_runtime.io.progress import Progress
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "multilingual"
 QUICK = ("--limit-queries", "6", "--limit-documents", "12", "--threads", "1")

@@ -1,4 +1,4 @@
-"""`m3-bench record`, `run`, `roofline` and `peers`, as a user runs them, on tiny-random."""
+"""`m3-bench record`, `run`, `roofline` and `peers` on tiny-random."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from commands import Done, run_main
 from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Roofline, Run
@@ -40,9 +41,8 @@ clients = 3
 """
 
 
-def bench(*words) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "m3_bench", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def bench(*words) -> Done:
+    return run_main(main, *words)
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,17 @@
-"""Inputs for bulk jobs, and a command that runs one as a user does."""
+"""Inputs for bulk jobs, and the command that runs one."""
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from m3_runtime import Bundle, M3Encoder
-
-
-@pytest.fixture(scope="session")
-def encoder(tiny_bundle: Path) -> Iterator[M3Encoder]:
-    bundle = Bundle.open(tiny_bundle)
-    (variant,) = (v for v in bundle.manifest.variants if v.name == "onnx-fp32")
-    with M3Encoder.from_bundle(bundle, variant, threads=1) as opened:
-        yield opened
+from commands import Done, run_main
+from m3_runtime.cli import main
 
 
 class Work:
@@ -43,12 +36,19 @@ class Work:
         ]
         return self.write(texts)
 
-    def command(self, *more: object) -> list[str]:
+    def arguments(self, *more: object) -> list[str]:
         fixed = ["bulk", self._bundle, "--variant", "onnx-fp32", "--threads", 1, "-o", self.out, *more]
-        return [sys.executable, "-m", "m3_runtime", *map(str, fixed)]
+        return [str(word) for word in fixed]
 
-    def run(self, *more: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+    def command(self, *more: object) -> list[str]:
+        return [sys.executable, "-m", "m3_runtime", *self.arguments(*more)]
+
+    def run(self, *more: object) -> Done:
+        """The whole job: here, or in a process of its own if it starts others, which belong to their parent."""
+        if not {"--workers", "--ray-address"} & {*map(str, more)}:
+            return run_main(main, *self.arguments(*more))
+        done = subprocess.run(self.command(*more), capture_output=True, text=True, check=False, timeout=300)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def started(self, *more: object) -> subprocess.Popen[str]:
         """A job under way, or ended early: some shards are done."""

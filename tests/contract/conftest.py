@@ -87,14 +87,14 @@ def bundle_path(golden: Golden, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(bundle_path: Path) -> Iterator[M3Encoder]:
-    with M3Encoder.open(bundle_path, variant="onnx-fp32") as opened:
+    with M3Encoder.open(bundle_path, variant="onnx-fp32", threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def flag_model(bundle_path: Path, golden: Golden) -> Iterator[BGEM3FlagModel]:
     """Opened with the very arguments that FlagEmbedding was opened with."""
-    model = BGEM3FlagModel(bundle_path, **golden.facts["arguments"], variant="onnx-fp32")
+    model = BGEM3FlagModel(bundle_path, **golden.facts["arguments"], variant="onnx-fp32", threads=1)
     yield model
     model.close()
 

@@ -122,6 +122,7 @@ def test_query_instruction(golden, bundle_path):
         query_instruction_for_retrieval=expected["instruction"],
         query_instruction_format=expected["instruction_format"],
         variant="onnx-fp32",
+        threads=1,
     )
     with closing(model):
         found = model.encode_queries(golden.texts[: len(expected["ids"])], **ALL_HEADS)
@@ -130,7 +131,7 @@ def test_query_instruction(golden, bundle_path):
 
 def test_truncate_dim(golden, bundle_path):
     expected = golden.encoding("leading")
-    model = BGEM3FlagModel(bundle_path, truncate_dim=expected["truncate_dim"], variant="onnx-fp32")
+    model = BGEM3FlagModel(bundle_path, truncate_dim=expected["truncate_dim"], variant="onnx-fp32", threads=1)
     with closing(model):
         found = model.encode(golden.texts[: len(expected["ids"])], **ALL_HEADS)
     assert_encoding(found, golden, "leading")
@@ -219,7 +220,7 @@ def test_convert_id_to_token(golden, model):
 # The default budget of m3-export; there it is measured on the probe texts, here on texts that it never saw.
 @pytest.mark.parametrize("variant", ["onnx-int8", "openvino-int8"])
 def test_int8_is_within_the_default_budget(golden, bundle_path, variant):
-    with M3Encoder.open(bundle_path, variant=variant) as encoder:
+    with M3Encoder.open(bundle_path, variant=variant, threads=1) as encoder:
         found = encoder.encode(golden.texts, **ALL_HEADS)
     dense = row_cosines(found["dense_vecs"], golden.dense("whole"))
     assert dense.mean() >= 0.999

@@ -1,6 +1,6 @@
 """What scripts go by: 0 done, 1 failed, 2 wrong usage or wrong input, 3 over budget, 130 interrupted.
 
-Codes 3 and 130 are tested where exports are: test_export_command.
+Codes 3 and 130 are tested where exports are: test_export_bundles and test_export_failures.
 """
 
 import os

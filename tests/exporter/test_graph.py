@@ -112,12 +112,11 @@ def assert_equals_reference(session: ort.InferenceSession, checkpoint: Checkpoin
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory):
+def sessions(portable_graph, tmp_path_factory):
     """The traced and the fused graph of one checkpoint."""
-    checkpoint = checkpoint_of()
-    graph = passes.portable(trace(M3Model(checkpoint, UNUSED)))
+    graph = portable_graph()
     fused = passes.for_onnxruntime(graph)
-    return checkpoint, {
+    return checkpoint_of(), {
         "portable": session_of(graph, tmp_path_factory.mktemp("portable")),
         "fused": session_of(fused, tmp_path_factory.mktemp("fused")),
     }
@@ -151,9 +150,9 @@ def test_unused_ids_and_padding_have_no_weight(sessions):
 
 @pytest.mark.parametrize("pooling", list(Pooling))
 @pytest.mark.parametrize("normalize", [True, False])
-def test_pooling_and_normalisation(pooling, normalize, tmp_path):
-    checkpoint = checkpoint_of(layers=1, pooling=pooling, normalize=normalize)
-    model = passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED))))
+def test_pooling_and_normalisation(portable_graph, pooling, normalize, tmp_path):
+    options = {"layers": 1, "pooling": pooling, "normalize": normalize}
+    checkpoint, model = checkpoint_of(**options), passes.for_onnxruntime(portable_graph(**options))
     session = session_of(model, tmp_path)
     assert (KEPT_TOKENS in model.graph.initializers) == (pooling is Pooling.CLS)  # the others read every row
     if normalize:
@@ -167,9 +166,9 @@ def test_pooling_and_normalisation(pooling, normalize, tmp_path):
         np.testing.assert_allclose(colbert[1, :4], reference.colbert[1], rtol=1e-4, atol=1e-3)
 
 
-def test_dense_only_has_one_output(tmp_path):
+def test_dense_only_has_one_output(portable_graph, tmp_path):
     checkpoint = checkpoint_of(layers=1, dense_only=True)
-    session = session_of(passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED)))), tmp_path)
+    session = session_of(passes.for_onnxruntime(portable_graph(layers=1, dense_only=True)), tmp_path)
     assert_equals_reference(session, checkpoint, texts_of(6, 12))
 
 
@@ -181,9 +180,8 @@ def test_8192_tokens(tmp_path):
     assert_equals_reference(session, checkpoint, texts_of(4096, 17))
 
 
-def test_what_onnxruntime_runs(sessions, tmp_path):
-    checkpoint, _ = sessions
-    graph = passes.portable(trace(M3Model(checkpoint, UNUSED)))
+def test_what_onnxruntime_runs(portable_graph, tmp_path):
+    checkpoint, graph = checkpoint_of(), portable_graph()
     found = optimised(passes.for_onnxruntime(graph), tmp_path)
     layers = checkpoint.geometry.layers
     assert found["MultiHeadAttention"] == 2 * layers  # a branch with and one without padding
@@ -193,11 +191,10 @@ def test_what_onnxruntime_runs(sessions, tmp_path):
     assert "com.microsoft" not in graph.opset_imports  # the portable graph is left as it was
 
 
-def test_fusing_leaves_the_portable_graph_runnable(sessions, tmp_path):
-    checkpoint, _ = sessions
-    graph = passes.portable(trace(M3Model(checkpoint, UNUSED)))
+def test_fusing_leaves_the_portable_graph_runnable(portable_graph, tmp_path):
+    graph = portable_graph()
     passes.for_onnxruntime(graph)
-    assert_equals_reference(session_of(graph, tmp_path), checkpoint, texts_of(5, 9))
+    assert_equals_reference(session_of(graph, tmp_path), checkpoint_of(), texts_of(5, 9))
 
 
 def test_the_graph_names_no_file_of_the_exporting_machine(tmp_path):

@@ -1,4 +1,4 @@
-"""The files that transformers, Optimum and sentence-transformers look for; the libraries themselves: tests/foreign."""
+"""The files by which others open a bundle: transformers, Optimum, sentence-transformers (see tests/environment)."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_no_weight_is_there_twice(tiny_bundle, graph):
 
 @pytest.mark.parametrize("name", ["tiny_bundle", "mini_bundle"])
 def test_transformers_reads_the_ids_of_the_runtime(request, name):
-    """This environment has transformers 5, tests/foreign has 4."""
+    """This environment has transformers 5, tests/environment has 4."""
     bundle = Bundle.open(request.getfixturevalue(name))
     theirs = transformers.AutoTokenizer.from_pretrained(str(bundle.folder), local_files_only=True)
     limit = bundle.manifest.geometry.max_tokens

@@ -8,11 +8,9 @@ import pytest
 import torch
 from graphs import floats, graph_of, operators, run, run_int8
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
+from test_graph import padded, session_of, texts_of
 
 from m3_export.graph import passes
-from m3_export.graph.model import M3Model
-from m3_export.graph.trace import trace
 from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.onnx_int8 import QuantizeProjections
 from m3_export.quantize.projection import (
@@ -101,10 +99,9 @@ def test_gelu_at_its_minimum_is_not_clipped():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(portable_graph, tmp_path_factory):
     """A whole fused graph, all but one projection quantized, with its float form; both as sessions."""
-    checkpoint = checkpoint_of()
-    fused = passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED))))
+    fused = passes.for_onnxruntime(portable_graph())
     model = quantized(fused.clone(), {found: quantized_in(fused, found) for found in projections(2) if found != SPARED})
     sessions = [session_of(m, tmp_path_factory.mktemp("int8")) for m in (fused, model)]
     return model, *sessions

@@ -13,10 +13,8 @@ import pytest
 import torch
 from test_graph import UNUSED, checkpoint_of, padded, texts_of
 
-from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.passes.shift_biases import ShiftBiases
-from m3_export.graph.trace import trace
 from m3_export.plan.plan import Kind, Precision, Projection, Scheme, projections
 from m3_export.quantize.openvino_int8 import name_weighted_nodes, write_openvino_int8
 from m3_export.quantize.projection import InputStatistics, quantize_projection
@@ -55,13 +53,13 @@ def quantized(model):
 
 
 @pytest.fixture(scope="module")
-def graphs(model, quantized, tmp_path_factory):
+def graphs(portable_graph, quantized, tmp_path_factory):
     """The traced graph on disk, its nodes named by their weights: exact, and with biases shifted for the products."""
     folder, shifts = tmp_path_factory.mktemp("portable"), {}
     for projection, product in quantized.items():
         for name, part in zip(projection.kind.weights, product.shift.chunk(len(projection.kind.weights)), strict=True):
             shifts[f"layers.{projection.layer}.{name}.weight"] = part.numpy()
-    graph = passes.portable(trace(model))
+    graph = portable_graph()
     for name, content in (("exact", graph), ("shifted", ShiftBiases(shifts)(graph.clone()).model)):
         ir.save(name_weighted_nodes(content), folder / f"{name}.onnx", external_data=f"{name}.data")
     return folder

@@ -4,13 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import floats, graph_of, operators, run
-from test_graph import UNUSED, checkpoint_of, padded, texts_of
+from test_graph import padded, texts_of
 from test_pass_last_layer_rows import CONSTANTS, LAYER, LENGTHS, inputs, narrowed
 
 from m3_export.graph import passes
-from m3_export.graph.model import M3Model
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE, KeepLastHiddenState
-from m3_export.graph.trace import trace
 from m3_runtime.bundle.manifest import Pooling
 
 
@@ -43,10 +41,9 @@ def test_the_axis_is_that_of_the_tokens_again():
 
 
 @pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN], ids=str)
-def test_a_real_graph_with_everything_fused(pooling):
-    model = M3Model(checkpoint_of(pooling=pooling), UNUSED)
+def test_a_real_graph_with_everything_fused(portable_graph, pooling):
     batch = padded(texts_of(9, 4))
-    finished = passes.for_onnxruntime(passes.portable(trace(model)))
+    finished = passes.for_onnxruntime(portable_graph(pooling=pooling))
     assert "MultiHeadAttention" in operators(finished)
     dense = run(finished, **batch)[0]
     (rows,) = run(passes.encoder_alone(finished.clone()), **batch)

@@ -7,13 +7,11 @@ import openvino as ov
 import pytest
 from graphs import floats, graph_of, operators, run
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
+from test_graph import padded, session_of, texts_of
 
 from m3_export.graph import passes
-from m3_export.graph.model import M3Model
 from m3_export.graph.passes.last_layer_rows import ALL_TOKENS, KeepLastLayerRows
 from m3_export.graph.passes.outlier_neurons import OUTLIERS
-from m3_export.graph.trace import trace
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.engines import KEPT_TOKENS
 
@@ -234,18 +232,14 @@ def test_a_graph_for_one_length_stays_as_it_is():
     assert not narrowed(fixed, five=np.array([5], np.int64)).modified
 
 
-def traced(**options) -> ir.Model:
-    return passes.portable(trace(M3Model(checkpoint_of(**options), UNUSED)))
-
-
 @pytest.fixture(scope="module")
-def graph() -> ir.Model:
+def graph(portable_graph) -> ir.Model:
     """Two layers, CLS pooling, three heads."""
-    return traced()
+    return portable_graph()
 
 
-def test_a_dense_only_model(tmp_path):
-    model = passes.for_onnxruntime(traced(layers=1, dense_only=True))
+def test_a_dense_only_model(portable_graph, tmp_path):
+    model = passes.for_onnxruntime(portable_graph(layers=1, dense_only=True))
     assert_dense_is_the_same(session_of(model, tmp_path), atol=1e-6)
 
 

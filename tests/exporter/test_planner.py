@@ -12,9 +12,7 @@ from test_graph import UNUSED, checkpoint_of, texts_of
 
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.errors import PlanError
-from m3_export.graph import passes
 from m3_export.graph.model import M3Model
-from m3_export.graph.trace import trace
 from m3_export.options import VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
@@ -112,11 +110,13 @@ def test_losses_from_the_middle_are_those_from_the_start(quantized, simulation):
     ],
     ids=str,
 )
-def test_losses_of_a_written_variant_are_those_that_were_simulated(quantized, tmp_path, name, scheme, group):
+def test_losses_of_a_written_variant_are_those_that_were_simulated(
+    quantized, portable_graph, tmp_path, name, scheme, group
+):
     """Within a tenth, on the same texts: embedding, outlier neurons, centred activations, shifted biases included."""
     plan, texts = everywhere(scheme, group), texts_of(*range(5, 45))
     (tmp_path / "work").mkdir()
-    graphs = Graphs(passes.portable(trace(quantized.model)), tmp_path / "work")
+    graphs = Graphs(portable_graph(), tmp_path / "work")
     write_int8(name, graphs, quantized.statistics, plan, quantized.projections(plan), tmp_path)
     run = _onnxruntime(tmp_path) if name is VariantName.ONNX_INT8 else _openvino(tmp_path)
     losses = []

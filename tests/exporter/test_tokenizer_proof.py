@@ -179,7 +179,7 @@ def test_a_pipeline_that_the_runtime_cannot_use_is_a_mismatch_too(
 
 def test_the_bundle_holds_the_proven_pipeline(tiny_bundle: Path, opened: CheckpointTokenizer):
     assert (tiny_bundle / "tokenizer.json").read_text(encoding="utf-8") == opened.saved
-    with M3Encoder.open(tiny_bundle, variant="onnx-fp32") as encoder:
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
         assert encoder.tokenizer_info.proof == f"same ids as {opened.info.written_by} on {len(HARD_TEXTS) + 97} texts"
         assert isinstance(encoder.tokenizer, M3Tokenizer)
 

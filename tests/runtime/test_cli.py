@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import Done, run_main
 from m3_runtime import M3Encoder
 from m3_runtime.cli import info, main
 from m3_runtime.cpu import CpuInfo
@@ -19,20 +20,12 @@ from patience import PATIENCE_S, wait_until
 HEADS = "dense,sparse,colbert"
 
 
-def command(*arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "m3_runtime", *map(str, arguments)],
-        input=text,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: object, text: str = "") -> Done:
+    return run_main(main, *arguments, text=text)
 
 
-def encode(bundle: Path, *arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return command("encode", bundle, *arguments, "--variant", "onnx-fp32", text=text)
+def encode(bundle: Path, *arguments: object, text: str = "") -> Done:
+    return command("encode", bundle, *arguments, "--variant", "onnx-fp32", "--threads", 1, text=text)
 
 
 def records(output: str) -> list[dict]:

@@ -15,8 +15,8 @@ from m3_bench.documents import Comparison, Prices
 from m3_bench.figures import Place, figures_of, runs_of
 from m3_bench.report.page import printed
 from m3_bench.report.tables import parity_table, scenario_table
-from m3_export.progress import Progress
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
 Runs beside a recorded reference: parity per head against its vectors, latency and throughput side by side, and the cost

@@ -12,8 +12,8 @@ from m3_bench.report.searches import INTERVALS, MARGINS, margins_notes, margins_
 from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.margins import measure_margins
-from m3_export.progress import Progress
 from m3_runtime.cli.arguments import integer
+from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
 Score the lines of a fine-tuning file with every variant of bundles: how far do positives score above negatives, before

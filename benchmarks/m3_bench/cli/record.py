@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.scenarios import read_scenarios
     from m3_bench.workers.torch_reference import Dtype
     from m3_export.calibration.texts import probe_texts, read_texts
-    from m3_export.progress import Progress
+    from m3_runtime.io.progress import Progress
 
     checked_output(args.output, force=args.force)
     found = read_texts(args.texts, "texts") if args.texts else probe_texts()

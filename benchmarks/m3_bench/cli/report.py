@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
-from m3_export.progress import Progress
+from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
 One page to show around: tiles, charts and tables of what the other commands measured, as HTML (one file that needs no

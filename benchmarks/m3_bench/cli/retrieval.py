@@ -17,9 +17,9 @@ from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.datasets import EXPECTED, Layout, open_dataset
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
 from m3_bench.retrieval.run import SearchSettings, measure_retrieval
-from m3_export.progress import Progress
 from m3_runtime.cli.arguments import integer
 from m3_runtime.cpu import default_threads
+from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with

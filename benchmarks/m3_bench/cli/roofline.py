@@ -51,7 +51,7 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from m3_bench import documents
     from m3_bench.roofline import measure
-    from m3_export.progress import Progress
+    from m3_runtime.io.progress import Progress
 
     for path in (args.output, args.record):
         if path is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from m3_bench.errors import PeerError, WorkerError
 from m3_bench.worker_process import run_to_end
-from m3_export.progress import Progress
+from m3_runtime.io.progress import Progress
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 _READY = "ready"

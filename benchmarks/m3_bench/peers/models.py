@@ -12,11 +12,11 @@ from m3_bench.errors import PeerError
 from m3_bench.peers.environments import Peer, PeerSource, ensure_environment, requirement_of
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.worker_process import Command, run_to_end
-from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.bundle.manifest import SourceInfo
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 _DIGEST_LIMIT_BYTES = 2**25  # larger files are compared by size: the weights are in the bundle's digest anyway
 _SENTENCEPIECE = "sentencepiece.bpe.model"

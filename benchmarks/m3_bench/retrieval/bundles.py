@@ -7,12 +7,12 @@ from pathlib import Path
 
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of
-from m3_export.progress import Progress
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head, Variant
 from m3_runtime.cpu import FEATURE_MEANS, cpu_info
 from m3_runtime.engines.select import is_installed, unmet_needs
 from m3_runtime.errors import InputError, VariantError
+from m3_runtime.io.progress import Progress
 
 
 @dataclass(frozen=True)

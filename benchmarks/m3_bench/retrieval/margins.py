@@ -10,9 +10,9 @@ from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
 from m3_bench.retrieval.finetune import Example, FinetuneFile
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
 from m3_bench.retrieval.search import maxsim
-from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.progress import Progress
 from m3_runtime.scoring import sparse_dot
 
 _BLOCK_TEXTS = 128  # ColBERT rows of so many passages are held: 512 tokens each at C = 1024 are 270 MB

@@ -11,9 +11,9 @@ from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import Hybrid, possible
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
-from m3_export.progress import Progress
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 BM25_WORDS, BM25_IDS = "BM25 words", "BM25 XLM-R ids"

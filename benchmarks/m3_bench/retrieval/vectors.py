@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.hybrids import FloatArray
-from m3_export.progress import Progress
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.io.progress import Progress
 
 PART_TEXTS = 256
 

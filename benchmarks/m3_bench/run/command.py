@@ -27,10 +27,10 @@ from m3_bench.run.run import RunSpec, run
 from m3_bench.scenarios import Plan, ProcessorClass, read_plan
 from m3_bench.texts import TextMaker
 from m3_export.calibration.texts import probe_texts, read_texts
-from m3_export.progress import Progress
 from m3_runtime import Bundle
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own

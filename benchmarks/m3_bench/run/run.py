@@ -17,10 +17,10 @@ from m3_bench.run.contenders import ContenderSpec
 from m3_bench.run.turns import is_asked, measure_group
 from m3_bench.texts import TextMaker
 from m3_bench.worker_process import WorkerProcess
-from m3_export.progress import Progress
 from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 
 @dataclass(frozen=True)

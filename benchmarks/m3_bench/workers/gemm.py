@@ -15,9 +15,9 @@ from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.openvino import compile_properties
 from m3_runtime.engines.ort import session_options
 
-ROWS, DEPTH, COLUMNS = 2048, 1024, 4096
-FLOP = 2 * ROWS * DEPTH * COLUMNS
-DYNAMIC = {"int8 dynamic, 128": 128, "int8 dynamic, 256": 256, f"int8 dynamic, {DEPTH}": DEPTH}  # values of a group
+ROWS, INNER, COLUMNS = 2048, 1024, 4096
+FLOP = 2 * ROWS * INNER * COLUMNS
+DYNAMIC = {"int8 dynamic, 128": 128, "int8 dynamic, 256": 256, f"int8 dynamic, {INNER}": INNER}  # values of a group
 TOLERANCE = {"int8": 0.0, "fp32": 1e-5, "bf16": 2e-2, **dict.fromkeys(DYNAMIC, 2e-2)}  # of the largest element
 _CHECKED_ROWS = 64
 _ZERO_POINT = 128
@@ -29,9 +29,9 @@ def operands(precision: str) -> tuple[Array, Array]:
     """Seeded rows (M, K) and weights (K, N): integers over their whole ranges, what saturates shall show; or floats."""
     rng = np.random.default_rng(0)
     if precision == "int8":
-        rows = rng.integers(0, 256, (ROWS, DEPTH), dtype=np.uint8)
-        return rows, rng.integers(-127, 128, (DEPTH, COLUMNS), dtype=np.int8)
-    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, DEPTH), (DEPTH, COLUMNS)))  # type: ignore[return-value]
+        rows = rng.integers(0, 256, (ROWS, INNER), dtype=np.uint8)
+        return rows, rng.integers(-127, 128, (INNER, COLUMNS), dtype=np.int8)
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, INNER), (INNER, COLUMNS)))  # type: ignore[return-value]
 
 
 def exact_rows(rows: Array, weights: Array) -> Array:
@@ -57,7 +57,7 @@ def on_onnxruntime(rows: Array, weights: Array, _precision: str, threads: int) -
     graph = helper.make_graph(
         [helper.make_node(kind, ["rows", *constants], ["product"])],
         "gemm",
-        [value("rows", rows.dtype, DEPTH)],
+        [value("rows", rows.dtype, INNER)],
         [value("product", out, COLUMNS)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
@@ -73,7 +73,7 @@ def on_openvino(rows: Array, weights: Array, precision: str, threads: int) -> Mu
         import openvino
         from openvino import opset13 as ops
 
-    x = ops.parameter([-1, DEPTH], np.float32)
+    x = ops.parameter([-1, INNER], np.float32)
     left, properties = x, {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     if precision == "int8":
         rows = rows.astype(np.float32) - _ZERO_POINT

@@ -37,7 +37,7 @@ PACKED_TOKENS = 64
 
 POSITIONS = "positions"  # the table of position rows
 TEXTS = "texts"  # the dynamic axis of dense vectors
-INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+INT64, FLOAT32 = ir.DataType.INT64, ir.DataType.FLOAT
 
 ONES = 16
 
@@ -159,7 +159,7 @@ class _Rows:
         scores = ops("Where", self.same, ops.constant(0.0), ops.constant(MASKED_SCORE))
         self.scores = ops("Unsqueeze", scores, ops.constant([1]))
         column = ops("Mul", ops("Reshape", self.seen, ops.constant([1, 1, -1, 1])), ops.constant(0))
-        self.ones = ops("Add", ops("Cast", column, to=FLOAT), ops.constant([1.0] * ONES))
+        self.ones = ops("Add", ops("Cast", column, to=FLOAT32), ops.constant([1.0] * ONES))
         graph.extend(ops.nodes)
 
 
@@ -245,7 +245,7 @@ def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     ops = _Ops("pool")
     source = hidden
     if made_by(old, "Div"):  # a mean
-        weights = ops("Cast", rows.same, to=FLOAT)
+        weights = ops("Cast", rows.same, to=FLOAT32)
         seen = ops("Gather", hidden, rows.seen, axis=1)
         source = ops("Div", ops("MatMul", weights, seen), ops("ReduceSum", weights, ops.constant([2])))
     texts = ops.places(inputs.numbers, axis=0)
@@ -253,7 +253,7 @@ def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     plain = ops("Gather", old, texts, axis=0)
     result = ops("Concat", plain, ops("GatherND", source, inputs.texts), axis=0)
     graph.extend(ops.nodes)
-    result.dtype, result.shape = FLOAT, old.shape
+    result.dtype, result.shape = FLOAT32, old.shape
     for node, index in readers:
         node.replace_input_with(index, result)
     if graph.outputs[0] is old:

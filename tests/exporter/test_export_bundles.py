@@ -1,0 +1,182 @@
+"""Whole exports by m3-export: what stdout, the report, the manifest and the bundle say, and that the bytes repeat."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from export_command import BUDGET, Done, export, files, names
+from safetensors.torch import load_file, save_file
+
+from m3_runtime import Bundle, M3Encoder
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import HeadError
+
+
+@pytest.fixture(scope="module")
+def again(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """tiny-random once more by the same plan, over an older bundle; `tiny_bundle` was made by another process."""
+    out = tmp_path_factory.mktemp("again") / "bundle"
+    shutil.copytree(tiny_bundle, out)
+    (out / "left-over.txt").write_text("of the older bundle")
+    return export("tiny-random", "--json", "--quiet", "--force", "--plan", tiny_bundle / "plan.json", out)
+
+
+@pytest.fixture(scope="module")
+def half_precision(tiny_random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-random in fp16."""
+    folder = tmp_path_factory.mktemp("half") / "tuned"
+    shutil.copytree(tiny_random_checkpoint, folder)
+    state = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A dense-only bundle whose plans were searched: precisions timed on both engines, candidates measured."""
+    folder = tmp_path_factory.mktemp("dense")
+    shutil.copytree(half_precision, folder / "tuned")
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (folder / "tuned" / name).unlink()
+    words = ("--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast")
+    return export(folder / "tuned", *words, folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def over_budget(searched: Done, half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One of its variants by its plan, from the same weights in fp32: over a budget that nothing meets, and allowed."""
+    folder = tmp_path_factory.mktemp("over")
+    shutil.copytree(half_precision, folder / "upcast")
+    state = {name: tensor.float() for name, tensor in load_file(half_precision / "model.safetensors").items()}
+    save_file(state, folder / "upcast" / "model.safetensors")
+    words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
+    return export(folder / "upcast", *words, "--budget", "dense_min=1", "--allow-over-budget", folder / "bundle")
+
+
+def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):
+    assert again.code == 0, again.stderr
+    assert again.stderr == ""
+    report = json.loads(again.stdout)
+    assert report["bundle"] == str(again.out)
+    assert report["source"] == {"name": "tiny-random", "revision": None}
+    assert report["heads"] == ["dense", "sparse", "colbert"]
+    assert report["budget"] == BUDGET
+    assert list(report["variants"]) == ["onnx-fp32", "onnx-int8", "openvino-int8"]
+    for variant in report["variants"].values():
+        assert variant["over_budget"] == []
+        assert variant["size_bytes"] > 100_000
+        assert variant["parity"]["dense"]["cosine_min"] >= 0.998
+    assert report["peak_memory_bytes"] > 100 << 20
+
+
+def test_the_report_says_what_the_manifest_says(again: Done):
+    report, manifest = json.loads(again.stdout), Bundle.open(again.out, verify="full").manifest
+    assert report["space_id"] == manifest.space_id
+    assert report["tools"] == dict(manifest.tools)
+    for name, parity in manifest.parity.items():
+        assert report["variants"][name]["parity"]["dense"]["cosine_mean"] == parity.dense.cosine_mean
+        assert report["variants"][name]["parity"]["sparse"]["jaccard_min"] == parity.sparse.jaccard_min
+
+
+def test_two_exports_give_the_same_bytes(again: Done, tiny_bundle: Path):
+    assert files(again.out) == files(tiny_bundle)
+
+
+def test_force_replaces_the_whole_older_bundle(again: Done):
+    assert not (again.out / "left-over.txt").exists()
+    assert names(again.out.parent) == {"bundle"}
+
+
+def test_no_machine_path_and_no_time_in_the_bundle(again: Done):
+    package = Path(__file__).resolve().parents[2]
+    places = {str(p) for p in (again.out.parent, package, sys.prefix, Path.home(), Path.cwd()) if len(str(p)) > 1}
+    traces = [*places, "site-packages", "/tmp/", ".partial", "pytest"]
+    for path, content in files(again.out).items():
+        assert [t for t in traces if t.encode() in content] == [], path
+        if path.endswith((".json", ".xml")):
+            text = content.decode()
+            assert not re.search(r"20\d\d[-/]\d\d[-/]\d\d|\b\d\d:\d\d:\d\d\b|\b1[6-9]\d{8}(\.\d+)?\b", text), path
+
+
+def test_the_bundle_holds_what_its_manifest_lists_and_no_more(again: Done):
+    manifest = Bundle.open(again.out, verify="full").manifest
+    listed = {entry.path for entry in manifest.files}
+    assert set(files(again.out)) == listed | {"manifest.json"}
+    assert {"tokenizer.json", "config.json"} <= listed
+    assert all(set(variant.files) <= listed for variant in manifest.variants)
+
+
+# One head, a search, one variant
+
+
+def test_a_dense_only_bundle_has_one_head_and_says_so(searched: Done):
+    assert searched.code == 0, searched.stderr
+    manifest = Bundle.open(searched.out).manifest
+    assert manifest.heads == (Head.DENSE,)
+    assert manifest.geometry.colbert_dim is None
+    assert manifest.parity["onnx-int8"].sparse is manifest.parity["onnx-int8"].colbert is None
+    with M3Encoder.open(searched.out, threads=1) as encoder:
+        assert encoder.encode(["What is BGE M3?"])["dense_vecs"].shape == (1, 64)
+        for head in ("return_sparse", "return_colbert_vecs"):
+            with pytest.raises(HeadError, match="dense"):
+                encoder.encode(["What is BGE M3?"], **{head: True})
+
+
+def test_a_search_keeps_the_budget_and_its_plans(searched: Done):
+    manifest = Bundle.open(searched.out, verify="full").manifest
+    assert manifest.recipe["plan"] == "measured"
+    assert not any(manifest.over_budget.values())
+    assert set(json.loads((searched.out / "plan.json").read_text())["variants"]) == {"onnx-int8", "openvino-int8"}
+    for variant in manifest.variants:
+        assert {line.precision for line in variant.plan} & {"static", "dynamic"}, variant.name
+
+
+def test_progress_goes_to_stderr_and_the_table_to_stdout(searched: Done):
+    assert re.search(r"^\[ +\d+\.\d s\] Tracing the graph …$", searched.stderr, re.MULTILINE)
+    for step in (
+        "Reading checkpoint tuned",
+        "PyTorch FP32 reference",
+        "Timing onnx-int8's precisions",
+        "Timing openvino-int8's precisions",
+        "Writing onnx-int8",
+        "parity of onnx-int8",
+    ):
+        assert step in searched.stderr
+    assert searched.stdout.strip().startswith(f"Bundle {searched.out}: tuned, pooling cls, m3-")
+    assert "[" not in searched.stdout
+
+
+def test_a_subset_of_variants_writes_only_that(over_budget: Done):
+    assert over_budget.code == 0, over_budget.stderr
+    manifest = Bundle.open(over_budget.out).manifest
+    assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
+    assert {path for path in files(over_budget.out) if "/" in path} == {
+        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "1_Pooling/config.json",
+        "onnx/last_hidden_state_int8.onnx",
+    }  # fmt: skip
+
+
+def test_what_is_over_budget_and_allowed_is_reported(over_budget: Done):
+    assert "OVER BUDGET (allowed): dense cosine min: measured 0.99" in over_budget.stdout
+    assert "budget 1" in over_budget.stdout
+    assert "dense_min=1.0" in Bundle.open(over_budget.out).manifest.recipe["budget"]
+
+
+def test_half_precision_and_its_upcast_copy_are_one_space_and_one_graph(
+    searched: Done, over_budget: Done, tiny_bundle: Path
+):
+    half, upcast = (Bundle.open(done.out).manifest for done in (searched, over_budget))
+    assert upcast.recipe["plan"] == "given"
+    assert upcast.space_id == half.space_id
+    assert upcast.source.weights_sha256 == half.source.weights_sha256
+    assert upcast.source.files != half.source.files
+    assert upcast.space_id != Bundle.open(tiny_bundle).manifest.space_id
+    graphs = [
+        {name: content for name, content in files(done.out).items() if "int8.onnx" in name}
+        for done in (searched, over_budget)
+    ]
+    assert len(graphs[0]) == 3
+    assert graphs[0] == graphs[1]

@@ -1,0 +1,77 @@
+"""m3-export's command line: usage errors, help, and what needs no model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from export_command import BUDGET, export, files, names
+
+from patience import PATIENCE_S
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--variants", "onnx-int4"], ("unknown variant 'onnx-int4'", "openvino-int8")),
+        (["--variants", ""], ("no variant named",)),
+        (["--heads", "sparse"], ("'dense' or 'dense,sparse,colbert'",)),
+        (["--heads", "bm25"], ("unknown head 'bm25'",)),
+        (["--budget", "ndcg=0.9"], ("no entry 'ndcg'", "dense_mean")),
+        (["--budget", "dense_min=2"], ("dense_min", "between -1 and 1")),
+        (["--recipe", "old.toml"], ("recipe files are no longer read", "flags (--variants, --heads, --budget")),
+        (["--target", "gpu"], ("--target", "vnni")),
+        (["--calibration-texts", "missing.txt"], ("calibration texts missing.txt", "No such file")),
+        (["--pooling", "max"], ("--pooling", "last_token")),
+        (["--bogus"], ("--bogus",)),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_exit_2_and_touch_nothing(tmp_path: Path, words: list[str], named: tuple[str, ...]):
+    done = export("no-such-source", *words, tmp_path / "bundle")
+    assert (done.code, done.stdout) == (2, "")
+    assert all(word in done.stderr for word in named), done.stderr
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("words", [["tiny-random"], ["tiny-random", "a", "b"], ["verify-golden"]], ids=str)
+def test_a_wrong_number_of_words_is_exit_2(words: list[str]):
+    done = export(*words)
+    assert done.code == 2
+    assert "usage: m3-export" in done.stderr
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "m3_export"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: m3-export" in done.stderr
+
+
+def test_help_names_sources_exit_codes_and_defaults():
+    done = export("--help")
+    assert (done.code, done.stderr) == (0, "")
+    for word in ("mini-m3", "tiny-random", "BAAI/bge-m3", "checkpoint-N/", "verify-golden", "3 over budget"):
+        assert word in done.stdout, word
+    assert BUDGET in "".join(done.stdout.split())
+
+
+# Just the checkpoint
+
+
+def test_checkpoint_only_writes_the_checkpoint(tiny_random_checkpoint: Path, tmp_path: Path):
+    done = export("tiny-random", "--checkpoint-only", tmp_path / "checkpoint")
+    assert done.code == 0
+    assert done.stdout.startswith(f"{done.out}: checkpoint tiny-random (")
+    assert files(done.out) == files(tiny_random_checkpoint)
+    assert names(tmp_path) == {"checkpoint"}
+
+
+def test_checkpoint_only_is_of_named_models_and_replaces_nothing(tiny_random_checkpoint: Path, tmp_path: Path):
+    done = export("BAAI/bge-m3", "--checkpoint-only", tmp_path / "new")
+    assert (done.code, done.stdout) == (2, "")
+    assert "--checkpoint-only writes a named model: mini-m3, tiny-random" in done.stderr
+    done = export("tiny-random", "--checkpoint-only", "--force", tmp_path)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == f"m3-export: {str(tmp_path)!r} exists; choose another folder for the checkpoint\n"
+    assert names(tmp_path) == set()
