@@ -118,6 +118,7 @@ class Planner:
             self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
         repairs: dict[Setting, Repair] = {}
         best: list[Trial] = []
+        failures: list[Trial] = []  # of repairs, since there is a best
 
         def try_out(candidate: Candidate) -> Trial:
             so_far = f"; best so far: {best[-1].candidate.name}" if best else ""
@@ -129,8 +130,10 @@ class Planner:
             self._progress.say(
                 "    of the budget: " + ", ".join(f"{n} {p:.0%}" for n, p in zip(names, parts, strict=True))
             )
-            if trial.holds(self._limits) and not best:
+            if not best and trial.holds(self._limits):
                 best.append(trial)
+            elif best and candidate.is_repair and not trial.holds(self._limits):
+                failures.append(trial)
             return trial
 
         def repaired(trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
@@ -144,7 +147,7 @@ class Planner:
             if setting not in repairs:
                 repairs[setting] = self._repair(costs, setting, reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[setting](trial, seen)
+                return repairs[setting](trial, seen, len(failures))
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             seconds = faster(a.candidate.plan, b.candidate.plan)

@@ -142,9 +142,10 @@ class Repair:
         self._ladder, self._losses, self._always, self._time = ladder, losses, always, time
         self._limits = limits
 
-    def __call__(self, trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
+    def __call__(self, trial: Trial, seen: Set[PrecisionPlan], failures: int = 0) -> Candidate | None:
         """The fastest plan not seen yet that is predicted to hold; None if there is none.
 
+        Where the trial holds, whatever is faster and could hold is worth a trial; with every failure less is hoped for.
         Precisions go up where that saves most excess per time; then they go down wherever that is possible, alone or in
         exchange for another projection's going up.
         """
@@ -154,8 +155,8 @@ class Repair:
         scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
         is_rare = trial.measured.degenerate_share <= RARE
         scale[-1] = 0 if is_rare else min(scale[-1], MOST_DEGENERATE / max(self._in_parts(state.total)[-1], 1e-12))
-        if measured.max() <= 1:  # something holds already: now whatever is faster and could hold is worth a trial
-            scale = scale / COULD_HOLD
+        if measured.max() <= 1:
+            scale = scale / COULD_HOLD ** (0.5**failures)
         while (excess := self._excess(state.total, scale)) > 0:
             higher = self._best_move_up(state, excess, scale)
             if higher is None:
