@@ -4,7 +4,8 @@
 no parity figure of this one as BGE-M3's.
 
 The weights are noise, which alone is kind to INT8 and gives a sparse head nothing to say. Three things are planted into
-it, all drawn from one seed and without a forward pass; constants were found by measurement (docs/notes/synthetic-model.md).
+it, all drawn from one seed and without a forward pass; constants were found by measurement
+(docs/notes/synthetic-model.md).
 
 **Outliers**, where XLM-R-large has them:
 
