@@ -24,7 +24,7 @@ from m3_export.plan.plan import (
     Scheme,
     projections,
 )
-from m3_export.plan.search import RARE, Candidate, Repair, Trial, search
+from m3_export.plan.search import Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.projection import fake_quantize, quantize_projection
 from m3_export.quantize.variants import engine_of
@@ -34,6 +34,7 @@ from m3_runtime.io.progress import Progress
 STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
 EARLY = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1)  # of the layers: where a small error turns a degenerate text into another one
+RARE = 0.01  # of degenerate texts: no clipped ranges but jumps, of which the mean loss of a few texts says nothing
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.

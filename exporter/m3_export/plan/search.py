@@ -20,8 +20,7 @@ from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
 SAME_TIME = 1.01  # what differs by less is as fast
 COULD_HOLD = 1.5  # losses of so few layers are predicted within about this factor
-RARE = 0.01  # of degenerate texts: no clipped ranges but jumps, of which the mean loss of a few texts says nothing
-MOST_DEGENERATE = 2.0  # times the limit: where there are more, repair at most halves their mean loss at once
+MOST_DEGENERATE = 2.0  # times the limit: repair at most halves the mean loss of degenerate texts at once
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
 MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
 
@@ -86,7 +85,7 @@ def search(
         if best is not None and time > best.candidate.time * AS_FAST:
             break
         if isinstance(following, Trial):
-            if not any(_is_better(other, following, limits) for other in trials):
+            if following.candidate.is_repair or not any(_is_better(other, following, limits) for other in trials):
                 add(repair(following, seen))
             continue
         if best is not None and following.is_repair and time > best.candidate.time * WORTH_A_TRIAL:
@@ -153,8 +152,7 @@ class Repair:
         measured = trial.expected.in_parts_of(self._limits)
         state = _State(dict(start.schemes), self._sum(start.schemes))
         scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
-        is_rare = trial.measured.degenerate_share <= RARE
-        scale[-1] = 0 if is_rare else min(scale[-1], MOST_DEGENERATE / max(self._in_parts(state.total)[-1], 1e-12))
+        scale[-1] = min(scale[-1], MOST_DEGENERATE / max(self._in_parts(state.total)[-1], 1e-12))
         if measured.max() <= 1:
             scale = scale / COULD_HOLD ** (0.5**failures)
         while (excess := self._excess(state.total, scale)) > 0:
