@@ -131,7 +131,7 @@ def test_a_search_keeps_the_budget_and_its_plans(searched: Done):
     assert not any(manifest.over_budget.values())
     assert set(json.loads((searched.out / "plan.json").read_text())["variants"]) == {"onnx-int8", "openvino-int8"}
     for variant in manifest.variants:
-        assert {line.precision for line in variant.plan} & {"static", "dynamic"}, variant.name
+        assert {line.precision for line in variant.plan} & {"static", "dynamic", "float"}, variant.name
 
 
 def test_progress_goes_to_stderr_and_the_table_to_stdout(searched: Done):

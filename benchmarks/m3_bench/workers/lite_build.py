@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from bge_m3_lite.fuse import fuse
-from bge_m3_lite.quantize import load_calibration_texts, quantize
-
 
 def build(folder: str) -> None:
     """Build in a folder that holds model.onnx, model.onnx_data and sentencepiece.bpe.model."""
+    from bge_m3_lite.fuse import fuse
+    from bge_m3_lite.quantize import load_calibration_texts, quantize
+
     print("bge-m3-lite: fusing", file=sys.stderr, flush=True)
     fuse(Path(folder) / "model.onnx")
     texts = load_calibration_texts()
