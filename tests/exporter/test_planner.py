@@ -19,7 +19,6 @@ from m3_export.plan.costs import (
     SHAPES,
     Costs,
     Objective,
-    Setting,
     read_costs,
     recorded,
     weighted,
@@ -35,6 +34,7 @@ from m3_export.plan.plan import (
     PrecisionPlan,
     Projection,
     Scheme,
+    Setting,
     projections,
 )
 from m3_export.plan.planner import TuningTexts
@@ -261,7 +261,7 @@ def run_search(times: dict[str, float], worst: dict[str, float], repairs: dict[s
         candidates,
         LIMITS,
         evaluate,
-        lambda trial, _seen: (repairs or {}).get(trial.candidate.name),
+        lambda trial, _seen, _trials: (repairs or {}).get(trial.candidate.name),
         lambda a, b: min(a, b, key=lambda trial: trial.candidate.time),
     )
     return trials[0].candidate.name, tried
@@ -339,7 +339,7 @@ def test_regret_against_all_plans_of_a_small_model(simulation, every_plan):
         return chosen.candidate.time / fastest
 
     regrets = sorted(regret(share / 10) for share in range(1, 10))
-    assert regrets[-4] <= 1.035
+    assert regrets[-3] <= 1.035
     assert regrets[-1] <= 2.0  # close to all static, where Jaccard of few tokens is far from additive
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_export.errors import PlanError
-from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan
+from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan, Setting
 from m3_runtime.bundle.manifest import EngineName, Geometry
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -69,14 +69,6 @@ def weighted(objective: Objective, seconds: Seconds, reference: Seconds) -> floa
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a compiled model has once: the float type and the group of dynamic ranges (0: a token)."""
-
-    float_type: FloatType
-    group: int
-
-
-@dataclass(frozen=True)
 class Costs:
     """Times of one engine on one processor for a width of model.
 
@@ -110,7 +102,7 @@ class Costs:
 
     def seconds(self, plan: PrecisionPlan, layers: int) -> Seconds:
         """Predicted times of a plan for a model of so many layers."""
-        setting = Setting(plan.float_type, plan.group)
+        setting = plan.setting
         fixed, layer = self.base[setting]
         table = self.extra[setting]
         return {

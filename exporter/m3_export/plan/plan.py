@@ -94,6 +94,14 @@ DYNAMIC = Scheme(Precision.DYNAMIC)
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a compiled model has once: the float type and the group of dynamic ranges (0: a token)."""
+
+    float_type: FloatType
+    group: int
+
+
+@dataclass(frozen=True)
 class PrecisionPlan:
     """The schemes of one variant.
 
@@ -106,6 +114,11 @@ class PrecisionPlan:
     schemes: Mapping[Projection, Scheme]
     group: int
     float_type: FloatType = FloatType.F32
+
+    @property
+    def setting(self) -> Setting:
+        """What all its projections share."""
+        return Setting(self.float_type, self.group)
 
     @classmethod
     def uniform(cls, layers: int, scheme: Scheme, group: int) -> "PrecisionPlan":

@@ -11,7 +11,7 @@ import torch
 from m3_export.arrays import Ids
 from m3_export.options import ExportOptions, Target, VariantName
 from m3_export.plan import timing
-from m3_export.plan.costs import Costs, Seconds, Setting, recorded, weighted
+from m3_export.plan.costs import Costs, Seconds, recorded, weighted
 from m3_export.plan.losses import Losses, TextLosses, limits_of
 from m3_export.plan.plan import (
     DYNAMIC,
@@ -22,6 +22,7 @@ from m3_export.plan.plan import (
     PrecisionPlan,
     Projection,
     Scheme,
+    Setting,
     projections,
 )
 from m3_export.plan.search import Candidate, Repair, Trial, search
@@ -119,7 +120,6 @@ class Planner:
             self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
         repairs: dict[Setting, Repair] = {}
         best: list[Trial] = []
-        failures: list[Trial] = []  # of repairs, since there is a best
 
         def try_out(candidate: Candidate) -> Trial:
             so_far = f"; best so far: {best[-1].candidate.name}" if best else ""
@@ -133,22 +133,19 @@ class Planner:
             )
             if not best and trial.holds(self._limits):
                 best.append(trial)
-            elif best and candidate.is_repair and not trial.holds(self._limits):
-                failures.append(trial)
             return trial
 
-        def repaired(trial: Trial, seen: Set[PrecisionPlan]) -> Candidate | None:
+        def repaired(trial: Trial, seen: Set[PrecisionPlan], trials: Sequence[Trial]) -> Candidate | None:
             plan = trial.candidate.plan
             over = trial.expected.in_parts_of(self._limits) > 1
             if over[-1] and not over[:-1].any() and trial.measured.degenerate_share <= RARE:
                 return self._with_early_layers_float(trial, time_of)
             if trial.holds(self._limits) and _early_float_layers(plan):
                 return None  # faster ones are known, and were over
-            setting = Setting(plan.float_type, plan.group)
-            if setting not in repairs:
-                repairs[setting] = self._repair(costs, setting, reference)
+            if plan.setting not in repairs:
+                repairs[plan.setting] = self._repair(costs, plan.setting, reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[setting](trial, seen, len(failures))
+                return repairs[plan.setting](trial, seen, trials)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             seconds = faster(a.candidate.plan, b.candidate.plan)

@@ -19,7 +19,7 @@ from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
 SAME_TIME = 1.01  # what differs by less is as fast
-COULD_HOLD = 1.5  # losses of so few layers are predicted within about this factor
+COULD_HOLD = 3.0  # what a change of a few precisions does to the losses is predicted within this factor
 MOST_DEGENERATE = 2.0  # times the limit: repair at most halves the mean loss of degenerate texts at once
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
 MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
@@ -52,7 +52,7 @@ def search(
     candidates: Sequence[Candidate],
     limits: Losses,
     evaluate: Callable[[Candidate], Trial],
-    repair: Callable[[Trial, Set[PrecisionPlan]], Candidate | None],
+    repair: Callable[[Trial, Set[PrecisionPlan], Sequence[Trial]], Candidate | None],
     faster: Callable[[Trial, Trial], Trial],
     most_trials: int = MOST_TRIALS,
 ) -> tuple[Trial, ...]:
@@ -63,6 +63,7 @@ def search(
         limits: the budget.
         evaluate: writes and measures a candidate.
         repair: the fastest plan that should hold, by what a trial showed, and that is not among those given; or None.
+            It also gets all trials so far.
         faster: measures the times of two trials that hold, in turns; the faster of them.
         most_trials: candidates to evaluate at most.
 
@@ -86,7 +87,7 @@ def search(
             break
         if isinstance(following, Trial):
             if following.candidate.is_repair or not any(_is_better(other, following, limits) for other in trials):
-                add(repair(following, seen))
+                add(repair(following, seen, trials))
             continue
         if best is not None and following.is_repair and time > best.candidate.time * WORTH_A_TRIAL:
             continue
@@ -95,11 +96,11 @@ def search(
         if trial.holds(limits):
             best = trial if best is None else faster(best, trial)
             if following.is_repair:  # it may have been repaired more than needed
-                add(repair(best, seen))
+                add(repair(best, seen, trials))
         else:  # its repair takes longer than it did, and is worked out only when nothing else could be as fast
             heapq.heappush(queue, (following.time * AS_FAST, next(order), trial))
         if best is not None and following.is_repair and trial is not best:
-            add(repair(best, seen))
+            add(repair(best, seen, trials))
     if best is None and (slowest := max(candidates, key=lambda candidate: candidate.time)).plan not in {
         trial.candidate.plan for trial in trials
     }:
@@ -118,7 +119,7 @@ class Repair:
     """Predicts what plans lose from what their projections lose one at a time, and finds the fastest that should hold.
 
     Errors of projections are nearly independent, so losses add up. Where that is wrong for a model, it is about as
-    wrong for the new plan as for the one that the engine measured: predictions are scaled to its figures.
+    wrong for the new plan as for the ones that the engine measured: predictions are scaled to their figures.
     """
 
     def __init__(
@@ -141,29 +142,37 @@ class Repair:
         self._ladder, self._losses, self._always, self._time = ladder, losses, always, time
         self._limits = limits
 
-    def __call__(self, trial: Trial, seen: Set[PrecisionPlan], failures: int = 0) -> Candidate | None:
+    def __call__(self, trial: Trial, seen: Set[PrecisionPlan], trials: Sequence[Trial] = ()) -> Candidate | None:
         """The fastest plan not seen yet that is predicted to hold; None if there is none.
 
-        Where the trial holds, whatever is faster and could hold is worth a trial; with every failure less is hoped for.
-        Precisions go up where that saves most excess per time; then they go down wherever that is possible, alone or in
-        exchange for another projection's going up.
+        Where the trial holds, whatever is faster and could hold is worth a trial. Precisions go up where that saves
+        most excess per time; then they go down wherever that is possible, alone or in exchange for another projection's
+        going up.
+
+        Args:
+            trial: whose plan is repaired.
+            seen: plans that were tried.
+            trials: all so far. What could not hold by those with the same setting is not returned.
         """
         start = trial.candidate.plan
-        measured = trial.expected.in_parts_of(self._limits)
         state = _State(dict(start.schemes), self._sum(start.schemes))
-        scale = measured / np.maximum(self._in_parts(state.total), 1e-12)
-        scale[-1] = min(scale[-1], MOST_DEGENERATE / max(self._in_parts(state.total)[-1], 1e-12))
-        if measured.max() <= 1:
-            scale = scale / COULD_HOLD ** (0.5**failures)
-        while (excess := self._excess(state.total, scale)) > 0:
-            higher = self._best_move_up(state, excess, scale)
+        slack = COULD_HOLD if trial.holds(self._limits) else 1
+        others = [other for other in trials if other is not trial and self._covers(other.candidate.plan, start)]
+        forecast = _Forecast(
+            (
+                self._anchor(trial, slack, state.total),
+                *(self._anchor(o, COULD_HOLD, self._sum(o.candidate.plan.schemes), [-1]) for o in others),
+            )
+        )
+        while (excess := self._excess(state.total, forecast)) > 0:
+            higher = self._best_move_up(state, excess, forecast)
             if higher is None:
                 return None
             state = higher
-        state = self._lowered(state, scale)
+        state = self._lowered(state, forecast)
         plan = replace(start, schemes=state.schemes)
         if plan in seen:
-            nearby = (replace(start, schemes=found.schemes) for found in self._exchanges(state, scale))
+            nearby = (replace(start, schemes=found.schemes) for found in self._exchanges(state, forecast))
             plan = next((found for found in nearby if found not in seen), start)
         if plan in seen:
             return None
@@ -173,14 +182,26 @@ class Repair:
         )
         return Candidate(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time, is_repair=True)
 
-    def _best_move_up(self, state: "_State", excess: float, scale: Floats) -> "_State | None":
+    def _covers(self, plan: PrecisionPlan, start: PrecisionPlan) -> bool:
+        """Whether the losses of a plan's schemes are known, or will be needed anyway."""
+        known = all(scheme in self._ladder[projection] for projection, scheme in plan.schemes.items())
+        return known and plan.setting == start.setting
+
+    def _anchor(self, trial: Trial, slack: float, total: Floats, unknown: Sequence[int] = ()) -> "_Anchor":
+        """A trial's figures beside what the sum of its projections' losses predicts; `unknown` figures do not count."""
+        measured = trial.expected.in_parts_of(self._limits)
+        measured[-1] = min(measured[-1], MOST_DEGENERATE)
+        measured[list(unknown)] = 0
+        return _Anchor(measured, measured / np.maximum(self._in_parts(total), 1e-12), slack)
+
+    def _best_move_up(self, state: "_State", excess: float, forecast: "_Forecast") -> "_State | None":
         """The one step up that saves most excess per time, or None if none saves any.
 
         A simulation is needed to know what a step saves, but not what it saves at most: moves are looked at in the
         order of that bound, and only until none left can be better (Minoux's lazy greedy, 1978).
         """
         bounds = [
-            ((excess - self._excess(state.total - self._vector(*move.before), scale)) / max(move.longer, 1e-9), move)
+            ((excess - self._excess(state.total - self._vector(*move.before), forecast)) / max(move.longer, 1e-9), move)
             for move in self._moves(state, 1)
         ]
         best, most = None, 0.0
@@ -188,18 +209,18 @@ class Repair:
             if bound <= most:
                 break
             moved = self._moved(state, move)
-            gain = (excess - self._excess(moved.total, scale)) / max(move.longer, 1e-9)
+            gain = (excess - self._excess(moved.total, forecast)) / max(move.longer, 1e-9)
             if gain > most:
                 best, most = moved, gain
         return best
 
-    def _lowered(self, state: "_State", scale: Floats) -> "_State":
+    def _lowered(self, state: "_State", forecast: "_Forecast") -> "_State":
         """The fastest state that one or two moves at a time lead to, all of them predicted to hold."""
-        while (faster := next(self._exchanges(state, scale, longest=0), None)) is not None:
+        while (faster := next(self._exchanges(state, forecast, longest=0), None)) is not None:
             state = faster
         return state
 
-    def _exchanges(self, state: "_State", scale: Floats, longest: float = np.inf) -> Iterator["_State"]:
+    def _exchanges(self, state: "_State", forecast: "_Forecast", longest: float = np.inf) -> Iterator["_State"]:
         """What is predicted to hold with one projection down, up, or one down and one up: the fastest first.
 
         Only what takes less than `longest` more than the state does.
@@ -209,9 +230,9 @@ class Repair:
         found = [(sum(move.longer for move in moves), moves) for moves in (*zip(downs), *zip(ups), *exchanges)]
         for _, moves in sorted((f for f in found if f[0] < longest), key=lambda f: f[0]):
             least = state.total - np.sum([self._vector(*move.before) for move in moves], axis=0)
-            if self._excess(least, scale) == 0:  # else it cannot hold, whatever the new precisions lose
+            if self._excess(least, forecast) == 0:  # else it cannot hold, whatever the new precisions lose
                 moved = reduce(self._moved, moves, state)
-                if self._excess(moved.total, scale) == 0:
+                if self._excess(moved.total, forecast) == 0:
                     yield moved
 
     def _moves(self, state: "_State", steps: int) -> Iterator["_Move"]:
@@ -236,9 +257,9 @@ class Repair:
             return np.zeros_like(_additive(self._always))
         return _additive(self._losses(projection, scheme))
 
-    def _excess(self, total: Floats, scale: Floats) -> float:
+    def _excess(self, total: Floats, forecast: "_Forecast") -> float:
         """By how much all figures together are over, in parts of their limits."""
-        return float(np.maximum(self._in_parts(total) * scale - 1, 0).sum())
+        return float(np.maximum(forecast.of(self._in_parts(total)) - 1, 0).sum())
 
     def _in_parts(self, total: Floats) -> Floats:
         """(5,) predicted figures in parts of their limits, before scaling.
@@ -258,6 +279,36 @@ class Repair:
             degenerate_share=float(strange.mean()) if strange.size else 0.0,
         )
         return figures.in_parts_of(self._limits)
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """A measured plan, from which others are predicted; (5,) arrays in parts of the limits.
+
+    Attributes:
+        measured: its figures.
+        scale: its figures ÷ those that the sum of its projections' losses predicts.
+        slack: the factor by which a predicted change may be wrong; the more hopeful end is taken.
+    """
+
+    measured: Floats
+    scale: Floats
+    slack: float
+
+    def of(self, in_parts: Floats) -> Floats:
+        change = in_parts * self.scale - self.measured
+        return self.measured + np.where(change < 0, change * self.slack, change / self.slack)
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """The figures that all measured plans together predict."""
+
+    anchors: Sequence[_Anchor]
+
+    def of(self, in_parts: Floats) -> Floats:
+        """(5,) from the sum of a plan's losses in parts of the limits; never less for larger sums."""
+        return np.max([anchor.of(in_parts) for anchor in self.anchors], axis=0)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from m3_export.calibration.statistics import ActivationStatistics
 from m3_export.graph import passes
 from m3_export.graph.trace import trace
 from m3_export.options import VariantName
-from m3_export.plan.costs import SHAPES, Costs, Seconds, Setting
-from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, projections
+from m3_export.plan.costs import SHAPES, Costs, Seconds
+from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, Setting, projections
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs, engine_of, properties_of, write_int8
 from m3_runtime.bundle.manifest import EngineName, Geometry, Head, Pooling, Variant
