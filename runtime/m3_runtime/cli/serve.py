@@ -29,8 +29,8 @@ examples:
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
 
 The model's name is the checkpoint's (GET /v1/models), or --model-name. GET /docs lists all routes.
-On SIGTERM the server finishes the requests it has accepted, then exits. Logs are JSON lines on standard error; they
-never contain texts.
+On SIGTERM the server finishes the requests it has accepted, for --drain-s seconds, then exits. Logs are JSON lines on
+standard error; they never contain texts.
 """
 
 
@@ -56,25 +56,35 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="require an API key from FILE (one per line: KEY or NAME KEY); reloaded when FILE changes (default: none)",
     )
+    group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
+    add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
     group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
     text = "truncate longer texts where a request does not say what to do"
     group.add_argument("--auto-truncate", action="store_true", help=text)
     text = "after SIGTERM, serve for S more seconds while /ready answers 503"
     _add_seconds(group, "--drain-delay-s", text, 0.0)
+    text = "after that, S seconds for the requests under way, then 503; with --drain-delay-s less than Kubernetes' 30 s"
+    _add_seconds(group, "--drain-s", text, 20.0)
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("limits")
-    text = "most tokens that wait (429 beyond it), and most of one request (413)"
-    add_integer(group, "--max-queue-tokens", text, default=65536)
-    add_integer(group, "--batch-tokens", "most tokens that run together, except one long text", default=1024)
-    add_integer(group, "--max-texts", "most texts of a request", default=1024)
-    add_integer(group, "--max-body-kib", "longest request body in KiB", default=4096)
-    add_integer(group, "--max-requests", "most requests at a time (429 beyond it)", default=512)
-    text = "seconds for a request; a client may ask for less with the header X-M3-Deadline-Ms"
-    _add_seconds(group, "--deadline-s", text, 30.0)
-    _add_seconds(group, "--body-timeout-s", "seconds for a request's body to arrive", 10.0)
+    text = "most tokens that wait (429 beyond it), and most of one request (413); OpenAI's longest has 300000"
+    add_integer(group, "--max-queue-tokens", text, default=2**20)
+    text = "most tokens that run together, except one long text; more gain little, and keep short queries waiting"
+    add_integer(group, "--batch-tokens", text, default=1024)
+    add_integer(group, "--max-texts", "most texts of a request, as many as OpenAI takes", default=2048)
+    text = "longest request body in KiB; 300000 tokens of any script fit into the default"
+    add_integer(group, "--max-body-kib", text, default=16384)
+    text = "most requests at a time of a client, and a quarter more of all (429 beyond it)"
+    add_integer(group, "--max-requests", text, default=512)
+    text = "most MiB of vectors and answers in memory, half of it for a client (429 beyond it)"
+    add_integer(group, "--max-result-mib", text, default=1024)
+    text = "seconds for a request, as long as OpenAI's clients wait; a client may ask for less: X-M3-Deadline-Ms"
+    _add_seconds(group, "--deadline-s", text, 600.0)
+    text = "seconds for a request's body to arrive, and one more for each 64 KiB"
+    _add_seconds(group, "--body-timeout-s", text, 10.0)
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
@@ -103,6 +113,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         max_texts=arguments.max_texts,
         max_body_bytes=body_bytes,
         max_held_bytes=max(RequestLimits.max_held_bytes, 4 * body_bytes),
+        max_result_bytes=1024**2 * arguments.max_result_mib,
         max_requests=arguments.max_requests,
         deadline_s=arguments.deadline_s,
         body_timeout_s=arguments.body_timeout_s,
@@ -128,7 +139,10 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         limits=limits,
         api_key_file=arguments.api_key_file,
         has_ui=not arguments.no_ui,
+        open_metrics=arguments.open_metrics,
+        metrics_port=arguments.metrics_port,
         drain_delay_s=arguments.drain_delay_s,
+        drain_s=arguments.drain_s,
     )
 
 

@@ -19,6 +19,7 @@ from m3_runtime.errors import (
     M3Error,
     QueueFullError,
     RequestTooLargeError,
+    ServiceError,
     TextTooLongError,
 )
 
@@ -119,9 +120,9 @@ def refusal_of(path: str, error: Exception) -> Response:
     """An error as an answer. What the message of a foreign error says is not shown: it may hold a text."""
     for kind, problem, status in _PROBLEMS:
         if isinstance(error, kind):
-            retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
-            if problem is Problem.DRAINING:
-                retry_after_s = 1
+            retry_after_s = 1 if isinstance(error, ServiceError) else None
+            if isinstance(error, QueueFullError):
+                retry_after_s = error.retry_after_s
             return refusal(path, status, problem, str(error), retry_after_s)
     message = f"the engine failed: {error}" if isinstance(error, M3Error) else "the server failed; its log says where"
     return refusal(path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)

@@ -271,7 +271,7 @@ def _info(service: Service) -> dict[str, Any]:
         "max_input_length": service.max_length,
         "max_batch_tokens": limits.queue.batch_tokens,
         "max_batch_requests": limits.queue.batch_texts,
-        "max_client_batch_size": limits.max_texts,
+        "max_client_batch_size": service.client_batch_texts,
         "auto_truncate": service.settings.on_truncate is OnTruncate.TRUNCATE,
         "tokenization_workers": 1,
         "version": __version__,

@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,12 +14,15 @@ from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import InputError, RequestTooLargeError, TextTooLongError
+from m3_runtime.errors import InputError, QueueFullError, RequestTooLargeError, TextTooLongError
 from m3_runtime.server.batcher import Batcher
+from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
-from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.settings import MIB, ServerSettings
+from m3_runtime.server.shares import Shares
+from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import OnTruncate
 
 _T = TypeVar("_T")
@@ -31,18 +35,30 @@ _MANY_CHARS = 2**17
 _SHOWN_SHARE = 16
 """/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
-_SIZES_KEPT = 0.99
+_BYTES_PER_TOKEN = 8
+"""A token of a body takes about half of that, more if it is escaped."""
 _BODY_SHARE = 8
 """Before its texts are known a body counts for at most one eighth of the queue: they may be truncated."""
 
+_ANSWER_FACTOR = 4
+"""An answer holds each vector once as numbers and once as JSON, up to three times as long."""
+_TEXT_BYTES = 512
+"""What a text takes beside its ids and vectors."""
+_WEIGHT_BYTES = 12
 
-@dataclass(frozen=True)
+_CLIENT_BATCH = 32
+"""Texts a request, for clients that ask (TEI's own default): with the longest texts that suits any machine."""
+
+
+@dataclass
 class Call:
-    """Who asks, the seconds left for the answer, and the size of the body; 0 while that is not known."""
+    """A request: who asks, the seconds left for the answer, the size of the body, and what is held for the answer."""
 
     client: str
     deadline_s: float
     body_bytes: int
+    result_bytes: int = 0
+    found: list[tuple[tuple[Ids, ...], frozenset[Head], Encoding]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -57,22 +73,6 @@ class Truncation:
 class _Tokenized:
     ids: tuple[Ids, ...]
     truncated: int
-
-
-@dataclass
-class _BodySizes:
-    """How many tokens a byte of a body stands for, by the last hundred requests or so."""
-
-    tokens: float = 0.0
-    body_bytes: float = 0.0
-
-    def note(self, tokens: int, body_bytes: int) -> None:
-        if body_bytes:
-            self.tokens = _SIZES_KEPT * self.tokens + tokens
-            self.body_bytes = _SIZES_KEPT * self.body_bytes + body_bytes
-
-    def expected_tokens(self, body_bytes: int) -> int:
-        return int(body_bytes * self.tokens / self.body_bytes) if self.body_bytes else 0
 
 
 class Service:
@@ -91,12 +91,13 @@ class Service:
         )
         self.model_name = settings.model_name or self.manifest.source.name
         self.metrics = Metrics(encoder)
-        engine = encoder.engine
+        engine, limits = encoder.engine, settings.limits
+        self._kept = KeptVectors(limits.max_kept_bytes, limits.kept_s)
+        self._results = Shares(limits.max_result_bytes, limits.max_result_bytes // 2)
         self.batcher = Batcher(
-            self._encode_batch, settings.limits.queue, self.metrics, engine.streams, engine.packed_tokens
+            self._encode_batch, limits.queue, self.metrics, self._kept, engine.streams, engine.packed_tokens
         )
         self.is_draining = False
-        self._sizes = _BodySizes()
         self._tokenizing = ThreadPoolExecutor(1, "m3-tokenizer")
         self._tokenizing_much = ThreadPoolExecutor(1, "m3-long-tokenizer")
 
@@ -109,6 +110,12 @@ class Service:
     def names(self) -> tuple[str, ...]:
         """What clients may call the model."""
         return self.model_name, self.manifest.source.name, self.manifest.space_id
+
+    @property
+    def client_batch_texts(self) -> int:
+        """Texts a request, for clients that ask how many they should send; the limit may be higher."""
+        limits = self.settings.limits
+        return max(1, min(_CLIENT_BATCH, limits.max_texts, limits.queue.max_tokens // self.max_length))
 
     def warm_up(self) -> None:
         """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
@@ -145,14 +152,13 @@ class Service:
     def check_room(self, call: Call) -> None:
         """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
 
-        How many tokens a body holds is estimated from its size. `encode` checks again with the true number.
+        How many tokens a body holds is guessed from its size. `encode` checks again with the true number.
 
         Raises:
             ServiceError: the server is busy, or about to stop.
         """
         most = self.settings.limits.queue.max_tokens // _BODY_SHARE
-        tokens = min(most, self._sizes.expected_tokens(call.body_bytes))
-        self.batcher.check_room(tokens, call.client, call.deadline_s)
+        self.batcher.check_room(min(most, call.body_bytes // _BYTES_PER_TOKEN), call.client, call.deadline_s)
 
     async def encode(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call
@@ -179,10 +185,34 @@ class Service:
         tokenized = await self._tokenized(texts, name, truncation)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
-        self._sizes.note(sum(row.size for row in tokenized.ids), call.body_bytes)
+        self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
+        call.found.append((tokenized.ids, heads, encoding))
         self.metrics.truncated.inc(tokenized.truncated)
         return replace(encoding, truncated=tokenized.truncated)
+
+    def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> None:
+        tokens, geometry = sum(row.size for row in ids), self.manifest.geometry
+        dense = 4 * geometry.hidden_size * len(ids) if Head.DENSE in heads else 0
+        sparse = _WEIGHT_BYTES * tokens if Head.SPARSE in heads else 0
+        colbert = 4 * (geometry.colbert_dim or 0) * tokens if Head.COLBERT in heads else 0
+        size = _ANSWER_FACTOR * (dense + sparse + colbert) + _TEXT_BYTES * len(ids)
+        if size > self._results.most_of_one:
+            raise RequestTooLargeError(
+                f"the answer for {len(ids)} texts of {tokens} tokens would take {size // MIB} MiB, the limit is "
+                f"{self._results.most_of_one // MIB}; send the texts in parts, or ask for fewer heads"
+            )
+        if not self._results.take(call.client, size):
+            raise QueueFullError(
+                f"the server is busy: it holds answers of {self._results.total // MIB} MiB; try again in 1 s", 1
+            )
+        call.result_bytes += size
+
+    def end(self, call: Call, *, is_answered: bool) -> None:
+        """Let go of what was held for a request's answer; what nobody got is kept for a retry."""
+        self._results.give_back(call.client, call.result_bytes)
+        for ids, heads, encoding in () if is_answered else call.found:
+            self._kept.keep(call.client, heads, zip(ids, range(len(ids)), strict=True), encoding)
 
     def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
         return self.encoder.encode_ids(
@@ -214,16 +244,19 @@ class Service:
     async def _tokenized(self, texts: Texts, name: str, truncation: Truncation) -> _Tokenized:
         chars = sum(len(item) for item in texts)
         if chars <= _FEW_CHARS:
-            return self._to_ids(texts, name, truncation)
-        return await self._in_thread(chars, lambda: self._to_ids(texts, name, truncation))
+            return self._to_ids(texts, range(len(texts)), name, truncation)
+        found: list[_Tokenized] = []
+        for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
+            found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name, truncation)))
+        return _Tokenized(tuple(row for some in found for row in some.ids), sum(some.truncated for some in found))
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
         threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    def _to_ids(self, items: Sequence[str | TokenIds], name: str, truncation: Truncation) -> _Tokenized:
-        texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
+    def _to_ids(self, items: Texts, part: range, name: str, truncation: Truncation) -> _Tokenized:
+        texts = {i: item for i in part if isinstance(item := items[i], str)}
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
                 list(texts.values()), truncation.max_length, truncation.on_truncate
@@ -231,11 +264,11 @@ class Service:
         except TextTooLongError as error:
             raise _too_long(f"{name}[{list(texts)[error.index]}]", error.tokens, error.max_length) from error
         rows, truncated = dict(zip(texts, tokenized.ids, strict=True)), tokenized.truncated
-        for i, item in enumerate(items):
-            if not isinstance(item, str):
+        for i in part:
+            if not isinstance(item := items[i], str):
                 rows[i], is_cut = self._checked_ids(item, f"{name}[{i}]", truncation)
                 truncated += is_cut
-        return _Tokenized(tuple(rows[i] for i in range(len(items))), truncated)
+        return _Tokenized(tuple(rows[i] for i in part), truncated)
 
     def _checked_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
         """A client's token ids with both special tokens, whether or not it sent them; and whether they were cut."""
@@ -256,12 +289,11 @@ class Service:
         return np.append(whole[: truncation.max_length - 1], np.int32(info.eos_id)), True
 
     async def close(self) -> None:
-        """Finish the requests that were taken, then close the encoder."""
+        """Take no more requests, and close the encoder once what runs has ended; nobody waits for it."""
         self.is_draining = True
-        await self.batcher.drain()
         self.batcher.close()
-        self._tokenizing.shutdown()
-        self._tokenizing_much.shutdown()
+        for threads in (self._tokenizing, self._tokenizing_much):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.encoder.close()
 
 

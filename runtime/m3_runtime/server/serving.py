@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from prometheus_client.multiprocess import mark_process_dead
 
 from m3_runtime.errors import EngineError, InputError, M3Error
-from m3_runtime.server.metrics import WORKERS_FOLDER, log_as_json
+from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, log_as_json, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
 
@@ -46,7 +46,10 @@ def serve(settings: ServerSettings) -> None:
         with tempfile.TemporaryDirectory(prefix="m3-counts-") as counts:
             os.environ[WORKERS_FOLDER] = counts
             try:
-                _Supervisor(settings, at).run()
+                with ExitStack() as beside:
+                    if settings.metrics_port is not None:
+                        beside.enter_context(metrics_port(settings.host, settings.metrics_port, all_workers()))
+                    _Supervisor(settings, at).run()
             finally:
                 del os.environ[WORKERS_FOLDER]
 
@@ -149,7 +152,7 @@ class _Supervisor:
         )
 
     def _end(self) -> None:
-        until_s = time.monotonic() + self._settings.drain_delay_s + longest_end_s(self._settings.limits) + 5
+        until_s = time.monotonic() + longest_end_s(self._settings) + 1
         living = [worker for worker in self._workers if not worker.is_buried]
         for worker in living:
             worker.process.terminate()

@@ -38,25 +38,36 @@ class ServedBundle:
 class RequestLimits:
     """How large a request may be, and how much the server holds at a time.
 
+    Defaults take what OpenAI takes: 2048 texts, 300 000 tokens, and clients that wait 600 s.
+
     Attributes:
         queue: what may wait and what runs together.
         max_texts: most texts of a request.
-        max_body_bytes: longest body of a request.
-        max_held_bytes: bodies of all requests under way together; beyond it requests are refused with 429.
-        max_requests: requests under way; beyond it requests are refused with 429.
+        max_body_bytes: longest body of a request. 300 000 tokens of any script fit, escaped as JSON allows.
+        max_held_bytes: bodies of all requests under way together, half of it for one client; beyond it requests are
+            refused with 429. A body counts as it arrives.
+        max_result_bytes: vectors and answers of all requests under way together, half of it for one client; a request
+            counts for what its answer may take.
+        max_kept_bytes: finished vectors of requests that got no answer.
+        kept_s: how long these wait for the same request to come again.
+        max_requests: requests under way of one client, and a quarter more of all; beyond it requests are refused with
+            429. A request counts once its body is there.
         max_colbert_json_tokens: most tokens of a request whose ColBERT vectors are answered as JSON, where a token of
             BGE-M3 takes 11 kB.
         deadline_s: time for a request from its last byte to its answer; a request may ask for less.
-        body_timeout_s: time for a request's body to arrive.
+        body_timeout_s: time for a request's body to arrive; a long one has more, see `admission`.
     """
 
     queue: QueueLimits = field(default_factory=QueueLimits)
-    max_texts: int = 1024
-    max_body_bytes: int = 4 * MIB
-    max_held_bytes: int = 64 * MIB
+    max_texts: int = 2048
+    max_body_bytes: int = 16 * MIB
+    max_held_bytes: int = 128 * MIB
+    max_result_bytes: int = 1024 * MIB
+    max_kept_bytes: int = 128 * MIB
+    kept_s: float = 120.0
     max_requests: int = 512
     max_colbert_json_tokens: int = 16384
-    deadline_s: float = 30.0
+    deadline_s: float = 600.0
     body_timeout_s: float = 10.0
 
 
@@ -75,8 +86,12 @@ class ServerSettings:
         limits: see `RequestLimits`.
         api_key_file: keys that clients must show; None lets everyone in.
         has_ui: whether the playground is served at /.
+        open_metrics: whether /metrics is answered without a key.
+        metrics_port: another port at which /metrics, and nothing else, is answered without a key; 0 takes a free one,
+            None opens none.
         drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
             balancer can turn away first.
+        drain_s: how long after that the requests under way may take; then they get 503.
     """
 
     bundle: ServedBundle
@@ -89,4 +104,7 @@ class ServerSettings:
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
     has_ui: bool = True
+    open_metrics: bool = False
+    metrics_port: int | None = None
     drain_delay_s: float = 0.0
+    drain_s: float = 20.0
