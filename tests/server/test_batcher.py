@@ -311,10 +311,10 @@ def test_a_query_beside_a_long_request_waits_for_the_batch_in_progress_alone(enc
 
     async def scenario() -> None:
         runs = batcher(gate, batch_tokens=300)
-        runs.estimate.ran(10, 1.0)  # the long request will take 50 minutes, and the query's deadline is 20 s
+        runs.estimate.ran(10, 1.0)  # the long request will take 50 minutes
         long = asyncio.create_task(runs.encode(of_length(*[300] * 100), DENSE, "a", 4000))
         await began(gate, 1)
-        query = asyncio.create_task(runs.encode(of_length(280), DENSE, "a", 20))
+        query = asyncio.create_task(runs.encode(of_length(280), DENSE, "a", 60))
         await asyncio.sleep(0)
         gate.open.set()
         assert len((await query).dense_vecs) == 1

@@ -5,8 +5,9 @@ import json
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
-from running import running
+from running import events, running
 
 from patience import wait_until
 
@@ -183,7 +184,8 @@ def test_no_text_is_logged(server):
 def test_keys(tiny_bundle: Path, tmp_path: Path):
     keys = tmp_path / "keys.txt"
     keys.write_text("# those who may\nshop 0123456789abcdef-shop\n\n0123456789abcdef-other\n")
-    with running(tiny_bundle, tmp_path, "--variant", "onnx-fp32", "--api-key-file", str(keys)) as server:
+    words = ("--variant", "onnx-fp32", "--api-key-file", str(keys), "--metrics-port", "0")
+    with running(tiny_bundle, tmp_path, *words) as server:
 
         def status(key: str | None, path: str = "/embed") -> int:
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -193,6 +195,8 @@ def test_keys(tiny_bundle: Path, tmp_path: Path):
         assert [status(key) for key in (None, "x", "wrong", "0123456789abcdef-sho", "shop")] == [401] * 5
         assert status(None, "/") == 401
         assert server.client.get("/metrics").status_code == 401
+        (line,) = events(server, "metrics_port", 1)
+        assert "m3_requests_total" in httpx2.get(line["url"], trust_env=False).text
         assert server.client.get("/health").status_code == server.client.get("/ready").status_code == 200
         nameless = f"key {hashlib.sha256(b'0123456789abcdef-other').hexdigest()[:8]}"  # wherever it stands in the file
         assert {"shop", nameless} <= {line.get("client") for line in server.log()}

@@ -40,8 +40,8 @@ _BYTES_PER_TOKEN = 8
 _BODY_SHARE = 8
 """Before its texts are known a body counts for at most one eighth of the queue: they may be truncated."""
 
-_ANSWER_FACTOR = 4
-"""An answer holds each vector once as numbers and once as JSON, up to three times as long."""
+_ANSWER_FACTOR = 2
+"""Vectors are held twice: as they are, and in the answer."""
 _TEXT_BYTES = 512
 """What a text takes beside its ids and vectors."""
 _WEIGHT_BYTES = 12
