@@ -95,7 +95,7 @@ def truncation_of(body: LengthWishes, service: Service, *, cuts: bool, max_lengt
     Raises:
         FieldError: wishes that contradict each other, or cannot be granted.
     """
-    if body.truncation_direction in ("Left", "left"):
+    if body.truncation_direction in ("Left", "left") and body.truncate is not False:
         message = "truncation_direction must be Right: a text's beginning, with its first token, is always kept"
         raise FieldError(message, "truncation_direction", "unsupported_value")
     tokens = body.truncate_prompt_tokens
