@@ -25,7 +25,7 @@ examples:
   m3-runtime serve my-bundle --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   m3-runtime serve my-bundle --max-length 512 --auto-truncate --deadline-s 10
 
-  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"model": "BAAI/bge-m3", "input": "Hello"}'
+  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"input": "Hello"}'
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
 
 The model's name is the checkpoint's (GET /v1/models), and what --served-model-name says. GET /docs lists all routes.

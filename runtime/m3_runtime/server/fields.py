@@ -28,6 +28,7 @@ _FOREIGN: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "add_special_tokens": ((True,), "every text is wrapped in its special tokens"),
     "embedding_type": (("float",), "encoding_format says how vectors are written"),
     "embedding_types": ((["float"],), "vectors are floats; encoding_format says how they are written"),
+    "encoding_format": (("float",), "vectors are numbers; POST /v1/embeddings gives base64 too"),
     "instruction": (("",), "put it into the query itself"),
     "late_chunking": ((False,), "every text is encoded alone"),
     "modality": (("text",), "the model reads texts"),
