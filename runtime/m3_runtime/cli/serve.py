@@ -74,7 +74,7 @@ def _add_names(group: Any) -> None:
         "--model-name",
         dest="model_names",
         type=_names,
-        action="extend",
+        action="append",
         metavar="NAME[,NAME]",
         help="what clients may call the model, beside the checkpoint's name; answers give the first; may be repeated",
     )
@@ -140,7 +140,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,
-        model_names=tuple(arguments.model_names or ()),
+        model_names=tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         is_any_model_served=arguments.any_model_name,
         max_length=arguments.max_length,
         on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
@@ -153,11 +153,10 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
     )
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
         raise argparse.ArgumentTypeError(f"expected one name or several with commas between, got {text!r}")
-    return names
+    return text
 
 
 def _seconds(text: str) -> float:

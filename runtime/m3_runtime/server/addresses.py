@@ -29,8 +29,9 @@ class Addresses:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http":
-            root = scope.get("root_path", "")
-            scope = {**scope, "path": root + usual_path(scope["path"].removeprefix(root))}
+            path, root = scope["path"], scope.get("root_path", "")
+            prefix = root if path.startswith(f"{root}/") else ""
+            scope = {**scope, "path": prefix + usual_path(path.removeprefix(prefix))}
         await self._app(scope, receive, send)
 
 
