@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from in_process import changed_bundle, served
 
+from m3_runtime.errors import BundleFormatError
+
 
 @pytest.mark.parametrize("dimensions", [64, 64.0, "64", "64.0", None])
 @pytest.mark.parametrize(
@@ -77,6 +79,13 @@ def test_a_checkpoint_that_was_trained_for_less(tiny_bundle, tmp_path, encoder, 
             for size in range(64)
             if size in taken or ("is_matryoshka" in config and config["is_matryoshka"] and size)
         ]
+
+
+@pytest.mark.parametrize("sizes", ["16", [16, "x"], {"a": 1}, [None]])
+def test_a_checkpoint_that_says_nonsense_of_its_dimensions(tiny_bundle, tmp_path, sizes):
+    bundle = changed_bundle(tiny_bundle, tmp_path / "b", {"config.json": {"matryoshka_dimensions": sizes}})
+    with pytest.raises(BundleFormatError, match="matryoshka_dimensions must be a list of integers"), served(bundle):
+        pass
 
 
 def test_dimensions_that_nobody_trained_for(tiny_bundle, encoder):

@@ -155,10 +155,12 @@ def _trained(bundle: Bundle) -> list[int]:
         sizes = config.get("matryoshka_dimensions")
         if sizes is None:
             return list(range(1, bundle.manifest.geometry.hidden_size)) if config.get("is_matryoshka") is True else []
-        return [int(size) for size in sizes]
+        if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
+            raise TypeError(f"got {sizes!r}")
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         message = f"{_CONFIG_NAME}: matryoshka_dimensions must be a list of integers ({error}); export the bundle again"
         raise BundleFormatError(message) from error
+    return sizes
 
 
 def _ranges(sizes: frozenset[int]) -> str:

@@ -111,7 +111,8 @@ class Service:
             settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
         )
         self.model_names = settings.model_names or (self.manifest.source.name,)
-        self.prompts = read_prompts(encoder.bundle).prompts
+        found = read_prompts(encoder.bundle)
+        self.prompts, self.default_prompt_name = found.prompts, found.default
         self.dimensions = Dimensions.of(encoder.bundle, is_any_taken=settings.cuts_dimensions)
         self.dimension_losses: tuple[DimensionLoss, ...] = ()
         self.metrics = Metrics(encoder)
@@ -290,6 +291,9 @@ class Service:
 
     def _to_ids(self, items: Sequence[str | TokenIds], name_of: _NameOf, truncation: Truncation) -> _Tokenized:
         texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
+        for i, item in enumerate(items):
+            if not isinstance(item, str):
+                self._check_ids(item, name_of(i))
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
                 list(texts.values()), truncation.max_length, truncation.on_truncate
@@ -300,13 +304,12 @@ class Service:
         is_cut = dict(zip(texts, tokenized.is_cut.tolist(), strict=True))
         for i, item in enumerate(items):
             if not isinstance(item, str):
-                rows[i], is_cut[i] = self._checked_ids(item, name_of(i), truncation)
+                rows[i], is_cut[i] = self._whole_ids(item, name_of(i), truncation)
         places = range(len(items))
         return _Tokenized(tuple(rows[i] for i in places), tuple(i for i in places if is_cut[i]))
 
-    def _checked_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
-        """A client's token ids with both special tokens; and whether they were cut."""
-        info, vocab_size = self.manifest.tokenizer, self.manifest.geometry.vocab_size
+    def _check_ids(self, ids: TokenIds, name: str) -> None:
+        vocab_size = self.manifest.geometry.vocab_size
         for i, number in enumerate(ids):
             if not 0 <= number < vocab_size:
                 raise FieldError(
@@ -314,6 +317,10 @@ class Service:
                     f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
                     f"{name}[{i}]",
                 )
+
+    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
+        """A client's token ids with both special tokens; and whether they were cut."""
+        info = self.manifest.tokenizer
         is_whole = len(ids) > 1 and (ids[0], ids[-1]) == (info.cls_id, info.eos_id)
         if not is_whole and not self.settings.takes_token_ids:
             raise self._of_another_tokenizer(name)

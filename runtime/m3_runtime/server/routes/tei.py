@@ -165,4 +165,5 @@ def _info(service: Service) -> dict[str, Any]:
         "max_queue_tokens": limits.queue.max_tokens,
         "model_names": service.names,
         "prompts": list(service.prompts),
+        "default_prompt_name": service.default_prompt_name,
     }
