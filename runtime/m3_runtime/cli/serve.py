@@ -25,10 +25,10 @@ examples:
   m3-runtime serve my-bundle --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   m3-runtime serve my-bundle --max-length 512 --auto-truncate --deadline-s 10
 
-  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"model": "BAAI/bge-m3", "input": "Hello"}'
+  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"input": "Hello"}'
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
 
-The model's name is the checkpoint's (GET /v1/models), or --model-name. GET /docs lists all routes.
+The model's name is the checkpoint's (GET /v1/models), and what --served-model-name says. GET /docs lists all routes.
 On SIGTERM the server finishes the requests it has accepted, for --drain-s seconds, then exits. Logs are JSON lines on
 standard error; they never contain texts.
 """
@@ -49,7 +49,7 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, default=8080)
     text = "processes that serve, each with its own queue and, without --threads, its share of the cores"
     add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", default=1)
-    group.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the checkpoint's)")
+    _add_names(group)
     group.add_argument(
         "--api-key-file",
         type=Path,
@@ -60,12 +60,30 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
     group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
-    text = "truncate longer texts where a request does not say what to do"
+    text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
     group.add_argument("--auto-truncate", action="store_true", help=text)
+    text = "take lists of integers without <s> and </s>: they may be ids of another tokenizer, and nobody would notice"
+    group.add_argument("--accept-token-ids", action="store_true", help=text)
+    text = "cut dense vectors to the dimensions asked for, though the model was not trained for it; GET /info: the loss"
+    group.add_argument("--allow-dimensions", action="store_true", help=text)
     text = "after SIGTERM, serve for S more seconds while /ready answers 503"
     _add_seconds(group, "--drain-delay-s", text, 0.0)
     text = "after that, S seconds for the requests under way, then 503; with --drain-delay-s less than Kubernetes' 30 s"
     _add_seconds(group, "--drain-s", text, 20.0)
+
+
+def _add_names(group: Any) -> None:
+    group.add_argument(
+        "--served-model-name",
+        "--model-name",
+        dest="model_names",
+        type=_names,
+        action="append",
+        metavar="NAME[,NAME]",
+        help="what clients may call the model, beside the checkpoint's name; answers give the first; may be repeated",
+    )
+    text = "answer requests for whatever model they name, for tools in which a name is fixed"
+    group.add_argument("--any-model-name", action="store_true", help=text)
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
@@ -133,9 +151,12 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,
-        model_name=arguments.model_name,
+        model_names=tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
+        is_any_model_served=arguments.any_model_name,
         max_length=arguments.max_length,
         on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
+        takes_token_ids=arguments.accept_token_ids,
+        cuts_dimensions=arguments.allow_dimensions,
         limits=limits,
         api_key_file=arguments.api_key_file,
         has_ui=not arguments.no_ui,
@@ -144,6 +165,12 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         drain_delay_s=arguments.drain_delay_s,
         drain_s=arguments.drain_s,
     )
+
+
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected one name or several with commas between, got {text!r}")
+    return text
 
 
 def _seconds(text: str) -> float:

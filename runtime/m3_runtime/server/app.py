@@ -1,9 +1,10 @@
 """The app: routes, errors, the playground, admission before them, and what is closed with them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,11 +12,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from m3_runtime.errors import M3Error
+from m3_runtime.errors import FieldError, InputError, M3Error
+from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
-from m3_runtime.server.routes import m3_routes, openai_routes, tei_routes
+from m3_runtime.server.routes.openai import openai_routes
+from m3_runtime.server.routes.own import m3_routes
+from m3_runtime.server.routes.rerank import rerank_routes
+from m3_runtime.server.routes.tei import tei_routes
 from m3_runtime.server.service import Service
 from m3_runtime.version import __version__
 
@@ -42,14 +47,15 @@ def create_app(service: Service) -> Admission:
         await service.close()
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    for routes in (openai_routes(service), tei_routes(service), m3_routes(service)):
+    app.router.redirect_slashes = False  # addresses have one spelling by then
+    for routes in (openai_routes(service), tei_routes(service), rerank_routes(service), m3_routes(service)):
         app.include_router(routes)
     _add_operation(app, service)
     if settings.has_ui:
         _add_playground(app)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
-    return Admission(app, service, keys, [path for path in paths if "{" not in path])
+    return Addresses(Admission(app, service, keys, [path for path in paths if "{" not in path]))
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -61,6 +67,9 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
     # some load balancers ask so
     operation.head("/health", include_in_schema=False)(health)
+    if not service.settings.has_ui:  # others ask so, as of text-embeddings-inference
+        operation.get("/", include_in_schema=False)(health)
+        operation.head("/", include_in_schema=False)(health)
 
     @operation.get("/ready", summary="Whether it takes requests")
     async def ready() -> Response:
@@ -98,8 +107,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        message = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
-        return refusal(request.url.path, HTTPStatus.UNPROCESSABLE_ENTITY, Problem.VALIDATION, message)
+        found = [_problem(item) for item in error.errors()]
+        message, first = "; ".join(message for message, _, _ in found), found[0]
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return refusal(request.url.path, status, Problem.VALIDATION, message, field=first[1], code=first[2])
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
@@ -110,10 +121,14 @@ def _add_errors(app: FastAPI) -> None:
         return answer
 
 
-def _problem(place: tuple[int | str, ...], message: str) -> str:
-    """`body.texts[3]: Input should be a valid string`, without what was sent."""
-    own = message.removeprefix("Value error, ")
-    if own != message:
-        return own  # our own messages name the item themselves
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    return f"{path.removeprefix('body.')}: {own}"
+def _problem(item: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    """`body.texts[3]: Input should be a valid string`, without what was sent; the field; and OpenAI's code for it."""
+    error = item.get("ctx", {}).get("error")
+    if isinstance(error, FieldError):  # our own messages name the item themselves
+        return str(error), error.field, error.code
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    field = path.removeprefix("body.")
+    if isinstance(error, InputError):
+        return str(error), field, "invalid_value"
+    code = "missing_required_parameter" if item["type"] == "missing" else "invalid_value"
+    return f"{field}: {item['msg']}", field, "invalid_type" if item["type"].endswith("_type") else code

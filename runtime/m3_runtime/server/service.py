@@ -9,13 +9,17 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.prompts import read_prompts
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import InputError, QueueFullError, RequestTooLargeError, TextTooLongError
+from m3_runtime.errors import FieldError, InputError, QueueFullError, RequestTooLargeError, TextTooLongError
+from m3_runtime.server.answers import TOO_LONG, TOO_MANY
 from m3_runtime.server.batcher import Batcher
+from m3_runtime.server.dimensions import DimensionLoss, Dimensions, dense_vectors, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
@@ -26,8 +30,12 @@ from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import OnTruncate
 
 _T = TypeVar("_T")
+_NameOf = Callable[[int], str]
+"""What errors call a text, by its index."""
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
+
+_SEND_TEXTS = "Send texts: with LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False"
 
 # Handing so little to another thread would take longer than tokenizing it.
 _FEW_CHARS = 4096
@@ -72,7 +80,19 @@ class Truncation:
 @dataclass(frozen=True)
 class _Tokenized:
     ids: tuple[Ids, ...]
-    truncated: int
+    cut: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The vectors of S texts; `cut` are the indexes of those that were cut to the maximum length."""
+
+    vectors: Encoding
+    cut: tuple[int, ...]
+
+    def with_dense(self, dense_vecs: NDArray[np.float32]) -> "EncodedTexts":
+        """The same with other dense vectors."""
+        return replace(self, vectors=replace(self.vectors, dense_vecs=dense_vecs))
 
 
 class Service:
@@ -89,7 +109,11 @@ class Service:
         self.max_length = checked_max_length(
             settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
         )
-        self.model_name = settings.model_name or self.manifest.source.name
+        self.model_names = settings.model_names or (self.manifest.source.name,)
+        found = read_prompts(encoder.bundle)
+        self.prompts, self.default_prompt_name = found.prompts, found.default
+        self.dimensions = Dimensions.of(encoder.bundle, is_any_taken=settings.cuts_dimensions)
+        self.dimension_losses: tuple[DimensionLoss, ...] = ()
         self.metrics = Metrics(encoder)
         engine, limits = encoder.engine, settings.limits
         self._kept = KeptVectors(limits.max_kept_bytes, limits.kept_s)
@@ -107,9 +131,20 @@ class Service:
         return self.encoder.bundle.manifest
 
     @property
+    def model_name(self) -> str:
+        """What answers call the model."""
+        return self.model_names[0]
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """What clients may call the model."""
-        return self.model_name, self.manifest.source.name, self.manifest.space_id
+        """What clients may call the model, each name once."""
+        return tuple(dict.fromkeys((*self.model_names, self.manifest.source.name, self.manifest.space_id)))
+
+    def is_served(self, name: str | None) -> bool:
+        """Whether a client's name of the model, or none, means the one that is here."""
+        if not name or self.settings.is_any_model_served:
+            return True
+        return any(_is_same_model(name, own) for own in self.names)
 
     @property
     def client_batch_texts(self) -> int:
@@ -124,27 +159,39 @@ class Service:
             EngineError: the engine cannot run the graph.
         """
         self.encoder.encode_heads(_FIRST_TEXT, self.manifest.heads)
+        if self.settings.cuts_dimensions:
+            self.dimension_losses = measured_losses(self.encoder)
 
-    def check_dimensions(self, dimensions: int | None) -> None:
-        """Refuse shorter vectors.
+    def prompted(self, texts: Texts, prompt_name: str | None, field: str = "prompt_name") -> Texts:
+        """The texts, each after the prompt of that name; as they are where no name is given.
 
         Raises:
-            InputError: other than the model's own size.
+            FieldError: the bundle has no such prompt, or there is nothing to put it before.
         """
-        size = self.manifest.geometry.hidden_size
-        if dimensions is not None and dimensions != size:
-            raise InputError(
-                f"dimensions must be {size} or left out, got {dimensions}: the model was not trained for shorter "
-                "vectors, and cutting them would silently cost accuracy"
-            )
+        if prompt_name is None:
+            return texts
+        if prompt_name not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise FieldError(f"{field}: there is no prompt {prompt_name!r} in this bundle; it has: {known}", field)
+        prompt = self.prompts[prompt_name]
+        if prompt and not all(isinstance(text, str) for text in texts):
+            raise FieldError(f"{field}: no prompt can be put before token ids; send texts", field)
+        return tuple(prompt + text if isinstance(text, str) else text for text in texts)
 
-    def truncation(self, is_truncating: bool | None = None, max_length: int | None = None) -> Truncation:
+    def truncation(
+        self, is_truncating: bool | None = None, max_length: int | None = None, name: str = "max_length"
+    ) -> Truncation:
         """How long texts may be; None is what the server was started with.
 
         Raises:
-            InputError: `max_length` is more than the server takes, or too small.
+            FieldError: `max_length`, which the request calls `name`, is more than the server takes, or too small.
         """
-        length = checked_max_length(max_length or self.max_length, self.max_length, "max_length")
+        length = self.max_length
+        if max_length is not None:
+            try:
+                length = checked_max_length(max_length, self.max_length, name)
+            except InputError as error:
+                raise FieldError(str(error), name) from error
         if is_truncating is None:
             return Truncation(length, self.settings.on_truncate)
         return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
@@ -161,8 +208,8 @@ class Service:
         self.batcher.check_room(min(most, call.body_bytes // _BYTES_PER_TOKEN), call.client, call.deadline_s)
 
     async def encode(
-        self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call
-    ) -> Encoding:
+        self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, first: str = ""
+    ) -> EncodedTexts:
         """The vectors of S texts, in their order.
 
         Args:
@@ -171,10 +218,11 @@ class Service:
             heads: heads that are wanted.
             truncation: how long texts may be.
             call: who asks, and how long there is for it.
+            first: what errors call text 0, where it is a query; then the others count from 0.
 
         Raises:
             HeadError: the bundle has no such head.
-            InputError: a token id is none.
+            FieldError: a token id is none, or the ids are of another tokenizer.
             RequestTooLargeError: too many texts, too many tokens, or a text is too long.
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
@@ -182,14 +230,14 @@ class Service:
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
         start_s = time.perf_counter()
-        tokenized = await self._tokenized(texts, name, truncation)
+        tokenized = await self._tokenized(texts, partial(_name_of, name, first), truncation)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         call.found.append((tokenized.ids, heads, encoding))
-        self.metrics.truncated.inc(tokenized.truncated)
-        return replace(encoding, truncated=tokenized.truncated)
+        self.metrics.truncated.inc(len(tokenized.cut))
+        return EncodedTexts(replace(encoding, truncated=len(tokenized.cut)), tokenized.cut)
 
     def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> None:
         tokens, geometry = sum(row.size for row in ids), self.manifest.geometry
@@ -224,6 +272,23 @@ class Service:
             on_batch=self.metrics.count_padding,
         )
 
+    def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
+        """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
+        own, is_unit = self.manifest.geometry.hidden_size, self.manifest.normalize
+        if size == own and (is_unit or not normalize):
+            assert found.vectors.dense_vecs is not None
+            return found.vectors.dense_vecs
+        return dense_vectors(found.vectors, size, normalize=is_unit or bool(normalize))
+
+    async def show_ids(self, rows: Sequence[Sequence[int]], work: Callable[[], _T]) -> _T:
+        """Do something with the ids of S texts, in another thread.
+
+        Raises:
+            RequestTooLargeError: too many texts.
+        """
+        self._check_number(len(rows))
+        return await self._in_thread(sum(map(len, rows)), work)
+
     async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
         """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
 
@@ -239,46 +304,59 @@ class Service:
     def _check_number(self, texts: int) -> None:
         most = self.settings.limits.max_texts
         if texts > most:
-            raise RequestTooLargeError(f"the request has {texts} texts, the limit is {most}; send it in parts")
+            message = f"the request has {texts} texts, the limit is {most}; send it in parts"
+            raise RequestTooLargeError(message, code=TOO_MANY)
 
-    async def _tokenized(self, texts: Texts, name: str, truncation: Truncation) -> _Tokenized:
+    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
         chars = sum(len(item) for item in texts)
         if chars <= _FEW_CHARS:
-            return self._to_ids(texts, range(len(texts)), name, truncation)
+            return self._to_ids(texts, range(len(texts)), name_of, truncation)
         found: list[_Tokenized] = []
         for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
-            found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name, truncation)))
-        return _Tokenized(tuple(row for some in found for row in some.ids), sum(some.truncated for some in found))
+            found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name_of, truncation)))
+        return _Tokenized(
+            tuple(row for some in found for row in some.ids), tuple(i for some in found for i in some.cut)
+        )
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
         threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    def _to_ids(self, items: Texts, part: range, name: str, truncation: Truncation) -> _Tokenized:
+    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
         texts = {i: item for i in part if isinstance(item := items[i], str)}
+        for i in part:
+            if not isinstance(item := items[i], str):
+                self._check_ids(item, name_of(i))
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
                 list(texts.values()), truncation.max_length, truncation.on_truncate
             )
         except TextTooLongError as error:
-            raise _too_long(f"{name}[{list(texts)[error.index]}]", error.tokens, error.max_length) from error
-        rows, truncated = dict(zip(texts, tokenized.ids, strict=True)), tokenized.truncated
+            raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
+        rows = dict(zip(texts, tokenized.ids, strict=True))
+        is_cut = dict(zip(texts, tokenized.is_cut.tolist(), strict=True))
         for i in part:
             if not isinstance(item := items[i], str):
-                rows[i], is_cut = self._checked_ids(item, f"{name}[{i}]", truncation)
-                truncated += is_cut
-        return _Tokenized(tuple(rows[i] for i in part), truncated)
+                rows[i], is_cut[i] = self._whole_ids(item, name_of(i), truncation)
+        return _Tokenized(tuple(rows[i] for i in part), tuple(i for i in part if is_cut[i]))
 
-    def _checked_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
-        """A client's token ids with both special tokens, whether or not it sent them; and whether they were cut."""
-        info, vocab_size = self.manifest.tokenizer, self.manifest.geometry.vocab_size
+    def _check_ids(self, ids: TokenIds, name: str) -> None:
+        vocab_size = self.manifest.geometry.vocab_size
         for i, number in enumerate(ids):
             if not 0 <= number < vocab_size:
-                raise InputError(
-                    f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}; "
-                    "ids come from this model's tokenizer (POST /tokenize)"
+                raise FieldError(
+                    f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}; ids come from "
+                    f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
+                    f"{name}[{i}]",
                 )
+
+    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
+        """A client's token ids with both special tokens; and whether they were cut."""
+        info = self.manifest.tokenizer
+        is_whole = len(ids) > 1 and (ids[0], ids[-1]) == (info.cls_id, info.eos_id)
+        if not is_whole and not self.settings.takes_token_ids:
+            raise self._of_another_tokenizer(name)
         start = [] if ids[:1] == [info.cls_id] else [info.cls_id]
         end = [] if ids[-1:] == [info.eos_id] and start + ids != [info.eos_id] else [info.eos_id]
         whole = np.array([*start, *ids, *end], np.int32)
@@ -287,6 +365,16 @@ class Service:
         if truncation.on_truncate is OnTruncate.ERROR:
             raise _too_long(name, whole.size, truncation.max_length)
         return np.append(whole[: truncation.max_length - 1], np.int32(info.eos_id)), True
+
+    def _of_another_tokenizer(self, name: str) -> FieldError:
+        info, decode = self.manifest.tokenizer, self.encoder.tokenizer.decode
+        start, end = (f"{number} ({decode([number])})" for number in (info.cls_id, info.eos_id))
+        return FieldError(
+            f"{name} holds integers that do not begin with {start} and end with {end}, as this model's token ids do "
+            "(POST /tokenize); ids of another tokenizer, such as OpenAI's, would give vectors of unrelated "
+            f"words. {_SEND_TEXTS}. A server that is started with --accept-token-ids takes any",
+            name,
+        )
 
     async def close(self) -> None:
         """Take no more requests, and close the encoder once what runs has ended; nobody waits for it."""
@@ -297,7 +385,24 @@ class Service:
         self.encoder.close()
 
 
+def _name_of(name: str, first: str, index: int) -> str:
+    return first if first and index == 0 else f"{name}[{index - bool(first)}]"
+
+
 def _too_long(name: str, tokens: int, max_length: int) -> RequestTooLargeError:
-    return RequestTooLargeError(
-        f"{name} has {tokens} tokens, the limit is {max_length}; split the text, or let it be truncated"
-    )
+    message = f"{name} has {tokens} tokens, the limit is {max_length}; split the text, or let it be truncated"
+    return RequestTooLargeError(message, name, TOO_LONG)
+
+
+def _is_same_model(name: str, own: str) -> bool:
+    """Whether two names mean one model: in any case, and without the organisation where only one of them has it.
+
+    >>> _is_same_model("bge-m3", "BAAI/bge-m3"), _is_same_model("baai/BGE-M3", "BAAI/bge-m3")
+    (True, True)
+    >>> _is_same_model("other/bge-m3", "BAAI/bge-m3"), _is_same_model("BAAI", "BAAI/bge-m3")
+    (False, False)
+    """
+    name, own = name.strip().casefold(), own.casefold()
+    if ("/" in name) == ("/" in own):
+        return name == own
+    return name.rpartition("/")[2] == own.rpartition("/")[2]

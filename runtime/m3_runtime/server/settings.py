@@ -80,9 +80,13 @@ class ServerSettings:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         workers: processes that serve.
-        model_name: what clients call the model; None is the checkpoint's own name.
+        model_names: what clients may call the model, beside the checkpoint's own name; answers give the first.
+        is_any_model_served: whether requests for any other model are answered by this one.
         max_length: tokens per text, both special tokens included; None is the model's limit.
-        on_truncate: what becomes of longer texts if the request does not say.
+        on_truncate: what becomes of longer texts on /v1/embeddings and /m3/encode if the request does not say; the
+            routes of text-embeddings-inference, and rerank, cut them.
+        takes_token_ids: whether lists of integers pass that do not show by <s> and </s> that they are this model's.
+        cuts_dimensions: whether dense vectors are cut to any size, also where the checkpoint was not trained for it.
         limits: see `RequestLimits`.
         api_key_file: keys that clients must show; None lets everyone in.
         has_ui: whether the playground is served at /.
@@ -98,9 +102,12 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
-    model_name: str | None = None
+    model_names: tuple[str, ...] = ()
+    is_any_model_served: bool = False
     max_length: int | None = None
     on_truncate: OnTruncate = OnTruncate.ERROR
+    takes_token_ids: bool = False
+    cuts_dimensions: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
     has_ui: bool = True
