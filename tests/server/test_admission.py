@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from m3_runtime import M3Encoder
 from m3_runtime.errors import QueueFullError
-from m3_runtime.server.admission import Admission
 from m3_runtime.server.app import create_app
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
@@ -67,14 +65,7 @@ class Exchange:
         return b"".join(message.get("body", b"") for message in self.sent).decode()
 
 
-@dataclass
-class Ask:
-    """Asks an app."""
-
-    app: Admission
-
-    async def __call__(self, request: Exchange) -> None:
-        await self.app(request.scope, request.receive, request.send)
+Ask = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
 def serve(
@@ -90,8 +81,11 @@ def serve(
         service = Service(encoder, ServerSettings(bundle, limits=request_limits, api_key_file=keys))
         app = create_app(service)
 
+        async def ask(request: Exchange) -> None:
+            await app(request.scope, request.receive, request.send)
+
         async with asyncio.timeout(PATIENCE_S):
-            await scenario(service, Ask(app))
+            await scenario(service, ask)
 
     asyncio.run(served())
 
@@ -347,7 +341,7 @@ def test_what_is_under_way_when_the_drain_is_over_is_503(encoder, monkeypatch):
         tasks = [asyncio.create_task(ask(request)) for request in (sending, waiting)]
         await reading(sending)
         await reading(waiting, 2)
-        ask.app.stop()
+        service.stop()
         await asyncio.gather(*tasks)
         late = Exchange.whole({"inputs": "a"})
         await ask(late)

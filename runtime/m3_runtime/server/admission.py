@@ -95,6 +95,7 @@ class Admission:
         self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
         self._unanswered: dict[_Exchange, asyncio.Timeout] = {}
         self._is_stopped = False
+        service.on_stop.append(self._stop)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -126,7 +127,7 @@ class Admission:
         finally:
             self._record(exchange)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Refuse, with 503, all requests that have no answer yet: the server ends now."""
         self._is_stopped = True
         for exchange, limit in self._unanswered.items():

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from m3_runtime.errors import FieldError, InputError, M3Error
 from m3_runtime.server.addresses import Addresses
@@ -32,7 +33,7 @@ _OPERATION: Documented = {
 }
 
 
-def create_app(service: Service) -> Admission:
+def create_app(service: Service) -> ASGIApp:
     """The app of a service that is open; it closes the service when the server stops.
 
     Raises:

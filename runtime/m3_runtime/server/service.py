@@ -122,6 +122,7 @@ class Service:
             self._encode_batch, limits.queue, self.metrics, self._kept, engine.streams, engine.packed_tokens
         )
         self.is_draining = False
+        self.on_stop: list[Callable[[], None]] = []
         self._tokenizing = ThreadPoolExecutor(1, "m3-tokenizer")
         self._tokenizing_much = ThreadPoolExecutor(1, "m3-long-tokenizer")
 
@@ -375,6 +376,11 @@ class Service:
             f"words. {_SEND_TEXTS}. A server that is started with --accept-token-ids takes any",
             name,
         )
+
+    def stop(self) -> None:
+        """The time to drain is over: whatever has no answer yet gets none but a refusal."""
+        for act in self.on_stop:
+            act()
 
     async def close(self) -> None:
         """Take no more requests, and close the encoder once what runs has ended; nobody waits for it."""

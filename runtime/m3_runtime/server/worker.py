@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from m3_runtime.server.admission import Admission
 from m3_runtime.server.app import create_app
 from m3_runtime.server.metrics import metrics_port
 from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
@@ -99,7 +99,7 @@ def _ending_at_once() -> Iterator[None]:
         mouth.close()  # which ends the thread
 
 
-def _uvicorn_config(app: Admission, settings: ServerSettings) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="on",
@@ -119,9 +119,8 @@ def _uvicorn_config(app: Admission, settings: ServerSettings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Answers /ready with 503 before it stops listening, and everything with 503 when the drain is over."""
 
-    def __init__(self, app: Admission, service: Service, on_start: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, service: Service, on_start: Callable[[], None]) -> None:
         super().__init__(_uvicorn_config(app, service.settings))
-        self._app = app
         self._on_start = on_start
         self._service = service
         self._stops_at_s: float | None = None
@@ -134,7 +133,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server.shutdown`."""
         self._service.is_draining = True
-        asyncio.get_running_loop().call_later(self._service.settings.drain_s, self._app.stop)
+        asyncio.get_running_loop().call_later(self._service.settings.drain_s, self._service.stop)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
