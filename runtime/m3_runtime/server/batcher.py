@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
+from m3_runtime.server.tracing import RequestTimes, request_times
 
 _EXTRA_SHORT_RUNS = 1
 """Runs beside the streams' own, for short texts only: a long run must not keep short queries out."""
@@ -45,6 +46,7 @@ class _UnderWay:
     done: asyncio.Future[None]
     added_s: float
     vectors: EncodingBuilder
+    times: RequestTimes = field(default_factory=request_times)
 
     def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
         self.vectors.take(text.index, batch, row)
@@ -137,6 +139,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         under_way = _UnderWay(loop.create_future(), loop.time(), EncodingBuilder(len(ids), heads))
         self._requests[request] = under_way
+        under_way.times.queued()
         self.estimate.begin(client, tokens)
         self._queue.add(request)
         self._pump()
@@ -188,7 +191,9 @@ class Batcher:
         tokens = sum(text.tokens for text in batch)
         self._running.append(tokens)
         for text in batch:
-            self._observer.queued(loop.time() - self._requests[text.request].added_s)
+            under_way = self._requests[text.request]
+            under_way.times.started()
+            self._observer.queued(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -222,4 +227,5 @@ class Batcher:
         self._observer.ran(len(batch), tokens, duration_s)
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
+                under_way.times.ended()
                 under_way.take(text, encoding, row)

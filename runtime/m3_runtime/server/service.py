@@ -19,6 +19,7 @@ from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.tracing import request_times
 from m3_runtime.tokenizer import OnTruncate
 
 _T = TypeVar("_T")
@@ -179,7 +180,9 @@ class Service:
         tokenized = await self._tokenized(texts, name, truncation)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
-        self._sizes.note(sum(row.size for row in tokenized.ids), call.body_bytes)
+        tokens = sum(row.size for row in tokenized.ids)
+        request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
+        self._sizes.note(tokens, call.body_bytes)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         self.metrics.truncated.inc(tokenized.truncated)
         return replace(encoding, truncated=tokenized.truncated)

@@ -6,6 +6,7 @@ from pathlib import Path
 from m3_runtime.bundle.reader import Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.server.logs import LogSettings
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
 
@@ -73,10 +74,15 @@ class ServerSettings:
         max_length: tokens per text, both special tokens included; None is the model's limit.
         on_truncate: what becomes of longer texts if the request does not say.
         limits: see `RequestLimits`.
-        api_key_file: keys that clients must show; None lets everyone in.
+        api_key_file: keys that clients must show; with None and no `api_key` everyone is let in.
+        api_key: one more key, never shown.
         has_ui: whether the playground is served at /.
         drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
             balancer can turn away first.
+        root_path: the path prefix under which a proxy shows the server, "/m3" for instance.
+        cors_allow_origins: origins whose pages may read answers; "*" is any.
+        otlp_endpoint: where traces are sent; None is what OpenTelemetry's own variables say.
+        logs: what is logged, and how.
     """
 
     bundle: ServedBundle
@@ -88,5 +94,10 @@ class ServerSettings:
     on_truncate: OnTruncate = OnTruncate.ERROR
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
     has_ui: bool = True
     drain_delay_s: float = 0.0
+    root_path: str = ""
+    cors_allow_origins: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
+    logs: LogSettings = field(default_factory=LogSettings)
