@@ -55,7 +55,7 @@ def check_traces(otlp_endpoint: str | None) -> bool:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # nor is what it belongs to
+    except ImportError:  # nor is what it belongs to
         return False
 
 

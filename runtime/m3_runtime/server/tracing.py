@@ -205,7 +205,8 @@ class RequestTracing:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered.status = message["status"]
-                _add_headers(MutableHeaders(raw=message.setdefault("headers", [])), answered, span)
+                message.setdefault("headers", [])
+                _add_headers(MutableHeaders(scope=message), answered, span)
             await send(message)
 
         with _known(answered, span):
