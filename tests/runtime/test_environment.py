@@ -72,8 +72,13 @@ def test_a_variable_means_what_its_argument_means(monkeypatch, command, variable
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_names_every_variable(command):
+def test_the_help_names_every_variable(monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "1000")
     shown = run_main(main, command, "--help").stdout
+    monkeypatch.setenv("M3_THREADS", "7")
+    monkeypatch.setenv("M3_WORKERS", "two")  # help is given whatever is set: it says what to set
+    monkeypatch.setenv("M3_BUNDLE", "a bundle")
+    assert run_main(main, command, "--help").stdout.replace("[BUNDLE]", "BUNDLE") == shown
     names = [variable for one, variable in every_argument() if one == command]
     assert len(names) > 15
     assert [name for name in names if f"[{name}]" not in shown] == []

@@ -71,7 +71,9 @@ class CommandParser(argparse.ArgumentParser):
         """Read every argument from the environment too, and say so in the help. Called once, after all are added."""
         self.reads_environment = True
         for variable, action in variables(self).items():
-            action.help = f"{action.help} [{variable}]" if action.help else f"[{variable}]"
+            # Written out now: a default that a variable replaces is not there any more when the help is shown.
+            shown = (action.help or "") % {**vars(action), "prog": self.prog}
+            action.help = f"{shown} [{variable}]".lstrip().replace("%", "%%")
 
     def parse_known_args(  # type: ignore[override]  # argparse has three overloads of it
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

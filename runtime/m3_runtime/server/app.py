@@ -50,13 +50,7 @@ def create_app(service: Service) -> ASGIApp:
         await service.close()
         await asyncio.to_thread(tracer.close)
 
-    app = FastAPI(
-        title="M3 on CPU",
-        version=__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        root_path=settings.root_path,
-    )
+    app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     for routes in (openai_routes(service), tei_routes(service), m3_routes(service)):
         app.include_router(routes)
     _add_operation(app, service)

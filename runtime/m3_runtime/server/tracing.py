@@ -217,15 +217,15 @@ class RequestTracing:
                     span.end(answered)
 
     def _without_prefix(self, scope: Scope) -> Scope:
+        """The path as our routes have it, and the prefix where the framework looks for it when it makes links."""
         prefix, path = self._root_path, scope["path"]
-        if not prefix or not (path == prefix or path.startswith(prefix + "/")):
+        if not prefix:
             return scope
-        raw: bytes | None = scope.get("raw_path")
-        return {
-            **scope,
-            "path": path[len(prefix) :] or "/",
-            "raw_path": None if raw is None else raw.removeprefix(prefix.encode()) or b"/",
-        }
+        scope = {**scope, "root_path": prefix}
+        if path == prefix or path.startswith(prefix + "/"):
+            raw: bytes = scope.get("raw_path") or b""
+            scope |= {"path": path[len(prefix) :] or "/", "raw_path": raw.removeprefix(prefix.encode()) or b"/"}
+        return scope
 
 
 def _add_headers(headers: MutableHeaders, answered: Answered, span: Span | None) -> None:
