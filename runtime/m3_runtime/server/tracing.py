@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -233,7 +234,7 @@ def _add_headers(headers: MutableHeaders, answered: Answered, span: Span | None)
     if span is not None:
         headers[TRACEPARENT] = span.traceparent
     times = answered.times
-    if times.ended_at_s is None:
+    if not times.tokens or answered.status != HTTPStatus.OK:
         return
     total_ms = _ms(time.perf_counter() - answered.start_s)
     values = (
