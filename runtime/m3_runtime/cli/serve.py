@@ -1,13 +1,16 @@
 """m3-runtime serve: a bundle behind HTTP."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3_runtime.bundle.reader import Verify
-from m3_runtime.cli.arguments import add_bundle, add_integer, add_parser
+from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.server.auth import MIN_KEY_CHARS
+from m3_runtime.server.logs import LogFormat, LogLevel
 from m3_runtime.tokenizer import OnTruncate
 
 if TYPE_CHECKING:
@@ -29,8 +32,8 @@ examples:
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
 
 The model's name is the checkpoint's (GET /v1/models), and what --served-model-name says. GET /docs lists all routes.
-On SIGTERM the server finishes the requests it has accepted, for --drain-s seconds, then exits. Logs are JSON lines on
-standard error; they never contain texts.
+On SIGTERM the server finishes the requests it has accepted, for --drain-s seconds, then exits. Logs are lines on
+standard error; they never contain texts. Every option may also stand in the environment: M3_PORT=8080; flags win.
 """
 
 
@@ -41,6 +44,8 @@ def add_command(commands: Any) -> None:
     add_bundle(command)
     _add_service(command)
     _add_limits(command)
+    _add_surroundings(command)
+    command.take_environment()
 
 
 def _add_service(command: argparse.ArgumentParser) -> None:
@@ -55,6 +60,13 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="require an API key from FILE (one per line: KEY or NAME KEY); reloaded when FILE changes (default: none)",
+    )
+    group.add_argument(
+        "--api-key",
+        type=_api_key,
+        metavar="KEY",
+        help="require this API key, or one of FILE if both are given; a command line can be read by others, so "
+        "put it into M3_API_KEY or a file (default: none)",
     )
     group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
     add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
@@ -105,6 +117,29 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
     _add_seconds(group, "--body-timeout-s", text, 10.0)
 
 
+def _add_surroundings(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("logs, traces and proxies")
+    add_choice(group, "--log-level", "least that is logged; requests are info", LogLevel.INFO)
+    add_choice(group, "--log-format", "lines for programs or for people", LogFormat.JSON)
+    group.add_argument(
+        "--root-path",
+        type=_root_path,
+        default="",
+        metavar="PATH",
+        help="path prefix under which a proxy shows the server, such as /m3; the proxy may take it off or leave it",
+    )
+    group.add_argument(
+        "--cors-allow-origin",
+        type=_origin,
+        action="append",
+        metavar="ORIGIN",
+        help="let pages of ORIGIN ask from a browser, such as https://example.org, or *; repeatable (default: none)",
+    )
+    text = "send traces by HTTP to this OpenTelemetry collector, such as http://localhost:4318 (extra otel; default: "
+    text += "OTEL_EXPORTER_OTLP_ENDPOINT, or none)"
+    group.add_argument("--otlp-endpoint", type=_url, metavar="URL", help=text)
+
+
 def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
     group.add_argument(name, type=_seconds, default=default, metavar="S", help=f"{text} (default: %(default)s)")
 
@@ -112,16 +147,19 @@ def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Serve as the arguments say."""
     try:
+        from m3_runtime.server.otel import check_traces
         from m3_runtime.server.serving import serve
     except ImportError as error:
         raise ExtraNotInstalledError(
             f'the server cannot be loaded ({error}); install what it needs: pip install "m3-runtime[serve]"'
         ) from error
+    check_traces(arguments.otlp_endpoint)
     serve(settings(arguments))
 
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
     """The arguments as settings."""
+    from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
@@ -164,6 +202,11 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         metrics_port=arguments.metrics_port,
         drain_delay_s=arguments.drain_delay_s,
         drain_s=arguments.drain_s,
+        api_key=arguments.api_key,
+        root_path=arguments.root_path,
+        cors_allow_origins=tuple(arguments.cors_allow_origin or ()),
+        otlp_endpoint=arguments.otlp_endpoint,
+        logs=LogSettings(arguments.log_level, arguments.log_format),
     )
 
 
@@ -178,3 +221,31 @@ def _seconds(text: str) -> float:
     if not 0 <= number < 1e6:
         raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text}")
     return number
+
+
+def _api_key(text: str) -> str:
+    if len(text) < MIN_KEY_CHARS or text.split() != [text]:
+        raise argparse.ArgumentTypeError(
+            f"a key must have at least {MIN_KEY_CHARS} characters and no blank or line end"
+        )
+    return text
+
+
+def _root_path(text: str) -> str:
+    if text not in ("", "/") and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise argparse.ArgumentTypeError(f"expected a path such as /m3, got {text!r}")
+    return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected SCHEME://HOST or SCHEME://HOST:PORT without a path, or *, got {text!r}"
+        )
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
+        raise argparse.ArgumentTypeError(f"expected a URL such as http://localhost:4318, got {text!r}")
+    return text

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
@@ -13,6 +13,7 @@ from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
+from m3_runtime.server.tracing import RequestTimes, request_times
 
 _EXTRA_SHORT_RUNS = 1
 """Runs beside the streams' own, for short texts only: a long run must not keep short queries out."""
@@ -49,6 +50,7 @@ class _UnderWay:
     done: asyncio.Future[None]
     added_s: float
     vectors: EncodingBuilder
+    times: RequestTimes = field(default_factory=request_times)
 
     def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
         self.vectors.take(text.index, batch, row)
@@ -168,6 +170,7 @@ class Batcher:
         """Let a request wait, and wait until all its vectors are there."""
         loop = asyncio.get_running_loop()
         under_way = self._requests[request] = _UnderWay(loop.create_future(), loop.time(), vectors)
+        under_way.times.queued()
         self._queue.add(request)
         self._pump()
         try:
@@ -214,7 +217,9 @@ class Batcher:
         tokens = sum(text.tokens for text in batch)
         self._running.append(tokens)
         for text in batch:
-            self._observer.queued(loop.time() - self._requests[text.request].added_s)
+            under_way = self._requests[text.request]
+            under_way.times.started()
+            self._observer.queued(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -249,6 +254,7 @@ class Batcher:
         orphans: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
+                under_way.times.ended()
                 under_way.take(text, encoding, row)
             else:
                 orphans.setdefault(text.request, []).append((text.ids, row))

@@ -1,12 +1,9 @@
-"""What Prometheus sees, and the log. Neither holds a text, or a label that clients choose."""
+"""What Prometheus sees: no text, and no label that clients choose."""
 
-import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 import numpy as np
 from prometheus_client import (
@@ -124,33 +121,3 @@ def metrics_port(host: str, port: int, registry: CollectorRegistry) -> Iterator[
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-_USUAL_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, process, event, and the record's extra fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "pid": record.process,
-            "event": record.getMessage(),
-        }
-        line |= {key: value for key, value in vars(record).items() if key not in _USUAL_FIELDS}
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__  # not its message, which may hold a text
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def log_as_json() -> None:
-    """Send this process's logs to standard error, as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("m3_runtime").setLevel(logging.INFO)

@@ -26,6 +26,7 @@ from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.shares import Shares
+from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import OnTruncate
 
@@ -234,6 +235,8 @@ class Service:
         tokenized = await self._tokenized(texts, partial(_name_of, name, first), truncation)
         used_s = time.perf_counter() - start_s
         self.metrics.tokenize_seconds.observe(used_s)
+        tokens = sum(row.size for row in tokenized.ids)
+        request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
         call.found.append((tokenized.ids, heads, encoding))

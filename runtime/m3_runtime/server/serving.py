@@ -16,7 +16,8 @@ from multiprocessing.context import SpawnProcess
 from prometheus_client.multiprocess import mark_process_dead
 
 from m3_runtime.errors import EngineError, InputError, M3Error
-from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, log_as_json, metrics_port
+from m3_runtime.server.logs import log_to_stderr
+from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
 
@@ -38,7 +39,7 @@ def serve(settings: ServerSettings) -> None:
         InputError: the address cannot be listened on.
         EngineError: one of several workers cannot start; its own log says why.
     """
-    log_as_json()
+    log_to_stderr(settings.logs)
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
@@ -165,7 +166,7 @@ class _Supervisor:
 
 def _work(settings: ServerSettings, at: socket.socket, voice: Connection) -> None:
     """A worker's life."""
-    log_as_json()
+    log_to_stderr(settings.logs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_worker(settings, at, lambda: voice.send(True))

@@ -6,6 +6,7 @@ from pathlib import Path
 from m3_runtime.bundle.reader import Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.server.logs import LogSettings
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
 
@@ -88,7 +89,8 @@ class ServerSettings:
         takes_token_ids: whether lists of integers pass that do not show by <s> and </s> that they are this model's.
         cuts_dimensions: whether dense vectors are cut to any size, also where the checkpoint was not trained for it.
         limits: see `RequestLimits`.
-        api_key_file: keys that clients must show; None lets everyone in.
+        api_key_file: keys that clients must show; with None and no `api_key` everyone is let in.
+        api_key: one more key, never shown.
         has_ui: whether the playground is served at /.
         open_metrics: whether /metrics is answered without a key.
         metrics_port: another port at which /metrics, and nothing else, is answered without a key; 0 takes a free one,
@@ -96,6 +98,10 @@ class ServerSettings:
         drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
             balancer can turn away first.
         drain_s: how long after that the requests under way may take; then they get 503.
+        root_path: the path prefix under which a proxy shows the server, "/m3" for instance.
+        cors_allow_origins: origins whose pages may read answers; "*" is any.
+        otlp_endpoint: where traces are sent; None is what OpenTelemetry's own variables say.
+        logs: what is logged, and how.
     """
 
     bundle: ServedBundle
@@ -110,8 +116,13 @@ class ServerSettings:
     cuts_dimensions: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
     has_ui: bool = True
     open_metrics: bool = False
     metrics_port: int | None = None
     drain_delay_s: float = 0.0
     drain_s: float = 20.0
+    root_path: str = ""
+    cors_allow_origins: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
+    logs: LogSettings = field(default_factory=LogSettings)
