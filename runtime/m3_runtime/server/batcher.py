@@ -136,7 +136,15 @@ class Batcher:
         seconds = min(_MOST_RETRY_S, max(1, math.ceil(self.estimate.seconds(self._queue.tokens) / 2)))
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
-    async def encode(self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float) -> Encoding:
+    async def encode(
+        self,
+        ids: Sequence[Ids],
+        heads: frozenset[Head],
+        client: str,
+        deadline_s: float,
+        *,
+        is_admitted: bool = False,
+    ) -> Encoding:
         """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
         Args:
@@ -144,6 +152,7 @@ class Batcher:
             heads: heads that are wanted.
             client: who asks; clients share the engine evenly.
             deadline_s: seconds from now in which it must be done.
+            is_admitted: this is a part of a request for which `check_room` has been asked.
 
         Raises:
             QueueFullError: the queue is full, or those in it kept the request from being done in time.
@@ -158,7 +167,8 @@ class Batcher:
             self._observer.reused(reused)
         try:
             if request.texts:
-                self.check_room(request.tokens, client, deadline_s)
+                if not is_admitted:
+                    self.check_room(request.tokens, client, deadline_s)
                 await self._done(request, vectors, deadline_s)
         except BaseException:
             texts = [(ids[index], index) for index in vectors.present]

@@ -55,6 +55,10 @@ _TEXT_BYTES = 512
 """What a text takes beside its ids and vectors."""
 _WEIGHT_BYTES = 12
 
+_SCORED_TOKENS = 16384
+"""Passages of so many tokens are scored at a time. Their ColBERT vectors take 64 MiB with BGE-M3."""
+_LAST_MOMENT_S = 0.001
+
 _CLIENT_BATCH = 32
 """Texts a request, for clients that ask (TEI's own default): with the longest texts that suits any machine."""
 
@@ -94,6 +98,19 @@ class EncodedTexts:
     def with_dense(self, dense_vecs: NDArray[np.float32]) -> "EncodedTexts":
         """The same with other dense vectors."""
         return replace(self, vectors=replace(self.vectors, dense_vecs=dense_vecs))
+
+
+@dataclass(frozen=True)
+class ScoredTexts:
+    """The scores of a query and P passages; `tokens` of all, and `cut` as in `EncodedTexts`."""
+
+    scores: list[float]
+    tokens: int
+    cut: tuple[int, ...]
+
+
+Score = Callable[[Encoding], list[float]]
+"""Scores of an encoding's text 0, the query, and its others. Called from a thread."""
 
 
 class Service:
@@ -229,21 +246,51 @@ class Service:
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
         """
+        tokenized = await self._checked_ids(texts, partial(_name_of, name, first), heads, truncation, call)
+        self._hold_results(tokenized.ids, heads, call)
+        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
+        call.found.append((tokenized.ids, heads, encoding))
+        return EncodedTexts(replace(encoding, truncated=len(tokenized.cut)), tokenized.cut)
+
+    async def score(
+        self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
+    ) -> ScoredTexts:
+        """Scores of text 0, the query, and all others.
+
+        Vectors of many passages would take gigabytes, so passages are scored in parts: only their scores are held.
+        Arguments and errors are those of `encode`; `score` makes scores of text 0 and the others of an encoding.
+        """
+        tokenized = await self._checked_ids(texts, partial(_name_of, name, "query"), heads, truncation, call)
+        query, *passages = tokenized.ids
+        tokens = sum(row.size for row in tokenized.ids)
+        self.batcher.check_room(tokens, call.client, call.deadline_s)
+        scores: list[float] = []
+        for part in greedy_runs((row.size for row in passages), RunLimit(len(passages), _SCORED_TOKENS)):
+            ids, start_s = (query, *passages[part.start : part.stop]), time.perf_counter()
+            size = self._hold_results(ids, heads, call)
+            encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
+            scores += await asyncio.to_thread(score, encoding)
+            self._let_go(size, call)
+            call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
+        return ScoredTexts(scores, tokens, tokenized.cut)
+
+    async def _checked_ids(
+        self, texts: Texts, name_of: _NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
+    ) -> _Tokenized:
+        """Texts as ids; the time that this takes is gone from the call's."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
         start_s = time.perf_counter()
-        tokenized = await self._tokenized(texts, partial(_name_of, name, first), truncation)
+        tokenized = await self._tokenized(texts, name_of, truncation)
         used_s = time.perf_counter() - start_s
+        call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - used_s)
         self.metrics.tokenize_seconds.observe(used_s)
         tokens = sum(row.size for row in tokenized.ids)
         request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
-        self._hold_results(tokenized.ids, heads, call)
-        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, max(0.001, call.deadline_s - used_s))
-        call.found.append((tokenized.ids, heads, encoding))
         self.metrics.truncated.inc(len(tokenized.cut))
-        return EncodedTexts(replace(encoding, truncated=len(tokenized.cut)), tokenized.cut)
+        return tokenized
 
-    def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> None:
+    def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> int:
         tokens, geometry = sum(row.size for row in ids), self.manifest.geometry
         dense = 4 * geometry.hidden_size * len(ids) if Head.DENSE in heads else 0
         sparse = _WEIGHT_BYTES * tokens if Head.SPARSE in heads else 0
@@ -259,10 +306,15 @@ class Service:
                 f"the server is busy: it holds answers of {self._results.total // MIB} MiB; try again in 1 s", 1
             )
         call.result_bytes += size
+        return size
+
+    def _let_go(self, size: int, call: Call) -> None:
+        self._results.give_back(call.client, size)
+        call.result_bytes -= size
 
     def end(self, call: Call, *, is_answered: bool) -> None:
         """Let go of what was held for a request's answer; what nobody got is kept for a retry."""
-        self._results.give_back(call.client, call.result_bytes)
+        self._let_go(call.result_bytes, call)
         for ids, heads, encoding in () if is_answered else call.found:
             self._kept.keep(call.client, heads, zip(ids, range(len(ids)), strict=True), encoding)
 

@@ -6,8 +6,8 @@ and 1: below 0 a passage has nothing to do with the query, above 1 sums of lexic
 different requests can be compared, and thresholds mean the same in both forms. The order is that of the scores.
 """
 
-import asyncio
 from collections.abc import Mapping
+from functools import partial
 from uuid import uuid4
 
 import numpy as np
@@ -23,7 +23,7 @@ from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import OpenAiRefusal, answered_by, cut_headers, json_answer, refusals
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
 from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, RerankWeights, TextRank, Texts
-from m3_runtime.server.service import EncodedTexts, Service
+from m3_runtime.server.service import ScoredTexts, Service
 from m3_runtime.tokenizer import check_text
 
 DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
@@ -40,8 +40,9 @@ def rerank_routes(service: Service) -> APIRouter:
         truncation = truncation_of(body, service, cuts=True)
         name = "texts" if body.documents is None else "documents"
         texts, heads = query_and_passages(body.query, "query", passages, name), frozenset(weights)
-        found = await service.encode(texts, name, heads, truncation, request.scope[CALL], "query")
-        scores = await asyncio.to_thread(pair_scores, found.vectors, weights)
+        score = partial(pair_scores, weights=weights)
+        found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
+        scores = found.scores
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         scored_by = [head for head in Head if head in weights]
         headers = {**cut_headers(found.cut, "query"), "x-m3-scored-by": ",".join(scored_by)}
@@ -134,8 +135,8 @@ def _relevant(body: RerankRequest, best: list[int], scores: list[float], passage
     return results
 
 
-def _reranked(found: EncodedTexts, results: list[RankedDocument], scored_by: list[Head], service: Service) -> Reranked:
-    tokens = int(found.vectors.token_counts.sum())
+def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], service: Service) -> Reranked:
+    tokens = found.tokens
     answer: Reranked = {
         "id": f"rerank-{uuid4().hex}",
         "model": service.model_name,
