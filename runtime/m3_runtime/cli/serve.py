@@ -75,8 +75,8 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
     text = "most tokens that run together, except one long text; more gain little, and keep short queries waiting"
     add_integer(group, "--batch-tokens", text, default=1024)
     add_integer(group, "--max-texts", "most texts of a request, as many as OpenAI takes", default=2048)
-    text = "longest request body in KiB; 300000 tokens of any script fit into the default"
-    add_integer(group, "--max-body-kib", text, default=16384)
+    text = "longest request body in KiB; 300000 tokens of nearly any script fit into the default"
+    add_integer(group, "--max-body-kib", text, default=8192)
     text = "most requests at a time of a client, and a quarter more of all (429 beyond it)"
     add_integer(group, "--max-requests", text, default=512)
     text = "most MiB of vectors and answers in memory, half of it for a client (429 beyond it)"

@@ -32,6 +32,8 @@ _FIRST_TEXT = "What is BGE M3? And what is it good for?"
 # Handing so little to another thread would take longer than tokenizing it.
 _FEW_CHARS = 4096
 _MANY_CHARS = 2**17
+_MOST_CHARS = 2**21
+"""Of one text. Without blanks, so many take seconds to tokenize and some hundred MiB."""
 _SHOWN_SHARE = 16
 """/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
@@ -244,6 +246,10 @@ class Service:
 
     async def _tokenized(self, texts: Texts, name: str, truncation: Truncation) -> _Tokenized:
         chars = sum(len(item) for item in texts)
+        for i, item in enumerate(texts):
+            if len(item) > _MOST_CHARS:
+                message = f"{name}[{i}] has {len(item)} characters, the limit is {_MOST_CHARS}; split the text"
+                raise RequestTooLargeError(message)
         if chars <= _FEW_CHARS:
             return self._to_ids(texts, range(len(texts)), name, truncation)
         found: list[_Tokenized] = []

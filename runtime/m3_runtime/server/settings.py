@@ -43,7 +43,7 @@ class RequestLimits:
     Attributes:
         queue: what may wait and what runs together.
         max_texts: most texts of a request.
-        max_body_bytes: longest body of a request. 300 000 tokens of any script fit, escaped as JSON allows.
+        max_body_bytes: longest body of a request. 300 000 tokens of nearly any script fit, escaped as JSON allows.
         max_held_bytes: bodies of all requests under way together, half of it for one client; beyond it requests are
             refused with 429. A body counts as it arrives.
         max_result_bytes: vectors and answers of all requests under way together, half of it for one client; a request
@@ -60,7 +60,7 @@ class RequestLimits:
 
     queue: QueueLimits = field(default_factory=QueueLimits)
     max_texts: int = 2048
-    max_body_bytes: int = 16 * MIB
+    max_body_bytes: int = 8 * MIB
     max_held_bytes: int = 128 * MIB
     max_result_bytes: int = 1024 * MIB
     max_kept_bytes: int = 128 * MIB
