@@ -351,3 +351,13 @@ def test_what_is_under_way_when_the_drain_is_over_is_503(encoder, monkeypatch):
             assert "send it again" in request.text
 
     serve(encoder, scenario)
+
+
+def test_a_text_may_have_two_million_characters(encoder):
+    async def scenario(service: Service, ask: Ask) -> None:
+        too_long = Exchange.whole({"inputs": ["a", "x" * (2**21 + 1)]})
+        await ask(too_long)
+        assert too_long.status == 413
+        assert "inputs[1] has 2097153 characters, the limit is 2097152; split the text" in too_long.text
+
+    serve(encoder, scenario)
