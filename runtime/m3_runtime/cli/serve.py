@@ -11,6 +11,7 @@ from m3_runtime.cpu import default_threads
 from m3_runtime.errors import ExtraNotInstalledError
 from m3_runtime.server.auth import MIN_KEY_CHARS
 from m3_runtime.server.logs import LogFormat, LogLevel
+from m3_runtime.server.stopping import ending_at_once
 from m3_runtime.tokenizer import OnTruncate
 
 if TYPE_CHECKING:
@@ -147,8 +148,9 @@ def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Serve as the arguments say."""
     try:
-        from m3_runtime.server.otel import check_traces
-        from m3_runtime.server.serving import serve
+        with ending_at_once():
+            from m3_runtime.server.otel import check_traces
+            from m3_runtime.server.serving import serve
     except ImportError as error:
         raise ExtraNotInstalledError(
             f'the server cannot be loaded ({error}); install what it needs: pip install "m3-runtime[serve]"'

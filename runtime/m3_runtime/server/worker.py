@@ -3,12 +3,10 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +19,7 @@ from m3_runtime.server.metrics import metrics_port
 from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import MIB, ServerSettings
+from m3_runtime.server.stopping import ending_at_once
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -41,7 +40,7 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
     start_s = time.monotonic()
     raise_file_limit()
     with ExitStack() as opened:
-        with _ending_at_once():
+        with ending_at_once():
             encoder = opened.enter_context(settings.bundle.open())
             service = Service(encoder, settings)
             service.warm_up()
@@ -69,34 +68,6 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
 def longest_end_s(settings: ServerSettings) -> float:
     """Seconds from SIGTERM until the process has ended, of itself."""
     return settings.drain_delay_s + settings.drain_s + _SEND_LAST_S + 1
-
-
-@contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Let SIGTERM end the process while it loads, also where the system would not.
-
-    Process 1 of a container gets no signal for which it has no handler. A handler in Python would wait for the engine,
-    which may take a minute for a large graph, so a thread waits for the signal.
-    """
-    if os.getpid() != 1 and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-        yield
-        return
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    fd_before = signal.set_wakeup_fd(mouth.fileno())
-
-    def end() -> None:
-        if signal.SIGTERM in ear.recv(64):
-            os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=end, name="m3-loading", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(fd_before)
-        signal.signal(signal.SIGTERM, before)
-        mouth.close()  # which ends the thread
 
 
 def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
