@@ -24,8 +24,9 @@ def ending_at_once() -> Iterator[None]:
     fd_before = signal.set_wakeup_fd(mouth.fileno())
 
     def end() -> None:
-        if signal.SIGTERM in ear.recv(64):
-            os._exit(128 + signal.SIGTERM)
+        with ear:
+            if signal.SIGTERM in ear.recv(64):
+                os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=end, name="m3-loading", daemon=True).start()
     try:
