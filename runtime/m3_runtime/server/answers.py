@@ -2,13 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import groupby
 from typing import Any
 
 import orjson
+from numpy.typing import NDArray
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -31,6 +32,9 @@ TOO_LONG = "context_length_exceeded"
 TOO_MANY = "array_above_max_length"
 _TOO_MUCH_IN_A_FIELD = (TOO_LONG, TOO_MANY)
 """Codes of OpenAI's API that come with 400, where text-embeddings-inference says 413."""
+
+_FEW_BYTES = 2**18
+"""So many bytes of vectors are written as JSON within some milliseconds."""
 
 _MOST_CUT_SHOWN = 100
 """Runs of indexes in a header: proxies do not take headers of many kilobytes."""
@@ -108,6 +112,20 @@ _PROBLEMS: tuple[tuple[type[M3Error], Problem, HTTPStatus], ...] = (
 def json_answer(body: Any, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer; float32 arrays keep their bits."""
     return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+
+
+def row_json(row: NDArray[Any]) -> Any:
+    """A row of numbers, written already: rows one by one leave other threads their turns, a whole answer would not."""
+    return orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+async def vectors_answer(
+    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it."""
+    if vectors.nbytes <= _FEW_BYTES:
+        return json_answer(make(), headers)
+    return await asyncio.to_thread(lambda: json_answer(make(), headers))
 
 
 async def colbert_answer(

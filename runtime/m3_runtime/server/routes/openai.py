@@ -18,6 +18,8 @@ from m3_runtime.server.answers import (
     json_answer,
     refusal,
     refusals,
+    row_json,
+    vectors_answer,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
 from m3_runtime.server.schemas import OpenAiModel, OpenAiModels, OpenAiRequest, OpenAiVectors, Texts
@@ -39,18 +41,21 @@ def openai_routes(service: Service) -> APIRouter:
         texts = _prompted(body, service)
         truncation = truncation_of(body, service, cuts=False)
         found = await service.encode(texts, "input", _DENSE, truncation, request.scope[CALL])
-        tokens = int(found.vectors.token_counts.sum())
-        is_base64 = body.encoding_format == "base64"
-        answer: OpenAiVectors = {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": i, "embedding": _base64(vector) if is_base64 else vector}
-                for i, vector in enumerate(service.dense_of(found, size, normalize=body.normalize))
-            ],
-            "model": service.model_name,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
-        return json_answer(answer, cut_headers(found.cut))
+        write = _base64 if body.encoding_format == "base64" else row_json
+
+        def answer() -> OpenAiVectors:
+            tokens = int(found.vectors.token_counts.sum())
+            return {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": i, "embedding": write(vector)}
+                    for i, vector in enumerate(service.dense_of(found, size, normalize=body.normalize))
+                ],
+                "model": service.model_name,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            }
+
+        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
 
     @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
     async def models() -> Response:

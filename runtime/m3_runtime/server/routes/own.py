@@ -9,7 +9,7 @@ from starlette.responses import Response
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.output import npz_arrays, write_npz
 from m3_runtime.server.admission import CALL
-from m3_runtime.server.answers import answered_by, colbert_answer, cut_headers, json_answer, refusals
+from m3_runtime.server.answers import answered_by, colbert_answer, cut_headers, refusals, row_json, vectors_answer
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
 from m3_runtime.server.schemas import Encoded, EncodeRequest
 from m3_runtime.server.service import EncodedTexts, Service
@@ -36,11 +36,11 @@ def m3_routes(service: Service) -> APIRouter:
             found = found.with_dense(service.dense_of(found, size, normalize=body.normalize))
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
-        answer, headers = _encoded(found, service), cut_headers(found.cut)
+        headers = cut_headers(found.cut)
         if Head.COLBERT not in heads:
-            return json_answer(answer, headers)
+            return await vectors_answer(found.vectors, lambda: _encoded(found, service), headers)
         most = service.settings.limits.max_colbert_json_tokens
-        return await colbert_answer(answer, found.vectors, most, headers)
+        return await colbert_answer(_encoded(found, service), found.vectors, most, headers)
 
     return routes
 
@@ -56,7 +56,7 @@ def _encoded(found: EncodedTexts, service: Service) -> Encoded:
         "token_counts": vectors.token_counts,
         "truncated": vectors.truncated,
         "truncated_texts": list(found.cut),
-        "dense_vecs": vectors.dense_vecs,
+        "dense_vecs": None if vectors.dense_vecs is None else [row_json(vector) for vector in vectors.dense_vecs],
         "lexical_weights": None
         if rows is None
         else [dict(zip(map(str, ids.tolist()), weights, strict=True)) for ids, weights in rows],

@@ -11,7 +11,15 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import FieldError
 from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
-from m3_runtime.server.answers import answered_by, colbert_answer, cut_headers, json_answer, refusals
+from m3_runtime.server.answers import (
+    answered_by,
+    colbert_answer,
+    cut_headers,
+    json_answer,
+    refusals,
+    row_json,
+    vectors_answer,
+)
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
 from m3_runtime.server.routes.rerank import DENSE_ALONE, pair_scores, query_and_passages
 from m3_runtime.server.schemas import (
@@ -54,7 +62,11 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         size = service.dimensions.checked(body.dimensions)
         check_unit_length(body, service)
         found = await encode(body, _DENSE, request)
-        return json_answer(service.dense_of(found, size, normalize=body.normalize), cut_headers(found.cut))
+
+        def answer() -> list[Any]:
+            return [row_json(vector) for vector in service.dense_of(found, size, normalize=body.normalize)]
+
+        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
 
     # where clients post that are given the server's address alone, LangChain's for one
     routes.post("/", include_in_schema=False)(embed)
@@ -62,12 +74,16 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
     @routes.post("/embed_sparse", summary="Lexical weights", responses=answered_by(list[list[LexicalWeight]]))
     async def embed_sparse(body: EmbedSparseRequest, request: Request) -> Response:
         found = await encode(body, _SPARSE, request)
-        assert found.vectors.sparse is not None
-        answer: list[list[LexicalWeight]] = [
-            [{"index": i, "value": w} for i, w in zip(ids.tolist(), weights, strict=True)]
-            for ids, weights in found.vectors.sparse.rows()
-        ]
-        return json_answer(answer, cut_headers(found.cut))
+        sparse = found.vectors.sparse
+        assert sparse is not None
+
+        def answer() -> list[list[LexicalWeight]]:
+            return [
+                [{"index": i, "value": w} for i, w in zip(ids.tolist(), weights, strict=True)]
+                for ids, weights in sparse.rows()
+            ]
+
+        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
 
     @routes.post("/embed_all", summary="ColBERT vectors", responses=answered_by(list[Matrix]))
     async def embed_all(body: EmbedRequest, request: Request) -> Response:
