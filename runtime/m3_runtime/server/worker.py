@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ _BACKLOG = 1024
 # longer than load balancers keep an idle connection (60 s), so that they close it and no request meets a closed end
 _KEEP_ALIVE_S = 75
 _MOST_HEADER_BYTES = 32 * 1024
+_INTERRUPTED = 130
 _SEND_LAST_S = 2
 """After the drain's end: time to send what is being sent, and the refusals."""
 
@@ -59,10 +61,12 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
                 **memory_of().fields(),
             },
         )
-        _Server(app, service, on_start).run(sockets=[at])
-    if service.batcher.is_running:
-        _log.warning("a batch is not done, and nobody waits for it; the process ends without it")
-        os._exit(0)
+        try:
+            _Server(app, service, on_start).run(sockets=[at])
+        finally:
+            if service.batcher.is_running:
+                _log.warning("a batch is not done, and nobody waits for it; the process ends without it")
+                os._exit(_INTERRUPTED if isinstance(sys.exception(), KeyboardInterrupt) else 0)
 
 
 def longest_end_s(settings: ServerSettings) -> float:
