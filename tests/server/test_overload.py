@@ -102,17 +102,19 @@ def test_what_the_drain_has_no_time_for_is_503(tiny_bundle: Path, tmp_path: Path
 def test_sigterm_while_loading_ends_at_once(tiny_bundle: Path, tmp_path: Path):
     """As process 1 of a container, to which signals without a handler mean nothing."""
     command = [sys.executable, "-m", "m3_runtime", "serve", str(tiny_bundle), "--port", "0", "--variant", "onnx-fp32"]
-    ignoring = (
-        f"import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.execv({command[0]!r}, {command!r})"
-    )
+    ignore = "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
+    words = [sys.executable, "-c", f"{ignore}; os.execv({command[0]!r}, {command!r})"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", ignoring], stderr=log)
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
+    process.stdout.readline()
 
     def has_ended() -> bool:
         process.terminate()
         return process.poll() is not None
 
     wait_until(has_ended)
+    process.stdout.close()
     assert process.returncode == 128 + signal.SIGTERM
     assert "serving" not in (tmp_path / "log").read_text()
 
