@@ -48,9 +48,6 @@ _TEXT_BYTES = 512
 """What a text takes beside its ids and vectors."""
 _WEIGHT_BYTES = 12
 
-_CLIENT_BATCH = 32
-"""Texts a request, for clients that ask (TEI's own default): with the longest texts that suits any machine."""
-
 
 @dataclass
 class Call:
@@ -116,9 +113,9 @@ class Service:
 
     @property
     def client_batch_texts(self) -> int:
-        """Texts a request, for clients that ask how many they should send; the limit may be higher."""
+        """Texts a request, for clients that ask: with the longest texts, so many fit into the queue."""
         limits = self.settings.limits
-        return max(1, min(_CLIENT_BATCH, limits.max_texts, limits.queue.max_tokens // self.max_length))
+        return max(1, min(limits.max_texts, limits.queue.max_tokens // self.max_length))
 
     def warm_up(self) -> None:
         """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
