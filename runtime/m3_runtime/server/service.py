@@ -61,9 +61,6 @@ _SCORED_TOKENS = 16384
 """Passages of so many tokens are scored at a time. Their ColBERT vectors take 64 MiB with BGE-M3."""
 _LAST_MOMENT_S = 0.001
 
-_CLIENT_BATCH = 32
-"""Texts a request, for clients that ask (TEI's own default): with the longest texts that suits any machine."""
-
 
 @dataclass
 class Call:
@@ -169,9 +166,9 @@ class Service:
 
     @property
     def client_batch_texts(self) -> int:
-        """Texts a request, for clients that ask how many they should send; the limit may be higher."""
+        """Texts a request, for clients that ask: with the longest texts, so many fit into the queue."""
         limits = self.settings.limits
-        return max(1, min(_CLIENT_BATCH, limits.max_texts, limits.queue.max_tokens // self.max_length))
+        return max(1, min(limits.max_texts, limits.queue.max_tokens // self.max_length))
 
     def warm_up(self) -> None:
         """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
