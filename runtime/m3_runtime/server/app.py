@@ -14,7 +14,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from m3_runtime.errors import FieldError, InputError, M3Error
-from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
@@ -56,7 +55,7 @@ def create_app(service: Service) -> ASGIApp:
         _add_playground(app)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
-    return Addresses(Admission(app, service, keys, [path for path in paths if "{" not in path]))
+    return Admission(app, service, keys, [path for path in paths if "{" not in path])
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
