@@ -6,7 +6,7 @@ not follow redirects. Amazon SageMaker and text-embeddings-inference have names 
 
 import re
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 _SAME_ROUTE = {
     "/embeddings": "/v1/embeddings",
@@ -20,19 +20,11 @@ RERANKER_INFO = "/reranker/info"
 """The server as a reranker: at an address of its own, since some clients ask /info and use what it says alone."""
 
 
-class Addresses:
-    """Passes requests on with the path's one spelling."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] == "http":
-            path, root = scope["path"], scope.get("root_path", "")
-            prefix = root if path.startswith(f"{root}/") else ""
-            scope = {**scope, "path": prefix + usual_path(path.removeprefix(prefix))}
-        await self._app(scope, receive, send)
+def with_usual_path(scope: Scope) -> Scope:
+    """A request's scope with its path in the one spelling; a prefix that a proxy puts before all paths stays."""
+    path, root = scope["path"], scope.get("root_path", "")
+    prefix = root if path.startswith(f"{root}/") else ""
+    return {**scope, "path": prefix + usual_path(path.removeprefix(prefix))}
 
 
 def usual_path(path: str) -> str:

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_runtime.errors import DrainingError, InputError, M3Error, QueueFullError, RequestTooLargeError
+from m3_runtime.server.addresses import with_usual_path
 from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Call, Service
@@ -39,7 +40,7 @@ _METRICS = "/metrics"
 _OPERATION_PATHS = frozenset({"/health", "/ready", _METRICS})
 """Not logged."""
 
-_NOT_QUEUED = frozenset({"/tokenize"})
+_NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
 
 _MIN_BYTES_PER_S = 64 * 1024
@@ -102,6 +103,7 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = with_usual_path(scope)
         exchange = _Exchange(scope["path"], scope["method"], time.perf_counter())
 
         async def recording(message: Message) -> None:

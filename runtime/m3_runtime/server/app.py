@@ -16,7 +16,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from m3_runtime.errors import FieldError, InputError, M3Error
-from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
@@ -66,7 +65,7 @@ def create_app(service: Service) -> ASGIApp:
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
     _check_root_path(settings.root_path, paths)
     admission = Admission(app, service, keys, [path for path in paths if "{" not in path])
-    return RequestTracing(_with_cors(Addresses(admission), settings), tracer, settings.root_path)
+    return RequestTracing(_with_cors(admission, settings), tracer, settings.root_path)
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
