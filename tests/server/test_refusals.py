@@ -154,6 +154,7 @@ def test_a_deadline_that_has_passed_is_504(server):
     body = {"inputs": ["wort " * 100] * 40, "truncate": True}
     answer = server.post("/embed", body, **{"x-m3-deadline-ms": "1"})
     assert answer.status_code in (429, 504)
+    assert int(answer.headers["retry-after"]) >= 1
     assert "1" in answer.json()["error"]
     answer = server.post("/embed", {"inputs": "a"}, **{"x-m3-deadline-ms": "soon"})
     assert answer.status_code == 422
