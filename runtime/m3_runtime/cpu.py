@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,8 @@ FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Ar
 """What to look for on a processor, in words."""
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 # What the engines look at; the rest of the flags says nothing here.
 _KNOWN_FLAGS = frozenset(
@@ -88,7 +90,7 @@ def default_threads() -> int:
     """
     allowed = _allowed_cpus()
     cores = _physical_cores(_read(_CPUINFO), allowed) or len(allowed)
-    quota = _cgroup_quota(_CGROUP)
+    quota = _cgroup_quota(_CGROUPS, _read(_OWN_CGROUPS))
     return max(1, min(cores, quota) if quota is not None else cores)
 
 
@@ -110,12 +112,39 @@ def _physical_cores(cpuinfo: str, allowed: frozenset[int]) -> int:
     return len(cores)
 
 
-def _cgroup_quota(root: Path) -> int | None:
-    """Whole processors that the container may use, rounded up; None without a limit."""
-    quota, _, period = _read(root / "cpu.max").strip().partition(" ")  # cgroup v2
+def _cgroup_quota(root: Path, own_groups: str) -> int | None:
+    """Whole processors that this process's control groups leave it, rounded up; None without a limit.
+
+    A limit holds for all groups below it, so the least of them counts: systemd's CPUQuota= and Kubernetes' limit of a
+    pod stand above the group that the process is in.
+
+    Args:
+        root: where control groups are mounted.
+        own_groups: the text of /proc/self/cgroup.
+    """
+    quotas = [quota for folder in _group_folders(root, own_groups) if (quota := _quota_of(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _group_folders(root: Path, own_groups: str) -> Iterator[Path]:
+    """The root's, which in a container is its own, and those from each group up to the root."""
+    yield from (root, root / "cpu")
+    for line in own_groups.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if ".." in path or not path.startswith("/"):
+            continue  # outside of what a container sees
+        mounted = root / "cpu" if "cpu" in controllers.split(",") else root if not controllers else None
+        if mounted is not None:
+            group = mounted / path.lstrip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mounted))
+
+
+def _quota_of(folder: Path) -> int | None:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")  # cgroup v2
     if not period:
-        quota = _read(root / "cpu" / "cpu.cfs_quota_us").strip()  # cgroup v1
-        period = _read(root / "cpu" / "cpu.cfs_period_us").strip()
+        quota = _read(folder / "cpu.cfs_quota_us").strip()  # cgroup v1
+        period = _read(folder / "cpu.cfs_period_us").strip()
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
         return None
     return max(1, -(-int(quota) // int(period)))

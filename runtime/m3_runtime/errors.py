@@ -18,6 +18,7 @@
     │   └── DrainingError         the server is about to stop
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
         ├── TextTooLongError      on_truncate="error" and a text is longer than allowed
+        ├── FieldError            a field of a request to the server is not what it must be
         └── RequestTooLargeError  a request to the server has more texts, tokens or bytes than it takes
 
 Messages say what was expected, what came, and what to do about it.
@@ -100,8 +101,34 @@ class InputError(M3Error, ValueError):
     """An argument or a text is not what it must be."""
 
 
+class FieldError(InputError):
+    """A field of a request to the server is not what it must be.
+
+    Attributes:
+        field: the field, or the item in it: `inputs[3]`.
+        code: what kind of mistake it is, as OpenAI's API calls it.
+    """
+
+    def __init__(self, message: str, field: str, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.field, self.code = field, code
+
+    def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str, str]]:
+        # the default passes the message alone, and unpickling fails
+        return type(self), (str(self), self.field, self.code)
+
+
 class RequestTooLargeError(InputError):
-    """A request to the server has more texts, tokens or bytes than it takes at a time."""
+    """A request to the server has more texts, tokens or bytes than it takes at a time.
+
+    Attributes:
+        field: what is too large, where it is a field or an item in it.
+        code: what OpenAI's API calls it.
+    """
+
+    def __init__(self, message: str, field: str | None = None, code: str = "request_too_large") -> None:
+        super().__init__(message)
+        self.field, self.code = field, code
 
 
 class TextTooLongError(InputError):

@@ -113,6 +113,7 @@ class M3Tokenizer:
         rest = {**spec, "truncation": None, "padding": None, "model": _NO_PIECES}
         self._words = Tokenizer.from_str(json.dumps(rest))
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
+        self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
         self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
         self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
         self.info = info

@@ -429,16 +429,37 @@ def test_this_machine():
 def test_container_quota_is_heeded(tmp_path):
     from m3_runtime.cpu import _cgroup_quota
 
-    assert _cgroup_quota(tmp_path) is None
+    assert _cgroup_quota(tmp_path, "") is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_quota(tmp_path) is None
+    assert _cgroup_quota(tmp_path, "") is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_quota(tmp_path) == 2
+    assert _cgroup_quota(tmp_path, "") == 2
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert _cgroup_quota(tmp_path) == 1
+    assert _cgroup_quota(tmp_path, "") == 1
+
+
+@pytest.mark.parametrize(
+    ("own_groups", "limited", "cores"),
+    [
+        ("0::/m3.slice/m3.service\n", {"m3.slice/m3.service": "200000 100000"}, 2),  # systemd's CPUQuota=
+        ("0::/kubepods/pod/one\n", {"kubepods/pod": "300000 100000", "kubepods/pod/one": "max 100000"}, 3),
+        ("0::/a/b/c\n", {"a": "100000 100000", "a/b": "400000 100000", "a/b/c": "200000 100000"}, 1),
+        ("0::/a\n", {"b": "100000 100000"}, None),
+        ("0::/../elsewhere\n", {"elsewhere": "100000 100000"}, None),
+        ("3:memory:/a\n2:cpu,cpuacct:/a\n0::/\n", {"cpu/a": "150000 100000"}, 2),
+        ("no such line\n", {}, None),
+    ],
+)
+def test_the_least_quota_of_all_groups_above_is_heeded(tmp_path, own_groups, limited, cores):
+    from m3_runtime.cpu import _cgroup_quota
+
+    for group, quota in limited.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{quota}\n")
+    assert _cgroup_quota(tmp_path, own_groups) == cores
 
 
 def test_hardware_threads_of_one_core_count_once():

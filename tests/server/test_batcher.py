@@ -13,6 +13,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.batcher import Batcher
+from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.queue import Ids, QueueLimits
 from patience import PATIENCE_S
 
@@ -26,6 +27,7 @@ class Notes:
     def __init__(self) -> None:
         self.waiting_tokens = 0
         self.runs: list[tuple[int, int]] = []
+        self.reused_texts = 0
         self.waits_s: list[float] = []
 
     def waiting(self, tokens: int, texts: int) -> None:
@@ -36,6 +38,9 @@ class Notes:
 
     def ran(self, texts: int, tokens: int, duration_s: float) -> None:
         self.runs.append((texts, tokens))
+
+    def reused(self, texts: int) -> None:
+        self.reused_texts += texts
 
 
 class Gate:
@@ -77,7 +82,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 def batcher(runner: M3Encoder | Gate | Broken, notes: Notes | None = None, **limits: int) -> Batcher:
-    return Batcher(runner.encode_ids, QueueLimits(**limits), notes or Notes())
+    return Batcher(runner.encode_ids, QueueLimits(**limits), notes or Notes(), KeptVectors(2**20, PATIENCE_S))
 
 
 def assert_equal_bits(got: Encoding, encoder: M3Encoder, texts: Sequence[str]) -> None:
@@ -171,7 +176,7 @@ def test_streams_run_side_by_side_and_short_queries_beside_them(encoder):
     gate = Gate(encoder)
 
     async def scenario() -> None:
-        runs = Batcher(gate.encode_ids, QueueLimits(), Notes(), streams=2)
+        runs = Batcher(gate.encode_ids, QueueLimits(), Notes(), KeptVectors(0, 1), streams=2)
         lengths = (500, 400, 300, 12)
         calls = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", PATIENCE_S)) for n in lengths]
         await began(gate, 3)
@@ -223,12 +228,13 @@ def test_a_wait_beyond_the_deadline_is_refused_at_the_door(encoder):
         calls = [asyncio.create_task(runs.encode(of_length(100), DENSE, "a", 60)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match="it might take 26 s, the deadline is 20 s; try again in 5 s"):
-            await runs.encode(of_length(10), DENSE, "a", 20)
+            await runs.encode(of_length(110), DENSE, "a", 20)
         other = asyncio.create_task(runs.encode(of_length(10), DENSE, "b", 20))  # a new client is served earlier
+        small = asyncio.create_task(runs.encode(of_length(10), DENSE, "a", 20))  # as is a smaller request
         await asyncio.sleep(0)
-        assert not other.done()
+        assert not other.done() and not small.done()
         gate.open.set()
-        await asyncio.gather(*calls, other)
+        await asyncio.gather(*calls, other, small)
         runs.close()
 
     run(scenario())
@@ -300,21 +306,90 @@ def test_an_engine_that_fails_hurts_only_its_own_requests(encoder, texts):
     run(scenario())
 
 
-def test_draining_finishes_what_was_taken_and_takes_nothing_more(encoder):
+def test_a_query_beside_a_long_request_waits_for_the_batch_in_progress_alone(encoder):
     gate = Gate(encoder)
 
     async def scenario() -> None:
-        runs = batcher(gate)
-        calls = [asyncio.create_task(runs.encode(of_length(20 + n), DENSE, "a", 20)) for n in range(5)]
+        runs = batcher(gate, batch_tokens=300)
+        runs.estimate.ran(10, 1.0)  # the long request will take 50 minutes
+        long = asyncio.create_task(runs.encode(of_length(*[300] * 100), DENSE, "a", 4000))
+        await began(gate, 1)
+        query = asyncio.create_task(runs.encode(of_length(280), DENSE, "a", 60))
         await asyncio.sleep(0)
-        draining = asyncio.create_task(runs.drain())
-        await asyncio.sleep(0.03)
+        gate.open.set()
+        assert len((await query).dense_vecs) == 1
+        assert len((await long).dense_vecs) == 100
+        runs.close()
+
+    run(scenario())
+    assert gate.lengths.index(280) == 1
+
+
+def test_what_a_late_request_has_finished_is_there_for_its_retry(encoder):
+    gate, notes = Gate(encoder), Notes()
+    rows = of_length(*range(20, 30))
+    expected = encoder.encode_ids(rows, DENSE).dense_vecs
+
+    async def scenario() -> None:
+        runs = batcher(gate, notes, batch_texts=1)
+        gate.open.set()
+        late = asyncio.create_task(runs.encode(rows, DENSE, "a", PATIENCE_S))
+        while len(notes.runs) < 5:
+            await asyncio.sleep(0)
+        gate.open.clear()
+        finished = len(notes.runs)
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        gate.open.set()  # what was in the engine then is finished too, and kept
+        while runs.is_running:
+            await asyncio.sleep(0.01)
+        before = len(notes.runs)
+        assert before > finished or before == 10
+        other = await runs.encode(rows[:1], DENSE, "b", PATIENCE_S)  # nobody else gets any of it
+        assert len(notes.runs) == before + 1
+        np.testing.assert_array_equal(other.dense_vecs, expected[:1])
+        found = await runs.encode(rows, DENSE, "a", PATIENCE_S)
+        np.testing.assert_array_equal(found.dense_vecs, expected)
+        assert notes.reused_texts == before
+        assert len(notes.runs) == 1 + len(rows)
+        await runs.encode(rows[:1], DENSE, "a", PATIENCE_S)  # what was answered is not kept
+        assert notes.reused_texts == before
+        runs.close()
+
+    run(scenario())
+
+
+def test_a_deadline_in_the_last_batch_loses_nothing(encoder):
+    gate, notes = Gate(encoder), Notes()
+    rows = of_length(20, 21, 22)
+
+    async def scenario() -> None:
+        runs = batcher(gate, notes, batch_texts=1)
+        runs.estimate.ran(10, 1.0)
+        late = asyncio.create_task(runs.encode(rows, DENSE, "a", 2.0))
+        gate.open.set()
+        while len(gate.lengths) < len(rows):
+            if len(gate.lengths) == len(rows) - 1:
+                gate.open.clear()
+            await asyncio.sleep(0)
+        with pytest.raises(DeadlineError, match="done within 2 s, 2 of its texts were and are kept for a retry"):
+            await late
+        gate.open.set()
+        while runs.is_running:
+            await asyncio.sleep(0.01)
+        assert len((await runs.encode(rows, DENSE, "a", PATIENCE_S)).dense_vecs) == 3
+        assert (notes.reused_texts, len(notes.runs)) == (3, 3)
+        runs.close()
+
+    run(scenario())
+
+
+def test_a_closed_batcher_takes_nothing_more(encoder):
+    async def scenario() -> None:
+        runs = batcher(encoder)
+        runs.close()
         with pytest.raises(DrainingError, match="about to stop"):
             await runs.encode(of_length(5), DENSE, "a", 20)
-        assert not draining.done()
-        gate.open.set()
-        await draining
-        assert [len(found.dense_vecs) for found in await asyncio.gather(*calls)] == [1] * 5
-        runs.close()
 
     run(scenario())

@@ -34,10 +34,10 @@ def test_openais_client_gets_the_very_bits_of_the_encoder(client, model, encoder
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == expected.token_counts.sum()
 
 
-def test_one_text_and_token_ids_with_and_without_specials(client, model, encoder):
+def test_one_text_and_its_token_ids(client, model, encoder):
     text = "What is BGE M3?"
     whole = encoder.tokenizer.encode_batch([text], 512).ids[0].tolist()
-    inputs = [text, [text], whole, whole[1:-1], [whole, whole[1:-1]]]
+    inputs = [text, [text], whole, [whole], [whole, text]]
     answers = [client.embeddings.create(model=model, input=value, encoding_format="float") for value in inputs]
     expected = encoder.encode(text).dense_vecs
     assert [len(answer.data) for answer in answers] == [1, 1, 1, 1, 2]
@@ -49,15 +49,26 @@ def test_one_text_and_token_ids_with_and_without_specials(client, model, encoder
 def test_openais_client_understands_our_refusals(client, model, encoder):
     size = encoder.bundle.manifest.geometry.hidden_size
     assert len(client.embeddings.create(model=model, input="a", dimensions=size).data) == 1
-    with pytest.raises(openai.UnprocessableEntityError, match=f"dimensions must be {size} or left out, got 4"):
+    with pytest.raises(openai.BadRequestError, match=f"dimensions must be {size} or left out, got 4") as refused:
         client.embeddings.create(model=model, input="a", dimensions=4)
+    assert (refused.value.param, refused.value.type) == ("dimensions", "invalid_request_error")
     with pytest.raises(openai.NotFoundError, match="there is no model 'text-embedding-3-small' here; this server has"):
         client.embeddings.create(model="text-embedding-3-small", input="a")
-    with pytest.raises(openai.UnprocessableEntityError, match=r"input\[1\] must be a text or a list of token ids"):
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\] must be a text or a list of token ids"):
         client.embeddings.create(model=model, input=["a", None])  # type: ignore[list-item]
-    with pytest.raises(openai.APIStatusError, match=r"input\[2\] has \d+ tokens, the limit is \d+; split") as refused:
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client.embeddings.create(model=model, input=[[9906, 1917]])
+    with pytest.raises(openai.BadRequestError, match=r"input\[2\] has \d+ tokens, the limit is \d+; split") as refused:
         client.embeddings.create(model=model, input=["a", "b", "wort " * 20000])
-    assert refused.value.status_code == 413
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input[2]")
+
+
+def test_openais_client_may_ask_for_a_cut(client, model):
+    asked = client.embeddings.with_raw_response.create(
+        model=model, input=["a", "wort " * 20000], extra_body={"truncate_prompt_tokens": -1}
+    )
+    assert asked.headers["x-m3-truncated-texts"] == "1"
+    assert len(asked.parse().data) == 2
 
 
 def test_hugging_faces_client_gets_the_dense_vectors(server, encoder, texts):

@@ -1,4 +1,4 @@
-"""Connections that would be held for ever: headers that never end, answers that nobody takes."""
+"""Connections that would be held for ever: headers that never end, bodies that nobody wants, answers nobody takes."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from m3_runtime.server import worker
+from m3_runtime.server import protocol
 from patience import PATIENCE_S
 
 ANSWER_BYTES = 64 * 2**20
@@ -24,7 +24,7 @@ def served(status: int, body: bytes) -> Iterator[tuple[str, int]]:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    config = uvicorn.Config(app, port=0, http=worker.PatientProtocol, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, lifespan="off", log_config=None, ws="none")
     config.timeout_keep_alive = int(PATIENCE_S)
     at = config.bind_socket()
     server = uvicorn.Server(config)
@@ -51,7 +51,7 @@ def taken(line: socket.socket) -> int:
 
 def test_headers_that_never_end_are_not_waited_for(monkeypatch):
     """uvicorn itself would wait for ever. A connection that only idles between requests is left alone."""
-    monkeypatch.setattr(worker, "HEADER_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 3.0)
     with served(204, b"") as address:
         idle, slow, silent = (socket.create_connection(address, timeout=PATIENCE_S) for _ in range(3))
         for line in (idle, slow):
@@ -66,15 +66,15 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
 
 
 def test_an_answer_that_nobody_takes_is_let_go_of(monkeypatch):
-    monkeypatch.setattr(worker, "SEND_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 3.0)
     cut_off = threading.Event()
-    lost = worker.PatientProtocol.connection_lost
+    lost = protocol.PatientProtocol.connection_lost
 
     def noting(self, exc):
         lost(self, exc)
         cut_off.set()
 
-    monkeypatch.setattr(worker.PatientProtocol, "connection_lost", noting)
+    monkeypatch.setattr(protocol.PatientProtocol, "connection_lost", noting)
     with served(200, bytes(ANSWER_BYTES)) as address:
         with socket.create_connection(address, timeout=PATIENCE_S) as idle:
             idle.sendall(ASK)
@@ -82,3 +82,30 @@ def test_an_answer_that_nobody_takes_is_let_go_of(monkeypatch):
         with socket.create_connection(address, timeout=PATIENCE_S) as reading:
             reading.sendall(ASK.replace(b"host: x", b"host: x\r\nconnection: close"))
             assert taken(reading) > ANSWER_BYTES
+
+
+def test_a_body_that_nobody_wanted_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 3.0)
+    with served(204, b"") as address:
+        silent, late = (socket.create_connection(address, timeout=PATIENCE_S) for _ in range(2))
+        for line in (silent, late):
+            line.sendall(b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+            assert b" 204 " in line.recv(4096)
+        late.sendall(b"123456789")
+        assert silent.recv(4096) == b""  # closed
+        late.sendall(ASK)
+        assert b" 204 " in late.recv(4096)
+        silent.close()
+        late.close()
+
+
+def test_of_too_many_connections_the_oldest_that_send_nothing_go(monkeypatch):
+    monkeypatch.setattr(protocol, "most_connections", lambda: 16)
+    with served(204, b"") as address:
+        silent = [socket.create_connection(address, timeout=PATIENCE_S) for _ in range(40)]
+        quick = socket.create_connection(address, timeout=PATIENCE_S)
+        quick.sendall(ASK)
+        assert b" 204 " in quick.recv(4096)
+        assert silent[0].recv(4096) == b""  # closed
+        for line in (*silent, quick):
+            line.close()

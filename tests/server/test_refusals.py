@@ -5,8 +5,9 @@ import json
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
-from running import running
+from running import events, running
 
 from patience import wait_until
 
@@ -84,7 +85,7 @@ def test_zero_weights_are_422(server):
     ("body", "message"),
     [
         ({"inputs": ["a"] * 41}, "the request has 41 texts, the limit is 40; send it in parts"),
-        ({"inputs": ["a", "wort " * 9000]}, "inputs[1] has"),
+        ({"inputs": ["a", "wort " * 9000], "truncate": False}, "inputs[1] has"),
         ({"inputs": "a" * 300_000}, "the body is too large, the limit is 262144 bytes"),
     ],
     ids=["texts", "tokens", "bytes"],
@@ -153,6 +154,7 @@ def test_a_deadline_that_has_passed_is_504(server):
     body = {"inputs": ["wort " * 100] * 40, "truncate": True}
     answer = server.post("/embed", body, **{"x-m3-deadline-ms": "1"})
     assert answer.status_code in (429, 504)
+    assert int(answer.headers["retry-after"]) >= 1
     assert "1" in answer.json()["error"]
     answer = server.post("/embed", {"inputs": "a"}, **{"x-m3-deadline-ms": "soon"})
     assert answer.status_code == 422
@@ -183,7 +185,8 @@ def test_no_text_is_logged(server):
 def test_keys(tiny_bundle: Path, tmp_path: Path):
     keys = tmp_path / "keys.txt"
     keys.write_text("# those who may\nshop 0123456789abcdef-shop\n\n0123456789abcdef-other\n")
-    with running(tiny_bundle, tmp_path, "--variant", "onnx-fp32", "--api-key-file", str(keys)) as server:
+    words = ("--variant", "onnx-fp32", "--api-key-file", str(keys), "--metrics-port", "0")
+    with running(tiny_bundle, tmp_path, *words) as server:
 
         def status(key: str | None, path: str = "/embed") -> int:
             headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -193,6 +196,8 @@ def test_keys(tiny_bundle: Path, tmp_path: Path):
         assert [status(key) for key in (None, "x", "wrong", "0123456789abcdef-sho", "shop")] == [401] * 5
         assert status(None, "/") == 401
         assert server.client.get("/metrics").status_code == 401
+        (line,) = events(server, "metrics_port", 1)
+        assert "m3_requests_total" in httpx2.get(line["url"], trust_env=False).text
         assert server.client.get("/health").status_code == server.client.get("/ready").status_code == 200
         nameless = f"key {hashlib.sha256(b'0123456789abcdef-other').hexdigest()[:8]}"  # wherever it stands in the file
         assert {"shop", nameless} <= {line.get("client") for line in server.log()}

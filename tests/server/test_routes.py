@@ -48,6 +48,19 @@ def test_rerank(server, encoder, texts, mode):
         assert rank["text"] == texts[1 + rank["index"]]
 
 
+def test_a_long_rerank_scores_as_short_ones_do(server):
+    """Above 16384 tokens passages are scored in parts."""
+    passages = [f"{'wort ' * 95}{i}" for i in range(39)]
+
+    def scores(some: list[str]) -> dict[str, float]:
+        ranks = server.post("/rerank", {"query": "ein wort", "texts": some, "return_text": True}).json()
+        return {rank["text"]: rank["score"] for rank in ranks}
+
+    long = scores(passages)
+    assert long == pytest.approx({**scores(passages[:20]), **scores(passages[20:])}, abs=1e-6)
+    assert len(long) == 39
+
+
 def test_tokenize(server, encoder, texts):
     found = server.post("/tokenize", {"inputs": texts}).json()
     ids = encoder.tokenizer.encode_batch(texts, 512).ids

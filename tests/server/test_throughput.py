@@ -16,7 +16,7 @@ def measured(tokens_per_s: int) -> ThroughputEstimate:
 
 
 def test_nothing_is_known_before_anything_has_run():
-    assert ThroughputEstimate().most_s("a", 10**9) == 0
+    assert ThroughputEstimate().most_s(10**9, 3) == 0
 
 
 def test_the_last_seconds_count():
@@ -35,16 +35,21 @@ def test_many_short_runs_count_as_one_long_one():
 
 
 def test_of_others_counts_what_runs_before():
-    estimate = measured(1)
-    estimate.begin("bulk", 200)
-    estimate.begin("b", 10)
-    allowed = 1 + 2 / 10
-    assert estimate.most_s("bulk", 50) == pytest.approx(allowed * (200 + 50 + 10))
-    assert estimate.most_s("b", 50) == pytest.approx(allowed * (10 + 50 + 60))
-    assert estimate.most_s("new", 30) == pytest.approx(allowed * (30 + 30 + 10))
-    estimate.end("bulk", 200)
-    estimate.end("b", 10)
-    assert estimate.most_s("new", 30) == 30
+    waiting = TokenQueue(QueueLimits())
+    waiting.add(job("bulk", 200))
+    waiting.add(job("b", 10))
+    assert waiting.tokens_before("bulk", 250) == 200 + 250 + 10
+    assert waiting.tokens_before("bulk", 50) == 50 + 10  # it overtakes
+    assert waiting.tokens_before("b", 50) == 10 + 50 + 60
+    assert waiting.tokens_before("new", 30) == 30 + 30 + 10
+    assert measured(1).most_s(90, 2) == pytest.approx(90 * (1 + 2 / 10))
+    while waiting.take():
+        pass
+    assert waiting.tokens_before("bulk", 50) == 50
+
+
+def job(client: str, *lengths: int) -> QueuedRequest:
+    return QueuedRequest.of(client, frozenset({Head.DENSE}), [np.zeros(length, np.int32) for length in lengths])
 
 
 class Server:
@@ -74,12 +79,11 @@ class Server:
                 self.hand_out(text.request)
 
     def ask(self) -> None:
-        lengths = self.random.integers(5, self.tokens, self.random.integers(1, self.texts))
-        job = QueuedRequest.of("a", frozenset({Head.DENSE}), [np.zeros(length, np.int32) for length in lengths])
-        if self.waiting.has_room("a", job.tokens) and self.estimate.most_s("a", job.tokens) <= DEADLINE_S:
-            self.waiting.add(job)
-            self.estimate.begin("a", job.tokens)
-            self.missing[job] = len(lengths), self.due_s
+        request = job("a", *self.random.integers(5, self.tokens, self.random.integers(1, self.texts)).tolist())
+        most_s = self.estimate.most_s(self.waiting.tokens_before("a", request.tokens), len(self.missing))
+        if self.waiting.has_room("a", request.tokens) and most_s <= DEADLINE_S:
+            self.waiting.add(request)
+            self.missing[request] = len(request.texts), self.due_s
         else:
             self.refused += 1
 
@@ -88,7 +92,6 @@ class Server:
         if left > 1:
             self.missing[job] = left - 1, came_s
         else:
-            self.estimate.end("a", job.tokens)
             self.took_s.append(self.now_s - came_s)
 
 

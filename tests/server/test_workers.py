@@ -13,7 +13,7 @@ from running import Running, events, running
 
 from patience import PATIENCE_S, has_ended, wait_until
 
-WORDS = ("--variant", "onnx-fp32", "--workers", "2", "--low-memory")
+WORDS = ("--variant", "onnx-fp32", "--workers", "2", "--low-memory", "--metrics-port", "0")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,8 @@ def test_all_workers_answer_alike_and_are_counted_together(two, encoder):
     for _ in range(20):
         np.testing.assert_allclose(np.array(ask(two, "one of two").json()[0], np.float32), expected, atol=1e-6)
     assert two.metric("m3_texts_total") == before + 20
+    (line,) = events(two, "metrics_port", 1)
+    assert f"\nm3_texts_total {before + 20}\n" in httpx2.get(line["url"], trust_env=False).text
 
 
 def test_a_worker_that_is_killed_is_replaced(two):

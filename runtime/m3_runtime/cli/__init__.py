@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from m3_runtime.cli import bulk, encode, info, score, serve
+from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
@@ -21,6 +22,7 @@ examples:
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
 exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 130 interrupted
+environment: serve and bulk read every option from a variable too, --port from M3_PORT; their help names them
 m3-runtime COMMAND --help explains a command.
 """
 
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"m3-runtime {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     for command in (encode, bulk, score, serve, info):
         command.add_command(commands)
     return top
@@ -42,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments = top.parse_args(argv)
+    if arguments.command_parser.reads_environment:
+        warn_of_unknown_variables(_known_variables(top), os.environ)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -57,3 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("m3-runtime: interrupted\n")
         return INTERRUPTED
     return OK
+
+
+def _known_variables(top: argparse.ArgumentParser) -> list[str]:
+    """Of all commands that read any: one container may be given the variables of several."""
+    return [name for command in commands_of(top).values() if command.reads_environment for name in variables(command)]
+
+
+def commands_of(top: argparse.ArgumentParser) -> dict[str, CommandParser]:
+    """The commands by their names."""
+    (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)

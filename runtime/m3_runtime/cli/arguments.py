@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import Verify
+from m3_runtime.cli.environment import CommandParser
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
@@ -19,7 +20,7 @@ Member = TypeVar("Member", bound=StrEnum)
 
 def add_parser(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, description: str, epilog: str
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Add a command to the command line.
 
     Args:
@@ -30,7 +31,7 @@ def add_parser(
         description: the first paragraph of its own help.
         epilog: the last one, with examples.
     """
-    command: argparse.ArgumentParser = commands.add_parser(
+    command: CommandParser = commands.add_parser(
         name,
         help=summary,
         description=description,

@@ -57,6 +57,7 @@ columns of a shard:
   the schema's metadata has m3.space_id and m3.variant
   read them with pyarrow.dataset.dataset("OUT/vectors"), DuckDB, Polars or Spark; docs/operate/bulk.md shows how
 
+Every option may also stand in the environment: M3_HEADS=dense,sparse. Flags win.
 A row without an id gets its place as its id, "FILE:number".
 """
 
@@ -79,6 +80,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--strict", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
+    command.take_environment()
 
 
 def _add_input(command: argparse.ArgumentParser) -> None:

@@ -1,13 +1,17 @@
 """m3-runtime serve: a bundle behind HTTP."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3_runtime.bundle.reader import Verify
-from m3_runtime.cli.arguments import add_bundle, add_integer, add_parser
+from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.server.auth import MIN_KEY_CHARS
+from m3_runtime.server.logs import LogFormat, LogLevel
+from m3_runtime.server.stopping import ending_at_once
 from m3_runtime.tokenizer import OnTruncate
 
 if TYPE_CHECKING:
@@ -25,12 +29,12 @@ examples:
   m3-runtime serve my-bundle --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   m3-runtime serve my-bundle --max-length 512 --auto-truncate --deadline-s 10
 
-  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"model": "BAAI/bge-m3", "input": "Hello"}'
+  curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"input": "Hello"}'
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
 
-The model's name is the checkpoint's (GET /v1/models), or --model-name. GET /docs lists all routes.
-On SIGTERM the server finishes the requests it has accepted, then exits. Logs are JSON lines on standard error; they
-never contain texts.
+The model's name is the checkpoint's (GET /v1/models), and what --served-model-name says. GET /docs lists all routes.
+On SIGTERM the server finishes the requests it has accepted, for --drain-s seconds, then exits. Logs are lines on
+standard error; they never contain texts. Every option may also stand in the environment: M3_PORT=8080; flags win.
 """
 
 
@@ -41,6 +45,8 @@ def add_command(commands: Any) -> None:
     add_bundle(command)
     _add_service(command)
     _add_limits(command)
+    _add_surroundings(command)
+    command.take_environment()
 
 
 def _add_service(command: argparse.ArgumentParser) -> None:
@@ -49,32 +55,90 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, default=8080)
     text = "processes that serve, each with its own queue and, without --threads, its share of the cores"
     add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", default=1)
-    group.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the checkpoint's)")
+    _add_names(group)
     group.add_argument(
         "--api-key-file",
         type=Path,
         metavar="FILE",
         help="require an API key from FILE (one per line: KEY or NAME KEY); reloaded when FILE changes (default: none)",
     )
+    group.add_argument(
+        "--api-key",
+        type=_api_key,
+        metavar="KEY",
+        help="require this API key, or one of FILE if both are given; a command line can be read by others, so "
+        "put it into M3_API_KEY or a file (default: none)",
+    )
+    group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
+    add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
     group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
-    text = "truncate longer texts where a request does not say what to do"
+    text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
     group.add_argument("--auto-truncate", action="store_true", help=text)
+    text = "take lists of integers without <s> and </s>: they may be ids of another tokenizer, and nobody would notice"
+    group.add_argument("--accept-token-ids", action="store_true", help=text)
+    text = "cut dense vectors to the dimensions asked for, though the model was not trained for it; GET /info: the loss"
+    group.add_argument("--allow-dimensions", action="store_true", help=text)
     text = "after SIGTERM, serve for S more seconds while /ready answers 503"
     _add_seconds(group, "--drain-delay-s", text, 0.0)
+    text = "after that, S seconds for the requests under way, then 503; with --drain-delay-s less than Kubernetes' 30 s"
+    _add_seconds(group, "--drain-s", text, 20.0)
+
+
+def _add_names(group: Any) -> None:
+    group.add_argument(
+        "--served-model-name",
+        "--model-name",
+        dest="model_names",
+        type=_names,
+        action="append",
+        metavar="NAME[,NAME]",
+        help="what clients may call the model, beside the checkpoint's name; answers give the first; may be repeated",
+    )
+    text = "answer requests for whatever model they name, for tools in which a name is fixed"
+    group.add_argument("--any-model-name", action="store_true", help=text)
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("limits")
-    text = "most tokens that wait (429 beyond it), and most of one request (413)"
-    add_integer(group, "--max-queue-tokens", text, default=65536)
-    add_integer(group, "--batch-tokens", "most tokens that run together, except one long text", default=1024)
-    add_integer(group, "--max-texts", "most texts of a request", default=1024)
-    add_integer(group, "--max-body-kib", "longest request body in KiB", default=4096)
-    add_integer(group, "--max-requests", "most requests at a time (429 beyond it)", default=512)
-    text = "seconds for a request; a client may ask for less with the header X-M3-Deadline-Ms"
-    _add_seconds(group, "--deadline-s", text, 30.0)
-    _add_seconds(group, "--body-timeout-s", "seconds for a request's body to arrive", 10.0)
+    text = "most tokens that wait (429 beyond it), and most of one request (413); OpenAI's longest has 300000"
+    add_integer(group, "--max-queue-tokens", text, default=2**20)
+    text = "most tokens that run together, except one long text; more gain little, and keep short queries waiting"
+    add_integer(group, "--batch-tokens", text, default=1024)
+    add_integer(group, "--max-texts", "most texts of a request, as many as OpenAI takes", default=2048)
+    text = "longest request body in KiB; 300000 tokens of nearly any script fit into the default"
+    add_integer(group, "--max-body-kib", text, default=8192)
+    text = "most requests at a time of a client, and a quarter more of all (429 beyond it)"
+    add_integer(group, "--max-requests", text, default=512)
+    text = "most MiB of vectors and answers in memory, half of it for a client (429 beyond it)"
+    add_integer(group, "--max-result-mib", text, default=1024)
+    text = "seconds for a request, as long as OpenAI's clients wait; a client may ask for less: X-M3-Deadline-Ms"
+    _add_seconds(group, "--deadline-s", text, 600.0)
+    text = "seconds for a request's body to arrive, and one more for each 64 KiB"
+    _add_seconds(group, "--body-timeout-s", text, 10.0)
+
+
+def _add_surroundings(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("logs, traces and proxies")
+    add_choice(group, "--log-level", "least that is logged; requests are info", LogLevel.INFO)
+    add_choice(group, "--log-format", "lines for programs or for people", LogFormat.JSON)
+    group.add_argument(
+        "--root-path",
+        type=_root_path,
+        default="",
+        metavar="PATH",
+        help="path prefix under which a proxy shows the server, such as /m3; the proxy may take it off or leave it",
+    )
+    group.add_argument(
+        "--cors-allow-origin",
+        type=_origin,
+        action="append",
+        metavar="ORIGIN",
+        help="let pages of ORIGIN ask from a browser, such as https://example.org, or *; repeatable (default: none)",
+    )
+    text = "send traces by HTTP to this OpenTelemetry collector, such as http://localhost:4318 (extra otel; default: "
+    text += "OTEL_EXPORTER_OTLP_ENDPOINT, or none)"
+    group.add_argument("--otlp-endpoint", type=_url, metavar="URL", help=text)
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
@@ -84,16 +148,20 @@ def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Serve as the arguments say."""
     try:
-        from m3_runtime.server.serving import serve
+        with ending_at_once():
+            from m3_runtime.server.otel import check_traces
+            from m3_runtime.server.serving import serve
     except ImportError as error:
         raise ExtraNotInstalledError(
             f'the server cannot be loaded ({error}); install what it needs: pip install "m3-runtime[serve]"'
         ) from error
+    check_traces(arguments.otlp_endpoint)
     serve(settings(arguments))
 
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
     """The arguments as settings."""
+    from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
@@ -103,6 +171,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         max_texts=arguments.max_texts,
         max_body_bytes=body_bytes,
         max_held_bytes=max(RequestLimits.max_held_bytes, 4 * body_bytes),
+        max_result_bytes=1024**2 * arguments.max_result_mib,
         max_requests=arguments.max_requests,
         deadline_s=arguments.deadline_s,
         body_timeout_s=arguments.body_timeout_s,
@@ -122,14 +191,31 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         host=arguments.host,
         port=arguments.port,
         workers=arguments.workers,
-        model_name=arguments.model_name,
+        model_names=tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
+        is_any_model_served=arguments.any_model_name,
         max_length=arguments.max_length,
         on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
+        takes_token_ids=arguments.accept_token_ids,
+        cuts_dimensions=arguments.allow_dimensions,
         limits=limits,
         api_key_file=arguments.api_key_file,
         has_ui=not arguments.no_ui,
+        open_metrics=arguments.open_metrics,
+        metrics_port=arguments.metrics_port,
         drain_delay_s=arguments.drain_delay_s,
+        drain_s=arguments.drain_s,
+        api_key=arguments.api_key,
+        root_path=arguments.root_path,
+        cors_allow_origins=tuple(arguments.cors_allow_origin or ()),
+        otlp_endpoint=arguments.otlp_endpoint,
+        logs=LogSettings(arguments.log_level, arguments.log_format),
     )
+
+
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected one name or several with commas between, got {text!r}")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -137,3 +223,31 @@ def _seconds(text: str) -> float:
     if not 0 <= number < 1e6:
         raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text}")
     return number
+
+
+def _api_key(text: str) -> str:
+    if len(text) < MIN_KEY_CHARS or text.split() != [text]:
+        raise argparse.ArgumentTypeError(
+            f"a key must have at least {MIN_KEY_CHARS} characters and no blank or line end"
+        )
+    return text
+
+
+def _root_path(text: str) -> str:
+    if text not in ("", "/") and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
+        raise argparse.ArgumentTypeError(f"expected a path such as /m3, got {text!r}")
+    return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected SCHEME://HOST or SCHEME://HOST:PORT without a path, or *, got {text!r}"
+        )
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
+        raise argparse.ArgumentTypeError(f"expected a URL such as http://localhost:4318, got {text!r}")
+    return text

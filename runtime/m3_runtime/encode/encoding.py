@@ -44,6 +44,14 @@ class Encoding(Mapping[str, Any]):
             return None
         return self.sparse.lexical_weights(0) if self.is_single else list(self.sparse)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the vectors."""
+        colbert = [] if self.colbert_vecs is None else list(self.colbert_vecs)
+        sparse = [] if self.sparse is None else [self.sparse.indptr, self.sparse.ids, self.sparse.weights]
+        dense = [] if self.dense_vecs is None else [self.dense_vecs]
+        return sum(array.nbytes for array in (*dense, *sparse, *colbert, self.token_counts))
+
     def single(self) -> "Encoding":
         """The encoding of the only text, unwrapped."""
         assert isinstance(self.colbert_vecs, list | None)
@@ -101,6 +109,7 @@ class EncodingBuilder:
     def __init__(self, texts: int, heads: Collection[Head]) -> None:
         """Expect S = `texts` texts; of their vectors only those of `heads` are kept."""
         self.missing = texts
+        self._is_here = np.zeros(texts, np.bool_)
         self._heads = heads
         self._token_counts = np.zeros(texts, np.int64)
         self._dense: NDArray[np.float32] | None = None
@@ -119,10 +128,16 @@ class EncodingBuilder:
             self._sparse[index], self._vocab_size = batch.sparse.row(row), batch.sparse.vocab_size
         if Head.COLBERT in self._heads and batch.colbert_vecs is not None:
             self._colbert[index] = batch.colbert_vecs[row]
+        self._is_here[index] = True
         self.missing -= 1
 
+    @property
+    def present(self) -> NDArray[np.int64]:
+        """(P,) indices of the texts that are not missing."""
+        return np.flatnonzero(self._is_here)
+
     def encoding(self) -> Encoding:
-        """All S texts, none of which is missing; how many were cut is for the caller to say."""
+        """All S texts, with nothing for those that are missing; how many were cut is for the caller to say."""
         is_sparse = Head.SPARSE in self._heads
         return Encoding(
             dense_vecs=self._dense,

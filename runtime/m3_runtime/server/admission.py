@@ -3,39 +3,48 @@
 The body is read here, whole, before anything looks at it: so its size and time are bounded, and afterwards the only
 thing that can still come from the client is that it has disconnected. Then the call is cancelled, and its texts leave
 the queue.
+
+Nobody can shut the door by sending slowly. Only a POST with a right key has a body; of anything else none is read, and
+it counts nowhere. A body counts as it arrives, not as it was announced; a request counts when its body is there. And
+one client can hold only a share of either.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from m3_runtime.errors import InputError, M3Error, QueueFullError, RequestTooLargeError
+from m3_runtime.errors import DrainingError, InputError, M3Error, QueueFullError, RequestTooLargeError
+from m3_runtime.server.addresses import with_usual_path
 from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Call, Service
 from m3_runtime.server.settings import RequestLimits
+from m3_runtime.server.shares import Shares
 
 _log = logging.getLogger("m3_runtime.server")
 
 CALL = "m3.call"
 """Where routes find their `Call` in the scope."""
 
-_GETS = ("GET", "HEAD")
-
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered without a key (POST / is /embed, and needs one)."""
 
-_OPERATION_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""Answered however busy the server is, and not logged."""
+_METRICS = "/metrics"
+_OPERATION_PATHS = frozenset({"/health", "/ready", _METRICS})
+"""Not logged."""
 
-_NOT_QUEUED = frozenset({"/tokenize"})
+_NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
+
+_MIN_BYTES_PER_S = 64 * 1024
+"""A body that takes longer than `body_timeout_s` must come at least so fast."""
 
 
 class _RefusedError(Exception):
@@ -50,7 +59,7 @@ class _GoneError(Exception):
     """The client has disconnected."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Exchange:
     """What is recorded about a request while it is answered."""
 
@@ -61,6 +70,7 @@ class _Exchange:
     status: int = 0
     problem: str = ""
     held_bytes: int = 0
+    held_requests: int = 0
 
 
 class Admission:
@@ -80,14 +90,20 @@ class Admission:
         self._limits: RequestLimits = service.settings.limits
         self._keys = keys
         self._paths = frozenset(paths)
-        self._requests = 0
-        self._held_bytes = 0
+        self._open_paths = OPEN_PATHS | ({_METRICS} if service.settings.open_metrics else frozenset())
+        limits = self._limits
+        self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
+        self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
+        self._unanswered: dict[_Exchange, asyncio.Timeout] = {}
+        self._is_stopped = False
+        service.on_stop.append(self._stop)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = with_usual_path(scope)
         exchange = _Exchange(scope["path"], scope["method"], time.perf_counter())
 
         async def recording(message: Message) -> None:
@@ -113,34 +129,54 @@ class Admission:
         finally:
             self._record(exchange)
 
+    def _stop(self) -> None:
+        """Refuse, with 503, all requests that have no answer yet: the server ends now."""
+        self._is_stopped = True
+        for exchange, limit in self._unanswered.items():
+            if not exchange.status:
+                limit.reschedule(asyncio.get_running_loop().time())
+
     async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: _Exchange) -> None:
         headers = Headers(scope=scope)
         exchange.client = self._client(scope, headers, exchange)
-        if exchange.path in _OPERATION_PATHS and exchange.method in _GETS:
+        if exchange.method != "POST":
             await self._app(scope, _Replay(b""), send)
             return
-        if self._requests >= self._limits.max_requests:
-            raise _busy(f"{self._requests} requests are under way")
-        size = self._announced_bytes(headers)
-        is_queued = exchange.method == "POST" and exchange.path not in _NOT_QUEUED
-        scope[CALL] = call = Call(exchange.client, self._deadline_s(headers), size)
-        if is_queued:
+        scope[CALL] = call = Call(exchange.client, self._deadline_s(headers), self._announced_bytes(headers))
+        if exchange.path not in _NOT_QUEUED:
             self._service.check_room(call)
-        self._requests += 1
+        is_answered = False
         try:
-            self._hold(exchange, size)
-            body = await self._body(receive, exchange)
-            if is_queued and len(body) > size:  # its size was not announced
-                scope[CALL] = call = replace(call, body_bytes=len(body))
-                self._service.check_room(call)
-            await self._answer(scope, receive, send, body)
+            async with self._until_stopped(exchange):
+                self._check_requests(exchange.client)
+                body = await self._body(receive, exchange)
+                self._hold_request(exchange)
+                if exchange.path not in _NOT_QUEUED and len(body) > call.body_bytes:  # its size was not announced
+                    call.body_bytes = len(body)
+                    self._service.check_room(call)
+                await self._answer(scope, receive, send, body)
+                is_answered = True
         finally:
-            self._requests -= 1
-            self._held_bytes -= exchange.held_bytes
+            self._service.end(call, is_answered=is_answered)
+            self._requests.give_back(exchange.client, exchange.held_requests)
+            self._bytes.give_back(exchange.client, exchange.held_bytes)
+
+    @asynccontextmanager
+    async def _until_stopped(self, exchange: _Exchange) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(0 if self._is_stopped else None) as limit:
+                self._unanswered[exchange] = limit
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DrainingError("the server stops before the request is done; send it again, elsewhere") from None
+        finally:
+            del self._unanswered[exchange]
 
     def _client(self, scope: Scope, headers: Headers, exchange: _Exchange) -> str:
         """Who asks: the name of its key, or its address."""
-        is_open = exchange.path in OPEN_PATHS and exchange.method in _GETS
+        is_open = exchange.path in self._open_paths and exchange.method != "POST"
         if self._keys is None or is_open:
             return str((scope.get("client") or ("local",))[0])
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -172,18 +208,26 @@ class Admission:
             raise InputError(f"the header {_DEADLINE_HEADER} must be a whole number of milliseconds above 0")
         return min(self._limits.deadline_s, int(wanted) / 1000)
 
-    def _hold(self, exchange: _Exchange, size: int) -> None:
-        """Count so many bytes more among those that the server holds."""
-        if self._held_bytes + size > self._limits.max_held_bytes:
-            raise _busy(f"{self._held_bytes} bytes of requests are under way")
-        self._held_bytes += size
+    def _check_requests(self, client: str) -> None:
+        if not self._requests.has_room(client, 1):
+            raise _busy(f"{self._requests.total} requests are under way")
+
+    def _hold_request(self, exchange: _Exchange) -> None:
+        self._check_requests(exchange.client)
+        self._requests.take(exchange.client, 1)
+        exchange.held_requests = 1
+
+    def _hold_bytes(self, exchange: _Exchange, size: int) -> None:
+        if not self._bytes.take(exchange.client, size):
+            raise _busy(f"{self._bytes.total} bytes of requests are under way")
         exchange.held_bytes += size
 
     async def _body(self, receive: Receive, exchange: _Exchange) -> bytes:
-        """A request's body, of bounded size and in bounded time; what was not announced is counted as it arrives."""
-        parts, size = [], 0
+        """A request's body, of bounded size and in bounded time, counted as it arrives."""
+        parts, size, start_s = [], 0, asyncio.get_running_loop().time()
+        most_s = self._limits.body_timeout_s
         try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
+            async with asyncio.timeout(most_s) as limit:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -191,14 +235,15 @@ class Admission:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     self._check_size(size)
-                    self._hold(exchange, max(0, size - exchange.held_bytes))
+                    self._hold_bytes(exchange, len(parts[-1]))
                     if not message.get("more_body", False):
                         return b"".join(parts)
+                    limit.reschedule(start_s + most_s + size / _MIN_BYTES_PER_S)
         except TimeoutError:
             raise _RefusedError(
                 HTTPStatus.REQUEST_TIMEOUT,
                 Problem.TIMEOUT,
-                f"the body did not arrive within {self._limits.body_timeout_s:g} s",
+                f"the body did not arrive within {most_s:g} s, and a second more for each {_MIN_BYTES_PER_S} bytes",
             ) from None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import math
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
+from itertools import groupby
 from typing import Any
 
 import orjson
+from numpy.typing import NDArray
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -19,10 +22,22 @@ from m3_runtime.errors import (
     M3Error,
     QueueFullError,
     RequestTooLargeError,
+    ServiceError,
     TextTooLongError,
 )
 
 JSON = "application/json"
+
+TOO_LONG = "context_length_exceeded"
+TOO_MANY = "array_above_max_length"
+_TOO_MUCH_IN_A_FIELD = (TOO_LONG, TOO_MANY)
+"""Codes of OpenAI's API that come with 400, where text-embeddings-inference says 413."""
+
+_FEW_BYTES = 2**18
+"""So many bytes of vectors are written as JSON within some milliseconds."""
+
+_MOST_CUT_SHOWN = 100
+"""Runs of indexes in a header: proxies do not take headers of many kilobytes."""
 
 
 class Problem(StrEnum):
@@ -36,6 +51,18 @@ class Problem(StrEnum):
     TIMEOUT = "Timeout"
     DRAINING = "Draining"
     BACKEND = "Backend"
+
+    @property
+    def openai_code(self) -> str:
+        """Its code in OpenAI's API, where the error has none of its own."""
+        return {
+            Problem.VALIDATION: "invalid_request",
+            Problem.TOO_LARGE: "request_too_large",
+            Problem.OVERLOADED: "rate_limit_exceeded",
+            Problem.UNAUTHORIZED: "invalid_api_key",
+            Problem.NOT_FOUND: "not_found",
+            Problem.TIMEOUT: "timeout",
+        }.get(self, "server_error")
 
     @property
     def openai_type(self) -> str:
@@ -57,16 +84,16 @@ class Refusal(TypedDict):
 
 
 class OpenAiProblem(TypedDict):
-    """Why, as OpenAI's API says it."""
+    """Why, as OpenAI's API says it; `param` is the field, or the item in it."""
 
     message: str
     type: str
     param: str | None
-    code: Problem
+    code: str
 
 
 class OpenAiRefusal(TypedDict):
-    """Why a request was refused, under /v1."""
+    """Why a request was refused, under /v1 and /v2."""
 
     error: OpenAiProblem
 
@@ -82,12 +109,28 @@ _PROBLEMS: tuple[tuple[type[M3Error], Problem, HTTPStatus], ...] = (
 )
 
 
-def json_answer(body: Any) -> Response:
+def json_answer(body: Any, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer; float32 arrays keep their bits."""
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
 
 
-async def colbert_answer(body: Any, encoding: Encoding, most_tokens: int) -> Response:
+def row_json(row: NDArray[Any]) -> Any:
+    """A row of numbers, written already: rows one by one leave other threads their turns, a whole answer would not."""
+    return orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+async def vectors_answer(
+    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it."""
+    if vectors.nbytes <= _FEW_BYTES:
+        return json_answer(make(), headers)
+    return await asyncio.to_thread(lambda: json_answer(make(), headers))
+
+
+async def colbert_answer(
+    body: Any, encoding: Encoding, most_tokens: int, headers: Mapping[str, str] | None = None
+) -> Response:
     """A JSON answer with ColBERT vectors, written in another thread: it may be tens of megabytes.
 
     Raises:
@@ -99,14 +142,65 @@ async def colbert_answer(body: Any, encoding: Encoding, most_tokens: int) -> Res
             f"ColBERT vectors of {tokens} tokens are too much for JSON, the limit is {most_tokens}; "
             'send less at a time, or ask POST /m3/encode for "format": "npz" or "safetensors"'
         )
-    return await asyncio.to_thread(json_answer, body)
+    return await asyncio.to_thread(json_answer, body, headers)
 
 
-def refusal(path: str, status: int, problem: Problem, message: str, retry_after_s: float | None = None) -> Response:
-    """An error, in the form that the path's clients expect: OpenAI's under /v1, else text-embeddings-inference's."""
+def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
+    """Headers that tell how many texts were cut and which; none where none was.
+
+    Args:
+        cut: their indexes, ascending.
+        first: what text 0 is called, where it is a query; then the others count from 0.
+
+    >>> cut_headers([0, 1, 2, 3, 7])
+    {'x-m3-truncated': '5', 'x-m3-truncated-texts': '0-3,7'}
+    >>> cut_headers([0, 2], "query")
+    {'x-m3-truncated': '2', 'x-m3-truncated-texts': 'query,1'}
+    """
+    if not cut:
+        return {}
+    names = [first] if first and cut[0] == 0 else []
+    texts = [i - bool(first) for i in cut[len(names) :]]
+    # of a run of neighbours, index minus place is the same
+    for _, run in groupby(enumerate(texts), lambda pair: pair[1] - pair[0]):
+        places = [text for _, text in run]
+        names.append(str(places[0]) if len(places) == 1 else f"{places[0]}-{places[-1]}")
+    shown = ",".join(names[:_MOST_CUT_SHOWN]) + (",..." if len(names) > _MOST_CUT_SHOWN else "")
+    return {"x-m3-truncated": str(len(cut)), "x-m3-truncated-texts": shown}
+
+
+def speaks_openai(path: str) -> bool:
+    """Whether the clients of a path expect errors as OpenAI's API gives them."""
+    return path.startswith(("/v1/", "/v2/"))
+
+
+def refusal(
+    path: str,
+    status: int,
+    problem: Problem,
+    message: str,
+    retry_after_s: float | None = None,
+    *,
+    field: str | None = None,
+    code: str | None = None,
+) -> Response:
+    """An error, in the form that the path's clients expect: OpenAI's under /v1, else text-embeddings-inference's.
+
+    Args:
+        path: that was asked for.
+        status: the answer's, outside /v1; there what is 422 elsewhere is 400.
+        problem: what kind of error.
+        message: what was expected, what came, and what to do about it.
+        retry_after_s: when to ask again.
+        field: the field that is wrong, or the item in it.
+        code: of OpenAI's codes, where there is a closer one than the problem's.
+    """
     body: Refusal | OpenAiRefusal = {"error": message, "error_type": problem}
-    if path.startswith("/v1/"):
-        body = {"error": {"message": message, "type": problem.openai_type, "param": None, "code": problem}}
+    if speaks_openai(path):
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY or code in _TOO_MUCH_IN_A_FIELD:
+            status = HTTPStatus.BAD_REQUEST
+        code = code or problem.openai_code
+        body = {"error": {"message": message, "type": problem.openai_type, "param": field, "code": code}}
     headers = {"x-m3-problem": problem.value}
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
@@ -119,21 +213,25 @@ def refusal_of(path: str, error: Exception) -> Response:
     """An error as an answer. What the message of a foreign error says is not shown: it may hold a text."""
     for kind, problem, status in _PROBLEMS:
         if isinstance(error, kind):
-            retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
-            if problem is Problem.DRAINING:
-                retry_after_s = 1
-            return refusal(path, status, problem, str(error), retry_after_s)
+            retry_after_s = 1 if isinstance(error, ServiceError) else None
+            if isinstance(error, QueueFullError):
+                retry_after_s = error.retry_after_s
+            field, code = getattr(error, "field", None), getattr(error, "code", None)
+            return refusal(path, status, problem, str(error), retry_after_s, field=field, code=code)
     message = f"the engine failed: {error}" if isinstance(error, M3Error) else "the server failed; its log says where"
     return refusal(path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)
 
 
 def not_found(path: str) -> Response:
     """The answer where nothing is."""
-    return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, "there is nothing at this path; see GET /docs")
+    message = (
+        "there is nothing at this path; vectors: POST /v1/embeddings or /embed, scores: POST /rerank, all: GET /docs"
+    )
+    return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message)
 
 
 _STATUSES = {
-    400: "The request is not understood.",
+    400: "The request is not understood; under /v1, what is 422 elsewhere.",
     401: "No key, or a wrong one.",
     404: "No such model.",
     408: "The body did not arrive in time.",

@@ -1,23 +1,32 @@
-"""The app: routes, errors, the playground, admission before them, and what is closed with them."""
+"""The app: routes, errors, the playground, admission and tracing before them, and what is closed with them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from m3_runtime.errors import M3Error
+from m3_runtime.errors import FieldError, InputError, M3Error
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
-from m3_runtime.server.routes import m3_routes, openai_routes, tei_routes
+from m3_runtime.server.otel import open_tracer
+from m3_runtime.server.routes.openai import openai_routes
+from m3_runtime.server.routes.own import m3_routes
+from m3_runtime.server.routes.rerank import rerank_routes
+from m3_runtime.server.routes.tei import tei_routes
 from m3_runtime.server.service import Service
+from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
@@ -32,25 +41,55 @@ def create_app(service: Service) -> ASGIApp:
     """The app of a service that is open; it closes the service when the server stops.
 
     Raises:
-        InputError: the key file cannot be used.
+        InputError: the key file or the root path cannot be used.
+        ExtraNotInstalledError: traces are asked for and OpenTelemetry is not installed.
     """
     settings = service.settings
-    keys = None if settings.api_key_file is None else ApiKeys(settings.api_key_file)
+    keys = ApiKeys.of(settings.api_key_file, settings.api_key)
+    tracer = open_tracer(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close()
+        await asyncio.to_thread(tracer.close)
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    for routes in (openai_routes(service), tei_routes(service), m3_routes(service)):
+    app.router.redirect_slashes = False  # addresses have one spelling by then
+    for routes in (openai_routes(service), tei_routes(service), rerank_routes(service), m3_routes(service)):
         app.include_router(routes)
     _add_operation(app, service)
     if settings.has_ui:
-        _add_playground(app)
+        _add_playground(app, settings.root_path)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
-    return Admission(app, service, keys, [path for path in paths if "{" not in path])
+    _check_root_path(settings.root_path, paths)
+    admission = Admission(app, service, keys, [path for path in paths if "{" not in path])
+    return RequestTracing(_with_cors(admission, settings), tracer, settings.root_path)
+
+
+def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
+    """Before admission: a browser asks whether it may ask, and shows no key then."""
+    if not settings.cors_allow_origins:
+        return app
+    shown = (REQUEST_ID, TRACEPARENT, *TIMING_HEADERS, "retry-after", "x-m3-problem", "x-m3-truncated")
+    return CORSMiddleware(
+        app,
+        allow_origins=settings.cors_allow_origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=shown,
+    )
+
+
+def _check_root_path(root_path: str, paths: list[str]) -> None:
+    """A prefix that is one of our own would make paths mean two things.
+
+    Raises:
+        InputError: it is.
+    """
+    if root_path and any(path == root_path or path.startswith(root_path + "/") for path in paths):
+        raise InputError(f"the root path {root_path!r} begins a path of the server's own; choose another --root-path")
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -62,6 +101,9 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
     # some load balancers ask so
     operation.head("/health", include_in_schema=False)(health)
+    if not service.settings.has_ui:  # others ask so, as of text-embeddings-inference
+        operation.get("/", include_in_schema=False)(health)
+        operation.head("/", include_in_schema=False)(health)
 
     @operation.get("/ready", summary="Whether it takes requests")
     async def ready() -> Response:
@@ -78,8 +120,10 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     app.include_router(operation)
 
 
-def _add_playground(app: FastAPI) -> None:
-    page = files(__package__).joinpath("playground.html").read_bytes()
+def _add_playground(app: FastAPI, root_path: str) -> None:
+    page = files(__package__).joinpath("playground.html").read_text(encoding="utf-8")
+    if root_path:  # a browser may have left out the prefix's last slash
+        page = page.replace("<head>", f'<head><base href="{root_path}/">', 1)
     # the page is whole: whatever got into it could load nothing, and send nothing to anyone but this server
     rules = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -99,8 +143,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        message = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
-        return refusal(request.url.path, HTTPStatus.UNPROCESSABLE_ENTITY, Problem.VALIDATION, message)
+        found = [_problem(item) for item in error.errors()]
+        message, first = "; ".join(message for message, _, _ in found), found[0]
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return refusal(request.url.path, status, Problem.VALIDATION, message, field=first[1], code=first[2])
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
@@ -111,10 +157,14 @@ def _add_errors(app: FastAPI) -> None:
         return answer
 
 
-def _problem(place: tuple[int | str, ...], message: str) -> str:
-    """`body.texts[3]: Input should be a valid string`, without what was sent."""
-    own = message.removeprefix("Value error, ")
-    if own != message:
-        return own  # our own messages name the item themselves
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    return f"{path.removeprefix('body.')}: {own}"
+def _problem(item: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    """`body.texts[3]: Input should be a valid string`, without what was sent; the field; and OpenAI's code for it."""
+    error = item.get("ctx", {}).get("error")
+    if isinstance(error, FieldError):  # our own messages name the item themselves
+        return str(error), error.field, error.code
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    field = path.removeprefix("body.")
+    if isinstance(error, InputError):
+        return str(error), field, "invalid_value"
+    code = "missing_required_parameter" if item["type"] == "missing" else "invalid_value"
+    return f"{field}: {item['msg']}", field, "invalid_type" if item["type"].endswith("_type") else code

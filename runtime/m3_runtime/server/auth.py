@@ -1,4 +1,4 @@
-"""API keys from a file that may change while the server runs."""
+"""API keys: one of the settings, and those of a file that may change while the server runs."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from m3_runtime.errors import InputError
 
 _log = logging.getLogger("m3_runtime.server")
 
-_MIN_KEY_CHARS = 16
+MIN_KEY_CHARS = 16
 _CHECK_EVERY_S = 1.0
 
 
@@ -31,30 +31,36 @@ class ApiKeys:
     its line. A file that has become unreadable changes nothing: the keys that were read last stay, and the log says so.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file.
+    def __init__(self, path: Path | None, key: str | None = None) -> None:
+        """Read the file, if there is one; `key` lets in too.
 
         Raises:
             InputError: the file cannot be read, holds no key, or one that is too short.
         """
         self._path = path
-        self._keys = _read(path)
-        self._seen = _stamp(path)
+        self._own_keys = () if key is None else (_named(None, key),)
+        self._keys = () if path is None else _read(path)
+        self._seen = None if path is None else _stamp(path)
         self._checked_s = time.monotonic()
+
+    @classmethod
+    def of(cls, path: Path | None, key: str | None) -> "ApiKeys | None":
+        """None where neither is given, and everyone is let in."""
+        return None if path is None and key is None else cls(path, key)
 
     def name_of(self, shown: str) -> str | None:
         """The name of a key, or None if there is no such key. Takes the same time for every wrong key."""
         self._reload_if_changed()
         digest = _digest(shown)
         found = None
-        for key in self._keys:
+        for key in (*self._own_keys, *self._keys):
             if hmac.compare_digest(key.digest, digest):
                 found = key.name
         return found
 
     def _reload_if_changed(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._checked_s < _CHECK_EVERY_S:
+        if self._path is None or now_s - self._checked_s < _CHECK_EVERY_S:
             return
         self._checked_s = now_s
         if (stamp := _stamp(self._path)) == self._seen:
@@ -93,13 +99,17 @@ def _read(path: Path) -> tuple[_Key, ...]:
 
 def _key(line: str, number: int, path: Path) -> _Key:
     words = line.split()
-    if len(words) > 2 or len(words[-1]) < _MIN_KEY_CHARS:
+    if len(words) > 2 or len(words[-1]) < MIN_KEY_CHARS:
         raise InputError(
-            f"line {number} of the key file {str(path)!r} must be a key of at least {_MIN_KEY_CHARS} characters, "
+            f"line {number} of the key file {str(path)!r} must be a key of at least {MIN_KEY_CHARS} characters, "
             "or a name, a blank and a key"
         )
-    digest = _digest(words[-1])
-    return _Key(words[0] if len(words) == 2 else f"key {digest.hex()[:8]}", digest)
+    return _named(words[0] if len(words) == 2 else None, words[-1])
+
+
+def _named(name: str | None, key: str) -> _Key:
+    digest = _digest(key)
+    return _Key(name or f"key {digest.hex()[:8]}", digest)
 
 
 def _digest(key: str) -> bytes:

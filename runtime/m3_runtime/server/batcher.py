@@ -5,13 +5,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
+from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
+from m3_runtime.server.tracing import RequestTimes, request_times
 
 _EXTRA_SHORT_RUNS = 1
 """Runs beside the streams' own, for short texts only: a long run must not keep short queries out."""
@@ -37,6 +39,9 @@ class Observer(Protocol):
     def ran(self, texts: int, tokens: int, duration_s: float) -> None:
         """A batch has run."""
 
+    def reused(self, texts: int) -> None:
+        """So many texts need not run: an earlier request of their client left their vectors."""
+
 
 @dataclass(eq=False)
 class _UnderWay:
@@ -45,6 +50,7 @@ class _UnderWay:
     done: asyncio.Future[None]
     added_s: float
     vectors: EncodingBuilder
+    times: RequestTimes = field(default_factory=request_times)
 
     def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
         self.vectors.take(text.index, batch, row)
@@ -60,7 +66,13 @@ class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
 
     def __init__(
-        self, encode: EncodeBatch, limits: QueueLimits, observer: Observer, streams: int = 1, packed_tokens: int = 0
+        self,
+        encode: EncodeBatch,
+        limits: QueueLimits,
+        observer: Observer,
+        kept: KeptVectors,
+        streams: int = 1,
+        packed_tokens: int = 0,
     ) -> None:
         """Nothing waits yet.
 
@@ -68,9 +80,11 @@ class Batcher:
             encode: encodes a batch.
             limits: of the queue.
             observer: receives what happens.
+            kept: takes the vectors of requests that end before they are done.
             streams: runs that compute at a time.
             packed_tokens: texts of at most so many tokens are packed.
         """
+        self.kept = kept
         self._encode = encode
         self._observer = observer
         self._queue = TokenQueue(limits, packed_tokens)
@@ -86,6 +100,11 @@ class Batcher:
     def requests(self) -> int:
         """Requests that wait or run."""
         return len(self._requests)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a batch is in the engine, which nothing can stop."""
+        return bool(self._running)
 
     def check_room(self, tokens: int, client: str, deadline_s: float) -> None:
         """Refuse a request that cannot be served.
@@ -108,14 +127,24 @@ class Batcher:
         if not self._queue.has_room(client, tokens):
             raise self._full(f"{self._queue.tokens} tokens wait, the limit is {most}")
         # where nothing waits, any request is let in: else one slow run could keep everyone out for ever
-        if self._queue.texts and (wait_s := self.estimate.most_s(client, tokens)) > deadline_s:
-            raise self._full(f"it might take {math.ceil(wait_s)} s, the deadline is {deadline_s:g} s")
+        if self._queue.texts:
+            wait_s = self.estimate.most_s(self._queue.tokens_before(client, tokens), len(self._requests))
+            if wait_s > deadline_s:
+                raise self._full(f"it might take {math.ceil(wait_s)} s, the deadline is {deadline_s:g} s")
 
     def _full(self, reason: str) -> QueueFullError:
         seconds = min(_MOST_RETRY_S, max(1, math.ceil(self.estimate.seconds(self._queue.tokens) / 2)))
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
-    async def encode(self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float) -> Encoding:
+    async def encode(
+        self,
+        ids: Sequence[Ids],
+        heads: frozenset[Head],
+        client: str,
+        deadline_s: float,
+        *,
+        is_admitted: bool = False,
+    ) -> Encoding:
         """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
         Args:
@@ -123,6 +152,7 @@ class Batcher:
             heads: heads that are wanted.
             client: who asks; clients share the engine evenly.
             deadline_s: seconds from now in which it must be done.
+            is_admitted: this is a part of a request for which `check_room` has been asked.
 
         Raises:
             QueueFullError: the queue is full, or those in it kept the request from being done in time.
@@ -131,44 +161,53 @@ class Batcher:
             RequestTooLargeError: the request is larger than the whole queue.
             EngineError: the engine failed.
         """
-        request = QueuedRequest.of(client, heads, ids)
-        tokens = request.tokens
-        self.check_room(tokens, client, deadline_s)
+        vectors = EncodingBuilder(len(ids), heads)
+        request = QueuedRequest.of(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
+        if reused := len(ids) - len(request.texts):
+            self._observer.reused(reused)
+        try:
+            if request.texts:
+                if not is_admitted:
+                    self.check_room(request.tokens, client, deadline_s)
+                await self._done(request, vectors, deadline_s)
+        except BaseException:
+            texts = [(ids[index], index) for index in vectors.present]
+            self.kept.keep(client, heads, texts, vectors.encoding())
+            raise
+        return vectors.encoding()
+
+    async def _done(self, request: QueuedRequest, vectors: EncodingBuilder, deadline_s: float) -> None:
+        """Let a request wait, and wait until all its vectors are there."""
         loop = asyncio.get_running_loop()
-        under_way = _UnderWay(loop.create_future(), loop.time(), EncodingBuilder(len(ids), heads))
-        self._requests[request] = under_way
-        self.estimate.begin(client, tokens)
+        under_way = self._requests[request] = _UnderWay(loop.create_future(), loop.time(), vectors)
+        under_way.times.queued()
         self._queue.add(request)
         self._pump()
         try:
             async with asyncio.timeout(deadline_s):
                 await under_way.done
         except TimeoutError as error:
-            raise self._late(tokens, deadline_s) from error
+            raise self._late(request, vectors, deadline_s) from error
         finally:
             self._queue.remove(request)
             del self._requests[request]
-            self.estimate.end(client, tokens)
             self._observer.waiting(self._queue.tokens, self._queue.texts)
-        return under_way.vectors.encoding()
 
-    def _late(self, tokens: int, deadline_s: float) -> QueueFullError | DeadlineError:
+    def _late(
+        self, request: QueuedRequest, vectors: EncodingBuilder, deadline_s: float
+    ) -> QueueFullError | DeadlineError:
         """Blame the others that wait, or the request itself if it is too much for its deadline."""
-        reason = f"the request was not done within {deadline_s:g} s"
-        if len(self._requests) > 1 and self.estimate.seconds(tokens) <= deadline_s:
+        done = vectors.present.size
+        kept = f", {done} of its texts were and are kept for a retry" if done else ""
+        reason = f"the request was not done within {deadline_s:g} s{kept}"
+        if len(self._requests) > 1 and self.estimate.seconds(request.tokens) <= deadline_s:
             return self._full(reason)
         return DeadlineError(f"{reason}; send less at a time, or allow more time")
 
-    async def drain(self) -> None:
-        """Take no more requests, and wait until those that were taken are done."""
-        self._is_draining = True
-        while self._requests or self._running:
-            await asyncio.sleep(0.01)
-
     def close(self) -> None:
-        """Stop the threads; a run under way is waited for."""
+        """Take no more requests; what runs goes on, and nobody waits for it."""
         self._is_draining = True
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _pump(self) -> None:
         """Start all runs that may start now."""
@@ -188,7 +227,9 @@ class Batcher:
         tokens = sum(text.tokens for text in batch)
         self._running.append(tokens)
         for text in batch:
-            self._observer.queued(loop.time() - self._requests[text.request].added_s)
+            under_way = self._requests[text.request]
+            under_way.times.started()
+            self._observer.queued(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -220,6 +261,12 @@ class Batcher:
             return
         encoding, duration_s = done.result()
         self._observer.ran(len(batch), tokens, duration_s)
+        orphans: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
+                under_way.times.ended()
                 under_way.take(text, encoding, row)
+            else:
+                orphans.setdefault(text.request, []).append((text.ids, row))
+        for request, texts in orphans.items():
+            self.kept.keep(request.client, request.heads, texts, encoding)

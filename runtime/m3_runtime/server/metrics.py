@@ -1,22 +1,32 @@
-"""What Prometheus sees, and the log. Neither holds a text, or a label that clients choose."""
+"""What Prometheus sees: no text, and no label that clients choose."""
 
-import json
 import logging
 import os
-import sys
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+    start_http_server,
+)
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines import TokenBatch
+from m3_runtime.errors import InputError
 from m3_runtime.version import __version__
+
+_log = logging.getLogger("m3_runtime.server")
 
 WORKERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The variable that tells prometheus_client where several processes share their counts."""
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TEXTS = (1, 2, 4, 8, 16, 32, 64)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -35,6 +45,7 @@ class Metrics:
         self.rejections = Counter("m3_rejections", "Requests refused", ("reason",), registry=r)
         self.texts = Counter("m3_texts", "Texts encoded", registry=r)
         self.tokens = Counter("m3_tokens", "Tokens encoded", registry=r)
+        self.reused_texts = Counter("m3_reused_texts", "Texts whose vectors an unanswered request left", registry=r)
         self.padding = Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r)
         self.truncated = Counter("m3_truncated_texts", "Texts that were cut", registry=r)
         self.queue_tokens = Gauge("m3_queue_tokens", "Tokens that wait", registry=r, multiprocess_mode="livesum")
@@ -72,44 +83,41 @@ class Metrics:
         self.texts.inc(texts)
         self.tokens.inc(tokens)
 
+    def reused(self, texts: int) -> None:
+        """See `Observer.reused`."""
+        self.reused_texts.inc(texts)
+
     def count_padding(self, batch: TokenBatch) -> None:
         """Count what a batch computes for nothing: rows of packed texts are rarely of one length."""
         self.padding.inc(batch.attention_mask.size - int(np.count_nonzero(batch.attention_mask)))
 
     def page(self) -> bytes:
         """The text that Prometheus reads: of all workers, where there are several."""
-        if WORKERS_FOLDER not in os.environ:
-            return generate_latest(self.registry)
-        together = CollectorRegistry()
-        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        return generate_latest(self.registry if WORKERS_FOLDER not in os.environ else all_workers())
 
 
-_USUAL_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
+def all_workers() -> CollectorRegistry:
+    """What several processes count together."""
+    together = CollectorRegistry()
+    multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return together
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, process, event, and the record's extra fields."""
+@contextmanager
+def metrics_port(host: str, port: int, registry: CollectorRegistry) -> Iterator[None]:
+    """Answer /metrics at a port of its own, from a thread of its own, while the block runs; no key is needed.
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "pid": record.process,
-            "event": record.getMessage(),
-        }
-        line |= {key: value for key, value in vars(record).items() if key not in _USUAL_FIELDS}
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__  # not its message, which may hold a text
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def log_as_json() -> None:
-    """Send this process's logs to standard error, as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("m3_runtime").setLevel(logging.INFO)
+    Raises:
+        InputError: the port cannot be listened on.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}; choose another --metrics-port") from error
+    _log.info("metrics_port", extra={"url": f"http://{host}:{server.server_port}/metrics"})
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -12,14 +12,16 @@ Texts of many requests wait here, and each batch is taken by three rules.
   wait for its own bulk job, and a request's wait is bounded when it arrives. (Shared turns would let later requests
   slow down one that is nearly done.)
 
+So a request may be as long as the queue: it is split into batches here, and a query that arrives meanwhile runs after
+the batch in progress.
+
 No text starves: the counters that order the texts only grow, and every new text starts at the current count.
 """
 
 import heapq
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,18 +47,19 @@ class QueueLimits:
     """How much may wait, and how much runs together.
 
     Attributes:
-        max_tokens: most tokens that wait; a quarter more for clients that have nothing waiting yet.
+        max_tokens: most tokens that wait, a quarter more for clients that have nothing waiting yet, and most of one
+            request. OpenAI's longest requests have 300 000, and three of them fit; an id takes 4 bytes.
         batch_tokens: most tokens of a batch, except that one text always runs whole. More would gain next to nothing,
             and make everyone else wait longer.
         batch_texts: most texts of a batch.
     """
 
-    max_tokens: int = 65536
+    max_tokens: int = 2**20
     batch_tokens: int = ENOUGH_TOKENS
     batch_texts: int = 64
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class QueuedText:
     """One text of a request: its ids (L,), both special tokens included, and its index in the request."""
 
@@ -73,29 +76,33 @@ class QueuedText:
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """The texts of one request, which need the same heads.
+    """The texts of one request that are to run, and need the same heads.
 
     Attributes:
         client: whose share its texts count against.
         heads: heads that are wanted of every text.
         texts: its texts, in the request's order.
+        tokens: of all its texts.
+        waiting: how many of its texts wait.
     """
 
     client: str
     heads: frozenset[Head]
     texts: tuple[QueuedText, ...] = field(default=(), init=False)
+    tokens: int = field(default=0, init=False)
+    waiting: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, client: str, heads: frozenset[Head], ids: Sequence[Ids]) -> "QueuedRequest":
-        """A request of S texts, given as ids."""
+    def of(
+        cls, client: str, heads: frozenset[Head], ids: Sequence[Ids], indices: Iterable[int] | None = None
+    ) -> "QueuedRequest":
+        """A request of S texts, given as ids; of these only some are to run if `indices` says so."""
         request = cls(client, heads)
-        request.texts = tuple(QueuedText(request, index, row) for index, row in enumerate(ids))
+        request.texts = tuple(
+            QueuedText(request, index, ids[index]) for index in (range(len(ids)) if indices is None else indices)
+        )
+        request.tokens = sum(text.tokens for text in request.texts)
         return request
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all its texts."""
-        return sum(text.tokens for text in self.texts)
 
 
 _Kind = tuple[int, bool]
@@ -120,6 +127,19 @@ class TokenQueue:
         if known is None or not known.tokens:
             most += most // _KEPT_FOR_NEW
         return self.tokens + tokens <= most
+
+    def tokens_before(self, client: str, tokens: int) -> int:
+        """Tokens that are done before a new request of a client is, in all likelihood, its own included.
+
+        Of its client's requests those that it does not overtake. Clients share the engine evenly: of another client's
+        requests no more runs meanwhile than of the client's own.
+
+        A batch takes texts of one kind from all requests, so most requests are partly done, and on average a request
+        takes the time for all their sizes, not for what is left of them (Little's law).
+        """
+        known = self._clients.get(client)
+        own = tokens + (0 if known is None else known.tokens_before(tokens))
+        return own + sum(min(other.requested, own) for name, other in self._clients.items() if name != client)
 
     def add(self, request: QueuedRequest) -> None:
         """Let all texts of a request wait; the caller has asked `has_room`."""
@@ -210,18 +230,27 @@ class _Client:
     def __init__(self) -> None:
         self.start = 0
         self.texts = self.tokens = 0  # that wait
+        self.requested = 0  # tokens of all requests that wait, whether or not some of their texts are done
         self.arrival = next(self._arrivals)
         self._served = 0
+        self._ranks: dict[QueuedRequest, int] = {}
         self._order: list[tuple[int, int, QueuedText]] = []
         self._numbers = itertools.count()
 
     def add(self, request: QueuedRequest) -> None:
         """Rank a request's texts: as if it had arrived when as many more tokens have been served as it holds."""
-        rank = self._served + request.tokens
+        rank = self._ranks[request] = self._served + request.tokens
         for text in sorted(request.texts, key=lambda text: text.tokens):
             heapq.heappush(self._order, (rank, next(self._numbers), text))
+        request.waiting = len(request.texts)
+        self.requested += request.tokens
         self.texts += len(request.texts)
         self.tokens += request.tokens
+
+    def tokens_before(self, tokens: int) -> int:
+        """Tokens of the requests that a new one of so many tokens does not overtake."""
+        rank = self._served + tokens
+        return sum(request.tokens for request, other in self._ranks.items() if other <= rank)
 
     def next(self, most_tokens: int | None) -> QueuedText | None:
         """The text that is next, among those of at most so many tokens."""
@@ -244,30 +273,20 @@ class _Client:
         """A text waits no longer. Its entry stays in the order until it comes up, unless there are many such."""
         self.texts -= 1
         self.tokens -= text.tokens
+        text.request.waiting -= 1
+        if not text.request.waiting:
+            self.requested -= text.request.tokens
+            del self._ranks[text.request]
         if len(self._order) > 2 * self.texts + _FEW_STALE:
             self._order = [entry for entry in self._order if entry[2].is_waiting]
             heapq.heapify(self._order)
 
 
 class ThroughputEstimate:
-    """What is under way for whom, and how many tokens a second the engine works off."""
+    """How many tokens a second the engine works off."""
 
     def __init__(self) -> None:
-        self._under_way: Counter[str] = Counter()
-        self._requests = 0
         self._tokens = self._seconds = 0.0
-
-    def begin(self, client: str, tokens: int) -> None:
-        """A request of so many tokens has been taken."""
-        self._under_way[client] += tokens
-        self._requests += 1
-
-    def end(self, client: str, tokens: int) -> None:
-        """A request has its answer, or needs none any more."""
-        self._under_way[client] -= tokens
-        self._requests -= 1
-        if not self._under_way[client]:
-            del self._under_way[client]
 
     def ran(self, tokens: int, busy_s: float) -> None:
         """A run has ended, so many seconds after it began or, if that was later, after the run before it ended."""
@@ -279,14 +298,9 @@ class ThroughputEstimate:
         """The engine's time for so many tokens, by its last ten busy seconds or so; 0 before anything has run."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
-    def most_s(self, client: str, tokens: int) -> float:
-        """Seconds in which a client's request of so many tokens is done, in all likelihood.
+    def most_s(self, tokens: int, requests: int) -> float:
+        """Seconds until so many tokens are done beside so many requests, in all likelihood.
 
-        A batch takes texts of one kind from all requests, so most of those under way are partly done, and on average
-        a request takes the time for all their sizes, not for what is left of them (Little's law). Some take up to twice
-        as long, as their kinds come up late. Clients share the engine evenly: of another client's requests no more runs
-        meanwhile than of the client's own.
+        Some requests take up to twice as long as their tokens would, as their kinds come up late.
         """
-        own = self._under_way[client] + tokens
-        others = sum(min(size, own) for name, size in self._under_way.items() if name != client)
-        return (1 + self._requests / (self._requests + _FEW_REQUESTS)) * self.seconds(own + others)
+        return (1 + requests / (requests + _FEW_REQUESTS)) * self.seconds(tokens)

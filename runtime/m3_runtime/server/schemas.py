@@ -1,21 +1,21 @@
 """Bodies of requests and answers: OpenAI's, text-embeddings-inference's, and our own.
 
-Requests are pydantic models, and strict: no number passes for a text. Answers are typed dicts, which the routes build
-and the OpenAPI page shows; they are written without validation, for speed.
+Requests are pydantic models, and strict: no number passes for a text (`fields` says what passes beside). Answers are
+typed dicts, which the routes build and the OpenAPI page shows; they are written without validation, for speed.
 """
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import TypedDict
 
-from m3_runtime.errors import InputError
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import FieldError
+from m3_runtime.server.fields import Cut, Flag, TolerantRequest, Whole
 from m3_runtime.tokenizer import check_text
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
-_OPEN = ConfigDict(strict=True, extra="ignore")
-"""Clients of foreign APIs send fields that came later or mean nothing here."""
 
 TokenIds = list[int]
 Texts = tuple[str | TokenIds, ...]
@@ -30,7 +30,7 @@ def parse_texts(value: Any, name: str) -> Texts:
         name: of the field.
 
     Raises:
-        InputError: something is neither a text nor token ids; the item is named.
+        FieldError: something is neither a text nor token ids; the item is named.
 
     >>> parse_texts(["a", [5, 6]], "input")
     ('a', [5, 6])
@@ -41,11 +41,10 @@ def parse_texts(value: Any, name: str) -> Texts:
         check_text(value, name)
         return (value,)
     if not isinstance(value, list):
-        raise InputError(
-            f"{name} must be a text, a list of texts, or token ids (one list, or a list of lists), got {_kind(value)}"
-        )
+        message = f"{name} must be a text, a list of texts, or token ids (one list, or a list of lists)"
+        raise FieldError(f"{message}, got {_kind(value)}", name, "invalid_type")
     if not value:
-        raise InputError(f"{name} must hold at least one text, got an empty list")
+        raise FieldError(f"{name} must hold at least one text, got an empty list", name, "empty_array")
     if _is_int(value[0]):
         return (_token_ids(value, name),)
     return tuple(_item(item, f"{name}[{i}]") for i, item in enumerate(value))
@@ -57,13 +56,13 @@ def _item(item: Any, name: str) -> str | TokenIds:
         return item
     if isinstance(item, list):
         return _token_ids(item, name)
-    raise InputError(f"{name} must be a text or a list of token ids, got {_kind(item)}")
+    raise FieldError(f"{name} must be a text or a list of token ids, got {_kind(item)}", name, "invalid_type")
 
 
 def _token_ids(ids: list[Any], name: str) -> TokenIds:
     for i, number in enumerate(ids):
         if not _is_int(number):
-            raise InputError(f"{name}[{i}] must be a token id, got {_kind(number)}")
+            raise FieldError(f"{name}[{i}] must be a token id, got {_kind(number)}", f"{name}[{i}]", "invalid_type")
     return ids
 
 
@@ -77,70 +76,130 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+def parse_ids(value: Any) -> tuple[TokenIds, ...]:
+    """The token ids of one text or several.
+
+    Raises:
+        FieldError: something is no token id; the item is named.
+
+    >>> parse_ids([5, 6]), parse_ids([[5], []])
+    (([5, 6],), ([5], []))
+    """
+    if not isinstance(value, list):
+        message = f"ids must be a list of token ids, or a list of such lists, got {_kind(value)}"
+        raise FieldError(message, "ids", "invalid_type")
+    if not value:
+        raise FieldError("ids must hold at least one token id, got an empty list", "ids", "empty_array")
+    if not any(isinstance(item, list) for item in value):
+        return (_token_ids(value, "ids"),)
+    for i, item in enumerate(value):
+        if not isinstance(item, list):
+            raise FieldError(f"ids[{i}] must be a list of token ids, got {_kind(item)}", f"ids[{i}]", "invalid_type")
+    return tuple(_token_ids(item, f"ids[{i}]") for i, item in enumerate(value))
+
+
+def parse_documents(value: Any) -> list[str]:
+    """The documents of a rerank request: texts, or objects with a text.
+
+    Raises:
+        FieldError: something is neither; the item is named.
+
+    >>> parse_documents(["a", {"text": "b", "id": 7}])
+    ['a', 'b']
+    """
+    if not isinstance(value, list):
+        raise FieldError(f"documents must be a list of texts, got {_kind(value)}", "documents", "invalid_type")
+    if not value:
+        raise FieldError("documents must hold at least one text, got an empty list", "documents", "empty_array")
+    return [_document(item, f"documents[{i}]") for i, item in enumerate(value)]
+
+
+def _document(item: Any, name: str) -> str:
+    text = item.get("text") if isinstance(item, dict) else item
+    if not isinstance(text, str):
+        got = "an object without one" if isinstance(item, dict) else _kind(item)
+        raise FieldError(
+            f'{name} must be a text, or an object with a text under "text", got {got}', name, "invalid_type"
+        )
+    check_text(text, name)
+    return text
+
+
 def _texts_field(name: str) -> PlainValidator:
     accepted = str | list[str] | list[int] | list[list[int]]
     return PlainValidator(partial(parse_texts, name=name), json_schema_input_type=accepted)
 
 
-Truncate = Annotated[
-    bool | None, Field(description="Cut longer texts instead of refusing them; null is the server's own choice.")
-]
-Direction = Annotated[
-    Literal["Right", "right", "Left", "left"] | None, Field(description="Only the right end is ever cut.")
-]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
-class OpenAiRequest(BaseModel):
+class LengthWishes(TolerantRequest):
+    """How long texts may be, as text-embeddings-inference and vLLM ask."""
+
+    truncate: Annotated[
+        Cut | None, Field(description="Cut longer texts instead of refusing them; null is the route's own choice.")
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        Whole | None, Field(description="Cut texts to so many tokens; -1 is the model's limit.")
+    ] = None
+    truncation_direction: Annotated[
+        Literal["Right", "right", "Left", "left"] | None, Field(description="Only the right end is ever cut.")
+    ] = None
+
+
+class TextWishes(LengthWishes):
+    """What else is done to texts first; also the parameters of POST /similarity."""
+
+    prompt_name: Annotated[str | None, Field(description="One of the checkpoint's prompts, put before every text.")] = (
+        None
+    )
+
+
+class DenseWishes(TextWishes):
+    """What dense vectors shall be like."""
+
+    normalize: Annotated[Flag | None, Field(description="Unit length; null is as the checkpoint was trained.")] = None
+    dimensions: Annotated[Whole | None, Field(description="The model's, or fewer where vectors can be cut.")] = None
+
+
+class OpenAiRequest(DenseWishes):
     """POST /v1/embeddings."""
 
-    model_config = _OPEN
-    model: str
+    model: Annotated[str | None, Field(description="Null is the model that is served.")] = None
     input: Annotated[Texts, _texts_field("input")]
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = None
-    user: str | None = None
+    user: Any = None
+    input_type: Annotated[str | None, Field(description="A prompt's name, where the checkpoint has prompts.")] = None
+    task: Annotated[str | None, Field(description="The same.")] = None
 
 
-class TeiParameters(BaseModel):
-    """How long texts may be, as text-embeddings-inference asks; also the parameters of POST /similarity."""
-
-    model_config = _OPEN
-    truncate: Truncate = None
-    truncation_direction: Direction = "Right"
-    prompt_name: str | None = None
-
-
-class EmbedSparseRequest(TeiParameters):
+class EmbedSparseRequest(TextWishes):
     """POST /embed_sparse."""
 
     inputs: Annotated[Texts, _texts_field("inputs")]
 
 
-class EmbedRequest(EmbedSparseRequest):
+class EmbedRequest(DenseWishes):
     """POST /embed, /embed_all."""
 
-    normalize: bool | None = True
-    dimensions: int | None = None
+    inputs: Annotated[Texts, _texts_field("inputs")]
 
 
-class SimilarityInput(BaseModel):
+class SimilarityInput(TolerantRequest):
     """One sentence, and those it is compared with."""
 
-    model_config = _OPEN
     source_sentence: str
     sentences: Annotated[list[str], Field(min_length=1)]
 
 
-class SimilarityRequest(BaseModel):
+class SimilarityRequest(TolerantRequest):
     """POST /similarity."""
 
-    model_config = _OPEN
     inputs: SimilarityInput
-    parameters: TeiParameters | None = None
+    parameters: TextWishes | None = None
 
 
-class RerankWeights(BaseModel):
+class RerankWeights(TolerantRequest):
     """What each head counts in the hybrid score."""
 
     model_config = _STRICT
@@ -149,38 +208,72 @@ class RerankWeights(BaseModel):
     colbert: Weight = 1.0
 
 
-class RerankRequest(TeiParameters):
-    """POST /rerank. `mode` and `weights` are ours."""
+class RerankRequest(TextWishes):
+    """POST /rerank, /v1/rerank, /v2/rerank: `documents` as in Jina's and Cohere's APIs, or `texts` as in TEI's.
 
+    `mode` and `weights` are ours.
+    """
+
+    model: Annotated[str | None, Field(description="Any: there is one.")] = None
     query: str
-    texts: Annotated[list[str], Field(min_length=1)]
-    raw_scores: Annotated[bool, Field(description="Scores are cosines and sums, never logits: both are the same.")] = (
-        False
-    )
-    return_text: bool = False
-    mode: Literal["dense", "sparse", "colbert", "hybrid"] = "hybrid"
+    documents: Annotated[
+        list[str] | None,
+        PlainValidator(parse_documents, json_schema_input_type=list[str | dict[str, str]]),
+        Field(description="Texts, or objects with a text each; answered as one object with results."),
+    ] = None
+    texts: Annotated[
+        Annotated[list[str], Field(min_length=1)] | None, Field(description="Texts; answered as a list of ranks.")
+    ] = None
+    top_n: Annotated[Whole, Field(ge=0, description="So many of the best; 0 is all.")] = 0
+    return_documents: Flag = False
+    return_text: Flag = False
+    raw_scores: Annotated[Flag, Field(description="Ranks have scores as they are, whichever this says.")] = False
+    max_tokens_per_doc: Annotated[Whole | None, Field(description="No less than the model's limit.")] = None
+    mode: Annotated[
+        Literal["dense", "sparse", "colbert", "hybrid"] | None, Field(description="Null is all heads of the bundle.")
+    ] = None
     weights: RerankWeights = RerankWeights()
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.documents is None and self.texts is None:
+            raise FieldError("documents: Field required (or texts)", "documents", "missing_required_parameter")
+        if self.documents is not None and self.texts is not None:
+            raise FieldError("documents and texts are both given; send one of them", "documents")
+        return self
 
-class TokenizeRequest(BaseModel):
+
+class TokenizeRequest(TolerantRequest):
     """POST /tokenize."""
 
-    model_config = _OPEN
     inputs: Annotated[str | list[str], Field(description="One text, or several.")]
-    add_special_tokens: bool = True
+    add_special_tokens: Flag = True
     prompt_name: str | None = None
 
 
-class EncodeRequest(BaseModel):
+class DecodeRequest(TolerantRequest):
+    """POST /decode."""
+
+    ids: Annotated[
+        tuple[TokenIds, ...],
+        PlainValidator(parse_ids, json_schema_input_type=list[int] | list[list[int]]),
+        Field(description="One text's token ids, or several."),
+    ]
+    skip_special_tokens: Flag = True
+
+
+class EncodeRequest(DenseWishes):
     """POST /m3/encode: all heads asked for, from one pass."""
 
     model_config = _STRICT
     texts: Annotated[Texts, _texts_field("texts")]
     heads: Annotated[
-        list[Literal["dense", "sparse", "colbert"]], Field(min_length=1, description="Heads that are wanted.")
-    ] = ["dense", "sparse", "colbert"]
-    max_length: Annotated[int | None, Field(ge=3, description="Tokens per text, both special tokens included.")] = None
-    truncate: Truncate = None
+        Annotated[list[Literal["dense", "sparse", "colbert"]], Field(min_length=1)] | None,
+        Field(description="Heads that are wanted; null is all that the bundle has."),
+    ] = None
+    max_length: Annotated[Whole | None, Field(ge=3, description="Tokens per text, both special tokens included.")] = (
+        None
+    )
     format: Literal["json", "npz", "safetensors"] = "json"
     colbert_dtype: Literal["float32", "float16"] = "float32"
 
@@ -255,6 +348,52 @@ class TextRank(Rank, total=False):
     text: str
 
 
+class RankedText(TypedDict):
+    """A document's text."""
+
+    text: str
+
+
+class RankedDocument(TypedDict):
+    """A document's index in the request, and how relevant it is, from 0 to 1; its text if the request asks for it."""
+
+    index: int
+    relevance_score: Annotated[float, Field(ge=0, le=1)]
+    document: NotRequired[RankedText]
+
+
+class RerankUnits(TypedDict):
+    """One query, as Cohere's API counts it; nothing is billed here."""
+
+    search_units: int
+
+
+class RerankTokens(TypedDict):
+    """Tokens of the query and all documents."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class RerankMeta(TypedDict):
+    """What Cohere's API says beside the results."""
+
+    billed_units: RerankUnits
+    tokens: RerankTokens
+    warnings: NotRequired[Annotated[list[str], Field(description="What was cut.")]]
+
+
+class Reranked(TypedDict):
+    """What rerank gives for `documents`, the best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: OpenAiUsage
+    meta: RerankMeta
+    scored_by: Annotated[list[Head], Field(description="Heads whose scores count.")]
+
+
 class TokenSpan(TypedDict):
     """A token; `text[start:stop]` are its characters."""
 
@@ -273,6 +412,7 @@ class Encoded(TypedDict):
     variant: str
     token_counts: Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "integer"}})]
     truncated: int
+    truncated_texts: Annotated[list[int], Field(description="Which texts were cut.")]
     dense_vecs: Matrix | None
     lexical_weights: Annotated[
         list[dict[str, Number]] | None, Field(description="Decimal token id to weight, in order of first occurrence.")

@@ -16,7 +16,8 @@ from multiprocessing.context import SpawnProcess
 from prometheus_client.multiprocess import mark_process_dead
 
 from m3_runtime.errors import EngineError, InputError, M3Error
-from m3_runtime.server.metrics import WORKERS_FOLDER, log_as_json
+from m3_runtime.server.logs import log_to_stderr
+from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
 
@@ -38,7 +39,7 @@ def serve(settings: ServerSettings) -> None:
         InputError: the address cannot be listened on.
         EngineError: one of several workers cannot start; its own log says why.
     """
-    log_as_json()
+    log_to_stderr(settings.logs)
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
@@ -46,7 +47,10 @@ def serve(settings: ServerSettings) -> None:
         with tempfile.TemporaryDirectory(prefix="m3-counts-") as counts:
             os.environ[WORKERS_FOLDER] = counts
             try:
-                _Supervisor(settings, at).run()
+                with ExitStack() as beside:
+                    if settings.metrics_port is not None:
+                        beside.enter_context(metrics_port(settings.host, settings.metrics_port, all_workers()))
+                    _Supervisor(settings, at).run()
             finally:
                 del os.environ[WORKERS_FOLDER]
 
@@ -149,7 +153,7 @@ class _Supervisor:
         )
 
     def _end(self) -> None:
-        until_s = time.monotonic() + self._settings.drain_delay_s + longest_end_s(self._settings.limits) + 5
+        until_s = time.monotonic() + longest_end_s(self._settings) + 1
         living = [worker for worker in self._workers if not worker.is_buried]
         for worker in living:
             worker.process.terminate()
@@ -162,7 +166,7 @@ class _Supervisor:
 
 def _work(settings: ServerSettings, at: socket.socket, voice: Connection) -> None:
     """A worker's life."""
-    log_as_json()
+    log_to_stderr(settings.logs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_worker(settings, at, lambda: voice.send(True))

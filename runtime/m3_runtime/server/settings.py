@@ -6,6 +6,7 @@ from pathlib import Path
 from m3_runtime.bundle.reader import Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.server.logs import LogSettings
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
 
@@ -38,25 +39,36 @@ class ServedBundle:
 class RequestLimits:
     """How large a request may be, and how much the server holds at a time.
 
+    Defaults take what OpenAI takes: 2048 texts, 300 000 tokens, and clients that wait 600 s.
+
     Attributes:
         queue: what may wait and what runs together.
         max_texts: most texts of a request.
-        max_body_bytes: longest body of a request.
-        max_held_bytes: bodies of all requests under way together; beyond it requests are refused with 429.
-        max_requests: requests under way; beyond it requests are refused with 429.
+        max_body_bytes: longest body of a request. 300 000 tokens of nearly any script fit, escaped as JSON allows.
+        max_held_bytes: bodies of all requests under way together, half of it for one client; beyond it requests are
+            refused with 429. A body counts as it arrives.
+        max_result_bytes: vectors and answers of all requests under way together, half of it for one client; a request
+            counts for what its answer may take.
+        max_kept_bytes: finished vectors of requests that got no answer.
+        kept_s: how long these wait for the same request to come again.
+        max_requests: requests under way of one client, and a quarter more of all; beyond it requests are refused with
+            429. A request counts once its body is there.
         max_colbert_json_tokens: most tokens of a request whose ColBERT vectors are answered as JSON, where a token of
             BGE-M3 takes 11 kB.
         deadline_s: time for a request from its last byte to its answer; a request may ask for less.
-        body_timeout_s: time for a request's body to arrive.
+        body_timeout_s: time for a request's body to arrive; a long one has more, see `admission`.
     """
 
     queue: QueueLimits = field(default_factory=QueueLimits)
-    max_texts: int = 1024
-    max_body_bytes: int = 4 * MIB
-    max_held_bytes: int = 64 * MIB
+    max_texts: int = 2048
+    max_body_bytes: int = 8 * MIB
+    max_held_bytes: int = 128 * MIB
+    max_result_bytes: int = 1024 * MIB
+    max_kept_bytes: int = 128 * MIB
+    kept_s: float = 120.0
     max_requests: int = 512
     max_colbert_json_tokens: int = 16384
-    deadline_s: float = 30.0
+    deadline_s: float = 600.0
     body_timeout_s: float = 10.0
 
 
@@ -69,24 +81,48 @@ class ServerSettings:
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         workers: processes that serve.
-        model_name: what clients call the model; None is the checkpoint's own name.
+        model_names: what clients may call the model, beside the checkpoint's own name; answers give the first.
+        is_any_model_served: whether requests for any other model are answered by this one.
         max_length: tokens per text, both special tokens included; None is the model's limit.
-        on_truncate: what becomes of longer texts if the request does not say.
+        on_truncate: what becomes of longer texts on /v1/embeddings and /m3/encode if the request does not say; the
+            routes of text-embeddings-inference, and rerank, cut them.
+        takes_token_ids: whether lists of integers pass that do not show by <s> and </s> that they are this model's.
+        cuts_dimensions: whether dense vectors are cut to any size, also where the checkpoint was not trained for it.
         limits: see `RequestLimits`.
-        api_key_file: keys that clients must show; None lets everyone in.
+        api_key_file: keys that clients must show; with None and no `api_key` everyone is let in.
+        api_key: one more key, never shown.
         has_ui: whether the playground is served at /.
+        open_metrics: whether /metrics is answered without a key.
+        metrics_port: another port at which /metrics, and nothing else, is answered without a key; 0 takes a free one,
+            None opens none.
         drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
             balancer can turn away first.
+        drain_s: how long after that the requests under way may take; then they get 503.
+        root_path: the path prefix under which a proxy shows the server, "/m3" for instance.
+        cors_allow_origins: origins whose pages may read answers; "*" is any.
+        otlp_endpoint: where traces are sent; None is what OpenTelemetry's own variables say.
+        logs: what is logged, and how.
     """
 
     bundle: ServedBundle
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
-    model_name: str | None = None
+    model_names: tuple[str, ...] = ()
+    is_any_model_served: bool = False
     max_length: int | None = None
     on_truncate: OnTruncate = OnTruncate.ERROR
+    takes_token_ids: bool = False
+    cuts_dimensions: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
     api_key_file: Path | None = None
+    api_key: str | None = field(default=None, repr=False)
     has_ui: bool = True
+    open_metrics: bool = False
+    metrics_port: int | None = None
     drain_delay_s: float = 0.0
+    drain_s: float = 20.0
+    root_path: str = ""
+    cors_allow_origins: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
+    logs: LogSettings = field(default_factory=LogSettings)

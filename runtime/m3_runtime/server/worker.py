@@ -1,23 +1,26 @@
-"""One process that serves: an open bundle behind uvicorn, with limits on slow clients, and a quiet end."""
+"""One process that serves: an open bundle behind uvicorn, and its end in bounded time."""
 
 import asyncio
 import logging
-import math
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m3_runtime.server.app import create_app
+from m3_runtime.server.metrics import metrics_port
+from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
 from m3_runtime.server.service import Service
-from m3_runtime.server.settings import MIB, RequestLimits, ServerSettings
+from m3_runtime.server.settings import MIB, ServerSettings
+from m3_runtime.server.stopping import ending_at_once
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -25,8 +28,9 @@ _BACKLOG = 1024
 # longer than load balancers keep an idle connection (60 s), so that they close it and no request meets a closed end
 _KEEP_ALIVE_S = 75
 _MOST_HEADER_BYTES = 32 * 1024
-HEADER_TIMEOUT_S = 10.0
-SEND_TIMEOUT_S = 60.0
+_INTERRUPTED = 130
+_SEND_LAST_S = 2
+"""After the drain's end: time to send what is being sent, and the refusals."""
 
 
 def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
@@ -36,10 +40,15 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
         M3Error: the bundle or a setting is not what it must be.
     """
     start_s = time.monotonic()
-    with settings.bundle.open() as encoder:
-        service = Service(encoder, settings)
-        service.warm_up()
-        app = create_app(service)
+    raise_file_limit()
+    with ExitStack() as opened:
+        with ending_at_once():
+            encoder = opened.enter_context(settings.bundle.open())
+            service = Service(encoder, settings)
+            service.warm_up()
+            app = create_app(service)
+        if settings.metrics_port is not None and settings.workers == 1:
+            opened.enter_context(metrics_port(settings.host, settings.metrics_port, service.metrics.registry))
         host, port = at.getsockname()[:2]
         _log.info(
             "serving",
@@ -52,15 +61,20 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
                 **memory_of().fields(),
             },
         )
-        _Server(_uvicorn_config(app, settings.limits), service, on_start).run(sockets=[at])
+        try:
+            _Server(app, service, on_start).run(sockets=[at])
+        finally:
+            if service.batcher.is_running:
+                _log.warning("a batch is not done, and nobody waits for it; the process ends without it")
+                os._exit(_INTERRUPTED if isinstance(sys.exception(), KeyboardInterrupt) else 0)
 
 
-def longest_end_s(limits: RequestLimits) -> int:
-    """Seconds in which every request that was taken has its answer, or has run out of time."""
-    return math.ceil(limits.body_timeout_s + limits.deadline_s) + 1
+def longest_end_s(settings: ServerSettings) -> float:
+    """Seconds from SIGTERM until the process has ended, of itself."""
+    return settings.drain_delay_s + settings.drain_s + _SEND_LAST_S + 1
 
 
-def _uvicorn_config(app: ASGIApp, limits: RequestLimits) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="on",
@@ -72,16 +86,16 @@ def _uvicorn_config(app: ASGIApp, limits: RequestLimits) -> uvicorn.Config:
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=longest_end_s(limits),
+        timeout_graceful_shutdown=int(settings.drain_s) + _SEND_LAST_S,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
     )
 
 
 class _Server(uvicorn.Server):
-    """Answers /ready with 503 before it stops listening."""
+    """Answers /ready with 503 before it stops listening, and everything with 503 when the drain is over."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_start: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp, service: Service, on_start: Callable[[], None]) -> None:
+        super().__init__(_uvicorn_config(app, service.settings))
         self._on_start = on_start
         self._service = service
         self._stops_at_s: float | None = None
@@ -90,6 +104,12 @@ class _Server(uvicorn.Server):
         """See `uvicorn.Server.startup`."""
         await super().startup(sockets)
         self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server.shutdown`."""
+        self._service.is_draining = True
+        asyncio.get_running_loop().call_later(self._service.settings.drain_s, self._service.stop)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the delay, if there is one; a second one ends it."""
@@ -107,72 +127,6 @@ class _Server(uvicorn.Server):
         if self._stops_at_s is not None and time.monotonic() >= self._stops_at_s:
             self.should_exit = True
         return await super().on_tick(counter)
-
-
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, but closes connections whose headers never arrive whole, and whose answers nobody takes.
-
-    uvicorn waits for ever for the first headers of a connection. A few thousand clients that send a byte now and then
-    would hold all connections that the process may have. It also waits for ever for clients that take nothing of an
-    answer, which stays in memory until they do.
-    """
-
-    _header_timer: asyncio.TimerHandle | None = None
-    _send_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """See `asyncio.Protocol`."""
-        super().connection_made(transport)
-        self._expect_headers()
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        super().data_received(data)
-        self._expect_headers()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
-        self._stop_header_timer()
-        self._stop_send_timer()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """See `asyncio.Protocol`: an answer is longer than what the connection takes at once."""
-        super().pause_writing()
-        self._expect_less_than(self.transport.get_write_buffer_size() + 1)
-
-    def resume_writing(self) -> None:
-        """See `asyncio.Protocol`: next to nothing of it is left."""
-        self._stop_send_timer()
-        super().resume_writing()
-
-    def _expect_less_than(self, waiting_bytes: int) -> None:
-        left_bytes = self.transport.get_write_buffer_size()
-        if left_bytes < waiting_bytes:
-            self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self._expect_less_than, left_bytes)
-        else:
-            self.transport.abort()
-
-    def _stop_send_timer(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
-
-    def _expect_headers(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_header_timer()  # a request is being answered; admission times its body
-        elif self._header_timer is None:
-            self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
-
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _give_up(self) -> None:
-        self._header_timer = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 @dataclass(frozen=True)

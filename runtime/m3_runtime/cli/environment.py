@@ -1,0 +1,149 @@
+"""Options from the environment: `M3_PORT=8080` stands for `--port 8080`, as containers are configured.
+
+The names come from the parser itself, so no option can be forgotten: `M3_` and the option's long name, or a
+positional's own. A flag on the command line wins, and then its variable is not read. What repeats is separated by
+commas.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "M3_"
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_SERVICE_LINK = "tcp://"
+"""Kubernetes gives pods M3_PORT=tcp://… where the namespace has a Service that is named m3."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A variable that is set, and the argument that it stands for."""
+
+    variable: str
+    text: str
+    action: argparse.Action
+
+    @property
+    def value(self) -> Any:
+        """The text, converted as the command line would.
+
+        Raises:
+            ValueError: it cannot be; the message does not show the text, which may be a key.
+        """
+        action = self.action
+        if not self.text:
+            raise ValueError("it is empty; give it a value or unset it")
+        if action.nargs == 0:
+            return _switched(action, self.text)
+        if self._is_repeated:
+            return [self._converted(part.strip()) for part in self.text.split(",")]
+        return self._converted(self.text)
+
+    @property
+    def _is_repeated(self) -> bool:
+        action = self.action
+        return action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction | argparse._ExtendAction)
+
+    def _converted(self, text: str) -> Any:
+        kind = self.action.type if callable(self.action.type) else str
+        try:
+            value = kind(text)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{_hint(text)}") from error
+        if self.action.choices is not None and value not in self.action.choices:
+            raise ValueError(f"expected one of {', '.join(map(str, self.action.choices))}, got {text!r}")
+        return value
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser; one that `reads_environment` takes from there what the command line does not give."""
+
+    reads_environment = False
+
+    def take_environment(self) -> None:
+        """Read every argument from the environment too, and say so in the help. Called once, after all are added."""
+        self.reads_environment = True
+        for variable, action in variables(self).items():
+            # Written out now: a default that a variable replaces is not there any more when the help is shown.
+            shown = (action.help or "") % {**vars(action), "prog": self.prog}
+            action.help = f"{shown} [{variable}]".lstrip().replace("%", "%%")
+
+    def parse_known_args(  # type: ignore[override]  # argparse has three overloads of it
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """See `argparse.ArgumentParser.parse_known_args`."""
+        settings = list(self._settings(os.environ)) if self.reads_environment else []
+        for setting in settings:
+            _need_not_be_given(setting.action)
+        found, rest = super().parse_known_args(args, namespace)
+        given = set(vars(found))
+        taken: dict[str, tuple[str, Any]] = {}
+        for setting in settings:
+            destination = setting.action.dest
+            if destination in given:
+                continue
+            try:
+                value = setting.value
+            except ValueError as error:
+                self.error(f"the environment variable {setting.variable}: {error}")
+            other, same = taken.setdefault(destination, (setting.variable, value))
+            if same != value:
+                self.error(f"the environment variables {other} and {setting.variable} disagree; unset one of them")
+            setattr(found, destination, value)
+        return found, rest
+
+    def _settings(self, environment: Mapping[str, str]) -> Iterator[_Setting]:
+        known = variables(self)
+        for name in sorted(environment):
+            if name in known:
+                yield _Setting(name, environment[name], known[name])
+
+
+def variables(command: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Every argument of a command by its variable's name; an option with two long names has two variables."""
+    found = {}
+    for action in command._actions:
+        if isinstance(action, argparse._HelpAction | argparse._VersionAction):
+            continue
+        names = [name for name in action.option_strings if name.startswith("--")] or [action.dest]
+        if isinstance(action, argparse.BooleanOptionalAction):
+            names = names[:1]  # --no-NAME is NAME=false
+        for name in names:
+            found[PREFIX + name.lstrip("-").replace("-", "_").upper()] = action
+    return found
+
+
+def warn_of_unknown_variables(known: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Name variables that only look like ours, with the nearest that is: a misspelt limit must not go unnoticed."""
+    for name in sorted(name for name in environment if name.startswith(PREFIX) and name not in known):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"m3-runtime: warning: no option reads the environment variable {name}{hint}\n")
+
+
+def _need_not_be_given(action: argparse.Action) -> None:
+    """Let an argument be absent from the command line, and from what parsing gives if it is."""
+    action.default = argparse.SUPPRESS
+    action.required = False
+    if not action.option_strings:
+        action.nargs = "*" if action.nargs == "+" else "?"
+
+
+def _switched(action: argparse.Action, text: str) -> bool:
+    value = _WORDS.get(text.lower())
+    if value is None:
+        raise ValueError(f"expected true or false (or {', '.join(_WORDS)}), got {text!r}")
+    return value if action.const is not False else not value
+
+
+def _hint(text: str) -> str:
+    if not text.startswith(_SERVICE_LINK):
+        return ""
+    return "; Kubernetes sets it for a Service of that name: set enableServiceLinks: false in the pod"

@@ -1,0 +1,151 @@
+"""Rerank, in the two forms that clients speak: text-embeddings-inference's, and Jina's and Cohere's.
+
+`texts` is answered by a list of ranks with scores as they are: cosines, sums of lexical weights, means of MaxSim, or
+in hybrid mode their weighted mean. `documents` is answered by an object, whose relevance is the same score cut off at 0
+and 1: below 0 a passage has nothing to do with the query, above 1 sums of lexical weights alone can get. So scores of
+different requests can be compared, and thresholds mean the same in both forms. The order is that of the scores.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from uuid import uuid4
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import checked_heads
+from m3_runtime.errors import FieldError
+from m3_runtime.scoring import FusionWeights, PairScores, colbert_score, sparse_dot
+from m3_runtime.server.admission import CALL
+from m3_runtime.server.answers import OpenAiRefusal, answered_by, cut_headers, json_answer, refusals
+from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
+from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, RerankWeights, TextRank, Texts
+from m3_runtime.server.service import ScoredTexts, Service
+from m3_runtime.tokenizer import check_text
+
+DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
+
+
+def rerank_routes(service: Service) -> APIRouter:
+    """POST /rerank, /v1/rerank, /v2/rerank."""
+    routes = APIRouter(tags=["rerank"], route_class=OneParseRoute)
+
+    async def rerank(body: RerankRequest, request: Request) -> Response:
+        weights = _head_weights(body, service)
+        _check_wishes(body, service)
+        passages = body.documents if body.documents is not None else body.texts or []
+        truncation = truncation_of(body, service, cuts=True)
+        name = "texts" if body.documents is None else "documents"
+        texts, heads = query_and_passages(body.query, "query", passages, name), frozenset(weights)
+        score = partial(pair_scores, weights=weights)
+        found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
+        scores = found.scores
+        best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
+        scored_by = [head for head in Head if head in weights]
+        headers = {**cut_headers(found.cut, "query"), "x-m3-scored-by": ",".join(scored_by)}
+        if body.documents is None:
+            return json_answer(_ranks(body, best, scores, passages), headers)
+        return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, service), headers)
+
+    answers = answered_by(list[TextRank] | Reranked)
+    summary = "Passages by their score, by one head or all three"
+    routes.post("/rerank", summary=summary, responses={**refusals(), **answers})(rerank)
+    for version in ("v1", "v2"):
+        documented = {**refusals(OpenAiRefusal), **answers}
+        routes.post(f"/{version}/rerank", summary=summary, responses=documented, name=f"rerank_{version}")(rerank)
+    return routes
+
+
+def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]:
+    """The heads that score, with their weights.
+
+    Raises:
+        HeadError: a head is asked for that the bundle does not have.
+        InputError: all weights are 0.
+    """
+    own = service.manifest.heads
+    if body.mode not in (None, "hybrid"):
+        return dict.fromkeys(checked_heads(service.manifest, {Head(body.mode)}), 1.0)
+    wanted = {head for head in Head if head in own or body.mode == "hybrid" or _is_weighed(body.weights, head)}
+    weights = {head: float(getattr(body.weights, head)) for head in checked_heads(service.manifest, wanted)}
+    FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    return {head: weight for head, weight in weights.items() if weight}
+
+
+def _is_weighed(weights: RerankWeights, head: Head) -> bool:
+    return head in weights.model_fields_set and getattr(weights, head) > 0
+
+
+def _check_wishes(body: RerankRequest, service: Service) -> None:
+    """Refuse what would give other scores elsewhere and cannot be done here."""
+    if body.prompt_name is not None:
+        message = (
+            "prompt_name must be left out: query and passages would need different prompts; put them into the texts"
+        )
+        raise FieldError(message, "prompt_name", "unsupported_value")
+    tokens = body.max_tokens_per_doc
+    if tokens is not None and tokens < service.max_length:
+        message = (
+            f"max_tokens_per_doc must be at least {service.max_length}, where texts are cut, or left out, got {tokens}"
+        )
+        raise FieldError(f"{message}; truncate_prompt_tokens cuts query and documents alike", "max_tokens_per_doc")
+
+
+def query_and_passages(query: str, query_name: str, passages: list[str], name: str) -> Texts:
+    """The query, which is text 0, and the passages, checked."""
+    check_text(query, query_name)
+    for i, text in enumerate(passages):
+        check_text(text, f"{name}[{i}]")
+    return (query, *passages)
+
+
+def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float]:
+    """Weighted mean of the heads' scores of text 0, the query, and all other texts, the P passages."""
+    dense = encoding.dense_vecs
+    lexical = [] if encoding.sparse is None else list(encoding.sparse)
+    colbert = [] if encoding.colbert_vecs is None else list(encoding.colbert_vecs)
+    none = [0.0] * (len(encoding.token_counts) - 1)  # of heads that do not count
+    scores = PairScores(
+        dense=np.array(none if dense is None else np.einsum("ph,h->p", dense[1:], dense[0]), np.float32),
+        sparse=np.array([sparse_dot(lexical[0], other) for other in lexical[1:]] or none, np.float32),
+        colbert=np.array([colbert_score(colbert[0], other) for other in colbert[1:]] or none, np.float32),
+    )
+    counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    return scores.combined(counted)["colbert+sparse+dense"]
+
+
+def _ranks(body: RerankRequest, best: list[int], scores: list[float], passages: list[str]) -> list[TextRank]:
+    ranks: list[TextRank] = []
+    for i in best:
+        ranks.append({"index": i, "score": scores[i]})
+        if body.return_text or body.return_documents:
+            ranks[-1]["text"] = passages[i]
+    return ranks
+
+
+def _relevant(body: RerankRequest, best: list[int], scores: list[float], passages: list[str]) -> list[RankedDocument]:
+    results: list[RankedDocument] = []
+    for i in best:
+        results.append({"index": i, "relevance_score": min(1.0, max(0.0, scores[i]))})
+        if body.return_text or body.return_documents:
+            results[-1]["document"] = {"text": passages[i]}
+    return results
+
+
+def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], service: Service) -> Reranked:
+    tokens = found.tokens
+    answer: Reranked = {
+        "id": f"rerank-{uuid4().hex}",
+        "model": service.model_name,
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": tokens, "output_tokens": 0}},
+        "scored_by": scored_by,
+    }
+    if found.cut:
+        which = cut_headers(found.cut, "query")["x-m3-truncated-texts"]
+        answer["meta"]["warnings"] = [f"{len(found.cut)} texts were cut to the limit of tokens: {which}"]
+    return answer
