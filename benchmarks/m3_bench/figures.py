@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from m3_bench import stats
-from m3_bench.documents import Comparison, Contender, Run, Scenario, ScenarioRun
+from m3_bench.documents import Comparison, Contender, Round, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, differences, distinct
 from m3_bench.stats import Interval, Latency
 
@@ -68,30 +68,33 @@ class Measurement:
     place: Place  # where these are stored
     latency: Latency  # of single calls
     tokens_per_s: Interval  # over rounds
-    texts_per_s: Interval  # over rounds
-    cpu_s_per_million_tokens: float | None  # None where the system does not report them
-    cost_per_million_tokens: float | None  # None without a price
-    peak_bytes: int  # the most resident memory in this scenario; 0 where the system does not report it
     warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
 
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The raw values of each round."""
+        return self.measured.rounds
 
-@dataclass(frozen=True)
-class Gap:
-    """A contender that could not be measured at a scenario, and why."""
+    @property
+    def cost_per_million_tokens(self) -> float | None:
+        """None without a price."""
+        price = self.entry.placed.price_per_hour
+        return None if price is None else stats.cost_per_million_tokens(price, self.tokens_per_s.median)
 
-    entry: Entry
-    scenario: str
-    reason: str
+    @property
+    def peak_bytes(self) -> int:
+        """The most resident memory in this scenario; 0 where the system does not report it."""
+        return max(one.peak_bytes for one in self.rounds)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All contenders, what was measured of them, and what is missing."""
+    """All contenders, what was measured of them, and in words what could not be measured and why."""
 
     entries: tuple[Entry, ...]
     machines: tuple[Machine, ...]
     values: tuple[Measurement, ...]
-    gaps: tuple[Gap, ...]
+    gaps: tuple[str, ...]
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
@@ -136,16 +139,19 @@ def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     machines = distinct(placed.run.machine for placed in runs)
     entries = _entries(runs, machines)
     values: list[Measurement] = []
-    gaps: list[Gap] = []
+    gaps: list[str] = []
     for entry in entries:
         scenarios = {scenario.name: scenario for scenario in entry.placed.run.scenarios}
         for number, measured in enumerate(entry.contender.scenarios):
             scenario = scenarios.get(measured.scenario)
             reason = _unusable(measured, scenario)
             if reason or scenario is None:
-                gaps.append(Gap(entry, measured.scenario, reason))
-            else:
-                values.append(_figure(entry, scenario, measured, entry.place.below("scenarios", number, "rounds")))
+                gaps.append(f"Not measured: {entry.label}, {measured.scenario}: {' '.join(reason.split())}")
+                continue
+            place, rounds = entry.place.below("scenarios", number, "rounds"), measured.rounds
+            speed = stats.tokens_per_s(rounds, scenario)
+            warnings = stats.warnings_of(speed.values)
+            values.append(Measurement(entry, scenario, measured, place, stats.latency(rounds), speed, warnings))
     return Figures(entries, machines, tuple(values), tuple(gaps))
 
 
@@ -166,17 +172,13 @@ def _entries(runs: Sequence[PlacedRun], machines: Sequence[Machine]) -> tuple[En
 
 def _short_name(machine: Machine, machines: Sequence[Machine]) -> str:
     """Accelerator or processor, with a number where several of these distinct machines would share it."""
-    plain = _plain_name(machine)
-    namesakes = [other for other in machines if _plain_name(other) == plain]
+    namesakes = [other for other in machines if other.short_name == machine.short_name]
     number = next(n for n, other in enumerate(namesakes, 1) if not differences(other, machine))
-    return plain if len(namesakes) == 1 else f"{plain} (machine {number})"
-
-
-def _plain_name(machine: Machine) -> str:
-    return machine.accelerator.split(",")[0].strip() or machine.cpu
+    return machine.short_name if len(namesakes) == 1 else f"{machine.short_name} (machine {number})"
 
 
 def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
+    """Why there is no figure; empty if there is one."""
     if measured.error:
         return measured.error
     if scenario is None:
@@ -186,20 +188,3 @@ def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
     if not all(one.seconds and stats.busy_s(one, scenario) > 0 for one in measured.rounds):
         return "a round has no calls"
     return "" if scenario.tokens else "the scenario has no tokens"
-
-
-def _figure(entry: Entry, scenario: Scenario, measured: ScenarioRun, place: Place) -> Measurement:
-    speed, price = stats.tokens_per_s(measured.rounds, scenario), entry.placed.price_per_hour
-    return Measurement(
-        entry=entry,
-        scenario=scenario,
-        measured=measured,
-        place=place,
-        latency=stats.latency(measured.rounds),
-        tokens_per_s=speed,
-        texts_per_s=stats.texts_per_s(measured.rounds, scenario),
-        cpu_s_per_million_tokens=stats.cpu_s_per_million_tokens(measured.rounds, scenario),
-        cost_per_million_tokens=None if price is None else stats.cost_per_million_tokens(price, speed.median),
-        peak_bytes=max(one.peak_bytes for one in measured.rounds),
-        warnings=stats.warnings_of(speed.values),
-    )

@@ -5,13 +5,12 @@ machine slowed both. Searches are compared query by query, by a paired bootstrap
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
 
@@ -225,23 +224,23 @@ def paired_difference(these: Sequence[float], those: Sequence[float]) -> Differe
     Raises:
         ValueError: no queries, or not the same number.
     """
+    from scipy.stats import bootstrap
+
     differences = np.asarray(these, dtype=np.float64) - np.asarray(those, dtype=np.float64)
     if not len(differences):
         raise ValueError("no queries, so no difference")
-    means = np.concatenate(list(_resampled_means(differences)))
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Difference(float(differences.mean()), float(low), float(high))
+    mean = float(differences.mean())
+    if len(differences) == 1:
+        return Difference(mean, mean, mean)
+    draws = {"n_resamples": RESAMPLES, "batch": _RESAMPLES_AT_ONCE, "random_state": np.random.default_rng(SEED)}
+    interval = bootstrap((differences,), np.mean, method="percentile", **draws).confidence_interval
+    return Difference(mean, float(interval.low), float(interval.high))
 
 
-def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    draws = np.random.default_rng(SEED)
-    for start in range(0, RESAMPLES, _RESAMPLES_AT_ONCE):
-        shape = (min(_RESAMPLES_AT_ONCE, RESAMPLES - start), len(values))
-        yield values[draws.integers(0, len(values), shape)].mean(axis=1)
-
-
-_Row = TypeVar("_Row", MethodRun, PairScoresOf)
+R = TypeVar("R", MethodRun, PairScoresOf)
 """A row of a document: a method of a bundle's variant."""
+ValuesOf = Callable[[R], Sequence[float]]
+"""A row's value of each query."""
 
 
 def is_fp32(variant: str) -> bool:
@@ -253,7 +252,7 @@ def is_fp32(variant: str) -> bool:
     return variant.endswith("fp32")
 
 
-def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+def loss(rows: Sequence[R], row: R, values_of: ValuesOf[R]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
 
     Args:
@@ -271,7 +270,7 @@ def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[f
     return paired_difference(values_of(reference), values_of(row))
 
 
-def gain(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+def gain(rows: Sequence[R], row: R, values_of: ValuesOf[R]) -> Difference | None:
     """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
 
     Returns:

@@ -119,12 +119,6 @@ def _printed(comparison: Comparison) -> Iterator[str]:
         yield "\n" + printed([parity_table(f"Parity with the reference, {texts} texts", rows)])
     currency = comparison.prices.currency
     yield "\n" + printed(scenario_table(figures, scenario, currency) for scenario in figures.scenarios) + "\n"
-    yield from (
-        f"* {figure.entry.label}, {figure.scenario.title}: {warning}"
-        for figure in figures.values
-        for warning in figure.warnings
-    )
-    yield from (f"* {reason}" for reason in dict.fromkeys(f.latency.too_few for f in figures.values) if reason)
-    yield from (
-        f"* not measured: {gap.entry.label}, {gap.scenario}: {' '.join(gap.reason.split())}" for gap in figures.gaps
-    )
+    doubts = [f"{f.entry.label}, {f.scenario.title}: {warning}" for f in figures.values for warning in f.warnings]
+    doubts += dict.fromkeys(f.latency.too_few for f in figures.values if f.latency.too_few)
+    yield from (f"* {doubt}" for doubt in (*doubts, *figures.gaps))

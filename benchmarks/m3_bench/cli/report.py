@@ -60,6 +60,6 @@ def _run(args: argparse.Namespace) -> int:
     with progress.step(f"Reading {len(args.files)} file{'s' * (len(args.files) > 1)}"):
         inputs = read_inputs(args.files)
     with progress.step("Writing the report"):
-        write_report(build_page(inputs, args.model), inputs.files, args.output)
+        write_report(build_page(inputs, args.model), args.output)
     sys.stdout.write(f"{args.output / INDEX}\n")
     return EXIT_OK

@@ -1,22 +1,101 @@
-"""The charts of a report; each is None where there is too little to draw."""
+"""The charts of a report, drawn by Matplotlib as SVG that goes into a page: text stays text, colours are CSS variables.
 
+Each is None where there is too little to draw. The same values give the same bytes: ids come from the chart's name, and
+nothing is dated.
+"""
+
+import io
+import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import fmean
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from m3_bench import formats
 from m3_bench.documents import Compared, Retrieval, Scenario
 from m3_bench.figures import Entry, Figures, Measurement
-from m3_bench.report import drawing
-from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
 
 FLOOR = 1e-8
 """Losses below it are the order in which threads add; documents keep as many digits."""
-Spread = tuple[float, float] | None
+INK, MUTED, GRID, CARD = "#1b1f24", "#5b6570", "#e2e5e9", "#ffffff"
+COLOURS = ("#1f6feb", "#d9480f", "#0b8a5f", "#8b3fc7", "#a8770a", "#c2255c", "#0b7285", "#5c636b")
+REFERENCE = len(COLOURS) - 1
+_MARKERS = "os^DvPXd"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", CARD: "--card"}
+_VARIABLES |= {colour: f"--c{number}" for number, colour in enumerate(COLOURS)}
+# What only a file of its own needs: styles and ids would meet those of the page's other charts. Nothing is clipped.
+_FILE_ONLY = re.compile(
+    r"""<style.*?</style>|<metadata>.*?</metadata>|<clipPath.*?</clipPath>| clip-path="[^"]*"|(?<=<g) id="[^"]*"|"""
+    """font-family: [^;"]*; |xlink:(?=href)""",
+    re.DOTALL,
+)
+_WIDTH = 440  # points, which are pixels of the SVG; the page scales it
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5,
+    "lines.linewidth": 1.8,
+    "lines.markeredgewidth": 0.6,
+    "lines.markersize": 7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.0,
+    "legend.fontsize": 10.5,
+    "figure.facecolor": "none",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one name, from left to right; `number` chooses colour and marker, whiskers go from `low` to `high`."""
+
+    name: str
+    number: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+    def plot(self, plot: Axes, line: str = "") -> None:
+        """Draw the marks, with a line of this style."""
+        colour, marker = COLOURS[self.number % len(COLOURS)], _MARKERS[self.number % len(_MARKERS)]
+        style: dict[str, Any] = {"color": colour, "markeredgecolor": CARD, "clip_on": False, "label": _cut(self.name)}
+        plot.plot(self.x, self.y, marker + line, **style)
+        plot.vlines(self.x[: len(self.low)], self.low, self.high, colour, linewidth=1.3, alpha=0.75)
+
+
+Point = tuple[float, float, float]
+"""A figure's value, and the ends of its whisker."""
 
 
 def is_single(scenario: Scenario) -> bool:
@@ -33,25 +112,25 @@ def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
 def latency_by_length(figures: Figures) -> Chart | None:
     """p50 of one text by one caller."""
 
-    def point(figure: Measurement) -> tuple[float, Spread]:
-        p50_s, p95_s = figure.latency.p50_s, figure.latency.p95_s
-        return p50_s * 1e3, None if p95_s is None else (p50_s * 1e3, p95_s * 1e3)
+    def point(figure: Measurement) -> Point:
+        p50_ms, p95_s = figure.latency.p50_s * 1e3, figure.latency.p95_s
+        return p50_ms, p50_ms, p50_ms if p95_s is None else p95_s * 1e3
 
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "One text, one caller, all heads. Whiskers reach to p95 where there are calls enough. Lower is better."
     series = _series(figures, scenarios, lambda s: s.tokens, point)
-    axes = (_ticked("tokens of the text", series), Axis("milliseconds, p50", is_log=True))
-    return _lines("latency-by-length", "Latency by length", caption, series, axes)
+    axes = "tokens of the text", "milliseconds, p50"
+    return _lines("latency-by-length", "Latency by length", caption, series, axes, is_log=True)
 
 
 def memory_by_length(figures: Figures) -> Chart | None:
     """Peak memory of one text by one caller."""
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "The most memory of the process while texts of a length were encoded; of a GPU, its own memory."
-    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6, None))
+    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6,) * 3)
+    axes = "tokens of the text", "megabytes, peak"
     series = [one for one in series if any(one.y)]
-    axes = (_ticked("tokens of the text", series), Axis("megabytes, peak"))
-    return _lines("memory-by-length", "Memory by length", caption, series, axes)
+    return _lines("memory-by-length", "Memory by length", caption, series, axes, is_log=False)
 
 
 def throughput_by_batch(figures: Figures) -> Chart | None:
@@ -61,7 +140,7 @@ def throughput_by_batch(figures: Figures) -> Chart | None:
     length = max(lengths, key=lambda one: (lengths[one], one), default=0)
     series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
     caption = f"Texts of {length} tokens, one caller. Whiskers: where the true median lies. Higher is better."
-    axes = (_ticked("texts in a call", series), Axis("tokens/s", is_log=_is_wide(series)))
+    axes = "texts in a call", "tokens/s"
     return _lines("throughput-by-batch", "Throughput by batch", caption, series, axes)
 
 
@@ -70,10 +149,10 @@ def throughput_by_clients(figures: Figures) -> Chart | None:
     many = [s for s in figures.scenarios if s.clients > 1]
     shapes = {(s.lengths, s.heads) for s in many}
     scenarios = [s for s in figures.scenarios if (s.lengths, s.heads) in shapes] if len(shapes) == 1 else many
-    series = _series(figures, scenarios, lambda s: s.clients, _speed)
     lengths = f"{len(many[0].lengths)} text(s) of {max(many[0].lengths)} tokens" if many else ""
     caption = f"{lengths} a call, callers share one loaded model. Higher is better."
-    axes = (_ticked("callers at a time", series), Axis("tokens/s", is_log=_is_wide(series)))
+    series = _series(figures, scenarios, lambda s: s.clients, _speed)
+    axes = "callers at a time", "tokens/s"
     return _lines("throughput-by-clients", "Throughput by callers", caption, series, axes)
 
 
@@ -88,8 +167,7 @@ def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
 def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None:
     """What a million tokens cost at the load."""
     priced = [(f.entry, f.cost_per_million_tokens) for f in figures.at(load) if f.cost_per_million_tokens is not None]
-    values = [(entry, value, formats.money(value, currency)) for entry, value in priced]
-    values.sort(key=lambda one: one[1])
+    values = sorted(((e, value, formats.money(value, currency)) for e, value in priced), key=lambda one: one[1])
     caption = f"{load.title if load else ''}, machine kept busy. Lower is better."
     return _bars("cost", "Cost of a million tokens", caption, currency, values, figures)
 
@@ -103,21 +181,33 @@ def speed_and_accuracy(
         figure = figures.get(load, entry)
         if figure is not None and compared.dense is not None:
             x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
-            series.append(Points(entry.label, number_of(figures, entry), (x,), (y,)))
+            series.append(Series(entry.label, _number_of(figures, entry), (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
+    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
+    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
+
+    def draw(canvas: Canvas, plot: Axes) -> None:
+        for one in series:
+            one.plot(plot)
+        plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
+        plot.margins(0.04, 0.08)
+        plot.set_xlim(left=0)
+        plot.set_yscale("log")
+        plot.set_ylim(*_log_limits([y for _, y in places]))
+        _finish(plot.xaxis, "tokens/s")
+        _finish(plot.yaxis, "1 − dense cosine, mean")
+        _legend(canvas, series)
+
     caption = (
         f"Each variant at {load.title}. Right is faster, down is closer to the reference; on the dotted line are those "
         "that no other beats in both."
     )
-    axes = (Axis("tokens/s"), Axis("1 − dense cosine, mean", is_log=True, format=drawing.power_of_ten))
-    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
-    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
-    return _chart(drawing.lines, "front", "Speed and accuracy", caption, series, axes, front)
+    return _chart("front", "Speed and accuracy", caption, 220 + _legend_height(series), draw)
 
 
-def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart]:
-    """One strip chart for each head: what each text lost."""
+def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart | None]:
+    """A strip chart for each head: what each text lost."""
     heads: tuple[tuple[str, str, str, Callable[[Compared], Sequence[float]]], ...] = (
         ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.texts.dense),
         ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.texts.jaccard),
@@ -125,94 +215,211 @@ def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]
     )
     charts = []
     for head, what, distance, values_of in heads:
-        strips = [
-            Points(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
+        found = [
+            (entry.label, _number_of(figures, entry), np.maximum(1 - np.asarray(values_of(compared)), FLOOR))
             for entry, compared in parities
             if values_of(compared)
         ]
-        if strips:
-            caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
-            axis = Axis(distance, is_log=True, format=drawing.power_of_ten)
-            name, title = f"parity-{head}", f"{what}: distance to the reference"
-            charts.append(_chart(drawing.strips, name, title, caption, strips, axis, FLOOR))
+        charts.append(_strips(f"parity-{head}", f"{what}: distance to the reference", distance, found))
     return charts
 
 
 def search_quality(number: int, document: Retrieval) -> Chart | None:
     """The main metric of every method, best first; a mark for each variant."""
-    runs = [run for run in document.methods if main_metric(run)]
-    if not runs:
-        return None
-    several = len(document.models) > 1
+    means = {
+        (f"{run.bundle if len(document.models) > 1 else ''} {run.variant}".strip() or "BM25", run.method): fmean(values)
+        for run in document.methods
+        if (values := main_metric(run))
+    }
     best: dict[str, float] = {}
-    for run in runs:
-        best[run.method] = max(best.get(run.method, 0.0), float(np.mean(main_metric(run))))
+    for (_, method), mean in means.items():
+        best[method] = max(best.get(method, 0.0), mean)
     methods = sorted(best, key=lambda method: -best[method])
-    series: list[Points] = []
-    for bundle, variant in dict.fromkeys((run.bundle, run.variant) for run in runs):
-        marks = [run for run in runs if (run.bundle, run.variant) == (bundle, variant)]
-        x = tuple(float(np.mean(main_metric(run))) for run in marks)
-        name = f"{bundle if several else ''} {variant}".strip() or "BM25"
-        series.append(Points(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
+    names = list(dict.fromkeys(name for name, _ in means))
+    series = []
+    for n, name in enumerate(names):
+        step = min(0.18, 0.6 / len(names)) * (n - (len(names) - 1) / 2)  # equal values lie below each other
+        marks = [(mean, methods.index(method) + step) for (other, method), mean in means.items() if other == name]
+        series.append(Series(name, n, *zip(*marks, strict=True)))
+
+    def draw(canvas: Canvas, plot: Axes) -> None:
+        for one in series:
+            one.plot(plot)
+        plot.set_yticks(range(len(methods)), [_cut(method, 30) for method in methods])
+        plot.set_ylim(len(methods) - 0.4, -0.6)
+        plot.margins(x=0.06)
+        _finish(plot.xaxis, MAIN_METRIC)
+        plot.tick_params(length=0)
+        _legend(canvas, series)
+
     caption = "A row is a method, a mark a variant. Further right is better; mind where the axis begins."
-    title, axis = f"{MAIN_METRIC} on {document.dataset.name}", Axis(MAIN_METRIC)
-    return _chart(drawing.rows, f"retrieval-{number}", title, caption, series, methods, axis)
+    title = f"{MAIN_METRIC} on {document.dataset.name}"
+    height = 70 + 24 * len(methods) + _legend_height(series)
+    return _chart(f"retrieval-{number}", title, caption, height, draw) if series else None
 
 
-def number_of(figures: Figures, entry: Entry) -> int:
+def _number_of(figures: Figures, entry: Entry) -> int:
     """A contender's number, which gives it its colour, the same in every chart; references have one of their own."""
     if entry.placed.is_reference:
         return REFERENCE
     return [one.label for one in figures.entries if not one.placed.is_reference].index(entry.label) % REFERENCE
 
 
-def _chart(draw: Callable[..., str], name: str, title: str, caption: str, *values: object) -> Chart:
-    return Chart(name, title, caption, draw(name, (title, caption), *values))
-
-
-def _lines(name: str, title: str, caption: str, series: Sequence[Points], axes: tuple[Axis, Axis]) -> Chart | None:
-    if not any(len(one.x) > 1 for one in series):
-        return None
-    return _chart(drawing.lines, name, title, caption, series, axes)
-
-
-def _bars(
-    name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]], figures: Figures
-) -> Chart | None:
-    if not values:
-        return None
-    found = [Bar(entry.label, number_of(figures, entry), value, label) for entry, value, label in values]
-    return _chart(drawing.bars, name, title, caption, found, Axis(unit))
-
-
 def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
     x_of: Callable[[Scenario], int],
-    point: Callable[[Measurement], tuple[float, Spread]],
-) -> list[Points]:
-    """Each contender's points, from left to right; `point` gives a figure's value and its whisker."""
+    point_of: Callable[[Measurement], Point],
+) -> list[Series]:
+    """Each contender's points, from left to right."""
     names = {scenario.name for scenario in scenarios}
     series = []
     for entry in figures.measured:
         found = sorted((f for f in figures.of(entry) if f.scenario.name in names), key=lambda f: x_of(f.scenario))
         if found:
-            x = tuple(float(x_of(f.scenario)) for f in found)
-            y, spread = zip(*map(point, found), strict=True)
-            series.append(Points(entry.label, number_of(figures, entry), x, y, spread))
+            points = zip(*map(point_of, found), strict=True)
+            series.append(Series(entry.label, _number_of(figures, entry), [x_of(f.scenario) for f in found], *points))
     return series
 
 
-def _speed(figure: Measurement) -> tuple[float, Spread]:
+def _speed(figure: Measurement) -> Point:
     speed = figure.tokens_per_s
-    return speed.median, (speed.low, speed.high)
+    return speed.median, speed.low, speed.high
 
 
-def _is_wide(series: Sequence[Points]) -> bool:
-    """Whether a GPU beside CPUs would press them to the floor of a linear axis."""
-    values = [y for one in series for y in one.y]
-    return bool(values) and max(values) > 20 * min(values)
+def _lines(
+    name: str, title: str, caption: str, series: Sequence[Series], axes: tuple[str, str], *, is_log: bool | None = None
+) -> Chart | None:
+    """Lines over a number, the reference's dashed; None where there is but one.
+
+    Args:
+        name: see `Chart`, as title and caption.
+        title: in words.
+        caption: what to see.
+        series: who.
+        axes: titles, with their units.
+        is_log: whether values are on a logarithmic axis; None where they are if a GPU would press CPUs to the floor.
+    """
+    if not any(len(one.x) > 1 for one in series):
+        return None
+    values = [value for one in series for value in (*one.y, *one.low, *one.high)]
+
+    def draw(canvas: Canvas, plot: Axes) -> None:
+        for one in series:
+            one.plot(plot, "--" if one.number == REFERENCE else "-")
+        plot.margins(0.04, 0.08)
+        plot.set_xscale("log", base=2)
+        if is_log or (is_log is None and max(values) > 20 * min(values)):
+            plot.set_yscale("log")
+            plot.set_ylim(*_log_limits(values))
+        else:
+            plot.set_ylim(bottom=0)
+        _finish(plot.xaxis, axes[0], LogLocator(2, numticks=9))
+        _finish(plot.yaxis, axes[1])
+        _legend(canvas, series)
+
+    return _chart(name, title, caption, 220 + _legend_height(series), draw)
 
 
-def _ticked(title: str, series: Sequence[Points]) -> Axis:
-    return Axis(title, is_log=True, ticks=tuple(sorted({x for one in series for x in one.x})))
+def _bars(
+    name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]], figures: Figures
+) -> Chart | None:
+    """Lying bars from 0, each with its name above and its label at its end."""
+    if not values:
+        return None
+
+    def draw(_canvas: Canvas, plot: Axes) -> None:
+        for row, (entry, value, label) in enumerate(values):
+            plot.barh(row + 0.12, value, 0.36, color=COLOURS[_number_of(figures, entry)])
+            plot.annotate(_cut(entry.label, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
+            end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
+            plot.annotate(label, (value, row + 0.12), (5, 0), **end)
+        room = 7.5 * max(len(label) for _, _, label in values) / _WIDTH
+        plot.set_xlim(0, max(value for _, value, _ in values) / (0.95 - room) or 1)
+        _finish_rows(plot, len(values))
+        _finish(plot.xaxis, unit)
+
+    return _chart(name, title, caption, 60 + 39 * len(values), draw)
+
+
+def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, NDArray[np.float64]]]) -> Chart | None:
+    """A row of dots for each name and number, with a box from 5 % to 95 % and a line at the median."""
+
+    def draw(_canvas: Canvas, plot: Axes) -> None:
+        for row, (label, number, values) in enumerate(found):
+            low, middle, high = np.percentile(values, (5, 50, 95))
+            # the golden ratio spreads neighbours over the row, the same way each time
+            offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
+            style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
+            plot.barh(row + 0.1, high - low, 0.46, low, color=COLOURS[number], alpha=0.18)
+            plot.plot(values, offsets, "o", color=COLOURS[number], **style)
+            plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
+            plot.annotate(_cut(label, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
+        plot.set_xscale("log")
+        plot.set_xlim(*_log_limits(np.concatenate([values for _, _, values in found])))
+        _finish_rows(plot, len(found))
+        _finish(plot.xaxis, axis)
+
+    caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
+    return _chart(name, title, caption, 60 + 48 * len(found), draw) if found else None
+
+
+def _chart(name: str, title: str, caption: str, height: float, draw: Callable[[Canvas, Axes], None]) -> Chart:
+    """What `draw` makes of empty axes, with title and description for screen readers."""
+    file = io.StringIO()
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
+        canvas = Canvas(figsize=(_WIDTH / 72, height / 72))
+        draw(canvas, canvas.add_subplot())
+        canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    found = re.search(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL)
+    assert found is not None
+    drawing = re.sub(r"\s+", " ", _FILE_ONLY.sub("", found[2])).strip()
+    for colour, variable in _VARIABLES.items():
+        drawing = drawing.replace(colour, f"var({variable})")
+    svg = (
+        f'<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" {found[1]} '
+        'xmlns="http://www.w3.org/2000/svg">'
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(caption)}</desc>{drawing}'
+    )
+    return Chart(name, title, caption, svg)
+
+
+def _finish(axis: Axis, title: str, locator: Locator | None = None) -> None:
+    """Title and ticks of an axis whose limits are set."""
+    axis.set_label_text(title)
+    if locator is None and axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        locator = LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=12)
+    axis.set_major_locator(locator or MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}".replace(",", " ")))
+    axis.set_minor_locator(NullLocator())
+    axis.set_tick_params(which="both", length=0)
+
+
+def _finish_rows(plot: Axes, count: int) -> None:
+    plot.set_ylim(count - 0.5, -0.6)
+    plot.yaxis.set_visible(False)
+    plot.spines.left.set_visible(False)
+
+
+def _log_limits(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = max(1.3, (high / low) ** 0.06)
+    return low / room, max(high * room, low * 6)
+
+
+def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
+    canvas.legend(loc="outside upper left", ncols=_columns(series))
+
+
+def _legend_height(series: Sequence[Series]) -> float:
+    return 60 + 17 * math.ceil(len(series) / _columns(series))
+
+
+def _columns(series: Sequence[Series]) -> int:
+    return 2 if max((len(one.name) for one in series), default=0) <= 30 else 1
+
+
+def _cut(text: str, most: int = 56) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import median
 
-from m3_bench.documents import Contender, Round, Run, Scenario
+from m3_bench.documents import Round, Run
 from m3_bench.errors import BenchError
+from m3_bench.figures import Place, PlacedRun, figures_of
+from m3_bench.report.page import printed
+from m3_bench.report.tables import matrix, p50_cell, speed_cell, speed_per_core_cell
 from m3_bench.run.run import named
 from m3_bench.scenarios import Measure, ProcessorClass, Target
 from m3_bench.workers.gemm import FLOP
@@ -35,21 +38,17 @@ class Series:
     rounds: tuple[Round, ...]
     call_work: int
     round_work: int
-    is_parallel: bool
-
-    def speeds(self, one: Round) -> list[float]:
-        """Work per second of each call."""
-        return [self.call_work / seconds for seconds in one.seconds]
+    is_parallel: bool = False
 
     @property
     def round_speeds(self) -> list[float]:
         """Work per second of the median call of each round."""
-        return [median(self.speeds(one)) for one in self.rounds]
+        return [median(self.call_work / seconds for seconds in one.seconds) for one in self.rounds]
 
     @property
     def best_speed(self) -> float:
-        """Of the fastest call."""
-        return max(speed for one in self.rounds for speed in self.speeds(one))
+        """Work per second of the fastest call."""
+        return max(self.call_work / seconds for one in self.rounds for seconds in one.seconds)
 
     @property
     def throughputs(self) -> list[float]:
@@ -92,34 +91,23 @@ class Evaluation:
             raise BenchError(f"{contender.name} was not asked; the model may take fewer tokens")
         if found.error or not found.rounds:
             raise BenchError(found.error or "not one round was finished")
-        parallel = scenario.clients * scenario.processes > 1
         if contender in self.run.products:
-            return Series(contender.name, found.rounds, FLOP, FLOP * len(found.rounds[0].seconds), parallel)
+            return Series(contender.name, found.rounds, FLOP, FLOP * len(found.rounds[0].seconds))
         if scenario.is_start:
-            return Series(contender.name, found.rounds, 1, 1, parallel)
-        return Series(contender.name, found.rounds, scenario.tokens, scenario.round_tokens, parallel)
+            return Series(contender.name, found.rounds, 1, 1)
+        is_parallel = scenario.clients * scenario.processes > 1
+        return Series(contender.name, found.rounds, scenario.tokens, scenario.round_tokens, is_parallel)
 
 
 def run_table(run: Run) -> str:
-    """Markdown: scenarios down, contenders across; median time of a call, best tokens per second, a core's part."""
-    names = [contender.name for contender in run.contenders]
-    lines = [f"| median of a call, best tokens/s, per core | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for scenario in run.scenarios:
-        cells = [_cell(contender, scenario, scenario.threads or run.threads) for contender in run.contenders]
-        lines.append(f"| {scenario.title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(contender: Contender, scenario: Scenario, threads: int) -> str:
-    found = next((one for one in contender.scenarios if one.scenario == scenario.name), None)
-    if found is None:
-        return "–"
-    if found.error:
-        return f"failed: {_one_line(found.error)[:80]}"
-    seconds = median(seconds for one in found.rounds for seconds in one.seconds)
-    speed = max(scenario.round_tokens / one.wall_s for one in found.rounds)
-    cores = threads * scenario.processes
-    return f"{seconds * 1e3:.1f} ms, {speed:.0f}" + (f", {speed / cores:.0f}" if cores else "")
+    """Markdown: scenarios down, contenders across; time of a call, tokens per second, and what was not measured."""
+    figures = figures_of([PlacedRun(run, Place(""), "")])
+    found = (
+        matrix("Latency of a call, p50", figures, p50_cell),
+        matrix("Tokens per second", figures, speed_cell),
+        matrix("Tokens per second of a core", figures, speed_per_core_cell),
+    )
+    return "\n".join([printed(table for table in found if table.rows), "", *(f"* {gap}" for gap in figures.gaps)])
 
 
 def target_table(targets: Sequence[Target], evaluation: Evaluation) -> tuple[str, bool]:
