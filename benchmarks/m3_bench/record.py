@@ -2,13 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import m3_models
 from m3_bench.documents import Model, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, this_machine
 from m3_bench.recording import Recording, digest_of, write_recording
@@ -20,7 +22,7 @@ from m3_bench.texts import TextMaker
 from m3_bench.worker_process import own
 from m3_bench.workers.torch_reference import Dtype
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.checkpoint.source import resolve
+from m3_export.checkpoint.source import HUB_ID, Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
@@ -119,7 +121,7 @@ def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
                 tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
             weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
             model = Model(
-                name=found.name,
+                name=_name_of(found, checkpoint.config),
                 space_id=checkpoint.space_id(weights, source.ids_sha256),
                 weights_sha256=weights,
                 flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
@@ -127,6 +129,15 @@ def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
             contender = _contender(spec, found.folder, checkpoint)
             del checkpoint  # the worker reads it again, and both need not fit
         yield _Reference(contender, model, geometry.max_tokens, TextMaker(tokenizer))
+
+
+def _name_of(found: Source, config: Mapping[str, Any]) -> str:
+    """What the model is called: a folder's config.json may name what the model is, or was fine-tuned from."""
+    name = config.get("_name_or_path")
+    is_known = isinstance(name, str) and (m3_models.is_name(name) or HUB_ID.fullmatch(name))
+    if found.revision is not None or m3_models.is_name(found.name) or not is_known or Path(name).exists():
+        return found.name
+    return f"{name} ({found.name})"
 
 
 def _contender(spec: RecordSpec, folder: Path, checkpoint: Checkpoint) -> ContenderSpec:

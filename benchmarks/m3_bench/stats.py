@@ -237,9 +237,9 @@ def paired_difference(these: Sequence[float], those: Sequence[float]) -> Differe
     return Difference(mean, float(interval.low), float(interval.high))
 
 
-R = TypeVar("R", MethodRun, PairScoresOf)
+_Row = TypeVar("_Row", MethodRun, PairScoresOf)
 """A row of a document: a method of a bundle's variant."""
-ValuesOf = Callable[[R], Sequence[float]]
+ValuesOf = Callable[[_Row], Sequence[float]]
 """A row's value of each query."""
 
 
@@ -252,7 +252,7 @@ def is_fp32(variant: str) -> bool:
     return variant.endswith("fp32")
 
 
-def loss(rows: Sequence[R], row: R, values_of: ValuesOf[R]) -> Difference | None:
+def loss(rows: Sequence[_Row], row: _Row, values_of: ValuesOf[_Row]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
 
     Args:
@@ -270,7 +270,7 @@ def loss(rows: Sequence[R], row: R, values_of: ValuesOf[R]) -> Difference | None
     return paired_difference(values_of(reference), values_of(row))
 
 
-def gain(rows: Sequence[R], row: R, values_of: ValuesOf[R]) -> Difference | None:
+def gain(rows: Sequence[_Row], row: _Row, values_of: ValuesOf[_Row]) -> Difference | None:
     """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
 
     Returns:

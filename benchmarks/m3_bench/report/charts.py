@@ -76,7 +76,7 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Series:
+class Points:
     """Points of one name, from left to right; `number` chooses colour and marker, whiskers go from `low` to `high`."""
 
     name: str
@@ -94,10 +94,6 @@ class Series:
         plot.vlines(self.x[: len(self.low)], self.low, self.high, colour, linewidth=1.3, alpha=0.75)
 
 
-Point = tuple[float, float, float]
-"""A figure's value, and the ends of its whisker."""
-
-
 def is_single(scenario: Scenario) -> bool:
     """Whether it is one text by one caller."""
     return len(scenario.lengths) == 1 and scenario.clients == 1
@@ -112,25 +108,25 @@ def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
 def latency_by_length(figures: Figures) -> Chart | None:
     """p50 of one text by one caller."""
 
-    def point(figure: Measurement) -> Point:
+    def point(figure: Measurement) -> tuple[float, ...]:
         p50_ms, p95_s = figure.latency.p50_s * 1e3, figure.latency.p95_s
         return p50_ms, p50_ms, p50_ms if p95_s is None else p95_s * 1e3
 
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "One text, one caller, all heads. Whiskers reach to p95 where there are calls enough. Lower is better."
-    series = _series(figures, scenarios, lambda s: s.tokens, point)
     axes = "tokens of the text", "milliseconds, p50"
-    return _lines("latency-by-length", "Latency by length", caption, series, axes, is_log=True)
+    series = _series(figures, scenarios, lambda s: s.tokens, point)
+    return _lines("latency-by-length", "Latency by length", caption, axes, series, is_log=True)
 
 
 def memory_by_length(figures: Figures) -> Chart | None:
     """Peak memory of one text by one caller."""
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "The most memory of the process while texts of a length were encoded; of a GPU, its own memory."
-    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6,) * 3)
     axes = "tokens of the text", "megabytes, peak"
+    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6,))
     series = [one for one in series if any(one.y)]
-    return _lines("memory-by-length", "Memory by length", caption, series, axes, is_log=False)
+    return _lines("memory-by-length", "Memory by length", caption, axes, series, is_log=False)
 
 
 def throughput_by_batch(figures: Figures) -> Chart | None:
@@ -138,10 +134,9 @@ def throughput_by_batch(figures: Figures) -> Chart | None:
     whole = [s for s in with_most_heads(figures.scenarios) if s.clients == 1 and len(set(s.lengths)) == 1]
     lengths = Counter(s.lengths[0] for s in whole)
     length = max(lengths, key=lambda one: (lengths[one], one), default=0)
-    series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
     caption = f"Texts of {length} tokens, one caller. Whiskers: where the true median lies. Higher is better."
-    axes = "texts in a call", "tokens/s"
-    return _lines("throughput-by-batch", "Throughput by batch", caption, series, axes)
+    series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
+    return _lines("throughput-by-batch", "Throughput by batch", caption, ("texts in a call", "tokens/s"), series)
 
 
 def throughput_by_clients(figures: Figures) -> Chart | None:
@@ -152,8 +147,7 @@ def throughput_by_clients(figures: Figures) -> Chart | None:
     lengths = f"{len(many[0].lengths)} text(s) of {max(many[0].lengths)} tokens" if many else ""
     caption = f"{lengths} a call, callers share one loaded model. Higher is better."
     series = _series(figures, scenarios, lambda s: s.clients, _speed)
-    axes = "callers at a time", "tokens/s"
-    return _lines("throughput-by-clients", "Throughput by callers", caption, series, axes)
+    return _lines("throughput-by-clients", "Throughput by callers", caption, ("callers at a time", "tokens/s"), series)
 
 
 def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
@@ -181,13 +175,13 @@ def speed_and_accuracy(
         figure = figures.get(load, entry)
         if figure is not None and compared.dense is not None:
             x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
-            series.append(Series(entry.label, _number_of(figures, entry), (x,), (y,)))
+            series.append(Points(entry.label, _number_of(figures, entry), (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
     places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
     front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
 
-    def draw(canvas: Canvas, plot: Axes) -> None:
+    def draw(plot: Axes) -> None:
         for one in series:
             one.plot(plot)
         plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
@@ -197,13 +191,12 @@ def speed_and_accuracy(
         plot.set_ylim(*_log_limits([y for _, y in places]))
         _finish(plot.xaxis, "tokens/s")
         _finish(plot.yaxis, "1 − dense cosine, mean")
-        _legend(canvas, series)
 
     caption = (
         f"Each variant at {load.title}. Right is faster, down is closer to the reference; on the dotted line are those "
         "that no other beats in both."
     )
-    return _chart("front", "Speed and accuracy", caption, 220 + _legend_height(series), draw)
+    return _chart("front", "Speed and accuracy", caption, 220, draw, series)
 
 
 def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart | None]:
@@ -240,9 +233,9 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
     for n, name in enumerate(names):
         step = min(0.18, 0.6 / len(names)) * (n - (len(names) - 1) / 2)  # equal values lie below each other
         marks = [(mean, methods.index(method) + step) for (other, method), mean in means.items() if other == name]
-        series.append(Series(name, n, *zip(*marks, strict=True)))
+        series.append(Points(name, n, *zip(*marks, strict=True)))
 
-    def draw(canvas: Canvas, plot: Axes) -> None:
+    def draw(plot: Axes) -> None:
         for one in series:
             one.plot(plot)
         plot.set_yticks(range(len(methods)), [_cut(method, 30) for method in methods])
@@ -250,12 +243,10 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
         plot.margins(x=0.06)
         _finish(plot.xaxis, MAIN_METRIC)
         plot.tick_params(length=0)
-        _legend(canvas, series)
 
     caption = "A row is a method, a mark a variant. Further right is better; mind where the axis begins."
     title = f"{MAIN_METRIC} on {document.dataset.name}"
-    height = 70 + 24 * len(methods) + _legend_height(series)
-    return _chart(f"retrieval-{number}", title, caption, height, draw) if series else None
+    return _chart(f"retrieval-{number}", title, caption, 70 + 24 * len(methods), draw, series) if series else None
 
 
 def _number_of(figures: Figures, entry: Entry) -> int:
@@ -269,42 +260,36 @@ def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
     x_of: Callable[[Scenario], int],
-    point_of: Callable[[Measurement], Point],
-) -> list[Series]:
-    """Each contender's points, from left to right."""
+    point_of: Callable[[Measurement], tuple[float, ...]],
+) -> list[Points]:
+    """Each contender's points, from left to right; `point_of` gives a value, and the ends of its whisker if any."""
     names = {scenario.name for scenario in scenarios}
     series = []
     for entry in figures.measured:
         found = sorted((f for f in figures.of(entry) if f.scenario.name in names), key=lambda f: x_of(f.scenario))
         if found:
             points = zip(*map(point_of, found), strict=True)
-            series.append(Series(entry.label, _number_of(figures, entry), [x_of(f.scenario) for f in found], *points))
+            series.append(Points(entry.label, _number_of(figures, entry), [x_of(f.scenario) for f in found], *points))
     return series
 
 
-def _speed(figure: Measurement) -> Point:
+def _speed(figure: Measurement) -> tuple[float, ...]:
     speed = figure.tokens_per_s
     return speed.median, speed.low, speed.high
 
 
 def _lines(
-    name: str, title: str, caption: str, series: Sequence[Series], axes: tuple[str, str], *, is_log: bool | None = None
+    name: str, title: str, caption: str, axes: tuple[str, str], series: Sequence[Points], *, is_log: bool | None = None
 ) -> Chart | None:
     """Lines over a number, the reference's dashed; None where there is but one.
 
-    Args:
-        name: see `Chart`, as title and caption.
-        title: in words.
-        caption: what to see.
-        series: who.
-        axes: titles, with their units.
-        is_log: whether values are on a logarithmic axis; None where they are if a GPU would press CPUs to the floor.
+    `axes` are titles; values are on a logarithmic axis if asked, or else if a GPU would press CPUs to the floor.
     """
     if not any(len(one.x) > 1 for one in series):
         return None
     values = [value for one in series for value in (*one.y, *one.low, *one.high)]
 
-    def draw(canvas: Canvas, plot: Axes) -> None:
+    def draw(plot: Axes) -> None:
         for one in series:
             one.plot(plot, "--" if one.number == REFERENCE else "-")
         plot.margins(0.04, 0.08)
@@ -316,9 +301,8 @@ def _lines(
             plot.set_ylim(bottom=0)
         _finish(plot.xaxis, axes[0], LogLocator(2, numticks=9))
         _finish(plot.yaxis, axes[1])
-        _legend(canvas, series)
 
-    return _chart(name, title, caption, 220 + _legend_height(series), draw)
+    return _chart(name, title, caption, 220, draw, series)
 
 
 def _bars(
@@ -328,7 +312,7 @@ def _bars(
     if not values:
         return None
 
-    def draw(_canvas: Canvas, plot: Axes) -> None:
+    def draw(plot: Axes) -> None:
         for row, (entry, value, label) in enumerate(values):
             plot.barh(row + 0.12, value, 0.36, color=COLOURS[_number_of(figures, entry)])
             plot.annotate(_cut(entry.label, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
@@ -345,7 +329,7 @@ def _bars(
 def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, NDArray[np.float64]]]) -> Chart | None:
     """A row of dots for each name and number, with a box from 5 % to 95 % and a line at the median."""
 
-    def draw(_canvas: Canvas, plot: Axes) -> None:
+    def draw(plot: Axes) -> None:
         for row, (label, number, values) in enumerate(found):
             low, middle, high = np.percentile(values, (5, 50, 95))
             # the golden ratio spreads neighbours over the row, the same way each time
@@ -364,13 +348,19 @@ def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, ND
     return _chart(name, title, caption, 60 + 48 * len(found), draw) if found else None
 
 
-def _chart(name: str, title: str, caption: str, height: float, draw: Callable[[Canvas, Axes], None]) -> Chart:
-    """What `draw` makes of empty axes, with title and description for screen readers."""
+def _chart(
+    name: str, title: str, caption: str, height: float, draw: Callable[[Axes], None], series: Sequence[Points] = ()
+) -> Chart:
+    """What `draw` makes of empty axes, with a legend of `series`, and title and description for screen readers."""
+    columns = 2 if all(len(one.name) <= 30 for one in series) else 1
+    room = 60 + 17 * math.ceil(len(series) / columns) if series else 0
     file = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
-        canvas = Canvas(figsize=(_WIDTH / 72, height / 72))
-        draw(canvas, canvas.add_subplot())
+        canvas = Canvas(figsize=(_WIDTH / 72, (height + room) / 72))
+        draw(canvas.add_subplot())
+        if series:
+            canvas.legend(loc="outside upper left", ncols=columns)
         canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     found = re.search(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL)
     assert found is not None
@@ -407,18 +397,6 @@ def _log_limits(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, f
     low, high = min(values), max(values)
     room = max(1.3, (high / low) ** 0.06)
     return low / room, max(high * room, low * 6)
-
-
-def _legend(canvas: Canvas, series: Sequence[Series]) -> None:
-    canvas.legend(loc="outside upper left", ncols=_columns(series))
-
-
-def _legend_height(series: Sequence[Series]) -> float:
-    return 60 + 17 * math.ceil(len(series) / _columns(series))
-
-
-def _columns(series: Sequence[Series]) -> int:
-    return 2 if max((len(one.name) for one in series), default=0) <= 30 else 1
 
 
 def _cut(text: str, most: int = 56) -> str:

@@ -45,7 +45,7 @@ class Cell:
 
 
 NO_VALUE = Cell(NOTHING)
-Row = Mapping[str, Cell | str]
+Cells = Mapping[str, Cell | str]
 """Cells, or words, by the head of their column; the first names the row."""
 
 
@@ -59,7 +59,7 @@ class Table:
     is_detail: bool = False
 
     @classmethod
-    def of(cls, caption: str, rows: Iterable[Row], *, is_detail: bool = False) -> "Table":
+    def of(cls, caption: str, rows: Iterable[Cells], *, is_detail: bool = False) -> "Table":
         """A table without rows and columns that have no value.
 
         >>> Table.of("speed", [{"": "a", "p50": "1 ms", "p99": NO_VALUE}, {"": "b"}]).head

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,8 +13,8 @@ from markupsafe import Markup
 
 from m3_bench.errors import DocumentError
 from m3_bench.report.page import RAW, Chart, Page
+from m3_runtime.bundle.writer import publish, staging_folder
 from m3_runtime.errors import InputError
-from m3_runtime.io.atomic import flush_tree, put_in_place
 from m3_runtime.version import __version__
 
 INDEX, MARKDOWN, PICTURES = "index.html", "report.md", "pictures"
@@ -74,33 +73,20 @@ def write_report(page: Page, folder: Path) -> None:
     Raises:
         DocumentError: they cannot be written.
     """
+    target = folder.absolute()
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as nest:
-            new, old = Path(nest) / "new", Path(nest) / "old"
-            _fill(new, page)
-            flush_tree(new)
-            if os.path.lexists(folder):
-                folder.rename(old)
-            try:
-                put_in_place(new, folder.absolute())
-            except OSError:
-                if os.path.lexists(old):
-                    old.rename(folder)
-                raise
+        with staging_folder(target) as new:
+            for part in (new / RAW, new / PICTURES):
+                part.mkdir()
+            (new / INDEX).write_text(html(page), encoding="utf-8")
+            (new / MARKDOWN).write_text(markdown(page), encoding="utf-8")
+            for chart in (chart for section in page.sections for chart in section.charts):
+                (new / PICTURES / f"{chart.name}.svg").write_text(standalone(chart), encoding="utf-8")
+            for file in page.files:
+                shutil.copyfile(file.path, new / RAW / file.name)
+            publish(new, target)
     except OSError as error:
         raise DocumentError(f"the report {str(folder)!r} cannot be written: {error}") from error
-
-
-def _fill(new: Path, page: Page) -> None:
-    for part in (new, new / RAW, new / PICTURES):
-        part.mkdir()
-    (new / INDEX).write_text(html(page), encoding="utf-8")
-    (new / MARKDOWN).write_text(markdown(page), encoding="utf-8")
-    for chart in (chart for section in page.sections for chart in section.charts):
-        (new / PICTURES / f"{chart.name}.svg").write_text(standalone(chart), encoding="utf-8")
-    for file in page.files:
-        shutil.copyfile(file.path, new / RAW / file.name)
 
 
 def _render(name: str, page: Page) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from m3_bench import formats, stats
 from m3_bench.documents import Margins, MethodRun, PairScoresOf, Retrieval
 from m3_bench.figures import Place
-from m3_bench.report.page import NO_VALUE, Cell, Row, Table
+from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
 from m3_bench.stats import MAIN_METRIC, Difference, ValuesOf
 
 _R = TypeVar("_R", MethodRun, PairScoresOf)
@@ -30,7 +30,7 @@ def main_metric(run: MethodRun) -> Sequence[float]:
 def retrieval_table(document: Retrieval, place: Place) -> Table:
     """Methods by metrics, with what INT8 loses and what later bundles gain."""
 
-    def row(number: int, run: MethodRun) -> Row:
+    def row(number: int, run: MethodRun) -> Cells:
         below = place.below("methods", number, "metrics")
         means = {name: _mean(values, below.below(name), "queries") for name, values in run.metrics.items()}
         changes = _changes(document.methods, run, {MAIN_METRIC: main_metric}, below.below(MAIN_METRIC))
@@ -45,7 +45,7 @@ def margins_table(document: Margins, place: Place) -> Table:
     """Methods by margins and pair accuracy, with what INT8 loses and what later bundles gain."""
     figures = {"margin": stats.margins, "pair accuracy": stats.pair_accuracies}
 
-    def row(number: int, scores: PairScoresOf) -> Row:
+    def row(number: int, scores: PairScoresOf) -> Cells:
         below, pairs = place.below("scores", number), stats.with_negatives(scores)
         values = {
             "best positive": [max(positives) for positives, _ in pairs],

@@ -7,7 +7,7 @@ from m3_bench import formats, stats
 from m3_bench.documents import Compared, Load, Roofline, Round, Scenario, Stage
 from m3_bench.figures import Entry, Figures, Measurement, Place
 from m3_bench.machine import Machine, differences
-from m3_bench.report.page import NO_VALUE, Cell, Row, Table
+from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
 
 CellOf = Callable[[Measurement], Cell]
 _PARITY = (
@@ -215,7 +215,7 @@ def parity_table(caption: str, rows: Iterable[tuple[str, Compared, Place]]) -> T
 def memory_table(figures: Figures) -> Table:
     """Weights, peak memory and loading of each contender."""
 
-    def row(entry: Entry) -> Row:
+    def row(entry: Entry) -> Cells:
         found, weights = figures.of(entry), entry.contender.size_bytes
         highest = max(found, key=lambda one: one.peak_bytes)
         loading = formats.seconds(median(one.measured.load_s for one in found))
@@ -246,7 +246,7 @@ def ceilings_table(roofline: Roofline, place: Place) -> Table:
 def load_table(load: Load, place: Place) -> Table:
     """A server's stages: what it answered, how fast, and what it refused."""
 
-    def row(number: int, stage: Stage) -> Row:
+    def row(number: int, stage: Stage) -> Cells:
         answers = len(stage.latencies_s)
         per_s = [formats.number(n / stage.seconds if n else None) for n in (answers, stage.texts, stage.tokens)]
         found = stats.latency_of(stage.latencies_s) if answers else None
@@ -267,7 +267,7 @@ def load_table(load: Load, place: Place) -> Table:
 def machines_table(figures: Figures) -> Table:
     """Where the runs were."""
 
-    def row(machine: Machine) -> Row:
+    def row(machine: Machine) -> Cells:
         runs = [entry.placed for entry in figures.entries if not differences(entry.placed.run.machine, machine)]
         threads = sorted({placed.run.threads for placed in runs})
         place = runs[0].place.below("machine")
@@ -289,7 +289,7 @@ def machines_table(figures: Figures) -> Table:
 def contenders_table(figures: Figures) -> Table:
     """Who ran, with what."""
 
-    def row(entry: Entry) -> Row:
+    def row(entry: Entry) -> Cells:
         one = entry.contender
         return {
             "": entry.label,

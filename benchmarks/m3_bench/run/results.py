@@ -8,14 +8,14 @@ from statistics import median
 from m3_bench.documents import Round, Run
 from m3_bench.errors import BenchError
 from m3_bench.figures import Place, PlacedRun, figures_of
-from m3_bench.report.page import printed
+from m3_bench.report.page import Cell, Table, printed
 from m3_bench.report.tables import matrix, p50_cell, speed_cell, speed_per_core_cell
 from m3_bench.run.run import named
 from m3_bench.scenarios import Measure, ProcessorClass, Target
 from m3_bench.workers.gemm import FLOP
 from m3_export.plan.costs import Objective
 
-HEADER = "| target | limit | best | median | met | medians |\n|---|---|---|---|---|---|"
+HEAD = ("target", "limit", "best", "median", "met", "medians")
 OverBudget = Mapping[str, tuple[str, ...]]
 
 
@@ -112,22 +112,23 @@ def run_table(run: Run) -> str:
 
 def target_table(targets: Sequence[Target], evaluation: Evaluation) -> tuple[str, bool]:
     """A Markdown table of targets, and whether every one was measured."""
-    lines, is_whole = [HEADER], True
+    rows, is_whole = [], True
     for target in [one for each in targets for one in _expanded(each, evaluation)]:
         limit = target.limit(evaluation.processor, is_small_model=evaluation.is_small_model)
-        asked = f"| {target.name}: {target.title} | {'≤' if target.measure.is_at_most else '≥'} {_value(target, limit)}"
+        row = [f"{target.name}: {target.title}", f"{'≤' if target.measure.is_at_most else '≥'} {_value(target, limit)}"]
         try:
             figure, series = figure_of(target, evaluation)
         except BenchError as error:
-            lines.append(f"{asked} | – | – | – | {_one_line(str(error))} |")
+            row += ["–", "–", "–", str(error)[:300]]
             is_whole = False
-            continue
-        over = evaluation.over_budget.get(evaluation.names[target.contender], ())
-        is_met = target.is_met_by(figure.median, limit) and not (target.measure is Measure.REGRET and over)
-        cells = [_value(target, figure.best), _value(target, figure.median), "yes" if is_met else "no"]
-        raw = "; ".join(_raw(list(of_one), evaluation) for _, of_one in groupby(series, lambda one: one.name))
-        lines.append(f"{asked} | {' | '.join(cells)} | {raw} |")
-    return "\n".join(lines), is_whole
+        else:
+            over = evaluation.over_budget.get(evaluation.names[target.contender], ())
+            is_met = target.is_met_by(figure.median, limit) and not (target.measure is Measure.REGRET and over)
+            raw = (_raw(list(of_one), evaluation) for _, of_one in groupby(series, lambda one: one.name))
+            row += [_value(target, figure.best), _value(target, figure.median), "yes" if is_met else "no"]
+            row.append("; ".join(raw))
+        rows.append(tuple(map(Cell, row)))
+    return printed([Table("Targets", HEAD, tuple(rows))]), is_whole
 
 
 def _expanded(target: Target, evaluation: Evaluation) -> Sequence[Target]:
@@ -230,10 +231,6 @@ def _raw(series: Sequence[Series], evaluation: Evaluation) -> str:
     times = [median(seconds for one in each.rounds for seconds in one.seconds) for each in series]
     speeds = [f"{median(each.throughputs):.0f}" for each in series if each.call_work > 1]
     over = evaluation.over_budget.get(name, ())
-    note = f" (over budget: {_one_line('; '.join(over))})" if over else ""
+    note = f" (over budget: {'; '.join(over)})" if over else ""
     tokens = f", {' · '.join(speeds)} tokens/s" if speeds else ""
     return f"{name} {' · '.join(f'{seconds * 1e3:.1f}' for seconds in times)} ms{tokens}{note}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")[:300]
