@@ -86,23 +86,19 @@ def parsed_prices(words: Sequence[str], currency: str) -> Prices:
     """
     found: dict[str, float] = {}
     for word in words:
-        role, _, amount = word.partition("=")
-        if role not in {"cpu", "gpu"} or not amount.endswith("/h"):
-            raise InputError(f"--price {word}: expected cpu=AMOUNT/h or gpu=AMOUNT/h, as in cpu=0.20/h")
+        role, _, text = word.removesuffix("/h").partition("=")
+        try:
+            amount = float(text)
+        except ValueError:
+            amount = math.nan
+        if role not in {"cpu", "gpu"} or not word.endswith("/h") or not 0 <= amount < math.inf:
+            raise InputError(
+                f"--price {word}: expected cpu=AMOUNT/h or gpu=AMOUNT/h, AMOUNT 0 or more, as in cpu=0.20/h"
+            )
         if role in found:
             raise InputError(f"--price {word}: the price of {role} is given twice; give it once")
-        found[role] = _amount(word, amount.removesuffix("/h"))
+        found[role] = amount
     return Prices(currency, found.get("cpu"), found.get("gpu"))
-
-
-def _amount(word: str, text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = math.nan
-    if not (math.isfinite(amount) and amount >= 0):
-        raise InputError(f"--price {word}: {text!r} is no price; write a number of 0 or more, as in 0.20")
-    return amount
 
 
 def _printed(comparison: Comparison) -> Iterator[str]:
