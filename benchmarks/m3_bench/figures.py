@@ -150,8 +150,9 @@ def figures_of(runs: Sequence[PlacedRun]) -> Figures:
                 continue
             place, rounds = entry.place.below("scenarios", number, "rounds"), measured.rounds
             speed = stats.tokens_per_s(rounds, scenario)
+            latency = Latency.of([seconds for one in rounds for seconds in one.seconds])
             warnings = stats.warnings_of(speed.values)
-            values.append(Measurement(entry, scenario, measured, place, stats.latency(rounds), speed, warnings))
+            values.append(Measurement(entry, scenario, measured, place, latency, speed, warnings))
     return Figures(entries, machines, tuple(values), tuple(gaps))
 
 

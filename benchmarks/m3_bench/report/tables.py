@@ -145,6 +145,7 @@ def scenario_table(figures: Figures, scenario: Scenario, currency: str) -> Table
     """Everything about a scenario."""
     found = figures.at(scenario)
     reference = next((figure for figure in found if figure.entry.placed.is_reference), None)
+    texts_per_token = len(scenario.lengths) / scenario.tokens
     rows = (
         {
             "": label_of(f.entry, figures),
@@ -154,7 +155,7 @@ def scenario_table(figures: Figures, scenario: Scenario, currency: str) -> Table
             "tokens/s": speed_cell(f),
             "per core": speed_per_core_cell(f),
             "interval": _interval(f),
-            "texts/s": _cell(f, formats.number(stats.texts_per_s(f.rounds, scenario).median), "median of rounds"),
+            "texts/s": _cell(f, formats.number(f.tokens_per_s.median * texts_per_token), "median of rounds"),
             "× reference": NO_VALUE if reference is None else _times_reference(f, reference),
             "CPU-s per M tokens": _cpu_time(f),
             "cost per M tokens": cost_cell(f, currency),
@@ -249,7 +250,7 @@ def load_table(load: Load, place: Place) -> Table:
     def row(number: int, stage: Stage) -> Cells:
         answers = len(stage.latencies_s)
         per_s = [formats.number(n / stage.seconds if n else None) for n in (answers, stage.texts, stage.tokens)]
-        found = stats.latency_of(stage.latencies_s) if answers else None
+        found = stats.Latency.of(stage.latencies_s) if answers else None
         times = [
             formats.seconds(value) for value in ((found.p50_s, found.p95_s, found.p99_s) if found else (None,) * 3)
         ]
