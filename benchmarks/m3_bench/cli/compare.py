@@ -15,6 +15,7 @@ from m3_bench.documents import Comparison, Prices
 from m3_bench.figures import Place, figures_of, runs_of
 from m3_bench.report.page import printed
 from m3_bench.report.tables import parity_table, scenario_table
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 
@@ -41,12 +42,13 @@ exit codes: 0 compared; 1 files cannot be read or do not belong together; 2 usag
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "compare",
-        help="runs beside a reference: parity, speed, cost",
+        _run,
+        summary="runs beside a reference: parity, speed, cost",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="what m3-bench record wrote")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="what m3-bench run or peers wrote")
@@ -58,7 +60,6 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--mixed-machines", action="store_true", help="runs may be of different machines")
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
@@ -39,12 +40,13 @@ exit codes:
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "report",
-        help="one page of everything that was measured",
+        _run,
+        summary="one page of everything that was measured",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what the other commands wrote")
     parser.add_argument(
@@ -53,7 +55,6 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--model", metavar="NAME", help="what the page calls the model, instead of the recorded name")
     parser.add_argument("--force", action="store_true", help="replace FOLDER even if it is no report")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
