@@ -136,7 +136,7 @@ def runs_of(comparison: Comparison, place: Place) -> tuple[PlacedRun, ...]:
 
 def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     """All figures of some runs."""
-    machines = distinct(placed.run.machine for placed in runs)
+    machines = distinct(placed.run.machine for placed in runs if placed.run.contenders)
     entries = _entries(runs, machines)
     values: list[Measurement] = []
     gaps: list[str] = []

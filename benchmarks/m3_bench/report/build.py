@@ -23,25 +23,6 @@ from m3_bench.report.searches import (
     retrieval_table,
 )  # fmt: skip
 
-_SPEED = (
-    "Times are from texts to numbers of all heads that were asked for, tokenising included. Latency is over all calls "
-    "of all rounds; throughput is the median over rounds. Point at a number to see its raw values; it links to their "
-    "file."
-)
-_ACCURACY = (
-    "Each text's vectors against those that the reference gave. Cosines and Jaccard indices are 1 where nothing "
-    "differs, and are rounded down. The same top 5: the five heaviest words keep their order, near-ties aside."
-)
-_MEMORY = (
-    "Each scenario ran in a process of its own. Memory is what was resident, mapped weights that were touched "
-    "included; of an accelerator it is the device's. Loading is from the start of the process, files cached."
-)
-_CEILING = (
-    "The fastest exact matrix product (2048 × 1024 × 4096) that an engine does in a contender's precision is its "
-    "ceiling. The share is tokens/s × FLOP per token ÷ ceiling; attention itself is not counted."
-)
-_LOAD = "Latencies are of answers with vectors alone; refusals (429, 503) and errors are counted apart."
-
 
 @dataclass(frozen=True)
 class Parity:
@@ -72,13 +53,9 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
         _speed(inputs, top),
         _accuracy(inputs.figures, parities, top.load),
         _cost(inputs, top.load),
-        _section(
-            ("memory", "Memory and start", _MEMORY),
-            [charts.memory_by_length(inputs.figures)],
-            [tables.memory_table(inputs.figures)],
-        ),
+        _section("memory", [charts.memory_by_length(inputs.figures)], [tables.memory_table(inputs.figures)]),
         _ceiling(inputs),
-        _section(("load", "A server under load", _LOAD), (), (tables.load_table(*one) for one in inputs.of(Load))),
+        _section("load", (), (tables.load_table(*one) for one in inputs.of(Load))),
         _retrieval(inputs),
         _margins(inputs),
         _facts(inputs, name),
@@ -246,14 +223,11 @@ def _remarks(inputs: Inputs) -> Iterator[str]:
 
 
 def _section(
-    words: tuple[str, str, str], drawn: Iterable[Chart | None], found: Iterable[Table], notes: Iterable[str] = ()
+    anchor: str, drawn: Iterable[Chart | None], found: Iterable[Table], notes: Iterable[str] = (), intro: str = ""
 ) -> Section:
-    """A part of the page, with those charts and tables that have something to show.
-
-    `words` are anchor, title and what is to be known first.
-    """
+    """A part of the page, with those charts and tables that have something to show."""
     shown = tuple(table for table in found if table.rows)
-    return Section(*words, tuple(chart for chart in drawn if chart is not None), shown, tuple(notes))
+    return Section(anchor, tuple(chart for chart in drawn if chart is not None), shown, tuple(notes), intro)
 
 
 def _speed(inputs: Inputs, top: Highlights) -> Section:
@@ -270,7 +244,7 @@ def _speed(inputs: Inputs, top: Highlights) -> Section:
         *_within_rounds(figures, top.ours),
         *(tables.scenario_table(figures, scenario, inputs.currency) for scenario in figures.scenarios),
     )
-    return _section(("speed", "Latency and throughput", _SPEED), drawn, found, figures.gaps)
+    return _section("speed", drawn, found, figures.gaps)
 
 
 def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
@@ -294,7 +268,7 @@ def _accuracy(figures: Figures, parities: list[Parity], load: Scenario | None) -
         caption = f"Parity with {reference}, {len(these[0].compared.texts.dense)} texts"
         found.append(tables.parity_table(caption, ((one.entry.label, one.compared, one.place) for one in these)))
     drawn = (charts.speed_and_accuracy(figures, load, pairs), *charts.parity_of_texts(figures, pairs))
-    return _section(("accuracy", "Accuracy", _ACCURACY), drawn, found)
+    return _section("accuracy", drawn, found)
 
 
 def _cost(inputs: Inputs, load: Scenario | None) -> Section:
@@ -304,9 +278,9 @@ def _cost(inputs: Inputs, load: Scenario | None) -> Section:
         for one in figures.measured
         if one.placed.price_per_hour is not None
     }
-    intro = f"The price of an hour ÷ the tokens of an hour. Prices as given: {'; '.join(sorted(prices))} an hour."
+    intro = f"Prices as given: {'; '.join(sorted(prices))} an hour."
     found = tables.matrix(f"Cost of a million tokens, {currency}", figures, lambda f: tables.cost_cell(f, ""))
-    return _section(("cost", "Cost", intro), [charts.cost(figures, load, currency)], [found])
+    return _section("cost", [charts.cost(figures, load, currency)], [found], intro=intro)
 
 
 def _ceiling(inputs: Inputs) -> Section:
@@ -321,7 +295,7 @@ def _ceiling(inputs: Inputs) -> Section:
         notes.append("The runs do not say how many FLOP a token takes, so there is no share.")
     shares = tables.matrix("Share of the ceiling", inputs.figures, lambda f: tables.share_cell(f, known))
     found = (shares, *(tables.ceilings_table(*one) for one in rooflines))
-    return _section(("ceiling", "How much of the processor is used", _CEILING), (), found, notes)
+    return _section("ceiling", (), found, notes)
 
 
 def _retrieval(inputs: Inputs) -> Section:
@@ -332,20 +306,17 @@ def _retrieval(inputs: Inputs) -> Section:
         models = ", ".join(f"{bundle} ({model.name})" for bundle, model in found.models.items())
         said = (f"{models}, on {described(found.machine)}.", *retrieval_notes(found))
         notes += [f"{found.dataset.name}: {note}" for note in said]
-    intro = f"Labelled datasets searched with each variant and method; metrics are means over queries. {INTERVALS}"
-    shown = (retrieval_table(*one) for one in searched)
-    return _section(("retrieval", "Retrieval", intro), drawn, shown, notes)
+    return _section("retrieval", drawn, (retrieval_table(*one) for one in searched), notes, INTERVALS)
 
 
 def _margins(inputs: Inputs) -> Section:
     scored = inputs.of(Margins)
     notes = (f"{found.source}: {note}" for found, _ in scored for note in margins_notes(found))
-    words = "margins", "Margins on fine-tuning lines", f"{MARGINS} {INTERVALS}"
-    return _section(words, (), (margins_table(*one) for one in scored), notes)
+    return _section("margins", (), (margins_table(*one) for one in scored), notes, f"{MARGINS} {INTERVALS}")
 
 
 def _facts(inputs: Inputs, name: str) -> Section:
     space, weights = (inputs.model.space_id, inputs.model.weights_sha256) if inputs.model else ("", "")
     intro = f"Everything ran {name}: vector space {space[:16]}, weights SHA-256 {weights[:16]}…"
     found = (tables.machines_table(inputs.figures), tables.contenders_table(inputs.figures))
-    return _section(("facts", "Machines and contenders", intro), (), found)
+    return _section("facts", (), found, intro=intro)

@@ -66,12 +66,11 @@ class Table:
         ('', 'p50')
         """
         every = [{head: Cell(cell) if isinstance(cell, str) else cell for head, cell in row.items()} for row in rows]
-        valued = [{head: cell for head, cell in row.items() if cell.text != NOTHING} for row in every]
-        kept = [row for row in valued if len(row) > 1]
-        heads = [head for head in dict.fromkeys(head for row in every for head in row) if any(head in r for r in kept)]
-        return cls(
-            caption, tuple(heads), tuple(tuple(r.get(head, NO_VALUE) for head in heads) for r in kept), is_detail
-        )
+        kept = [row for row in every if any(cell.text != NOTHING for cell in list(row.values())[1:])]
+        valued = {head for row in kept for head, cell in row.items() if cell.text != NOTHING}
+        heads = [head for head in dict.fromkeys(head for row in every for head in row) if head in valued]
+        cells = tuple(tuple(row.get(head, NO_VALUE) for head in heads) for row in kept)
+        return cls(caption, tuple(heads), cells, is_detail)
 
     def has_words(self, column: int) -> bool:
         """Whether a column holds words, not numbers."""
@@ -115,14 +114,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A part of the page; its title and first words are in `templates/sections.jinja`, `intro` goes on from there."""
 
     anchor: str
-    title: str
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
     intro: str
-    charts: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
