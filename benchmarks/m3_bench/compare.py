@@ -51,9 +51,14 @@ def compare(
             _check_shapes(recording.outputs, outputs, f"{contender.name} ({str(path)!r})")
             parity.append(_compared(number, contender.name, recording.outputs, outputs))
             notes += _notes_on_heads(recording.outputs, outputs, name)
-    sources = tuple(SourceFile(path.name, sha256_of(path)) for path in everything)
-    found = tuple(files.values()), sources, tuple(parity)
-    return Comparison(recording.run, *found, prices, tuple(dict.fromkeys(notes)))
+    return Comparison(
+        reference=recording.run,
+        runs=tuple(files.values()),
+        sources=tuple(SourceFile(path.name, sha256_of(path)) for path in everything),
+        parity=tuple(parity),
+        prices=prices,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
 def check_scenarios(runs: Sequence[tuple[str, Run]]) -> None:

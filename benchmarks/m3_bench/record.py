@@ -109,7 +109,7 @@ def _described(found: Source, checkpoint: Checkpoint) -> tuple[Model, TextMaker]
         tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
     weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
     model = Model(
-        name=_name_of(found, checkpoint.config),
+        name=model_name(found, checkpoint.config),
         space_id=checkpoint.space_id(weights, source.ids_sha256),
         weights_sha256=weights,
         flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
@@ -117,11 +117,15 @@ def _described(found: Source, checkpoint: Checkpoint) -> tuple[Model, TextMaker]
     return model, TextMaker(tokenizer)
 
 
-def _name_of(found: Source, config: Mapping[str, Any]) -> str:
-    """What the model is called: a folder's config.json may name what the model is, or was fine-tuned from."""
+def model_name(found: Source, config: Mapping[str, Any]) -> str:
+    """What a model is called: for a folder, what config.json says that it is or was fine-tuned from, and the folder.
+
+    >>> model_name(Source("ckpt-7", Path("out/ckpt-7"), None), {"_name_or_path": "BAAI/bge-m3"})
+    'BAAI/bge-m3 (ckpt-7)'
+    """
     name = config.get("_name_or_path")
-    is_known = isinstance(name, str) and (m3_models.is_name(name) or HUB_ID.fullmatch(name))
-    if found.revision is not None or m3_models.is_name(found.name) or not is_known or Path(name).exists():
+    is_name = isinstance(name, str) and (m3_models.is_name(name) or HUB_ID.fullmatch(name)) and not Path(name).exists()
+    if not is_name or found.revision is not None or m3_models.is_name(found.name):
         return found.name
     return f"{name} ({found.name})"
 
