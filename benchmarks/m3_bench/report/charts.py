@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from m3_bench import formats
@@ -288,18 +288,19 @@ def _lines(
     if not any(len(one.x) > 1 for one in series):
         return None
     values = [value for one in series for value in (*one.y, *one.low, *one.high)]
+    ticks = sorted({x for one in series for x in one.x})
 
     def draw(plot: Axes) -> None:
         for one in series:
             one.plot(plot, "--" if one.number == REFERENCE else "-")
         plot.margins(0.04, 0.08)
-        plot.set_xscale("log", base=2)
+        plot.set_xscale("log")
         if is_log or (is_log is None and max(values) > 20 * min(values)):
             plot.set_yscale("log")
             plot.set_ylim(*_log_limits(values))
         else:
             plot.set_ylim(bottom=0)
-        _finish(plot.xaxis, axes[0], LogLocator(2, numticks=9))
+        _finish(plot.xaxis, axes[0], FixedLocator(ticks, nbins=8))
         _finish(plot.yaxis, axes[1])
 
     return _chart(name, title, caption, 220, draw, series)
@@ -382,9 +383,21 @@ def _finish(axis: Axis, title: str, locator: Locator | None = None) -> None:
         low, high = axis.get_view_interval()
         locator = LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=12)
     axis.set_major_locator(locator or MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}".replace(",", " ")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_tick_params(which="both", length=0)
+
+
+def _tick(value: float) -> str:
+    """A tick's label.
+
+    >>> _tick(20000.0), _tick(0.002), _tick(1e-4)
+    ('20 000', '0.002', '10⁻⁴')
+    """
+    exponent = math.log10(value) if 0 < value < 0.01 else 0.5
+    if math.isclose(exponent, round(exponent)):
+        return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{value:,.6g}".replace(",", " ")
 
 
 def _finish_rows(plot: Axes, count: int) -> None:

@@ -146,8 +146,9 @@ def scenario_table(figures: Figures, scenario: Scenario, currency: str) -> Table
     found = figures.at(scenario)
     reference = next((figure for figure in found if figure.entry.placed.is_reference), None)
     texts_per_token = len(scenario.lengths) / scenario.tokens
-    rows = (
-        {
+
+    def row(f: Measurement) -> Cells:
+        return {
             "": label_of(f.entry, figures),
             "p50": p50_cell(f),
             "p95": _percentile(f, f.latency.p95_s, 95),
@@ -164,11 +165,10 @@ def scenario_table(figures: Figures, scenario: Scenario, currency: str) -> Table
             "tokenising": _part(f, lambda one: one.tokenise_s),
             "engine": _part(f, lambda one: one.engine_s),
         }
-        for f in found
-    )
+
     clients = f", {scenario.clients} callers" if scenario.clients > 1 and "caller" not in scenario.title else ""
     caption = f"{scenario.title}{clients}: {' + '.join(scenario.heads)}, {found[0].latency.calls} calls"
-    return Table.of(caption, rows, is_detail=True)
+    return Table.of(caption, map(row, found), is_detail=True)
 
 
 def _interval(figure: Measurement) -> Cell:
@@ -234,7 +234,7 @@ def memory_table(figures: Figures) -> Table:
 
 def ceilings_table(roofline: Roofline, place: Place) -> Table:
     """The products of each engine and precision."""
-    rows = []
+    rows: list[Cells] = []
     for number, found in enumerate(roofline.ceilings):
         value = NO_VALUE
         if found.flop_per_s:

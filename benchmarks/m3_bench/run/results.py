@@ -182,7 +182,7 @@ def _regret(ours: Sequence[Series], others: Sequence[Sequence[Series]], weights:
     fastest = np.ones(2)  # best and median, in parts of ours
     for shapes in others:
         parts = [np.divide(*_common([a.speeds, b.speeds])) for a, b in zip(ours, shapes, strict=True)]
-        times = sum(weight * part for weight, part in zip(weights, _common(parts), strict=True))
+        times = np.tensordot(weights, _common(parts), 1)
         fastest = np.minimum(fastest, [times[0], _median(times)])
     return 1 / fastest
 
