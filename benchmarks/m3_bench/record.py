@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import m3_models
 from m3_bench.documents import Model, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, this_machine
 from m3_bench.recording import Recording, digest_of, write_recording
@@ -118,16 +117,14 @@ def _described(found: Source, checkpoint: Checkpoint) -> tuple[Model, TextMaker]
 
 
 def model_name(found: Source, config: Mapping[str, Any]) -> str:
-    """What a model is called: for a folder, what config.json says that it is or was fine-tuned from, and the folder.
+    """What a model is called: a folder's name comes after that of the model that config.json names, if it does.
 
     >>> model_name(Source("ckpt-7", Path("out/ckpt-7"), None), {"_name_or_path": "BAAI/bge-m3"})
     'BAAI/bge-m3 (ckpt-7)'
     """
-    name = config.get("_name_or_path")
-    is_name = isinstance(name, str) and (m3_models.is_name(name) or HUB_ID.fullmatch(name)) and not Path(name).exists()
-    if not is_name or found.revision is not None or m3_models.is_name(found.name):
-        return found.name
-    return f"{name} ({found.name})"
+    base = config.get("_name_or_path")
+    is_hub_id = isinstance(base, str) and HUB_ID.fullmatch(base) and not Path(base).exists()
+    return f"{base} ({found.name})" if is_hub_id and found.revision is None else found.name
 
 
 def _contender(spec: RecordSpec, folder: Path, checkpoint: Checkpoint) -> ContenderSpec:

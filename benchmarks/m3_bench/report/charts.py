@@ -144,8 +144,8 @@ def throughput_by_clients(figures: Figures) -> Chart | None:
     many = [s for s in figures.scenarios if s.clients > 1]
     shapes = {(s.lengths, s.heads) for s in many}
     scenarios = [s for s in figures.scenarios if (s.lengths, s.heads) in shapes] if len(shapes) == 1 else many
-    lengths = f"{len(many[0].lengths)} text(s) of {max(many[0].lengths)} tokens" if many else ""
-    caption = f"{lengths} a call, callers share one loaded model. Higher is better."
+    lengths = f"{len(many[0].lengths)} × {max(many[0].lengths)} tokens" if many else ""
+    caption = f"Calls of {lengths}; callers share one loaded model. Higher is better."
     series = _series(figures, scenarios, lambda s: s.clients, _speed)
     return _lines("throughput-by-clients", "Throughput by callers", caption, ("callers at a time", "tokens/s"), series)
 
