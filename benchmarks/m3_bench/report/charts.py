@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -45,34 +46,7 @@ _FILE_ONLY = re.compile(
     re.DOTALL,
 )
 _WIDTH = 440  # points, which are pixels of the SVG; the page scales it
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 11.5,
-    "lines.linewidth": 1.8,
-    "lines.markeredgewidth": 0.6,
-    "lines.markersize": 7,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-    "legend.columnspacing": 1.0,
-    "legend.fontsize": 10.5,
-    "figure.facecolor": "none",
-    "figure.constrained_layout.use": True,
-}
+_STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"
 
 
 @dataclass(frozen=True)
@@ -356,7 +330,7 @@ def _chart(
     columns = 2 if all(len(one.name) <= 30 for one in series) else 1
     room = 60 + 17 * math.ceil(len(series) / columns) if series else 0
     file = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+    with mpl.rc_context({"svg.hashsalt": name}, fname=_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
         canvas = Canvas(figsize=(_WIDTH / 72, (height + room) / 72))
         draw(canvas.add_subplot())
