@@ -46,6 +46,7 @@ _FILE_ONLY = re.compile(
     re.DOTALL,
 )
 _WIDTH = 440  # points, which are pixels of the SVG; the page scales it
+_LEGEND_LETTERS = 62  # of two columns side by side
 _STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"
 
 
@@ -327,7 +328,9 @@ def _chart(
     name: str, title: str, caption: str, height: float, draw: Callable[[Axes], None], series: Sequence[Points] = ()
 ) -> Chart:
     """What `draw` makes of empty axes, with a legend of `series`, and title and description for screen readers."""
-    columns = 2 if all(len(one.name) <= 30 for one in series) else 1
+    names, half = [_cut(one.name) for one in series], math.ceil(len(series) / 2)
+    widths = [max(map(len, names[start : start + half]), default=0) for start in (0, half)]
+    columns = 2 if sum(widths) <= _LEGEND_LETTERS else 1
     room = 60 + 17 * math.ceil(len(series) / columns) if series else 0
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}, fname=_STYLE), warnings.catch_warnings():
