@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from m3_bench import documents
-from m3_bench.documents import Compared, Comparison, Contender, Model, Prices, Run, Scenario, SourceFile, TextParity
+from m3_bench.documents import Compared, Comparison, Contender, Prices, Run, Scenario, SourceFile, TextParity
 from m3_bench.errors import DocumentError
 from m3_bench.machine import described, differences, distinct
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
@@ -31,10 +31,8 @@ def compare(
     if digest_of(recording.texts) != recording.run.texts_sha256:
         raise DocumentError(f"{str(reference)!r} holds other texts than it says; it was changed: record it again")
     files = {path: documents.read_as(Run, path) for path in runs}
-    for path, run in files.items():
-        _check_model(recording.run.model, run.model, path)
     everything = {reference: recording.run} | files
-    check_scenarios([(str(path), run) for path, run in everything.items()])
+    check_together([(str(path), run) for path, run in everything.items()])
     if not mixed_machines:
         # a reference from an accelerator is of another machine by its nature, and one without times is of none
         is_timed_here = _is_timed(recording.run) and not recording.run.machine.accelerator
@@ -61,14 +59,26 @@ def compare(
     )
 
 
-def check_scenarios(runs: Sequence[tuple[str, Run]]) -> None:
-    """Refuse runs, each with the name of its file, in which one name means two scenarios; calls may differ.
+def check_together(runs: Sequence[tuple[str, Run]]) -> None:
+    """Refuse runs, each with the name of its file, whose figures do not compare.
 
     Raises:
-        DocumentError: a scenario has other lengths, heads or clients in another run.
+        DocumentError: a run is of another checkpoint than the first, or means something else by a scenario's name; the
+            number of calls may differ.
     """
     seen: dict[str, tuple[Scenario, str]] = {}
     for file, run in runs:
+        first_file, model = runs[0][0], runs[0][1].model
+        for what, expected, got in (
+            ("vector space", model.space_id, run.model.space_id),
+            ("weights", model.weights_sha256, run.model.weights_sha256),
+        ):
+            if expected != got:
+                raise DocumentError(
+                    f"{file!r} is of another checkpoint than {first_file!r}: its {what} {got[:16]!r} "
+                    f"({run.model.name}), not {expected[:16]!r} ({model.name}). Their figures do not compare; record a "
+                    "reference of the same checkpoint, and make a report of each"
+                )
         for scenario in run.scenarios:
             first, its_file = seen.setdefault(scenario.name, (scenario, file))
             if replace(scenario, calls=first.calls, title=first.title) != first:
@@ -82,18 +92,6 @@ def _shape(scenario: Scenario) -> str:
     texts, clients = len(scenario.lengths), scenario.clients
     lengths = f"{texts} text{'s' * (texts > 1)} of {scenario.tokens} tokens{' in all' * (texts > 1)}"
     return f"{lengths}, {'+'.join(scenario.heads)}, {clients} caller{'s' * (clients > 1)}"
-
-
-def _check_model(expected: Model, got: Model, path: Path) -> None:
-    for what, ours, theirs in (
-        ("vector space", expected.space_id, got.space_id),
-        ("weights", expected.weights_sha256, got.weights_sha256),
-    ):
-        if ours != theirs:
-            raise DocumentError(
-                f"{str(path)!r} is of another checkpoint: its {what} {theirs[:16]!r} ({got.name}), "
-                f"the reference's {ours[:16]!r} ({expected.name}); record a reference of the same checkpoint"
-            )
 
 
 def _check_machines(files: Mapping[Path, Run]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from m3_bench import documents
-from m3_bench.compare import check_scenarios
+from m3_bench.compare import check_together
 from m3_bench.documents import Comparison, Document, Model, Run
 from m3_bench.errors import DocumentError
 from m3_bench.figures import Figures, Place, PlacedRun, figures_of, runs_of
@@ -57,9 +57,7 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     runs: list[PlacedRun] = []
     for file in sorted(files, key=lambda file: not isinstance(file.document, Comparison)):
         runs += [one for one in _runs_in(file) if all(one.run != other.run for other in runs)]
-    for one in runs[1:]:
-        _check_model(runs[0], one)
-    check_scenarios([(one.place.file, one.run) for one in runs])
+    check_together([(one.place.file, one.run) for one in runs])
     inputs = Inputs(files, figures_of(runs))
     currencies = {found.prices.currency for found, _ in inputs.of(Comparison)}
     if len(currencies) > 1:
@@ -87,12 +85,3 @@ def _runs_in(file: Input) -> Sequence[PlacedRun]:
     if isinstance(file.document, Comparison):
         return runs_of(file.document, Place(file.name))
     return [PlacedRun(file.document, Place(file.name), file.name)] if isinstance(file.document, Run) else []
-
-
-def _check_model(first: PlacedRun, other: PlacedRun) -> None:
-    ours, theirs = first.run.model, other.run.model
-    if ours.weights_sha256 != theirs.weights_sha256:
-        raise DocumentError(
-            f"{first.place.file!r} measured {ours.name} (weights {ours.weights_sha256[:12]}), {other.place.file!r} "
-            f"{theirs.name} ({theirs.weights_sha256[:12]}): their speeds do not compare; make a report of each"
-        )
