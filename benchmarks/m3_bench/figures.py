@@ -1,10 +1,10 @@
 """The figures of runs: every contender at every scenario, each with the place of its raw values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from m3_bench import stats
-from m3_bench.documents import Comparison, Contender, Round, Run, Scenario, ScenarioRun
+from m3_bench.documents import Compared, Comparison, Contender, Round, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, differences, distinct
 from m3_bench.stats import Interval, Latency
 
@@ -88,6 +88,16 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """A contender's parity, where it is stored, and the reference's name."""
+
+    entry: Entry
+    compared: Compared
+    place: Place
+    reference: str
+
+
+@dataclass(frozen=True)
 class Figures:
     """All contenders, what was measured of them, and in words what could not be measured and why."""
 
@@ -108,6 +118,16 @@ class Figures:
     def measured(self) -> tuple[Entry, ...]:
         """Contenders with a figure."""
         return tuple(entry for entry in self.entries if self.of(entry))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why figures are not to be trusted, each reason once with the figures that it is about."""
+        found: dict[str, list[str]] = {}
+        for one in self.values:
+            for warning in one.warnings:
+                found.setdefault(warning, []).append(f"{one.entry.label}, {one.scenario.title}")
+        more = {warning: f" and {len(of) - 2} more" if len(of) > 2 else "" for warning, of in found.items()}
+        return tuple(f"{'; '.join(of[:2])}{more[warning]}: {warning}." for warning, of in found.items())
 
     def at(self, scenario: Scenario | None) -> tuple[Measurement, ...]:
         """Figures of a scenario; none of None."""
@@ -132,6 +152,17 @@ def runs_of(comparison: Comparison, place: Place) -> tuple[PlacedRun, ...]:
         for n, run in enumerate(comparison.runs)
     )
     return (first, *others)
+
+
+def parities_of(comparison: Comparison, place: Place, entries: Sequence[Entry]) -> Iterator[Parity]:
+    """Yield the parities of a comparison; `entries` are contenders, among them those of its runs."""
+    names = ", ".join(contender.name for contender in comparison.reference.contenders)
+    for number, one in enumerate(comparison.parity):
+        run = comparison.runs[one.run]
+        for entry in entries:
+            if entry.contender.name == one.contender and entry.placed.run == run:
+                yield Parity(entry, one, place.below("parity", number), names)
+                break
 
 
 def figures_of(runs: Sequence[PlacedRun]) -> Figures:

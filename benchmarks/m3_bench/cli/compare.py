@@ -12,9 +12,9 @@ from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices
-from m3_bench.figures import Place, figures_of, runs_of
+from m3_bench.figures import Place, figures_of, parities_of, runs_of
 from m3_bench.report.page import printed
-from m3_bench.report.tables import parity_table, scenario_table
+from m3_bench.report.tables import parity_tables, scenario_table
 from m3_runtime.cli.arguments import add_parser
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -109,13 +109,9 @@ def _printed(comparison: Comparison) -> Iterator[str]:
     names = ", ".join(contender.name for contender in comparison.reference.contenders)
     yield f"# {comparison.reference.model.name}: {names} and {len(comparison.runs)} run(s)\n"
     yield from (f"* {note}" for note in comparison.notes)
-    if comparison.parity:
-        labels = {(entry.placed.number, entry.contender.name): entry.label for entry in figures.entries}
-        rows = [(labels[one.run, one.contender], one, root) for one in comparison.parity]
-        texts = len(comparison.parity[0].texts.dense)
-        yield "\n" + printed([parity_table(f"Parity with the reference, {texts} texts", rows)])
+    parities = list(parities_of(comparison, root, figures.entries))
     currency = comparison.prices.currency
-    yield "\n" + printed(scenario_table(figures, scenario, currency) for scenario in figures.scenarios) + "\n"
-    doubts = [f"{f.entry.label}, {f.scenario.title}: {warning}" for f in figures.values for warning in f.warnings]
-    doubts += dict.fromkeys(f.latency.too_few for f in figures.values if f.latency.too_few)
-    yield from (f"* {doubt}" for doubt in (*doubts, *figures.gaps))
+    scenarios = (scenario_table(figures, scenario, currency) for scenario in figures.scenarios)
+    yield "\n" + printed([*parity_tables(parities), *scenarios]) + "\n"
+    too_few = dict.fromkeys(f.latency.too_few for f in figures.values if f.latency.too_few)
+    yield from (f"* {doubt}" for doubt in (*figures.doubts, *too_few, *figures.gaps))

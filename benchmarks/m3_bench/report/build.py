@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Comparison, Load, Margins, Retrieval, Roofline, Scenario
-from m3_bench.figures import Entry, Figures, Measurement, Place
+from m3_bench.documents import Comparison, Load, Margins, Retrieval, Roofline, Scenario
+from m3_bench.figures import Entry, Figures, Measurement, Parity, parities_of
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
 from m3_bench.report.inputs import Inputs
@@ -25,16 +25,6 @@ from m3_bench.report.searches import (
 
 
 @dataclass(frozen=True)
-class Parity:
-    """A contender's parity, where it is stored, and the reference's name."""
-
-    entry: Entry
-    compared: Compared
-    place: Place
-    reference: str
-
-
-@dataclass(frozen=True)
 class Highlights:
     """What the tiles are of; each is None where there is none."""
 
@@ -46,7 +36,8 @@ class Highlights:
 
 def build_page(inputs: Inputs, model: str | None = None) -> Page:
     """Compute every figure and draw every chart; `model` is what the page calls the model, None its recorded name."""
-    parities = list(_parities(inputs))
+    entries = inputs.figures.entries
+    parities = [parity for one in inputs.of(Comparison) for parity in parities_of(*one, entries)]
     top = _highlights(inputs.figures, parities)
     name = model or (inputs.model.name if inputs.model else "")
     sections = (
@@ -91,16 +82,6 @@ def _lead(top: Highlights) -> str:
     threads = top.ours.placed.run.threads
     where = top.ours.machine + (f" with {threads} thread{'s' * (threads > 1)}" if threads else "")
     return f"{top.ours.label} on {where}" + (f", beside {top.reference.label}" if top.reference else "")
-
-
-def _parities(inputs: Inputs) -> Iterator[Parity]:
-    for found, place in inputs.of(Comparison):
-        names = ", ".join(contender.name for contender in found.reference.contenders)
-        for number, one in enumerate(found.parity):
-            for entry in inputs.figures.entries:
-                if entry.placed.run == found.runs[one.run] and entry.contender.name == one.contender:
-                    yield Parity(entry, one, place.below("parity", number), names)
-                    break
 
 
 def _highlights(figures: Figures, parities: list[Parity]) -> Highlights:
@@ -177,7 +158,7 @@ def _kept(parity: Parity) -> Iterator[Tile]:
         ("ColBERT cosine, 5th percentile", "colbert", "cosine_p5"),
         ("mean sparse Jaccard", "sparse", "jaccard_mean"),
     ):
-        cell = tables.likeness_cell(parity.compared, parity.place, head, key)
+        cell = tables.likeness_cell(parity, head, key)
         if cell != NO_VALUE:
             yield Tile(label, cell, (Cell(f"of {len(parity.compared.texts.dense)} texts"),))
 
@@ -213,13 +194,7 @@ def _remarks(inputs: Inputs) -> Iterator[str]:
     compared = distinct(entry.placed.run.machine for entry in figures.entries if not entry.placed.is_reference)
     if len(compared) > 1 and not any(note.startswith("Runs are of") for note in notes):
         yield f"Figures are of {len(compared)} machines ({'; '.join(map(described, compared))}): each says which."
-    noise: dict[str, list[str]] = {}
-    for one in figures.values:
-        for warning in one.warnings:
-            noise.setdefault(warning, []).append(f"{one.entry.label}, {one.scenario.title}")
-    for warning, places in noise.items():
-        more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-        yield f"{'; '.join(places[:2])}{more}: {warning}."
+    yield from figures.doubts
 
 
 def _section(
@@ -261,14 +236,8 @@ def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
 
 
 def _accuracy(figures: Figures, parities: list[Parity], load: Scenario | None) -> Section:
-    pairs = [(one.entry, one.compared) for one in parities]
-    found = []
-    for reference in dict.fromkeys(one.reference for one in parities):
-        these = [one for one in parities if one.reference == reference]
-        caption = f"Parity with {reference}, {len(these[0].compared.texts.dense)} texts"
-        found.append(tables.parity_table(caption, ((one.entry.label, one.compared, one.place) for one in these)))
-    drawn = (charts.speed_and_accuracy(figures, load, pairs), *charts.parity_of_texts(figures, pairs))
-    return _section("accuracy", drawn, found)
+    drawn = (charts.speed_and_accuracy(figures, load, parities), *charts.parity_of_texts(figures, parities))
+    return _section("accuracy", drawn, tables.parity_tables(parities))
 
 
 def _cost(inputs: Inputs, load: Scenario | None) -> Section:

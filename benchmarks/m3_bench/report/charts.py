@@ -25,8 +25,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 from numpy.typing import NDArray
 
 from m3_bench import formats
-from m3_bench.documents import Compared, Retrieval, Scenario
-from m3_bench.figures import Entry, Figures, Measurement
+from m3_bench.documents import Retrieval, Scenario
+from m3_bench.figures import Entry, Figures, Measurement, Parity
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
@@ -141,16 +141,14 @@ def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None
     return _bars("cost", "Cost of a million tokens", caption, currency, values, figures)
 
 
-def speed_and_accuracy(
-    figures: Figures, load: Scenario | None, parities: Sequence[tuple[Entry, Compared]]
-) -> Chart | None:
+def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequence[Parity]) -> Chart | None:
     """What each variant loses against how fast it is."""
     series = []
-    for entry, compared in parities:
-        figure = figures.get(load, entry)
-        if figure is not None and compared.dense is not None:
-            x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
-            series.append(Points(entry.label, _number_of(figures, entry), (x,), (y,)))
+    for one in parities:
+        figure = figures.get(load, one.entry)
+        if figure is not None and one.compared.dense is not None:
+            x, y = figure.tokens_per_s.median, max(1 - one.compared.dense.cosine_mean, FLOOR)
+            series.append(Points(one.entry.label, _number_of(figures, one.entry), (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
     places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
@@ -174,19 +172,19 @@ def speed_and_accuracy(
     return _chart("front", "Speed and accuracy", caption, 220, draw, series)
 
 
-def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart | None]:
+def parity_of_texts(figures: Figures, parities: Sequence[Parity]) -> list[Chart | None]:
     """A strip chart for each head: what each text lost."""
-    heads: tuple[tuple[str, str, str, Callable[[Compared], Sequence[float]]], ...] = (
-        ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.texts.dense),
-        ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.texts.jaccard),
-        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.texts.colbert),
+    heads: tuple[tuple[str, str, str, Callable[[Parity], Sequence[float]]], ...] = (
+        ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.compared.texts.dense),
+        ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.compared.texts.jaccard),
+        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.compared.texts.colbert),
     )
     charts = []
     for head, what, distance, values_of in heads:
         found = [
-            (entry.label, _number_of(figures, entry), np.maximum(1 - np.asarray(values_of(compared)), FLOOR))
-            for entry, compared in parities
-            if values_of(compared)
+            (one.entry.label, _number_of(figures, one.entry), np.maximum(1 - np.asarray(values_of(one)), FLOOR))
+            for one in parities
+            if values_of(one)
         ]
         charts.append(_strips(f"parity-{head}", f"{what}: distance to the reference", distance, found))
     return charts

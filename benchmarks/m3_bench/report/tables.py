@@ -1,11 +1,11 @@
 """The tables of runs: speed, parity, memory, cost, ceilings, load. The report and the terminal show the same ones."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Compared, Load, Roofline, Round, Scenario, Stage
-from m3_bench.figures import Entry, Figures, Measurement, Place
+from m3_bench.documents import Load, Roofline, Round, Scenario, Stage
+from m3_bench.figures import Entry, Figures, Measurement, Parity, Place
 from m3_bench.machine import Machine, differences
 from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
 
@@ -70,14 +70,14 @@ def ratio_cell(ours: Measurement, theirs: Measurement) -> Cell:
     return Cell(text, theirs.place, f"median of the ratios within rounds: {_listed(found.values)}")
 
 
-def likeness_cell(compared: Compared, place: Place, head: str, key: str) -> Cell:
+def likeness_cell(parity: Parity, head: str, key: str) -> Cell:
     """A value of a parity, rounded down; no value where the head is missing."""
-    parity = getattr(compared, head)
-    if parity is None:
+    found = getattr(parity.compared, head)
+    if found is None:
         return NO_VALUE
-    value: float = getattr(parity, key)
+    value: float = getattr(found, key)
     text = formats.share(value) if key.startswith("top5") else formats.likeness(value)
-    return Cell(text, place.below(head, key), f"{value:.8f}")
+    return Cell(text, parity.place.below(head, key), f"{value:.8f}")
 
 
 def share_cell(figure: Measurement, rooflines: Sequence[Roofline]) -> Cell:
@@ -202,15 +202,19 @@ def _part(figure: Measurement, seconds_of: Callable[[Round], Sequence[float]]) -
     return Cell(f"{median(shares) * 100:.0f} %", figure.place, "share of a call, median") if shares else NO_VALUE
 
 
-def parity_table(caption: str, rows: Iterable[tuple[str, Compared, Place]]) -> Table:
-    """Contenders by what their vectors keep of the reference's; each with its label and the place of its parity."""
-    return Table.of(
-        caption,
-        (
-            {"": label} | {title: likeness_cell(compared, place, head, key) for title, head, key in _PARITY}
-            for label, compared, place in rows
-        ),
-    )
+def parity_tables(parities: Sequence[Parity]) -> list[Table]:
+    """For each reference, contenders by what their vectors keep of the reference's."""
+
+    def row(parity: Parity) -> Cells:
+        cells = {title: likeness_cell(parity, head, key) for title, head, key in _PARITY}
+        return {"": parity.entry.label} | cells
+
+    found = []
+    for reference in dict.fromkeys(one.reference for one in parities):
+        these = [one for one in parities if one.reference == reference]
+        caption = f"Parity with {reference}, {len(these[0].compared.texts.dense)} texts"
+        found.append(Table.of(caption, map(row, these)))
+    return found
 
 
 def memory_table(figures: Figures) -> Table:
