@@ -118,9 +118,8 @@ def _tiles(inputs: Inputs, top: Highlights, parities: list[Parity]) -> Iterator[
         if reference is not None:
             yield from _fleet(load, reference, currency)
         yield from _peers(figures, load)
-    for parity in parities:
-        if parity.entry == top.ours:
-            yield from _kept(parity)
+    for parity in [one for one in parities if one.entry == top.ours][:1]:
+        yield from _kept(parity)
     yield from _worst_loss(inputs, top.ours)
     if load is not None and load.peak_bytes:
         weights = load.entry.contender.size_bytes
