@@ -44,9 +44,13 @@ class PlacedRun:
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender of a run; `label` and the short name of its machine are unique among those that are compared."""
+    """A contender of a run; `label` and the short name of its machine are unique among those that are compared.
+
+    `order` counts contenders that are no references, from 0; it is -1 for these.
+    """
 
     label: str
+    order: int
     machine: str
     contender: Contender
     placed: PlacedRun
@@ -198,7 +202,8 @@ def _entries(runs: Sequence[PlacedRun], machines: Sequence[Machine]) -> tuple[En
             label = contender.name if alone else f"{contender.name} ({placed.source})"
             taken = sum(label == other.label or other.label.startswith(f"{label} #") for other in found)
             label = f"{label} #{taken + 1}" if taken else label
-            found.append(Entry(label, machine, contender, placed, placed.place.below("contenders", number)))
+            order = -1 if placed.is_reference else sum(not other.placed.is_reference for other in found)
+            found.append(Entry(label, order, machine, contender, placed, placed.place.below("contenders", number)))
     return tuple(found)
 
 

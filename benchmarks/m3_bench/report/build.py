@@ -235,7 +235,7 @@ def _within_rounds(figures: Figures, ours: Entry | None) -> Iterator[Table]:
 
 
 def _accuracy(figures: Figures, parities: list[Parity], load: Scenario | None) -> Section:
-    drawn = (charts.speed_and_accuracy(figures, load, parities), *charts.parity_of_texts(figures, parities))
+    drawn = (charts.speed_and_accuracy(figures, load, parities), *charts.parity_of_texts(parities))
     return _section("accuracy", drawn, tables.parity_tables(parities))
 
 

@@ -35,7 +35,6 @@ FLOOR = 1e-8
 """Losses below it are the order in which threads add; documents keep as many digits."""
 INK, MUTED, GRID, CARD = "#1b1f24", "#5b6570", "#e2e5e9", "#ffffff"
 COLOURS = ("#1f6feb", "#d9480f", "#0b8a5f", "#8b3fc7", "#a8770a", "#c2255c", "#0b7285", "#5c636b")
-REFERENCE = len(COLOURS) - 1
 _MARKERS = "os^DvPXd"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", CARD: "--card"}
 _VARIABLES |= {colour: f"--c{number}" for number, colour in enumerate(COLOURS)}
@@ -52,10 +51,10 @@ _STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"
 
 @dataclass(frozen=True)
 class Points:
-    """Points of one name, from left to right; `number` chooses colour and marker, whiskers go from `low` to `high`."""
+    """Points of one name, from left to right; `order` chooses colour and marker, whiskers go from `low` to `high`."""
 
     name: str
-    number: int
+    order: int
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
@@ -63,7 +62,7 @@ class Points:
 
     def plot(self, plot: Axes, line: str = "") -> None:
         """Draw the marks, with a line of this style."""
-        colour, marker = COLOURS[self.number % len(COLOURS)], _MARKERS[self.number % len(_MARKERS)]
+        colour, marker = _colour(self.order), _MARKERS[self.order % len(_MARKERS)]
         style: dict[str, Any] = {"color": colour, "markeredgecolor": CARD, "clip_on": False, "label": _cut(self.name)}
         plot.plot(self.x, self.y, marker + line, **style)
         plot.vlines(self.x[: len(self.low)], self.low, self.high, colour, linewidth=1.3, alpha=0.75)
@@ -130,7 +129,7 @@ def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
     found = sorted(figures.at(load), key=lambda one: -one.tokens_per_s.median)
     values = [(f.entry, f.tokens_per_s.median, f"{formats.number(f.tokens_per_s.median)} tokens/s") for f in found]
     title = f"Throughput: {load.title}" if load else ""
-    return _bars("throughput", title, "Median over rounds. Higher is better.", "tokens/s", values, figures)
+    return _bars("throughput", title, "Median over rounds. Higher is better.", "tokens/s", values)
 
 
 def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None:
@@ -138,7 +137,7 @@ def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None
     priced = [(f.entry, f.cost_per_million_tokens) for f in figures.at(load) if f.cost_per_million_tokens is not None]
     values = sorted(((e, value, formats.money(value, currency)) for e, value in priced), key=lambda one: one[1])
     caption = f"{load.title if load else ''}, machine kept busy. Lower is better."
-    return _bars("cost", "Cost of a million tokens", caption, currency, values, figures)
+    return _bars("cost", "Cost of a million tokens", caption, currency, values)
 
 
 def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequence[Parity]) -> Chart | None:
@@ -148,7 +147,7 @@ def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequen
         figure = figures.get(load, one.entry)
         if figure is not None and one.compared.dense is not None:
             x, y = figure.tokens_per_s.median, max(1 - one.compared.dense.cosine_mean, FLOOR)
-            series.append(Points(one.entry.label, _number_of(figures, one.entry), (x,), (y,)))
+            series.append(Points(one.entry.label, one.entry.order, (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
     places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
@@ -172,7 +171,7 @@ def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequen
     return _chart("front", "Speed and accuracy", caption, 220, draw, series)
 
 
-def parity_of_texts(figures: Figures, parities: Sequence[Parity]) -> list[Chart | None]:
+def parity_of_texts(parities: Sequence[Parity]) -> list[Chart | None]:
     """A strip chart for each head: what each text lost."""
     heads: tuple[tuple[str, str, str, Callable[[Parity], Sequence[float]]], ...] = (
         ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.compared.texts.dense),
@@ -182,7 +181,7 @@ def parity_of_texts(figures: Figures, parities: Sequence[Parity]) -> list[Chart 
     charts = []
     for head, what, distance, values_of in heads:
         found = [
-            (one.entry.label, _number_of(figures, one.entry), np.maximum(1 - np.asarray(values_of(one)), FLOOR))
+            (one.entry.label, one.entry.order, np.maximum(1 - np.asarray(values_of(one)), FLOOR))
             for one in parities
             if values_of(one)
         ]
@@ -222,13 +221,6 @@ def search_quality(number: int, document: Retrieval) -> Chart | None:
     return _chart(f"retrieval-{number}", title, caption, 70 + 24 * len(methods), draw, series) if series else None
 
 
-def _number_of(figures: Figures, entry: Entry) -> int:
-    """A contender's number, which gives it its colour, the same in every chart; references have one of their own."""
-    if entry.placed.is_reference:
-        return REFERENCE
-    return [one.label for one in figures.entries if not one.placed.is_reference].index(entry.label) % REFERENCE
-
-
 def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
@@ -242,7 +234,7 @@ def _series(
         found = sorted((f for f in figures.of(entry) if f.scenario.name in names), key=lambda f: x_of(f.scenario))
         if found:
             points = zip(*map(point_of, found), strict=True)
-            series.append(Points(entry.label, _number_of(figures, entry), [x_of(f.scenario) for f in found], *points))
+            series.append(Points(entry.label, entry.order, [x_of(f.scenario) for f in found], *points))
     return series
 
 
@@ -265,7 +257,7 @@ def _lines(
 
     def draw(plot: Axes) -> None:
         for one in series:
-            one.plot(plot, "--" if one.number == REFERENCE else "-")
+            one.plot(plot, "--" if one.order < 0 else "-")
         plot.margins(0.04, 0.08)
         plot.set_xscale("log")
         if is_log or (is_log is None and max(values) > 20 * min(values)):
@@ -279,16 +271,14 @@ def _lines(
     return _chart(name, title, caption, 220, draw, series)
 
 
-def _bars(
-    name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]], figures: Figures
-) -> Chart | None:
+def _bars(name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]]) -> Chart | None:
     """Lying bars from 0, each with its name above and its label at its end."""
     if not values:
         return None
 
     def draw(plot: Axes) -> None:
         for row, (entry, value, label) in enumerate(values):
-            plot.barh(row + 0.12, value, 0.36, color=COLOURS[_number_of(figures, entry)])
+            plot.barh(row + 0.12, value, 0.36, color=_colour(entry.order))
             plot.annotate(_cut(entry.label, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
             end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
             plot.annotate(label, (value, row + 0.12), (5, 0), **end)
@@ -301,16 +291,16 @@ def _bars(
 
 
 def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, NDArray[np.float64]]]) -> Chart | None:
-    """A row of dots for each name and number, with a box from 5 % to 95 % and a line at the median."""
+    """A row of dots for each name and order, with a box from 5 % to 95 % and a line at the median."""
 
     def draw(plot: Axes) -> None:
-        for row, (label, number, values) in enumerate(found):
+        for row, (label, order, values) in enumerate(found):
             low, middle, high = np.percentile(values, (5, 50, 95))
             # the golden ratio spreads neighbours over the row, the same way each time
             offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
             style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
-            plot.barh(row + 0.1, high - low, 0.46, low, color=COLOURS[number], alpha=0.18)
-            plot.plot(values, offsets, "o", color=COLOURS[number], **style)
+            plot.barh(row + 0.1, high - low, 0.46, low, color=_colour(order), alpha=0.18)
+            plot.plot(values, offsets, "o", color=_colour(order), **style)
             plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
             plot.annotate(_cut(label, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
         plot.set_xscale("log")
@@ -385,6 +375,11 @@ def _log_limits(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, f
     low, high = min(values), max(values)
     room = max(1.3, (high / low) ** 0.06)
     return low / room, max(high * room, low * 6)
+
+
+def _colour(order: int) -> str:
+    """The same for a contender in every chart; the last one is the reference's."""
+    return COLOURS[order % (len(COLOURS) - 1)] if order >= 0 else COLOURS[-1]
 
 
 def _cut(text: str, most: int = 56) -> str:
