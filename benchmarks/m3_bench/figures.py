@@ -171,7 +171,8 @@ def parities_of(comparison: Comparison, place: Place, entries: Sequence[Entry]) 
 
 def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     """All figures of some runs."""
-    machines = distinct(placed.run.machine for placed in runs if placed.run.contenders)
+    runs = [placed for placed in runs if placed.run.contenders]
+    machines = distinct(placed.run.machine for placed in runs)
     entries = _entries(runs, machines)
     values: list[Measurement] = []
     gaps: list[str] = []
