@@ -45,7 +45,7 @@ _FILE_ONLY = re.compile(
     re.DOTALL,
 )
 _WIDTH = 440  # points, which are pixels of the SVG; the page scales it
-_LEGEND_LETTERS = 62  # of two columns side by side
+_LEGEND_LETTERS = 64  # of two columns side by side
 _STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"
 
 
