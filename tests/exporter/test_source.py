@@ -72,7 +72,7 @@ def test_a_training_folder_points_at_its_newest_checkpoint(tiny_random_checkpoin
     message = refusal(run, tmp_path)
     assert f"{run} holds no config.json" in message
     assert message.endswith(f"did you mean {run / 'checkpoint-1000'}?")
-    assert found(run / "checkpoint-1000", tmp_path).name == "checkpoint-1000"
+    assert found(run / "checkpoint-1000", tmp_path).folder == run / "checkpoint-1000"
 
 
 def test_an_empty_folder_is_told_what_makes_a_checkpoint(tmp_path: Path):
