@@ -1,32 +1,22 @@
 """A reference and runs to a comparison; what does not belong together is refused."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m3_bench import documents
 from m3_bench.documents import Compared, Comparison, Contender, Prices, Run, Scenario, SourceFile, TextParity
 from m3_bench.errors import DocumentError
 from m3_bench.machine import described, differences, distinct
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
-from m3_export.verify.parity import Outputs, colbert_parity, dense_parity, sparse_parity, weighted_jaccard
+from m3_export.verify.parity import DIGITS, Outputs, colbert_parity, dense_parity, sparse_parity, text_losses
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.io.progress import Progress
 
-_DIGITS = 8  # as the parity of manifests; below it lies the order in which threads add
 _BUSY_SHARE = 0.5
 """Load before a run ÷ logical CPUs from which it is mentioned."""
-
-
-@dataclass(frozen=True)
-class _RunFile:
-    """A run and the file it was read from."""
-
-    path: Path
-    run: Run
 
 
 def compare(
@@ -40,41 +30,55 @@ def compare(
     recording = read_recording(reference)
     if digest_of(recording.texts) != recording.run.texts_sha256:
         raise DocumentError(f"{str(reference)!r} holds other texts than it says; it was changed: record it again")
-    recorded, files = (
-        _RunFile(reference, recording.run),
-        [_RunFile(path, documents.read_as(Run, path)) for path in runs],
-    )
-    for file in files:
-        _check_model(recorded, file)
-    check_scenarios([(str(file.path), file.run) for file in (recorded, *files)])
+    files = {path: documents.read_as(Run, path) for path in runs}
+    everything = {reference: recording.run} | files
+    check_together([(str(path), run) for path, run in everything.items()])
     if not mixed_machines:
-        _check_machines(recorded, files)
+        # a reference from an accelerator is of another machine by its nature, and one without times is of none
+        is_timed_here = _is_timed(recording.run) and not recording.run.machine.accelerator
+        _check_machines(everything if is_timed_here else files)
     parity: list[Compared] = []
     notes = list(_notes_on_runs(recording.run, files))
-    for number, file in enumerate(files):
-        for contender in progress.bar(file.run.contenders, f"Parity of {file.path.name}", "contender"):
-            name = f"{contender.name} in {file.path.name}"
-            outputs = _outputs_of(contender, file, recording)
+    for number, (path, run) in enumerate(files.items()):
+        for contender in progress.bar(run.contenders, f"Parity of {path.name}", "contender"):
+            name = f"{contender.name} in {path.name}"
+            outputs = _outputs_of(contender, path, run, recording)
             if outputs is None:
                 notes.append(f"{name} kept no vectors: no parity.")
                 continue
-            _check_shapes(recording.outputs, outputs, f"{contender.name} ({str(file.path)!r})")
+            _check_shapes(recording.outputs, outputs, f"{contender.name} ({str(path)!r})")
             parity.append(_compared(number, contender.name, recording.outputs, outputs))
             notes += _notes_on_heads(recording.outputs, outputs, name)
-    sources = tuple(SourceFile(path.name, sha256_of(path)) for path in (reference, *runs))
     return Comparison(
-        recording.run, tuple(file.run for file in files), sources, tuple(parity), prices, tuple(dict.fromkeys(notes))
+        reference=recording.run,
+        runs=tuple(files.values()),
+        sources=tuple(SourceFile(path.name, sha256_of(path)) for path in everything),
+        parity=tuple(parity),
+        prices=prices,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def check_scenarios(runs: Sequence[tuple[str, Run]]) -> None:
-    """Refuse runs, each with the name of its file, in which one name means two scenarios; calls may differ.
+def check_together(runs: Sequence[tuple[str, Run]]) -> None:
+    """Refuse runs, each with the name of its file, whose figures do not compare.
 
     Raises:
-        DocumentError: a scenario has other lengths, heads or clients in another run.
+        DocumentError: a run is of another checkpoint than the first, or means something else by a scenario's name; the
+            number of calls may differ.
     """
     seen: dict[str, tuple[Scenario, str]] = {}
     for file, run in runs:
+        first_file, model = runs[0][0], runs[0][1].model
+        for what, expected, got in (
+            ("vector space", model.space_id, run.model.space_id),
+            ("weights", model.weights_sha256, run.model.weights_sha256),
+        ):
+            if expected != got:
+                raise DocumentError(
+                    f"{file!r} is of another checkpoint than {first_file!r}: its {what} {got[:16]!r} "
+                    f"({run.model.name}), not {expected[:16]!r} ({model.name}). Their figures do not compare; record a "
+                    "reference of the same checkpoint, and make a report of each"
+                )
         for scenario in run.scenarios:
             first, its_file = seen.setdefault(scenario.name, (scenario, file))
             if replace(scenario, calls=first.calls, title=first.title) != first:
@@ -90,27 +94,12 @@ def _shape(scenario: Scenario) -> str:
     return f"{lengths}, {'+'.join(scenario.heads)}, {clients} caller{'s' * (clients > 1)}"
 
 
-def _check_model(reference: _RunFile, file: _RunFile) -> None:
-    expected, got = reference.run.model, file.run.model
-    for what, ours, theirs in (
-        ("vector space", expected.space_id, got.space_id),
-        ("weights", expected.weights_sha256, got.weights_sha256),
-    ):
-        if ours != theirs:
+def _check_machines(files: Mapping[Path, Run]) -> None:
+    (first, run), *others = files.items()
+    for path, other in others:
+        if different := differences(run.machine, other.machine):
             raise DocumentError(
-                f"{str(file.path)!r} is of another checkpoint: its {what} {theirs[:16]!r} ({got.name}), "
-                f"the reference's {ours[:16]!r} ({expected.name}); record a reference of the same checkpoint"
-            )
-
-
-def _check_machines(reference: _RunFile, files: Sequence[_RunFile]) -> None:
-    """A reference from an accelerator is of another machine by its nature, and one without times is of none."""
-    is_timed_here = _is_timed(reference.run) and not reference.run.machine.accelerator
-    first, *others = [reference, *files] if is_timed_here else files
-    for file in others:
-        if different := differences(first.run.machine, file.run.machine):
-            raise DocumentError(
-                f"{str(first.path)!r} and {str(file.path)!r} are of different machines: {'; '.join(different)}. Their "
+                f"{str(first)!r} and {str(path)!r} are of different machines: {'; '.join(different)}. Their "
                 "times do not compare; run both on one machine, or pass --mixed-machines to see each with its machine"
             )
 
@@ -119,42 +108,42 @@ def _is_timed(run: Run) -> bool:
     return any(measured.rounds for contender in run.contenders for measured in contender.scenarios)
 
 
-def _notes_on_runs(reference: Run, files: Sequence[_RunFile]) -> Iterator[str]:
-    machines = distinct(file.run.machine for file in files)
+def _notes_on_runs(reference: Run, files: Mapping[Path, Run]) -> Iterator[str]:
+    machines = distinct(run.machine for run in files.values())
     if len(machines) > 1:
         yield f"Runs are of {len(machines)} machines ({'; '.join(map(described, machines))}): each figure says which."
-    if len({file.run.threads for file in files}) > 1:
-        threads = ", ".join(f"{file.path.name} {file.run.threads}" for file in files)
+    if len({run.threads for run in files.values()}) > 1:
+        threads = ", ".join(f"{path.name} {run.threads}" for path, run in files.items())
         yield f"Runs had different numbers of threads: {threads}."
     if not _is_timed(reference):
         yield "The reference was recorded without times: there is no speed or cost of it."
-    for file in files:
-        machine = file.run.machine
-        if machine.load_before > _BUSY_SHARE * machine.logical_cpus:
+    for path, run in files.items():
+        load, cpus = run.machine.load_before, run.machine.logical_cpus
+        if load > _BUSY_SHARE * cpus:
             yield (
-                f"{file.path.name}: the machine was busy before the run (load {machine.load_before:.1f} on "
-                f"{machine.logical_cpus} logical CPUs); times may be too long."
+                f"{path.name}: the machine was busy before the run (load {load:.1f} on {cpus} logical CPUs); times may "
+                "be too long."
             )
 
 
-def _outputs_of(contender: Contender, file: _RunFile, recording: Recording) -> Outputs | None:
+def _outputs_of(contender: Contender, file: Path, run: Run, recording: Recording) -> Outputs | None:
     """The vectors that a contender kept beside its run; None if it kept none."""
     if contender.outputs is None:
         return None
-    if file.run.texts_sha256 != recording.run.texts_sha256:
+    if run.texts_sha256 != recording.run.texts_sha256:
         raise DocumentError(
-            f"{str(file.path)!r} kept vectors of other texts (digest {file.run.texts_sha256[:16] or 'none'!r}) than "
-            f"the reference ({recording.run.texts_sha256[:16]!r}, {len(recording.texts)} texts); run it again with "
-            "the reference's texts"
+            f"{str(file)!r} kept vectors of other texts (digest {run.texts_sha256[:16] or 'none'!r}) than the "
+            f"reference ({recording.run.texts_sha256[:16]!r}, {len(recording.texts)} texts); run it again with the "
+            "reference's texts"
         )
-    path = file.path.parent / contender.outputs.path
+    path = file.parent / contender.outputs.path
     if not path.is_file():
         raise DocumentError(
-            f"{str(path)!r} is missing: {str(file.path)!r} keeps vectors there; copy it beside the run, or run again"
+            f"{str(path)!r} is missing: {str(file)!r} keeps vectors there; copy it beside the run, or run again"
         )
     if (got := sha256_of(path)) != contender.outputs.sha256:
         raise DocumentError(
-            f"{str(path)!r} is not what {str(file.path)!r} wrote: SHA-256 {got[:16]}…, expected "
+            f"{str(path)!r} is not what {str(file)!r} wrote: SHA-256 {got[:16]}…, expected "
             f"{contender.outputs.sha256[:16]}…; copy both files of one run, or run again"
         )
     return read_outputs(path)
@@ -189,26 +178,15 @@ def _check_shapes(reference: Outputs, outputs: Outputs, where: str) -> None:
 
 
 def _compared(run: int, contender: str, reference: Outputs, outputs: Outputs) -> Compared:
-    jaccard: list[float] = []
-    if reference.lexical is not None and outputs.lexical is not None:
-        jaccard = [weighted_jaccard(a, b) for a, b in zip(reference.lexical, outputs.lexical, strict=True)]
-    colbert: list[float] = []
-    if reference.colbert is not None and outputs.colbert is not None:
-        pairs = zip(reference.colbert, outputs.colbert, strict=True)
-        colbert = [float(_cosines(a, b).mean()) if len(a) else 1.0 for a, b in pairs]
-    dense = _cosines(reference.dense, outputs.dense).tolist()
+    losses = text_losses(reference, outputs, is_degenerate=False)
+    counts = np.bincount(losses.text_of_row, minlength=len(losses.dense))
+    colbert = np.bincount(losses.text_of_row, losses.colbert, len(counts)) / np.maximum(counts, 1)
+    kept = (losses.dense, losses.sparse, colbert if losses.colbert.size else losses.colbert)
     return Compared(
         run=run,
         contender=contender,
         dense=dense_parity(reference, outputs),
         sparse=sparse_parity(reference, outputs),
         colbert=colbert_parity(reference, outputs),
-        texts=TextParity(*(tuple(round(value, _DIGITS) for value in values) for values in (dense, jaccard, colbert))),
+        texts=TextParity(*(tuple((1 - values).round(DIGITS).tolist()) for values in kept)),
     )
-
-
-def _cosines(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Of each row, in float64: (N, H) and (N, H) to (N,)."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    return np.asarray((x * y).sum(axis=1) / np.maximum(lengths, 1e-24))

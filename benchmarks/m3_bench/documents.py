@@ -385,8 +385,7 @@ def from_text(text: str, where: str) -> Document:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{where} is not JSON ({error}); was it cut off? measure again") from error
-    values = data if isinstance(data, dict) else {}
-    kind, version = values.get("kind"), values.get("schema_version")
+    kind, version = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
     if kind not in set(Kind) or not isinstance(version, int) or isinstance(version, bool):
         raise DocumentError(f"{where} is no document of m3-bench: expected a kind of {', '.join(Kind)}, got {kind!r}")
     if version != SCHEMA_VERSION:
@@ -400,6 +399,17 @@ def from_text(text: str, where: str) -> Document:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no measurement")
+
+
+def expected(kind: type[_D], document: Document, where: str) -> _D:
+    """The document, if it is of a kind.
+
+    Raises:
+        DocumentError: it is of another.
+    """
+    if not isinstance(document, kind):
+        raise DocumentError(f"{where} is a {document.kind}, expected a {kind.__name__.lower()}")
+    return document
 
 
 def read(path: Path) -> Document:
@@ -421,10 +431,7 @@ def read_as(kind: type[_D], path: Path) -> _D:
     Raises:
         DocumentError: it cannot be read, or is of another kind.
     """
-    document = read(path)
-    if not isinstance(document, kind):
-        raise DocumentError(f"{str(path)!r} is a {document.kind}, expected a {kind.__name__.lower()}")
-    return document
+    return expected(kind, read(path), repr(str(path)))
 
 
 def write(document: Document, path: Path) -> None:

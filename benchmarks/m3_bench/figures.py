@@ -1,10 +1,10 @@
 """The figures of runs: every contender at every scenario, each with the place of its raw values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from m3_bench import stats
-from m3_bench.documents import Comparison, Contender, Run, Scenario, ScenarioRun
+from m3_bench.documents import Compared, Comparison, Contender, Round, Run, Scenario, ScenarioRun
 from m3_bench.machine import Machine, differences, distinct
 from m3_bench.stats import Interval, Latency
 
@@ -44,9 +44,13 @@ class PlacedRun:
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender of a run; `label` and the short name of its machine are unique among those that are compared."""
+    """A contender of a run; `label` and the short name of its machine are unique among those that are compared.
+
+    `order` counts contenders that are no references, from 0; it is -1 for these.
+    """
 
     label: str
+    order: int
     machine: str
     contender: Contender
     placed: PlacedRun
@@ -68,30 +72,43 @@ class Measurement:
     place: Place  # where these are stored
     latency: Latency  # of single calls
     tokens_per_s: Interval  # over rounds
-    texts_per_s: Interval  # over rounds
-    cpu_s_per_million_tokens: float | None  # None where the system does not report them
-    cost_per_million_tokens: float | None  # None without a price
-    peak_bytes: int  # the most resident memory in this scenario; 0 where the system does not report it
     warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """The raw values of each round."""
+        return self.measured.rounds
+
+    @property
+    def cost_per_million_tokens(self) -> float | None:
+        """None without a price."""
+        price = self.entry.placed.price_per_hour
+        return None if price is None else stats.cost_per_million_tokens(price, self.tokens_per_s.median)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most resident memory in this scenario; 0 where the system does not report it."""
+        return max(one.peak_bytes for one in self.rounds)
 
 
 @dataclass(frozen=True)
-class Gap:
-    """A contender that could not be measured at a scenario, and why."""
+class Parity:
+    """A contender's parity, where it is stored, and the reference's name."""
 
     entry: Entry
-    scenario: str
-    reason: str
+    compared: Compared
+    place: Place
+    reference: str
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All contenders, what was measured of them, and what is missing."""
+    """All contenders, what was measured of them, and in words what could not be measured and why."""
 
     entries: tuple[Entry, ...]
     machines: tuple[Machine, ...]
     values: tuple[Measurement, ...]
-    gaps: tuple[Gap, ...]
+    gaps: tuple[str, ...]
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
@@ -105,6 +122,16 @@ class Figures:
     def measured(self) -> tuple[Entry, ...]:
         """Contenders with a figure."""
         return tuple(entry for entry in self.entries if self.of(entry))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why figures are not to be trusted, each reason once with the figures that it is about."""
+        found: dict[str, list[str]] = {}
+        for one in self.values:
+            for warning in one.warnings:
+                found.setdefault(warning, []).append(f"{one.entry.label}, {one.scenario.title}")
+        more = {warning: f" and {len(of) - 2} more" if len(of) > 2 else "" for warning, of in found.items()}
+        return tuple(f"{'; '.join(of[:2])}{more[warning]}: {warning}." for warning, of in found.items())
 
     def at(self, scenario: Scenario | None) -> tuple[Measurement, ...]:
         """Figures of a scenario; none of None."""
@@ -131,21 +158,37 @@ def runs_of(comparison: Comparison, place: Place) -> tuple[PlacedRun, ...]:
     return (first, *others)
 
 
+def parities_of(comparison: Comparison, place: Place, entries: Sequence[Entry]) -> Iterator[Parity]:
+    """Yield the parities of a comparison; `entries` are contenders, among them those of its runs."""
+    names = ", ".join(contender.name for contender in comparison.reference.contenders)
+    for number, one in enumerate(comparison.parity):
+        run = comparison.runs[one.run]
+        for entry in entries:
+            if entry.contender.name == one.contender and entry.placed.run == run:
+                yield Parity(entry, one, place.below("parity", number), names)
+                break
+
+
 def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     """All figures of some runs."""
+    runs = [placed for placed in runs if placed.run.contenders]
     machines = distinct(placed.run.machine for placed in runs)
     entries = _entries(runs, machines)
     values: list[Measurement] = []
-    gaps: list[Gap] = []
+    gaps: list[str] = []
     for entry in entries:
         scenarios = {scenario.name: scenario for scenario in entry.placed.run.scenarios}
         for number, measured in enumerate(entry.contender.scenarios):
             scenario = scenarios.get(measured.scenario)
             reason = _unusable(measured, scenario)
             if reason or scenario is None:
-                gaps.append(Gap(entry, measured.scenario, reason))
-            else:
-                values.append(_figure(entry, scenario, measured, entry.place.below("scenarios", number, "rounds")))
+                gaps.append(f"Not measured: {entry.label}, {measured.scenario}: {' '.join(reason.split())}")
+                continue
+            place, rounds = entry.place.below("scenarios", number, "rounds"), measured.rounds
+            speed = stats.tokens_per_s(rounds, scenario)
+            latency = Latency.of([seconds for one in rounds for seconds in one.seconds])
+            warnings = stats.warnings_of(speed.values)
+            values.append(Measurement(entry, scenario, measured, place, latency, speed, warnings))
     return Figures(entries, machines, tuple(values), tuple(gaps))
 
 
@@ -160,23 +203,20 @@ def _entries(runs: Sequence[PlacedRun], machines: Sequence[Machine]) -> tuple[En
             label = contender.name if alone else f"{contender.name} ({placed.source})"
             taken = sum(label == other.label or other.label.startswith(f"{label} #") for other in found)
             label = f"{label} #{taken + 1}" if taken else label
-            found.append(Entry(label, machine, contender, placed, placed.place.below("contenders", number)))
+            order = -1 if placed.is_reference else sum(not other.placed.is_reference for other in found)
+            found.append(Entry(label, order, machine, contender, placed, placed.place.below("contenders", number)))
     return tuple(found)
 
 
 def _short_name(machine: Machine, machines: Sequence[Machine]) -> str:
     """Accelerator or processor, with a number where several of these distinct machines would share it."""
-    plain = _plain_name(machine)
-    namesakes = [other for other in machines if _plain_name(other) == plain]
+    namesakes = [other for other in machines if other.short_name == machine.short_name]
     number = next(n for n, other in enumerate(namesakes, 1) if not differences(other, machine))
-    return plain if len(namesakes) == 1 else f"{plain} (machine {number})"
-
-
-def _plain_name(machine: Machine) -> str:
-    return machine.accelerator.split(",")[0].strip() or machine.cpu
+    return machine.short_name if len(namesakes) == 1 else f"{machine.short_name} (machine {number})"
 
 
 def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
+    """Why there is no figure; empty if there is one."""
     if measured.error:
         return measured.error
     if scenario is None:
@@ -186,20 +226,3 @@ def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:
     if not all(one.seconds and stats.busy_s(one, scenario) > 0 for one in measured.rounds):
         return "a round has no calls"
     return "" if scenario.tokens else "the scenario has no tokens"
-
-
-def _figure(entry: Entry, scenario: Scenario, measured: ScenarioRun, place: Place) -> Measurement:
-    speed, price = stats.tokens_per_s(measured.rounds, scenario), entry.placed.price_per_hour
-    return Measurement(
-        entry=entry,
-        scenario=scenario,
-        measured=measured,
-        place=place,
-        latency=stats.latency(measured.rounds),
-        tokens_per_s=speed,
-        texts_per_s=stats.texts_per_s(measured.rounds, scenario),
-        cpu_s_per_million_tokens=stats.cpu_s_per_million_tokens(measured.rounds, scenario),
-        cost_per_million_tokens=None if price is None else stats.cost_per_million_tokens(price, speed.median),
-        peak_bytes=max(one.peak_bytes for one in measured.rounds),
-        warnings=stats.warnings_of(speed.values),
-    )

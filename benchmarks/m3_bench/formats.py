@@ -5,17 +5,6 @@ import math
 NOTHING = "–"
 
 
-def seconds(value: float | None) -> str:
-    """A duration with three digits.
-
-    >>> [seconds(v) for v in (0.00912, 1.5, 75.2, None)]
-    ['9.12 ms', '1.50 s', '75.2 s', '–']
-    """
-    if value is None:
-        return NOTHING
-    return f"{number(value * 1e3)} ms" if value < 1 else f"{number(value)} s"
-
-
 def number(value: float | None) -> str:
     """A number with three significant digits, thousands apart.
 
@@ -29,46 +18,42 @@ def number(value: float | None) -> str:
     return f"{rounded:,.{digits}f}".replace(",", " ")
 
 
-def plain(value: float) -> str:
-    """A tick of an axis: up to six digits, thousands apart.
+def seconds(value: float | None) -> str:
+    """A duration with three digits.
 
-    >>> plain(20000.0), plain(0.5)
-    ('20 000', '0.5')
+    >>> [seconds(v) for v in (0.00912, 1.5, 75.2, None)]
+    ['9.12 ms', '1.50 s', '75.2 s', '–']
     """
-    return f"{value:,.6g}".replace(",", " ")
+    if value is None:
+        return NOTHING
+    return f"{number(value * 1e3)} ms" if value < 1 else f"{number(value)} s"
 
 
-def money(value: float | None, currency: str) -> str:
+def money(value: float, currency: str) -> str:
     """An amount: two digits after the point, three significant ones where that is more.
 
     >>> [money(v, "USD") for v in (0.0355, 1.2, 0.00042)]
     ['USD 0.0355', 'USD 1.20', 'USD 0.000420']
     """
-    if value is None:
-        return NOTHING
     digits = 2 if value == 0 or value >= 1 else 2 - math.floor(math.log10(value))
     return f"{currency} {value:.{digits}f}".strip()
 
 
-def price(value: float | None, currency: str) -> str:
+def price(value: float, currency: str) -> str:
     """The price of an hour, as people write it.
 
     >>> [price(v, "USD") for v in (0.2, 0.0125)]
     ['USD 0.20', 'USD 0.0125']
     """
-    if value is None:
-        return NOTHING
     return f"{currency} {f'{value:.2f}' if round(value, 2) == value else f'{value:.3g}'}"
 
 
-def likeness(value: float | None) -> str:
+def likeness(value: float) -> str:
     """A cosine or a Jaccard index, four digits after the point, more where it is nearly 1; rounded down.
 
-    >>> [likeness(v) for v in (0.98765, 0.99999, 0.9999987, 1.0, None)]
-    ['0.9876', '0.99999', '0.999998', '1.0000', '–']
+    >>> [likeness(v) for v in (0.98765, 0.99999, 0.9999987, 1.0)]
+    ['0.9876', '0.99999', '0.999998', '1.0000']
     """
-    if value is None:
-        return NOTHING
     lost = 1 - value
     # the digit in which it first differs from 1; documents hold eight
     digits = 4 if lost <= 0 else max(4, min(7, math.ceil(-math.log10(lost) - 1e-9)))
@@ -77,30 +62,12 @@ def likeness(value: float | None) -> str:
 
 
 def share(value: float) -> str:
-    """A share, rounded down.
+    """A share that speaks for a variant, rounded down.
 
     >>> [share(v) for v in (0.975, 0.99996, 1.0)]
     ['97.5 %', '99.9 %', '100.0 %']
     """
     return f"{math.floor(value * 1000 + 1e-9) / 10:.1f} %"
-
-
-def percent(value: float) -> str:
-    """A share that speaks for nobody, rounded.
-
-    >>> percent(0.184)
-    '18 %'
-    """
-    return f"{value * 100:.0f} %"
-
-
-def times(value: float) -> str:
-    """A ratio.
-
-    >>> times(2.345)
-    '2.35 ×'
-    """
-    return f"{number(value)} ×"
 
 
 def size(count: float) -> str:

@@ -25,6 +25,16 @@ class Machine:
     load_before: float
     accelerator: str = ""
 
+    @property
+    def memory(self) -> str:
+        """In whole GiB: kernels keep some for themselves."""
+        return f"{round(self.memory_bytes / 2**30)} GiB"
+
+    @property
+    def short_name(self) -> str:
+        """The accelerator, or without one the processor."""
+        return self.accelerator.split(",")[0].strip() or self.cpu
+
 
 def this_machine() -> Machine:
     """Ask the system."""
@@ -51,14 +61,14 @@ def _memory_bytes() -> int:
 def differences(a: Machine, b: Machine) -> tuple[str, ...]:
     """What distinguishes two machines, in words; empty if they are one, or of one build.
 
-    Load, Python and kernel may differ from run to run. Memory counts in whole GiB: kernels keep some for themselves.
+    Load, Python and kernel may differ from run to run.
     """
     facts = [
         ("processor", a.cpu, b.cpu),
         ("architecture", a.architecture, b.architecture),
         ("accelerator", a.accelerator or "none", b.accelerator or "none"),
         ("logical CPUs", str(a.logical_cpus), str(b.logical_cpus)),
-        ("memory", _gib(a), _gib(b)),
+        ("memory", a.memory, b.memory),
     ]
     found = [f"{name} {one} and {other}" for name, one, other in facts if one != other]
     if flags := sorted(set(a.flags) ^ set(b.flags)):
@@ -77,9 +87,5 @@ def distinct(machines: Iterable[Machine]) -> tuple[Machine, ...]:
 
 def described(machine: Machine) -> str:
     """Processor, logical CPUs, memory, and the accelerator if there is one."""
-    memory = f"{_gib(machine)} memory" if machine.memory_bytes else ""
+    memory = f"{machine.memory} memory" if machine.memory_bytes else ""
     return ", ".join(filter(None, (machine.cpu, f"{machine.logical_cpus} logical CPUs", memory, machine.accelerator)))
-
-
-def _gib(machine: Machine) -> str:
-    return f"{round(machine.memory_bytes / 2**30)} GiB"

@@ -1,6 +1,5 @@
 """What precisions cost on this processor, measured as the planner does it and kept for planning elsewhere."""
 
-import json
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -54,6 +53,4 @@ def write_record(measured: Measured, costs: tuple[Costs, ...], path: Path) -> No
     Raises:
         OSError: the file cannot be written.
     """
-    write_costs(path, costs)
-    content = json.loads(path.read_text(encoding="utf-8")) | measured.facts()
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_costs(path, costs, measured.facts())

@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from m3_bench.texts import TextMaker
 from m3_bench.worker_process import own
 from m3_bench.workers.torch_reference import Dtype
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.checkpoint.source import resolve
+from m3_export.checkpoint.source import HUB_ID, Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
@@ -43,38 +43,32 @@ class RecordSpec:
     output: Path
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """PyTorch as a contender, the model that it runs, and what makes texts for it."""
-
-    contender: ContenderSpec
-    model: Model
-    max_tokens: int
-    texts: TextMaker
-
-
 def record(spec: RecordSpec, progress: Progress) -> Recording:
     """Keep vectors, time scenarios, write.
 
     Raises:
         InputError: the device is not there, or cannot do the dtype.
         ExportError: the checkpoint is not one of BGE-M3's layout.
-        BenchError: PyTorch failed on the texts, for want of memory perhaps, or the disk said no.
+        BenchError: PyTorch failed on the texts, for want of memory perhaps, or the file cannot be written.
     """
     check_device(spec.device, spec.dtype)
-    with _reference(spec, progress) as reference:
-        contender = reference.contender
+    with tempfile.TemporaryDirectory(prefix="m3-bench-") as scratch:  # for a checkpoint that has to be made
+        found = resolve(spec.source, Path(scratch), revision=None, progress=progress.say)
+        with progress.step(f"Reading {found.name}"):
+            checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
+            contender = _contender(spec, found.folder, checkpoint)
+            scenarios = within(spec.scenarios, checkpoint.geometry.max_tokens)
+            model, maker = _described(found, checkpoint)
+            del checkpoint  # the worker reads it again, and both need not fit
         with progress.step(f"Vectors of {len(spec.texts)} texts on {spec.device} in {spec.dtype}"):
             outputs, versions = vectors_of(contender, spec.texts, spec.threads)
-        scenarios = within(spec.scenarios, reference.max_tokens)
         done: list[ScenarioRun] = []
         for group in grouped([one for one in scenarios if is_asked(contender, one)]):
             with progress.step(" and ".join(f"{one.name}: {one.title}" for one in group)):
-                found = measure_group(group, [contender], reference.texts, spec.rounds, spec.threads)
-                done += found.values()
+                done += measure_group(group, [contender], maker, spec.rounds, spec.threads).values()
     run = Run(
         machine=_machine(spec.device),
-        model=reference.model,
+        model=model,
         threads=spec.threads if spec.device == "cpu" else 0,
         cpus=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
         texts_sha256=digest_of(spec.texts),
@@ -106,27 +100,31 @@ def check_device(device: str, dtype: Dtype) -> None:
         raise InputError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices")
 
 
-@contextmanager
-def _reference(spec: RecordSpec, progress: Progress) -> Iterator[_Reference]:
-    """The checkpoint, fetched and known; where it had to be made or fetched, it is there as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="m3-bench-") as scratch:
-        found = resolve(spec.source, Path(scratch), revision=None, progress=progress.say)
-        with progress.step(f"Reading {found.name}"):
-            checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
-            source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
-            with tempfile.TemporaryDirectory() as folder:
-                source.save(Path(folder))
-                tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
-            weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
-            model = Model(
-                name=found.name,
-                space_id=checkpoint.space_id(weights, source.ids_sha256),
-                weights_sha256=weights,
-                flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
-            )
-            contender = _contender(spec, found.folder, checkpoint)
-            del checkpoint  # the worker reads it again, and both need not fit
-        yield _Reference(contender, model, geometry.max_tokens, TextMaker(tokenizer))
+def _described(found: Source, checkpoint: Checkpoint) -> tuple[Model, TextMaker]:
+    """What is known of the model, and what makes texts for it."""
+    source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        source.save(Path(folder))
+        tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
+    weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
+    model = Model(
+        name=model_name(found, checkpoint.config),
+        space_id=checkpoint.space_id(weights, source.ids_sha256),
+        weights_sha256=weights,
+        flop_per_token=flop_per_token(geometry.layers, geometry.hidden_size, geometry.ffn_size),
+    )
+    return model, TextMaker(tokenizer)
+
+
+def model_name(found: Source, config: Mapping[str, Any]) -> str:
+    """What a model is called: a folder's name comes after that of the model that config.json names, if it does.
+
+    >>> model_name(Source("ckpt-7", Path("out/ckpt-7"), None), {"_name_or_path": "BAAI/bge-m3"})
+    'BAAI/bge-m3 (ckpt-7)'
+    """
+    base = config.get("_name_or_path")
+    is_hub_id = isinstance(base, str) and HUB_ID.fullmatch(base) and not Path(base).exists()
+    return f"{base} ({found.name})" if is_hub_id and found.revision is None else found.name
 
 
 def _contender(spec: RecordSpec, folder: Path, checkpoint: Checkpoint) -> ContenderSpec:

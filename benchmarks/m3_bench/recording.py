@@ -44,7 +44,7 @@ def write_recording(recording: Recording, path: Path) -> None:
     """Write a reference, whole or not at all.
 
     Raises:
-        DocumentError: the disk said no.
+        DocumentError: it cannot be written.
     """
     header = {RUN_KEY: documents.to_text(recording.run), TEXTS_KEY: json.dumps(recording.texts, ensure_ascii=False)}
     write_outputs(recording.outputs, path, header)
@@ -54,16 +54,13 @@ def read_recording(path: Path) -> Recording:
     """Read a reference.
 
     Raises:
-        DocumentError: it is no reference, of a newer schema, damaged, or holds NaN.
+        DocumentError: it is no reference, of a newer schema, damaged, of other texts than it says, or holds NaN.
     """
-    tensors, header = _read(path)
+    outputs, header = _read(path)
     if RUN_KEY not in header or TEXTS_KEY not in header:
         raise DocumentError(f"{str(path)!r} is no reference of m3-bench record: its header says nothing of a run")
-    run = documents.from_text(header[RUN_KEY], str(path))
-    if not isinstance(run, Run):
-        raise DocumentError(f"{str(path)!r}: its header holds a {run.kind}, expected a run")
+    run = documents.expected(Run, documents.from_text(header[RUN_KEY], str(path)), f"the header of {str(path)!r}")
     texts = tuple(json.loads(header[TEXTS_KEY]))
-    outputs = _outputs(tensors, path)
     if len(outputs.dense) != len(texts):
         raise DocumentError(f"{str(path)!r} holds {len(texts)} texts but vectors of {len(outputs.dense)}; record again")
     return Recording(run, texts, outputs)
@@ -73,11 +70,11 @@ def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None
     """Write vectors, whole or not at all.
 
     Raises:
-        DocumentError: the disk said no.
+        DocumentError: they cannot be written.
     """
-    tensors = to_arrays(Vectors(outputs.dense, outputs.lexical, outputs.colbert))
+    arrays = to_arrays(Vectors(outputs.dense, outputs.lexical, outputs.colbert))
     try:
-        write_whole(path, save({name: np.ascontiguousarray(v) for name, v in tensors.items()}, dict(header or {})))
+        write_whole(path, save({name: np.ascontiguousarray(v) for name, v in arrays.items()}, dict(header or {})))
     except (OSError, SafetensorError) as error:
         raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error
 
@@ -88,22 +85,20 @@ def read_outputs(path: Path) -> Outputs:
     Raises:
         DocumentError: the file is missing, damaged, or holds NaN.
     """
-    return _outputs(_read(path)[0], path)
+    return _read(path)[0]
 
 
-def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def _read(path: Path) -> tuple[Outputs, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            header = file.metadata() or {}
+            arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise DocumentError(f"{str(path)!r} cannot be read: {error}; record it again") from error
-
-
-def _outputs(tensors: Mapping[str, NDArray[Any]], path: Path) -> Outputs:
-    if DENSE not in tensors:
+    if DENSE not in arrays:
         raise DocumentError(f"{str(path)!r} has no dense vectors; it was not written by m3-bench")
-    for name, values in tensors.items():
+    for name, values in arrays.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DocumentError(f"{str(path)!r}: {name} holds NaN or infinity; what recorded it has failed")
-    found = from_arrays(tensors)
-    return Outputs(found.dense, found.lexical, found.colbert)
+    found = from_arrays(arrays)
+    return Outputs(found.dense, found.lexical, found.colbert), header

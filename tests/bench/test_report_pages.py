@@ -16,10 +16,9 @@ from stored import samples
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Comparison, Load, Retrieval, Run, Stage
+from m3_bench.documents import Comparison, Load, Retrieval, Round, Run, Scenario, ScenarioRun, Stage
 from m3_bench.errors import DocumentError
 from m3_bench.report.build import build_page
-from m3_bench.report.drawing import Axis, Points, lines
 from m3_bench.report.inputs import read_inputs
 from m3_bench.report.page import Page, Tile
 from m3_bench.report.render import html, markdown
@@ -221,11 +220,17 @@ def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(compariso
         assert all("fill: var(--" in (one.get("style") or "") for one in root.iter(f"{SVG}text"))
 
 
-def test_a_chart_puts_larger_values_further_up_and_right():
-    series = Points("s", 0, (1.0, 2.0, 4.0), (10.0, 20.0, 40.0))
-    svg = lines("a", ("A", "a"), [series], (Axis("x", is_log=True, ticks=(1.0, 2.0, 4.0)), Axis("y")))
-    marks = [(float(one.get("x")), float(one.get("y"))) for one in ET.fromstring(svg).iter(f"{SVG}use")]
-    (x1, y1), (x2, y2), (x3, y3) = sorted(set(marks))[-3:]
+def test_a_chart_puts_larger_values_further_up_and_right(tmp_path):
+    run = samples.stored("run")
+    scenarios = tuple(Scenario(f"{n}", f"{n} texts", (100,) * n, ("dense",), calls=1) for n in (1, 2, 4))
+    rounds = (Round((10.0,), (), (), 10.0, 1.0, 1, 1),) * 3  # 10, 20 and 40 tokens/s
+    measured = tuple(ScenarioRun(one.name, 1.0, 1.0, rounds) for one in scenarios)
+    contenders = (replace(run.contenders[0], scenarios=measured),)
+    documents.write(replace(run, scenarios=scenarios, contenders=contenders), tmp_path / "run.json")
+    charts = {chart.name: chart for section in page_of(tmp_path / "run.json").sections for chart in section.charts}
+    uses = ET.fromstring(charts["throughput-by-batch"].svg).iter(f"{SVG}use")
+    marks = {(float(one.get("x")), float(one.get("y"))) for one in uses}
+    (x1, y1), (x2, y2), (x3, y3) = sorted(marks)[-3:]
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)  # a doubling is a doubling
     assert y1 > y2 > y3
     assert (y1 - y2) * 2 == pytest.approx(y2 - y3, abs=0.2)
@@ -253,7 +258,7 @@ def test_a_doubt_of_many_figures_is_said_once(tmp_path):
 
 def test_what_could_not_be_measured_is_said(comparison):
     speed = page_of(comparison).sections[0]
-    assert speed.notes == ("Not measured: PyTorch fp32 at length-8192: the worker was killed: out of memory?",)
+    assert speed.notes == ("Not measured: PyTorch fp32, length-8192: the worker was killed: out of memory?",)
 
 
 def test_a_run_within_a_comparison_is_shown_once(comparison):
@@ -274,7 +279,7 @@ def test_runs_of_two_machines_are_named_in_every_column(tmp_path):
 def test_runs_of_two_checkpoints_are_refused(tmp_path):
     run = samples.stored("run")
     documents.write(replace(run, model=replace(run.model, weights_sha256="00" * 32)), tmp_path / "other.json")
-    with pytest.raises(DocumentError, match="their speeds do not compare; make a report of each"):
+    with pytest.raises(DocumentError, match=r"other\.json' is of another checkpoint .* make a report of each"):
         read_inputs([samples.HERE / "run.json", tmp_path / "other.json"])
 
 

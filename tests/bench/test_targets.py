@@ -46,7 +46,7 @@ def verdict(targets: list[Target] | tuple[Target, ...], run: Run, over_budget=No
     names = {key: name for key, name in names.items() if name in {c.name for c in (*run.contenders, *run.products)}}
     settings = {"absent": {}, "processor": ProcessorClass.VNNI, "is_small_model": False} | more
     table, is_whole = target_table(targets, Evaluation(run, names, over_budget=over_budget or {}, **settings))
-    return table.splitlines()[2:], is_whole
+    return table.splitlines()[4:], is_whole
 
 
 def targets(name: str) -> list[Target]:

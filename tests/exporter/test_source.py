@@ -1,5 +1,6 @@
 """SOURCE: a folder, a name, or a hub id; everything else is told what would have been one."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,15 @@ def test_a_folder_is_known_by_its_name_not_its_path(
     assert found("~/tiny-random", tmp_path) == Source("tiny-random", tiny_random_checkpoint, None)
 
 
+def test_a_model_of_ours_keeps_its_name_and_others_have_their_folders(tiny_random_checkpoint: Path, tmp_path: Path):
+    moved = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "ckpt"))
+    assert found(moved, tmp_path / "scratch") == Source("tiny-random", moved, None)
+    config = json.loads((moved / "config.json").read_text())
+    for base in ("BAAI/bge-m3", "", None, 7):  # what it was fine-tuned from is not what it is
+        (moved / "config.json").write_text(json.dumps(config | {"_name_or_path": base}))
+        assert found(moved, tmp_path / "scratch").name == "ckpt"
+
+
 def test_a_name_is_built_in_the_scratch_folder(tmp_path: Path):
     said: list[str] = []
     source = found("tiny-random", tmp_path, said.append)
@@ -62,7 +72,7 @@ def test_a_training_folder_points_at_its_newest_checkpoint(tiny_random_checkpoin
     message = refusal(run, tmp_path)
     assert f"{run} holds no config.json" in message
     assert message.endswith(f"did you mean {run / 'checkpoint-1000'}?")
-    assert found(run / "checkpoint-1000", tmp_path).name == "checkpoint-1000"
+    assert found(run / "checkpoint-1000", tmp_path).folder == run / "checkpoint-1000"
 
 
 def test_an_empty_folder_is_told_what_makes_a_checkpoint(tmp_path: Path):

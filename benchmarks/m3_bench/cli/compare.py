@@ -12,9 +12,10 @@ from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices
-from m3_bench.figures import Place, figures_of, runs_of
+from m3_bench.figures import Place, figures_of, parities_of, runs_of
 from m3_bench.report.page import printed
-from m3_bench.report.tables import parity_table, scenario_table
+from m3_bench.report.tables import parity_tables, scenario_table
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 
@@ -41,12 +42,13 @@ exit codes: 0 compared; 1 files cannot be read or do not belong together; 2 usag
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "compare",
-        help="runs beside a reference: parity, speed, cost",
+        _run,
+        summary="runs beside a reference: parity, speed, cost",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="what m3-bench record wrote")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="what m3-bench run or peers wrote")
@@ -58,7 +60,6 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--mixed-machines", action="store_true", help="runs may be of different machines")
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -86,23 +87,19 @@ def parsed_prices(words: Sequence[str], currency: str) -> Prices:
     """
     found: dict[str, float] = {}
     for word in words:
-        role, _, amount = word.partition("=")
-        if role not in {"cpu", "gpu"} or not amount.endswith("/h"):
-            raise InputError(f"--price {word}: expected cpu=AMOUNT/h or gpu=AMOUNT/h, as in cpu=0.20/h")
+        role, _, text = word.removesuffix("/h").partition("=")
+        try:
+            amount = float(text)
+        except ValueError:
+            amount = math.nan
+        if role not in {"cpu", "gpu"} or not word.endswith("/h") or not 0 <= amount < math.inf:
+            raise InputError(
+                f"--price {word}: expected cpu=AMOUNT/h or gpu=AMOUNT/h, AMOUNT 0 or more, as in cpu=0.20/h"
+            )
         if role in found:
             raise InputError(f"--price {word}: the price of {role} is given twice; give it once")
-        found[role] = _amount(word, amount.removesuffix("/h"))
+        found[role] = amount
     return Prices(currency, found.get("cpu"), found.get("gpu"))
-
-
-def _amount(word: str, text: str) -> float:
-    try:
-        amount = float(text)
-    except ValueError:
-        amount = math.nan
-    if not (math.isfinite(amount) and amount >= 0):
-        raise InputError(f"--price {word}: {text!r} is no price; write a number of 0 or more, as in 0.20")
-    return amount
 
 
 def _printed(comparison: Comparison) -> Iterator[str]:
@@ -112,19 +109,9 @@ def _printed(comparison: Comparison) -> Iterator[str]:
     names = ", ".join(contender.name for contender in comparison.reference.contenders)
     yield f"# {comparison.reference.model.name}: {names} and {len(comparison.runs)} run(s)\n"
     yield from (f"* {note}" for note in comparison.notes)
-    if comparison.parity:
-        labels = {(entry.placed.number, entry.contender.name): entry.label for entry in figures.entries}
-        rows = [(labels[one.run, one.contender], one, root) for one in comparison.parity]
-        texts = len(comparison.parity[0].texts.dense)
-        yield "\n" + printed([parity_table(f"Parity with the reference, {texts} texts", rows)])
+    parities = list(parities_of(comparison, root, figures.entries))
     currency = comparison.prices.currency
-    yield "\n" + printed(scenario_table(figures, scenario, currency) for scenario in figures.scenarios) + "\n"
-    yield from (
-        f"* {figure.entry.label}, {figure.scenario.title}: {warning}"
-        for figure in figures.values
-        for warning in figure.warnings
-    )
-    yield from (f"* {reason}" for reason in dict.fromkeys(f.latency.too_few for f in figures.values) if reason)
-    yield from (
-        f"* not measured: {gap.entry.label}, {gap.scenario}: {' '.join(gap.reason.split())}" for gap in figures.gaps
-    )
+    scenarios = (scenario_table(figures, scenario, currency) for scenario in figures.scenarios)
+    yield "\n" + printed([*parity_tables(parities), *scenarios]) + "\n"
+    too_few = dict.fromkeys(f.latency.too_few for f in figures.values if f.latency.too_few)
+    yield from (f"* {doubt}" for doubt in (*figures.doubts, *too_few, *figures.gaps))

@@ -8,6 +8,7 @@ from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
 from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
 
@@ -30,12 +31,13 @@ runs them."""
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "record",
-        help="PyTorch's vectors and times, on a GPU or CPU, as the reference",
+        _run,
+        summary="PyTorch's vectors and times, on a GPU or CPU, as the reference",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub id, or a name such as mini-m3")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
@@ -47,7 +49,6 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -6,47 +6,55 @@ from pathlib import Path
 
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.io.progress import Progress
 
 _DESCRIPTION = """\
-One page to show around: tiles, charts and tables of what the other commands measured, as HTML (one file that needs no
-network, light and dark, for screens, phones and paper) and as Markdown. Every number links to its raw values.
+Write one page that shows what the other commands measured: figures, charts and tables, as HTML (one file that needs no
+network; light and dark; for screens, phones and paper) and as Markdown. Every number links to its raw values.
 
-Any mix of documents will do: comparisons, runs, rooflines, retrieval, margins. A run that is part of a comparison is
-shown once. What is missing is left out; nothing is made up for it."""
+FILE is what compare, run, peers, roofline, retrieval, margins or serve-load wrote, in any mix. A run that is part of a
+comparison is shown once. What was not measured is left out."""
 
 _EPILOG = """\
-Can the CPU replace the GPU box? Three commands:
-
+can the CPU replace the GPU box?
   m3-bench run BUNDLE --reference gpu.safetensors -o run.json
   m3-bench compare gpu.safetensors run.json --price cpu=0.20/h gpu=3.00/h -o comparison.json
   m3-bench report comparison.json -o report/
 
-more:
+more examples:
   m3-bench report comparison.json roofline.json retrieval-*.json -o report/
-  m3-bench report comparison.json --model my-finetune-v2 -o report/      where the recorded name is only a folder's
-  m3-bench report old-comparison.json -o report/        replaces the report that is there, and nothing but a report
+  m3-bench report comparison.json --model my-finetune-v2 -o report/
 
-The folder holds index.html, report.md, pictures/ and raw/ (copies of the files).
+FOLDER holds:
+  index.html   the page
+  report.md    the same as Markdown
+  pictures/    its charts
+  raw/         copies of the files
 
-exit codes: 0 written; 1 a file cannot be read, or runs are of different checkpoints; 2 usage"""
+exit codes:
+  0  written
+  1  a file cannot be read, or runs are of different checkpoints
+  2  wrong usage"""
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "report",
-        help="one page of everything that was measured",
+        _run,
+        summary="one page of everything that was measured",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON documents of m3-bench")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the report goes")
-    parser.add_argument("--model", metavar="NAME", help="what the page calls the model (default: as recorded)")
-    parser.add_argument("--force", action="store_true", help="replace FOLDER even if it is not a report")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what the other commands wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="an older report there is replaced"
+    )
+    parser.add_argument("--model", metavar="NAME", help="what the page calls the model, instead of the recorded name")
+    parser.add_argument("--force", action="store_true", help="replace FOLDER even if it is no report")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -60,6 +68,6 @@ def _run(args: argparse.Namespace) -> int:
     with progress.step(f"Reading {len(args.files)} file{'s' * (len(args.files) > 1)}"):
         inputs = read_inputs(args.files)
     with progress.step("Writing the report"):
-        write_report(build_page(inputs, args.model), inputs.files, args.output)
+        write_report(build_page(inputs, args.model), args.output)
     sys.stdout.write(f"{args.output / INDEX}\n")
     return EXIT_OK

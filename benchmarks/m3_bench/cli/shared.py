@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from m3_bench.scenarios import NAMES
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
 
@@ -15,9 +16,9 @@ def add_scenarios(parser: argparse.ArgumentParser, default: str) -> None:
         type=lambda words: [word.strip() for word in words.split(",") if word.strip()],
         default=[default],
         metavar="NAME|FILE,…",
-        help=f"standard, long, quick, or TOML files (default: {default}); docs/use/benchmarking.md has the format",
+        help=f"{', '.join(NAMES)}, or TOML files (default: {default}); docs/use/benchmarking.md has the format",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender in each scenario (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each contender (default: 3)")
 
 
 def checked_rounds(rounds: int) -> int:

@@ -1,22 +1,71 @@
-"""The charts of a report; each is None where there is too little to draw."""
+"""The charts of a report, drawn by Matplotlib as SVG that goes into a page: text stays text, colours are CSS variables.
 
+Each is None where there is too little to draw. The same values give the same bytes: ids come from the chart's name, and
+nothing is dated.
+"""
+
+import io
+import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from m3_bench import formats
-from m3_bench.documents import Compared, Retrieval, Scenario
-from m3_bench.figures import Entry, Figures, Measurement
-from m3_bench.report import drawing
-from m3_bench.report.drawing import REFERENCE, Axis, Bar, Points
+from m3_bench.documents import Retrieval, Scenario
+from m3_bench.figures import Entry, Figures, Measurement, Parity
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
 
 FLOOR = 1e-8
 """Losses below it are the order in which threads add; documents keep as many digits."""
-Spread = tuple[float, float] | None
+INK, MUTED, GRID, CARD = "#1b1f24", "#5b6570", "#e2e5e9", "#ffffff"
+COLOURS = ("#1f6feb", "#d9480f", "#0b8a5f", "#8b3fc7", "#a8770a", "#c2255c", "#0b7285", "#5c636b")
+_MARKERS = "os^DvPXd"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", CARD: "--card"}
+_VARIABLES |= {colour: f"--c{number}" for number, colour in enumerate(COLOURS)}
+# What only a file of its own needs: styles and ids would meet those of the page's other charts. Nothing is clipped.
+_FILE_ONLY = re.compile(
+    r"""<style.*?</style>|<metadata>.*?</metadata>|<clipPath.*?</clipPath>| clip-path="[^"]*"|(?<=<g) id="[^"]*"|"""
+    """font-family: [^;"]*; |xlink:(?=href)""",
+    re.DOTALL,
+)
+_WIDTH = 440  # points, which are pixels of the SVG; the page scales it
+_LEGEND_LETTERS = 64  # of two columns side by side
+_STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of one name, from left to right; `order` chooses colour and marker, whiskers go from `low` to `high`."""
+
+    name: str
+    order: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+    def plot(self, plot: Axes, line: str = "") -> None:
+        """Draw the marks, with a line of this style."""
+        colour, marker = _colour(self.order), _MARKERS[self.order % len(_MARKERS)]
+        style: dict[str, Any] = {"color": colour, "markeredgecolor": CARD, "clip_on": False, "label": _cut(self.name)}
+        plot.plot(self.x, self.y, marker + line, **style)
+        plot.vlines(self.x[: len(self.low)], self.low, self.high, colour, linewidth=1.3, alpha=0.75)
 
 
 def is_single(scenario: Scenario) -> bool:
@@ -33,25 +82,25 @@ def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
 def latency_by_length(figures: Figures) -> Chart | None:
     """p50 of one text by one caller."""
 
-    def point(figure: Measurement) -> tuple[float, Spread]:
-        p50_s, p95_s = figure.latency.p50_s, figure.latency.p95_s
-        return p50_s * 1e3, None if p95_s is None else (p50_s * 1e3, p95_s * 1e3)
+    def point(figure: Measurement) -> tuple[float, ...]:
+        p50_ms, p95_s = figure.latency.p50_s * 1e3, figure.latency.p95_s
+        return p50_ms, p50_ms, p50_ms if p95_s is None else p95_s * 1e3
 
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "One text, one caller, all heads. Whiskers reach to p95 where there are calls enough. Lower is better."
+    axes = "tokens of the text", "milliseconds, p50"
     series = _series(figures, scenarios, lambda s: s.tokens, point)
-    axes = (_ticked("tokens of the text", series), Axis("milliseconds, p50", is_log=True))
-    return _lines("latency-by-length", "Latency by length", caption, series, axes)
+    return _lines("latency-by-length", "Latency by length", caption, axes, series, is_log=True)
 
 
 def memory_by_length(figures: Figures) -> Chart | None:
     """Peak memory of one text by one caller."""
     scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
     caption = "The most memory of the process while texts of a length were encoded; of a GPU, its own memory."
-    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6, None))
+    axes = "tokens of the text", "megabytes, peak"
+    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6,))
     series = [one for one in series if any(one.y)]
-    axes = (_ticked("tokens of the text", series), Axis("megabytes, peak"))
-    return _lines("memory-by-length", "Memory by length", caption, series, axes)
+    return _lines("memory-by-length", "Memory by length", caption, axes, series, is_log=False)
 
 
 def throughput_by_batch(figures: Figures) -> Chart | None:
@@ -59,10 +108,9 @@ def throughput_by_batch(figures: Figures) -> Chart | None:
     whole = [s for s in with_most_heads(figures.scenarios) if s.clients == 1 and len(set(s.lengths)) == 1]
     lengths = Counter(s.lengths[0] for s in whole)
     length = max(lengths, key=lambda one: (lengths[one], one), default=0)
-    series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
     caption = f"Texts of {length} tokens, one caller. Whiskers: where the true median lies. Higher is better."
-    axes = (_ticked("texts in a call", series), Axis("tokens/s", is_log=_is_wide(series)))
-    return _lines("throughput-by-batch", "Throughput by batch", caption, series, axes)
+    series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
+    return _lines("throughput-by-batch", "Throughput by batch", caption, ("texts in a call", "tokens/s"), series)
 
 
 def throughput_by_clients(figures: Figures) -> Chart | None:
@@ -70,11 +118,10 @@ def throughput_by_clients(figures: Figures) -> Chart | None:
     many = [s for s in figures.scenarios if s.clients > 1]
     shapes = {(s.lengths, s.heads) for s in many}
     scenarios = [s for s in figures.scenarios if (s.lengths, s.heads) in shapes] if len(shapes) == 1 else many
+    lengths = f"{len(many[0].lengths)} × {max(many[0].lengths)} tokens" if many else ""
+    caption = f"Calls of {lengths}; callers share one loaded model. Higher is better."
     series = _series(figures, scenarios, lambda s: s.clients, _speed)
-    lengths = f"{len(many[0].lengths)} text(s) of {max(many[0].lengths)} tokens" if many else ""
-    caption = f"{lengths} a call, callers share one loaded model. Higher is better."
-    axes = (_ticked("callers at a time", series), Axis("tokens/s", is_log=_is_wide(series)))
-    return _lines("throughput-by-clients", "Throughput by callers", caption, series, axes)
+    return _lines("throughput-by-clients", "Throughput by callers", caption, ("callers at a time", "tokens/s"), series)
 
 
 def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
@@ -82,137 +129,258 @@ def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
     found = sorted(figures.at(load), key=lambda one: -one.tokens_per_s.median)
     values = [(f.entry, f.tokens_per_s.median, f"{formats.number(f.tokens_per_s.median)} tokens/s") for f in found]
     title = f"Throughput: {load.title}" if load else ""
-    return _bars("throughput", title, "Median over rounds. Higher is better.", "tokens/s", values, figures)
+    return _bars("throughput", title, "Median over rounds. Higher is better.", "tokens/s", values)
 
 
 def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None:
     """What a million tokens cost at the load."""
     priced = [(f.entry, f.cost_per_million_tokens) for f in figures.at(load) if f.cost_per_million_tokens is not None]
-    values = [(entry, value, formats.money(value, currency)) for entry, value in priced]
-    values.sort(key=lambda one: one[1])
+    values = sorted(((e, value, formats.money(value, currency)) for e, value in priced), key=lambda one: one[1])
     caption = f"{load.title if load else ''}, machine kept busy. Lower is better."
-    return _bars("cost", "Cost of a million tokens", caption, currency, values, figures)
+    return _bars("cost", "Cost of a million tokens", caption, currency, values)
 
 
-def speed_and_accuracy(
-    figures: Figures, load: Scenario | None, parities: Sequence[tuple[Entry, Compared]]
-) -> Chart | None:
+def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequence[Parity]) -> Chart | None:
     """What each variant loses against how fast it is."""
     series = []
-    for entry, compared in parities:
-        figure = figures.get(load, entry)
-        if figure is not None and compared.dense is not None:
-            x, y = figure.tokens_per_s.median, max(1 - compared.dense.cosine_mean, FLOOR)
-            series.append(Points(entry.label, number_of(figures, entry), (x,), (y,)))
+    for one in parities:
+        figure = figures.get(load, one.entry)
+        if figure is not None and one.compared.dense is not None:
+            x, y = figure.tokens_per_s.median, max(1 - one.compared.dense.cosine_mean, FLOOR)
+            series.append(Points(one.entry.label, one.entry.order, (x,), (y,)))
     if len(series) < 2 or load is None:
         return None
+    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
+    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
+
+    def draw(plot: Axes) -> None:
+        for one in series:
+            one.plot(plot)
+        plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
+        plot.margins(0.04, 0.08)
+        plot.set_xlim(left=0)
+        plot.set_yscale("log")
+        plot.set_ylim(*_log_limits([y for _, y in places]))
+        _finish(plot.xaxis, "tokens/s")
+        _finish(plot.yaxis, "1 − dense cosine, mean")
+
     caption = (
         f"Each variant at {load.title}. Right is faster, down is closer to the reference; on the dotted line are those "
         "that no other beats in both."
     )
-    axes = (Axis("tokens/s"), Axis("1 − dense cosine, mean", is_log=True, format=drawing.power_of_ten))
-    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
-    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
-    return _chart(drawing.lines, "front", "Speed and accuracy", caption, series, axes, front)
+    return _chart("front", "Speed and accuracy", caption, 220, draw, series)
 
 
-def parity_of_texts(figures: Figures, parities: Sequence[tuple[Entry, Compared]]) -> list[Chart]:
-    """One strip chart for each head: what each text lost."""
-    heads: tuple[tuple[str, str, str, Callable[[Compared], Sequence[float]]], ...] = (
-        ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.texts.dense),
-        ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.texts.jaccard),
-        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.texts.colbert),
+def parity_of_texts(parities: Sequence[Parity]) -> list[Chart | None]:
+    """A strip chart for each head: what each text lost."""
+    heads: tuple[tuple[str, str, str, Callable[[Parity], Sequence[float]]], ...] = (
+        ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.compared.texts.dense),
+        ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.compared.texts.jaccard),
+        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.compared.texts.colbert),
     )
     charts = []
     for head, what, distance, values_of in heads:
-        strips = [
-            Points(entry.label, number_of(figures, entry), tuple(1 - value for value in values_of(compared)))
-            for entry, compared in parities
-            if values_of(compared)
+        found = [
+            (one.entry.label, one.entry.order, np.maximum(1 - np.asarray(values_of(one)), FLOOR))
+            for one in parities
+            if values_of(one)
         ]
-        if strips:
-            caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
-            axis = Axis(distance, is_log=True, format=drawing.power_of_ten)
-            name, title = f"parity-{head}", f"{what}: distance to the reference"
-            charts.append(_chart(drawing.strips, name, title, caption, strips, axis, FLOOR))
+        charts.append(_strips(f"parity-{head}", f"{what}: distance to the reference", distance, found))
     return charts
 
 
 def search_quality(number: int, document: Retrieval) -> Chart | None:
     """The main metric of every method, best first; a mark for each variant."""
-    runs = [run for run in document.methods if main_metric(run)]
-    if not runs:
-        return None
-    several = len(document.models) > 1
+    means = {
+        (f"{run.bundle if len(document.models) > 1 else ''} {run.variant}".strip() or "BM25", run.method): fmean(values)
+        for run in document.methods
+        if (values := main_metric(run))
+    }
     best: dict[str, float] = {}
-    for run in runs:
-        best[run.method] = max(best.get(run.method, 0.0), float(np.mean(main_metric(run))))
+    for (_, method), mean in means.items():
+        best[method] = max(best.get(method, 0.0), mean)
     methods = sorted(best, key=lambda method: -best[method])
-    series: list[Points] = []
-    for bundle, variant in dict.fromkeys((run.bundle, run.variant) for run in runs):
-        marks = [run for run in runs if (run.bundle, run.variant) == (bundle, variant)]
-        x = tuple(float(np.mean(main_metric(run))) for run in marks)
-        name = f"{bundle if several else ''} {variant}".strip() or "BM25"
-        series.append(Points(name, len(series), x, tuple(float(methods.index(run.method)) for run in marks)))
+    names = list(dict.fromkeys(name for name, _ in means))
+    series = []
+    for n, name in enumerate(names):
+        step = min(0.18, 0.6 / len(names)) * (n - (len(names) - 1) / 2)  # equal values lie below each other
+        marks = [(mean, methods.index(method) + step) for (other, method), mean in means.items() if other == name]
+        series.append(Points(name, n, *zip(*marks, strict=True)))
+
+    def draw(plot: Axes) -> None:
+        for one in series:
+            one.plot(plot)
+        plot.set_yticks(range(len(methods)), [_cut(method, 30) for method in methods])
+        plot.set_ylim(len(methods) - 0.4, -0.6)
+        plot.margins(x=0.06)
+        _finish(plot.xaxis, MAIN_METRIC)
+        plot.tick_params(length=0)
+
     caption = "A row is a method, a mark a variant. Further right is better; mind where the axis begins."
-    title, axis = f"{MAIN_METRIC} on {document.dataset.name}", Axis(MAIN_METRIC)
-    return _chart(drawing.rows, f"retrieval-{number}", title, caption, series, methods, axis)
-
-
-def number_of(figures: Figures, entry: Entry) -> int:
-    """A contender's number, which gives it its colour, the same in every chart; references have one of their own."""
-    if entry.placed.is_reference:
-        return REFERENCE
-    return [one.label for one in figures.entries if not one.placed.is_reference].index(entry.label) % REFERENCE
-
-
-def _chart(draw: Callable[..., str], name: str, title: str, caption: str, *values: object) -> Chart:
-    return Chart(name, title, caption, draw(name, (title, caption), *values))
-
-
-def _lines(name: str, title: str, caption: str, series: Sequence[Points], axes: tuple[Axis, Axis]) -> Chart | None:
-    if not any(len(one.x) > 1 for one in series):
-        return None
-    return _chart(drawing.lines, name, title, caption, series, axes)
-
-
-def _bars(
-    name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]], figures: Figures
-) -> Chart | None:
-    if not values:
-        return None
-    found = [Bar(entry.label, number_of(figures, entry), value, label) for entry, value, label in values]
-    return _chart(drawing.bars, name, title, caption, found, Axis(unit))
+    title = f"{MAIN_METRIC} on {document.dataset.name}"
+    return _chart(f"retrieval-{number}", title, caption, 70 + 24 * len(methods), draw, series) if series else None
 
 
 def _series(
     figures: Figures,
     scenarios: Sequence[Scenario],
     x_of: Callable[[Scenario], int],
-    point: Callable[[Measurement], tuple[float, Spread]],
+    point_of: Callable[[Measurement], tuple[float, ...]],
 ) -> list[Points]:
-    """Each contender's points, from left to right; `point` gives a figure's value and its whisker."""
+    """Each contender's points, from left to right; `point_of` gives a value, and the ends of its whisker if any."""
     names = {scenario.name for scenario in scenarios}
     series = []
     for entry in figures.measured:
         found = sorted((f for f in figures.of(entry) if f.scenario.name in names), key=lambda f: x_of(f.scenario))
         if found:
-            x = tuple(float(x_of(f.scenario)) for f in found)
-            y, spread = zip(*map(point, found), strict=True)
-            series.append(Points(entry.label, number_of(figures, entry), x, y, spread))
+            points = zip(*map(point_of, found), strict=True)
+            series.append(Points(entry.label, entry.order, [x_of(f.scenario) for f in found], *points))
     return series
 
 
-def _speed(figure: Measurement) -> tuple[float, Spread]:
+def _speed(figure: Measurement) -> tuple[float, ...]:
     speed = figure.tokens_per_s
-    return speed.median, (speed.low, speed.high)
+    return speed.median, speed.low, speed.high
 
 
-def _is_wide(series: Sequence[Points]) -> bool:
-    """Whether a GPU beside CPUs would press them to the floor of a linear axis."""
-    values = [y for one in series for y in one.y]
-    return bool(values) and max(values) > 20 * min(values)
+def _lines(
+    name: str, title: str, caption: str, axes: tuple[str, str], series: Sequence[Points], *, is_log: bool | None = None
+) -> Chart | None:
+    """Lines over a number, the reference's dashed; None where there is but one.
+
+    `axes` are titles; values are on a logarithmic axis if asked, or else if a GPU would press CPUs to the floor.
+    """
+    if not any(len(one.x) > 1 for one in series):
+        return None
+    values = [value for one in series for value in (*one.y, *one.low, *one.high)]
+    ticks = sorted({x for one in series for x in one.x})
+
+    def draw(plot: Axes) -> None:
+        for one in series:
+            one.plot(plot, "--" if one.order < 0 else "-")
+        plot.margins(0.04, 0.08)
+        plot.set_xscale("log")
+        if is_log or (is_log is None and max(values) > 20 * min(values)):
+            plot.set_yscale("log")
+            plot.set_ylim(*_log_limits(values))
+        else:
+            plot.set_ylim(bottom=0)
+        _finish(plot.xaxis, axes[0], FixedLocator(ticks, nbins=8))
+        _finish(plot.yaxis, axes[1])
+
+    return _chart(name, title, caption, 220, draw, series)
 
 
-def _ticked(title: str, series: Sequence[Points]) -> Axis:
-    return Axis(title, is_log=True, ticks=tuple(sorted({x for one in series for x in one.x})))
+def _bars(name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]]) -> Chart | None:
+    """Lying bars from 0, each with its name above and its label at its end."""
+    if not values:
+        return None
+
+    def draw(plot: Axes) -> None:
+        for row, (entry, value, label) in enumerate(values):
+            plot.barh(row + 0.12, value, 0.36, color=_colour(entry.order))
+            plot.annotate(_cut(entry.label, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
+            end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
+            plot.annotate(label, (value, row + 0.12), (5, 0), **end)
+        room = 7.5 * max(len(label) for _, _, label in values) / _WIDTH
+        plot.set_xlim(0, max(value for _, value, _ in values) / (0.95 - room) or 1)
+        _finish_rows(plot, len(values))
+        _finish(plot.xaxis, unit)
+
+    return _chart(name, title, caption, 60 + 39 * len(values), draw)
+
+
+def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, NDArray[np.float64]]]) -> Chart | None:
+    """A row of dots for each name and order, with a box from 5 % to 95 % and a line at the median."""
+
+    def draw(plot: Axes) -> None:
+        for row, (label, order, values) in enumerate(found):
+            low, middle, high = np.percentile(values, (5, 50, 95))
+            # the golden ratio spreads neighbours over the row, the same way each time
+            offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
+            style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
+            plot.barh(row + 0.1, high - low, 0.46, low, color=_colour(order), alpha=0.18)
+            plot.plot(values, offsets, "o", color=_colour(order), **style)
+            plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
+            plot.annotate(_cut(label, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
+        plot.set_xscale("log")
+        plot.set_xlim(*_log_limits(np.concatenate([values for _, _, values in found])))
+        _finish_rows(plot, len(found))
+        _finish(plot.xaxis, axis)
+
+    caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
+    return _chart(name, title, caption, 60 + 48 * len(found), draw) if found else None
+
+
+def _chart(
+    name: str, title: str, caption: str, height: float, draw: Callable[[Axes], None], series: Sequence[Points] = ()
+) -> Chart:
+    """What `draw` makes of empty axes, with a legend of `series`, and title and description for screen readers."""
+    names, half = [_cut(one.name) for one in series], math.ceil(len(series) / 2)
+    widths = [max(map(len, names[start : start + half]), default=0) for start in (0, half)]
+    columns = 2 if sum(widths) <= _LEGEND_LETTERS else 1
+    room = 60 + 17 * math.ceil(len(series) / columns) if series else 0
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}, fname=_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
+        canvas = Canvas(figsize=(_WIDTH / 72, (height + room) / 72))
+        draw(canvas.add_subplot())
+        if series:
+            canvas.legend(loc="outside upper left", ncols=columns)
+        canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    found = re.search(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>(.*)', file.getvalue(), re.DOTALL)
+    assert found is not None
+    drawing = re.sub(r"\s+", " ", _FILE_ONLY.sub("", found[2])).strip()
+    for colour, variable in _VARIABLES.items():
+        drawing = drawing.replace(colour, f"var({variable})")
+    svg = (
+        f'<svg class="chart" role="img" aria-labelledby="{name}-title {name}-desc" {found[1]} '
+        'xmlns="http://www.w3.org/2000/svg">'
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(caption)}</desc>{drawing}'
+    )
+    return Chart(name, title, caption, svg)
+
+
+def _finish(axis: Axis, title: str, locator: Locator | None = None) -> None:
+    """Title and ticks of an axis whose limits are set."""
+    axis.set_label_text(title)
+    if locator is None and axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        locator = LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5), numticks=12)
+    axis.set_major_locator(locator or MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_tick_params(which="both", length=0)
+
+
+def _tick(value: float) -> str:
+    """A tick's label.
+
+    >>> _tick(20000.0), _tick(0.002), _tick(1e-4)
+    ('20 000', '0.002', '10⁻⁴')
+    """
+    exponent = math.log10(value) if 0 < value < 0.01 else 0.5
+    if math.isclose(exponent, round(exponent)):
+        return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{value:,.6g}".replace(",", " ")
+
+
+def _finish_rows(plot: Axes, count: int) -> None:
+    plot.set_ylim(count - 0.5, -0.6)
+    plot.yaxis.set_visible(False)
+    plot.spines.left.set_visible(False)
+
+
+def _log_limits(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = max(1.3, (high / low) ** 0.06)
+    return low / room, max(high * room, low * 6)
+
+
+def _colour(order: int) -> str:
+    """The same for a contender in every chart; the last one is the reference's."""
+    return COLOURS[order % (len(COLOURS) - 1)] if order >= 0 else COLOURS[-1]
+
+
+def _cut(text: str, most: int = 56) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

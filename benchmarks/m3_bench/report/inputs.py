@@ -3,47 +3,38 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from m3_bench import documents
-from m3_bench.compare import check_scenarios
+from m3_bench.compare import check_together
 from m3_bench.documents import Comparison, Document, Model, Run
 from m3_bench.errors import DocumentError
 from m3_bench.figures import Figures, Place, PlacedRun, figures_of, runs_of
 from m3_runtime.bundle.reader import sha256_of
 
 _D = TypeVar("_D", bound=Document)
-_K = TypeVar("_K", bound=Document)
 
 
 @dataclass(frozen=True)
-class Input(Generic[_D]):
+class Input:
     """A document and its file; `name` is its name among the raw files of the report."""
 
     path: Path
     name: str
     sha256: str
-    document: _D
-
-    @property
-    def place(self) -> Place:
-        """Its root."""
-        return Place(self.name)
+    document: Document
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Everything that a report is made of."""
 
-    files: tuple[Input[Document], ...]
+    files: tuple[Input, ...]
     figures: Figures
 
-    def of(self, kind: type[_K]) -> tuple[Input[_K], ...]:
-        """The documents of a kind."""
-        found = ((file, file.document) for file in self.files)
-        return tuple(
-            Input(file.path, file.name, file.sha256, document) for file, document in found if isinstance(document, kind)
-        )
+    def of(self, kind: type[_D]) -> list[tuple[_D, Place]]:
+        """The documents of a kind, each with the place of its root."""
+        return [(one.document, Place(one.name)) for one in self.files if isinstance(one.document, kind)]
 
     @property
     def model(self) -> Model | None:
@@ -53,7 +44,7 @@ class Inputs:
     @property
     def currency(self) -> str:
         """Of the comparisons' prices."""
-        return next((one.document.prices.currency for one in self.of(Comparison)), "")
+        return next((found.prices.currency for found, _ in self.of(Comparison)), "")
 
 
 def read_inputs(paths: Sequence[Path]) -> Inputs:
@@ -65,19 +56,16 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     files = tuple(_read(paths))
     runs: list[PlacedRun] = []
     for file in sorted(files, key=lambda file: not isinstance(file.document, Comparison)):
-        for one in _runs_in(file):
-            if all(one.run != other.run for other in runs):
-                runs.append(one)
-    for one in runs[1:]:
-        _check_model(runs[0], one)
-    check_scenarios([(one.place.file, one.run) for one in runs])
-    currencies = {file.document.prices.currency for file in files if isinstance(file.document, Comparison)}
+        runs += [one for one in _runs_in(file) if all(one.run != other.run for other in runs)]
+    check_together([(one.place.file, one.run) for one in runs])
+    inputs = Inputs(files, figures_of(runs))
+    currencies = {found.prices.currency for found, _ in inputs.of(Comparison)}
     if len(currencies) > 1:
         raise DocumentError(f"prices are in {' and '.join(sorted(currencies))}; compare again with one --currency")
-    return Inputs(files, figures_of(runs))
+    return inputs
 
 
-def _read(paths: Sequence[Path]) -> Iterator[Input[Document]]:
+def _read(paths: Sequence[Path]) -> Iterator[Input]:
     """Each file once, whatever it is called; files of one name get numbers."""
     digests: set[str] = set()
     names: set[str] = set()
@@ -93,16 +81,7 @@ def _read(paths: Sequence[Path]) -> Iterator[Input[Document]]:
         yield Input(path, name, digest, document)
 
 
-def _runs_in(file: Input[Document]) -> Sequence[PlacedRun]:
+def _runs_in(file: Input) -> Sequence[PlacedRun]:
     if isinstance(file.document, Comparison):
-        return runs_of(file.document, file.place)
-    return [PlacedRun(file.document, file.place, file.name)] if isinstance(file.document, Run) else []
-
-
-def _check_model(first: PlacedRun, other: PlacedRun) -> None:
-    ours, theirs = first.run.model, other.run.model
-    if ours.weights_sha256 != theirs.weights_sha256:
-        raise DocumentError(
-            f"{first.place.file!r} measured {ours.name} (weights {ours.weights_sha256[:12]}), {other.place.file!r} "
-            f"{theirs.name} ({theirs.weights_sha256[:12]}): their speeds do not compare; make a report of each"
-        )
+        return runs_of(file.document, Place(file.name))
+    return [PlacedRun(file.document, Place(file.name), file.name)] if isinstance(file.document, Run) else []

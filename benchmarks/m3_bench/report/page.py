@@ -1,24 +1,25 @@
-"""What a page holds, before it becomes HTML or Markdown."""
+"""What a page holds, before it becomes HTML, Markdown or words on a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from m3_bench.figures import Place
 from m3_bench.formats import NOTHING
+from m3_bench.report.inputs import Input
 
 RAW = "raw"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Words or a number."""
+    """Words, or a number with the place of its raw values and how it was computed from them."""
 
-    text: str  # what is read
-    place: Place | None = None  # where its raw values are stored; None for words
-    how: str = ""  # how it was computed from them
-    is_noisy: bool = False  # too noisy to be trusted
-    is_strong: bool = False  # whether it stands out
+    text: str
+    place: Place | None = None  # None for words
+    how: str = ""
+    is_noisy: bool = False
+    is_strong: bool = False
 
     @property
     def link(self) -> str:
@@ -44,16 +45,32 @@ class Cell:
 
 
 NO_VALUE = Cell(NOTHING)
+Cells = Mapping[str, Cell | str]
+"""Cells, or words, by the head of their column; the first names the row."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it. `is_detail` tables are folded."""
+    """A table; `is_detail` tables are folded."""
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     is_detail: bool = False
+
+    @classmethod
+    def of(cls, caption: str, rows: Iterable[Cells], *, is_detail: bool = False) -> "Table":
+        """A table without rows and columns that have no value.
+
+        >>> Table.of("speed", [{"": "a", "p50": "1 ms", "p99": NO_VALUE}, {"": "b"}]).head
+        ('', 'p50')
+        """
+        every = [{head: Cell(cell) if isinstance(cell, str) else cell for head, cell in row.items()} for row in rows]
+        kept = [row for row in every if any(cell.text != NOTHING for cell in list(row.values())[1:])]
+        valued = {head for row in kept for head, cell in row.items() if cell.text != NOTHING}
+        heads = [head for head in dict.fromkeys(head for row in every for head in row) if head in valued]
+        cells = tuple(tuple(row.get(head, NO_VALUE) for head in heads) for row in kept)
+        return cls(caption, tuple(heads), cells, is_detail)
 
     def has_words(self, column: int) -> bool:
         """Whether a column holds words, not numbers."""
@@ -64,33 +81,25 @@ class Table:
         """The files that its numbers come from."""
         return tuple(dict.fromkeys(cell.place.file for row in self.rows for cell in row if cell.place is not None))
 
-    def pruned(self) -> "Table":
-        """Without rows and columns that have no value."""
-        rows = [row for row in self.rows if any(cell.text != NOTHING for cell in row[1:])]
-        kept = [0, *(n for n in range(1, len(self.head)) if any(row[n].text != NOTHING for row in rows))]
-        return replace(
-            self, head=tuple(self.head[n] for n in kept), rows=tuple(tuple(row[n] for n in kept) for row in rows)
-        )
 
-    def plain(self) -> str:
-        """As Markdown for a terminal, without links; numbers that stand out are bold, noisy ones have a "?"."""
-        lines = [f"| {' | '.join(map(_one_line, self.head))} |", f"|---|{'---:|' * (len(self.head) - 1)}"]
-        lines += [f"| {' | '.join(map(_plain, row))} |" for row in self.rows]
-        return "\n".join(lines)
+def printed(tables: Iterable[Table]) -> str:
+    """Tables as Markdown for a terminal, without links; numbers that stand out are bold, noisy ones have a "?"."""
+    parts = []
+    for table in tables:
+        lines = [f"## {_one_line(table.caption)}\n", f"| {' | '.join(map(_one_line, table.head))} |"]
+        lines.append(f"|---|{'---:|' * (len(table.head) - 1)}")
+        lines += [f"| {' | '.join(map(_printed_cell, row))} |" for row in table.rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
-def _plain(cell: Cell) -> str:
+def _printed_cell(cell: Cell) -> str:
     text = _one_line(cell.text)
     return f"**{text}**" if cell.is_strong else f"{text} ?" if cell.is_noisy else text
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.replace("\n", ", ").split()).replace("|", "/")
-
-
-def printed(tables: Iterable[Table]) -> str:
-    """Tables with their captions, for a terminal."""
-    return "\n\n".join(f"## {_one_line(table.caption)}\n\n{table.plain()}" for table in tables)
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A part of the page; its title and first words are in `templates/sections.jinja`, `intro` goes on from there."""
 
     anchor: str
-    title: str
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
     intro: str
-    charts: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,15 +133,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class SourceRow:
-    """A file that the page was made from."""
-
-    name: str
-    kind: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Page:
     """The whole page; `lead` says what the tiles are of, `remarks` what speaks against trusting the figures."""
 
@@ -143,5 +142,4 @@ class Page:
     tiles: tuple[Tile, ...]
     remarks: tuple[str, ...]
     sections: tuple[Section, ...]
-    files: tuple[SourceRow, ...]
-    version: str
+    files: tuple[Input, ...]

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,11 +11,11 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from m3_bench.documents import Document
 from m3_bench.errors import DocumentError
-from m3_bench.report.inputs import Input
 from m3_bench.report.page import RAW, Chart, Page
+from m3_runtime.bundle.writer import publish, staging_folder
 from m3_runtime.errors import InputError
+from m3_runtime.version import __version__
 
 INDEX, MARKDOWN, PICTURES = "index.html", "report.md", "pictures"
 _PACKAGE = "m3_bench.report"
@@ -68,38 +67,26 @@ def _is_report(folder: Path) -> bool:
         return False
 
 
-def write_report(page: Page, files: Sequence[Input[Document]], folder: Path) -> None:
+def write_report(page: Page, folder: Path) -> None:
     """Write page, pictures and raw files beside the target, then put them in its place.
 
     Raises:
         DocumentError: they cannot be written.
     """
+    target = folder.absolute()
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as nest:
-            new, old = Path(nest) / "new", Path(nest) / "old"
-            _fill(new, page, files)
-            if os.path.lexists(folder):
-                folder.rename(old)
-            try:
-                new.rename(folder)
-            except OSError:
-                if os.path.lexists(old):
-                    old.rename(folder)
-                raise
+        with staging_folder(target) as new:
+            for part in (new / RAW, new / PICTURES):
+                part.mkdir()
+            (new / INDEX).write_text(html(page), encoding="utf-8")
+            (new / MARKDOWN).write_text(markdown(page), encoding="utf-8")
+            for chart in (chart for section in page.sections for chart in section.charts):
+                (new / PICTURES / f"{chart.name}.svg").write_text(standalone(chart), encoding="utf-8")
+            for file in page.files:
+                shutil.copyfile(file.path, new / RAW / file.name)
+            publish(new, target)
     except OSError as error:
         raise DocumentError(f"the report {str(folder)!r} cannot be written: {error}") from error
-
-
-def _fill(new: Path, page: Page, files: Sequence[Input[Document]]) -> None:
-    for part in (new, new / RAW, new / PICTURES):
-        part.mkdir()
-    (new / INDEX).write_text(html(page), encoding="utf-8")
-    (new / MARKDOWN).write_text(markdown(page), encoding="utf-8")
-    for chart in (chart for section in page.sections for chart in section.charts):
-        (new / PICTURES / f"{chart.name}.svg").write_text(standalone(chart), encoding="utf-8")
-    for file in files:
-        shutil.copyfile(file.path, new / RAW / file.name)
 
 
 def _render(name: str, page: Page) -> str:
@@ -111,7 +98,7 @@ def _render(name: str, page: Page) -> str:
     )
     environment.filters |= {"md": _md, "md_link": _md_link}
     styles = {"chart_css": Markup(_css("chart.css")), "page_css": Markup(_css("page.css"))}  # noqa: S704 - our own files
-    return environment.get_template(name).render(page=page, **styles)
+    return environment.get_template(name).render(page=page, version=__version__, **styles)
 
 
 def _css(name: str) -> str:

@@ -1,13 +1,16 @@
 """The tables of retrieval and margins, with paired intervals. The report and the terminal show the same ones."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from m3_bench import formats, stats
 from m3_bench.documents import Margins, MethodRun, PairScoresOf, Retrieval
 from m3_bench.figures import Place
-from m3_bench.report.page import NO_VALUE, Cell, Table
-from m3_bench.stats import MAIN_METRIC, Difference
+from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
+from m3_bench.stats import MAIN_METRIC, Difference, ValuesOf
+
+_R = TypeVar("_R", MethodRun, PairScoresOf)
 
 INTERVALS = (
     f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. "
@@ -26,65 +29,54 @@ def main_metric(run: MethodRun) -> Sequence[float]:
 
 def retrieval_table(document: Retrieval, place: Place) -> Table:
     """Methods by metrics, with what INT8 loses and what later bundles gain."""
-    names = tuple(dict.fromkeys(name for run in document.methods for name in run.metrics))
-    rows = []
-    for number, run in enumerate(document.methods):
+
+    def row(number: int, run: MethodRun) -> Cells:
         below = place.below("methods", number, "metrics")
-        values = ((run.metrics.get(name, ()), below.below(name)) for name in names)
-        main = below.below(MAIN_METRIC)
-        rows.append(
-            (
-                Cell(name_of(run, several_bundles=len(document.models) > 1)),
-                *(_mean(found, where, "queries") for found, where in values),
-                change(stats.loss(document.methods, run, main_metric), main),
-                change(stats.gain(document.methods, run, main_metric), main),
-            )
-        )
+        means = {name: _mean(values, below.below(name), "queries") for name, values in run.metrics.items()}
+        changes = _changes(document.methods, run, {MAIN_METRIC: main_metric}, below.below(MAIN_METRIC))
+        return {"": _name_of(run, document.methods)} | means | changes
+
     facts = document.dataset
-    caption = (
-        f"{facts.name}: {facts.queries} queries, {facts.documents} documents, {facts.relevant_pairs} relevant pairs"
-    )
-    head = ("", *names, f"loss of {MAIN_METRIC}", _over_first(document.methods, f"gain of {MAIN_METRIC}"))
-    return Table(caption, head, tuple(rows)).pruned()
+    counts = f"{facts.queries} queries, {facts.documents} documents, {facts.relevant_pairs} relevant pairs"
+    return Table.of(f"{facts.name}: {counts}", (row(number, run) for number, run in enumerate(document.methods)))
 
 
 def margins_table(document: Margins, place: Place) -> Table:
     """Methods by margins and pair accuracy, with what INT8 loses and what later bundles gain."""
-    best: tuple[Callable[[PairScoresOf], list[float]], ...] = (
-        lambda scores: [max(positives) for positives, _ in stats.with_negatives(scores)],
-        lambda scores: [max(negatives) for _, negatives in stats.with_negatives(scores)],
-    )
-    figures = (stats.margins, stats.pair_accuracies)
-    several = len({scores.bundle for scores in document.scores}) > 1
-    rows = []
-    for number, scores in enumerate(document.scores):
-        below = place.below("scores", number)
-        means = (_mean(values_of(scores), below, "queries with negatives") for values_of in (*best, *figures))
-        losses = (change(stats.loss(document.scores, scores, values_of), below) for values_of in figures)
-        gains = (change(stats.gain(document.scores, scores, values_of), below) for values_of in figures)
-        rows.append((Cell(name_of(scores, several_bundles=several)), *means, *losses, *gains))
-    head = (
-        *("", "best positive", "best negative", "margin", "pair accuracy", "loss of margin", "loss of pair accuracy"),
-        *(_over_first(document.scores, f"gain of {what}") for what in ("margin", "pair accuracy")),
-    )
+    figures = {"margin": stats.margins, "pair accuracy": stats.pair_accuracies}
+
+    def row(number: int, scores: PairScoresOf) -> Cells:
+        below, pairs = place.below("scores", number), stats.with_negatives(scores)
+        values = {
+            "best positive": [max(positives) for positives, _ in pairs],
+            "best negative": [max(negatives) for _, negatives in pairs],
+        } | {what: values_of(scores) for what, values_of in figures.items()}
+        means = {what: _mean(found, below, "queries with negatives") for what, found in values.items()}
+        return {"": _name_of(scores, document.scores)} | means | _changes(document.scores, scores, figures, below)
+
     queries = f"{len(document.query_lines)} queries of {document.lines} lines"
     caption = f"{document.source}: {queries}, {len(document.bad_lines)} of them bad"
-    return Table(caption, head, tuple(rows)).pruned()
+    return Table.of(caption, (row(number, scores) for number, scores in enumerate(document.scores)))
 
 
-def name_of(row: MethodRun | PairScoresOf, *, several_bundles: bool) -> str:
+def _name_of(row: _R, rows: Sequence[_R]) -> str:
     """Variant and method, with the bundle where there are several."""
-    return " ".join(filter(None, (row.bundle if several_bundles else "", row.variant, row.method)))
-
-
-def _over_first(rows: Sequence[MethodRun] | Sequence[PairScoresOf], what: str) -> str:
-    return f"{what} over {next((row.bundle for row in rows if row.bundle), '')}"
+    is_alone = len({one.bundle for one in rows if one.bundle}) == 1
+    return " ".join(filter(None, ("" if is_alone else row.bundle, row.variant, row.method)))
 
 
 def _mean(values: Sequence[float], place: Place, what: str) -> Cell:
     if not values:
         return NO_VALUE
     return Cell(f"{fmean(values):.3f}".replace("-", "−"), place, f"mean of {len(values)} {what}")
+
+
+def _changes(rows: Sequence[_R], row: _R, figures: Mapping[str, ValuesOf[_R]], place: Place) -> dict[str, Cell]:
+    """What the row loses against FP32, and what it gains over the first bundle, in each figure."""
+    first = next((one.bundle for one in rows if one.bundle), "")
+    losses = {f"loss of {what}": change(stats.loss(rows, row, of), place) for what, of in figures.items()}
+    gains = {f"gain of {what} over {first}": change(stats.gain(rows, row, of), place) for what, of in figures.items()}
+    return losses | gains
 
 
 def change(found: Difference | None, place: Place) -> Cell:

@@ -1,5 +1,6 @@
 """SOURCE to a local checkpoint folder: a folder, a name that m3_models builds, or a hub id."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./folder" is a folder, there or 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this disk: the name it is known by, the folder, and the pinned revision of a hub source."""
+    """A checkpoint on this disk: what the model is called, the folder, and the pinned revision of a hub source."""
 
     name: str
     folder: Path
@@ -40,7 +41,7 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
     if revision is not None and (path.is_dir() or m3_models.is_name(source)):
         raise SourceError(f"--revision {revision!r} is for hub sources, which {source!r} is not; leave it out")
     if path.is_dir():
-        return Source(path.resolve().name, _with_config(path), None)
+        return Source(_name_of(_with_config(path)) or path.resolve().name, path, None)
     if m3_models.is_name(source):
         write_named(source, scratch / source, progress)
         return Source(source, scratch / source, None)
@@ -65,6 +66,18 @@ def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> Non
         raise ExtraNotInstalledError(str(error)) from error
     except m3_models.ModelError as error:
         raise ExportError(str(error)) from error
+
+
+def _name_of(folder: Path) -> str | None:
+    """The name under which m3_models wrote a checkpoint, wherever it is now; None for others.
+
+    A hub id in config.json is no such name: it may be what the checkpoint was fine-tuned from.
+    """
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # `Checkpoint.open` says what is wrong with it
+    return name if isinstance(name, str) and m3_models.is_name(name) else None
 
 
 def _with_config(folder: Path) -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 from m3_export.errors import PlanError
 from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan, Setting
 from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_runtime.io.atomic import write_whole
 
 RECORDED = Path(__file__).parent / "recorded"
 COSTS_SCHEMA = 1
@@ -113,9 +114,14 @@ class Costs:
         }
 
 
-def write_costs(path: Path, costs: Sequence[Costs]) -> None:
-    """Write times as a file that `read_costs` takes."""
-    path.write_text(json.dumps({"costs_schema": COSTS_SCHEMA, "costs": [_to_json(c) for c in costs]}, indent=1) + "\n")
+def write_costs(path: Path, costs: Sequence[Costs], facts: Mapping[str, Any] | None = None) -> None:
+    """Write times as a file that `read_costs` takes, with other facts beside them, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {"costs_schema": COSTS_SCHEMA, "costs": [_to_json(c) for c in costs], **(facts or {})}
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_costs(path: Path) -> tuple[Costs, ...]:
