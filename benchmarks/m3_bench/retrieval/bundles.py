@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_bench.documents import Model
-from m3_bench.run.contenders import model_of
+from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head, Variant
-from m3_runtime.cpu import FEATURE_MEANS, cpu_info
-from m3_runtime.engines.select import is_installed, unmet_needs
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -90,7 +88,7 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> Bund
 
 def _chosen(name: str, bundle: Bundle, names: Sequence[str] | None, notes: list[str]) -> ChosenBundle:
     wanted = [variant for variant in bundle.manifest.variants if names is None or variant.name in names]
-    reasons = {variant.name: _reason_against(variant) for variant in wanted}
+    reasons = {variant.name: reason_against(variant) for variant in wanted}
     left_out = [f"{name}: {variant} was left out: {reason}" for variant, reason in reasons.items() if reason]
     running = tuple(variant for variant in wanted if not reasons[variant.name])
     if not running:
@@ -98,12 +96,3 @@ def _chosen(name: str, bundle: Bundle, names: Sequence[str] | None, notes: list[
         raise VariantError(f"no variant of {name} can be measured here: {why}")
     notes.extend(left_out)
     return ChosenBundle(name, bundle, running)
-
-
-def _reason_against(variant: Variant) -> str:
-    if not is_installed(variant.engine):
-        return f"{variant.engine.value} is not installed"
-    if needs := unmet_needs(variant):
-        words = " and ".join(f"{need.value} ({FEATURE_MEANS[need]})" for need in needs)
-        return f"it needs {words}, which this processor ({cpu_info().name}) does not have"
-    return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, check_source
-from m3_bench.recording import digest_of, read_recording
+from m3_bench.recording import read_recording
 from m3_bench.run.budget import over_budget, unseen_texts
 from m3_bench.run.contenders import (
     FP32,
@@ -150,7 +150,6 @@ def _measure(
         contenders=everybody,
         scenarios=resolved(plan.scenarios, names),
         texts=texts,
-        texts_sha256=digest_of(texts),
         rounds=args.rounds,
         threads=opened.threads,
         cpus=args.cpus,

@@ -12,7 +12,7 @@ from m3_bench import documents
 from m3_bench.documents import Contender, Model, OutputsFile, Run, Scenario, ScenarioRun
 from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
-from m3_bench.recording import write_outputs
+from m3_bench.recording import digest_of, write_outputs
 from m3_bench.run.contenders import ContenderSpec
 from m3_bench.run.turns import is_asked, measure_group
 from m3_bench.texts import TextMaker
@@ -31,8 +31,7 @@ class RunSpec:
         model: what all contenders are made of.
         contenders: who.
         scenarios: what each is asked for.
-        texts: whose vectors are kept, and their digest.
-        texts_sha256: see `recording.digest_of`.
+        texts: whose vectors are kept.
         rounds: turns of each in each scenario.
         threads: of each.
         cpus: logical CPUs that the processes are held to.
@@ -43,7 +42,6 @@ class RunSpec:
     contenders: tuple[ContenderSpec, ...]
     scenarios: tuple[Scenario, ...]
     texts: tuple[str, ...]
-    texts_sha256: str
     rounds: int
     threads: int
     cpus: tuple[int, ...]
@@ -100,7 +98,7 @@ def vectors_of(contender: ContenderSpec, texts: Sequence[str], threads: int) -> 
     """
     with WorkerProcess.start(contender.name, contender.command, threads) as worker:
         found = worker.vectors(texts, contender.heads)
-        return Outputs(found.dense, found.lexical, found.colbert), worker.ready.versions
+        return Outputs(found.dense, found.lexical, found.colbert), worker.versions
 
 
 def slug(name: str) -> str:
@@ -133,7 +131,7 @@ def _begin(spec: RunSpec) -> Run:
         model=spec.model,
         threads=spec.threads,
         cpus=spec.cpus,
-        texts_sha256=spec.texts_sha256,
+        texts_sha256=digest_of(spec.texts),
         scenarios=spec.scenarios,
         contenders=tuple(unmeasured(one) for one in spec.contenders if not one.is_product),
         products=tuple(unmeasured(one) for one in spec.contenders if one.is_product),
@@ -142,29 +140,25 @@ def _begin(spec: RunSpec) -> Run:
         documents.write(fresh, spec.output)
         return fresh
     before = documents.read_as(Run, spec.output)
-    if difference := _difference(before, fresh):
+    then, now = _identity(before), _identity(fresh)
+    if other := next((name for name in now if then[name] != now[name]), ""):
         raise InputError(
-            f"{str(spec.output)!r} is of another run ({difference}); choose another -o, or delete it to begin anew"
+            f"{str(spec.output)!r} is of another run (other {other}); choose another -o, or delete it to begin anew"
         )
     return before
 
 
-def _difference(before: Run, now: Run) -> str:
-    """What makes a document one of another run; empty if it can be resumed."""
-    pairs = {
-        "machine": (before.machine.cpu, now.machine.cpu),
-        "weights": (before.model, now.model),
-        "threads": (before.threads, now.threads),
-        "CPUs": (before.cpus, now.cpus),
-        "texts": (before.texts_sha256, now.texts_sha256),
-        "scenarios": (before.scenarios, now.scenarios),
-        "contenders": (_names(before), _names(now)),
+def _identity(run: Run) -> dict[str, object]:
+    """What must be the same where a document is gone on with."""
+    return {
+        "machine": run.machine.cpu,
+        "weights": run.model,
+        "threads": run.threads,
+        "CPUs": run.cpus,
+        "texts": run.texts_sha256,
+        "scenarios": run.scenarios,
+        "contenders": [one.name for one in (*run.contenders, *run.products)],
     }
-    return next((f"other {name}" for name, (then, here) in pairs.items() if then != here), "")
-
-
-def _names(run: Run) -> list[str]:
-    return [one.name for one in (*run.contenders, *run.products)]
 
 
 def _with_outputs(contender: ContenderSpec, before: Contender, spec: RunSpec, progress: Progress) -> Contender:
@@ -195,12 +189,9 @@ def _with_scenarios(done: Run, found: Mapping[tuple[str, str], ScenarioRun]) -> 
 
 
 def _is_finished(done: Run, group: Sequence[Scenario], contenders: Sequence[ContenderSpec]) -> bool:
-    return all(
-        any(one.scenario == scenario.name for one in named(done, contender.name).scenarios)
-        for scenario in group
-        for contender in contenders
-        if is_asked(contender, scenario)
-    )
+    finished = {(one.name, each.scenario) for one in (*done.contenders, *done.products) for each in one.scenarios}
+    asked = ((one.name, scenario.name) for scenario in group for one in contenders if is_asked(one, scenario))
+    return finished.issuperset(asked)
 
 
 def _in_words(found: ScenarioRun) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from m3_bench.workers.serve import Encoder, serve
-from m3_bench.workers.vectors import Vectors
+from m3_bench.workers.vectors import Vectors, largest_by_id
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
@@ -87,7 +87,9 @@ class TorchEncoder(Encoder):
         dense = np.concatenate([one.heads["dense"] for one in found])
         if self._sparse is None:
             return Vectors(dense, None, None)
-        lexical = [self._lexical(one.ids[0], one.heads["sparse"][0]) for one in found]
+        lexical = [
+            largest_by_id(one.ids[0].tolist(), one.heads["sparse"][0].tolist(), self._info.unused_ids) for one in found
+        ]
         return Vectors(dense, lexical, [one.heads["colbert"][0] for one in found])
 
     def memory(self) -> tuple[int, int]:
@@ -113,13 +115,6 @@ class TorchEncoder(Encoder):
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         return functional.normalize(x.float(), dim=-1) if self._pooling.normalize else x
-
-    def _lexical(self, ids: np.ndarray, weights: np.ndarray) -> dict[int, float]:
-        largest: dict[int, float] = {}
-        for token, weight in zip(ids.tolist(), weights.tolist(), strict=True):
-            if token not in self._info.unused_ids and weight > largest.get(token, 0.0):
-                largest[token] = weight
-        return largest
 
 
 def _linear(x: torch.Tensor, head: HeadWeights | None) -> torch.Tensor:
