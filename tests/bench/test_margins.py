@@ -111,7 +111,7 @@ def test_limits_and_notes(tiny_bundle, tmp_path):
     found = documents.read_as(Margins, tmp_path / "m.json")
     assert found.query_lines == (1, 2, 3)
     assert found.notes[0] == "only the first 3 of 26 good lines"
-    assert found.notes[1].endswith("texts were longer and were cut")
+    assert found.notes[1].endswith("texts of pairs were longer and were cut")
 
 
 def test_a_file_that_is_no_lines_is_explained(tiny_bundle, tmp_path, capsys):

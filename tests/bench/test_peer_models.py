@@ -98,7 +98,9 @@ def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tm
     with_llama_cpp(monkeypatch, CONVERTER, tmp_path)
     ((key, llama, reason),) = peer_contenders(["llama-q8"], setup, is_chosen=True)
     assert (key, reason, llama.heads, llama.size_bytes) == ("llama-q8", "", ("dense",), 4)
-    assert llama.command.options | {"model": ""} == {"model": "", "pooling": "cls", "max_tokens": 512, "threads": 1}
+    assert llama.command.options | {"model": ""} == {
+        "peer": "llama-cpp", "model": "", "pooling": "cls", "max_tokens": 512, "threads": 1,
+    }  # fmt: skip
     ((_, flag, _),) = peer_contenders(["flagembedding-bf16"], setup, is_chosen=True)
     assert flag.command.options["colbert_dim"] == setup.bundle.manifest.geometry.colbert_dim
     assert flag.command.python == tmp_path / "python"

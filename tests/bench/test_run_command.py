@@ -243,7 +243,7 @@ def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny
 def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_path):
     path = tmp_path / "roofline.json"
     record = tmp_path / "costs.json"
-    words = ("roofline", "--rounds", 1, "--threads", 1, "-o", path, "--record", record)
+    words = ("roofline", "--rounds", 1, "--rows", 64, "--threads", 1, "-o", path, "--record", record)
     assert "--checkpoint DIR go together" in bench(*words).stderr
     done = bench(*words, "--checkpoint", tiny_random_checkpoint)
     assert done.returncode == 0, done.stderr

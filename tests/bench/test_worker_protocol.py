@@ -8,7 +8,7 @@ import pytest
 
 from m3_bench.errors import WorkerError
 from m3_bench.worker_process import Command, WorkerProcess, own
-from m3_bench.workers.messages import Request
+from m3_bench.workers.serve import Request
 from m3_runtime import M3Encoder
 
 # A worker whose library prints wherever it can, fails when told to, and dies when told to.
@@ -65,7 +65,7 @@ def test_a_bundle_is_encoded_in_the_worker_as_it_is_here(tiny_bundle):
     with WorkerProcess.start("ours", command, 1) as worker:
         reply = worker.ask(Request(batches, ("dense", "sparse", "colbert")))
         vectors = worker.vectors(batches[0], ("dense", "sparse", "colbert"))
-        assert worker.ready.versions.keys() == {"onnxruntime", "tokenizers", "numpy"}
+        assert worker.versions.keys() == {"onnxruntime", "tokenizers", "numpy"}
     with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
         found = [encoder.encode(list(batch)) for batch in batches]
     assert reply.work == tuple(float(encoding.token_counts.sum()) for encoding in found)

@@ -128,29 +128,19 @@ def product(name: str, engine: str, precision: str, threads: int, rows: int = RO
     return ContenderSpec(name, name, False, engine, precision, (), 0, command)
 
 
-def keyed(contenders: Sequence[ContenderSpec], bundle: Bundle) -> dict[str, str]:
-    """Names by what scenarios and targets call contenders: their keys, and `auto`."""
-    names = {contender.key: contender.name for contender in contenders}
-    auto = auto_variant(bundle)
-    return names | ({AUTO: names[auto]} if auto in names else {})
+def asked_keys(scenarios: Sequence[Scenario], everybody: Iterable[str]) -> set[str]:
+    """Keys of contenders that some scenario asks for."""
+    return {key for scenario in scenarios for key in scenario.contenders or everybody}
 
 
 def resolved(scenarios: Sequence[Scenario], names: Mapping[str, str]) -> tuple[Scenario, ...]:
-    """Scenarios with contenders as the run names them; without those that ask nobody of the run."""
+    """Scenarios with contenders as the run names them (by key); without those that ask nobody of the run."""
     found = []
     for scenario in scenarios:
         present = dict.fromkeys(names[key] for key in scenario.contenders if key in names)
         if present or not scenario.contenders:
             found.append(replace(scenario, contenders=tuple(present)))
     return tuple(found)
-
-
-def asked_keys(scenarios: Sequence[Scenario], bundle: Bundle, everybody: Iterable[str]) -> set[str]:
-    """Keys of contenders that some scenario asks for, `auto` as the variant that it is."""
-    asked: set[str] = set()
-    for scenario in scenarios:
-        asked.update(scenario.contenders or everybody)
-    return asked | {auto_variant(bundle)} if AUTO in asked else asked
 
 
 def _variant(bundle: Bundle, variant: Variant, name: str, threads: int) -> ContenderSpec:

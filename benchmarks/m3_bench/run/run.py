@@ -1,7 +1,7 @@
 """A whole run: what is finished is written after every scenario, and is not measured again when the run is resumed."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
@@ -55,28 +55,38 @@ def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
         InputError: the output is of another run.
         DocumentError: the output cannot be read or written.
     """
-    done = _begin(spec)
+    begun = _begin(spec)
+    done = {one.name: one for one in (*begun.contenders, *begun.products)}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, spec.cpus)  # which processes of ours inherit
+
+    def written() -> Run:
+        """The document with what is done so far."""
+        contenders, products = (tuple(done[one.name] for one in ones) for ones in (begun.contenders, begun.products))
+        now = replace(begun, contenders=contenders, products=products)
+        documents.write(now, spec.output)
+        return now
+
     for contender in spec.contenders:
-        before = named(done, contender.name)
-        if before.outputs is None and spec.texts and not contender.is_product:
+        if done[contender.name].outputs is None and spec.texts and not contender.is_product:
             with progress.step(f"{contender.name}: vectors of {len(spec.texts)} texts"):
-                done = _with(done, _with_outputs(contender, before, spec, progress))
-                documents.write(done, spec.output)
+                done[contender.name] = _with_outputs(contender, done[contender.name], spec, progress)
+                written()
     groups = list(grouped(spec.scenarios))
     for number, group in enumerate(groups, 1):
         title = " and ".join(f"{one.name}: {one.title}" for one in group)
-        if _is_finished(done, group, spec.contenders):
+        asked = {(scenario.name, one.name) for scenario in group for one in spec.contenders if is_asked(one, scenario)}
+        if asked <= {(each.scenario, one.name) for one in done.values() for each in one.scenarios}:
             progress.say(f"{title}: finished before")
             continue
         with progress.step(f"Scenario {number} of {len(groups)}, {title}"):
             found = measure_group(group, spec.contenders, maker, spec.rounds, spec.threads)
-        done = _with_scenarios(done, found)
-        documents.write(done, spec.output)
         for (scenario, name), one in found.items():
+            others = tuple(old for old in done[name].scenarios if old.scenario != scenario)
+            done[name] = replace(done[name], scenarios=(*others, one))
             progress.say(f"  {name}, {scenario}: {_in_words(one)}")
-    return done
+        written()
+    return written()
 
 
 def grouped(scenarios: Sequence[Scenario]) -> Iterator[tuple[Scenario, ...]]:
@@ -171,27 +181,6 @@ def _with_outputs(contender: ContenderSpec, before: Contender, spec: RunSpec, pr
     path = spec.output.with_name(f"{spec.output.stem}.{slug(contender.name)}.safetensors")
     write_outputs(outputs, path)
     return replace(before, outputs=OutputsFile(path.name, sha256_of(path)), versions=versions)
-
-
-def _with(done: Run, contender: Contender) -> Run:
-    def changed(ones: tuple[Contender, ...]) -> tuple[Contender, ...]:
-        return tuple(contender if one.name == contender.name else one for one in ones)
-
-    return replace(done, contenders=changed(done.contenders), products=changed(done.products))
-
-
-def _with_scenarios(done: Run, found: Mapping[tuple[str, str], ScenarioRun]) -> Run:
-    for (scenario, name), one in found.items():
-        contender = named(done, name)
-        others = tuple(old for old in contender.scenarios if old.scenario != scenario)
-        done = _with(done, replace(contender, scenarios=(*others, one)))
-    return done
-
-
-def _is_finished(done: Run, group: Sequence[Scenario], contenders: Sequence[ContenderSpec]) -> bool:
-    finished = {(one.name, each.scenario) for one in (*done.contenders, *done.products) for each in one.scenarios}
-    asked = ((one.name, scenario.name) for scenario in group for one in contenders if is_asked(one, scenario))
-    return finished.issuperset(asked)
 
 
 def _in_words(found: ScenarioRun) -> str:

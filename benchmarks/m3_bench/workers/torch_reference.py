@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -35,14 +34,6 @@ class Dtype(StrEnum):
         return {Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}.get(self, torch.float32)
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Rows of ids of B texts, and by head, float32 on the host: dense (B, H), sparse (B, T), colbert (B, T-1, C)."""
-
-    ids: Sequence[np.ndarray]
-    heads: Mapping[str, np.ndarray]
-
-
 class TorchEncoder(Encoder):
     """A checkpoint on a device. `run` is one padded forward pass; numbers are on the host when it returns."""
 
@@ -61,8 +52,12 @@ class TorchEncoder(Encoder):
         self._sparse, self._colbert = (self._moved(head) for head in (opened.sparse, opened.colbert))
         self._pooling, self._max_tokens = opened.pooling, opened.geometry.max_tokens
 
-    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Padded:
-        """Tokenize, pad to the longest, run, copy back."""
+    def run(self, texts: Sequence[str], heads: Sequence[str]) -> tuple[Sequence[np.ndarray], Mapping[str, np.ndarray]]:
+        """Tokenize, pad to the longest, run, copy back.
+
+        Returns:
+            Ids of B texts, and by head, float32 on the host: dense (B, H), sparse (B, T), colbert (B, T-1, C).
+        """
         ids = self._tokenizer.encode_batch(list(texts), self._max_tokens).ids
         rows = [torch.from_numpy(row.astype(np.int64)) for row in ids]
         inputs = pad_sequence(rows, batch_first=True, padding_value=self._info.pad_id)
@@ -75,22 +70,21 @@ class TorchEncoder(Encoder):
                 "sparse": lambda: torch.relu(_linear(hidden, self._sparse))[..., 0],
                 "colbert": lambda: self._unit(_linear(hidden[:, 1:], self._colbert)),
             }
-            return Padded(ids, {head: heads_of[head]().float().cpu().numpy() for head in heads})
+            return ids, {head: heads_of[head]().float().cpu().numpy() for head in heads}
 
-    def work(self, result: Padded) -> float:
+    def work(self, result: tuple[Sequence[np.ndarray], Mapping[str, np.ndarray]]) -> float:
         """See `serve.Encoder.work`."""
-        return float(sum(map(len, result.ids)))
+        return float(sum(map(len, result[0])))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""
         found = [self.run([text], heads) for text in texts]
-        dense = np.concatenate([one.heads["dense"] for one in found])
+        dense = np.concatenate([by_head["dense"] for _, by_head in found])
         if self._sparse is None:
             return Vectors(dense, None, None)
-        lexical = [
-            largest_by_id(one.ids[0].tolist(), one.heads["sparse"][0].tolist(), self._info.unused_ids) for one in found
-        ]
-        return Vectors(dense, lexical, [one.heads["colbert"][0] for one in found])
+        unused = self._info.unused_ids
+        lexical = [largest_by_id(ids[0].tolist(), one["sparse"][0].tolist(), unused) for ids, one in found]
+        return Vectors(dense, lexical, [one["colbert"][0] for _, one in found])
 
     def memory(self) -> tuple[int, int]:
         """See `serve.Encoder.memory`; of a GPU its own, since the process began."""
