@@ -215,7 +215,7 @@ class _Exchange:
 
 
 @dataclass
-class _Line:
+class _Sender:
     """A client and the clock of one load."""
 
     client: httpx2.AsyncClient
@@ -252,15 +252,15 @@ class Loader:
         """Clients that send when they have their answer, for so many seconds (those of the loader by default)."""
         until_s = seconds or self._seconds
 
-        async def client(line: _Line) -> list[_Exchange]:
+        async def client(sender: _Sender) -> list[_Exchange]:
             found = []
-            while (now_s := line.now_s) < until_s:
-                found.append(await line.send(now_s))
+            while (now_s := sender.now_s) < until_s:
+                found.append(await sender.send(now_s))
                 await asyncio.sleep(found[-1].wait_s)
             return found
 
-        async def load(line: _Line) -> list[_Exchange]:
-            found = await asyncio.gather(*(client(line) for _ in range(clients)))
+        async def load(sender: _Sender) -> list[_Exchange]:
+            found = await asyncio.gather(*(client(sender) for _ in range(clients)))
             return [one for each in found for one in each]
 
         return asyncio.run(self._stage(load, clients, 0.0))
@@ -268,12 +268,12 @@ class Loader:
     def open(self, rate_per_s: float) -> Stage:
         """So many requests per second, at times drawn at random, whether or not earlier ones have been answered."""
 
-        async def load(line: _Line) -> list[_Exchange]:
+        async def load(sender: _Sender) -> list[_Exchange]:
             drawn, calls = random.Random(7), []  # noqa: S311 - the same times each time
             due_s = drawn.expovariate(rate_per_s)
             while due_s < self._seconds:
-                await asyncio.sleep(max(0.0, due_s - line.now_s))
-                calls.append(asyncio.create_task(line.send(due_s)))
+                await asyncio.sleep(max(0.0, due_s - sender.now_s))
+                calls.append(asyncio.create_task(sender.send(due_s)))
                 due_s += drawn.expovariate(rate_per_s)
             return await asyncio.gather(*calls)
 
@@ -291,14 +291,14 @@ class Loader:
             before = now
 
     async def _stage(
-        self, load: Callable[[_Line], Awaitable[Sequence[_Exchange]]], clients: int, rate_per_s: float
+        self, load: Callable[[_Sender], Awaitable[Sequence[_Exchange]]], clients: int, rate_per_s: float
     ) -> Stage:
         resident: list[int] = []
         watching = asyncio.create_task(self._watch(resident))
         async with httpx2.AsyncClient(**self._server.client_options) as client:
-            line, cpu_s = _Line(client, self._requests), time.process_time()
-            found = await load(line)
-            cores = (time.process_time() - cpu_s) / line.now_s
+            sender, cpu_s = _Sender(client, self._requests), time.process_time()
+            found = await load(sender)
+            cores = (time.process_time() - cpu_s) / sender.now_s
         watching.cancel()
         return _stage(found, clients, rate_per_s, cores, resident)
 

@@ -1,6 +1,7 @@
 """Environments of the peers, with requirements of ours: no network here."""
 
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,14 @@ def test_a_release_is_read_off_the_requirements(tmp_path):
         requirement_of(Peer.LLAMA_CPP, "llama")
 
 
-def test_torch_is_first_and_its_build_can_be_chosen(tmp_path):
-    text = (environments.REQUIREMENTS / "flagembedding.txt").read_text()
-    assert environments._torch_words(text, PeerSource(tmp_path, None)) == ("torch==2.13.0",)
-    chosen = ("torch==2.13.0", "--index-url", "https://example.org")
-    assert environments._torch_words(text, PeerSource(tmp_path, chosen)) == chosen
-    assert environments._torch_words("numpy==2\n", PeerSource(tmp_path, chosen)) is None
+def test_the_build_of_torch_can_be_chosen(requirements, tmp_path):
+    """By pip's own words: here a folder with a wheel of that name, and no index."""
+    requirements.write_text("torch==2.13.0\n")
+    with zipfile.ZipFile(tmp_path / "torch-2.13.0-py3-none-any.whl", "w") as wheel:
+        info = "torch-2.13.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    chosen = ("torch==2.13.0", "--no-index", "--find-links", str(tmp_path))
+    python = ensure_environment(Peer.LITE, PeerSource(tmp_path / "peers", chosen), QUIET)
+    assert list(python.parents[1].glob("lib/*/site-packages/torch-2.13.0.dist-info"))

@@ -25,3 +25,8 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def names(words: str) -> list[str]:
+    """An argparse type: names between commas."""
+    return [name.strip() for name in words.split(",") if name.strip()]

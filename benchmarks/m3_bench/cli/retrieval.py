@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m3_bench import documents
-from m3_bench.cli.commands import Commands, add_command
+from m3_bench.cli.commands import Commands, add_command, names
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_bench.documents import Margins, Retrieval
@@ -20,7 +20,7 @@ from m3_bench.report.searches import (
     retrieval_notes,
     retrieval_table,
 )
-from m3_bench.retrieval.bundles import BundleChoice, choose_bundles
+from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.datasets import EXPECTED, Layout, open_dataset
 from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
@@ -119,7 +119,9 @@ def _add_common(command: argparse.ArgumentParser, holds: str) -> argparse._Argum
     output.add_argument("--force", action="store_true", help="replace FILE")
     output.add_argument("--quiet", action="store_true", help="no progress on stderr")
     how = command.add_argument_group("how")
-    how.add_argument("--variants", metavar="NAME,…", help="only these (default: all that run on this processor)")
+    how.add_argument(
+        "--variants", type=names, metavar="NAME,…", help="only these (default: all that run on this processor)"
+    )
     text = "weights of dense, sparse and ColBERT, in place of the published ones; may be repeated"
     how.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
     add_integer(how, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
@@ -143,7 +145,9 @@ def _retrieval(args: argparse.Namespace) -> int:
         queries=args.limit_queries,
         documents=args.limit_documents,
     )
-    document = measure_retrieval(data, _chosen(args), settings, Progress(quiet=args.quiet))
+    document = measure_retrieval(
+        data, choose_bundles(args.bundles, args.variants), settings, Progress(quiet=args.quiet)
+    )
     table = printed([retrieval_table(document, Place(""))])
     return _finish(args, document, f"{table}\n\n{INTERVALS}\n", retrieval_notes(document))
 
@@ -152,7 +156,7 @@ def _margins(args: argparse.Namespace) -> int:
     hybrids, file = _hybrids(args), read_finetune(args.source)
     document = measure_margins(
         file,
-        _chosen(args),
+        choose_bundles(args.bundles, args.variants),
         hybrids,
         Progress(quiet=args.quiet),
         queries=args.limit_queries,
@@ -173,11 +177,6 @@ def _hybrids(args: argparse.Namespace) -> tuple[Hybrid, ...]:
     if args.output is not None:
         checked_output(args.output, force=args.force)
     return found
-
-
-def _chosen(args: argparse.Namespace) -> BundleChoice:
-    names = None if args.variants is None else [name.strip() for name in args.variants.split(",") if name.strip()]
-    return choose_bundles(args.bundles, names)
 
 
 def _finish(args: argparse.Namespace, document: Retrieval | Margins, table: str, notes: Iterable[str]) -> int:

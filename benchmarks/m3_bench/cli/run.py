@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from m3_bench.cli.commands import Commands, add_command
+from m3_bench.cli.commands import Commands, add_command, names
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import add_run_flags, checked_cpus, checked_rounds
 from m3_runtime.encode.options import checked_threads
@@ -58,17 +58,31 @@ def add_to(commands: Commands) -> None:
     summary = "other runtimes beside ours, each in its own environment"
     peers = add_command(commands, "peers", _run_peers, summary, _PEERS, _PEERS_EXAMPLES + _EXIT_CODES)
     peers.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that the bundle was made of")
-    peers.add_argument("--peers", metavar="NAME,…", help="only these (default: all that this processor runs well)")
+    peers.add_argument(
+        "--peers",
+        type=names,
+        default=[],
+        metavar="NAME,…",
+        help="only these (default: all that this processor runs well)",
+    )
     peers.add_argument("--work", type=Path, default=Path("out"), metavar="DIR", help="for environments and models")
     peers.add_argument("--torch", metavar="WORDS", help="what pip installs for torch, its index included")
     for parser in (run, peers):
         parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-        parser.add_argument("--variants", metavar="NAME,…", help="only these (default: all that this processor runs)")
+        parser.add_argument(
+            "--variants",
+            type=names,
+            default=[],
+            metavar="NAME,…",
+            help="only these (default: all that this processor runs)",
+        )
         text = "of the scenario files: only what these need is measured"
-        parser.add_argument("--targets", metavar="NAME,…", help=text)
+        parser.add_argument("--targets", type=names, default=[], metavar="NAME,…", help=text)
         add_run_flags(parser)
     run.add_argument(
         "--plans",
+        type=names,
+        default=[],
         metavar="BUNDLE,…",
         help="other bundles of the same weights (m3-export --plan FILE --allow-over-budget), for regret",
     )

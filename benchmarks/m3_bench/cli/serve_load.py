@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands, add_command
+from m3_bench.cli.commands import Commands, add_command, names
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_runtime.cli.arguments import integer
@@ -55,7 +55,11 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--seconds", type=_positive, default=10.0, help="of each loop (default: %(default)s)")
     what = parser.add_argument_group("requests")
     what.add_argument(
-        "--api", default="openai", metavar="NAME,…", help="openai, tei or m3 (all heads); several take turns"
+        "--api",
+        type=names,
+        default=["openai"],
+        metavar="NAME,…",
+        help="openai, tei or m3 (all heads); several take turns",
     )
     what.add_argument("--model", default="", help="the name that OpenAI's API is asked for (default: its first)")
     what.add_argument("--key-file", type=Path, metavar="FILE", help="holds an API key")
@@ -77,23 +81,22 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.machine import this_machine
     from m3_runtime import M3Encoder
 
-    apis = [name.strip() for name in args.api.split(",")]
-    if unknown := sorted(set(apis) - APIS.keys()):
-        raise InputError(f"--api: there is no {unknown[0]!r}; choose of {', '.join(APIS)}")
+    if not args.api or not set(args.api) <= APIS.keys():
+        raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
     if args.output is not None:
         checked_output(args.output, force=args.force)
     server = Server.parse(args.url, _key(args.key_file))
-    model = args.model or (server.first_model() if "openai" in apis else "")
+    model = args.model or (server.first_model() if "openai" in args.api else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
     with opened or nullcontext() as encoder:
-        requests = list(made_requests(apis, model, args.texts, args.words, encoder))
+        requests = list(made_requests(args.api, model, args.texts, args.words, encoder))
     stages = []
     for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):
         stages.append(stage)
         sys.stdout.write(in_words(stage) + "\n")
         sys.stdout.flush()
     if args.output is not None:
-        load = Load(this_machine(), args.url, tuple(apis), args.texts, args.words, tuple(stages))
+        load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, tuple(stages))
         documents.write(load, args.output)
     is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in stages)
     return EXIT_OK if is_good else EXIT_FAILED

@@ -48,7 +48,7 @@ class _Opened:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "_Opened":
         progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
-        plan, max_tokens = read_plan(args.scenarios).only(names_of(args.targets)), bundle.manifest.geometry.max_tokens
+        plan, max_tokens = read_plan(args.scenarios).only(args.targets), bundle.manifest.geometry.max_tokens
         fitting = plan.within(max_tokens).with_auto(auto_variant(bundle))
         names = {one.name for one in fitting.scenarios}
         if too_long := [one.name for one in plan.scenarios if one.name not in names]:
@@ -64,17 +64,12 @@ class _Opened:
                 yield contender
 
 
-def names_of(words: str | None) -> list[str]:
-    """A list on the command line, taken apart."""
-    return [name.strip() for name in (words or "").split(",") if name.strip()]
-
-
 def run_variants(args: argparse.Namespace) -> bool:
     """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
     opened = _Opened.of(args)
-    names, plans = names_of(args.variants), [Path(name) for name in names_of(args.plans)]
-    if plans and names:
-        names.append(FP32)  # whose vectors the others are compared with
+    plans = [Path(name) for name in args.plans]
+    # plans are compared with the vectors of FP32
+    names = [*args.variants, FP32] if plans and args.variants else args.variants
     if plans and args.reference is not None:
         raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
@@ -95,9 +90,9 @@ def run_peers(args: argparse.Namespace) -> bool:
         threads=args.threads,
         progress=opened.progress,
     )
-    texts, contenders = _texts(args, opened.bundle), list(opened.variants(names_of(args.variants)))
+    texts, contenders = _texts(args, opened.bundle), list(opened.variants(args.variants))
     asked = asked_keys(opened.plan.scenarios, PEERS)
-    chosen = names_of(args.peers) or [key for key in PEERS if key in asked]
+    chosen = args.peers or [key for key in PEERS if key in asked]
     absent = {}
     for key, contender, reason in peer_contenders(chosen, setup, is_chosen=bool(args.peers)):
         if contender is None:

@@ -3,7 +3,7 @@
 import random
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -13,14 +13,13 @@ from m3_bench.documents import Scenario
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import BundleFormatError, InputError
-from m3_runtime.records import from_json
+from m3_runtime.records import OPTIONAL, from_json
 
 T = TypeVar("T")
 ALL_HEADS = ("dense", "sparse", "colbert")
 NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret")
 _RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
 _SHORTEST, _LONGEST = 3, 8192
-_TARGET_DEFAULTS: Mapping[str, Any] = {"contender": "", "against": [], "against_scenario": "", "small_limits": {}}
 
 
 class Measure(StrEnum):
@@ -74,10 +73,10 @@ class Target:
         title: in words, for tables.
         measure: what the figure is.
         scenarios: one; for regret several, whose names are the planner's shapes.
+        limits: by class of processor, avx2 at least; what is missing is as the one before.
         contender: whose figure it is.
         against: whom it is compared with: the first, or of a ceiling the fastest.
         against_scenario: what `against` does, where it is another scenario of the group.
-        limits: by class of processor, avx2 at least; what is missing is as the one before.
         small_limits: the same for small models, where a call costs more than its products; empty if no different.
     """
 
@@ -85,11 +84,11 @@ class Target:
     title: str
     measure: Measure
     scenarios: tuple[str, ...]
-    contender: str
-    against: tuple[str, ...]
-    against_scenario: str
     limits: Mapping[str, float]
-    small_limits: Mapping[str, float]
+    contender: str = field(default="", metadata=OPTIONAL)
+    against: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    against_scenario: str = field(default="", metadata=OPTIONAL)
+    small_limits: Mapping[str, float] = field(default_factory=dict, metadata=OPTIONAL)
 
     def limit(self, processor: ProcessorClass, *, is_small_model: bool) -> float:
         """What is asked for on a processor."""
@@ -242,7 +241,7 @@ def _number(table: Mapping[str, Any], key: str, least: int, most: int, where: st
 
 
 def _target(table: dict[str, Any], where: str) -> Target:
-    target = from_json(Target, {"title": table.get("name"), **_TARGET_DEFAULTS, **table}, where)
+    target = from_json(Target, {"title": table.get("name"), **table}, where)
     known = {one.value for one in ProcessorClass}
     for limits in (target.limits, target.small_limits):
         if not limits.keys() <= known or (limits and ProcessorClass.AVX2 not in limits):

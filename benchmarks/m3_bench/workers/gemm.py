@@ -134,11 +134,9 @@ class Product(Encoder):
             raise ArithmeticError(f"{engine}'s {precision} product is off by {off:.1g} of its largest element")
 
     def run(self, _texts: Sequence[str], _heads: Sequence[str]) -> None:
-        """See `serve.Encoder.run`."""
         self._multiply()
 
     def work(self, _result: None) -> float:
-        """See `serve.Encoder.work`."""
         return self._flop
 
 
@@ -152,11 +150,9 @@ class Reading(Encoder):
         self._pool = ThreadPoolExecutor(threads)
 
     def run(self, _texts: Sequence[str], _heads: Sequence[str]) -> float:
-        """See `serve.Encoder.run`."""
         return float(sum(self._pool.map(lambda part: np.dot(part, part), self._parts)))  # numpy lets other threads run
 
     def work(self, result: float) -> float:
-        """See `serve.Encoder.work`."""
         if not np.isclose(result, READ_BYTES // 4, rtol=1e-3):
             raise ArithmeticError(f"the sum of {READ_BYTES // 4} ones came out as {result}")
         return float(READ_BYTES)

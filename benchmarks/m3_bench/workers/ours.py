@@ -32,7 +32,6 @@ class BundleEncoder(Encoder):
         self._encoder = M3Encoder(opened, chosen, tokenizer, engine)
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Encoding:
-        """See `serve.Encoder.run`."""
         return self._encoder.encode(
             list(texts),
             max_length=self._encoder.max_tokens,
@@ -42,15 +41,12 @@ class BundleEncoder(Encoder):
         )
 
     def work(self, result: Encoding) -> float:
-        """See `serve.Encoder.work`."""
         return float(np.sum(result.token_counts))
 
     def parts(self) -> tuple[float, float]:
-        """See `serve.Encoder.parts`."""
         return self._spent_s.pop("tokenizer", 0.0), self._spent_s.pop("engine", 0.0)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`."""
         found = self.run(texts, heads)
         lexical, colbert = found.lexical_weights, found.colbert_vecs
         assert isinstance(lexical, list | None) and isinstance(colbert, list | None)

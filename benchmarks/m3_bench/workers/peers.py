@@ -39,15 +39,14 @@ class LiteEncoder(Encoder):
         self._embedder = BGEM3Embedder(precision=precision, num_threads=threads, quiet=True)
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
-        """See `serve.Encoder.run`. Its batches hold 12 texts by default: ours shall not win by that."""
+        """Its batches hold 12 texts by default: ours shall not win by that."""
         return self._embedder.encode(texts, batch_size=len(texts), **_wanted(heads))
 
     def work(self, result: Any) -> float:
-        """See `serve.Encoder.work`: it has a ColBERT row for every token but the first."""
+        """It has a ColBERT row for every token but the first."""
         return float(sum(len(rows) + 1 for rows in result["colbert_vecs"]))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`."""
         found = self.run(texts, heads)
         return Vectors(found["dense_vecs"], [by_id(row) for row in found["lexical_weights"]], found["colbert_vecs"])
 
@@ -76,7 +75,7 @@ class FlagEncoder(Encoder):
         self._flag.model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> tuple[dict[str, Any], Any]:
-        """See `serve.Encoder.run`: arrays by head, and what the tokenizer gave."""
+        """Arrays by head, and what the tokenizer gave."""
         with self._no_grad():
             batch = self._flag.tokenizer(
                 list(texts), padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
@@ -85,11 +84,10 @@ class FlagEncoder(Encoder):
             return {name: values.float().numpy() for name, values in found.items()}, batch
 
     def work(self, result: tuple[dict[str, Any], Any]) -> float:
-        """See `serve.Encoder.work`."""
         return float(result[1]["attention_mask"].sum())
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`: every text alone. `encode` cannot be asked, it would go back to FP32."""
+        """Every text alone. `encode` cannot be asked, it would go back to FP32."""
         tokenizer = self._flag.tokenizer
         unused = {tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
         found = [self.run([text], heads) for text in texts]
@@ -130,16 +128,13 @@ class SentenceEncoder(Encoder):
         self._model = SentenceTransformer(modules=[encoder, pooled, models.Normalize()], device="cpu")
 
     def run(self, texts: Sequence[str], _heads: Sequence[str]) -> Any:
-        """See `serve.Encoder.run`."""
         self._model.encode(list(texts), batch_size=len(texts), show_progress_bar=False)
         return texts
 
     def work(self, result: Any) -> float:
-        """See `serve.Encoder.work`."""
         return float(self._model.tokenize(list(result))["attention_mask"].sum())
 
     def vectors(self, texts: Sequence[str], _heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`."""
         return Vectors(self._model.encode(list(texts), batch_size=8, show_progress_bar=False), None, None)
 
 
@@ -170,7 +165,7 @@ class LlamaEncoder(Encoder):
         )
 
     def run(self, texts: Sequence[str], _heads: Sequence[str]) -> tuple[Any, int]:
-        """See `serve.Encoder.run`: (B, H) vectors, and tokens."""
+        """(B, H) vectors, and tokens."""
         with self._one_at_a_time:
             found = [self._llama.embed(text, return_count=True) for text in texts]
         dense = np.array([vector for vector, _ in found], dtype=np.float32)
@@ -178,11 +173,9 @@ class LlamaEncoder(Encoder):
         return dense, sum(tokens for _, tokens in found)
 
     def work(self, result: tuple[Any, int]) -> float:
-        """See `serve.Encoder.work`."""
         return float(result[1])
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`."""
         return Vectors(self.run(texts, heads)[0], None, None)
 
 
@@ -209,17 +202,15 @@ class CanddingEncoder(Encoder):
         return self._models[head]
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
-        """See `serve.Encoder.run`."""
         for head in heads:
             self._model(head).embed(list(texts), batch_size=len(texts))
         return texts
 
     def work(self, result: Any) -> float:
-        """See `serve.Encoder.work`."""
         return float(sum(self._model("dense").token_count(list(result))))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`: every text alone."""
+        """Every text alone."""
         found = {head: [self._model(head).embed([text])[0] for text in texts] for head in heads}
         rows = found.get("sparse")
         weights = rows and [dict(zip(row.indices.tolist(), row.values.tolist(), strict=True)) for row in rows]

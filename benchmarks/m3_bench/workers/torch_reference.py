@@ -73,11 +73,10 @@ class TorchEncoder(Encoder):
             return ids, {head: heads_of[head]().float().cpu().numpy() for head in heads}
 
     def work(self, result: tuple[Sequence[np.ndarray], Mapping[str, np.ndarray]]) -> float:
-        """See `serve.Encoder.work`."""
         return float(sum(map(len, result[0])))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""
+        """Every text alone, so that padding can hide nothing."""
         found = [self.run([text], heads) for text in texts]
         dense = np.concatenate([by_head["dense"] for _, by_head in found])
         if self._sparse is None:
@@ -87,7 +86,7 @@ class TorchEncoder(Encoder):
         return Vectors(dense, lexical, [one["colbert"][0] for _, one in found])
 
     def memory(self) -> tuple[int, int]:
-        """See `serve.Encoder.memory`; of a GPU its own, since the process began."""
+        """Of a GPU its own, since the process began."""
         if self._device.type == "cpu":
             return super().memory()
         return torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
