@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import cycle
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 
 from m3_bench.documents import Stage
 from m3_bench.errors import BenchError
@@ -180,7 +182,7 @@ class Server:
         try:
             with httpx2.Client(**self.client_options) as client:
                 answer = client.get("/v1/models")
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise BenchError(f"{self.url} does not answer ({type(error).__name__}); is the server running?") from error
         try:
             return str(answer.json()["data"][0]["id"])
@@ -232,21 +234,29 @@ class _Sender:
         request, sent_s = next(self.requests), self.now_s
         try:
             response = await self.client.post(request.api.path, content=request.body)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             return _Exchange(request, due_s, sent_s, self.now_s, error=type(error).__name__)
         done_s = self.now_s
         if response.status_code in REFUSED:
             return _Exchange(request, due_s, sent_s, done_s, retry_after=response.headers.get("retry-after", ""))
-        error = "" if response.status_code == HTTPStatus.OK else str(response.status_code)
-        return _Exchange(request, due_s, sent_s, done_s, response.content, error)
+        other = "" if response.status_code == HTTPStatus.OK else str(response.status_code)
+        return _Exchange(request, due_s, sent_s, done_s, response.content, other)
 
 
 class Loader:
     """Puts a server under load for so many seconds a stage, and watches the memory of its processes."""
 
     def __init__(self, server: Server, requests: Sequence[LoadRequest], seconds: float, pids: Sequence[int]) -> None:
-        self._server, self._seconds, self._pids = server, seconds, pids
-        self._requests = cycle(requests)
+        """Find the processes.
+
+        Raises:
+            InputError: there is none of a number.
+        """
+        self._server, self._seconds, self._requests = server, seconds, cycle(requests)
+        try:
+            self._processes = [psutil.Process(pid) for pid in pids]
+        except psutil.Error as error:
+            raise InputError(f"--pid: {error}") from error
 
     def closed(self, clients: int, seconds: float | None = None) -> Stage:
         """Clients that send when they have their answer, for so many seconds (those of the loader by default)."""
@@ -304,12 +314,10 @@ class Loader:
 
     async def _watch(self, resident: list[int]) -> None:
         """Resident memory of the server's processes, again and again until the load is over."""
-        import psutil
-
-        processes = [psutil.Process(pid) for pid in self._pids]
-        while processes:
-            resident.append(sum(process.memory_info().rss for process in processes))
-            await asyncio.sleep(_LOOK_EVERY_S)
+        with suppress(psutil.Error):  # one that ends takes no memory any more
+            while self._processes:
+                resident.append(sum(process.memory_info().rss for process in self._processes))
+                await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def answered_per_s(stage: Stage) -> float:

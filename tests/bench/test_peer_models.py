@@ -53,7 +53,7 @@ def with_llama_cpp(monkeypatch, names, folder: Path) -> list[list[str]]:
             Path(words[4]).write_bytes(b"GGUF")
 
     monkeypatch.setattr(models, "run_to_end", run)
-    monkeypatch.setattr(models, "ensure_environment", lambda *_: folder / "python")
+    monkeypatch.setattr(models, "environment_of", lambda *_: folder / "python")
     return steps
 
 
@@ -108,11 +108,11 @@ def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tm
 
 def test_who_cannot_be_made_ready_is_named_and_the_others_go_on(setup, monkeypatch, tmp_path):
     def ensure(peer, *_):
-        if peer.value == "candding":
+        if peer == "candding":
             raise PeerError("no network")
         return tmp_path / "python"
 
-    monkeypatch.setattr(models, "ensure_environment", ensure)
+    monkeypatch.setattr(models, "environment_of", ensure)
     (candding, flag) = peer_contenders(["candding", "flagembedding-fp32"], setup, is_chosen=True)
     assert candding == ("candding", None, "no network")
     assert flag[1].name == "FlagEmbedding fp32"

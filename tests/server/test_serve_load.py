@@ -128,6 +128,7 @@ def test_a_server_that_is_not_there_is_named(capsys):
         (("http://localhost", "--rate", "0"), "--rate: must be more than 0, got 0"),
         (("http://localhost", "--seconds", "inf"), "--seconds: must be more than 0, got inf"),
         (("http://localhost", "--api", "grpc"), "--api grpc: expected some of openai, tei, m3"),
+        (("http://localhost", "--api", "tei", "--pid", str(2**22 + 1)), "--pid: "),
         (("http://localhost", "--key-file", "none.txt"), "--key-file 'none.txt'"),
         (("http://localhost", "-o", "no/such/folder.json"), "does not exist"),
     ],

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from m3_bench.documents import Round, Scenario, ScenarioRun
 from m3_bench.errors import BenchError, WorkerError
@@ -59,7 +60,7 @@ class _Turns:
 class _Taken:
     """What came of an entry so far; without turns there is an error."""
 
-    turns: _Turns = _Turns(0.0, 0.0, lambda: _round([]))
+    turns: _Turns | None = None
     rounds: list[Round] = field(default_factory=list)
     error: str = ""
 
@@ -93,7 +94,7 @@ def measure_group(
                 one.error = str(error)
         for _ in range(min([rounds, *limits]) + 1):
             for one in taken:
-                if one.error:
+                if one.turns is None or one.error:
                     continue
                 time.sleep(BETWEEN_S)
                 try:
@@ -103,8 +104,8 @@ def measure_group(
     return {
         (entry.scenario.name, entry.contender.name): ScenarioRun(
             entry.scenario.name,
-            one.turns.load_s,
-            one.turns.first_s,
+            one.turns.load_s if one.turns else 0.0,
+            one.turns.first_s if one.turns else 0.0,
             tuple(one.rounds[1:]),  # the first one was for warming up
             one.error,
         )
@@ -168,9 +169,14 @@ def _starting(entry: _Entry) -> Iterator[_Turns]:
     yield _Turns(0.0, 0.0, take)  # a round is both
 
 
-def _round(replies: Sequence[Reply], wall_s: float = 0.0) -> Round:
+def _round(replies: Sequence[Reply], wall_s: float) -> Round:
     """All processes' calls one after the other, their memory and processor time added up."""
-    found = [asdict(reply) for reply in replies]
-    calls = {name: tuple(s for one in found for s in one[name]) for name in ("seconds", "tokenise_s", "engine_s")}
-    sums = {name: sum(one[name] for one in found) for name in ("cpu_s", "resident_bytes", "peak_bytes")}
-    return Round(wall_s=wall_s, **calls, **sums)
+    return Round(
+        seconds=tuple(chain.from_iterable(reply.seconds for reply in replies)),
+        tokenise_s=tuple(chain.from_iterable(reply.tokenise_s for reply in replies)),
+        engine_s=tuple(chain.from_iterable(reply.engine_s for reply in replies)),
+        wall_s=wall_s,
+        cpu_s=sum(reply.cpu_s for reply in replies),
+        resident_bytes=sum(reply.resident_bytes for reply in replies),
+        peak_bytes=sum(reply.peak_bytes for reply in replies),
+    )

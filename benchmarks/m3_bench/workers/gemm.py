@@ -30,12 +30,10 @@ Multiply = Callable[[], Array]
 
 def operands(precision: str, rows: int = ROWS) -> tuple[Array, Array]:
     """Seeded rows (M, K) and weights (K, N): integers over their whole ranges, what saturates shall show; or floats."""
-    rng = np.random.default_rng(0)
+    rng, shapes = np.random.default_rng(0), ((rows, INNER), (INNER, COLUMNS))
     if precision == "int8":
-        left = rng.integers(0, 256, (rows, INNER), dtype=np.uint8)
-        return left, rng.integers(-127, 128, (INNER, COLUMNS), dtype=np.int8)
-    left = rng.standard_normal((rows, INNER), dtype=np.float32)
-    return left, rng.standard_normal((INNER, COLUMNS), dtype=np.float32)
+        return rng.integers(0, 256, shapes[0], dtype=np.uint8), rng.integers(-127, 128, shapes[1], dtype=np.int8)
+    return rng.standard_normal(shapes[0], dtype=np.float32), rng.standard_normal(shapes[1], dtype=np.float32)
 
 
 def exact_rows(rows: Array, weights: Array) -> Array:
