@@ -183,8 +183,8 @@ def test_questions_of_another_language(tmp_path):
 @pytest.mark.parametrize(
     ("paragraphs", "message"),
     [
-        ((("eins", ("a?",)),), "has 1 paragraphs and"),
-        ((("eins", ("a?",)), ("zwei", ())), "paragraph 1 has 0 questions in"),
+        ((("eins", ("a?",)),), r"has 1 paragraphs and .* 2, which differ in number of questions from paragraph 1 on"),
+        ((("eins", ("a?",)), ("zwei", ())), "questions from paragraph 1 on"),
     ],
 )
 def test_a_file_that_is_not_the_same_in_another_language_is_refused(tmp_path, paragraphs, message):

@@ -1,4 +1,4 @@
-"""The command line: `m3-bench`. Modules have `add_to(commands)`; the function of a command returns an exit code."""
+"""The command line: `m3-bench`. Each module adds its commands; the function of a command returns an exit code."""
 
 import argparse
 import sys

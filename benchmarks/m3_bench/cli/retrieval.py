@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m3_bench import documents
-from m3_bench.cli.commands import Commands, add_command, names
+from m3_bench.cli.commands import Commands, names
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_bench.documents import Margins, Retrieval
@@ -26,7 +26,7 @@ from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
 from m3_bench.retrieval.margins import measure_margins
 from m3_bench.retrieval.run import SearchSettings, measure_retrieval
-from m3_runtime.cli.arguments import add_integer
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
 
@@ -91,7 +91,7 @@ def add_to(commands: Commands) -> None:
     published = "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)
     epilog = _RETRIEVAL_EPILOG.format(layouts=EXPECTED, published=published)
     summary = "nDCG, recall and MRR of each variant and head, beside BM25"
-    retrieval = add_command(commands, "retrieval", _retrieval, summary, _RETRIEVAL, epilog)
+    retrieval = add_parser(commands, "retrieval", _retrieval, summary=summary, description=_RETRIEVAL, epilog=epilog)
     retrieval.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
     group = retrieval.add_argument_group("dataset")
     group.add_argument("--layout", type=Layout, choices=list(Layout), default=Layout.AUTO, help="default: auto")
@@ -106,7 +106,7 @@ def add_to(commands: Commands) -> None:
 
     epilog = _MARGINS_EPILOG.format(published=published)
     summary = "how far positives score above negatives on fine-tuning lines"
-    margins = add_command(commands, "margins", _margins, summary, _MARGINS, epilog)
+    margins = add_parser(commands, "margins", _margins, summary=summary, description=_MARGINS, epilog=epilog)
     margins.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")
     add_integer(_add_common(margins, "every score"), "--limit-queries", "the first N good lines")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands, add_command
+from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output, checked_rounds
-from m3_runtime.cli.arguments import add_integer
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
@@ -33,7 +33,7 @@ examples:
 def add_to(commands: Commands) -> None:
     """Add the command."""
     summary = "this machine's fp32, bf16 and int8 ceilings"
-    parser = add_command(commands, "roofline", _run, summary, _DESCRIPTION, _EPILOG)
+    parser = add_parser(commands, "roofline", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each engine (default: the cores)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine, ten products a turn (default: 3)")
     add_integer(parser, "--rows", "rows of the product, tokens in a model", default=2048)

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from m3_bench.cli.commands import Commands, add_command, names
+from m3_bench.cli.commands import Commands, names
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import add_run_flags, checked_cpus, checked_rounds
+from m3_runtime.cli.arguments import add_parser
 from m3_runtime.encode.options import checked_threads
 
 _RUN = """\
@@ -54,9 +55,11 @@ exit codes: 0 measured, whether targets are reached or not; 1 something could no
 def add_to(commands: Commands) -> None:
     """Add both commands."""
     summary = "times, memory and vectors of a bundle's variants on this machine"
-    run = add_command(commands, "run", _run, summary, _RUN, _RUN_EXAMPLES + _EXIT_CODES)
+    epilog = _RUN_EXAMPLES + _EXIT_CODES
+    run = add_parser(commands, "run", _run, summary=summary, description=_RUN, epilog=epilog)
     summary = "other runtimes beside ours, each in its own environment"
-    peers = add_command(commands, "peers", _run_peers, summary, _PEERS, _PEERS_EXAMPLES + _EXIT_CODES)
+    epilog = _PEERS_EXAMPLES + _EXIT_CODES
+    peers = add_parser(commands, "peers", _run_peers, summary=summary, description=_PEERS, epilog=epilog)
     peers.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that the bundle was made of")
     peers.add_argument(
         "--peers",

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands, add_command, names
+from m3_bench.cli.commands import Commands, names
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import checked_output
-from m3_runtime.cli.arguments import integer
+from m3_runtime.cli.arguments import add_parser, integer
 from m3_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,14 @@ exit codes: 0 measured; 1 something else than answers and refusals came, or a wr
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "serve-load", _run, "a running server under load", _DESCRIPTION, _EPILOG)
+    parser = add_parser(
+        commands,
+        "serve-load",
+        _run,
+        summary="a running server under load",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")
     how = parser.add_argument_group("load").add_mutually_exclusive_group()
     how.add_argument("--clients", type=integer(1), default=8, metavar="N", help="a closed loop (default: %(default)s)")

@@ -279,7 +279,14 @@ def _squad(path: Path, queries_from: Path | None) -> _Raw:
     asked, name, files = paragraphs, path.name, [path]
     if queries_from is not None:
         asked, name, files = _paragraphs(queries_from), f"{queries_from.name} → {path.name}", [path, queries_from]
-        _check_alike(paragraphs, asked, path, queries_from)
+        ours, theirs = ([len(questions) for _, questions in one] for one in (paragraphs, asked))
+        if ours != theirs:
+            at = [*(a == b for a, b in zip(ours, theirs, strict=False)), False].index(False)
+            raise DatasetError(
+                f"{str(queries_from)!r} has {len(theirs)} paragraphs and {str(path)!r} {len(ours)}, which differ in "
+                f"number of questions from paragraph {at} on; questions of one file fit the paragraphs of another only "
+                "where both are the same text in two languages, in the same order"
+            )
     ids: dict[str, str] = {}
     for number, (text, _) in enumerate(paragraphs):
         ids.setdefault(text, f"p{number}")
@@ -312,23 +319,6 @@ def _paragraphs(path: Path) -> list[tuple[str, list[Item]]]:
         (one.text("context"), [Item(asked.identifier("id"), asked.text("question")) for asked in one.records("qas")])
         for one in paragraphs
     ]
-
-
-def _check_alike(
-    ours: Sequence[tuple[str, list[Item]]], theirs: Sequence[tuple[str, list[Item]]], path: Path, other: Path
-) -> None:
-    counts = [[len(questions) for _, questions in paragraphs] for paragraphs in (ours, theirs)]
-    if len(ours) != len(theirs):
-        difference = f"{str(other)!r} has {len(theirs)} paragraphs and {str(path)!r} {len(ours)}"
-    elif n := next((n for n, (a, b) in enumerate(zip(*counts, strict=True), 1) if a != b), 0):
-        a, b = (one[n - 1] for one in counts)
-        difference = f"paragraph {n - 1} has {b} questions in {str(other)!r} and {a} in {str(path)!r}"
-    else:
-        return
-    raise DatasetError(
-        f"{difference}; questions of one file fit the paragraphs of another only where both are the same text in two "
-        "languages, in the same order"
-    )
 
 
 def _checked(raw: _Raw, layout: Layout) -> Labelled:

@@ -18,7 +18,13 @@ Member = TypeVar("Member", bound=StrEnum)
 
 
 def add_parser(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], *, summary: str, description: str, epilog: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], object],
+    *,
+    summary: str,
+    description: str,
+    epilog: str,
 ) -> argparse.ArgumentParser:
     """Add a command to the command line.
 
@@ -26,7 +32,7 @@ def add_parser(
         commands: what `add_subparsers` gave.
         name: of the command.
         run: what it does with its arguments.
-        summary: its line in `m3-runtime --help`.
+        summary: its line in the help of all commands.
         description: the first paragraph of its own help.
         epilog: the last one, with examples.
     """
