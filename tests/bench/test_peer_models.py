@@ -1,17 +1,19 @@
 """What is made for peers before they run; the peers themselves live in environments that tests do not have."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from m3_bench.errors import PeerError
+from m3_bench.errors import PeerError, WorkerError
 from m3_bench.peers import models
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, gguf_model, hub_cache
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.run.peers import PEERS, peer_contenders
+from m3_bench.worker_process import WorkerProcess
 from m3_runtime import Bundle
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -104,6 +106,26 @@ def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tm
     ((_, flag, _),) = peer_contenders(["flagembedding-bf16"], setup, is_chosen=True)
     assert flag.command.options["colbert_dim"] == setup.bundle.manifest.geometry.colbert_dim
     assert flag.command.python == tmp_path / "python"
+
+
+@pytest.mark.parametrize(
+    ("key", "package"),
+    [
+        ("flagembedding-fp32", "FlagEmbedding"),
+        ("st-onnx", "sentence_transformers"),
+        ("llama-q8", "llama_cpp"),
+        ("candding", "candding"),
+    ],
+)
+def test_an_encoder_takes_its_options_and_lacks_nothing_but_its_package(setup, monkeypatch, tmp_path, key, package):
+    with_llama_cpp(monkeypatch, CONVERTER, tmp_path)
+    monkeypatch.setattr(models, "environment_of", lambda *_: Path(sys.executable))
+    ((_, contender, _),) = peer_contenders([key], setup, is_chosen=True)
+    with (
+        pytest.raises(WorkerError, match=f"ModuleNotFoundError: No module named '{package}'"),
+        WorkerProcess.start(contender.name, contender.command, 1),
+    ):
+        pass
 
 
 def test_who_cannot_be_made_ready_is_named_and_the_others_go_on(setup, monkeypatch, tmp_path):
