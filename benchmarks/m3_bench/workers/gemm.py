@@ -37,10 +37,9 @@ def operands(precision: str, rows: int = ROWS) -> tuple[Array, Array]:
 
 
 def exact_rows(rows: Array, weights: Array) -> Array:
-    """The first rows of the product, as numpy computes it; of uint8 rows 128 is taken off first."""
-    if rows.dtype == np.uint8:
-        return (rows[:_CHECKED_ROWS].astype(np.int64) - _ZERO_POINT) @ weights.astype(np.int64)
-    return rows[:_CHECKED_ROWS].astype(np.float64) @ weights
+    """The first rows of the product, as numpy computes it in float64, which holds these integers; of uint8 less 128."""
+    shift = _ZERO_POINT if rows.dtype == np.uint8 else 0
+    return (rows[:_CHECKED_ROWS].astype(np.float64) - shift) @ weights.astype(np.float64)
 
 
 def on_onnxruntime(rows: Array, weights: Array, _precision: str, threads: int) -> Multiply:
