@@ -10,21 +10,19 @@ from typing import Any
 from m3_bench.documents import Ceiling, Roofline, Scenario, ScenarioRun
 from m3_bench.errors import WorkerError
 from m3_bench.machine import this_machine
-from m3_bench.run.contenders import ContenderSpec, gemm
+from m3_bench.run.contenders import NO_INT8_DOT, product
 from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
-from m3_bench.worker_process import own
-from m3_bench.workers.gemm import DYNAMIC, FLOP
-from m3_bench.workers.memory import BYTES
-from m3_runtime.cpu import CpuInfo, cpu_info
+from m3_bench.workers.gemm import COLUMNS, DYNAMIC, INNER, MEMORY, READ_BYTES, ROWS
+from m3_runtime.cpu import cpu_info
 from m3_runtime.io.progress import Progress
 
-_MEMORY = ("memory", "read")
+_READING = (MEMORY, "read")
 _PRODUCTS = (
     ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("torch", "bf16"),
     ("onnxruntime", "int8"), ("openvino", "int8"), *(("openvino", precision) for precision in DYNAMIC),
 )  # fmt: skip
 _PACKAGES = {
-    _MEMORY[0]: ("numpy",),
+    MEMORY: ("numpy",),
     "onnxruntime": ("onnxruntime", "onnx"),
     "openvino": ("openvino",),
     "torch": ("torch",),
@@ -55,21 +53,26 @@ class Measured:
         }
 
 
-def measure(threads: int, rounds: int, progress: Progress) -> Measured:
+def measure(threads: int, rounds: int, progress: Progress, rows: int = ROWS) -> Measured:
     """Time every product that this machine can do, and reading its memory.
 
     Args:
         threads: of each engine.
         rounds: turns of each; ten products a turn.
         progress: says what takes long.
+        rows: of the left matrix, tokens in a model.
 
     Raises:
         WorkerError: memory could not be read.
     """
-    reasons = {one: _why_not(*one, cpu_info()) for one in (*_PRODUCTS, _MEMORY)}
-    able = {one: _contender(*one, threads) for one, reason in reasons.items() if not reason}
+    reasons = {one: _why_not(*one) for one in (*_PRODUCTS, _READING)}
+    able = {
+        (engine, precision): product(f"{precision} on {engine}", engine, precision, threads, rows)
+        for (engine, precision), reason in reasons.items()
+        if not reason
+    }
+    names = tuple(contender.name for contender in able.values())
     with progress.step(f"{len(able)} ways of multiplying and reading, in {rounds} rounds"):
-        names = tuple(contender.name for contender in able.values())
         scenario = Scenario("products", "matrix products", (), (), PRODUCTS_PER_ROUND, contenders=names)
         found = measure_group([scenario], list(able.values()), None, rounds, threads)
     runs = {one: found[scenario.name, contender.name] for one, contender in able.items()}
@@ -77,13 +80,12 @@ def measure(threads: int, rounds: int, progress: Progress) -> Measured:
         reasons[one] = " ".join(run.error.split())
         if run.error:
             progress.say(f"{able[one].name} is left out: {run.error}")
-    if reasons[_MEMORY]:
-        raise WorkerError(reasons[_MEMORY])
-    ceilings = tuple(Ceiling(*one, _per_s(FLOP, runs.get(one)), reasons[one]) for one in _PRODUCTS)
-    roofline = Roofline(this_machine(), threads, ceilings)
-    engines = {name for engine, _ in able for name in _PACKAGES[engine]}
-    versions = {name: metadata.version(name) for name in sorted(engines)}
-    return Measured(roofline, versions, median(_per_s(BYTES, runs[_MEMORY])))
+    if reasons[_READING]:
+        raise WorkerError(reasons[_READING])
+    flop = 2 * rows * INNER * COLUMNS
+    ceilings = tuple(Ceiling(*one, _per_s(flop, runs.get(one)), reasons[one]) for one in _PRODUCTS)
+    versions = {name: metadata.version(name) for name in sorted({n for engine, _ in able for n in _PACKAGES[engine]})}
+    return Measured(Roofline(this_machine(), threads, ceilings), versions, median(_per_s(READ_BYTES, runs[_READING])))
 
 
 def _per_s(work: int, run: ScenarioRun | None) -> tuple[float, ...]:
@@ -93,18 +95,12 @@ def _per_s(work: int, run: ScenarioRun | None) -> tuple[float, ...]:
     return tuple(work / seconds for one in run.rounds for seconds in one.seconds)
 
 
-def _contender(engine: str, precision: str, threads: int) -> ContenderSpec:
-    command = own("memory", threads=threads) if engine == _MEMORY[0] else gemm(engine, precision, threads)
-    name = f"{precision} on {engine}"
-    return ContenderSpec(name, name, False, engine, precision, (), 0, command)
-
-
-def _why_not(engine: str, precision: str, cpu: CpuInfo) -> str:
+def _why_not(engine: str, precision: str) -> str:
     """Why there is no such ceiling here; empty if there is."""
     if missing := [name for name in _PACKAGES[engine] if find_spec(name) is None]:
         return f"{missing[0]} is not installed"
-    if precision == "bf16" and not cpu.has_bf16:
+    if precision == "bf16" and not cpu_info().has_bf16:
         return "this processor has no bf16"
-    if engine == "openvino" and precision.startswith("int8") and not cpu.has_int8_dot:
-        return "no int8 dot product on this processor: OpenVINO's int8 product saturates"
+    if engine == "openvino" and precision.startswith("int8") and not cpu_info().has_int8_dot:
+        return NO_INT8_DOT
     return ""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from m3_bench.errors import WorkerError
-from m3_bench.workers.messages import Failure, Ready, Reply, Request, VectorsReply, VectorsRequest
+from m3_bench.workers.serve import Failure, Reply, Request, VectorsRequest
 from m3_bench.workers.vectors import Vectors, from_arrays
 
-M = TypeVar("M", Ready, Reply, VectorsReply)
+_Answer = TypeVar("_Answer")
 
 _PACKAGE = Path(__file__).parent
 # Makes `m3_bench.workers` importable without putting our whole site-packages on a peer's path.
@@ -50,23 +50,19 @@ def own(module: str, **options: Any) -> Command:
 def environment(threads: int) -> dict[str, str]:
     """Ours, with the thread counts of libraries that only listen to it, and nothing to be fetched from a hub."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    counts = dict.fromkeys(names, str(threads))
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "BGE_M3_LITE_OFFLINE": "1"}
-    offline["ORT_DISABLE_TELEMETRY"] = "1"  # peers import ONNX Runtime as it comes
+    switched_off = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "BGE_M3_LITE_OFFLINE", "ORT_DISABLE_TELEMETRY")
     # A worker must not find our packages through a variable: peers have their own.
     rest = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "BGE_M3_LITE"))}
-    return rest | counts | offline
+    return rest | dict.fromkeys(names, str(threads)) | dict.fromkeys(switched_off, "1")
 
 
 class WorkerProcess:
-    """A contender, loaded, asleep until it is asked."""
+    """A contender, loaded, asleep until it is asked. `versions` are the releases of the packages that compute."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], errors: IO[str]) -> None:
         """Take over a running process; see `start`."""
-        self._name = name
-        self._process = process
-        self._errors = errors
-        self.ready = self._read(Ready)
+        self._name, self._process, self._errors = name, process, errors
+        self.versions: dict[str, str] = self._read(dict)
 
     @classmethod
     @contextmanager
@@ -104,8 +100,7 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
-        self._send(request)
-        return self._read(Reply)
+        return self._answer(request, Reply)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
         """The vectors of texts.
@@ -113,23 +108,23 @@ class WorkerProcess:
         Raises:
             WorkerError: it failed, or the process died.
         """
-        self._send(VectorsRequest(tuple(texts), tuple(heads)))
-        return from_arrays(self._read(VectorsReply).arrays)
+        return from_arrays(self._answer(VectorsRequest(tuple(texts), tuple(heads)), dict))
 
     def stderr(self) -> str:
         """What the process has written to stderr so far."""
         self._errors.seek(0)
         return self._errors.read()
 
-    def _send(self, message: Request | VectorsRequest) -> None:
+    def _answer(self, request: Request | VectorsRequest, kind: type[_Answer]) -> _Answer:
         assert self._process.stdin is not None
         try:
-            pickle.dump(message, self._process.stdin)
+            pickle.dump(request, self._process.stdin)
             self._process.stdin.flush()
         except OSError as error:
             raise self._death() from error
+        return self._read(kind)
 
-    def _read(self, kind: type[M]) -> M:
+    def _read(self, kind: type[_Answer]) -> _Answer:
         assert self._process.stdout is not None
         try:
             message = pickle.load(self._process.stdout)  # noqa: S301 - from our own program
@@ -144,17 +139,12 @@ class WorkerProcess:
         return message
 
     def _death(self) -> WorkerError:
+        """An error that says how the process ended: by an exit code or a signal, and its last words."""
         code = self._process.wait()
-        words = "\n  ".join(self.stderr().splitlines()[-_STDERR_LINES:])
-        return WorkerError(f"{self._name} {_in_words(code)}" + (f"\n  {words}" if words else ""))
-
-
-def _in_words(code: int) -> str:
-    """An exit code, or the signal that it stands for."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was ended by {name}" + ("; is there enough memory?" if name == "SIGKILL" else "")
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += "; is there enough memory?"
+        return WorkerError("\n  ".join([f"{self._name} {how}", *self.stderr().splitlines()[-_STDERR_LINES:]]))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,24 +8,25 @@ import pytest
 from m3_bench.documents import Model, OutputsFile, Run
 from m3_bench.machine import this_machine
 from m3_bench.recording import write_outputs
-from m3_bench.run.budget import degenerate_texts, over_budget, unseen_texts
+from m3_bench.run.budget import DEGENERATE, over_budget, unseen_texts
 from m3_bench.run.contenders import variants_of
 from m3_bench.run.run import unmeasured
-from m3_export.calibration.texts import calibration_texts, probe_texts
+from m3_export.calibration.texts import chosen_texts
 from m3_export.verify.parity import Outputs
 from m3_runtime import Bundle
 from m3_runtime.errors import InputError
 
 
-def test_unseen_texts_are_neither_calibration_nor_probe_texts():
-    known = {text.text for text in (*calibration_texts(), *probe_texts())}
-    degenerate = degenerate_texts()
-    natural = unseen_texts(None)[: -len(degenerate)]
-    assert len(natural) > 50
-    assert not known & set(natural)
-    assert degenerate == degenerate_texts()
-    assert {"", " "} <= set(degenerate)
-    assert max(map(len, degenerate)) > 1000
+def test_unseen_texts_are_neither_calibration_nor_probe_texts(tmp_path):
+    chosen = chosen_texts(None, None)
+    known = (*chosen.calibration, *chosen.probe, *chosen.degenerate_calibration, *chosen.degenerate_probe)
+    found = unseen_texts(None)
+    assert len(found) - DEGENERATE > 50
+    assert not {text.text for text in known} & set(found)
+    assert found == unseen_texts(None)
+    assert len(set(found)) == len(found)
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    assert len(unseen_texts(tmp_path / "few.txt")) == 2 + DEGENERATE
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def plans(tiny_bundle):
 
 def run_with(folder, plans, change) -> Run:
     """A run whose INT8 vectors are those of FP32, changed."""
-    rng, texts = np.random.default_rng(0), 3 + len(degenerate_texts())
+    rng, texts = np.random.default_rng(0), 3 + DEGENERATE
     dense = rng.standard_normal((texts, 8)).astype(np.float32)
     dense /= np.linalg.norm(dense, axis=1, keepdims=True)
     rows = [dense[:2]] * texts

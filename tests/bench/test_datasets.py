@@ -93,12 +93,15 @@ def test_unknown_queries_are_named(tmp_path):
         (lambda f: beir(f, "q1 d1 1", corpus=("d1", "d2", "d1")), "document id 'd1' is there twice, as number 1 and 3"),
         (lambda f: beir(f, "q1 d1"), "expected query-id, corpus-id and score between tabs, got 2 cells"),
         (lambda f: beir(f, "q1 d1 high"), "test.tsv, line 2: the score must be a whole number, got 'high'"),
-        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"_id": "d1"}), "line 1: 'text', which is missing,"),
-        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"text": "a"}), "expected an id under '_id' or 'docid'"),
-        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", ["a"]), "line 1: expected a JSON object, got list"),
+        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"_id": "d1"}), "line 1: the key 'text' is missing"),
+        (
+            lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"text": "a"}),
+            "line 1: the key '_id' or 'docid' or 'id' is missing; keys are 'text'",
+        ),
+        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", ["a"]), "line 1: expected an object, got a list"),
         (
             lambda f: (beir(f, "q1 d1 1") / "corpus.jsonl").write_text('{"_id": "d1", '),
-            "corpus.jsonl, line 1 is not JSON",
+            "corpus.jsonl, line 1: not JSON",
         ),
         (
             lambda f: (beir(f, "q1 d1 1") / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": ""}\n"\xff"'),
@@ -117,7 +120,7 @@ def test_a_bad_beir_folder_is_refused(tmp_path, build, message):
 def test_half_of_a_surrogate_pair_is_refused(tmp_path):
     beir(tmp_path, "q1 d1 1")
     (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "a \\ud83d"}\n')
-    with pytest.raises(DatasetError, match=r"queries.jsonl, line 1: 'text' has half of a surrogate pair"):
+    with pytest.raises(DatasetError, match=r"queries.jsonl, line 1: text has half of a surrogate pair"):
         open_dataset(tmp_path)
 
 
@@ -180,8 +183,8 @@ def test_questions_of_another_language(tmp_path):
 @pytest.mark.parametrize(
     ("paragraphs", "message"),
     [
-        ((("eins", ("a?",)),), "has 1 paragraphs and"),
-        ((("eins", ("a?",)), ("zwei", ())), "paragraph 1 has 0 questions in"),
+        ((("eins", ("a?",)),), r"has 1 paragraphs and .* 2, which differ in number of questions from paragraph 1 on"),
+        ((("eins", ("a?",)), ("zwei", ())), "questions from paragraph 1 on"),
     ],
 )
 def test_a_file_that_is_not_the_same_in_another_language_is_refused(tmp_path, paragraphs, message):
@@ -202,11 +205,17 @@ def test_a_folder_of_one_squad_file_is_that_file_and_of_two_is_refused(tmp_path)
     ("value", "message"),
     [
         ({"data": []}, "has no documents"),
-        ({"data": [{"paragraphs": {}}]}, "data[0]: 'paragraphs' must be a list, got dict"),
-        ({"data": [{"paragraphs": [1]}]}, "data[0]: paragraphs[0] must be an object, got int"),
-        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs[0]: 'qas' must be a list, got NoneType"),
-        ({"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}, "qas[0]: expected an id under 'id', got"),
-        ({"data": [{"paragraphs": [{"context": 1, "qas": []}]}]}, "'context' must be a text, got int"),
+        ({"data": [{"paragraphs": {}}]}, "data[0]: paragraphs must be a list, got an object"),
+        ({"data": [{"paragraphs": [1]}]}, "data[0]: paragraphs[0] must be an object, got a number"),
+        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs[0]: the key 'qas' is missing; keys are 'context'"),
+        (
+            {"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]},
+            "qas[0]: the key 'id' is missing; keys are (none)",
+        ),
+        (
+            {"data": [{"paragraphs": [{"context": 1, "qas": []}]}]},
+            "paragraphs[0]: context must be a text, got a number",
+        ),
         ({"rows": []}, "is of no known layout. Expected one of:"),
     ],
 )

@@ -1,6 +1,8 @@
 """Margins: figures of stored scores, and `m3-bench margins` on bundles."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +113,22 @@ def test_limits_and_notes(tiny_bundle, tmp_path):
     found = documents.read_as(Margins, tmp_path / "m.json")
     assert found.query_lines == (1, 2, 3)
     assert found.notes[0] == "only the first 3 of 26 good lines"
-    assert found.notes[1].endswith("texts were longer and were cut")
+    assert found.notes[1].endswith("texts of pairs were longer and were cut")
+
+
+def test_a_bundle_without_the_other_heads_is_scored_by_dense(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "dense", copy_function=os.link)
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    (tmp_path / "dense" / "manifest.json").unlink()
+    (tmp_path / "dense" / "manifest.json").write_text(json.dumps(manifest | {"heads": ["dense"]}))
+    words = ("--variants", "onnx-fp32", "--limit-queries", 3, "-o", tmp_path / "m.json")
+    assert margins(SAMPLE, tiny_bundle, tmp_path / "dense", *words) == 0
+    found = documents.read_as(Margins, tmp_path / "m.json")
+    ours, (alone,) = ([row for row in found.scores if row.bundle == name] for name in ("tiny-random", "dense"))
+    assert alone.method == "dense"
+    for got, wanted in zip(alone.positives + alone.negatives, ours[0].positives + ours[0].negatives, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+    assert "dense has no sparse and no colbert head: methods that need it were left out" in found.notes
 
 
 def test_a_file_that_is_no_lines_is_explained(tiny_bundle, tmp_path, capsys):

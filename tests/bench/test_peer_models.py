@@ -1,17 +1,19 @@
 """What is made for peers before they run; the peers themselves live in environments that tests do not have."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from m3_bench.errors import PeerError
+from m3_bench.errors import PeerError, WorkerError
 from m3_bench.peers import models
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, gguf_model, hub_cache
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.run.peers import PEERS, peer_contenders
+from m3_bench.worker_process import WorkerProcess
 from m3_runtime import Bundle
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -53,7 +55,7 @@ def with_llama_cpp(monkeypatch, names, folder: Path) -> list[list[str]]:
             Path(words[4]).write_bytes(b"GGUF")
 
     monkeypatch.setattr(models, "run_to_end", run)
-    monkeypatch.setattr(models, "ensure_environment", lambda *_: folder / "python")
+    monkeypatch.setattr(models, "environment_of", lambda *_: folder / "python")
     return steps
 
 
@@ -98,19 +100,41 @@ def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tm
     with_llama_cpp(monkeypatch, CONVERTER, tmp_path)
     ((key, llama, reason),) = peer_contenders(["llama-q8"], setup, is_chosen=True)
     assert (key, reason, llama.heads, llama.size_bytes) == ("llama-q8", "", ("dense",), 4)
-    assert llama.command.options | {"model": ""} == {"model": "", "pooling": "cls", "max_tokens": 512, "threads": 1}
+    assert llama.command.options | {"model": ""} == {
+        "peer": "llama-cpp", "model": "", "pooling": "cls", "max_tokens": 512, "threads": 1,
+    }  # fmt: skip
     ((_, flag, _),) = peer_contenders(["flagembedding-bf16"], setup, is_chosen=True)
     assert flag.command.options["colbert_dim"] == setup.bundle.manifest.geometry.colbert_dim
     assert flag.command.python == tmp_path / "python"
 
 
+@pytest.mark.parametrize(
+    ("key", "package"),
+    [
+        ("flagembedding-fp32", "FlagEmbedding"),
+        ("st-onnx", "sentence_transformers"),
+        ("llama-q8", "llama_cpp"),
+        ("candding", "candding"),
+    ],
+)
+def test_an_encoder_takes_its_options_and_lacks_nothing_but_its_package(setup, monkeypatch, tmp_path, key, package):
+    with_llama_cpp(monkeypatch, CONVERTER, tmp_path)
+    monkeypatch.setattr(models, "environment_of", lambda *_: Path(sys.executable))
+    ((_, contender, _),) = peer_contenders([key], setup, is_chosen=True)
+    with (
+        pytest.raises(WorkerError, match=f"ModuleNotFoundError: No module named '{package}'"),
+        WorkerProcess.start(contender.name, contender.command, 1),
+    ):
+        pass
+
+
 def test_who_cannot_be_made_ready_is_named_and_the_others_go_on(setup, monkeypatch, tmp_path):
     def ensure(peer, *_):
-        if peer.value == "candding":
+        if peer == "candding":
             raise PeerError("no network")
         return tmp_path / "python"
 
-    monkeypatch.setattr(models, "ensure_environment", ensure)
+    monkeypatch.setattr(models, "environment_of", ensure)
     (candding, flag) = peer_contenders(["candding", "flagembedding-fp32"], setup, is_chosen=True)
     assert candding == ("candding", None, "no network")
     assert flag[1].name == "FlagEmbedding fp32"

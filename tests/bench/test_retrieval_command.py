@@ -10,9 +10,9 @@ import pytest
 
 from m3_bench import cli, documents
 from m3_bench.documents import Retrieval
-from m3_bench.retrieval import bundles
 from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.vectors import TextEncoder
+from m3_bench.run import contenders
 from m3_runtime import M3Encoder
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines import select
@@ -102,14 +102,13 @@ def test_what_memory_keeps_changes_no_score(tiny_bundle):
         assert (len(whole.colbert), len(nothing.colbert)) == (20, 0)
         assert 0 < len(some.colbert) < 20
         assert sum(rows.nbytes for rows in some.colbert.values()) <= 3000
-        places = np.array([1, 4, 19])
         kept, partly, again = (
-            list(encoding.colbert_parts(texts, places, one.colbert)) for one in (whole, some, nothing)
+            dict(encoding.colbert_rows(texts, [1, 4, 19], one.colbert)) for one in (whole, some, nothing)
         )
-    assert [part.indices.tolist() for part in kept] == [[1, 4, 19]]
     for other in (partly, again):
-        for a, b in zip(kept[0].rows, other[0].rows, strict=True):
-            np.testing.assert_allclose(a, b, atol=2e-3)
+        assert sorted(other) == sorted(kept) == [1, 4, 19]
+        for place, rows in kept.items():
+            np.testing.assert_allclose(rows, other[place], atol=2e-3)
 
 
 def test_texts_that_are_cut_are_told(tiny_bundle, tmp_path):
@@ -167,7 +166,7 @@ def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
 
 def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(select, "cpu_info", lambda: OLD)
-    monkeypatch.setattr(bundles, "cpu_info", lambda: OLD)
+    monkeypatch.setattr(contenders, "cpu_info", lambda: OLD)
     listed = json.loads((tiny_bundle / "manifest.json").read_text())["variants"]
     needy = [row | {"needs": ["int8_dot"] if row["name"] == "onnx-int8" else []} for row in listed]
     bundle = copied(tiny_bundle, tmp_path / "needy", variants=needy)
@@ -180,7 +179,7 @@ def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, m
 
 
 def test_an_engine_that_is_not_installed_is_told(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(bundles, "is_installed", lambda engine: engine.value != "openvino")
+    monkeypatch.setattr(contenders, "is_installed", lambda engine: engine.value != "openvino")
     notes = choose_bundles([tiny_bundle], None).notes
     assert notes == ("tiny-random: openvino-int8 was left out: openvino is not installed",)
 

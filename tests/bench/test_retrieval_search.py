@@ -11,15 +11,14 @@ from m3_bench.retrieval.search import (
     best,
     best_above_zero,
     bm25,
-    candidate_scores,
+    colbert_scores,
     first_stage,
     ids_of,
-    maxsim,
     measured,
     second_stage,
     words_of,
 )  # fmt: skip
-from m3_bench.retrieval.vectors import ColbertPart, TextVectors
+from m3_bench.retrieval.vectors import TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import InputError
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score
@@ -91,26 +90,18 @@ def rows(draws, *lengths: int, width: int = 8) -> list[np.ndarray]:
     return [draws.normal(size=(length, width)).astype(np.float32) for length in lengths]
 
 
-def test_maxsim_is_the_runtimes_colbert_score():
-    draws = np.random.default_rng(1)
-    query, *documents = rows(draws, 5, 3, 1, 9, 1)
-    np.testing.assert_allclose(
-        maxsim(query, documents), [colbert_score(query, document) for document in documents], rtol=1e-5
-    )
-
-
 def test_candidates_are_scored_in_their_order_however_documents_come():
     draws = np.random.default_rng(2)
-    documents = rows(draws, 4, 2, 7, 1, 3, 5)
+    documents = [one.astype(np.float16) for one in rows(draws, 4, 2, 7, 1, 3, 5)]
     queries = [one.astype(np.float16) for one in rows(draws, 3, 6)]
     candidates = [np.array([0, 2, 5]), np.array([1, 2, 3, 4])]
     expected = [
         [colbert_score(query, documents[place]) for place in places.tolist()]
         for query, places in zip(queries, candidates, strict=True)
     ]
-    for cuts in ([], [3], [1, 2, 3, 4, 5]):
-        parts = [ColbertPart(p, [documents[i] for i in p.tolist()]) for p in np.split(np.arange(6), cuts)]
-        for got, wanted in zip(candidate_scores(queries, candidates, parts), expected, strict=True):
+    for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4]):
+        found = colbert_scores(queries, candidates, [(place, documents[place]) for place in order])
+        for got, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 

@@ -49,6 +49,7 @@ def bench(*words) -> Done:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     (folder / "mine.toml").write_text(SCENARIOS)
+    (folder / "one.toml").write_text(SCENARIOS[: SCENARIOS.index("[[scenario]]", 20)])
     (folder / "texts.txt").write_text(
         "What is BGE M3?\n什么是稀疏检索？\nein etwas längerer deutscher Satz\n", encoding="utf-8"
     )
@@ -204,7 +205,7 @@ def test_bf16_on_cpu_is_near_and_not_the_same(reference, tiny_random_checkpoint,
     path = folder / "bf16.safetensors"
     done = bench(
         "record", tiny_random_checkpoint, "--dtype", "bf16", "--texts", folder / "texts.txt", "--scenarios",
-        folder / "mine.toml", "--rounds", 1, "--threads", 1, "-o", path,
+        folder / "one.toml", "--rounds", 1, "--threads", 1, "-o", path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     parity = dense_parity(read_recording(reference).outputs, read_recording(path).outputs)
@@ -222,7 +223,7 @@ def without(packages: str) -> str:
 def test_recording_needs_neither_onnx_nor_an_engine_nor_what_draws(tiny_random_checkpoint, folder, tmp_path):
     """A GPU box has torch and transformers."""
     hook = without("onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s")
-    words = ("record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "mine.toml")
+    words = ("record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "one.toml")
     command = [sys.executable, "-c", hook, *map(str, words), "--rounds", "1", "-o", str(tmp_path / "r.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -232,7 +233,7 @@ def test_recording_needs_neither_onnx_nor_an_engine_nor_what_draws(tiny_random_c
 def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny_bundle, tmp_path):
     """It has the runtime and the extra `bench`."""
     hook = without("torch transformers onnx onnx_ir onnxscript huggingface_hub")
-    run = ("run", tiny_bundle, "--variants", "onnx-int8", "--reference", reference, "--scenarios", folder / "mine.toml")
+    run = ("run", tiny_bundle, "--variants", "onnx-int8", "--reference", reference, "--scenarios", folder / "one.toml")
     for words in ((*run, "--rounds", 1, "-o", tmp_path / "run.json"), ("compare", reference, tmp_path / "run.json")):
         command = [sys.executable, "-c", hook, *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -243,7 +244,7 @@ def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny
 def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_path):
     path = tmp_path / "roofline.json"
     record = tmp_path / "costs.json"
-    words = ("roofline", "--rounds", 1, "--threads", 1, "-o", path, "--record", record)
+    words = ("roofline", "--rounds", 1, "--rows", 64, "--threads", 1, "-o", path, "--record", record)
     assert "--checkpoint DIR go together" in bench(*words).stderr
     done = bench(*words, "--checkpoint", tiny_random_checkpoint)
     assert done.returncode == 0, done.stderr

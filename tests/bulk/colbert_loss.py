@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.datasets import open_dataset
-from m3_bench.retrieval.search import best, maxsim, measured
+from m3_bench.retrieval.search import best, measured
 from m3_runtime import M3Encoder
 from m3_runtime.bulk.colbert import pooled, to_int8
+from m3_runtime.scoring import colbert_score
 
 CANDIDATES = 100
 Rows = NDArray[Any]
@@ -97,7 +98,7 @@ def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int |
 
 def _scores(queries: Sequence[Rows], documents: Sequence[Rows], candidates: Sequence[Rows]) -> list[Rows]:
     pairs = zip(queries, candidates, strict=True)
-    return [maxsim(query, [documents[place] for place in places.tolist()]) for query, places in pairs]
+    return [np.array([colbert_score(query, documents[place]) for place in places.tolist()]) for query, places in pairs]
 
 
 def _ndcg(scores: Sequence[Rows], candidates: Sequence[Rows], relevant: Sequence[Mapping[int, int]]) -> Rows:

@@ -17,7 +17,10 @@ FEW = ("--texts", "3", "--words", "5", "--seconds", "0.5")
 
 
 def load(*words: object) -> int:
-    return main(["serve-load", *map(str, words)])
+    try:
+        return main(["serve-load", *map(str, words)])
+    except SystemExit as end:  # argparse's own way out
+        return int(end.code or 0)
 
 
 def test_a_closed_loop_counts_what_the_server_counts(server, tiny_bundle: Path, tmp_path: Path, capsys):
@@ -65,7 +68,8 @@ def answering(*statuses: int) -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked = asked.get("inputs", [])
             status = statuses[next(turns) % len(statuses)]
             self.send_response(status)
             if status == 429:
@@ -96,6 +100,14 @@ def test_refusals_and_errors_are_counted_and_never_averaged_into_latencies(tmp_p
     assert stage.tokens == 0  # TEI does not say
 
 
+def test_answers_that_are_none_of_the_api_are_errors(capsys):
+    with answering(200) as url:
+        assert load(url, "--api", "m3", "--clients", 1, *FEW, "--seconds", "0.2") == 1
+    printed = capsys.readouterr().out
+    assert "0 answered, 0 refused" in printed
+    assert "× answer that is none of /m3/encode" in printed
+
+
 def test_refusals_alone_are_no_failure():
     with answering(200, 429) as url:
         assert load(url, "--api", "tei", "--clients", 2, *FEW) == 0
@@ -103,17 +115,20 @@ def test_refusals_alone_are_no_failure():
 
 def test_a_server_that_is_not_there_is_named(capsys):
     assert load("http://127.0.0.1:9", *FEW) == 1
-    assert "127.0.0.1 does not answer (ConnectionRefusedError)" in capsys.readouterr().err
+    assert "127.0.0.1:9 does not answer (ConnectError)" in capsys.readouterr().err
     assert load("http://127.0.0.1:9", "--api", "tei", *FEW) == 1
-    assert "× ConnectionRefusedError" in capsys.readouterr().out
+    assert "× ConnectError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("localhost:8080",), "expected http://HOST:PORT"),
-        (("http://localhost", "--clients", "0"), "--clients must be more than 0"),
-        (("http://localhost", "--api", "grpc"), "there is no 'grpc'; choose of openai, tei, m3"),
+        (("http://localhost", "--clients", "0"), "--clients: must be at least 1, got 0"),
+        (("http://localhost", "--rate", "0"), "--rate: must be more than 0, got 0"),
+        (("http://localhost", "--seconds", "inf"), "--seconds: must be more than 0, got inf"),
+        (("http://localhost", "--api", "grpc"), "--api grpc: expected some of openai, tei, m3"),
+        (("http://localhost", "--api", "tei", "--pid", str(2**22 + 1)), "--pid: "),
         (("http://localhost", "--key-file", "none.txt"), "--key-file 'none.txt'"),
         (("http://localhost", "-o", "no/such/folder.json"), "does not exist"),
     ],

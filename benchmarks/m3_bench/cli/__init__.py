@@ -1,4 +1,4 @@
-"""The command line: `m3-bench`. Each command is a module with `add_to(commands)`; its function returns an exit code."""
+"""The command line: `m3-bench`. Each module adds its commands; the function of a command returns an exit code."""
 
 import argparse
 import sys
@@ -16,10 +16,20 @@ m3-bench COMMAND --help explains a command and shows examples."""
 _OF_EXTRA_EXPORT = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
 
 
+_BARS = """\
+bars is gone. Its rows are targets now, of the same names:
+  m3-bench peers CHECKPOINT BUNDLE --scenarios targets [--targets NAME,…] -o FILE     for bars BUNDLE --checkpoint …
+  m3-bench run BUNDLE --scenarios targets --targets NAME,… -o FILE                    for rows without peers
+  m3-bench run BUNDLE --scenarios regret --plans BUNDLE,… -o FILE                     for --plans"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser().parse_args(argv)
+        if words[:1] == ["bars"]:
+            raise InputError(_BARS)
+        args = _parser().parse_args(words)
         code: int = args.run(args)
     except ModuleNotFoundError as error:
         sys.stderr.write(f"m3-bench: {_remedy(error)}\n")
@@ -51,13 +61,13 @@ def _remedy(error: ModuleNotFoundError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # their packages come with extras, whose absence `main` reports
-    from m3_bench.cli import bars, compare, margins, peers, record, report, retrieval, roofline, run, serve_load
+    from m3_bench.cli import compare, record, report, retrieval, roofline, run, serve_load
 
     parser = argparse.ArgumentParser(
         prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (record, run, peers, compare, report, roofline, retrieval, margins, serve_load, bars):
+    for command in (record, run, compare, report, roofline, retrieval, serve_load):
         command.add_to(commands)
     return parser

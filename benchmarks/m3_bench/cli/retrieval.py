@@ -1,27 +1,36 @@
-"""`m3-bench retrieval`."""
+"""`m3-bench retrieval` and `m3-bench margins`."""
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from m3_bench import documents
-from m3_bench.cli.commands import Commands
+from m3_bench.cli.commands import Commands, names
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output
 from m3_bench.documents import Margins, Retrieval
 from m3_bench.figures import Place
 from m3_bench.report.page import printed
-from m3_bench.report.searches import INTERVALS, retrieval_notes, retrieval_table
+from m3_bench.report.searches import (
+    INTERVALS,
+    MARGINS,
+    margins_notes,
+    margins_table,
+    retrieval_notes,
+    retrieval_table,
+)
 from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.retrieval.datasets import EXPECTED, Layout, open_dataset
+from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
+from m3_bench.retrieval.margins import measure_margins
 from m3_bench.retrieval.run import SearchSettings, measure_retrieval
-from m3_runtime.cli.arguments import integer
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
 
-_DESCRIPTION = """\
+_RETRIEVAL = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
 the published weights. Gives nDCG@10, recall and reciprocal rank, and what each INT8 variant loses against its bundle's
 FP32 variant, with a paired bootstrap over the queries.
@@ -29,7 +38,7 @@ FP32 variant, with a paired bootstrap over the queries.
 Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
 folders' names, and the table compares each with the first."""
 
-_EPILOG = """\
+_RETRIEVAL_EPILOG = """\
 layouts, each file plain or .gz:
 {layouts}
 
@@ -50,77 +59,84 @@ examples:
 exit codes: 0 measured; 1 a dataset or bundle cannot be used; 2 usage"""
 
 
+_MARGINS = """\
+Score the lines of a fine-tuning file with every variant of bundles: how far do positives score above negatives, before
+and after fine-tuning, in FP32 and in INT8? By each head, and by heads added up with the published weights (divided by
+the weights' sum, as FlagEmbedding's compute_score does).
+
+Every line is checked first. A bad one is left out, named with its number and reason on stderr and in the result:
+a missing key, a `pos` or `neg` that is no list or an empty one, an item that is no text, scores that do not fit.
+`"neg": [""]` is good and means no negatives."""
+
+_MARGINS_EPILOG = """\
+a line:
+  {{"query": "deepest lake", "pos": ["Lake Baikal is …"], "neg": ["Lake Ladoga is …", "The Rhine …"]}}
+
+published weights, which are measured unless --weights is given:
+{published}
+
+The first bundle is what others are compared with; bundles are called by their folders' names. Margins of two models lie
+on two scales (fine-tuning spreads scores out), so compare their pair accuracies first.
+
+examples:
+  m3-bench margins benchmarks/data/finetune_sample.jsonl out/mini-m3
+  m3-bench margins held_out.jsonl out/before out/after -o margins.json
+  m3-bench margins held_out.jsonl out/after --variants onnx-fp32,onnx-int8 --weights 1,0.3,1
+
+exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 usage"""
+
+
 def add_to(commands: Commands) -> None:
-    """Add the command."""
-    command = commands.add_parser(
-        "retrieval",
-        help="nDCG, recall and MRR of each variant and head, beside BM25",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(layouts=EXPECTED, published=published()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
-    command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
-    group = command.add_argument_group("dataset")
+    """Add both commands."""
+    published = "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)
+    epilog = _RETRIEVAL_EPILOG.format(layouts=EXPECTED, published=published)
+    summary = "nDCG, recall and MRR of each variant and head, beside BM25"
+    retrieval = add_parser(commands, "retrieval", _retrieval, summary=summary, description=_RETRIEVAL, epilog=epilog)
+    retrieval.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
+    group = retrieval.add_argument_group("dataset")
     group.add_argument("--layout", type=Layout, choices=list(Layout), default=Layout.AUTO, help="default: auto")
     group.add_argument("--split", metavar="NAME", help="of BEIR, MIRACL, MLDR (default: test, or dev for MIRACL)")
-    group.add_argument(
-        "--queries-from",
-        type=Path,
-        metavar="FILE",
-        help="a SQuAD file whose questions are asked: DATASET's in another language",
-    )
-    group.add_argument("--limit-queries", type=integer(1), metavar="N", help="the first N queries")
-    group.add_argument(
-        "--limit-documents", type=integer(1), metavar="N", help="N documents, the relevant ones among them"
-    )
-    group = command.add_argument_group("search")
-    add_how(group)
-    group.add_argument(
-        "--candidates", type=integer(1), default=100, metavar="N", help="documents that ColBERT ranks (default: 100)"
-    )
-    group.add_argument(
-        "--colbert-memory", type=integer(0), default=1024, metavar="MB", help="for ColBERT rows (default: 1024)"
-    )
-    add_output(command, "the values of every query")
-    command.set_defaults(run=_run)
+    text = "a SQuAD file whose questions are asked: DATASET's in another language"
+    group.add_argument("--queries-from", type=Path, metavar="FILE", help=text)
+    add_integer(group, "--limit-queries", "the first N queries")
+    add_integer(group, "--limit-documents", "N documents, the relevant ones among them")
+    group = _add_common(retrieval, "the values of every query")
+    add_integer(group, "--candidates", "documents that ColBERT ranks", default=100)
+    add_integer(group, "--colbert-memory", "MB for ColBERT rows", least=0, default=1024)
+
+    epilog = _MARGINS_EPILOG.format(published=published)
+    summary = "how far positives score above negatives on fine-tuning lines"
+    margins = add_parser(commands, "margins", _margins, summary=summary, description=_MARGINS, epilog=epilog)
+    margins.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")
+    add_integer(_add_common(margins, "every score"), "--limit-queries", "the first N good lines")
 
 
-def add_how(group: argparse._ArgumentGroup) -> None:
-    """What `retrieval` and `margins` have in common."""
-    group.add_argument("--variants", metavar="NAME,…", help="only these (default: all that run on this processor)")
-    group.add_argument(
-        "--weights",
-        action="append",
-        metavar="D,S[,C]",
-        help="weights of dense, sparse and ColBERT, in place of the published ones; may be repeated",
+def _add_common(command: argparse.ArgumentParser, holds: str) -> argparse._ArgumentGroup:
+    """What `retrieval` and `margins` have in common; `holds` says what the output is."""
+    command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
+    output = command.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"JSON with {holds}")
+    output.add_argument("--force", action="store_true", help="replace FILE")
+    output.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    how = command.add_argument_group("how")
+    how.add_argument(
+        "--variants", type=names, metavar="NAME,…", help="only these (default: all that run on this processor)"
     )
-    group.add_argument(
-        "--max-length", type=integer(3), metavar="N", help="tokens of a text (default: 512 or the model's limit)"
-    )
-    group.add_argument(
-        "--threads", type=integer(1), default=default_threads(), metavar="N", help="of a run (default: the cores)"
-    )
+    text = "weights of dense, sparse and ColBERT, in place of the published ones; may be repeated"
+    how.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
+    add_integer(how, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
+    add_integer(how, "--threads", "of a run", default=default_threads())
+    return how
 
 
-def add_output(command: argparse.ArgumentParser, holds: str) -> None:
-    """Where the result goes; `holds` says what the file is."""
-    group = command.add_argument_group("output")
-    group.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"JSON with {holds}")
-    group.add_argument("--force", action="store_true", help="replace FILE")
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
-
-
-def _run(args: argparse.Namespace) -> int:
+def _retrieval(args: argparse.Namespace) -> int:
     settings = SearchSettings(
-        hybrids=hybrids_in(args.weights),
+        hybrids=_hybrids(args),
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
         colbert_bytes=args.colbert_memory * 10**6,
     )
-    if args.output is not None:
-        checked_output(args.output, force=args.force)
     data = open_dataset(
         args.dataset,
         args.layout,
@@ -129,34 +145,42 @@ def _run(args: argparse.Namespace) -> int:
         queries=args.limit_queries,
         documents=args.limit_documents,
     )
-    choice = choose_bundles(args.bundles, names_in(args.variants))
-    document = measure_retrieval(data, choice, settings, Progress(quiet=args.quiet))
-    found = retrieval_table(document, Place(""))
-    return finish(args, document, f"{printed([found])}\n\n{INTERVALS}\n", retrieval_notes(document))
+    document = measure_retrieval(
+        data, choose_bundles(args.bundles, args.variants), settings, Progress(quiet=args.quiet)
+    )
+    table = printed([retrieval_table(document, Place(""))])
+    return _finish(args, document, f"{table}\n\n{INTERVALS}\n", retrieval_notes(document))
 
 
-def finish(args: argparse.Namespace, document: Retrieval | Margins, table: str, notes: Iterable[str]) -> int:
-    """Write a document where the command line says, and print its table and notes."""
+def _margins(args: argparse.Namespace) -> int:
+    hybrids, file = _hybrids(args), read_finetune(args.source)
+    document = measure_margins(
+        file,
+        choose_bundles(args.bundles, args.variants),
+        hybrids,
+        Progress(quiet=args.quiet),
+        queries=args.limit_queries,
+        max_length=args.max_length,
+        threads=args.threads,
+    )
+    table = printed([margins_table(document, Place(""))])
+    return _finish(args, document, f"{table}\n\n{MARGINS} {INTERVALS}\n", margins_notes(document))
+
+
+def _hybrids(args: argparse.Namespace) -> tuple[Hybrid, ...]:
+    """The hybrids of `--weights`, each once; the published ones for none given. Looks at the output first.
+
+    Raises:
+        InputError: one is not what it must be, or the output cannot be written.
+    """
+    found = tuple(dict.fromkeys(map(parse_weights, args.weights))) if args.weights else PUBLISHED
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
+    return found
+
+
+def _finish(args: argparse.Namespace, document: Retrieval | Margins, table: str, notes: Iterable[str]) -> int:
     if args.output is not None:
         documents.write(document, args.output)
     sys.stdout.write("\n".join([table, *(f"* {note}" for note in notes)]) + "\n")
     return EXIT_OK
-
-
-def names_in(words: str | None) -> tuple[str, ...] | None:
-    """Names between commas; None for none given."""
-    return None if words is None else tuple(name.strip() for name in words.split(",") if name.strip())
-
-
-def hybrids_in(weights: Sequence[str] | None) -> tuple[Hybrid, ...]:
-    """The hybrids of `--weights`, each once; the published ones for none given.
-
-    Raises:
-        InputError: one is not what it must be.
-    """
-    return tuple(dict.fromkeys(map(parse_weights, weights))) if weights else PUBLISHED
-
-
-def published() -> str:
-    """The published weights, for a help text."""
-    return "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from m3_bench.cli.commands import Commands
 from m3_bench.cli.exit_codes import EXIT_OK
 from m3_bench.cli.shared import checked_output, checked_rounds
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_threads
 from m3_runtime.errors import InputError
@@ -31,21 +32,16 @@ examples:
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
-        "roofline",
-        help="this machine's fp32, bf16 and int8 ceilings",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = "this machine's fp32, bf16 and int8 ceilings"
+    parser = add_parser(commands, "roofline", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each engine (default: the cores)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine, ten products a turn (default: 3)")
+    add_integer(parser, "--rows", "rows of the product, tokens in a model", default=2048)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--record", type=Path, metavar="FILE.json", help="for the planner: costs on this processor")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="whose width of model --record measures")
     parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -59,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     if (args.record is None) != (args.checkpoint is None):
         raise InputError("--record FILE and --checkpoint DIR go together: costs are of a width of model")
     progress = Progress(quiet=args.quiet)
-    found = measure(checked_threads(args.threads), checked_rounds(args.rounds), progress)
+    found = measure(checked_threads(args.threads), checked_rounds(args.rounds), progress, args.rows)
     documents.write(found.roofline, args.output)
     rows = "\n".join(
         [*map(_row, found.roofline.ceilings), f"| memory | read | – | {found.read_bytes_per_s / 1e9:.1f} GB/s |"]

@@ -3,17 +3,19 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands
+from m3_bench.cli.commands import Commands, names
 from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
 from m3_bench.cli.shared import checked_output
+from m3_runtime.cli.arguments import add_parser, integer
 from m3_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m3_bench.documents import Stage
-    from m3_bench.load.loops import Loader
+    from m3_bench.load import Loader
 
 SAME = 0.99999  # lowest cosine between a text alone and in any batch
 WARM_UP_S = 2.0
@@ -43,60 +45,65 @@ exit codes: 0 measured; 1 something else than answers and refusals came, or a wr
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = commands.add_parser(
+    parser = add_parser(
+        commands,
         "serve-load",
-        help="a running server under load",
+        _run,
+        summary="a running server under load",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")
     how = parser.add_argument_group("load").add_mutually_exclusive_group()
-    how.add_argument("--clients", type=int, default=8, metavar="N", help="a closed loop (default: %(default)s)")
-    how.add_argument("--rate", type=float, metavar="R", help="an open loop: requests per second")
+    how.add_argument("--clients", type=integer(1), default=8, metavar="N", help="a closed loop (default: %(default)s)")
+    how.add_argument("--rate", type=_positive, metavar="R", help="an open loop: requests per second")
     how.add_argument("--sweep", action="store_true", help="closed loops of 1, 2, 4 … clients until saturation")
-    how.add_argument("--times", type=float, metavar="X", help="a sweep, then an open loop at X times its best")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each loop (default: %(default)s)")
+    how.add_argument("--times", type=_positive, metavar="X", help="a sweep, then an open loop at X times its best")
+    parser.add_argument("--seconds", type=_positive, default=10.0, help="of each loop (default: %(default)s)")
     what = parser.add_argument_group("requests")
     what.add_argument(
-        "--api", default="openai", metavar="NAME,…", help="openai, tei or m3 (all heads); several take turns"
+        "--api",
+        type=names,
+        default=["openai"],
+        metavar="NAME,…",
+        help="openai, tei or m3 (all heads); several take turns",
     )
     what.add_argument("--model", default="", help="the name that OpenAI's API is asked for (default: its first)")
     what.add_argument("--key-file", type=Path, metavar="FILE", help="holds an API key")
-    what.add_argument("--texts", type=int, default=8, help="of a request, on average (default: %(default)s)")
-    what.add_argument("--words", type=int, default=40, help="of a text, on average (default: %(default)s)")
+    what.add_argument("--texts", type=integer(1), default=8, help="of a request, on average (default: %(default)s)")
+    what.add_argument("--words", type=integer(1), default=40, help="of a text, on average (default: %(default)s)")
     more = parser.add_argument_group("what else is looked at")
     more.add_argument("--bundle", type=Path, metavar="DIR", help="the server's bundle: compare every vector")
     more.add_argument("--variant", default="auto", help="the server's (default: auto)")
-    more.add_argument("--threads", type=int, help="of the encoder here (default: the cores)")
+    more.add_argument("--threads", type=integer(1), help="of the encoder here (default: the cores)")
     more.add_argument("--pid", type=int, action="append", default=[], help="a process of the server: watch its memory")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="every value, as a document")
     parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from contextlib import nullcontext
-
     from m3_bench import documents
     from m3_bench.documents import Load
-    from m3_bench.load.loops import Loader, Server, in_words
-    from m3_bench.load.requests import made_requests
+    from m3_bench.load import APIS, Loader, Server, in_words, made_requests
     from m3_bench.machine import this_machine
     from m3_runtime import M3Encoder
 
-    apis, server = _checked(args), Server(args.url, _key(args.key_file))
-    model = args.model or (server.first_model() if "openai" in apis else "")
+    if not args.api or not set(args.api) <= APIS.keys():
+        raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
+    if args.output is not None:
+        checked_output(args.output, force=args.force)
+    server = Server.parse(args.url, _key(args.key_file))
+    model = args.model or (server.first_model() if "openai" in args.api else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
     with opened or nullcontext() as encoder:
-        requests = list(made_requests(apis, model, args.texts, args.words, encoder))
+        requests = list(made_requests(args.api, model, args.texts, args.words, encoder))
     stages = []
     for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):
         stages.append(stage)
         sys.stdout.write(in_words(stage) + "\n")
         sys.stdout.flush()
     if args.output is not None:
-        load = Load(this_machine(), args.url, tuple(apis), args.texts, args.words, tuple(stages))
+        load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, tuple(stages))
         documents.write(load, args.output)
     is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in stages)
     return EXIT_OK if is_good else EXIT_FAILED
@@ -104,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
     """The loops of the command line."""
-    from m3_bench.load.loops import answered_per_s
+    from m3_bench.load import answered_per_s
 
     loader.closed(min(args.clients, 8), min(WARM_UP_S, args.seconds))
     if args.rate is not None:
@@ -121,24 +128,11 @@ def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
             yield loader.open(args.times * best)
 
 
-def _checked(args: argparse.Namespace) -> list[str]:
-    """The APIs, once the rest of the command line is what it must be.
-
-    Raises:
-        InputError: it is not.
-    """
-    from m3_bench.load.requests import APIS
-
-    for name in ("clients", "texts", "words", "seconds", "rate", "times"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise InputError(f"--{name} must be more than 0, got {value}")
-    apis = [name.strip() for name in args.api.split(",")]
-    if unknown := sorted(set(apis) - APIS.keys()):
-        raise InputError(f"--api: there is no {unknown[0]!r}; choose of {', '.join(APIS)}")
-    if args.output is not None:
-        checked_output(args.output, force=args.force)
-    return apis
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return number
 
 
 def _key(path: Path | None) -> str | None:

@@ -14,19 +14,23 @@ from m3_bench.errors import PeerError, WorkerError
 from m3_bench.worker_process import run_to_end
 from m3_runtime.io.progress import Progress
 
-REQUIREMENTS = Path(__file__).parent / "requirements"
 _READY = "ready"
 _TORCH = re.compile(r"^torch==\S+$", re.MULTILINE)
 
 
 class Peer(StrEnum):
-    """Somebody else's runtime; its requirements are in `NAME.txt`."""
+    """Somebody else's runtime."""
 
     LITE = "bge-m3-lite"
     FLAGEMBEDDING = "flagembedding"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     LLAMA_CPP = "llama-cpp"
     CANDDING = "candding"
+
+    @property
+    def requirements(self) -> Path:
+        """The file that pins everything it runs with."""
+        return Path(__file__).parent / "requirements" / f"{self}.txt"
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,10 @@ class PeerSource:
     torch: tuple[str, ...] | None
 
 
-def ensure_environment(peer: Peer, source: PeerSource, progress: Progress) -> Path:
-    """The Python of a peer's environment, which is made if it is not there or its requirements have changed.
-
-    Raises:
-        PeerError: the requirements cannot be installed.
-    """
-    return environment_of(peer.value, REQUIREMENTS / f"{peer}.txt", source, progress)
-
-
 def environment_of(
     name: str, requirements: Path, source: PeerSource, progress: Progress, *, pip_options: Sequence[str] = ()
 ) -> Path:
-    """The Python of any environment, made as those of the peers are.
+    """The Python of an environment, which is made if it is not there or its requirements have changed.
 
     Args:
         name: of its folder in `source.folder`.
@@ -86,7 +81,7 @@ def requirement_of(peer: Peer, package: str) -> str:
     Raises:
         PeerError: it pins none.
     """
-    lines = (REQUIREMENTS / f"{peer}.txt").read_text(encoding="utf-8").splitlines()
+    lines = peer.requirements.read_text(encoding="utf-8").splitlines()
     found = next((line for line in lines if line.startswith(f"{package}==")), None)
     if found is None:
         raise PeerError(f"the requirements of {peer} do not pin {package}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m3_bench.errors import PeerError
-from m3_bench.peers.environments import Peer, PeerSource, ensure_environment, requirement_of
+from m3_bench.peers.environments import Peer, PeerSource, environment_of, requirement_of
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.worker_process import Command, run_to_end
 from m3_runtime import Bundle
@@ -51,7 +51,7 @@ class Setup:
 
     def environment(self, peer: Peer) -> Path:
         """The Python of a peer's environment."""
-        return ensure_environment(peer, self.peers, self.progress)
+        return environment_of(peer.value, peer.requirements, self.peers, self.progress)
 
 
 def check_source(checkpoint: Path, source: SourceInfo) -> None:

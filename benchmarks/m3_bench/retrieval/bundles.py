@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_bench.documents import Model
-from m3_bench.run.contenders import model_of
+from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head, Variant
-from m3_runtime.cpu import FEATURE_MEANS, cpu_info
-from m3_runtime.engines.select import is_installed, unmet_needs
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -76,34 +74,19 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> Bund
         by_name[name] = folder
     bundles = {name: Bundle.open(folder) for name, folder in by_name.items()}
     known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
-    unknown = [name for name in names or () if name not in known]
-    if unknown or names == ():
-        words = ", ".join(unknown) or "(none given)"
+    if names is not None and (not names or not set(names) <= set(known)):
+        words = ", ".join(name for name in names if name not in known) or "(none given)"
         raise InputError(f"--variants: no bundle has {words}; there are {', '.join(known)}")
-    notes: list[str] = []
-    chosen = tuple(_chosen(name, bundle, names, notes) for name, bundle in bundles.items())
-    for one in chosen:
-        if missing := [head.value for head in Head if head not in one.bundle.manifest.heads]:
-            notes.append(f"{one.name} has no {' and no '.join(missing)} head: methods that need it were left out")
-    return BundleChoice(chosen, tuple(notes))
-
-
-def _chosen(name: str, bundle: Bundle, names: Sequence[str] | None, notes: list[str]) -> ChosenBundle:
-    wanted = [variant for variant in bundle.manifest.variants if names is None or variant.name in names]
-    reasons = {variant.name: _reason_against(variant) for variant in wanted}
-    left_out = [f"{name}: {variant} was left out: {reason}" for variant, reason in reasons.items() if reason]
-    running = tuple(variant for variant in wanted if not reasons[variant.name])
-    if not running:
-        why = "; ".join(left_out) or f"{name} has none of {', '.join(names or ())}"
-        raise VariantError(f"no variant of {name} can be measured here: {why}")
-    notes.extend(left_out)
-    return ChosenBundle(name, bundle, running)
-
-
-def _reason_against(variant: Variant) -> str:
-    if not is_installed(variant.engine):
-        return f"{variant.engine.value} is not installed"
-    if needs := unmet_needs(variant):
-        words = " and ".join(f"{need.value} ({FEATURE_MEANS[need]})" for need in needs)
-        return f"it needs {words}, which this processor ({cpu_info().name}) does not have"
-    return ""
+    chosen, notes = [], []
+    for name, bundle in bundles.items():
+        wanted = [variant for variant in bundle.manifest.variants if names is None or variant.name in names]
+        reasons = {one.name: reason for one in wanted if (reason := reason_against(one))}
+        left_out = [f"{name}: {variant} was left out: {reason}" for variant, reason in reasons.items()]
+        if len(reasons) == len(wanted):
+            why = "; ".join(left_out) or f"{name} has none of {', '.join(names or ())}"
+            raise VariantError(f"no variant of {name} can be measured here: {why}")
+        chosen.append(ChosenBundle(name, bundle, tuple(one for one in wanted if one.name not in reasons)))
+        notes += left_out
+        if missing := [head.value for head in Head if head not in bundle.manifest.heads]:
+            notes.append(f"{name} has no {' and no '.join(missing)} head: methods that need it were left out")
+    return BundleChoice(tuple(chosen), tuple(notes))

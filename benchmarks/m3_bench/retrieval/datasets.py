@@ -1,6 +1,5 @@
 """Labelled datasets on disk: documents, queries, and which documents are relevant for which query."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -11,7 +10,7 @@ from typing import Any
 from m3_bench.documents import DatasetFacts
 from m3_bench.errors import DatasetError
 from m3_bench.retrieval.finetune import read_finetune
-from m3_bench.retrieval.lines import Row, cells_of, digest_of_files, json_of, lines_of, rows_of
+from m3_bench.retrieval.lines import Record, cells_of, digest_of_files, json_of, lines_of, records_of
 
 SPLITS = ("test", "dev", "train")
 MIRACL_SPLITS = ("dev", "testA", "train")
@@ -183,30 +182,33 @@ def _beir(folder: Path, split: str | None) -> _Raw:
     if corpus is None or queries is None or labels is None:
         wanted = f"corpus.jsonl, queries.jsonl and qrels/{split or 'test'}.tsv"
         raise DatasetError(f"{str(folder)!r} is not BEIR's layout: expected {wanted}")
-    cells = list(cells_of(labels, ("query-id", "corpus-id", "score")))
-    cells = cells[1:] if cells and cells[0][1][-1].strip() == "score" else cells
-    judgments = [Judgment(query, document, _grade(grade, where), where) for where, (query, document, grade) in cells]
+    judgments = _judgments(labels, ("query-id", "corpus-id", "score"), "\t")
     asked = {judgment.query_id for judgment in judgments}
-    every_query = [Item(row.identifier("_id", "id"), row.text("text")) for row in rows_of(queries)]
+    every_query = [Item(record.identifier("_id", "id"), record.text("text")) for record in records_of(queries)]
     meant = [query for query in every_query if query.id in asked]
     others = len(every_query) - len(meant)
     notes = (f"{others} queries have no label in {labels.name} and were left out",) if others else ()
-    files = (corpus, queries, labels)
-    return _Raw(folder.resolve().name, files, _documents(corpus), meant, judgments, notes)
+    return _Raw(folder.resolve().name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
 
 
 def _documents(corpus: Path) -> Iterator[Item]:
     """The documents of a corpus file; a title stands before the text."""
-    for row in rows_of(corpus):
-        text = f"{row.text('title', default='')} {row.text('text')}".strip()
-        yield Item(row.identifier("_id", "docid", "id"), text)
+    for record in records_of(corpus):
+        text = f"{record.text('title', default='')} {record.text('text')}".strip()
+        yield Item(record.identifier("_id", "docid", "id"), text)
 
 
-def _grade(cell: str, where: str) -> int:
-    try:
-        return int(cell)
-    except ValueError as error:
-        raise DatasetError(f"{where}: the score must be a whole number, got {cell!r}") from error
+def _judgments(labels: Path, columns: Sequence[str], separator: str | None) -> list[Judgment]:
+    """The labels of a table whose first column is the query and whose last two are document and grade."""
+    found = []
+    for number, (where, cells) in enumerate(cells_of(labels, columns, separator)):
+        try:
+            found.append(Judgment(cells[0], cells[-2], int(cells[-1]), where))
+        except ValueError as error:
+            if number == 0 and cells[-1].strip() == columns[-1]:
+                continue  # the table's head
+            raise DatasetError(f"{where}: the score must be a whole number, got {cells[-1]!r}") from error
+    return found
 
 
 def _miracl(folder: Path, split: str | None) -> _Raw:
@@ -226,16 +228,10 @@ def _miracl(folder: Path, split: str | None) -> _Raw:
             f"{str(folder)!r} is not MIRACL's layout: expected topics/*-{wanted[0]}.tsv, qrels/*-{wanted[0]}.tsv, "
             f"and docs-*.jsonl[.gz] in it or in {beside.name!r} beside it"
         )
-    return _Raw(
-        name=folder.name,
-        files=(*corpus, topics, labels),
-        documents=chain.from_iterable(map(_documents, corpus)),
-        queries=(Item(*cells) for _, cells in cells_of(topics, ("id", "query"))),
-        judgments=(
-            Judgment(query, document, _grade(grade, where), where)
-            for where, (query, _, document, grade) in cells_of(labels, ("query id", "Q0", "document id", "grade"), None)
-        ),
-    )
+    queries = (Item(*cells) for _, cells in cells_of(topics, ("id", "query")))
+    judgments = _judgments(labels, ("query id", "Q0", "document id", "grade"), None)
+    documents = chain.from_iterable(map(_documents, corpus))
+    return _Raw(folder.name, (*corpus, topics, labels), documents, queries, judgments)
 
 
 def _mldr(folder: Path, split: str | None) -> _Raw:
@@ -244,20 +240,21 @@ def _mldr(folder: Path, split: str | None) -> _Raw:
     corpus, asked = _first_of(folder, "corpus.jsonl"), _first_of(folder, *(f"{name}.jsonl" for name in names))
     if corpus is None or asked is None:
         raise DatasetError(f"{str(folder)!r} is not MLDR's layout: expected corpus.jsonl and {names[0]}.jsonl")
-    rows = list(rows_of(asked))
-    queries = [Item(row.identifier("query_id"), row.text("query")) for row in rows]
-    judgments = (
-        Judgment(query.id, passage.identifier("docid"), 1, row.where)
-        for query, row in zip(queries, rows, strict=True)
-        for passage in row.rows("positive_passages")
-    )
+    queries, judgments = [], []
+    for record in records_of(asked):
+        query = Item(record.identifier("query_id"), record.text("query"))
+        passages = record.records("positive_passages")
+        judgments += [
+            Judgment(query.id, one.identifier("docid"), 1, record.place.removesuffix(": ")) for one in passages
+        ]
+        queries.append(query)
     return _Raw(folder.resolve().name, (corpus, asked), _documents(corpus), queries, judgments)
 
 
 def _finetune(path: Path) -> _Raw:
     """All passages of a fine-tuning file as the documents; a query's positives are relevant."""
     file = read_finetune(path)
-    passages = dict.fromkeys(text for example in file.examples for text in example.positives + example.negatives)
+    passages = dict.fromkeys(text for example in file.examples for text in example.passages)
     ids = {text: f"p{number}" for number, text in enumerate(passages)}
     return _Raw(
         name=path.name,
@@ -282,7 +279,14 @@ def _squad(path: Path, queries_from: Path | None) -> _Raw:
     asked, name, files = paragraphs, path.name, [path]
     if queries_from is not None:
         asked, name, files = _paragraphs(queries_from), f"{queries_from.name} → {path.name}", [path, queries_from]
-        _check_alike(paragraphs, asked, path, queries_from)
+        ours, theirs = ([len(questions) for _, questions in one] for one in (paragraphs, asked))
+        if ours != theirs:
+            at = [*(a == b for a, b in zip(ours, theirs, strict=False)), False].index(False)
+            raise DatasetError(
+                f"{str(queries_from)!r} has {len(theirs)} paragraphs and {str(path)!r} {len(ours)}, which differ in "
+                f"number of questions from paragraph {at} on; questions of one file fit the paragraphs of another only "
+                "where both are the same text in two languages, in the same order"
+            )
     ids: dict[str, str] = {}
     for number, (text, _) in enumerate(paragraphs):
         ids.setdefault(text, f"p{number}")
@@ -308,30 +312,13 @@ def _paragraphs(path: Path) -> list[tuple[str, list[Item]]]:
     value = json_of(path)
     if not _is_squad(value):
         raise DatasetError(f'{str(path)!r} is not SQuAD\'s layout: expected {{"data": [{{"paragraphs": […]}}, …]}}')
+    paragraphs = (
+        one for article in Record(f"{path}: ", value).records("data") for one in article.records("paragraphs")
+    )
     return [
-        (
-            paragraph.text("context"),
-            [Item(question.identifier("id"), question.text("question")) for question in paragraph.rows("qas")],
-        )
-        for article in Row(str(path), value).rows("data")
-        for paragraph in article.rows("paragraphs")
+        (one.text("context"), [Item(asked.identifier("id"), asked.text("question")) for asked in one.records("qas")])
+        for one in paragraphs
     ]
-
-
-def _check_alike(
-    ours: Sequence[tuple[str, list[Item]]], theirs: Sequence[tuple[str, list[Item]]], path: Path, other: Path
-) -> None:
-    if len(ours) != len(theirs):
-        raise DatasetError(
-            f"{str(other)!r} has {len(theirs)} paragraphs and {str(path)!r} {len(ours)}; questions of one file fit the "
-            "paragraphs of another only where both are the same text in two languages, in the same order"
-        )
-    for n, ((_, a), (_, b)) in enumerate(zip(ours, theirs, strict=True)):
-        if len(a) != len(b):
-            raise DatasetError(
-                f"paragraph {n} has {len(b)} questions in {str(other)!r} and {len(a)} in {str(path)!r}; both must be "
-                "the same in two languages"
-            )
 
 
 def _checked(raw: _Raw, layout: Layout) -> Labelled:
@@ -361,20 +348,19 @@ def _checked(raw: _Raw, layout: Layout) -> Labelled:
 
 def _indices(items: Sequence[Item], what: str, name: str) -> Mapping[str, int]:
     if not items:
-        raise DatasetError(
-            f"{name} has no {'documents' if what == 'document' else 'queries'}; there is nothing to search"
-        )
-    indices = {item.id: number for number, item in reversed(list(enumerate(items)))}
-    if len(indices) < len(items):
-        twice = next(id for id, count in Counter(item.id for item in items).items() if count > 1)
-        first, second, *_ = (number for number, item in enumerate(items, 1) if item.id == twice)
-        raise DatasetError(f"{name}: the {what} id {twice!r} is there twice, as number {first} and {second}")
+        plural = "documents" if what == "document" else "queries"
+        raise DatasetError(f"{name} has no {plural}; there is nothing to search")
+    indices: dict[str, int] = {}
+    for number, item in enumerate(items):
+        if (first := indices.setdefault(item.id, number)) != number:
+            raise DatasetError(
+                f"{name}: the {what} id {item.id!r} is there twice, as number {first + 1} and {number + 1}"
+            )
     return indices
 
 
 def _refuse_unknown(labels: Sequence[tuple[str, str]], known: Mapping[str, int], what: str) -> None:
-    unknown = [(one, where) for one, where in labels if one not in known]
-    if unknown:
+    if unknown := [(one, where) for one, where in labels if one not in known]:
         first, where = unknown[0]
         raise DatasetError(
             f"{where} names the {what} {first!r}, which the dataset does not have, and so do {len(unknown)} "

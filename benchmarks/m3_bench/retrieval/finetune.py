@@ -5,16 +5,16 @@ What FlagEmbedding would trip over, or silently train wrongly on, is a bad line 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from m3_bench.documents import BadLine
 from m3_bench.errors import DatasetError
-from m3_bench.retrieval.lines import digest_of_files, has_lone_surrogate, lines_of
+from m3_bench.retrieval.lines import Record, digest_of_files, kind_of, lines_of
 
 TYPES = ("normal", "only_1neg", "symmetric_class", "symmetric_sts", "symmetric_clustering")
+_EMPTY = {"pos": "training draws one of them", "neg": 'training divides by its length; write [""]'}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Example:
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
 
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """Positives, then negatives."""
+        return self.positives + self.negatives
+
 
 @dataclass(frozen=True)
 class FinetuneFile:
@@ -36,10 +41,6 @@ class FinetuneFile:
     lines: int
     examples: tuple[Example, ...]
     bad_lines: tuple[BadLine, ...]
-
-
-class _BadLineError(ValueError):
-    """Why a line is bad."""
 
 
 def read_finetune(path: Path) -> FinetuneFile:
@@ -56,7 +57,7 @@ def read_finetune(path: Path) -> FinetuneFile:
     for number, line in lines:
         try:
             examples.append(_example(number, line))
-        except _BadLineError as error:
+        except DatasetError as error:
             bad.append(BadLine(number, str(error)))
     if not examples:
         raise DatasetError(
@@ -66,63 +67,36 @@ def read_finetune(path: Path) -> FinetuneFile:
 
 
 def _example(number: int, line: str) -> Example:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _BadLineError(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise _BadLineError(f"expected an object, got {_kind(values)}")
-    if "query" not in values:
-        raise _BadLineError(f"the key 'query' is missing; keys are {', '.join(map(repr, values)) or '(none)'}")
-    query = _text(values["query"], "query")
+    record = Record.parsed(line, "")
+    query = record.text("query")
     if not query.strip():
-        raise _BadLineError("query is an empty text")
-    positives, negatives = _passages(values, "pos"), _passages(values, "neg")
+        raise DatasetError("query is an empty text")
+    if "neg" not in record.values:
+        raise DatasetError(
+            "the key 'neg' is missing; FlagEmbedding needs it: write [\"\"] where there are no negatives"
+        )
+    positives, negatives = record.texts("pos"), record.texts("neg")
+    for key, texts in (("pos", positives), ("neg", negatives)):
+        if not texts:
+            raise DatasetError(f"{key} is an empty list, and {_EMPTY[key]}")
+        if record.values.get(f"{key}_scores") is not None:
+            _check_scores(record, f"{key}_scores", len(texts))
     if "" in positives:
-        raise _BadLineError(f"pos[{positives.index('')}] is an empty text")
-    _check_scores(values, "pos_scores", len(positives))
-    _check_scores(values, "neg_scores", len(negatives))
-    if values.get("prompt") is not None:
-        _text(values["prompt"], "prompt")
-    if values.get("type") not in {None, *TYPES}:
-        raise _BadLineError(f"type must be one of {', '.join(TYPES)}, got {values['type']!r}")
+        raise DatasetError(f"pos[{positives.index('')}] is an empty text")
+    record.text("prompt", default="")
+    if record.values.get("type") not in (None, *TYPES):
+        raise DatasetError(f"type must be one of {', '.join(TYPES)}, got {record.values['type']!r}")
     return Example(number, query, positives, tuple(text for text in negatives if text))
 
 
-def _passages(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    if key not in values:
-        hint = '; FlagEmbedding needs it: write [""] where there are no negatives' if key == "neg" else ""
-        raise _BadLineError(f"the key {key!r} is missing{hint}")
-    passages = values[key]
-    if not isinstance(passages, list):
-        hint = f"; write [{json.dumps(passages, ensure_ascii=False)}]" if isinstance(passages, str) else ""
-        raise _BadLineError(f"{key} must be a list of texts, got {_kind(passages)}{hint[:80]}")
-    if not passages:
-        hint = 'training divides by its length; write [""]' if key == "neg" else "training draws one of them"
-        raise _BadLineError(f"{key} is an empty list, and {hint}")
-    return tuple(_text(passage, f"{key}[{n}]") for n, passage in enumerate(passages))
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise _BadLineError(f"{where} must be a text, got {_kind(value)}")
-    if has_lone_surrogate(value):
-        raise _BadLineError(f"{where} has half of a surrogate pair, which is no character")
-    return value
-
-
-def _check_scores(values: Mapping[str, Any], key: str, count: int) -> None:
+def _check_scores(record: Record, key: str, count: int) -> None:
     """Scores are for distillation and may be missing; what is there must fit."""
-    scores = values.get(key)
-    if scores is None:
-        return
-    if not isinstance(scores, list):
-        raise _BadLineError(f"{key} must be a list of numbers, got {_kind(scores)}")
+    scores = record.items(key)
     for n, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise _BadLineError(f"{key}[{n}] must be a number, got {_kind(score)}")
+            raise DatasetError(f"{key}[{n}] must be a finite number, got {kind_of(score)}")
     if len(scores) != count:
-        raise _BadLineError(f"{key} has {len(scores)} numbers for {count} texts")
+        raise DatasetError(f"{key} has {len(scores)} numbers for {count} texts")
 
 
 def _refuse_one_value(path: Path, lines: Sequence[str]) -> None:
@@ -141,8 +115,3 @@ def _refuse_one_value(path: Path, lines: Sequence[str]) -> None:
         f"{str(path)!r}, line 1: the file is {how}, expected one object on each line; convert it: "
         f"{command} {path.name} > lines.jsonl"
     )
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -1,4 +1,4 @@
-"""Reading text files, gzipped or not, so that an error names the file and the line."""
+"""Reading text files, gzipped or not, so that an error names the file, the line and the key."""
 
 import gzip
 import hashlib
@@ -17,61 +17,82 @@ _PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Row:
-    """A JSON object and where it is, for errors."""
+class Record:
+    """A JSON object; `place` stands before the key in errors, "corpus.jsonl, line 3: " for instance.
 
-    where: str
+    Every method raises DatasetError for what is missing or of another kind.
+    """
+
+    place: str
     values: Mapping[str, Any]
 
-    def text(self, key: str, *, default: str | None = None) -> str:
-        """The text under a key; `default` where the key is missing or null.
+    @classmethod
+    def parsed(cls, text: str, place: str) -> "Record":
+        """The object that a line holds."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{place}not JSON ({error}); expected one object on each line") from error
+        if not isinstance(value, dict):
+            raise DatasetError(f"{place}expected an object, got {kind_of(value)}")
+        return cls(place, value)
 
-        Raises:
-            DatasetError: there is no such key, or it holds something else.
-        """
-        value = self.values.get(key)
-        if value is None and default is not None:
+    def text(self, key: str, *, default: str | None = None) -> str:
+        """The text under a key; `default` where the key is missing or null."""
+        if default is not None and self.values.get(key) is None:
             return default
-        where = f"{self.where}: {key!r}" + ("" if key in self.values else ", which is missing,")
-        if not isinstance(value, str):
-            raise DatasetError(f"{where} must be a text, got {type(value).__name__}")
-        if has_lone_surrogate(value):
-            raise DatasetError(f"{where} has half of a surrogate pair, which is no character; write it again as UTF-8")
-        return value
+        return _checked_text(self._value(key), f"{self.place}{key}")
 
     def identifier(self, *keys: str) -> str:
-        """The id under the first of these keys that exists; a number counts as its digits.
-
-        Raises:
-            DatasetError: none exists, or it is neither text nor a whole number.
-        """
-        key = next((key for key in keys if key in self.values), None)
-        if key is None:
-            has = ", ".join(map(repr, self.values)) or "(none)"
-            raise DatasetError(f"{self.where}: expected an id under {' or '.join(map(repr, keys))}, got keys {has}")
-        value = self.values[key]
+        """The id under the first of these keys that exists; a number counts as its digits."""
+        key = next((key for key in keys if key in self.values), keys[0])
+        value = self._value(key, " or ".join(map(repr, keys)))
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise DatasetError(f"{self.where}: {key!r} must be an id (text or a whole number), got {value!r}")
+            raise DatasetError(f"{self.place}{key} must be an id (text or a whole number), got {value!r}")
         return str(value)
 
-    def rows(self, key: str) -> Iterator["Row"]:
-        """The objects of the list under a key.
-
-        Raises:
-            DatasetError: it is no list of objects.
-        """
-        value = self.values.get(key)
+    def items(self, key: str) -> list[Any]:
+        """The list under a key."""
+        value = self._value(key)
         if not isinstance(value, list):
-            raise DatasetError(f"{self.where}: {key!r} must be a list, got {type(value).__name__}")
-        for number, one in enumerate(value):
+            hint = f"; write [{json.dumps(value, ensure_ascii=False)[:80]}]" if isinstance(value, str) else ""
+            raise DatasetError(f"{self.place}{key} must be a list, got {kind_of(value)}{hint}")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The texts of the list under a key."""
+        return tuple(_checked_text(one, f"{self.place}{key}[{n}]") for n, one in enumerate(self.items(key)))
+
+    def records(self, key: str) -> Iterator["Record"]:
+        """The objects of the list under a key."""
+        for number, one in enumerate(self.items(key)):
             if not isinstance(one, dict):
-                raise DatasetError(f"{self.where}: {key}[{number}] must be an object, got {type(one).__name__}")
-            yield Row(f"{self.where}: {key}[{number}]", one)
+                raise DatasetError(f"{self.place}{key}[{number}] must be an object, got {kind_of(one)}")
+            yield Record(f"{self.place}{key}[{number}]: ", one)
+
+    def _value(self, key: str, wanted: str = "") -> Any:
+        if key not in self.values:
+            has = ", ".join(map(repr, self.values)) or "(none)"
+            raise DatasetError(f"{self.place}the key {wanted or repr(key)} is missing; keys are {has}")
+        return self.values[key]
 
 
-def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, as JSON can spell it."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+def _checked_text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise DatasetError(f"{what} must be a text, got {kind_of(value)}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DatasetError(f"{what} has half of a surrogate pair, which is no character; write it again as UTF-8")
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words.
+
+    >>> kind_of(None), kind_of([]), kind_of(True), kind_of(0.5)
+    ('null', 'a list', 'a boolean', 'a number')
+    """
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "an object")
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -103,21 +124,14 @@ def json_of(path: Path) -> Any:
         raise DatasetError(f"{str(path)!r} is not JSON: {error}") from error
 
 
-def rows_of(path: Path) -> Iterator[Row]:
+def records_of(path: Path) -> Iterator[Record]:
     """The objects of a JSON Lines file.
 
     Raises:
         DatasetError: the file cannot be read, or a line is no JSON object; it is named.
     """
     for number, line in lines_of(path):
-        where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{where} is not JSON ({error}); expected one object on each line") from error
-        if not isinstance(value, dict):
-            raise DatasetError(f"{where}: expected a JSON object, got {type(value).__name__}")
-        yield Row(where, value)
+        yield Record.parsed(line, f"{path}, line {number}: ")
 
 
 def cells_of(path: Path, expected: Sequence[str], separator: str | None = "\t") -> Iterator[tuple[str, list[str]]]:

@@ -1,21 +1,19 @@
 """Measuring margins: scores of each fine-tuning line's query with its positives and negatives, by each method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from m3_bench.documents import Margins, PairScoresOf
 from m3_bench.machine import this_machine
-from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
+from m3_bench.retrieval.bundles import BundleChoice
 from m3_bench.retrieval.finetune import Example, FinetuneFile
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
-from m3_bench.retrieval.search import maxsim
-from m3_runtime import Encoding, M3Encoder
+from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.progress import Progress
-from m3_runtime.scoring import sparse_dot
 
-_BLOCK_TEXTS = 128  # ColBERT rows of so many passages are held: 512 tokens each at C = 1024 are 270 MB
+_BLOCK_LINES = 64  # between two steps of the progress bar
 _DIGITS = 7
 
 
@@ -54,12 +52,14 @@ def measure_margins(
         notes.append(f"queries without negatives, which count in no figure: {without}")
     notes += choice.notes
     scores: list[PairScoresOf] = []
+    blocks = [examples[start : start + _BLOCK_LINES] for start in range(0, len(examples), _BLOCK_LINES)]
     for one, variant, encoder in choice.encoders(threads, progress):
-        scorer = _Scorer(encoder, possible(hybrids, encoder.bundle.manifest.heads), max_length)
-        by_line = [line for block in progress.bar(list(_blocks(examples)), "lines", "block") for line in scorer(block)]
-        scores += _by_method(one, variant.name, scorer.methods, examples, by_line)
-        if scorer.truncated:
-            notes.append(f"{one.name}: {scorer.truncated} texts were longer and were cut")
+        scored = [_scored(encoder, block, max_length) for block in progress.bar(blocks, "lines", "block")]
+        if truncated := sum(count for _, count in scored):
+            notes.append(f"{one.name}: {truncated} texts of pairs were longer and were cut")
+        of_head = {head: np.concatenate([block[head] for block, _ in scored]) for head in scored[0][0]}
+        for method, values in _methods(of_head, hybrids).items():
+            scores.append(PairScoresOf(one.name, one.model, variant.name, method, *_by_line(examples, values)))
     return Margins(
         machine=machine,
         source=file.path.name,
@@ -72,77 +72,33 @@ def measure_margins(
     )
 
 
-class _Scorer:
-    """Scores lines with one variant; `truncated` counts the texts that were cut until now."""
-
-    def __init__(self, encoder: M3Encoder, hybrids: Sequence[Hybrid], max_length: int | None) -> None:
-        self._encoder, self._hybrids, self._max_length = encoder, hybrids, max_length
-        self._heads = tuple(head for head in Head if head in encoder.bundle.manifest.heads)
-        self.methods = (*(head.value for head in self._heads), *(hybrid.name for hybrid in hybrids))
-        self.truncated = 0
-
-    def __call__(self, block: Sequence[Example]) -> Iterator[list[list[float]]]:
-        """Yield per line, by method, the scores of its P passages, positives first."""
-        queries = self._encoded([example.query for example in block])
-        texts = list(dict.fromkeys(text for example in block for text in example.positives + example.negatives))
-        passages = self._encoded(texts)
-        index = {text: number for number, text in enumerate(texts)}
-        for number, example in enumerate(block):
-            indices = [index[text] for text in example.positives + example.negatives]
-            of_head = {head: _scores(head, queries, number, passages, indices) for head in self._heads}
-            rows = list(of_head.values())
-            for hybrid in self._hybrids:
-                total = hybrid.fused(of_head[Head.DENSE], of_head[Head.SPARSE], of_head.get(Head.COLBERT))
-                rows.append(total / np.float32(sum(hybrid.weights)))  # as FlagEmbedding's compute_score
-            yield [[round(score, _DIGITS) for score in row.astype(np.float64).tolist()] for row in rows]
-
-    def _encoded(self, texts: list[str]) -> Encoding:
-        encoding = self._encoder.encode(
-            texts,
-            max_length=self._max_length,
-            return_sparse=Head.SPARSE in self._heads,
-            return_colbert_vecs=Head.COLBERT in self._heads,
-        )
-        self.truncated += encoding.truncated
-        return encoding
+def _scored(
+    encoder: M3Encoder, examples: Sequence[Example], max_length: int | None
+) -> tuple[Mapping[Head, FloatArray], int]:
+    """(P,) scores of all pairs of some lines by head, and how many of their 2 P texts were cut."""
+    pairs = [(example.query, text) for example in examples for text in example.passages]
+    if set(Head) <= set(encoder.bundle.manifest.heads):
+        found = encoder.score_pairs(pairs, max_query_length=max_length, max_passage_length=max_length)
+        return {Head.DENSE: found.dense, Head.SPARSE: found.sparse, Head.COLBERT: found.colbert}, found.truncated
+    queries, passages = (encoder.encode([pair[i] for pair in pairs], max_length=max_length) for i in (0, 1))
+    assert queries.dense_vecs is not None and passages.dense_vecs is not None
+    dense = np.einsum("ph,ph->p", queries.dense_vecs, passages.dense_vecs)
+    return {Head.DENSE: dense}, queries.truncated + passages.truncated
 
 
-def _scores(head: Head, queries: Encoding, query: int, passages: Encoding, indices: Sequence[int]) -> FloatArray:
-    """(P,) scores of a query with some passages, by one head."""
-    match head:
-        case Head.DENSE:
-            assert queries.dense_vecs is not None and passages.dense_vecs is not None
-            return np.asarray(passages.dense_vecs[list(indices)] @ queries.dense_vecs[query])
-        case Head.SPARSE:
-            assert queries.sparse is not None and passages.sparse is not None
-            ours, theirs = queries.sparse.lexical_weights(query), map(passages.sparse.lexical_weights, indices)
-            return np.array([sparse_dot(ours, weights) for weights in theirs], dtype=np.float32)
-        case Head.COLBERT:
-            assert queries.colbert_vecs is not None and passages.colbert_vecs is not None
-            return maxsim(queries.colbert_vecs[query], [passages.colbert_vecs[index] for index in indices])
+def _methods(of_head: Mapping[Head, FloatArray], hybrids: Sequence[Hybrid]) -> Mapping[str, FloatArray]:
+    """Scores by method: heads, then hybrids, divided by the sum of their weights as FlagEmbedding's compute_score."""
+    found = {head.value: scores for head, scores in of_head.items()}
+    for hybrid in possible(hybrids, of_head):
+        total = hybrid.fused(of_head[Head.DENSE], of_head[Head.SPARSE], of_head.get(Head.COLBERT))
+        found[hybrid.name] = total / np.float32(sum(hybrid.weights))
+    return found
 
 
-def _by_method(
-    one: ChosenBundle,
-    variant: str,
-    methods: Sequence[str],
-    examples: Sequence[Example],
-    by_line: Sequence[list[list[float]]],
-) -> Iterator[PairScoresOf]:
-    for number, method in enumerate(methods):
-        pairs = [(len(example.positives), rows[number]) for example, rows in zip(examples, by_line, strict=True)]
-        positives = tuple(tuple(scores[:count]) for count, scores in pairs)
-        negatives = tuple(tuple(scores[count:]) for count, scores in pairs)
-        yield PairScoresOf(one.name, one.model, variant, method, positives, negatives)
-
-
-def _blocks(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Lines whose passages are held together, at least one."""
-    start, texts = 0, 0
-    for number, example in enumerate(examples):
-        count = len(example.positives) + len(example.negatives)
-        if number > start and texts + count > _BLOCK_TEXTS:
-            yield examples[start:number]
-            start, texts = number, 0
-        texts += count
-    yield examples[start:]
+def _by_line(examples: Sequence[Example], scores: FloatArray) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Each line's scores of positives, and each line's of negatives."""
+    values = iter([round(score, _DIGITS) for score in scores.astype(np.float64).tolist()])
+    lines = [
+        [tuple(next(values) for _ in texts) for texts in (example.positives, example.negatives)] for example in examples
+    ]
+    return tuple(positives for positives, _ in lines), tuple(negatives for _, negatives in lines)

@@ -92,9 +92,9 @@ def _searched(
     ]
     if Head.COLBERT not in texts.heads:
         return stage.ranked, notes
-    parts = texts.colbert_parts(passages, stage.wanted, documents.colbert)
+    found = texts.colbert_rows(passages, stage.wanted.tolist(), documents.colbert)
     rows = [queries.colbert[number] for number in range(len(data.queries))]
-    colbert = search.candidate_scores(rows, [left.indices for left in stage.candidates], parts)
+    colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], found)
     return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid
-from m3_bench.retrieval.vectors import ColbertPart, TextVectors
+from m3_bench.retrieval.vectors import TextVectors
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.scoring import colbert_score
 from m3_runtime.tokenizer import M3Tokenizer
 
 Indices = NDArray[np.int64]
@@ -188,41 +189,29 @@ def second_stage(stage: FirstStage, colbert: Sequence[FloatArray], hybrids: Sequ
     return ranked
 
 
-def maxsim(query: FloatArray, documents: Sequence[FloatArray]) -> FloatArray:
-    """`m3_runtime.scoring.colbert_score` of one query with D documents, in one multiplication.
-
-    Args:
-        query: (Lq, C).
-        documents: D times (Lp, C), each with at least one row.
-
-    Returns:
-        (D,) scores.
-    """
-    starts = np.cumsum([0, *(len(rows) for rows in documents[:-1])])
-    similarity = query @ np.concatenate(documents).T
-    return np.asarray(np.maximum.reduceat(similarity, starts, axis=1).mean(axis=0), dtype=np.float32)
-
-
-def candidate_scores(
-    queries: Sequence[NDArray[np.float16]], candidates: Sequence[Indices], parts: Iterable[ColbertPart]
+def colbert_scores(
+    queries: Sequence[NDArray[np.float16]],
+    candidates: Sequence[Indices],
+    documents: Iterable[tuple[int, NDArray[np.float16]]],
 ) -> Sequence[FloatArray]:
     """ColBERT scores of Q queries, each with its own candidates.
 
     Args:
         queries: (Lq, C) rows of each.
-        candidates: per query, indices of documents, ascending.
-        parts: rows of all documents that are anyone's candidate.
+        candidates: per query, indices of documents.
+        documents: index and rows (Lp, C) of every document that is anyone's candidate, in any order.
 
     Returns:
         Per query the score of each candidate, in its order.
     """
     scores = [np.full(len(indices), -np.inf, dtype=np.float32) for indices in candidates]
-    for part in parts:
-        for number, indices in enumerate(candidates):
-            slots = np.flatnonzero(np.isin(indices, part.indices, assume_unique=True))
-            if slots.size:
-                rows = [part.rows[i] for i in np.searchsorted(part.indices, indices[slots]).tolist()]
-                scores[number][slots] = maxsim(queries[number].astype(np.float32), rows)
+    slots: dict[int, list[tuple[int, int]]] = {}
+    for query, indices in enumerate(candidates):
+        for slot, index in enumerate(indices.tolist()):
+            slots.setdefault(index, []).append((query, slot))
+    for index, rows in documents:
+        for query, slot in slots[index]:
+            scores[query][slot] = colbert_score(queries[query], rows)
     return scores
 
 

@@ -26,14 +26,6 @@ class TextVectors:
 
 
 @dataclass(frozen=True)
-class ColbertPart:
-    """ColBERT rows (L-1, C) float32 of some documents, and their indices in the dataset, ascending."""
-
-    indices: NDArray[np.int64]
-    rows: Sequence[FloatArray]
-
-
-@dataclass(frozen=True)
 class TextEncoder:
     """An encoder with the settings of a measurement; `max_length` counts both special tokens, None is the usual."""
 
@@ -75,25 +67,24 @@ class TextEncoder:
         has_sparse = Head.SPARSE in self.heads
         return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, colbert, truncated)
 
-    def colbert_parts(
-        self, texts: Sequence[str], places: NDArray[np.int64], kept: Mapping[int, NDArray[np.float16]]
-    ) -> Iterator[ColbertPart]:
-        """ColBERT rows of some documents, a part at a time: those that were kept, and the others encoded again.
+    def colbert_rows(
+        self, texts: Sequence[str], wanted: Sequence[int], kept: Mapping[int, NDArray[np.float16]]
+    ) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """Yield indices and ColBERT rows (L-1, C) of some documents: those that were kept, and others encoded again.
 
         Rows pass through float16 either way, so a score does not depend on what was kept.
 
         Args:
             texts: of all N documents.
-            places: (P,) of those that are wanted, ascending.
-            kept: rows by place.
+            wanted: indices of some.
+            kept: rows by index.
         """
-        for start in range(0, len(places), PART_TEXTS):
-            part = places[start : start + PART_TEXTS]
-            missing = [place for place in part.tolist() if place not in kept]
-            again = self._encode([texts[place] for place in missing], with_colbert=True).colbert_vecs or ()
-            rows = dict(zip(missing, again, strict=True))
-            of_part = [kept[place] if place in kept else rows[place] for place in part.tolist()]
-            yield ColbertPart(part, [one.astype(np.float32) for one in of_part])
+        yield from ((index, kept[index]) for index in wanted if index in kept)
+        missing = [index for index in wanted if index not in kept]
+        for start in range(0, len(missing), PART_TEXTS):
+            part = missing[start : start + PART_TEXTS]
+            again = self._encode([texts[index] for index in part], with_colbert=True).colbert_vecs or ()
+            yield from zip(part, again, strict=True)
 
     def _parts(self, texts: Sequence[str], title: str) -> Iterator[tuple[int, Sequence[str]]]:
         starts = range(0, len(texts), PART_TEXTS)

@@ -1,52 +1,38 @@
 """Which plans hold the budget: on their probe texts, and on texts that nobody has tuned anything on."""
 
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from m3_bench.documents import Run
 from m3_bench.recording import read_outputs
 from m3_bench.run.contenders import FP32, ContenderSpec
-from m3_export.calibration.texts import read_texts
+from m3_export.calibration.texts import chosen_texts, read_texts
+from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.verify.budget import Budget, excesses
 from m3_export.verify.parity import Outputs, colbert_parity, degenerate_parity, dense_parity, sparse_parity
 from m3_runtime.errors import InputError
 
 NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
-_SCRIPTS = "aQ7~éßжΩאعहไ한中あ😀\u00a0"
-_WORDS = ("la", "und", "www", "не", "的", "ที่", "the", "🙂", "</s>", "<mask>", "0", "==", "e4b", "ʻa")
-_REPEATS = (2, 3, 8, 40, 600)
-_MIXTURES = 160
+DEGENERATE = 200
 
 
 def unseen_texts(natural: Path | None) -> tuple[str, ...]:
-    """Texts that no plan was made on: natural ones, by default paragraphs of the labelled corpus; then degenerate ones.
+    """Texts that no plan was made on: natural ones, by default paragraphs of the labelled corpus, and degenerate ones.
+
+    The last `DEGENERATE` are of the exporter's kinds, but made of the natural ones' words.
 
     Raises:
         InputError: the default is not there, as in an installed wheel.
     """
     if natural is None and not NATURAL.is_file():
         raise InputError(f"no {str(NATURAL)!r} outside the source tree; give texts that no plan was made on: --texts")
-    return (*(text.text for text in read_texts(natural or NATURAL, "unseen texts")), *degenerate_texts())
-
-
-def degenerate_texts(seed: int = 0) -> tuple[str, ...]:
-    """Seeded texts that are no language: empty and blank ones, one character, repetition, mixtures, digits, base64."""
-    return tuple(_degenerate(random.Random(seed)))  # noqa: S311 - noise, no secret
-
-
-def _degenerate(rng: random.Random) -> Iterator[str]:
-    yield from ("", " ", "\n\t ")
-    yield from _SCRIPTS
-    for number, word in enumerate(_WORDS):
-        yield " ".join([word] * _REPEATS[number % len(_REPEATS)])
-    for number in range(_MIXTURES):
-        yield " ".join(rng.choices(_WORDS, k=1 + number % 8))
-    for length in (3, 20, 200):
-        yield "".join(rng.choices("0123456789", k=length))
-        yield "".join(rng.choices("ABCDEFGHabcdefgh0123456789+/", k=length)) + "=="
-        yield "".join(rng.choices(_SCRIPTS, k=length))
+    texts = [text.text for text in read_texts(natural or NATURAL, "unseen texts")]
+    known = {text.text for text in chosen_texts(None, None).degenerate_probe}
+    made = degenerate_texts(Purpose.PROBE, " ".join(texts).split(), 2 * DEGENERATE)
+    strange = [text.text for text in made if text.text not in known][:DEGENERATE]
+    assert len(strange) == DEGENERATE  # whatever the words, there are characters and digits enough
+    return (*texts, *strange)
 
 
 def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
@@ -74,7 +60,7 @@ def _excesses(one: ContenderSpec, reference: Outputs, found: Outputs | None, bud
         return ("it gave no vectors",)
     manifest, variant = one.of.manifest, one.command.options["variant"]
     probed = manifest.parity[variant]
-    natural = slice(len(reference.dense) - len(degenerate_texts()))
+    natural = slice(len(reference.dense) - DEGENERATE)
     degenerate = slice(natural.stop, None)
     expected, got = _part(reference, natural), _part(found, natural)
     unseen = replace(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, check_source
-from m3_bench.recording import digest_of, read_recording
+from m3_bench.recording import read_recording
 from m3_bench.run.budget import over_budget, unseen_texts
 from m3_bench.run.contenders import (
     FP32,
     ContenderSpec,
     asked_keys,
-    keyed,
+    auto_variant,
     model_of,
     products_of,
     resolved,
@@ -43,42 +43,38 @@ class _Opened:
     args: argparse.Namespace
     bundle: Bundle
     plan: Plan
-    threads: int
     progress: Progress
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "_Opened":
         progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
-        plan, max_tokens = read_plan(args.scenarios).only(names_of(args.targets)), bundle.manifest.geometry.max_tokens
-        fitting = plan.within(max_tokens)
+        plan, max_tokens = read_plan(args.scenarios).only(args.targets), bundle.manifest.geometry.max_tokens
+        fitting = plan.within(max_tokens).with_auto(auto_variant(bundle))
         names = {one.name for one in fitting.scenarios}
         if too_long := [one.name for one in plan.scenarios if one.name not in names]:
             progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
-        return cls(args, bundle, fitting, args.threads, progress)
+        return cls(args, bundle, fitting, progress)
 
     def variants(self, names: Sequence[str]) -> Iterator[ContenderSpec]:
         """The bundle's variants that run here and are asked for something; those that cannot run are named."""
-        for contender, reason in variants_of(self.bundle, names, self.threads):
+        for contender, reason in variants_of(self.bundle, names, self.args.threads):
             if reason:
                 self.progress.say(f"{contender.name} is left out: {reason}")
-            elif contender.key in asked_keys(self.plan.scenarios, self.bundle, [contender.key]):
+            elif contender.key in asked_keys(self.plan.scenarios, [contender.key]):
                 yield contender
-
-
-def names_of(words: str | None) -> list[str]:
-    """A list on the command line, taken apart."""
-    return [name.strip() for name in (words or "").split(",") if name.strip()]
 
 
 def run_variants(args: argparse.Namespace) -> bool:
     """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
     opened = _Opened.of(args)
-    names, plans = names_of(args.variants), [Path(name) for name in names_of(args.plans)]
-    if plans and names:
-        names.append(FP32)  # whose vectors the others are compared with
+    plans = [Path(name) for name in args.plans]
+    # plans are compared with the vectors of FP32
+    names = [*args.variants, FP32] if plans and args.variants else args.variants
+    if plans and args.reference is not None:
+        raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
-    others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, opened.threads)
-    texts = _texts_for_plans(args) if plans else _texts(args, opened.bundle)
+    others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, args.threads)
+    texts = unseen_texts(args.texts) if plans else _texts(args, opened.bundle)
     return _measure(opened, texts, [*variants, *others], {}, has_plans=bool(plans))
 
 
@@ -91,12 +87,12 @@ def run_peers(args: argparse.Namespace) -> bool:
         checkpoint=args.checkpoint,
         work=args.work / "peer-models",
         peers=PeerSource(args.work / "peers", None if args.torch is None else tuple(args.torch.split())),
-        threads=opened.threads,
+        threads=args.threads,
         progress=opened.progress,
     )
-    texts, contenders = _texts(args, opened.bundle), list(opened.variants(names_of(args.variants)))
-    asked = asked_keys(opened.plan.scenarios, opened.bundle, PEERS)
-    chosen = names_of(args.peers) or [key for key in PEERS if key in asked]
+    texts, contenders = _texts(args, opened.bundle), list(opened.variants(args.variants))
+    asked = asked_keys(opened.plan.scenarios, PEERS)
+    chosen = args.peers or [key for key in PEERS if key in asked]
     absent = {}
     for key, contender, reason in peer_contenders(chosen, setup, is_chosen=bool(args.peers)):
         if contender is None:
@@ -124,12 +120,6 @@ def _texts(args: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
     return recording.texts
 
 
-def _texts_for_plans(args: argparse.Namespace) -> tuple[str, ...]:
-    if args.reference is not None:
-        raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
-    return unseen_texts(args.texts)
-
-
 def _measure(
     opened: _Opened,
     texts: tuple[str, ...],
@@ -142,31 +132,28 @@ def _measure(
     args, bundle, plan = opened.args, opened.bundle, opened.plan
     if not contenders:
         raise InputError(f"none of the variants of {str(bundle.folder)!r} can run on this processor")
-    products, missing = products_of(plan.scenarios, opened.threads)
+    products, missing = products_of(plan.scenarios, args.threads)
     everybody = (*contenders, *products)
-    names = keyed(everybody, bundle)
+    names = {one.key: one.name for one in everybody}
     spec = RunSpec(
         model=model_of(bundle.manifest),
         contenders=everybody,
         scenarios=resolved(plan.scenarios, names),
         texts=texts,
-        texts_sha256=digest_of(texts),
         rounds=args.rounds,
-        threads=opened.threads,
+        threads=args.threads,
         cpus=args.cpus,
         output=args.output,
     )
     info = bundle.manifest.tokenizer
     done = run(spec, TextMaker(M3Tokenizer.open(bundle.file(info.path), info)), opened.progress)
-    over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}
-    is_small = bundle.manifest.geometry.hidden_size < FULL_SIZE
-    processor = ProcessorClass.of(cpu_info())
     is_whole = True
     if plan.targets:
+        over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}
+        is_small, processor = bundle.manifest.geometry.hidden_size < FULL_SIZE, ProcessorClass.of(cpu_info())
         evaluation = Evaluation(done, names, {**absent, **missing}, over, processor, is_small)
         table, is_whole = target_table(plan.targets, evaluation)
-        about = f"{done.machine.cpu} ({processor}), {done.threads} threads; {done.model.name}"
-        sys.stdout.write(f"{about}\n\n{table}\n\n")
+        sys.stdout.write(f"{done.machine.cpu} ({processor}), {done.threads} threads; {done.model.name}\n\n{table}\n\n")
     sys.stdout.write(run_table(done) + f"\nRaw values: {args.output}\n")
     has_failed = any(one.error for contender in done.contenders for one in contender.scenarios)
     return is_whole and not has_failed

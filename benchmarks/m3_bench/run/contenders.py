@@ -6,14 +6,16 @@ from pathlib import Path
 
 from m3_bench.documents import Model, Scenario
 from m3_bench.worker_process import Command, own
+from m3_bench.workers.gemm import ROWS
 from m3_runtime import Bundle
 from m3_runtime.bundle.manifest import Manifest, Variant
-from m3_runtime.cpu import cpu_info
-from m3_runtime.engines.select import AUTO, find_variant, unmet_needs
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info
+from m3_runtime.engines.select import AUTO, find_variant, is_installed, unmet_needs
 from m3_runtime.errors import InputError
 
 PRODUCTS = ("gemm-onnxruntime", "gemm-openvino")
 FP32 = "onnx-fp32"
+NO_INT8_DOT = "no int8 dot product on this processor: OpenVINO's int8 product saturates"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,18 @@ def auto_variant(bundle: Bundle) -> str:
     return find_variant(bundle).variant.name
 
 
+def reason_against(variant: Variant) -> str:
+    """Why a variant cannot run here; empty if it can."""
+    if not is_installed(variant.engine):
+        return f"{variant.engine.value} is not installed"
+    if needs := unmet_needs(variant):
+        words = " and ".join(f"{need.value} ({FEATURE_MEANS[need]})" for need in needs)
+        return f"it needs {words}, which this processor ({cpu_info().name}) does not have"
+    return ""
+
+
 def variants_of(bundle: Bundle, names: Sequence[str], threads: int) -> Iterator[tuple[ContenderSpec, str]]:
-    """Yield a bundle's variants, and for each why this processor cannot run it ("" if it can).
+    """Yield a bundle's variants, and for each why it cannot run here ("" if it can).
 
     Args:
         bundle: an open bundle.
@@ -75,14 +87,12 @@ def variants_of(bundle: Bundle, names: Sequence[str], threads: int) -> Iterator[
         InputError: there is no such variant.
     """
     known = [variant.name for variant in bundle.manifest.variants]
-    wanted = [auto_variant(bundle) if name == AUTO else name for name in names]
+    wanted = [auto_variant(bundle) if name == AUTO else name for name in names] or known
     if unknown := sorted(set(wanted) - set(known)):
         raise InputError(f"the bundle has no variant {unknown[0]!r}; it has {', '.join(known)}")
     for variant in bundle.manifest.variants:
-        if not names or variant.name in wanted:
-            needs = unmet_needs(variant)
-            reason = f"this processor lacks {' and '.join(needs)}" if needs else ""
-            yield _variant(bundle, variant, variant.name, threads), reason
+        if variant.name in wanted:
+            yield _variant(bundle, variant, variant.name, threads), reason_against(variant)
 
 
 def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], threads: int) -> Iterator[ContenderSpec]:
@@ -99,53 +109,38 @@ def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], th
                 f"{str(folder)!r} is of other weights than {str(bundle.folder)!r}; export both from one checkpoint"
             )
         for variant in other.manifest.variants:
-            if variant.name in names and variant.precision != "fp32" and not unmet_needs(variant):
+            if variant.name in names and variant.precision != "fp32" and not reason_against(variant):
                 yield _variant(other, variant, f"{other.folder.name} {variant.name}", threads)
 
 
 def products_of(scenarios: Sequence[Scenario], threads: int) -> tuple[tuple[ContenderSpec, ...], Mapping[str, str]]:
     """The int8 matrix products that scenarios ask for, and why others cannot be made on this processor."""
-    absent = {}
-    if not cpu_info().has_int8_dot:
-        absent["gemm-openvino"] = "no int8 dot product on this processor: OpenVINO's int8 product saturates"
-    asked = {key for scenario in scenarios for key in scenario.contenders}
-    able = [key for key in PRODUCTS if key in asked and key not in absent]
-    return tuple(_product(key, threads) for key in able), absent
+    absent = {} if cpu_info().has_int8_dot else {"gemm-openvino": NO_INT8_DOT}
+    asked = {key for scenario in scenarios for key in scenario.contenders} - absent.keys()
+    engines = {key: key.removeprefix("gemm-") for key in PRODUCTS if key in asked}
+    able = (replace(product(f"int8 GEMM on {engine}", engine, "int8", threads), key=k) for k, engine in engines.items())
+    return tuple(able), absent
 
 
-def _product(key: str, threads: int) -> ContenderSpec:
-    engine = key.removeprefix("gemm-")
-    return ContenderSpec(key, f"int8 GEMM on {engine}", False, engine, "int8", (), 0, gemm(engine, "int8", threads))
+def product(name: str, engine: str, precision: str, threads: int, rows: int = ROWS) -> ContenderSpec:
+    """A matrix product as a contender; see `workers.gemm`."""
+    command = own("gemm", engine=engine, precision=precision, threads=threads, rows=rows)
+    return ContenderSpec(name, name, False, engine, precision, (), 0, command)
 
 
-def gemm(engine: str, precision: str, threads: int) -> Command:
-    """The program of a matrix product."""
-    return own("gemm", engine=engine, precision=precision, threads=threads)
-
-
-def keyed(contenders: Sequence[ContenderSpec], bundle: Bundle) -> dict[str, str]:
-    """Names by what scenarios and targets call contenders: their keys, and `auto`."""
-    names = {contender.key: contender.name for contender in contenders}
-    auto = auto_variant(bundle)
-    return names | ({AUTO: names[auto]} if auto in names else {})
+def asked_keys(scenarios: Sequence[Scenario], everybody: Iterable[str]) -> set[str]:
+    """Keys of contenders that some scenario asks for."""
+    return {key for scenario in scenarios for key in scenario.contenders or everybody}
 
 
 def resolved(scenarios: Sequence[Scenario], names: Mapping[str, str]) -> tuple[Scenario, ...]:
-    """Scenarios with contenders as the run names them; without those that ask nobody of the run."""
+    """Scenarios with contenders as the run names them (by key); without those that ask nobody of the run."""
     found = []
     for scenario in scenarios:
         present = dict.fromkeys(names[key] for key in scenario.contenders if key in names)
         if present or not scenario.contenders:
             found.append(replace(scenario, contenders=tuple(present)))
     return tuple(found)
-
-
-def asked_keys(scenarios: Sequence[Scenario], bundle: Bundle, everybody: Iterable[str]) -> set[str]:
-    """Keys of contenders that some scenario asks for, `auto` as the variant that it is."""
-    asked: set[str] = set()
-    for scenario in scenarios:
-        asked.update(scenario.contenders or everybody)
-    return asked | {auto_variant(bundle)} if AUTO in asked else asked
 
 
 def _variant(bundle: Bundle, variant: Variant, name: str, threads: int) -> ContenderSpec:

@@ -14,55 +14,52 @@ from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 
 _LLAMA_TOKENS = 2048  # more would reserve gigabytes for scores of attention that no query needs
-_ENGINE_OF = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
-Make = Callable[[str, Setup], ContenderSpec]
 
 
-def _lite(precision: str, key: str, setup: Setup) -> ContenderSpec:
+def _lite(key: str, setup: Setup, precision: str) -> ContenderSpec:
     folder = lite_model(setup)
     # its fused graph holds new Q/K/V weights, and takes the others from the file it was made of
     files = ("model_int8.onnx*",) if precision == "int8" else ("model_fused.onnx*", "model.onnx_data")
     size = sum(path.stat().st_size for name in files for path in folder.glob(name))
-    command = _command(Peer.LITE, "lite", setup, folder=str(folder), precision=precision)
+    command = _command(Peer.LITE, setup, folder=str(folder), precision=precision)
     return ContenderSpec(key, f"bge-m3-lite {precision}", False, "onnxruntime", precision, ALL_HEADS, size, command)
 
 
-def _flagembedding(precision: str, key: str, setup: Setup) -> ContenderSpec:
-    more = _checkpoint(setup) | {"colbert_dim": setup.bundle.manifest.geometry.colbert_dim or -1}
-    command = _command(Peer.FLAGEMBEDDING, "flagembedding", setup, precision=precision, **more)
-    size = _weights_bytes(setup)
+def _flagembedding(key: str, setup: Setup, precision: str) -> ContenderSpec:
+    width, size = setup.bundle.manifest.geometry.colbert_dim or -1, _weights_bytes(setup)
+    command = _command(Peer.FLAGEMBEDDING, setup, precision=precision, colbert_dim=width, **_checkpoint_options(setup))
     return ContenderSpec(key, f"FlagEmbedding {precision}", False, "torch", precision, ALL_HEADS, size, command)
 
 
-def _sentence_transformers(backend: str, precision: str, key: str, setup: Setup) -> ContenderSpec:
+def _sentence_transformers(key: str, setup: Setup, backend: str, precision: str) -> ContenderSpec:
     # OpenVINO's own default, which the backend leaves as it is
     computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
-    more = _checkpoint(setup) | {"backend": backend, "precision": precision}
-    command = _command(Peer.SENTENCE_TRANSFORMERS, "sentence_transformers", setup, **more)
-    name, engine = f"sentence-transformers {backend} {computes}, dense only", _ENGINE_OF[backend]
+    more = _checkpoint_options(setup)
+    command = _command(Peer.SENTENCE_TRANSFORMERS, setup, backend=backend, precision=precision, **more)
+    name = f"sentence-transformers {backend} {computes}, dense only"
+    engine = "onnxruntime" if backend == "onnx" else backend
     return ContenderSpec(key, name, False, engine, computes, ("dense",), _weights_bytes(setup), command)
 
 
-def _llama_cpp(precision: str, key: str, setup: Setup) -> ContenderSpec:
+def _llama_cpp(key: str, setup: Setup, precision: str) -> ContenderSpec:
     model, manifest = gguf_model(precision, setup), setup.bundle.manifest
-    more = {"pooling": manifest.pooling.value, "max_tokens": min(_LLAMA_TOKENS, manifest.geometry.max_tokens)}
-    command = _command(Peer.LLAMA_CPP, "llama_cpp", setup, model=str(model), **more)
+    longest, pooling = min(_LLAMA_TOKENS, manifest.geometry.max_tokens), manifest.pooling.value
+    command = _command(Peer.LLAMA_CPP, setup, model=str(model), pooling=pooling, max_tokens=longest)
     name, size = f"llama.cpp {precision}, dense only", model.stat().st_size
     return ContenderSpec(key, name, False, "llama.cpp", precision, ("dense",), size, command)
 
 
 def _candding(key: str, setup: Setup) -> ContenderSpec:
-    command = Command(
-        setup.environment(Peer.CANDDING), "m3_bench.workers.candding", {"cache": str(hub_cache(setup))}
-    )  # its threads come from the environment
+    command = _command(Peer.CANDDING, setup, cache=str(hub_cache(setup)))
     return ContenderSpec(key, "candding fp32", False, "candle", "fp32", ALL_HEADS, _weights_bytes(setup), command)
 
 
-def _command(peer: Peer, module: str, setup: Setup, **options: Any) -> Command:
-    return Command(setup.environment(peer), f"m3_bench.workers.{module}", options | {"threads": setup.threads})
+def _command(peer: Peer, setup: Setup, **options: Any) -> Command:
+    options |= {"peer": peer.value, "threads": setup.threads}
+    return Command(setup.environment(peer), "m3_bench.workers.peers", options)
 
 
-def _checkpoint(setup: Setup) -> dict[str, Any]:
+def _checkpoint_options(setup: Setup) -> dict[str, str]:
     """Options of peers that read the checkpoint itself."""
     return {"checkpoint": str(setup.checkpoint.absolute()), "pooling": setup.bundle.manifest.pooling.value}
 
@@ -71,17 +68,17 @@ def _weights_bytes(setup: Setup) -> int:
     return sum(path.stat().st_size for path in setup.checkpoint.glob("*.safetensors"))
 
 
-PEERS: Mapping[str, Make] = {
-    "lite-int8": partial(_lite, "int8"),
-    "lite-fp32": partial(_lite, "fp32"),
-    "flagembedding-fp32": partial(_flagembedding, "fp32"),
-    "flagembedding-bf16": partial(_flagembedding, "bf16"),
-    "st-torch": partial(_sentence_transformers, "torch", "fp32"),
-    "st-torch-bf16": partial(_sentence_transformers, "torch", "bf16"),
-    "st-onnx": partial(_sentence_transformers, "onnx", "fp32"),
-    "st-openvino": partial(_sentence_transformers, "openvino", "fp32"),
-    "llama-q8": partial(_llama_cpp, "q8_0"),
-    "llama-f16": partial(_llama_cpp, "f16"),
+PEERS: Mapping[str, Callable[[str, Setup], ContenderSpec]] = {
+    "lite-int8": partial(_lite, precision="int8"),
+    "lite-fp32": partial(_lite, precision="fp32"),
+    "flagembedding-fp32": partial(_flagembedding, precision="fp32"),
+    "flagembedding-bf16": partial(_flagembedding, precision="bf16"),
+    "st-torch": partial(_sentence_transformers, backend="torch", precision="fp32"),
+    "st-torch-bf16": partial(_sentence_transformers, backend="torch", precision="bf16"),
+    "st-onnx": partial(_sentence_transformers, backend="onnx", precision="fp32"),
+    "st-openvino": partial(_sentence_transformers, backend="openvino", precision="fp32"),
+    "llama-q8": partial(_llama_cpp, precision="q8_0"),
+    "llama-f16": partial(_llama_cpp, precision="f16"),
     "candding": _candding,
 }
 

@@ -1,7 +1,7 @@
 """A whole run: what is finished is written after every scenario, and is not measured again when the run is resumed."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
@@ -12,7 +12,7 @@ from m3_bench import documents
 from m3_bench.documents import Contender, Model, OutputsFile, Run, Scenario, ScenarioRun
 from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
-from m3_bench.recording import write_outputs
+from m3_bench.recording import digest_of, write_outputs
 from m3_bench.run.contenders import ContenderSpec
 from m3_bench.run.turns import is_asked, measure_group
 from m3_bench.texts import TextMaker
@@ -31,8 +31,7 @@ class RunSpec:
         model: what all contenders are made of.
         contenders: who.
         scenarios: what each is asked for.
-        texts: whose vectors are kept, and their digest.
-        texts_sha256: see `recording.digest_of`.
+        texts: whose vectors are kept.
         rounds: turns of each in each scenario.
         threads: of each.
         cpus: logical CPUs that the processes are held to.
@@ -43,7 +42,6 @@ class RunSpec:
     contenders: tuple[ContenderSpec, ...]
     scenarios: tuple[Scenario, ...]
     texts: tuple[str, ...]
-    texts_sha256: str
     rounds: int
     threads: int
     cpus: tuple[int, ...]
@@ -57,28 +55,38 @@ def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
         InputError: the output is of another run.
         DocumentError: the output cannot be read or written.
     """
-    done = _begin(spec)
+    begun = _begin(spec)
+    done = {one.name: one for one in (*begun.contenders, *begun.products)}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, spec.cpus)  # which processes of ours inherit
+
+    def written() -> Run:
+        """The document with what is done so far."""
+        contenders, products = (tuple(done[one.name] for one in ones) for ones in (begun.contenders, begun.products))
+        now = replace(begun, contenders=contenders, products=products)
+        documents.write(now, spec.output)
+        return now
+
     for contender in spec.contenders:
-        before = named(done, contender.name)
-        if before.outputs is None and spec.texts and not contender.is_product:
+        if done[contender.name].outputs is None and spec.texts and not contender.is_product:
             with progress.step(f"{contender.name}: vectors of {len(spec.texts)} texts"):
-                done = _with(done, _with_outputs(contender, before, spec, progress))
-                documents.write(done, spec.output)
+                done[contender.name] = _with_outputs(contender, done[contender.name], spec, progress)
+                written()
     groups = list(grouped(spec.scenarios))
     for number, group in enumerate(groups, 1):
         title = " and ".join(f"{one.name}: {one.title}" for one in group)
-        if _is_finished(done, group, spec.contenders):
+        asked = {(scenario.name, one.name) for scenario in group for one in spec.contenders if is_asked(one, scenario)}
+        if asked <= {(each.scenario, one.name) for one in done.values() for each in one.scenarios}:
             progress.say(f"{title}: finished before")
             continue
         with progress.step(f"Scenario {number} of {len(groups)}, {title}"):
             found = measure_group(group, spec.contenders, maker, spec.rounds, spec.threads)
-        done = _with_scenarios(done, found)
-        documents.write(done, spec.output)
         for (scenario, name), one in found.items():
+            others = tuple(old for old in done[name].scenarios if old.scenario != scenario)
+            done[name] = replace(done[name], scenarios=(*others, one))
             progress.say(f"  {name}, {scenario}: {_in_words(one)}")
-    return done
+        written()
+    return written()
 
 
 def grouped(scenarios: Sequence[Scenario]) -> Iterator[tuple[Scenario, ...]]:
@@ -100,7 +108,7 @@ def vectors_of(contender: ContenderSpec, texts: Sequence[str], threads: int) -> 
     """
     with WorkerProcess.start(contender.name, contender.command, threads) as worker:
         found = worker.vectors(texts, contender.heads)
-        return Outputs(found.dense, found.lexical, found.colbert), worker.ready.versions
+        return Outputs(found.dense, found.lexical, found.colbert), worker.versions
 
 
 def slug(name: str) -> str:
@@ -133,7 +141,7 @@ def _begin(spec: RunSpec) -> Run:
         model=spec.model,
         threads=spec.threads,
         cpus=spec.cpus,
-        texts_sha256=spec.texts_sha256,
+        texts_sha256=digest_of(spec.texts),
         scenarios=spec.scenarios,
         contenders=tuple(unmeasured(one) for one in spec.contenders if not one.is_product),
         products=tuple(unmeasured(one) for one in spec.contenders if one.is_product),
@@ -142,29 +150,25 @@ def _begin(spec: RunSpec) -> Run:
         documents.write(fresh, spec.output)
         return fresh
     before = documents.read_as(Run, spec.output)
-    if difference := _difference(before, fresh):
+    then, now = _identity(before), _identity(fresh)
+    if other := next((name for name in now if then[name] != now[name]), ""):
         raise InputError(
-            f"{str(spec.output)!r} is of another run ({difference}); choose another -o, or delete it to begin anew"
+            f"{str(spec.output)!r} is of another run (other {other}); choose another -o, or delete it to begin anew"
         )
     return before
 
 
-def _difference(before: Run, now: Run) -> str:
-    """What makes a document one of another run; empty if it can be resumed."""
-    pairs = {
-        "machine": (before.machine.cpu, now.machine.cpu),
-        "weights": (before.model, now.model),
-        "threads": (before.threads, now.threads),
-        "CPUs": (before.cpus, now.cpus),
-        "texts": (before.texts_sha256, now.texts_sha256),
-        "scenarios": (before.scenarios, now.scenarios),
-        "contenders": (_names(before), _names(now)),
+def _identity(run: Run) -> dict[str, object]:
+    """What must be the same where a document is gone on with."""
+    return {
+        "machine": run.machine.cpu,
+        "weights": run.model,
+        "threads": run.threads,
+        "CPUs": run.cpus,
+        "texts": run.texts_sha256,
+        "scenarios": run.scenarios,
+        "contenders": [one.name for one in (*run.contenders, *run.products)],
     }
-    return next((f"other {name}" for name, (then, here) in pairs.items() if then != here), "")
-
-
-def _names(run: Run) -> list[str]:
-    return [one.name for one in (*run.contenders, *run.products)]
 
 
 def _with_outputs(contender: ContenderSpec, before: Contender, spec: RunSpec, progress: Progress) -> Contender:
@@ -177,30 +181,6 @@ def _with_outputs(contender: ContenderSpec, before: Contender, spec: RunSpec, pr
     path = spec.output.with_name(f"{spec.output.stem}.{slug(contender.name)}.safetensors")
     write_outputs(outputs, path)
     return replace(before, outputs=OutputsFile(path.name, sha256_of(path)), versions=versions)
-
-
-def _with(done: Run, contender: Contender) -> Run:
-    def changed(ones: tuple[Contender, ...]) -> tuple[Contender, ...]:
-        return tuple(contender if one.name == contender.name else one for one in ones)
-
-    return replace(done, contenders=changed(done.contenders), products=changed(done.products))
-
-
-def _with_scenarios(done: Run, found: Mapping[tuple[str, str], ScenarioRun]) -> Run:
-    for (scenario, name), one in found.items():
-        contender = named(done, name)
-        others = tuple(old for old in contender.scenarios if old.scenario != scenario)
-        done = _with(done, replace(contender, scenarios=(*others, one)))
-    return done
-
-
-def _is_finished(done: Run, group: Sequence[Scenario], contenders: Sequence[ContenderSpec]) -> bool:
-    return all(
-        any(one.scenario == scenario.name for one in named(done, contender.name).scenarios)
-        for scenario in group
-        for contender in contenders
-        if is_asked(contender, scenario)
-    )
 
 
 def _in_words(found: ScenarioRun) -> str:

@@ -1,18 +1,18 @@
 """The engine: contenders as fresh processes, which take turns, round after round, everybody else asleep."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from itertools import chain
 
 from m3_bench.documents import Round, Scenario, ScenarioRun
 from m3_bench.errors import BenchError, WorkerError
 from m3_bench.run.contenders import ContenderSpec
 from m3_bench.texts import TextMaker
-from m3_bench.worker_process import Command, WorkerProcess
-from m3_bench.workers.messages import Reply, Request
+from m3_bench.worker_process import WorkerProcess
+from m3_bench.workers.serve import Reply, Request
 
 BETWEEN_S = 0.2  # lets the last contender's threads stop spinning
 PRODUCTS_PER_ROUND = 10  # matrix products in a round, where a contender multiplies instead of encoding
@@ -20,38 +20,45 @@ PRODUCTS_PER_ROUND = 10  # matrix products in a round, where a contender multipl
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender at a scenario."""
+    """A contender at a scenario, and what it is asked for."""
 
     contender: ContenderSpec
     scenario: Scenario
     request: Request
     threads: int
 
-    @property
-    def command(self) -> Command:
-        """Its program, with the threads of the scenario."""
+    def start(self) -> AbstractContextManager[WorkerProcess]:
+        """Its process, with the threads of the scenario."""
         command = self.contender.command
         if self.scenario.threads and "threads" in command.options:
-            return replace(command, options={**command.options, "threads": self.threads})
-        return command
+            command = replace(command, options={**command.options, "threads": self.threads})
+        return WorkerProcess.start(self.contender.name, command, self.threads)
 
-    def start(self) -> AbstractContextManager[WorkerProcess]:
-        """Its process."""
-        return WorkerProcess.start(self.contender.name, self.command, self.threads)
+    def asked(self, worker: WorkerProcess) -> Reply:
+        """What a process answers; other tokens are other work, and nothing could be compared.
+
+        Raises:
+            WorkerError: it failed, or counted other tokens.
+        """
+        reply = worker.ask(self.request)
+        for got, lengths in zip(reply.work, self.scenario.batches, strict=False):
+            if not self.contender.is_product and got != sum(lengths):
+                raise WorkerError(f"{self.contender.name} counted {got:.0f} tokens where {sum(lengths)} were asked for")
+        return reply
 
 
-class _Turns(Protocol):
-    """What takes an entry's turns."""
+@dataclass(frozen=True)
+class _Turns:
+    """What takes an entry's turns, and how long it took to load and to answer first."""
 
     load_s: float
     first_s: float
-
-    def take(self) -> Round: ...
+    take: Callable[[], Round]
 
 
 @dataclass
 class _Taken:
-    """What came of an entry so far."""
+    """What came of an entry so far; without turns there is an error."""
 
     turns: _Turns | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -82,8 +89,7 @@ def measure_group(
     with ExitStack() as stack:
         for entry, one in zip(entries, taken, strict=True):
             try:
-                opening: AbstractContextManager[_Turns] = (_Starting if entry.scenario.is_start else _Resident)(entry)
-                one.turns = stack.enter_context(opening)
+                one.turns = stack.enter_context((_starting if entry.scenario.is_start else _resident)(entry))
             except BenchError as error:
                 one.error = str(error)
         for _ in range(min([rounds, *limits]) + 1):
@@ -96,7 +102,13 @@ def measure_group(
                 except BenchError as error:
                     one.error = str(error)
     return {
-        (entry.scenario.name, entry.contender.name): _scenario_run(entry.scenario, one)
+        (entry.scenario.name, entry.contender.name): ScenarioRun(
+            entry.scenario.name,
+            one.turns.load_s if one.turns else 0.0,
+            one.turns.first_s if one.turns else 0.0,
+            tuple(one.rounds[1:]),  # the first one was for warming up
+            one.error,
+        )
         for entry, one in zip(entries, taken, strict=True)
     }
 
@@ -114,93 +126,57 @@ def _heads(contender: ContenderSpec, scenario: Scenario) -> tuple[str, ...]:
 
 def _entries(
     scenario: Scenario, contenders: Sequence[ContenderSpec], texts: TextMaker | None, threads: int
-) -> Sequence[_Entry]:
+) -> Iterator[_Entry]:
     batches = texts.batches(scenario.batches) if texts else ()
-
-    def request(contender: ContenderSpec) -> Request:
-        if contender.is_product:
-            return Request(((),) * PRODUCTS_PER_ROUND, ())
-        return Request(batches, _heads(contender, scenario), scenario.clients)
-
-    asked = [one for one in contenders if is_asked(one, scenario)]
-    return [_Entry(one, scenario, request(one), scenario.threads or threads) for one in asked]
+    products = Request(((),) * PRODUCTS_PER_ROUND, ())
+    for one in contenders:
+        if is_asked(one, scenario):
+            request = products if one.is_product else Request(batches, _heads(one, scenario), scenario.clients)
+            yield _Entry(one, scenario, request, scenario.threads or threads)
 
 
-def _scenario_run(scenario: Scenario, taken: _Taken) -> ScenarioRun:
-    return ScenarioRun(
-        scenario=scenario.name,
-        load_s=taken.turns.load_s if taken.turns else 0.0,
-        first_s=taken.turns.first_s if taken.turns else 0.0,
-        rounds=tuple(taken.rounds[1:]),  # the first one was for warming up
-        error=taken.error,
-    )
-
-
-class _Resident(AbstractContextManager["_Resident"]):
+@contextmanager
+def _resident(entry: _Entry) -> Iterator[_Turns]:
     """Turns of one process that is loaded, asked once, and sleeps in between; or of several that work at once."""
+    started_s = time.perf_counter()
+    with ExitStack() as stack:
+        workers = [stack.enter_context(entry.start()) for _ in range(entry.scenario.processes)]
+        load_s = time.perf_counter() - started_s
+        first = Request(entry.request.batches[:1], entry.request.heads)
+        first_s = max([worker.ask(first).seconds[0] for worker in workers])
 
-    def __init__(self, entry: _Entry) -> None:
-        self._entry, self._stack = entry, ExitStack()
-        self._workers: list[WorkerProcess] = []
-        self.load_s = self.first_s = 0.0
+        def take() -> Round:
+            started_s = time.perf_counter()
+            with ThreadPoolExecutor(len(workers)) as pool:
+                replies = list(pool.map(entry.asked, workers))
+            together_s = time.perf_counter() - started_s
+            return _round(replies, together_s if len(replies) > 1 else replies[0].wall_s)
 
-    def __enter__(self) -> "_Resident":
-        request, started_s = self._entry.request, time.perf_counter()
-        with ExitStack() as stack:  # what has been started ends if the rest fails
-            for _ in range(self._entry.scenario.processes):
-                self._workers.append(stack.enter_context(self._entry.start()))
-            self.load_s = time.perf_counter() - started_s
-            first = Request(request.batches[:1], request.heads)
-            self.first_s = max([worker.ask(first).seconds[0] for worker in self._workers])
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def take(self) -> Round:
-        """Have all processes do all calls."""
-        started_s = time.perf_counter()
-        with ThreadPoolExecutor(len(self._workers)) as pool:
-            replies = list(pool.map(lambda worker: worker.ask(self._entry.request), self._workers))
-        wall_s = time.perf_counter() - started_s if len(replies) > 1 else replies[0].wall_s
-        for reply in replies:
-            _check(self._entry, reply)
-        return Round(
-            seconds=tuple(seconds for reply in replies for seconds in reply.seconds),
-            tokenise_s=tuple(seconds for reply in replies for seconds in reply.tokenise_s),
-            engine_s=tuple(seconds for reply in replies for seconds in reply.engine_s),
-            wall_s=wall_s,
-            cpu_s=sum(reply.cpu_s for reply in replies),
-            resident_bytes=sum(reply.resident_bytes for reply in replies),
-            peak_bytes=sum(reply.peak_bytes for reply in replies),
-        )
+        yield _Turns(load_s, first_s, take)
 
 
-class _Starting(AbstractContextManager["_Starting"]):
+@contextmanager
+def _starting(entry: _Entry) -> Iterator[_Turns]:
     """Turns that are a process each: from its start to its first answer."""
 
-    load_s = first_s = 0.0  # a round is both
-
-    def __init__(self, entry: _Entry) -> None:
-        self._entry = entry
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is left between turns."""
-
-    def take(self) -> Round:
-        """Start, ask once, end."""
+    def take() -> Round:
         started_s = time.perf_counter()
-        with self._entry.start() as worker:
-            reply = worker.ask(self._entry.request)
-            seconds = time.perf_counter() - started_s
-        _check(self._entry, reply)
-        return Round((seconds,), (), (), seconds, reply.cpu_s, reply.resident_bytes, reply.peak_bytes)
+        with entry.start() as worker:
+            reply = entry.asked(worker)
+            wall_s = time.perf_counter() - started_s
+        return _round([replace(reply, seconds=(wall_s,), tokenise_s=(), engine_s=())], wall_s)
+
+    yield _Turns(0.0, 0.0, take)  # a round is both
 
 
-def _check(entry: _Entry, reply: Reply) -> None:
-    """Other tokens are other work: nothing could be compared."""
-    expected = tuple(float(sum(lengths)) for lengths in entry.scenario.batches)
-    if not entry.contender.is_product and reply.work != expected:
-        got, wanted = next((a, b) for a, b in zip(reply.work, expected, strict=True) if a != b)
-        raise WorkerError(f"{entry.contender.name} counted {got:.0f} tokens where {wanted:.0f} were asked for")
+def _round(replies: Sequence[Reply], wall_s: float) -> Round:
+    """All processes' calls one after the other, their memory and processor time added up."""
+    return Round(
+        seconds=tuple(chain.from_iterable(reply.seconds for reply in replies)),
+        tokenise_s=tuple(chain.from_iterable(reply.tokenise_s for reply in replies)),
+        engine_s=tuple(chain.from_iterable(reply.engine_s for reply in replies)),
+        wall_s=wall_s,
+        cpu_s=sum(reply.cpu_s for reply in replies),
+        resident_bytes=sum(reply.resident_bytes for reply in replies),
+        peak_bytes=sum(reply.peak_bytes for reply in replies),
+    )

@@ -3,7 +3,7 @@
 import random
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from m3_bench.documents import Scenario
 from m3_runtime.cpu import CpuInfo
+from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import BundleFormatError, InputError
-from m3_runtime.records import from_json
+from m3_runtime.records import OPTIONAL, from_json
 
 T = TypeVar("T")
 ALL_HEADS = ("dense", "sparse", "colbert")
@@ -72,10 +73,10 @@ class Target:
         title: in words, for tables.
         measure: what the figure is.
         scenarios: one; for regret several, whose names are the planner's shapes.
+        limits: by class of processor, avx2 at least; what is missing is as the one before.
         contender: whose figure it is.
         against: whom it is compared with: the first, or of a ceiling the fastest.
         against_scenario: what `against` does, where it is another scenario of the group.
-        limits: by class of processor, avx2 at least; what is missing is as the one before.
         small_limits: the same for small models, where a call costs more than its products; empty if no different.
     """
 
@@ -83,11 +84,11 @@ class Target:
     title: str
     measure: Measure
     scenarios: tuple[str, ...]
-    contender: str
-    against: tuple[str, ...]
-    against_scenario: str
     limits: Mapping[str, float]
-    small_limits: Mapping[str, float]
+    contender: str = field(default="", metadata=OPTIONAL)
+    against: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    against_scenario: str = field(default="", metadata=OPTIONAL)
+    small_limits: Mapping[str, float] = field(default_factory=dict, metadata=OPTIONAL)
 
     def limit(self, processor: ProcessorClass, *, is_small_model: bool) -> float:
         """What is asked for on a processor."""
@@ -118,18 +119,33 @@ class Plan:
             raise InputError(f"--targets: there is no target {unknown[0]!r}; targets are {', '.join(known) or 'none'}")
         if not names:
             return self
-        targets = tuple(target for target in self.targets if target.name in names)
-        wanted = {name for target in targets for name in (*target.scenarios, target.against_scenario)}
-        return Plan(tuple(one for one in self.scenarios if one.name in wanted), targets)
+        chosen = Plan(self.scenarios, tuple(target for target in self.targets if target.name in names))
+        return replace(chosen, scenarios=tuple(one for one in self.scenarios if one.name in chosen._needed))
 
     def within(self, max_tokens: int) -> "Plan":
         """What a model can take: scenarios of targets with texts cut to its length, and others whose texts fit."""
-        wanted = {name for target in self.targets for name in (*target.scenarios, target.against_scenario)}
         found = []
         for one in self.scenarios:
-            if one.name in wanted or max(one.lengths) <= max_tokens:
+            if one.name in self._needed or max(one.lengths) <= max_tokens:
                 found.append(replace(one, lengths=tuple(min(length, max_tokens) for length in one.lengths)))
         return replace(self, scenarios=tuple(found))
+
+    def with_auto(self, variant: str) -> "Plan":
+        """The same, with a variant's name for "auto"."""
+
+        def named(name: str) -> str:
+            return variant if name == AUTO else name
+
+        scenarios = (replace(one, contenders=tuple(map(named, one.contenders))) for one in self.scenarios)
+        targets = (
+            replace(one, contender=named(one.contender), against=tuple(map(named, one.against))) for one in self.targets
+        )
+        return Plan(tuple(scenarios), tuple(targets))
+
+    @property
+    def _needed(self) -> set[str]:
+        """Names of the scenarios that targets are about."""
+        return {name for target in self.targets for name in (*target.scenarios, target.against_scenario)}
 
 
 def read_plan(words: Sequence[str]) -> Plan:
@@ -198,44 +214,36 @@ def _parsed(found: Mapping[str, Any], key: str, file: str, parse: Callable[[dict
 
 
 def _scenario(table: dict[str, Any], where: str) -> Scenario:
+    """A table with `tokens` for texts of one length, or `shortest` and `longest` for seeded lengths, each as likely."""
     for key, most in _RANGES.items():
-        _number(table.get(key, 1), 1, most, f"{where}: {key}")
+        _number(table, key, 1, most, where, default=1)
+    texts = table.get("texts", 1)
+    if "tokens" in table:
+        if {"shortest", "longest"} & table.keys():
+            raise InputError(f"{where}: give either tokens, or shortest and longest")
+        lengths = (_number(table, "tokens", _SHORTEST, _LONGEST, where),) * texts
+    else:
+        shortest = _number(table, "shortest", _SHORTEST, _LONGEST, where)
+        lengths = mixed_lengths(texts, shortest, _number(table, "longest", shortest, _LONGEST, where))
     defaults: dict[str, Any] = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
     rest = {key: value for key, value in table.items() if key not in ("texts", "tokens", "shortest", "longest")}
-    scenario = from_json(Scenario, defaults | rest | {"lengths": list(_lengths(table, where))}, where)
+    scenario = from_json(Scenario, defaults | rest | {"lengths": list(lengths)}, where)
     if not scenario.name or not set(scenario.heads) <= set(ALL_HEADS) or not scenario.heads:
         raise InputError(f"{where}: a scenario has a name, and heads are some of {', '.join(ALL_HEADS)}")
     return replace(scenario, heads=tuple(head for head in ALL_HEADS if head in scenario.heads))
 
 
-def _lengths(table: Mapping[str, Any], where: str) -> tuple[int, ...]:
-    """`tokens` for texts of one length, `shortest` and `longest` for seeded lengths, each as likely."""
-    texts = table.get("texts", 1)
-    if "tokens" in table:
-        if {"shortest", "longest"} & table.keys():
-            raise InputError(f"{where}: give either tokens, or shortest and longest")
-        return (_number(table["tokens"], _SHORTEST, _LONGEST, f"{where}: tokens"),) * texts
-    shortest = _number(table.get("shortest"), _SHORTEST, _LONGEST, f"{where}: shortest")
-    return mixed_lengths(texts, shortest, _number(table.get("longest"), shortest, _LONGEST, f"{where}: longest"))
-
-
-def _number(value: Any, least: int, most: int, what: str) -> int:
+def _number(table: Mapping[str, Any], key: str, least: int, most: int, where: str, default: int | None = None) -> int:
+    value = table.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(f"{what} must be a whole number from {least} to {most}, got {value!r}")
+        raise InputError(f"{where}: {key} must be a whole number from {least} to {most}, got {value!r}")
     return value
 
 
 def _target(table: dict[str, Any], where: str) -> Target:
-    defaults: dict[str, Any] = {
-        "title": table.get("name"),
-        "contender": "",
-        "against": [],
-        "against_scenario": "",
-        "small_limits": {},
-    }
-    target = from_json(Target, defaults | table, where)
+    target = from_json(Target, {"title": table.get("name"), **table}, where)
+    known = {one.value for one in ProcessorClass}
     for limits in (target.limits, target.small_limits):
-        known = {one.value for one in ProcessorClass}
         if not limits.keys() <= known or (limits and ProcessorClass.AVX2 not in limits):
             raise InputError(
                 f"{where}: limits are of avx2 and others of {', '.join(sorted(known))}, got {dict(limits)}"

@@ -1,5 +1,5 @@
-"""One process per contender. Each module here is a program; peers' programs run in environments of their own.
+"""One process per contender. Modules here are programs; a program's options are one JSON object on its command line.
 
-Those environments have nothing of ours but this folder, so `messages` and `serve` need the standard library alone,
-and a peer's program needs besides only the peer. A program's options are one JSON object on its command line.
+A peer's environment has nothing of ours but this folder. So `serve` and `peers` need the standard library, numpy, and
+the peer alone.
 """

@@ -14,11 +14,9 @@ def build(folder: str) -> None:
     from bge_m3_lite.fuse import fuse
     from bge_m3_lite.quantize import load_calibration_texts, quantize
 
-    print("bge-m3-lite: fusing", file=sys.stderr, flush=True)
     fuse(Path(folder) / "model.onnx")
-    texts = load_calibration_texts()
-    print(f"bge-m3-lite: quantizing, calibrated on {len(texts)} texts", file=sys.stderr, flush=True)
-    quantize(Path(folder) / "model_fused.onnx", Path(folder) / "model_int8.onnx", calibration_texts=texts)
+    fused, quantized = (Path(folder) / f"model_{name}.onnx" for name in ("fused", "int8"))
+    quantize(fused, quantized, calibration_texts=load_calibration_texts())
 
 
 if __name__ == "__main__":

@@ -17,31 +17,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Watch:
-    """Adds up the time spent in some calls; one caller at a time."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def taken(self) -> float:
-        """Seconds since it was last asked."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    def over(self, call: Callable[P, R]) -> Callable[P, R]:
-        """The same call, watched."""
-
-        @wraps(call)
-        def watched(*args: P.args, **kwargs: P.kwargs) -> R:
-            started_s = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self._seconds += time.perf_counter() - started_s
-
-        return watched
-
-
 class BundleEncoder(Encoder):
     """`M3Encoder.encode`, whole texts up to the model's limit. Tokenizer and engine are watched while they work."""
 
@@ -50,14 +25,13 @@ class BundleEncoder(Encoder):
         opened = Bundle.open(bundle)
         chosen = choose_variant(opened, variant, AUTO)
         self.packages = (chosen.engine.value, "tokenizers", "numpy")
-        self._tokenizing, self._running = _Watch(), _Watch()
+        self._spent_s: dict[str, float] = {}
         tokenizer, engine = load(opened, chosen, threads, cache_dir=None, low_memory=False)
-        tokenizer.encode_batch = self._tokenizing.over(tokenizer.encode_batch)  # type: ignore[method-assign]
-        engine.run = self._running.over(engine.run)  # type: ignore[method-assign]
+        tokenizer.encode_batch = self._watched("tokenizer", tokenizer.encode_batch)  # type: ignore[method-assign]
+        engine.run = self._watched("engine", engine.run)  # type: ignore[method-assign]
         self._encoder = M3Encoder(opened, chosen, tokenizer, engine)
 
     def run(self, texts: Sequence[str], heads: Sequence[str]) -> Encoding:
-        """See `serve.Encoder.run`."""
         return self._encoder.encode(
             list(texts),
             max_length=self._encoder.max_tokens,
@@ -67,19 +41,29 @@ class BundleEncoder(Encoder):
         )
 
     def work(self, result: Encoding) -> float:
-        """See `serve.Encoder.work`."""
         return float(np.sum(result.token_counts))
 
     def parts(self) -> tuple[float, float]:
-        """See `serve.Encoder.parts`."""
-        return self._tokenizing.taken(), self._running.taken()
+        return self._spent_s.pop("tokenizer", 0.0), self._spent_s.pop("engine", 0.0)
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`."""
         found = self.run(texts, heads)
         lexical, colbert = found.lexical_weights, found.colbert_vecs
         assert isinstance(lexical, list | None) and isinstance(colbert, list | None)
         return Vectors(found.dense_vecs, None if lexical is None else [by_id(row) for row in lexical], colbert)
+
+    def _watched(self, part: str, call: Callable[P, R]) -> Callable[P, R]:
+        """The same call, whose time is added up; one caller at a time."""
+
+        @wraps(call)
+        def watched(*args: P.args, **kwargs: P.kwargs) -> R:
+            started_s = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._spent_s[part] = self._spent_s.get(part, 0.0) + time.perf_counter() - started_s
+
+        return watched
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A worker's main loop. Needs the standard library, and numpy to keep vectors: peers' environments have no more."""
+"""The protocol between parent and worker, and the worker's side of it: a loop that answers one request after the other.
+
+Messages are frozen values, pickled, as between any two processes of one program. Needs the standard library, and numpy
+for vectors: peers' environments have no more.
+"""
 
 import json
 import os
@@ -6,16 +10,55 @@ import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from m3_bench.workers.messages import Failure, Message, Ready, Reply, Request, VectorsReply, VectorsRequest
+from typing import Any
 
 _STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Run these batches of texts for these heads ("dense", "sparse", "colbert"), `clients` at a time."""
+
+    batches: tuple[tuple[str, ...], ...]
+    heads: tuple[str, ...]
+    clients: int = 1
+
+
+@dataclass(frozen=True)
+class VectorsRequest:
+    """Encode these texts for these heads; not timed. The answer is what `vectors.to_arrays` gives."""
+
+    texts: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was done for a `Request`, per batch, and what it cost; more about the fields in `documents.Round`.
+
+    `work` is tokens, both special tokens of a text counted; FLOP or bytes where a contender encodes nothing.
+    """
+
+    work: tuple[float, ...]
+    seconds: tuple[float, ...]
+    tokenise_s: tuple[float, ...]
+    engine_s: tuple[float, ...]
+    wall_s: float
+    cpu_s: float
+    resident_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The worker could not do it."""
+
+    message: str
 
 
 class Encoder(ABC):
@@ -47,97 +90,77 @@ class Encoder(ABC):
         return resident_memory()
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of `run`; `parts` is None where the encoder does not tell."""
-
-    seconds: float
-    work: float
-    parts: tuple[float, float] | None
-
-
 def serve(open_encoder: Callable[..., Encoder]) -> None:
-    """Load, say `Ready`, then answer one request after the other until stdin ends.
+    """Load, send the releases of the packages, then answer requests until stdin ends.
 
     Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
 
     Args:
         open_encoder: loads the model; called with the options of the command line.
     """
-    answers = _reserve_stdout()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print, in C too, goes to stderr from now on
+
+    def send(message: Any) -> None:
+        pickle.dump(message, answers)
+        answers.flush()
+
     try:
         encoder = open_encoder(**json.loads(sys.argv[1]))
+        send({name: metadata.version(name) for name in encoder.packages})
     except Exception as error:  # whatever a library raises, the parent shall read it
-        _send(answers, _failure(error))
+        send(_failure(error))
         return
-    _send(answers, Ready({name: metadata.version(name) for name in encoder.packages}))
     while True:
         try:
-            message = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
+            request = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         except EOFError:
             return
         try:
-            _send(answers, _answer(encoder, message) if isinstance(message, Request) else _vectors(encoder, message))
+            send(_timed(encoder, request) if isinstance(request, Request) else _vectors(encoder, request))
         except Exception as error:
-            _send(answers, _failure(error))
-
-
-def _reserve_stdout() -> BinaryIO:
-    """The pipe to the parent, ours alone: what libraries print, in C too, goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-def _send(answers: BinaryIO, message: Message) -> None:
-    pickle.dump(message, answers)
-    answers.flush()
+            send(_failure(error))
 
 
 def _failure(error: Exception) -> Failure:
     return Failure(f"{type(error).__name__}: {error}")
 
 
-def _answer(encoder: Encoder, request: Request) -> Reply:
-    """Run all batches; with several clients each takes the next batch that nobody has taken."""
-    is_alone = request.clients == 1
+def _vectors(encoder: Encoder, request: VectorsRequest) -> Mapping[str, Any]:
+    from m3_bench.workers.vectors import to_arrays
 
-    def call(texts: Sequence[str]) -> _Call:
-        return _timed(encoder, texts, request.heads, is_alone=is_alone)
+    return to_arrays(encoder.vectors(request.texts, request.heads))
+
+
+def _timed(encoder: Encoder, request: Request) -> Reply:
+    """Run all batches; with several clients each takes the next batch that nobody has taken."""
+
+    def call(texts: Sequence[str]) -> tuple[float, float, tuple[float, float] | None]:
+        started_s = time.perf_counter()
+        result = encoder.run(texts, request.heads)
+        seconds = time.perf_counter() - started_s
+        # the result goes with this frame, or it would be on top of the next one's
+        return encoder.work(result), seconds, encoder.parts() if request.clients == 1 else None
 
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    if is_alone:
+    if request.clients == 1:
         calls = [call(texts) for texts in request.batches]
     else:
         with ThreadPoolExecutor(request.clients) as clients:
             calls = list(clients.map(call, request.batches))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     resident_bytes, peak_bytes = encoder.memory()
-    parts = [one.parts for one in calls if one.parts is not None]
+    parts = [part for _, _, part in calls if part is not None]
     return Reply(
-        seconds=tuple(one.seconds for one in calls),
-        work=tuple(one.work for one in calls),
-        resident_bytes=resident_bytes,
-        peak_bytes=peak_bytes,
-        tokenise_s=tuple(tokenize_s for tokenize_s, _ in parts),
+        work=tuple(work for work, _, _ in calls),
+        seconds=tuple(seconds for _, seconds, _ in calls),
+        tokenise_s=tuple(tokenise_s for tokenise_s, _ in parts),
         engine_s=tuple(engine_s for _, engine_s in parts),
         wall_s=wall_s,
         cpu_s=cpu_s,
+        resident_bytes=resident_bytes,
+        peak_bytes=peak_bytes,
     )
-
-
-def _timed(encoder: Encoder, texts: Sequence[str], heads: Sequence[str], *, is_alone: bool) -> _Call:
-    started_s = time.perf_counter()
-    result = encoder.run(texts, heads)
-    seconds = time.perf_counter() - started_s
-    # the result goes with this frame, or it would be on top of the next one's
-    return _Call(seconds, encoder.work(result), encoder.parts() if is_alone else None)
-
-
-def _vectors(encoder: Encoder, request: VectorsRequest) -> VectorsReply:
-    from m3_bench.workers.vectors import to_arrays
-
-    return VectorsReply(to_arrays(encoder.vectors(request.texts, request.heads)))
 
 
 def resident_memory() -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from m3_bench.workers.serve import Encoder, serve
-from m3_bench.workers.vectors import Vectors
+from m3_bench.workers.vectors import Vectors, largest_by_id
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
@@ -35,14 +34,6 @@ class Dtype(StrEnum):
         return {Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}.get(self, torch.float32)
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Rows of ids of B texts, and by head, float32 on the host: dense (B, H), sparse (B, T), colbert (B, T-1, C)."""
-
-    ids: Sequence[np.ndarray]
-    heads: Mapping[str, np.ndarray]
-
-
 class TorchEncoder(Encoder):
     """A checkpoint on a device. `run` is one padded forward pass; numbers are on the host when it returns."""
 
@@ -61,8 +52,12 @@ class TorchEncoder(Encoder):
         self._sparse, self._colbert = (self._moved(head) for head in (opened.sparse, opened.colbert))
         self._pooling, self._max_tokens = opened.pooling, opened.geometry.max_tokens
 
-    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Padded:
-        """Tokenize, pad to the longest, run, copy back."""
+    def run(self, texts: Sequence[str], heads: Sequence[str]) -> tuple[Sequence[np.ndarray], Mapping[str, np.ndarray]]:
+        """Tokenize, pad to the longest, run, copy back.
+
+        Returns:
+            Ids of B texts, and by head, float32 on the host: dense (B, H), sparse (B, T), colbert (B, T-1, C).
+        """
         ids = self._tokenizer.encode_batch(list(texts), self._max_tokens).ids
         rows = [torch.from_numpy(row.astype(np.int64)) for row in ids]
         inputs = pad_sequence(rows, batch_first=True, padding_value=self._info.pad_id)
@@ -75,23 +70,23 @@ class TorchEncoder(Encoder):
                 "sparse": lambda: torch.relu(_linear(hidden, self._sparse))[..., 0],
                 "colbert": lambda: self._unit(_linear(hidden[:, 1:], self._colbert)),
             }
-            return Padded(ids, {head: heads_of[head]().float().cpu().numpy() for head in heads})
+            return ids, {head: heads_of[head]().float().cpu().numpy() for head in heads}
 
-    def work(self, result: Padded) -> float:
-        """See `serve.Encoder.work`."""
-        return float(sum(map(len, result.ids)))
+    def work(self, result: tuple[Sequence[np.ndarray], Mapping[str, np.ndarray]]) -> float:
+        return float(sum(map(len, result[0])))
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """See `serve.Encoder.vectors`: every text alone, so that padding can hide nothing."""
+        """Every text alone, so that padding can hide nothing."""
         found = [self.run([text], heads) for text in texts]
-        dense = np.concatenate([one.heads["dense"] for one in found])
+        dense = np.concatenate([by_head["dense"] for _, by_head in found])
         if self._sparse is None:
             return Vectors(dense, None, None)
-        lexical = [self._lexical(one.ids[0], one.heads["sparse"][0]) for one in found]
-        return Vectors(dense, lexical, [one.heads["colbert"][0] for one in found])
+        unused = self._info.unused_ids
+        lexical = [largest_by_id(ids[0].tolist(), one["sparse"][0].tolist(), unused) for ids, one in found]
+        return Vectors(dense, lexical, [one["colbert"][0] for _, one in found])
 
     def memory(self) -> tuple[int, int]:
-        """See `serve.Encoder.memory`; of a GPU its own, since the process began."""
+        """Of a GPU its own, since the process began."""
         if self._device.type == "cpu":
             return super().memory()
         return torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
@@ -113,13 +108,6 @@ class TorchEncoder(Encoder):
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         return functional.normalize(x.float(), dim=-1) if self._pooling.normalize else x
-
-    def _lexical(self, ids: np.ndarray, weights: np.ndarray) -> dict[int, float]:
-        largest: dict[int, float] = {}
-        for token, weight in zip(ids.tolist(), weights.tolist(), strict=True):
-            if token not in self._info.unused_ids and weight > largest.get(token, 0.0):
-                largest[token] = weight
-        return largest
 
 
 def _linear(x: torch.Tensor, head: HeadWeights | None) -> torch.Tensor:

@@ -4,15 +4,14 @@ Texts differ in length, so lexical weights and ColBERT rows of all texts lie one
 each text begins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-DENSE, SPARSE_IDS, SPARSE_WEIGHTS, SPARSE_STARTS = "dense", "sparse_ids", "sparse_weights", "sparse_starts"
-COLBERT, COLBERT_STARTS = "colbert", "colbert_starts"
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -39,28 +38,40 @@ def by_id(weights: Mapping[str, Any]) -> dict[int, float]:
     return {int(key): float(value) for key, value in weights.items()}
 
 
+def largest_by_id(ids: Iterable[int], weights: Iterable[float], unused: Collection[int]) -> dict[int, float]:
+    """Lexical weights of a text's tokens: of each id the largest above 0, without the unused ids.
+
+    >>> largest_by_id([0, 5, 6, 5, 7], [0.9, 0.5, 0.25, 0.75, 0.0], unused={0})
+    {5: 0.75, 6: 0.25}
+    """
+    largest: dict[int, float] = {}
+    for token, weight in zip(ids, weights, strict=True):
+        if token not in unused and weight > largest.get(token, 0.0):
+            largest[token] = weight
+    return largest
+
+
 def to_arrays(vectors: Vectors) -> dict[str, Any]:
     """Vectors as named arrays; a head that is missing has none."""
     arrays = {DENSE: np.asarray(vectors.dense, dtype=np.float32)}
     if vectors.lexical is not None:
-        arrays[SPARSE_IDS] = np.array([i for row in vectors.lexical for i in row], dtype=np.int32)
-        arrays[SPARSE_WEIGHTS] = np.array([w for row in vectors.lexical for w in row.values()], dtype=np.float32)
-        arrays[SPARSE_STARTS] = _starts(vectors.lexical)
+        arrays["sparse_ids"] = np.array([i for row in vectors.lexical for i in row], dtype=np.int32)
+        arrays["sparse_weights"] = np.array([w for row in vectors.lexical for w in row.values()], dtype=np.float32)
+        arrays["sparse_starts"] = _starts(vectors.lexical)
     if vectors.colbert is not None:
-        arrays[COLBERT] = np.concatenate([np.asarray(rows, dtype=np.float32) for rows in vectors.colbert])
-        arrays[COLBERT_STARTS] = _starts(vectors.colbert)
+        arrays["colbert"] = np.concatenate([np.asarray(rows, dtype=np.float32) for rows in vectors.colbert])
+        arrays["colbert_starts"] = _starts(vectors.colbert)
     return arrays
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> Vectors:
     """The vectors of `to_arrays`."""
     lexical = colbert = None
-    if SPARSE_STARTS in arrays:
-        ids, weights = (_split(arrays[name], arrays[SPARSE_STARTS]) for name in (SPARSE_IDS, SPARSE_WEIGHTS))
-        pairs = zip(ids, weights, strict=True)
-        lexical = [dict(zip(row.tolist(), values.tolist(), strict=True)) for row, values in pairs]
-    if COLBERT_STARTS in arrays:
-        colbert = _split(arrays[COLBERT], arrays[COLBERT_STARTS])
+    if (starts := arrays.get("sparse_starts")) is not None:
+        ids, weights = (_split(arrays[name], starts) for name in ("sparse_ids", "sparse_weights"))
+        lexical = [dict(zip(i.tolist(), w.tolist(), strict=True)) for i, w in zip(ids, weights, strict=True)]
+    if (starts := arrays.get("colbert_starts")) is not None:
+        colbert = _split(arrays["colbert"], starts)
     return Vectors(arrays[DENSE], lexical, colbert)
 
 
