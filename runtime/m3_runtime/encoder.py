@@ -1,12 +1,15 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
 import logging
+import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +31,43 @@ from m3_runtime.encode.pipeline import BatchObserver, encode_texts, encode_token
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
-from m3_runtime.errors import EngineError, InputError
+from m3_runtime.errors import EngineError, InputError, SpaceMismatchError
 from m3_runtime.loading import load
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
+
+
+@dataclass(frozen=True)
+class OpenArguments:
+    """How an encoder was opened: what `M3Encoder.open` takes, and the vector space that the bundle held then."""
+
+    path: str
+    variant: str
+    threads: int
+    cache_dir: str | None
+    low_memory: bool
+    streams: int
+    space_id: str
+
+    def open_again(self, open_bundle: Callable[..., "M3Encoder"]) -> "M3Encoder":
+        """The same encoder in another process.
+
+        Args:
+            open_bundle: `M3Encoder.open`, or what takes its arguments.
+
+        Raises:
+            M3Error: as `M3Encoder.open`.
+            SpaceMismatchError: another bundle has taken the folder's place.
+        """
+        arguments = {name: value for name, value in asdict(self).items() if name not in ("path", "space_id")}
+        encoder = open_bundle(self.path, **arguments)
+        if encoder.space_id != self.space_id:
+            raise SpaceMismatchError(
+                f"{self.path!r} held the vector space {self.space_id} when the encoder was pickled, and now holds "
+                f"{encoder.space_id}; open it anew"
+            )
+        return encoder
 
 
 class M3Encoder:
@@ -40,6 +75,9 @@ class M3Encoder:
 
     `encode` and everything else may be called from several threads at once. Use it as a context manager, or
     call `close` when done.
+
+    It pickles by path: what arrives opens the bundle again. After a fork it works on in both processes. If a thread was
+    encoding at that moment, the child's half is lost: every call there raises an EngineError.
 
     >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
@@ -51,6 +89,8 @@ class M3Encoder:
         engine: what runs the variant.
     """
 
+    _opened_with: OpenArguments | None = None
+
     def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
         self.bundle = bundle
         self.variant = variant
@@ -59,6 +99,8 @@ class M3Encoder:
         self._lock = threading.Lock()  # over the two below
         self._calls = 0
         self._is_closed = False
+        self._is_lost = False  # in a child process
+        _opened.add(self)
 
     @classmethod
     def open(
@@ -119,7 +161,13 @@ class M3Encoder:
         """
         count = checked_streams(streams, threads)
         tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
-        return cls(bundle, variant, tokenizer, engine)
+        encoder = cls(bundle, variant, tokenizer, engine)
+        cache = None if cache_dir is None else str(Path(cache_dir).absolute())
+        path = str(bundle.folder.absolute())
+        encoder._opened_with = OpenArguments(
+            path, variant.name, threads, cache, low_memory, count, bundle.manifest.space_id
+        )
+        return encoder
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
         self,
@@ -373,6 +421,17 @@ class M3Encoder:
         """Columns of a sparse vector."""
         return self.bundle.manifest.geometry.vocab_size
 
+    @property
+    def opened_with(self) -> OpenArguments:
+        """How it was opened: what it pickles by.
+
+        Raises:
+            EngineError: it was made of an engine, so that no other process can have it.
+        """
+        if self._opened_with is None:
+            raise EngineError("an encoder that was made of an engine cannot be pickled; use M3Encoder.open")
+        return self._opened_with
+
     def close(self) -> None:
         """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
         with self._lock:
@@ -388,10 +447,15 @@ class M3Encoder:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Callable[..., "M3Encoder"], tuple[OpenArguments, Callable[..., "M3Encoder"]]]:
+        return OpenArguments.open_again, (self.opened_with, M3Encoder.open)
+
     @contextmanager
     def _running(self) -> Iterator[Engine]:
         """The engine for one call; it stays open until the call has finished."""
         with self._lock:
+            if self._is_lost:
+                raise EngineError("a thread was encoding while this process was forked; open the bundle again")
             if self._is_closed:
                 raise EngineError("the encoder is closed; open the bundle again")
             self._calls += 1
@@ -402,3 +466,20 @@ class M3Encoder:
                 self._calls -= 1
                 if self._is_closed and not self._calls:
                     self.engine.close()
+
+
+_opened: WeakSet[M3Encoder] = WeakSet()
+_of_the_parent: list[Engine] = []
+"""In a child process: engines whose threads stayed behind. They must not be taken apart, which waits for them."""
+
+
+def _forked() -> None:
+    """Runs in a child process before anything else: no lock is held, no call is under way, and none can be finished."""
+    is_lost = any(encoder._calls for encoder in _opened)  # engines share thread pools
+    for encoder in _opened:
+        encoder._lock, encoder._calls, encoder._is_lost = threading.Lock(), 0, is_lost
+        _of_the_parent.append(encoder.engine)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)

@@ -15,7 +15,7 @@ except ImportError as error:
 class M3Embeddings(PlainVectors, Embeddings):
     """Dense vectors for any LangChain vector store; the `a…` methods run in LangChain's threads.
 
-    >>> store = InMemoryVectorStore(M3Embeddings(encoder))  # doctest: +SKIP
+    >>> store = InMemoryVectorStore(M3Embeddings("bge-m3-cpu"))  # doctest: +SKIP
     """
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -19,7 +19,7 @@ class M3SparseEmbeddings(PlainVectors, BaseSparseEmbedding):
             InputError: a text is not what it must be; it is named by its index.
             HeadError: the bundle has no sparse head.
         """
-        return [dict(zip(ids, weights, strict=True)) for ids, weights in self.lexical(texts)]
+        return self.lexical_by_id(texts)
 
     def embed_query(self, query: str) -> dict[int, float]:
         """One vector.
