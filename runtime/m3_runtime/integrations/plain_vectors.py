@@ -123,3 +123,26 @@ class PlainVectors:
     def lexical_by_id(self, texts: list[str]) -> list[dict[int, float]]:
         """`lexical` as a dict of each text: token id to weight."""
         return [dict(zip(ids, weights, strict=True)) for ids, weights in self.lexical(texts)]
+
+
+class QueriesLikeDocuments(PlainVectors):
+    """LangChain's interfaces have a method for queries; M3 treats queries and passages alike."""
+
+    def embed_documents(self, texts: list[str]) -> list[Any]:
+        """S vectors, as the interface has them.
+
+        Raises:
+            InputError: a text is not what it must be; it is named by its index.
+            HeadError: the bundle has no such head.
+        """
+        raise NotImplementedError
+
+    def embed_query(self, text: str) -> Any:
+        """One vector.
+
+        Raises:
+            InputError: the text is not what it must be.
+            HeadError: the bundle has no such head.
+        """
+        (vector,) = self.embed_documents([text])
+        return vector
