@@ -1,11 +1,11 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
+import ctypes
 import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,43 +31,11 @@ from m3_runtime.encode.pipeline import BatchObserver, encode_texts, encode_token
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
-from m3_runtime.errors import EngineError, InputError, SpaceMismatchError
-from m3_runtime.loading import load
+from m3_runtime.errors import EngineError, InputError
+from m3_runtime.loading import OpenArguments, load
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
-
-
-@dataclass(frozen=True)
-class OpenArguments:
-    """How an encoder was opened: what `M3Encoder.open` takes, and the vector space that the bundle held then."""
-
-    path: str
-    variant: str
-    threads: int
-    cache_dir: str | None
-    low_memory: bool
-    streams: int
-    space_id: str
-
-    def open_again(self, open_bundle: Callable[..., "M3Encoder"]) -> "M3Encoder":
-        """The same encoder in another process.
-
-        Args:
-            open_bundle: `M3Encoder.open`, or what takes its arguments.
-
-        Raises:
-            M3Error: as `M3Encoder.open`.
-            SpaceMismatchError: another bundle has taken the folder's place.
-        """
-        arguments = {name: value for name, value in asdict(self).items() if name not in ("path", "space_id")}
-        encoder = open_bundle(self.path, **arguments)
-        if encoder.space_id != self.space_id:
-            raise SpaceMismatchError(
-                f"{self.path!r} held the vector space {self.space_id} when the encoder was pickled, and now holds "
-                f"{encoder.space_id}; open it anew"
-            )
-        return encoder
 
 
 class M3Encoder:
@@ -99,7 +67,7 @@ class M3Encoder:
         self._lock = threading.Lock()  # over the two below
         self._calls = 0
         self._is_closed = False
-        self._is_lost = False  # in a child process
+        self._is_inherited = self._is_lost = False  # in a child process: see `_forked`
         _opened.add(self)
 
     @classmethod
@@ -422,6 +390,11 @@ class M3Encoder:
         return self.bundle.manifest.geometry.vocab_size
 
     @property
+    def is_open(self) -> bool:
+        """Whether it encodes: it has not been closed, nor lost in a fork."""
+        return not (self._is_closed or self._is_lost)
+
+    @property
     def opened_with(self) -> OpenArguments:
         """How it was opened: what it pickles by.
 
@@ -436,7 +409,7 @@ class M3Encoder:
         """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
         with self._lock:
             self._is_closed = True
-            if not self._calls:
+            if not self._calls and not self._is_inherited:
                 self.engine.close()
 
     def __enter__(self) -> "M3Encoder":
@@ -464,13 +437,11 @@ class M3Encoder:
         finally:
             with self._lock:
                 self._calls -= 1
-                if self._is_closed and not self._calls:
+                if self._is_closed and not self._calls and not self._is_inherited:
                     self.engine.close()
 
 
 _opened: WeakSet[M3Encoder] = WeakSet()
-_of_the_parent: list[Engine] = []
-"""In a child process: engines whose threads stayed behind. They must not be taken apart, which waits for them."""
 
 
 def _forked() -> None:
@@ -478,7 +449,9 @@ def _forked() -> None:
     is_lost = any(encoder._calls for encoder in _opened)  # engines share thread pools
     for encoder in _opened:
         encoder._lock, encoder._calls, encoder._is_lost = threading.Lock(), 0, is_lost
-        _of_the_parent.append(encoder.engine)
+        encoder._is_inherited = True
+        # Its threads stayed behind, and whatever takes it apart, at the end of the process too, would wait for them.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(encoder.engine))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

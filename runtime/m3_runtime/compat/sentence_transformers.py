@@ -215,17 +215,20 @@ class SentenceTransformer:
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
         """How alike each of N vectors is to each of M, (N, M), by `similarity_fn_name`; distances are negative."""
-        first, second = _rows(embeddings1), _rows(embeddings2)
         compare = _SIMILARITIES[_one_of(_SIMILARITIES, self.similarity_fn_name, "similarity_fn_name")]
-        return np.stack([compare(row, second) for row in first]) if len(first) else np.empty((0, len(second)), "f4")
+        return compare(_rows(embeddings1), _rows(embeddings2))
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> NDArray[np.float32]:
-        """How alike each of N vectors is to the one at the same place among N others, (N,)."""
+        """How alike each of N vectors is to the one at the same place among N others, (N,).
+
+        Raises:
+            InputError: there are more on one side.
+        """
         first, second = _rows(embeddings1), _rows(embeddings2)
         if len(first) != len(second):
             raise InputError(f"expected as many vectors on both sides, got {len(first)} and {len(second)}")
-        compare = _SIMILARITIES[_one_of(_SIMILARITIES, self.similarity_fn_name, "similarity_fn_name")]
-        return np.array([compare(a, b[None])[0] for a, b in zip(first, second, strict=True)], np.float32)
+        pairs = [self.similarity(*pair)[0, 0] for pair in zip(first, second, strict=True)]
+        return np.array(pairs, np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         """The keys "input_ids" and "attention_mask", (S, T) each, of texts cut at `max_seq_length` and padded."""
@@ -323,14 +326,20 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)
 
 
+def _distances(first: NDArray[np.float32], second: NDArray[np.float32], order: int) -> NDArray[np.float32]:
+    """Of each of N vectors (N, H) to each of M, (N, M)."""
+    rows = [np.linalg.norm(second - row, order, axis=1) for row in first]
+    return np.array(rows, np.float32).reshape(len(first), len(second))
+
+
 _Compare = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 _SIMILARITIES: Mapping[str, _Compare] = {
-    "cosine": lambda row, rows: _unit(rows) @ _unit(row),
-    "dot": lambda row, rows: rows @ row,
-    "euclidean": lambda row, rows: -np.linalg.norm(rows - row, axis=1),
-    "manhattan": lambda row, rows: -np.abs(rows - row).sum(axis=1),
+    "cosine": lambda first, second: _unit(first) @ _unit(second).T,
+    "dot": lambda first, second: first @ second.T,
+    "euclidean": lambda first, second: -_distances(first, second, 2),
+    "manhattan": lambda first, second: -_distances(first, second, 1),
 }
-"""One vector (H,) with M others (M, H): (M,)."""
+"""N vectors (N, H) with M others (M, H): (N, M)."""
 
 
 def _spread(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:

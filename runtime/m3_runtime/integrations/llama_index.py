@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m3_runtime.encoder import M3Encoder, OpenArguments
+from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
 from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder
+from m3_runtime.loading import OpenArguments
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr

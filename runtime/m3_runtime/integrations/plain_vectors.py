@@ -1,5 +1,6 @@
 """What the adapters have in common: an encoder, given or opened by path and shared, and vectors as plain lists."""
 
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypedDict, Unpack
@@ -14,6 +15,16 @@ from m3_runtime.errors import InputError
 
 _encoders: WeakValueDictionary[tuple[Any, ...], M3Encoder] = WeakValueDictionary()
 _opening = Lock()  # two threads that ask at the same time get one encoder
+
+
+def _forked() -> None:
+    """Runs in a child process before anything else: no thread there has the lock."""
+    global _opening  # noqa: PLW0603 - it is the lock itself that is new
+    _opening = Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 def shared_encoder(
@@ -39,7 +50,8 @@ def shared_encoder(
     # The digests are in the key because another export may have taken the folder's place.
     key = (opened.folder.resolve(), opened.manifest.files, chosen.name, thread_count, low_memory, streams)
     with _opening:
-        if (encoder := _encoders.get(key)) is None:
+        encoder = _encoders.get(key)
+        if encoder is None or not encoder.is_open:
             encoder = M3Encoder.from_bundle(
                 opened, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory, streams=streams
             )
