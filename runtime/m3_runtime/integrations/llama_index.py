@@ -66,13 +66,9 @@ class M3Embedding(BaseEmbedding):
             known = opened_with if isinstance(opened_with, OpenArguments) else OpenArguments(**opened_with)
             encoder, model_name = known.open_again(shared_encoder), None
         vectors = PlainVectors(encoder, model_name=model_name, max_length=max_length, **opening)
-        super().__init__(
-            model_name=vectors.encoder.bundle.manifest.source.name,
-            opened_with=vectors.encoder.opened_with,
-            max_length=max_length,
-            embed_batch_size=embed_batch_size,
-            **more,
-        )
+        fields: dict[str, Any] = {"opened_with": vectors.encoder.opened_with, "max_length": max_length}
+        name = vectors.encoder.bundle.manifest.source.name
+        super().__init__(model_name=name, embed_batch_size=embed_batch_size, **fields, **more)
         self._vectors = vectors
 
     def __getstate__(self) -> dict[str, Any]:
