@@ -8,7 +8,6 @@ import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
-from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 from llama_index.vector_stores.qdrant import QdrantVectorStore
@@ -104,9 +103,8 @@ def test_a_folder_that_holds_another_model_by_now_is_an_error(mini_bundle, tiny_
 def test_a_pipeline_of_two_processes(mini_bundle, encoder, library):
     embedding = M3Embedding(mini_bundle, **OPENED)
     documents = [Document(text=text, id_=name) for name, text in library[:4]]
-    pipeline = IngestionPipeline(transformations=[SentenceSplitter(chunk_size=512), embedding], disable_cache=True)
-    nodes = pipeline.run(documents=documents, num_workers=2)
-    found = {node.ref_doc_id: node.embedding for node in nodes}
+    pipeline = IngestionPipeline(transformations=[embedding], disable_cache=True)
+    found = {node.node_id: node.embedding for node in pipeline.run(documents=documents, num_workers=2)}
     expected = encoder.encode([text for _, text in library[:4]]).dense_vecs
     np.testing.assert_allclose([found[name] for name, _ in library[:4]], expected, atol=1e-6)
 
