@@ -88,18 +88,23 @@ class CheckpointTokenizer:
             "model_input_names": ["input_ids", "attention_mask"],
             "padding_side": "right",
             "clean_up_tokenization_spaces": False,
-            **{name: token["content"] for name, token in self.special_tokens().items()},
+            **self._special,
         }
 
     def special_tokens(self) -> dict[str, dict[str, Any]]:
         """Every special token with the rules by which the pipeline finds it, as special_tokens_map.json holds them."""
         added = {token["content"]: token for token in json.loads(self.saved)["added_tokens"]}
-        special = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
+        rules = ("content", "lstrip", "normalized", "rstrip", "single_word")
         return {
-            name: {key: added[token][key] for key in ("content", "lstrip", "normalized", "rstrip", "single_word")}
-            for name, token in special.items()
-            if token is not None
+            name: {rule: added[token][rule] for rule in rules}
+            for name, token in self._special.items()
+            if token in added
         }
+
+    @property
+    def _special(self) -> dict[str, str]:
+        tokens = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
+        return {name: token for name, token in tokens.items() if token is not None}
 
 
 def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence[str]) -> M3Tokenizer:
