@@ -1,12 +1,14 @@
-"""Small files by which transformers, Optimum and sentence-transformers open a bundle's folder.
+"""Small files by which transformers, Optimum, sentence-transformers and fastembed open a bundle's folder.
 
 tokenizer_config.json               transformers: take tokenizer.json as it is, cut at the model's limit
+special_tokens_map.json             fastembed: which tokens are special
 onnx/last_hidden_state.onnx         the encoder without heads; its weights are those of model.onnx, in the same file
 onnx/last_hidden_state_int8.onnx    the same of model_int8.onnx
 modules.json, 1_Pooling/config.json, sentence_bert_config.json
                                     sentence-transformers: which graph, how to pool, whether to normalise
+config_sentence_transformers.json   the checkpoint's prompts, where it has some
 
-The runtime reads none of them.
+The runtime reads the last alone.
 """
 
 import json
@@ -15,12 +17,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from m3_export.checkpoint.tokenizer import TOKENIZER_CONFIG_NAME, CheckpointTokenizer
+from m3_export.checkpoint.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_CONFIG_NAME, CheckpointTokenizer
 from m3_export.graph import passes
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
 from m3_export.options import VariantName
 from m3_export.quantize.variants import FILES
 from m3_runtime.bundle.manifest import ModelInfo, Pooling
+from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 
 ENCODERS: Mapping[VariantName, str] = {
     VariantName.ONNX_FP32: f"onnx/{LAST_HIDDEN_STATE}.onnx",
@@ -34,15 +37,19 @@ _POOLING_FLAGS: Mapping[Pooling, str] = {
 }
 
 
-def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTokenizer) -> None:
+def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTokenizer, prompts: Prompts) -> None:
     """Write them for the variants that `folder` holds.
 
     Args:
         folder: the bundle, with every variant written.
         model: its geometry, pooling and normalisation are read.
         tokenizer: the checkpoint's.
+        prompts: the checkpoint's.
     """
     _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(model.geometry.max_tokens))
+    _write(folder / SPECIAL_TOKENS_NAME, tokenizer.special_tokens())
+    if prompts.prompts:
+        _write(folder / PROMPTS_NAME, prompts.to_json())
     written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]
     for name in written:
         _write_encoder(folder / FILES[name], folder / ENCODERS[name])

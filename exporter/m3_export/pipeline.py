@@ -89,7 +89,7 @@ def export(
         if over and not options.allow_over_budget:
             raise OverBudgetError(over_budget_message(results))
         write_plans(results, model.geometry, staging)
-        write_library_files(staging, model, original)
+        write_library_files(staging, model, original, checkpoint.prompts)
         manifest = _manifest(model, results, checkpoint.pooling, options, staging)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):

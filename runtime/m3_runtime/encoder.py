@@ -1,12 +1,15 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
+import ctypes
 import logging
+import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +32,7 @@ from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.engines.streams import checked_streams
 from m3_runtime.errors import EngineError, InputError
-from m3_runtime.loading import load
+from m3_runtime.loading import OpenArguments, load
 from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
@@ -41,6 +44,9 @@ class M3Encoder:
     `encode` and everything else may be called from several threads at once. Use it as a context manager, or
     call `close` when done.
 
+    It pickles by path: what arrives opens the bundle again. After a fork it works on in both processes. If a thread was
+    encoding at that moment, the child's half is lost: every call there raises an EngineError.
+
     >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
 
@@ -51,6 +57,8 @@ class M3Encoder:
         engine: what runs the variant.
     """
 
+    _opened_with: OpenArguments | None = None
+
     def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
         self.bundle = bundle
         self.variant = variant
@@ -59,6 +67,8 @@ class M3Encoder:
         self._lock = threading.Lock()  # over the two below
         self._calls = 0
         self._is_closed = False
+        self._is_inherited = self._is_lost = False  # in a child process: see `_forked`
+        _opened.add(self)
 
     @classmethod
     def open(
@@ -119,7 +129,13 @@ class M3Encoder:
         """
         count = checked_streams(streams, threads)
         tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
-        return cls(bundle, variant, tokenizer, engine)
+        encoder = cls(bundle, variant, tokenizer, engine)
+        cache = None if cache_dir is None else str(Path(cache_dir).absolute())
+        path = str(bundle.folder.absolute())
+        encoder._opened_with = OpenArguments(
+            path, variant.name, threads, cache, low_memory, count, bundle.manifest.space_id
+        )
+        return encoder
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
         self,
@@ -373,11 +389,27 @@ class M3Encoder:
         """Columns of a sparse vector."""
         return self.bundle.manifest.geometry.vocab_size
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it encodes: it has not been closed, nor lost in a fork."""
+        return not (self._is_closed or self._is_lost)
+
+    @property
+    def opened_with(self) -> OpenArguments:
+        """How it was opened: what it pickles by.
+
+        Raises:
+            EngineError: it was made of an engine, so that no other process can have it.
+        """
+        if self._opened_with is None:
+            raise EngineError("an encoder that was made of an engine cannot be pickled; use M3Encoder.open")
+        return self._opened_with
+
     def close(self) -> None:
         """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
         with self._lock:
             self._is_closed = True
-            if not self._calls:
+            if not self._calls and not self._is_inherited:
                 self.engine.close()
 
     def __enter__(self) -> "M3Encoder":
@@ -388,10 +420,15 @@ class M3Encoder:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Callable[..., "M3Encoder"], tuple[OpenArguments, Callable[..., "M3Encoder"]]]:
+        return OpenArguments.open_again, (self.opened_with, M3Encoder.open)
+
     @contextmanager
     def _running(self) -> Iterator[Engine]:
         """The engine for one call; it stays open until the call has finished."""
         with self._lock:
+            if self._is_lost:
+                raise EngineError("a thread was encoding while this process was forked; open the bundle again")
             if self._is_closed:
                 raise EngineError("the encoder is closed; open the bundle again")
             self._calls += 1
@@ -400,5 +437,22 @@ class M3Encoder:
         finally:
             with self._lock:
                 self._calls -= 1
-                if self._is_closed and not self._calls:
+                if self._is_closed and not self._calls and not self._is_inherited:
                     self.engine.close()
+
+
+_opened: WeakSet[M3Encoder] = WeakSet()
+
+
+def _forked() -> None:
+    """Runs in a child process before anything else: no lock is held, no call is under way, and none can be finished."""
+    is_lost = any(encoder._calls for encoder in _opened)  # engines share thread pools
+    for encoder in _opened:
+        encoder._lock, encoder._calls, encoder._is_lost = threading.Lock(), 0, is_lost
+        encoder._is_inherited = True
+        # Its threads stayed behind, and whatever takes it apart, at the end of the process too, would wait for them.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(encoder.engine))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)

@@ -1,4 +1,6 @@
-"""`BGEM3FlagModel`: FlagEmbedding's class over a bundle, so that its users change an import and a path.
+"""FlagEmbedding's classes over a bundle, so that its users change an import and a path.
+
+`BGEM3FlagModel` has all heads, `FlagModel` the dense one, and `FlagAutoModel` chooses.
 
 docs/use/flagembedding.md lists what differs and why.
 """
@@ -7,15 +9,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_runtime import scoring
 from m3_runtime.bundle.manifest import Manifest
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
+from m3_runtime.ignored import Devices, accept_unknown, check_devices
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
 
-Devices = str | int | Sequence[str] | Sequence[int]
+# What FlagEmbedding hands on to its tokenizer or keeps as an attribute, with the values that change no vector.
+_HARMLESS: Mapping[str, Any] = {
+    "convert_to_numpy": True,
+    "add_special_tokens": True,
+    "truncation": True,
+    "truncation_side": "right",
+    "stride": 0,
+    "return_overflowing_tokens": False,
+}
 
 
 class BGEM3FlagModel:
@@ -59,6 +73,7 @@ class BGEM3FlagModel:
         engine: str = "auto",
         threads: int | None = None,
         low_memory: bool = False,
+        **more: Any,
     ) -> None:
         """Open a bundle.
 
@@ -69,7 +84,7 @@ class BGEM3FlagModel:
             use_bf16: accepted, likewise.
             query_instruction_for_retrieval: put before queries by `encode_queries`.
             query_instruction_format: how; `{}{}` takes the instruction and the query.
-            devices: None or "cpu" (or a list of it).
+            devices: None, or a device or several; it is the CPU that computes, and a warning says so.
             pooling_method: None, or what the bundle was exported with.
             trust_remote_code: accepted; a bundle holds no code.
             cache_dir: accepted; nothing is downloaded.
@@ -88,11 +103,16 @@ class BGEM3FlagModel:
             engine: as in `M3Encoder.open`.
             threads: as in `M3Encoder.open`.
             low_memory: as in `M3Encoder.open`.
+            **more: what FlagEmbedding would keep as attributes.
 
         Raises:
             M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
+
+        Warns:
+            IgnoredArgumentWarning: another device than the CPU, or an unknown argument.
         """
-        _check_devices(devices if devices is not None else device)
+        check_devices(devices if devices is not None else device)
+        accept_unknown(more, _HARMLESS)
         self.encoder = M3Encoder.open(
             model_name_or_path, variant=variant, engine=engine, threads=threads, low_memory=low_memory
         )
@@ -132,12 +152,18 @@ class BGEM3FlagModel:
         *,
         instruction: str | None = None,
         instruction_format: str = "{}{}",
+        **more: Any,
     ) -> Encoding:
         """Encode texts as passages; an argument that is None takes the constructor's value.
 
         Raises:
-            M3Error: as `M3Encoder.encode`.
+            M3Error: as `M3Encoder.encode`, and InputError for an argument of FlagEmbedding's tokenizer that would
+                change the answer.
+
+        Warns:
+            IgnoredArgumentWarning: an unknown argument, which FlagEmbedding would pass to its tokenizer.
         """
+        accept_unknown(more, _HARMLESS)
         encoding = self.encoder.encode(
             _instructed(sentences, instruction, instruction_format),
             batch_size=self.batch_size if batch_size is None else batch_size,
@@ -158,6 +184,7 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
+        **more: Any,
     ) -> Encoding:
         """Encode queries, with the query instruction if there is one.
 
@@ -173,6 +200,7 @@ class BGEM3FlagModel:
             return_colbert_vecs,
             instruction=self.query_instruction_for_retrieval,
             instruction_format=self.query_instruction_format,
+            **more,
         )
 
     def encode_corpus(
@@ -183,6 +211,7 @@ class BGEM3FlagModel:
         return_dense: bool | None = None,
         return_sparse: bool | None = None,
         return_colbert_vecs: bool | None = None,
+        **more: Any,
     ) -> Encoding:
         """Encode passages, with the passage instruction if there is one.
 
@@ -198,6 +227,7 @@ class BGEM3FlagModel:
             return_colbert_vecs,
             instruction=self.passage_instruction_for_retrieval,
             instruction_format=self.passage_instruction_format,
+            **more,
         )
 
     def compute_score(
@@ -207,12 +237,17 @@ class BGEM3FlagModel:
         max_query_length: int | None = None,
         max_passage_length: int | None = None,
         weights_for_different_modes: Sequence[float] | None = None,
+        **more: Any,
     ) -> dict[str, list[float]] | dict[str, float]:
         """Score pairs, without instructions and without `truncate_dim`, as FlagEmbedding does.
 
         Raises:
             M3Error: as `M3Encoder.compute_score`.
+
+        Warns:
+            IgnoredArgumentWarning: as `encode`.
         """
+        accept_unknown(more, _HARMLESS)
         return self.encoder.compute_score(
             sentence_pairs,
             self.batch_size if batch_size is None else batch_size,
@@ -251,6 +286,175 @@ class BGEM3FlagModel:
         self.encoder.close()
 
 
+class FlagModel:
+    """FlagEmbedding's `FlagModel` on CPU: the dense head alone, as arrays.
+
+    Attributes:
+        m3: the `BGEM3FlagModel` that does the work.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - FlagEmbedding's arguments
+        self,
+        model_name_or_path: str | Path,
+        normalize_embeddings: bool | None = None,
+        use_fp16: bool = True,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "{}{}",
+        devices: Devices | None = None,
+        pooling_method: str | None = None,
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int | None = None,
+        passage_max_length: int | None = None,
+        **more: Any,
+    ) -> None:
+        """Open a bundle; all arguments are those of `BGEM3FlagModel`, in the order of FlagEmbedding's `FlagModel`.
+
+        Raises:
+            M3Error: as `BGEM3FlagModel`.
+
+        Warns:
+            IgnoredArgumentWarning: as `BGEM3FlagModel`.
+        """
+        self.m3 = BGEM3FlagModel(
+            model_name_or_path,
+            normalize_embeddings,
+            use_fp16,
+            query_instruction_for_retrieval=query_instruction_for_retrieval,
+            query_instruction_format=query_instruction_format,
+            devices=devices,
+            pooling_method=pooling_method,
+            trust_remote_code=trust_remote_code,
+            cache_dir=cache_dir,
+            batch_size=batch_size,
+            query_max_length=query_max_length,
+            passage_max_length=passage_max_length,
+            **more,
+        )
+
+    @property
+    def tokenizer(self) -> M3Tokenizer:
+        """The bundle's tokenizer."""
+        return self.m3.tokenizer
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **more: Any,
+    ) -> NDArray[np.float32]:
+        """The dense vectors of S texts, (S, H), or (H,) of a single one.
+
+        Raises:
+            M3Error: as `BGEM3FlagModel.encode`.
+
+        Warns:
+            IgnoredArgumentWarning: as `BGEM3FlagModel.encode`.
+        """
+        return _dense(self.m3.encode(sentences, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more))
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **more: Any,
+    ) -> NDArray[np.float32]:
+        """`encode`, with the query instruction if there is one."""
+        found = self.m3.encode_queries(queries, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more)
+        return _dense(found)
+
+    def encode_corpus(
+        self,
+        corpus: str | Sequence[str],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **more: Any,
+    ) -> NDArray[np.float32]:
+        """`encode`, with the passage instruction if there is one."""
+        found = self.m3.encode_corpus(corpus, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more)
+        return _dense(found)
+
+    get_detailed_instruct = staticmethod(BGEM3FlagModel.get_detailed_instruct)
+
+    def stop_self_pool(self) -> None:
+        """Nothing to stop: there are no worker processes."""
+
+    def close(self) -> None:
+        """Let go of the graph and its memory."""
+        self.m3.close()
+
+
+class FlagAutoModel:
+    """FlagEmbedding's `FlagAutoModel`: made by `from_finetuned` alone."""
+
+    def __init__(self) -> None:
+        raise InputError("FlagAutoModel is made by FlagAutoModel.from_finetuned(path)")
+
+    @staticmethod
+    def from_finetuned(  # noqa: PLR0913, PLR0917 - FlagEmbedding's arguments
+        model_name_or_path: str | Path,
+        model_class: str | None = None,
+        normalize_embeddings: bool | None = None,
+        use_fp16: bool = True,
+        query_instruction_for_retrieval: str | None = None,
+        devices: Devices | None = None,
+        pooling_method: str | None = None,
+        trust_remote_code: bool | None = None,
+        query_instruction_format: str | None = None,
+        **more: Any,
+    ) -> "BGEM3FlagModel | FlagModel":
+        """A bundle as the class that it is of.
+
+        Args:
+            model_name_or_path: a bundle's folder, whatever its name.
+            model_class: None or "encoder-only-m3" for a `BGEM3FlagModel`, "encoder-only-base" for a `FlagModel`.
+            normalize_embeddings: this and all others are those of the class.
+            use_fp16: accepted, see there.
+            query_instruction_for_retrieval: put before queries by `encode_queries`.
+            devices: see there.
+            pooling_method: None, or what the bundle was exported with.
+            trust_remote_code: accepted; a bundle holds no code.
+            query_instruction_format: how; None is `{}{}`.
+            **more: further arguments of the class.
+
+        Raises:
+            M3Error: as the class, and InputError for another class.
+
+        Warns:
+            IgnoredArgumentWarning: as the class.
+        """
+        classes: Mapping[str, type[BGEM3FlagModel] | type[FlagModel]] = {
+            "encoder-only-m3": BGEM3FlagModel,
+            "encoder-only-base": FlagModel,
+        }
+        name = "encoder-only-m3" if model_class is None else getattr(model_class, "value", model_class)
+        if name not in classes:
+            raise InputError(f"model_class must be one of {', '.join(classes)}, got {model_class!r}")
+        return classes[name](
+            model_name_or_path,
+            normalize_embeddings,
+            use_fp16,
+            query_instruction_for_retrieval=query_instruction_for_retrieval,
+            query_instruction_format=query_instruction_format or "{}{}",
+            devices=devices,
+            pooling_method=pooling_method,
+            trust_remote_code=bool(trust_remote_code),
+            **more,
+        )
+
+
+def _dense(encoding: Encoding) -> NDArray[np.float32]:
+    if encoding.dense_vecs is None:
+        raise InputError("this class gives dense vectors alone; for other heads take BGEM3FlagModel")
+    return encoding.dense_vecs
+
+
 def _instructed(sentences: Any, instruction: str | None, instruction_format: str) -> Any:
     """The texts with the instruction; checked first, since formatting would make None a text."""
     if instruction is None:
@@ -261,12 +465,6 @@ def _instructed(sentences: Any, instruction: str | None, instruction_format: str
     return [
         BGEM3FlagModel.get_detailed_instruct(instruction_format, instruction, text) for text in checked_texts(sentences)
     ]
-
-
-def _check_devices(devices: Devices | None) -> None:
-    names = [devices] if devices is None or isinstance(devices, str | int) else list(devices)
-    if not names or any(name not in (None, "cpu") for name in names):
-        raise InputError(f"this runtime computes on the CPU; pass devices='cpu' or leave it out, got {devices!r}")
 
 
 def _check_agrees(manifest: Manifest, normalize: bool | None, pooling_method: str | None, colbert_dim: int) -> None:

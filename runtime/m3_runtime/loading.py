@@ -1,15 +1,22 @@
-"""Loading what an encoder needs: tokenizer and engine, side by side."""
+"""Loading what an encoder needs: tokenizer and engine, side by side; and loading it again in another process."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m3_runtime.bundle.manifest import Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.engines import Engine, Opening
 from m3_runtime.engines.compiled_cache import cache_file, checked_cache_dir
 from m3_runtime.engines.select import open_engine
+from m3_runtime.errors import SpaceMismatchError
 from m3_runtime.tokenizer import M3Tokenizer
+
+if TYPE_CHECKING:
+    from m3_runtime.encoder import M3Encoder
 
 
 def load(
@@ -52,3 +59,35 @@ def _tokenizer_after(is_busy: threading.Event, bundle: Bundle) -> M3Tokenizer:
     is_busy.wait()
     info = bundle.manifest.tokenizer
     return M3Tokenizer.open(bundle.file(info.path), info)
+
+
+@dataclass(frozen=True)
+class OpenArguments:
+    """How an encoder was opened: what `M3Encoder.open` takes, and the vector space that the bundle held then."""
+
+    path: str
+    variant: str
+    threads: int
+    cache_dir: str | None
+    low_memory: bool
+    streams: int
+    space_id: str
+
+    def open_again(self, open_bundle: Callable[..., "M3Encoder"]) -> "M3Encoder":
+        """The same encoder in another process.
+
+        Args:
+            open_bundle: `M3Encoder.open`, or what takes its arguments.
+
+        Raises:
+            M3Error: as `M3Encoder.open`.
+            SpaceMismatchError: another bundle has taken the folder's place.
+        """
+        arguments = {name: value for name, value in asdict(self).items() if name not in ("path", "space_id")}
+        encoder = open_bundle(self.path, **arguments)
+        if encoder.space_id != self.space_id:
+            raise SpaceMismatchError(
+                f"{self.path!r} held the vector space {self.space_id} when the encoder was pickled, and now holds "
+                f"{encoder.space_id}; open it anew"
+            )
+        return encoder

@@ -1,7 +1,8 @@
-"""Open bundles with sentence-transformers and Optimum by the code of docs/use/integrations.md and print what they give.
+"""Open bundles with sentence-transformers, Optimum and fastembed by the code of docs/use and print what they give.
 
 Runs in the environment of pins.txt. Standard input: {"sentence-transformers": [code, code], "optimum": [code],
-"texts": [...]}. In the working folder, `tiny` and `mini` each hold a bundle by the name that the code uses.
+"fastembed": [code], "texts": [...], "prompts": {...}, "calls": [[method, arguments], ...]}. In the working folder,
+`tiny` and `mini` each hold a bundle by the name that the code uses.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from no_network import refuse_network, wanted
 
-PACKAGES = ("sentence-transformers", "optimum-onnx", "transformers")
+PACKAGES = ("sentence-transformers", "optimum-onnx", "transformers", "fastembed")
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
         found[name] = sentence_transformers(request, with_int8=name == "tiny")
     os.chdir(there / "tiny")
     found["optimum"] = optimum(request)
+    found["calls"] = calls(request)
+    found["fastembed"] = fastembed(request)
     found["versions"] = {name: metadata.version(name) for name in PACKAGES}
     found["connections"] = wanted
     print(json.dumps(found))
@@ -44,6 +47,29 @@ def sentence_transformers(request: dict, with_int8: bool) -> dict:
         exec(int8, page)
         found["int8"] = listed(page["int8_model"].encode(request["texts"], batch_size=1))
     return found
+
+
+def calls(request: dict) -> list:
+    """What a model with prompts gives for each call, and how it compares the vectors of the first one."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer("bge-m3-cpu", backend="onnx", local_files_only=True, prompts=request["prompts"])
+    found = [listed(getattr(model, method)(request["texts"], **more)) for method, more in request["calls"]]
+    for name in ("cosine", "dot", "euclidean", "manhattan"):
+        model.similarity_fn_name = name
+        found += [
+            listed(model.similarity(found[0], found[0][:2])),
+            listed(model.similarity_pairwise(found[0], found[0])),
+        ]
+    return found
+
+
+def fastembed(request: dict) -> dict:
+    (code,) = request["fastembed"]
+    page: dict = {}
+    exec(code, page)
+    vectors = page["model"].embed(request["texts"], batch_size=1)  # alone: others would be padded to the longest
+    return {"page": listed(page["dense_vecs"]), "texts": listed(list(vectors))}
 
 
 def optimum(request: dict) -> dict:

@@ -1,11 +1,17 @@
-"""sentence-transformers and Optimum open a bundle's folder as it lies, without a network, and give our vectors."""
+"""sentence-transformers, Optimum and fastembed open a bundle's folder as it lies, without a network.
+
+They give our vectors, and `m3_runtime.compat.sentence_transformers` gives what sentence-transformers gives.
+"""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m3_runtime import Bundle, M3Encoder
+from m3_runtime.compat.sentence_transformers import SentenceTransformer
 
 TEXTS = [
     "What is BGE M3?",
@@ -15,6 +21,20 @@ TEXTS = [
     "<mask> in <mask>",
     "far longer than the model takes " * 200,
 ]
+PROMPTS = {"query": "find: ", "passage": "text: "}
+CALLS = [
+    ("encode", {}),
+    ("encode", {"prompt_name": "passage", "batch_size": 1}),
+    ("encode", {"prompt": "own: "}),
+    ("encode_query", {}),
+    ("encode_document", {}),
+    ("encode_query", {"truncate_dim": 16, "normalize_embeddings": True}),
+    ("encode", {"precision": "uint8"}),
+    ("encode", {"precision": "int8"}),
+    ("encode", {"precision": "ubinary"}),
+    ("encode", {"precision": "binary"}),
+]
+FASTEMBED_PAGE = Path(__file__).parents[2] / "docs" / "use" / "fastembed.md"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +47,10 @@ def found(tiny_bundle, mini_bundle, docs_code, run_foreign, tmp_path_factory) ->
     request = {
         "sentence-transformers": docs_code("sentence-transformers"),
         "optimum": docs_code("Optimum"),
+        "fastembed": re.findall(r"```python\n(.*?)```", FASTEMBED_PAGE.read_text(encoding="utf-8"), re.DOTALL)[1:],
         "texts": TEXTS,
+        "prompts": PROMPTS,
+        "calls": CALLS,
     }
     return run_foreign("open_bundles.py", request, folder)
 
@@ -84,6 +107,28 @@ def test_transformers_reads_our_tokens_and_our_limit(found, tiny_bundle):
         ids = encoder.tokenizer.encode_batch(TEXTS, encoder.bundle.manifest.geometry.max_tokens).ids
     assert found["optimum"]["ids"] == [row.tolist() for row in ids]
     assert found["optimum"]["last_hidden_state"] == [len(TEXTS), 512, 64]
+
+
+def test_our_class_gives_what_sentence_transformers_gives(found, tiny_bundle):
+    model = SentenceTransformer(tiny_bundle, variant="onnx-fp32", threads=1, prompts=PROMPTS)
+    ours = [getattr(model, method)(TEXTS, **more) for method, more in CALLS]
+    for name in ("cosine", "dot", "euclidean", "manhattan"):
+        model.similarity_fn_name = name
+        ours += [model.similarity(ours[0], ours[0][:2]), model.similarity_pairwise(ours[0], ours[0])]
+    model.close()
+    for (method, more), mine, theirs in zip([*CALLS, *[("similarity", {})] * 8], ours, found["calls"], strict=True):
+        assert mine.shape == np.shape(theirs), (method, more)
+        if more.get("precision", "float32").endswith("binary"):  # a number that is nearly 0 may have either sign
+            assert (mine != np.array(theirs)).sum() <= 2, more
+        else:
+            step = 1 if "precision" in more else 2e-3 if method == "similarity" else 1e-5
+            np.testing.assert_allclose(mine.astype(float), theirs, atol=step, err_msg=f"{method} {more}")
+
+
+def test_fastembed_gives_our_dense_vectors(found, page_texts, tiny_bundle):
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
+        np.testing.assert_allclose(found["fastembed"]["page"], encoder.encode(page_texts).dense_vecs, atol=1e-5)
+        np.testing.assert_allclose(found["fastembed"]["texts"], encoder.encode(TEXTS).dense_vecs, atol=1e-5)
 
 
 def test_nothing_asked_for_the_network(found):

@@ -21,6 +21,7 @@ sys.meta_path.insert(0, Refuse())
 
 from m3_runtime import M3Encoder
 import m3_runtime.flag, m3_runtime.cli, m3_runtime.bundle.space
+import m3_runtime.compat.fastembed, m3_runtime.compat.sentence_transformers
 
 with M3Encoder.open(sys.argv[1], variant=sys.argv[2]) as encoder:
     result = encoder.encode("one sentence", return_sparse=True, return_colbert_vecs=True)

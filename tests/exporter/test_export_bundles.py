@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.prompts import Prompts, read_prompts
 from m3_runtime.errors import HeadError
 
 
@@ -39,6 +40,7 @@ def searched(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A dense-only bundle whose plans were searched: precisions timed on both engines, candidates measured."""
     folder = tmp_path_factory.mktemp("dense")
     shutil.copytree(half_precision, folder / "tuned")
+    (folder / "tuned" / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find: "}}')
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         (folder / "tuned" / name).unlink()
     words = ("--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast")
@@ -79,6 +81,14 @@ def test_the_report_says_what_the_manifest_says(again: Done):
     for name, parity in manifest.parity.items():
         assert report["variants"][name]["parity"]["dense"]["cosine_mean"] == parity.dense.cosine_mean
         assert report["variants"][name]["parity"]["sparse"]["jaccard_min"] == parity.sparse.jaccard_min
+
+
+def test_prompts_of_the_checkpoint_are_the_bundles(searched: Done, tiny_bundle: Path):
+    assert searched.code == 0, searched.stderr
+    bundle = Bundle.open(searched.out, verify="full")
+    assert read_prompts(bundle) == Prompts({"query": "find: "})
+    assert "config_sentence_transformers.json" in {entry.path for entry in bundle.manifest.source.files}
+    assert read_prompts(Bundle.open(tiny_bundle)) == Prompts()
 
 
 def test_two_exports_give_the_same_bytes(again: Done, tiny_bundle: Path):

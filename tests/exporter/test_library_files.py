@@ -10,18 +10,22 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import transformers
+from tokenizers import AddedToken, Tokenizer
 
+from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer
+from m3_export.errors import CheckpointError
 from m3_export.library_files import write_library_files
 from m3_runtime import Bundle
 from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.bundle.prompts import Prompts
 from m3_runtime.engines.ort import session_config
 from m3_runtime.tokenizer import M3Tokenizer
 
 GRAPHS = {"model.onnx": "last_hidden_state.onnx", "model_int8.onnx": "last_hidden_state_int8.onnx"}
 WRITTEN = {
-    "tokenizer_config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
-    "onnx/last_hidden_state.onnx", "onnx/last_hidden_state_int8.onnx",
+    "tokenizer_config.json", "special_tokens_map.json", "modules.json", "1_Pooling/config.json",
+    "sentence_bert_config.json", "onnx/last_hidden_state.onnx", "onnx/last_hidden_state_int8.onnx",
 }  # fmt: skip
 IDS = np.array([[0, 7, 8, 9, 10, 2], [0, 11, 2, 1, 1, 1]])
 BATCH = {"input_ids": IDS, "attention_mask": (IDS != 1).astype(np.int64)}
@@ -44,13 +48,21 @@ def tokenizer(tiny_random_checkpoint: Path, tiny_bundle: Path) -> CheckpointToke
     return CheckpointTokenizer.open(tiny_random_checkpoint, Bundle.open(tiny_bundle).manifest.geometry.vocab_size)
 
 
-def written(folder: Path, bundle: Path, tokenizer: CheckpointTokenizer, *graphs: str, **changed: object) -> Path:
+def written(
+    folder: Path,
+    bundle: Path,
+    tokenizer: CheckpointTokenizer,
+    *graphs: str,
+    prompts: Prompts | None = None,
+    **changed: object,
+) -> Path:
     """A folder that holds some of tiny-random's graphs, and what is written beside them."""
     (folder / "onnx").mkdir()
     for graph in graphs:
         for name in (graph, f"{graph}.data"):
             shutil.copyfile(bundle / "onnx" / name, folder / "onnx" / name)
-    write_library_files(folder, replace(Bundle.open(bundle).manifest, **changed), tokenizer)
+    model = replace(Bundle.open(bundle).manifest, **changed)
+    write_library_files(folder, model, tokenizer, prompts or Prompts())
     return folder
 
 
@@ -124,7 +136,48 @@ def test_fp32_is_what_opens_and_int8_where_there_is_no_other(tmp_path, tiny_bund
 
 def test_without_an_onnx_variant_there_is_a_tokenizer_to_open_and_no_more(tmp_path, tiny_bundle, tokenizer):
     folder = written(tmp_path, tiny_bundle, tokenizer)
-    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["tokenizer_config.json"]
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    }
+
+
+def test_special_tokens_have_the_rules_of_the_pipeline(tiny_bundle):
+    """A library that adds them to the pipeline once more must change nothing there."""
+    pipeline = Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    expected = [pipeline.encode(text).ids for text in HARD_TEXTS]
+    special = json_of(tiny_bundle / "special_tokens_map.json")
+    assert {name: token["content"] for name, token in special.items()} == {
+        "bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>",
+        "unk_token": "<unk>", "mask_token": "<mask>",
+    }  # fmt: skip
+    for token in special.values():
+        pipeline.add_special_tokens([AddedToken(**token)])
+    assert [pipeline.encode(text).ids for text in HARD_TEXTS] == expected
+
+
+def test_prompts_are_written_where_there_are_some(tmp_path, tiny_bundle, tokenizer):
+    prompts = Prompts({"query": "Frage: ", "passage": ""}, "query")
+    folder = written(tmp_path, tiny_bundle, tokenizer, prompts=prompts)
+    assert json_of(folder / "config_sentence_transformers.json") == {
+        "prompts": {"query": "Frage: ", "passage": ""},
+        "default_prompt_name": "query",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"prompts": {"query": 7}}', "prompt 'query' must be a text"),
+        ('{"prompts": {}, "default_prompt_name": "query"}', "which is none of"),
+        ("{", "config_sentence_transformers.json: "),
+    ],
+)
+def test_prompts_that_are_none_are_refused(tmp_path, tiny_random_checkpoint, text, message):
+    folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint"))
+    (folder / "config_sentence_transformers.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
 
 
 def test_a_bundle_without_them_opens_all_the_same(tmp_path, tiny_bundle):

@@ -34,6 +34,7 @@ except M3Error as error:
         ("langchain_qdrant", "langchain_qdrant", "langchain-qdrant"),
         ("langchain_milvus", "langchain_milvus", "langchain-milvus"),
         ("llama_index", "llama_index", "llama-index"),
+        ("llama_index", "llama_index_milvus", "llama-index-milvus"),
         ("haystack", "haystack", "haystack"),
     ],
 )

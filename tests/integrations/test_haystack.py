@@ -5,6 +5,7 @@ import gc
 import inspect
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack_integrations.components.retrievers.qdrant import QdrantHybridRetriever, QdrantSparseEmbeddingRetriever
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from m3_runtime import BundleNotFoundError, HeadError, InputError, VariantError
+from m3_runtime import BundleNotFoundError, HeadError, InputError, M3Encoder, VariantError
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.integrations.haystack import (
@@ -236,7 +237,7 @@ def test_a_pipeline_is_written_and_read(make, mini_bundle, encoder):
     }
     asked = {"text": {"text": "bees"}, "documents": {"documents": [Document(content="dance", meta={"title": "Bees"})]}}
     assert read.run(asked) == pipeline.run(asked)
-    assert all(read.get_component(name)._encoder is encoder for name in ("documents", "text"))
+    assert all(read.get_component(name).encoder is encoder for name in ("documents", "text"))
 
 
 def test_haystack_3_asks_whom_it_may_trust_and_2_loads_what_it_is_given(make):
@@ -257,11 +258,25 @@ def test_every_component_is_made_of_its_own_values(make, tmp_path, kind):
         kind.from_dict(made.to_dict() | {"type": "something.Else"})
 
 
+@pytest.mark.parametrize("kind", [*TEXT_EMBEDDERS, *DOCUMENT_EMBEDDERS])
+def test_a_component_of_an_open_encoder_and_one_that_was_pickled(mini_bundle, make, kind):
+    made = make(kind, max_length=7)
+    with M3Encoder.open(mini_bundle, **OPENED) as opened:
+        given = kind(opened, max_length=7)
+        assert given.encoder is opened
+        assert given.to_dict() == made.to_dict()
+    sent = pickle.loads(pickle.dumps(made))
+    assert sent.encoder is made.encoder  # in this process it is open already
+    assert sent.to_dict() == made.to_dict()
+    asked = "bees" if kind in TEXT_EMBEDDERS else [Document(content="bees")]
+    assert sent.run(asked) == made.run(asked)
+
+
 def test_what_is_shared_and_what_is_not(tiny_bundle, tmp_path, monkeypatch):
     embedder = M3TextEmbedder(tiny_bundle, **OPENED)
-    encoder = embedder._encoder
+    encoder = embedder.encoder
     monkeypatch.chdir(tiny_bundle)
-    assert M3HybridDocumentEmbedder(".", **OPENED, max_length=9)._encoder is encoder
+    assert M3HybridDocumentEmbedder(".", **OPENED, max_length=9).encoder is encoder
     assert shared_encoder(tiny_bundle, **OPENED, cache_dir=tmp_path) is encoder
     assert shared_encoder(tiny_bundle, variant="onnx-fp32", threads=2) is not encoder
     assert shared_encoder(tiny_bundle, **OPENED, low_memory=True) is not encoder
@@ -272,10 +287,10 @@ def test_what_is_shared_and_what_is_not(tiny_bundle, tmp_path, monkeypatch):
 
 def test_an_encoder_goes_with_the_last_component(tiny_bundle):
     text, documents = M3TextEmbedder(tiny_bundle, **OPENED), M3DocumentEmbedder(tiny_bundle, **OPENED)
-    encoder = weakref.ref(text._encoder)
+    encoder = weakref.ref(text.encoder)
     del text
     gc.collect()
-    assert encoder() is documents._encoder
+    assert encoder() is documents.encoder
     del documents
     gc.collect()
     assert encoder() is None

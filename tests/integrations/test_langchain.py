@@ -1,6 +1,7 @@
 """LangChain's own stores: in memory, Qdrant, Milvus Lite."""
 
 import asyncio
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from langchain_qdrant import QdrantVectorStore, RetrievalMode
 from pymilvus import Function, FunctionType
 from qdrant_client import QdrantClient
 
-from m3_runtime import InputError
+from m3_runtime import BundleNotFoundError, InputError
 from m3_runtime.integrations.langchain import M3Embeddings
 from m3_runtime.integrations.langchain_milvus import M3SparseEmbeddings as MilvusSparse
 from m3_runtime.integrations.langchain_qdrant import M3SparseEmbeddings as QdrantSparse
@@ -49,6 +50,38 @@ def test_max_length_is_kept_to(encoder):
     assert np.abs(np.subtract(M3Embeddings(encoder).embed_query(long), cut.embed_query(long))).max() > 1e-3
     for sparse in (QdrantSparse(encoder, max_length=4), MilvusSparse(encoder, max_length=4)):
         assert sparse.embed_query(long) == sparse.embed_query(short) != type(sparse)(encoder).embed_query(long)
+
+
+KINDS = [M3Embeddings, QdrantSparse, MilvusSparse]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_path_and_pickled(mini_bundle, encoder, kind):
+    opening = {"variant": "onnx-fp32", "threads": 1}
+    made, named = kind(str(mini_bundle), max_length=4, **opening), kind(model_name=mini_bundle, **opening)
+    assert made.encoder is named.encoder is kind(mini_bundle, **opening).encoder
+    long = "one two three four five six"
+    expected = kind(encoder, max_length=4).embed_query(long)
+    assert made.embed_query(long) == expected != named.embed_query(long)
+    for given in (made, kind(encoder, max_length=4)):
+        sent = pickle.loads(pickle.dumps(given))
+        assert sent.embed_query(long) == expected
+        assert sent.encoder is made.encoder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_encoder_is_named(encoder, tmp_path, kind):
+    for wrong in ((), (7,)):
+        with pytest.raises(InputError, match="expected an open encoder or a bundle's folder"):
+            kind(*wrong)
+    with pytest.raises(InputError, match="one of them"):
+        kind(encoder, model_name="a")
+    with pytest.raises(InputError, match="the encoder is open already; threads"):
+        kind(encoder, threads=2)
+    with pytest.raises(BundleNotFoundError):
+        kind(tmp_path / "nothing")
+    with pytest.raises(TypeError, match="no_such_argument"):
+        kind(tmp_path, no_such_argument=1)
 
 
 def test_bad_texts_are_named(encoder):

@@ -5,7 +5,8 @@ import pytest
 from pymilvus import DataType, MilvusClient
 from scipy.sparse import csr_array
 
-from m3_runtime import InputError, M3Encoder, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import BundleNotFoundError, InputError, M3Encoder, SpaceMismatchError, VariantDriftWarning
+from m3_runtime.ignored import IgnoredArgumentWarning
 from m3_runtime.integrations.milvus import BGEM3EmbeddingFunction, MilvusIndex, Mode, Passage
 
 QUERY = "Who first climbed the second highest mountain on Earth?"
@@ -69,11 +70,38 @@ def test_the_function_gives_what_pymilvus_gives(function, encoder, library):
     assert all((one["sparse"] != found["sparse"]).nnz == 0 for one in again)
 
 
+def test_rows_of_the_sparse_matrix_can_be_gone_through(function, client):
+    texts = ["bees dance", "a road"]
+    found = function.encode_documents(texts)
+    assert [row.shape for row in found["sparse"]] == [(1, function.dim["sparse"])] * 2
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("name", DataType.VARCHAR, is_primary=True, max_length=100)
+    schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+    client.create_collection("rows", schema=schema)
+    rows = [{"name": name, "sparse": row} for name, row in zip(texts, found["sparse"], strict=True)]
+    assert client.insert("rows", rows)["insert_count"] == 2
+
+
+def test_the_function_takes_what_pymilvus_takes(mini_bundle, function, encoder):
+    long = "one two three four five six"
+    with pytest.warns(IgnoredArgumentWarning, match="cuda"):
+        made = BGEM3EmbeddingFunction(
+            mini_bundle, device="cpu", devices="cuda:0", return_sparse=False, query_max_length=4, passage_max_length=4,
+            cache_dir="/nowhere", trust_remote_code=True, variant="onnx-fp32", threads=1,
+        )  # fmt: skip
+    np.testing.assert_array_equal(made([long])["dense"][0], encoder.encode(long, max_length=4).dense_vecs)
+    single, listed = function.encode_queries("one text"), function.encode_queries(["one text"])
+    np.testing.assert_array_equal(single["dense"], listed["dense"])
+    assert single["sparse"].shape == (1, function.dim["sparse"])
+    with pytest.warns(IgnoredArgumentWarning, match="no_such_argument"):
+        BGEM3EmbeddingFunction(mini_bundle, no_such_argument=1, threads=1)
+
+
 def test_the_function_refuses_what_it_cannot_do(mini_bundle, function):
-    with pytest.raises(InputError, match="cuda"):
-        BGEM3EmbeddingFunction(mini_bundle, device="cuda:0")
-    with pytest.raises(InputError, match="list of texts"):
-        function.encode_queries("one text")
+    with pytest.raises(BundleNotFoundError, match=r"'BAAI/bge-m3'.* m3-export SOURCE OUT"):
+        BGEM3EmbeddingFunction(use_fp16=False, device="cpu")
+    with pytest.raises(InputError, match="text 1 must be a str"):
+        function.encode_queries(["one text", None])
     assert list(BGEM3EmbeddingFunction(mini_bundle, return_dense=False, threads=1)(["a text"])) == ["sparse"]
 
 

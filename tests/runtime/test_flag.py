@@ -1,8 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 
 from m3_runtime import InputError
-from m3_runtime.flag import BGEM3FlagModel
+from m3_runtime.flag import BGEM3FlagModel, FlagAutoModel, FlagModel
+from m3_runtime.ignored import IgnoredArgumentWarning
 
 ALL = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
 
@@ -102,9 +105,10 @@ def test_the_cpu_is_a_device(tiny_bundle, devices):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"devices": "cuda:0"}, "computes on the CPU"),
-        ({"devices": 0}, "computes on the CPU"),
-        ({"device": ["cpu", "cuda"]}, "computes on the CPU"),
+        ({"devices": []}, r"devices must be a device such as 'cpu' or a list of them, got \[\]"),
+        ({"devices": 1.5}, "devices must be a device"),
+        ({"device": ["cpu", None, True]}, "devices must be a device"),
+        ({"convert_to_numpy": False}, "convert_to_numpy=False is not possible in this runtime"),
         ({"pooling_method": "mean"}, "pooling_method is 'mean', but the bundle was exported with 'cls'"),
         ({"normalize_embeddings": False}, "normalize_embeddings is False, but"),
         ({"colbert_dim": 7}, "colbert_dim is 7, but"),
@@ -133,6 +137,84 @@ def test_arguments_that_mean_nothing_here_are_accepted(tiny_bundle):
     model.close()
 
 
-def test_unknown_arguments_are_refused(tiny_bundle):
-    with pytest.raises(TypeError, match="no_such_argument"):
-        BGEM3FlagModel(tiny_bundle, no_such_argument=1)
+@pytest.mark.parametrize("devices", ["cuda:0", 0, ["cpu", "cuda"], [0, 1], "mps"])
+def test_another_device_gives_a_warning(tiny_bundle, devices):
+    with pytest.warns(IgnoredArgumentWarning, match="this runtime computes on the CPU"):
+        model = BGEM3FlagModel(tiny_bundle, devices=devices)
+    assert model.target_devices == ["cpu"]
+    model.close()
+
+
+def test_unknown_arguments_are_named_in_a_warning_and_change_nothing(tiny_bundle, model):
+    with pytest.warns(
+        IgnoredArgumentWarning, match="unknown arguments have no effect: another, no_such_argument"
+    ) as seen:
+        made = BGEM3FlagModel(tiny_bundle, no_such_argument=1, another=None, variant="onnx-fp32")
+    assert seen[0].filename == __file__
+    expected = model.encode(["a"])["dense_vecs"]
+    for call in (made.encode, made.encode_queries, made.encode_corpus):
+        with pytest.warns(IgnoredArgumentWarning, match="padding, return_tensors"):
+            found = call(["a"], padding=True, return_tensors="pt")
+        assert np.array_equal(found["dense_vecs"], expected)
+    with pytest.warns(IgnoredArgumentWarning, match="show_progress"):
+        made.compute_score(("a", "b"), show_progress=True)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"add_special_tokens": False}, {"truncation": False}, {"stride": 3}, {"convert_to_numpy": False}]
+)
+def test_what_would_change_the_answer_is_refused(model, asked):
+    (name,) = asked
+    for call in (model.encode, model.encode_queries, model.encode_corpus):
+        with pytest.raises(InputError, match=f"{name}=.* is not possible"):
+            call(["a"], **asked)
+    with pytest.raises(InputError, match=f"{name}=.* is not possible"):
+        model.compute_score(("a", "b"), **asked)
+
+
+def test_what_asks_for_nothing_gives_no_warning(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(["a"], convert_to_numpy=True, truncation=True)
+
+
+def test_the_dense_class_gives_arrays(tiny_bundle, model):
+    # FlagEmbedding's README, with only the path changed
+    dense = FlagModel(
+        tiny_bundle, query_instruction_for_retrieval="find ", use_fp16=True, devices="cpu", variant="onnx-fp32"
+    )
+    texts = ["one", "two words"]
+    expected = model.encode(texts)["dense_vecs"]
+    assert np.array_equal(dense.encode(texts), expected)
+    assert np.array_equal(dense.encode_corpus(texts, 1, 512, True), expected)
+    assert np.array_equal(dense.encode("one"), expected[0])
+    assert np.array_equal(dense.encode_queries(texts), model.encode(["find one", "find two words"])["dense_vecs"])
+    assert (dense.encode_queries(texts) @ dense.encode_corpus(texts).T).shape == (2, 2)
+    assert dense.tokenizer.decode([dense.tokenizer.info.eos_id]) == "</s>"
+    with pytest.raises(InputError, match="convert_to_numpy=False is not possible"):
+        dense.encode(texts, convert_to_numpy=False)
+    with pytest.raises(InputError, match="dense vectors alone"):
+        dense.encode(texts, return_dense=False, return_sparse=True)
+    dense.stop_self_pool()
+    dense.close()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "kind"),
+    [(None, BGEM3FlagModel), ("encoder-only-m3", BGEM3FlagModel), ("encoder-only-base", FlagModel)],
+)
+def test_the_class_that_chooses(tiny_bundle, model_class, kind):
+    made = FlagAutoModel.from_finetuned(
+        str(tiny_bundle), model_class, use_fp16=False, query_max_length=7, trust_remote_code=None, devices="cpu"
+    )
+    assert type(made) is kind
+    assert (made.m3 if kind is FlagModel else made).query_max_length == 7
+    made.close()
+
+
+def test_the_class_that_chooses_knows_two(tiny_bundle):
+    with pytest.raises(InputError, match="model_class must be one of encoder-only-m3, encoder-only-base"):
+        FlagAutoModel.from_finetuned(tiny_bundle, "decoder-only-icl")
+    with pytest.raises(InputError, match="from_finetuned"):
+        FlagAutoModel()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights
 from m3_export.errors import CheckpointError
 from m3_models.checkpoint_files import tensor_shapes
 from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
+from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 from m3_runtime.bundle.reader import sha256_of
+from m3_runtime.errors import InputError
 
 # Everything that a checkpoint is read from: no foreign weight formats, no code, no training state.
 CHECKPOINT_PATTERNS = (
     "config.json", "model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin",
     "pytorch_model.bin.index.json", "sparse_linear.pt", "colbert_linear.pt", "tokenizer*.json",
-    "special_tokens_map.json", "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json",
+    "special_tokens_map.json", "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json", PROMPTS_NAME,
 )  # fmt: skip
 MIN_TOKENS = 3  # both special tokens and one of the text
 TASK_PREFIXES = ("roberta.", "model.")  # what task heads of transformers put before the encoder's own names
@@ -44,6 +46,7 @@ class Checkpoint:
     pooling: PoolingChoice
     geometry: Geometry
     pad_id: int
+    prompts: Prompts = field(default_factory=Prompts)
 
     @classmethod
     def open(
@@ -80,6 +83,7 @@ class Checkpoint:
             pooling=read_pooling(folder, pooling, normalize),
             geometry=geometry,
             pad_id=int(config.get("pad_token_id", 1)),
+            prompts=_read_prompts(folder / PROMPTS_NAME),
         )
 
     @property
@@ -132,6 +136,17 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"config.json: {key} is {config[key]!r}; BGE-M3 checkpoints have {value!r}")
     _check_sizes(config)
     return config
+
+
+def _read_prompts(path: Path) -> Prompts:
+    if not path.is_file():
+        return Prompts()
+    try:
+        return Prompts.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The checkpoint's tokenizer, saved as the pipeline it is at export, and the proof that the runtime agrees."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -16,7 +17,7 @@ from m3_runtime.errors import BundleError
 from m3_runtime.tokenizer import M3Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME = "tokenizer_config.json", "special_tokens_map.json"
 # transformers 5 makes an empty vocabulary where neither file is there, and says nothing
 VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
 SPECIAL_TOKENS = ("bos_token", "cls_token", "eos_token", "sep_token", "pad_token", "unk_token", "mask_token")
@@ -81,15 +82,29 @@ class CheckpointTokenizer:
         The class is the one that takes the pipeline as saved. XLM-R's own rebuilds parts of it, by the rules of the
         release that reads it.
         """
-        special = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_tokens,
             "model_input_names": ["input_ids", "attention_mask"],
             "padding_side": "right",
             "clean_up_tokenization_spaces": False,
-            **{name: token for name, token in special.items() if token is not None},
+            **self._special,
         }
+
+    def special_tokens(self) -> dict[str, dict[str, Any]]:
+        """Every special token with the rules by which the pipeline finds it, as special_tokens_map.json holds them."""
+        added = {token["content"]: token for token in json.loads(self.saved)["added_tokens"]}
+        rules = ("content", "lstrip", "normalized", "rstrip", "single_word")
+        return {
+            name: {rule: added[token][rule] for rule in rules}
+            for name, token in self._special.items()
+            if token in added
+        }
+
+    @property
+    def _special(self) -> dict[str, str]:
+        tokens = {name: getattr(self.original, name) for name in SPECIAL_TOKENS}
+        return {name: token for name, token in tokens.items() if token is not None}
 
 
 def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence[str]) -> M3Tokenizer:

@@ -108,7 +108,9 @@ def _verify_level(verify: Verify | str) -> Verify:
 
 def _read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
-        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export")
+        raise BundleNotFoundError(
+            f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export SOURCE OUT"
+        )
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleNotFoundError(

@@ -9,19 +9,15 @@ them.
 """
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, ClassVar, Self, TypedDict, Unpack
-from weakref import WeakValueDictionary
+from typing import Any, ClassVar, Self, Unpack
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.bundle.reader import Bundle
-from m3_runtime.cpu import default_threads
-from m3_runtime.encode.options import checked_threads
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.engines.select import AUTO, choose_variant
+from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -41,71 +37,34 @@ __all__ = [
 
 _DENSE, _SPARSE = "embedding", "sparse_embedding"  # Haystack's names, in documents and between components
 
-_encoders: WeakValueDictionary[tuple[Any, ...], M3Encoder] = WeakValueDictionary()
-_opening = Lock()  # two threads that ask at the same time get one encoder
 
-
-def shared_encoder(
-    bundle: str | Path,
-    *,
-    variant: str = AUTO,
-    threads: int | None = None,
-    cache_dir: str | Path | None = None,
-    low_memory: bool = False,
-) -> M3Encoder:
-    """The encoder of components with this bundle, variant, threads and low_memory; opened if there is none.
-
-    It is open for as long as somebody holds it. Do not close it: others may use it. Arguments are those of
-    `M3Encoder.open`.
-
-    Raises:
-        M3Error: as `M3Encoder.open`.
-    """
-    thread_count = default_threads() if threads is None else checked_threads(threads)
-    opened = Bundle.open(bundle)
-    chosen = choose_variant(opened, variant)
-    # The digests are in the key because another export may have taken the folder's place.
-    key = (opened.folder.resolve(), opened.manifest.files, chosen.name, thread_count, low_memory)
-    with _opening:
-        if (encoder := _encoders.get(key)) is None:
-            encoder = M3Encoder.from_bundle(opened, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory)
-            _encoders[key] = encoder
-        return encoder
-
-
-class EncoderArguments(TypedDict, total=False):
-    """How every component opens its bundle: arguments of `M3Encoder.open`."""
-
-    variant: str
-    threads: int | None
-    cache_dir: str | Path | None
-    low_memory: bool
-
-
-class _Embedder:
+class _Embedder(PlainVectors):
     """What all embedders have in common: the values that they are made of, and the encoder."""
 
     _heads: ClassVar[tuple[Head, ...]]
     _outputs: ClassVar[dict[str, Any]]
 
     def __init__(
-        self, bundle: str | Path, *, max_length: int | None = None, **opening: Unpack[EncoderArguments]
+        self, bundle: M3Encoder | str | Path, *, max_length: int | None = None, **opening: Unpack[EncoderArguments]
     ) -> None:
         """Open the bundle, or share what another component has opened.
 
         Args:
-            bundle: the bundle's folder.
+            bundle: the bundle's folder, or an open encoder, which stays yours to close.
             max_length: tokens per text; None as in `M3Encoder.encode`.
             **opening: see `EncoderArguments`.
 
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for a bad `max_length`.
         """
-        self._encoder = shared_encoder(bundle, **opening)
-        self.bundle, self.max_length = str(bundle), max_length
-        self.variant, self.threads = opening.get("variant", AUTO), opening.get("threads")
-        self.cache_dir = None if (cache_dir := opening.get("cache_dir")) is None else str(cache_dir)
-        self.low_memory = opening.get("low_memory", False)
+        super().__init__(bundle, max_length=max_length, **opening)
+        values: dict[str, Any] = {**opening, "path": str(bundle)}
+        if isinstance(bundle, M3Encoder):
+            values = asdict(bundle.opened_with)
+        self.bundle, self.max_length = values["path"], max_length
+        self.variant, self.threads = values.get("variant", AUTO), values.get("threads")
+        self.cache_dir = None if (cache_dir := values.get("cache_dir")) is None else str(cache_dir)
+        self.low_memory = values.get("low_memory", False)
         self._vectors([])  # a head that is not there, or a bad length, is an error now
         # Haystack's decorator of `run` would need a `run` in each class, as the outputs are not the same.
         component.set_output_types(self, **self._outputs)
@@ -130,7 +89,7 @@ class _Embedder:
 
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self._encoder.encode_heads(texts, self._heads, max_length=self.max_length)
+        found = self.encoder.encode_heads(texts, self._heads, max_length=self.max_length)
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()
@@ -171,7 +130,7 @@ class _DocumentEmbedder(_Embedder):
 
     def __init__(
         self,
-        bundle: str | Path,
+        bundle: M3Encoder | str | Path,
         *,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
@@ -181,7 +140,7 @@ class _DocumentEmbedder(_Embedder):
         """Open the bundle, or share what another component has opened.
 
         Args:
-            bundle: the bundle's folder.
+            bundle: the bundle's folder, or an open encoder, which stays yours to close.
             meta_fields_to_embed: names of metadata that are put before a document's content, in this order.
             embedding_separator: what stands between them.
             max_length: tokens per text; None as in `M3Encoder.encode`.

@@ -4,7 +4,7 @@ The sparse head for its stores: `langchain_qdrant` and `langchain_milvus`, besid
 """
 
 from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.plain_vectors import QueriesLikeDocuments
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -12,25 +12,12 @@ except ImportError as error:
     raise ExtraNotInstalledError('this needs langchain-core; pip install "m3-runtime[langchain]"') from error
 
 
-class M3Embeddings(PlainVectors, Embeddings):
+class M3Embeddings(QueriesLikeDocuments, Embeddings):
     """Dense vectors for any LangChain vector store; the `a…` methods run in LangChain's threads.
 
-    >>> store = InMemoryVectorStore(M3Embeddings(encoder))  # doctest: +SKIP
+    >>> store = InMemoryVectorStore(M3Embeddings("bge-m3-cpu"))  # doctest: +SKIP
     """
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """S vectors of H floats each, of unit length.
-
-        Raises:
-            InputError: a text is not what it must be; it is named by its index.
-        """
+        """S vectors of H floats each, of unit length."""
         return self.dense(texts)
-
-    def embed_query(self, text: str) -> list[float]:
-        """One vector of H floats.
-
-        Raises:
-            InputError: the text is not what it must be.
-        """
-        (vector,) = self.dense([text])  # M3 treats queries and passages alike
-        return vector

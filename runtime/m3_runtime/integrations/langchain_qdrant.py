@@ -1,7 +1,7 @@
 """LangChain's Qdrant store: its sparse interface. Needs the extra `langchain-qdrant`."""
 
 from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.plain_vectors import QueriesLikeDocuments
 
 try:
     from langchain_qdrant import SparseEmbeddings, SparseVector
@@ -9,24 +9,9 @@ except ImportError as error:
     raise ExtraNotInstalledError('this needs langchain-qdrant; pip install "m3-runtime[langchain-qdrant]"') from error
 
 
-class M3SparseEmbeddings(PlainVectors, SparseEmbeddings):
+class M3SparseEmbeddings(QueriesLikeDocuments, SparseEmbeddings):
     """Lexical weights for `QdrantVectorStore(sparse_embedding=…)`; `langchain.M3Embeddings` is its dense side."""
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
-        """S vectors: token ids and weights.
-
-        Raises:
-            InputError: a text is not what it must be; it is named by its index.
-            HeadError: the bundle has no sparse head.
-        """
+        """S vectors: token ids and weights."""
         return [SparseVector(indices=ids, values=weights) for ids, weights in self.lexical(texts)]
-
-    def embed_query(self, text: str) -> SparseVector:
-        """One vector.
-
-        Raises:
-            InputError: the text is not what it must be.
-            HeadError: the bundle has no sparse head.
-        """
-        (vector,) = self.embed_documents([text])
-        return vector

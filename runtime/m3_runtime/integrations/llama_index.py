@@ -4,10 +4,14 @@ Needs the extra `llama-index`.
 """
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder
+from m3_runtime.loading import OpenArguments
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -23,23 +27,56 @@ SparseRows = tuple[list[list[int]], list[list[float]]]
 class M3Embedding(BaseEmbedding):
     """Dense vectors for `VectorStoreIndex(embed_model=…)`; the async methods run in a thread.
 
-    >>> index = VectorStoreIndex.from_documents(documents, embed_model=M3Embedding(encoder))  # doctest: +SKIP
+    `opened_with` and `max_length` are fields: LlamaIndex writes them down, takes vectors from its cache only where they
+    are the same, and makes the same embedding of them in another process.
+
+    >>> index = VectorStoreIndex.from_documents(documents, embed_model=M3Embedding("bge-m3-cpu"))  # doctest: +SKIP
     """
 
+    opened_with: OpenArguments
+    max_length: int | None
     _vectors: PlainVectors = PrivateAttr()
 
     def __init__(
-        self, encoder: M3Encoder, *, max_length: int | None = None, embed_batch_size: int = _BATCH_TEXTS
+        self,
+        encoder: M3Encoder | str | Path | None = None,
+        *,
+        model_name: str | Path | None = None,
+        opened_with: OpenArguments | Mapping[str, Any] | None = None,
+        max_length: int | None = None,
+        embed_batch_size: int = _BATCH_TEXTS,
+        **more: Any,
     ) -> None:
-        """The encoder stays yours to close.
+        """Take an open encoder, which stays yours to close, or open a bundle, or share what another adapter opened.
 
         Args:
-            encoder: an open encoder.
+            encoder: an open encoder, or a bundle's folder.
+            model_name: a bundle's folder, by LlamaIndex' name for it; no matter where `opened_with` is given.
+            opened_with: what `to_dict` wrote.
             max_length: tokens per text; None as in `M3Encoder.encode`.
             embed_batch_size: how many texts LlamaIndex hands over at a time.
+            **more: `EncoderArguments`, and what LlamaIndex' own class takes.
+
+        Raises:
+            M3Error: as `M3Encoder.open`, and InputError if no bundle is named.
+            SpaceMismatchError: the folder of `opened_with` holds another space by now.
         """
-        super().__init__(model_name=encoder.bundle.manifest.source.name, embed_batch_size=embed_batch_size)
-        self._vectors = PlainVectors(encoder, max_length=max_length)
+        opening: Any = {name: more.pop(name) for name in EncoderArguments.__annotations__ if name in more}
+        if opened_with is not None:
+            known = opened_with if isinstance(opened_with, OpenArguments) else OpenArguments(**opened_with)
+            encoder, model_name = known.open_again(shared_encoder), None
+        vectors = PlainVectors(encoder, model_name=model_name, max_length=max_length, **opening)
+        fields: dict[str, Any] = {"opened_with": vectors.encoder.opened_with, "max_length": max_length}
+        name = vectors.encoder.bundle.manifest.source.name
+        super().__init__(model_name=name, embed_batch_size=embed_batch_size, **fields, **more)
+        self._vectors = vectors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # LlamaIndex' own goes on without the vectors if this fails, and says nothing.
+        self.__init__(**state["__dict__"])  # type: ignore[misc]
 
     @classmethod
     def class_name(cls) -> str:

@@ -3,7 +3,7 @@
 Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) or a server.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,13 +21,20 @@ try:
 except ImportError as error:
     raise ExtraNotInstalledError('this needs pymilvus and scipy; pip install "m3-runtime[milvus]"') from error
 
-__all__ = ["BGEM3EmbeddingFunction", "Hit", "MilvusIndex", "Mode", "Passage"]
+__all__ = ["BGEM3EmbeddingFunction", "CsrRows", "Hit", "MilvusIndex", "Mode", "Passage"]
 
 _SPACE_KEY, _VARIANT_KEY = "m3.space_id", "m3.variant"
 _ENCODE_TEXTS = 32
 _MAX_TEXT_BYTES = 65_535  # of a VARCHAR
 _MAX_ID_BYTES = 512
 _BY_PRODUCT = {"metric_type": "IP"}
+
+
+class CsrRows(csr_array):
+    """A `csr_array` (S, V) that one can go through: row by row (1, V), which is what Milvus takes."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[[row]] for row in range(self.shape[0]))
 
 
 class BGEM3EmbeddingFunction:
@@ -41,9 +48,9 @@ class BGEM3EmbeddingFunction:
         model: the `BGEM3FlagModel` that does the work.
     """
 
-    def __init__(  # noqa: PLR0913 - pymilvus' arguments
+    def __init__(
         self,
-        model_name: str | Path,
+        model_name: str | Path = "BAAI/bge-m3",
         batch_size: int = 16,
         device: str | None = None,
         normalize_embeddings: bool | None = True,
@@ -51,30 +58,29 @@ class BGEM3EmbeddingFunction:
         return_dense: bool = True,
         return_sparse: bool = True,
         return_colbert_vecs: bool = False,
-        *,
-        variant: str = "auto",
-        threads: int | None = None,
+        **more: Any,
     ) -> None:
         """Open a bundle.
 
         Args:
-            model_name: a bundle's folder.
+            model_name: a bundle's folder; nothing is downloaded, so the default is one only if that folder is there.
             batch_size: most texts that run together.
-            device: None or "cpu".
+            device: None or a device; it is the CPU that computes, and a warning says so.
             normalize_embeddings: what the bundle was exported with, or None.
             use_fp16: accepted; the bundle's variant says how vectors are computed.
             return_dense: give "dense".
             return_sparse: give "sparse".
             return_colbert_vecs: give "colbert_vecs".
-            variant: as in `M3Encoder.open`.
-            threads: as in `M3Encoder.open`.
+            **more: further arguments of `BGEM3FlagModel`.
 
         Raises:
-            M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
+            M3Error: as `BGEM3FlagModel`.
+
+        Warns:
+            IgnoredArgumentWarning: as `BGEM3FlagModel`.
         """
-        self.model = BGEM3FlagModel(
-            model_name, normalize_embeddings, use_fp16, devices=device, variant=variant, threads=threads
-        )
+        devices = more.pop("devices", device)
+        self.model = BGEM3FlagModel(model_name, normalize_embeddings, use_fp16, devices=devices, **more)
         self.model_name, self.batch_size, self.device = str(model_name), batch_size, device
         self.normalize_embeddings, self.use_fp16 = normalize_embeddings, use_fp16
         self._heads = (return_dense, return_sparse, return_colbert_vecs)
@@ -85,36 +91,32 @@ class BGEM3EmbeddingFunction:
         geometry = self.model.encoder.bundle.manifest.geometry
         return {"dense": geometry.hidden_size, "colbert_vecs": geometry.colbert_dim, "sparse": geometry.vocab_size}
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
+    def __call__(self, texts: str | Sequence[str]) -> dict[str, Any]:
         """As `encode_documents`."""
-        return self._encode(texts)
+        return self.encode_documents(texts)
 
-    def encode_queries(self, queries: Sequence[str]) -> dict[str, Any]:
+    def encode_queries(self, queries: str | Sequence[str]) -> dict[str, Any]:
         """As `encode_documents`: M3 treats queries and passages alike."""
-        return self._encode(queries)
+        return self.encode_documents(queries)
 
-    def encode_documents(self, documents: Sequence[str]) -> dict[str, Any]:
-        """The vectors of S texts, for the heads that were asked for.
+    def encode_documents(self, documents: str | Sequence[str]) -> dict[str, Any]:
+        """The vectors of S texts, for the heads that were asked for; a str is a list of one.
 
         Returns:
-            "dense": S arrays (H,); "sparse": a `csr_array` (S, V) of float64; "colbert_vecs": S arrays (L-1, C).
+            "dense": S arrays (H,); "sparse": `CsrRows` (S, V) of float64; "colbert_vecs": S arrays (L-1, C).
 
         Raises:
             InputError: a text is not what it must be, or no head is asked for.
         """
-        return self._encode(documents)
-
-    def _encode(self, texts: Sequence[str]) -> dict[str, Any]:
-        if isinstance(texts, str):
-            raise InputError("expected a list of texts, got a str; put it in a list")
-        found = self.model.encoder.encode(texts, self.batch_size, None, *self._heads)
+        texts = [documents] if isinstance(documents, str) else documents
+        found = self.model.encode(texts, self.batch_size, None, *self._heads)
         results: dict[str, Any] = {}
         if found.dense_vecs is not None:
             results["dense"] = list(found.dense_vecs)
         if found.sparse is not None:
             data, ids, starts = found.sparse.to_csr()
             shape = (len(found.sparse), found.sparse.vocab_size)
-            results["sparse"] = csr_array((data.astype("float64"), ids, starts), shape=shape)
+            results["sparse"] = CsrRows((data.astype("float64"), ids, starts), shape=shape)
         if found.colbert_vecs is not None:
             results["colbert_vecs"] = found.colbert_vecs
         return results
