@@ -133,7 +133,8 @@ def test_what_was_cut_and_where(server, encoder, page, complaints):
         beyond = article.locator(".beyond").text_content()
         assert text.endswith(beyond) and abs(len(text) - len(beyond) - pieces[511].start) <= len(family)
         assert article.locator(".text").text_content() == text
-        assert article.locator("mark").count() > 0
+        if text.startswith(LONG):
+            assert article.locator("mark").count() > 0
         assert article.locator(".beyond mark").count() == 0
     long = articles["Passage 2"]
     assert not long.locator(".beyond").evaluate("it => it.getBoundingClientRect().top < innerHeight / 2")
