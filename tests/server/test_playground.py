@@ -38,6 +38,7 @@ def compare(page: Page, query: str, passages: list[str]) -> None:
     page.get_by_label("Query").fill(query)
     page.get_by_label("Passages").fill("\n".join(passages))
     page.get_by_role("button", name="Compare").click()
+    page.locator("#go:enabled").wait_for()
     page.locator("[data-passage]").first.wait_for()
 
 
