@@ -51,10 +51,10 @@ def _remedy(given: object) -> str | None:
         return None
     if known := next((remedy for kinds, remedy in _REMEDIES if isinstance(given, kinds)), None):
         return known
-    if not hasattr(given, "__iter__"):
-        return "put what is single into a list"
     if hasattr(type(given), "column_names") or hasattr(type(given), "columns"):
         return 'pass one column of the table, table["text"]'
+    if not hasattr(given, "__iter__"):
+        return "put what is single into a list"
     return "put its item into a list: [array.item()]" if getattr(given, "ndim", 1) == 0 else None
 
 
