@@ -93,7 +93,8 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: Callable[[P
             note of what was written.
     """
     waiting = in_order(passages, "expected passages")
-    written, last_id, put_aside = 0, None, {}
+    written, last_id = 0, None
+    put_aside: dict[int | str, str] = {}
     try:
         while some := list(islice(waiting, STEP_PASSAGES)):
             reasons = [why_not(checked_passage(passage)) for passage in some]
