@@ -1,7 +1,7 @@
 """How the dense vector is pooled: a flag, the sentence-transformers files, or BGE-M3's own way."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ ST_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 @dataclass(frozen=True)
 class PoolingChoice:
-    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default"."""
+    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default".
+
+    `has_heads`: the folder has a sparse head.
+    """
 
     pooling: Pooling
     pooling_from: str
     normalize: bool
     normalize_from: str
-    has_heads: bool = False
+    has_heads: bool = field(default=False, compare=False)
 
     @property
     def warning(self) -> str | None:

@@ -84,7 +84,7 @@ def refuse_shards_of_training(folder: Path) -> None:
 
 
 def refuse_pointers(paths: Iterable[Path]) -> None:
-    """Refuse Git-LFS pointers and empty files, which a parser would call damaged.
+    """Refuse Git-LFS pointers, which a parser would call damaged.
 
     Raises:
         CheckpointError: names the first one.
@@ -94,15 +94,13 @@ def refuse_pointers(paths: Iterable[Path]) -> None:
             start = file.read(len(LFS_POINTER))
         if start == LFS_POINTER:
             raise CheckpointError(f"{path.name}: a Git-LFS pointer, not the file itself; fetch it with: git lfs pull")
-        if not start:
-            raise CheckpointError(f"{path.name}: the file is empty; copy the checkpoint again")
 
 
 def reason_of(error: Exception) -> str:
     """Why a file could not be read, in a line; torch's own advice, to load it with code allowed, is left out."""
     reason = str(error).strip().split("\n")[0][:200]
     is_advice = "weights_only" in reason or "torch.load" in reason or reason.startswith("Weights only load failed")
-    return "it holds code or objects, or is damaged" if is_advice or not reason else reason
+    return "it holds code or objects, or is damaged" if is_advice else reason or "it is empty or cut off"
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
