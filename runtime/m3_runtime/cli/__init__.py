@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from m3_runtime.cli import bulk, encode, info, score, serve
 from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
+from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-runtime: interrupted\n")
+        end_without_waiting(INTERRUPTED)
         return INTERRUPTED
     return OK
 

@@ -25,6 +25,7 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_parser,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
@@ -145,7 +146,7 @@ def _open_encode(
     open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **opening)
     if workers > 1:
         return partial(encode_in_processes, open_encoder, workers)
-    return partial(encode_here, open_encoder)
+    return partial(encode_here, partial(interruptible, open_encoder))
 
 
 def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) -> BulkJob:

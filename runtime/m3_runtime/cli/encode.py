@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from m3_runtime.cli.arguments import (
     add_parser,
     open_encoder,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, TextTooLongError
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     ids: list[str] = []
     parts: list[Encoding] = []
     texts = truncated = 0
-    with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
+    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output) as file:
         for rows, encoding in _encoded(encoder, arguments):
             texts, truncated = texts + len(rows), truncated + encoding.truncated
             if arguments.format == "jsonl":

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from m3_runtime.cli.arguments import (
     add_parser,
     open_encoder,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.io.output import STDOUT, json_line, opened_output
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     pairs = _pairs(arguments)
     weights = FusionWeights.from_sequence(arguments.weights)
     texts = truncated = 0
-    with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
+    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output) as file:
         while step := list(islice(pairs, _STEP_PAIRS)):
             scores = _scores(encoder, step, arguments)
             texts += 2 * len(step)
