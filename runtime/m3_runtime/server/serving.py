@@ -15,11 +15,11 @@ from multiprocessing.context import SpawnProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from m3_runtime.errors import EngineError, InputError, M3Error
+from m3_runtime.errors import EngineError, M3Error
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
+from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_of, run_worker
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -71,7 +71,7 @@ def listening(settings: ServerSettings) -> socket.socket:
             at.set_inheritable(True)
             failing.pop_all()
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --port") from error
+        raise cannot_listen(settings, error) from error
     return at
 
 

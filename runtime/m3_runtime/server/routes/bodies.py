@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from starlette.responses import Response
 
 from m3_runtime.errors import FieldError, InputError
+from m3_runtime.server.admission import only_value
 from m3_runtime.server.schemas import DenseWishes, LengthWishes
 from m3_runtime.server.service import Service, Truncation
 from m3_runtime.tokenizer import check_text
@@ -43,7 +44,7 @@ class OneParseRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             if self.body_field is not None:
-                _check_content_type(request.headers.get("content-type", ""))
+                _check_content_type(only_value(request.headers, "content-type") or "")
             return await handler(_OneParseRequest(request.scope, request.receive))
 
         return handle
