@@ -43,6 +43,6 @@ def test_of_two_servers_that_start_together_the_slower_says_why_it_ends(tiny_bun
         with listening(settings) as slower:
             faster.listen()
             with pytest.raises(
-                InputError, match=f"cannot listen on 127.0.0.1:{settings.port}: .*choose another --port"
+                InputError, match=f"cannot listen on 127.0.0.1:{settings.port}: .*choose another --host or --port"
             ):
                 run_worker(settings, slower)

@@ -241,6 +241,13 @@ def test_a_body_that_does_not_say_that_it_is_json(app, path, kind):
     assert "send the header content-type: application/json" in answer.text
 
 
+def test_a_compressed_body_is_named(app):
+    for name, status in ("gzip", 422), ("identity", 200):
+        answer = app.post("/embed", json={"inputs": "a"}, headers={"content-encoding": name})
+        assert answer.status_code == status
+        assert status == 200 or "content-encoding: gzip; do not compress it" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [

@@ -72,7 +72,7 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
 
 def cannot_listen(settings: ServerSettings, error: Exception) -> InputError:
     """What to say where the address is taken, or is none."""
-    return InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --port")
+    return InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --host or --port")
 
 
 def longest_end_s(settings: ServerSettings) -> float:
