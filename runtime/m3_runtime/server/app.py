@@ -124,6 +124,8 @@ def _add_playground(app: FastAPI, root_path: str) -> None:
     async def playground() -> Response:
         return HTMLResponse(page, headers=headers)
 
+    app.head("/", include_in_schema=False)(playground)
+
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
