@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from m3_runtime.errors import EngineError, M3Error
+from m3_runtime.errors import EngineError, InputError, M3Error
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
@@ -40,6 +40,8 @@ def serve(settings: ServerSettings) -> None:
         EngineError: one of several workers cannot start; its own log says why.
     """
     log_to_stderr(settings.logs)
+    if settings.port and settings.metrics_port == settings.port:
+        raise InputError(f"port and metrics port are both {settings.port}; choose another --metrics-port")
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
