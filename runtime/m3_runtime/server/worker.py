@@ -50,24 +50,32 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
             app = create_app(service)
         if settings.metrics_port is not None and settings.workers == 1:
             opened.enter_context(metrics_port(settings.host, settings.metrics_port, service.metrics.registry))
-        host, port = at.getsockname()[:2]
-        _log.info(
-            "serving",
-            extra={
-                "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
-                "bundle": str(settings.bundle.path),
-                "variant": encoder.variant.name,
-                "threads": settings.bundle.threads,
-                "loaded_s": round(time.monotonic() - start_s, 2),
-                **memory_of().fields(),
-            },
-        )
+
+        def started() -> None:
+            _log_serving(service, at, time.monotonic() - start_s)
+            on_start()
+
         try:
-            _Server(app, service, on_start).run(sockets=[at])
+            _Server(app, service, started).run(sockets=[at])
         finally:
             if service.batcher.is_running:
                 _log.warning("a batch is not done, and nobody waits for it; the process ends without it")
                 os._exit(_INTERRUPTED if isinstance(sys.exception(), KeyboardInterrupt) else 0)
+
+
+def _log_serving(service: Service, at: socket.socket, loaded_s: float) -> None:
+    host, port = at.getsockname()[:2]
+    _log.info(
+        "serving",
+        extra={
+            "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+            "bundle": str(service.settings.bundle.path),
+            "variant": service.encoder.variant.name,
+            "threads": service.settings.bundle.threads,
+            "loaded_s": round(loaded_s, 2),
+            **memory_of().fields(),
+        },
+    )
 
 
 def cannot_listen(settings: ServerSettings, error: Exception) -> InputError:
