@@ -89,6 +89,11 @@ class _Worker:
         self.is_buried = False
 
     @property
+    def serves(self) -> bool:
+        """Whether it has said so and lives; the pipe of a dead one is readable too."""
+        return not self.is_buried and self.process.is_alive() and self.news.poll()
+
+    @property
     def may_be_replaced(self) -> bool:
         return self.is_buried and time.monotonic() >= self.started_s + _MIN_LIFE_S
 
@@ -141,7 +146,7 @@ class _Supervisor:
 
     def _log_memory(self) -> None:
         """Once all serve: what each holds, and what all hold together, shared pages counted once."""
-        if self._has_logged_memory or not all(not w.is_buried and w.news.poll() for w in self._workers):
+        if self._has_logged_memory or not all(worker.serves for worker in self._workers):
             return
         self._has_logged_memory = True
         found = [memory_of(worker.process.pid) for worker in self._workers]
