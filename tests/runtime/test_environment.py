@@ -120,7 +120,13 @@ def test_switches(monkeypatch, word, is_on):
         ("M3_NO_UI", "perhaps", "M3_NO_UI: expected true or false"),
         ("M3_ENGINE", "abacus", "M3_ENGINE: expected one of auto, onnxruntime, openvino, got 'abacus'"),
         ("M3_VERIFY", "all", "M3_VERIFY: expected size or full, got 'all'"),
-        ("M3_DEADLINE_S", "soon", "M3_DEADLINE_S"),
+        ("M3_DEADLINE_S", "soon", "M3_DEADLINE_S: must be a number of seconds above 0, got 'soon'"),
+        ("M3_DEADLINE_S", "0", "M3_DEADLINE_S: must be a number of seconds above 0, got 0"),
+        ("M3_BODY_TIMEOUT_S", "0", "M3_BODY_TIMEOUT_S: must be a number of seconds above 0, got 0"),
+        ("M3_DRAIN_S", "-1", "M3_DRAIN_S: must be a number of seconds, got -1"),
+        ("M3_DRAIN_S", "nan", "M3_DRAIN_S: must be a number of seconds, got nan"),
+        ("M3_STREAMS", "all", "M3_STREAMS: expected an integer or auto, got 'all'"),
+        ("M3_STREAMS", "0", "M3_STREAMS: must be at least 1, got 0"),
         ("M3_CORS_ALLOW_ORIGIN", "https://a.example,b.example", "M3_CORS_ALLOW_ORIGIN: expected SCHEME://HOST"),
         ("M3_CORS_ALLOW_ORIGIN", "https://a.example/", "M3_CORS_ALLOW_ORIGIN: expected SCHEME://HOST"),
         ("M3_ROOT_PATH", "m3", "M3_ROOT_PATH: expected a path"),
@@ -133,11 +139,13 @@ def test_a_variable_that_cannot_be_parsed_is_named(monkeypatch, variable, value,
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("key", ["too-short", "a key with several blanks", "a-key-with-a-line-end\n"])
+@pytest.mark.parametrize(
+    "key", ["too-short", "a key with several blanks", "a-key-with-a-line-end\n", "a-key-that-no-client-can-sénd"]
+)
 def test_a_key_that_cannot_be_used_is_not_shown(monkeypatch, key):
     done = run_with(monkeypatch, "M3_API_KEY", key)
     assert done.returncode == 2
-    assert "M3_API_KEY: a key must have at least 16 characters" in done.stderr
+    assert "M3_API_KEY: expected a key of at least 16 characters" in done.stderr
     assert key.strip() not in done.stderr
 
 

@@ -3,6 +3,9 @@
 import numpy as np
 import openai
 import pytest
+from haystack import Document
+from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
+from haystack.utils import Secret
 from huggingface_hub import InferenceClient
 
 
@@ -78,3 +81,14 @@ def test_hugging_faces_client_gets_the_dense_vectors(server, encoder, texts):
     np.testing.assert_allclose(client.feature_extraction(texts), expected, atol=1e-6)
     one = client.feature_extraction(texts[0], truncate=True, normalize=True)
     np.testing.assert_allclose(np.squeeze(one), expected[0], atol=1e-6)
+
+
+def test_haystacks_embedders_get_the_dense_vectors(server, model, encoder, texts):
+    """Those for OpenAI, by the address alone."""
+    wishes = {"model": model, "api_base_url": f"{server.url}/v1", "api_key": Secret.from_token("none")}
+    expected = encoder.encode(texts).dense_vecs
+    documents = [Document(content=text) for text in texts]
+    embedded = OpenAIDocumentEmbedder(**wishes, progress_bar=False, raise_on_failure=True).run(documents)
+    np.testing.assert_allclose([each.embedding for each in embedded["documents"]], expected, atol=1e-6)
+    query = OpenAITextEmbedder(**wishes).run(texts[0])
+    np.testing.assert_allclose(query["embedding"], expected[0], atol=1e-6)

@@ -206,3 +206,6 @@ def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, serve
     keys.write_text("short\n")
     assert "line 1 of the key file" in words(2, bundle, "--port", "0", "--api-key-file", str(keys))
     assert "max_length is 1000000" in words(2, bundle, "--port", "0", "--max-length", "1000000")
+    assert "choose another --metrics-port" in words(2, bundle, "--port", "8080", "--metrics-port", "8080")
+    small = words(2, bundle, "--port", "0", "--max-queue-tokens", "100")
+    assert "the queue takes 100 tokens, but a text may have 512; raise --max-queue-tokens" in small

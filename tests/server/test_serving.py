@@ -2,10 +2,15 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from m3_runtime.errors import InputError
 from m3_runtime.server.serving import listening
 from m3_runtime.server.settings import ServedBundle, ServerSettings
+from m3_runtime.server.worker import run_worker
 
 
 def test_answers_are_not_held_back_by_nagles_algorithm():
@@ -28,3 +33,16 @@ def test_answers_are_not_held_back_by_nagles_algorithm():
 
     asyncio.run(scenario())
     assert seen == [1]
+
+
+def test_of_two_servers_that_start_together_the_slower_says_why_it_ends(tiny_bundle):
+    """Both are bound while they load, as the system allows it; only one of them can listen then."""
+    settings = ServerSettings(ServedBundle(tiny_bundle, threads=1, variant="onnx-fp32"), port=0)
+    with listening(settings) as faster:
+        settings = replace(settings, port=faster.getsockname()[1])
+        with listening(settings) as slower:
+            faster.listen()
+            with pytest.raises(
+                InputError, match=f"cannot listen on 127.0.0.1:{settings.port}: .*choose another --host or --port"
+            ):
+                run_worker(settings, slower)

@@ -157,6 +157,7 @@ def test_addresses_of_models(app):
 
 def test_the_bare_address(app, tiny_bundle):
     assert app.get("/").text.startswith("<!doctype html>")
+    assert app.head("/").status_code == 200
     with served(tiny_bundle, has_ui=False) as client:
         assert (client.get("/").text, client.head("/").status_code) == ("alive", 200)
         assert client.post("/", json={"inputs": "a"}).status_code == 200
@@ -239,6 +240,13 @@ def test_a_body_that_does_not_say_that_it_is_json(app, path, kind):
     answer = app.post(path, content=b'{"inputs": "a"}', headers={} if kind is None else {"content-type": kind})
     assert answer.status_code == (400 if path.startswith("/v1") else 422)
     assert "send the header content-type: application/json" in answer.text
+
+
+def test_a_compressed_body_is_named(app):
+    for name, status in ("gzip", 422), ("identity", 200):
+        answer = app.post("/embed", json={"inputs": "a"}, headers={"content-encoding": name})
+        assert answer.status_code == status
+        assert status == 200 or "content-encoding: gzip; do not compress it" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

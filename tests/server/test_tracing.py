@@ -252,12 +252,92 @@ def test_behind_a_prefix_whether_or_not_the_proxy_takes_it_off(encoder, sent):
     assert "/embed" in [json.loads(line)["route"] for line in lines]  # and not "other"
 
 
-def test_a_prefix_that_is_a_path_of_our_own_is_refused(encoder):
+def test_every_route_is_found_behind_the_prefix_of_the_docs(encoder):
+    """/m3 begins a path of our own, /m3/encode, and yet no path means two things."""
+
+    async def scenario(client: httpx2.AsyncClient) -> None:
+        page = (await client.get("/m3/openapi.json")).json()
+        asked = {path.replace("{model}", "tiny-random"): list(methods) for path, methods in page["paths"].items()}
+        others = {"/": ["get", "post"], "/docs": ["get"], "/ping": ["get"], "/invocations": ["post"],
+                  "/embeddings": ["post"], "/v1/v1/embeddings": ["post"], "/embed/": ["post"]}  # fmt: skip
+        for path, methods in {**asked, **others}.items():
+            for method in methods:
+                sent = {"json": {}} if method == "post" else {}
+                found = [await client.request(method, f"{prefix}{path}", **sent) for prefix in ("", "/m3")]
+                statuses = {answer.status_code for answer in found}
+                assert statuses in ([{200}] if method == "get" else [{400}, {422}]), (method, path)
+                assert found[0].headers["content-type"] == found[1].headers["content-type"]
+        for path in "/m3", "/m3//health", "/m3/v1/models/", "/m3/m3/encode":
+            assert (await client.get(path)).status_code == (405 if "encode" in path else 200), path
+        assert (await client.get("/m3x/health")).status_code == 404
+
+    serve(encoder, scenario, root_path="/m3")
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/v2", "/embed", "/docs", "/ping", "/models", "/reranker", "/v1/models"])
+def test_a_prefix_with_which_a_path_would_mean_two_things_is_refused(encoder, prefix):
     async def scenario(client: httpx2.AsyncClient) -> None:
         pass
 
     with pytest.raises(InputError, match="--root-path"):
-        serve(encoder, scenario, root_path="/v1")
+        serve(encoder, scenario, root_path=prefix)
+
+
+def test_pages_of_other_origins_see_every_header_that_says_something(encoder):
+    """Browsers hide what the list leaves out."""
+    origin = {"origin": "https://one.example"}
+    long = "word " * 600
+    asked = (
+        ("/embed", {"inputs": long}), ("/m3/encode", {"texts": "a", "format": "npz"}), ("/m3/encode", {"texts": long}),
+        ("/rerank", {"query": "a", "texts": [long]}), ("/v1/embeddings", {"input": 5}), ("/tokenize", {"inputs": "a"}),
+    )  # fmt: skip
+    seen: set[str] = set()
+
+    async def scenario(client: httpx2.AsyncClient) -> None:
+        for path, body in asked:
+            answer = await client.post(path, json=body, headers=origin | {"traceparent": TRACEPARENT})
+            shown = answer.headers["access-control-expose-headers"].lower().split(", ")
+            said = {name for name in answer.headers if name.startswith("x-") or name in ("retry-after", "traceparent")}
+            assert said <= set(shown), path
+            assert "retry-after" in shown
+            seen.update(said)
+
+    serve(encoder, scenario, cors_allow_origins=("*",))
+    assert {"x-m3-truncated", "x-m3-truncated-texts", "x-m3-scored-by", "x-m3-space-id", "x-m3-problem"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("header", "one", "other"),
+    [
+        ("x-m3-deadline-ms", "1000", "600000"),
+        ("content-type", "application/json", "text/plain"),
+        ("authorization", f"Bearer {KEY}", "Bearer another-key-of-enough-characters"),
+    ],
+)
+def test_a_header_that_says_two_things_is_refused(encoder, header, one, other):
+    """And so is none that says the same twice: some proxies do that."""
+
+    async def scenario(client: httpx2.AsyncClient) -> None:
+        usual = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        rest = [(name, value) for name, value in usual.items() if name != header]
+        body = json.dumps(EMBED).encode()
+        answer = await client.post("/embed", content=body, headers=[*rest, (header, one), (header, one)])
+        assert answer.status_code == 200
+        answer = await client.post("/embed", content=body, headers=[*rest, (header, one), (header, other)])
+        assert answer.status_code == 422
+        assert f"the header {header} is sent 2 times with different values" in answer.json()["error"]
+
+    serve(encoder, scenario, api_key=KEY)
+
+
+@pytest.mark.parametrize("wanted", ["", "0", "-1", "1.5", "one", "1" * 10, "9" * 5000])
+def test_a_deadline_that_is_no_number_is_refused(encoder, wanted):
+    async def scenario(client: httpx2.AsyncClient) -> None:
+        answer = await client.post("/embed", json=EMBED, headers={"x-m3-deadline-ms": wanted})
+        assert answer.status_code == 422
+        assert "a whole number of milliseconds above 0" in answer.json()["error"]
+
+    serve(encoder, scenario)
 
 
 def test_a_key_of_the_settings_stands_beside_those_of_a_file(encoder, tmp_path):
@@ -369,13 +449,17 @@ def test_spans_go_to_the_collector(encoder, collector, monkeypatch):
         async with httpx2.AsyncClient(transport=transport, base_url="http://here") as client:
             answers.append(await client.post("/embed", json=EMBED, headers={"traceparent": TRACEPARENT}))
             answers.append(await client.post("/embed", json={}))
-            await client.get("/health")
+            for probe in "/health", "/ping", "/ready/", "/reranker//metrics":
+                assert (await client.get(probe)).status_code == 200
+            await client.post("/v1/v1/embeddings/", json={})
+            await client.get("/somebody/invented/this")
         tracer.close()
 
     with logged(JsonLines()) as lines:
         asyncio.run(served())
     spans = spans_of(collector)
-    assert sorted(span.name for span in spans) == ["POST /embed", "POST /embed", "inference", "queue", "tokenize"]
+    of_requests = sorted(span.name for span in spans if span.name not in ("inference", "queue", "tokenize"))
+    assert of_requests == ["GET", "POST /embed", "POST /embed", "POST /v1/embeddings"]
     (taken,) = (span for span in spans if span.parent_span_id.hex() == SPAN)
     assert taken.trace_id.hex() == TRACE
     assert answers[0].headers["traceparent"] == f"00-{TRACE}-{taken.span_id.hex()}-01"

@@ -157,7 +157,10 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
 
 
 def _streams(text: str) -> int | str:
-    return text if text == AUTO else integer(1)(text)
+    try:
+        return text if text == AUTO else integer(1)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected an integer or {AUTO}, got {text!r}") from error
 
 
 def _source_format(text: str) -> SourceFormat | None:

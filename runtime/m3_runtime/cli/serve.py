@@ -9,7 +9,7 @@ from m3_runtime.bundle.reader import Verify
 from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.server.auth import MIN_KEY_CHARS
+from m3_runtime.server.auth import A_KEY, is_key
 from m3_runtime.server.logs import LogFormat, LogLevel
 from m3_runtime.server.stopping import ending_at_once
 from m3_runtime.tokenizer import OnTruncate
@@ -113,9 +113,9 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
     text = "most MiB of vectors and answers in memory, half of it for a client (429 beyond it)"
     add_integer(group, "--max-result-mib", text, default=1024)
     text = "seconds for a request, as long as OpenAI's clients wait; a client may ask for less: X-M3-Deadline-Ms"
-    _add_seconds(group, "--deadline-s", text, 600.0)
+    _add_seconds(group, "--deadline-s", text, 600.0, above=0)
     text = "seconds for a request's body to arrive, and one more for each 64 KiB"
-    _add_seconds(group, "--body-timeout-s", text, 10.0)
+    _add_seconds(group, "--body-timeout-s", text, 10.0, above=0)
 
 
 def _add_surroundings(command: argparse.ArgumentParser) -> None:
@@ -141,8 +141,18 @@ def _add_surroundings(command: argparse.ArgumentParser) -> None:
     group.add_argument("--otlp-endpoint", type=_url, metavar="URL", help=text)
 
 
-def _add_seconds(group: Any, name: str, text: str, default: float) -> None:
-    group.add_argument(name, type=_seconds, default=default, metavar="S", help=f"{text} (default: %(default)s)")
+def _add_seconds(group: Any, name: str, text: str, default: float, *, above: float | None = None) -> None:
+    def parse(given: str) -> float:
+        wanted = "a number of seconds" if above is None else f"a number of seconds above {above}"
+        try:
+            number = float(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given!r}") from error
+        if not 0 <= number < 1e6 or (above is not None and number <= above):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given}")
+        return number
+
+    group.add_argument(name, type=parse, default=default, metavar="S", help=f"{text} (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -218,18 +228,9 @@ def _names(text: str) -> str:
     return text
 
 
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1e6:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text}")
-    return number
-
-
 def _api_key(text: str) -> str:
-    if len(text) < MIN_KEY_CHARS or text.split() != [text]:
-        raise argparse.ArgumentTypeError(
-            f"a key must have at least {MIN_KEY_CHARS} characters and no blank or line end"
-        )
+    if not is_key(text):
+        raise argparse.ArgumentTypeError(f"expected {A_KEY}")
     return text
 
 

@@ -1,12 +1,19 @@
 """Addresses as clients put them together, before anything looks at them: one spelling for each route.
 
 Clients append their path to the address that they are given, with or without /v1 and with or without a slash, and do
-not follow redirects. Amazon SageMaker and text-embeddings-inference have names of their own for some routes.
+not follow redirects. Amazon SageMaker and text-embeddings-inference have names of their own for some routes. A proxy
+may show the server under a prefix.
 """
 
 import re
+from collections.abc import Iterable
 
 from starlette.types import Scope
+
+from m3_runtime.errors import InputError
+
+OPERATION_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""What machines ask every few seconds: neither logged nor traced."""
 
 _SAME_ROUTE = {
     "/embeddings": "/v1/embeddings",
@@ -20,11 +27,44 @@ RERANKER_INFO = "/reranker/info"
 """The server as a reranker: at an address of its own, since some clients ask /info and use what it says alone."""
 
 
-def with_usual_path(scope: Scope) -> Scope:
-    """A request's scope with its path in the one spelling; a prefix that a proxy puts before all paths stays."""
-    path, root = scope["path"], scope.get("root_path", "")
-    prefix = root if path.startswith(f"{root}/") else ""
-    return {**scope, "path": prefix + usual_path(path.removeprefix(prefix))}
+class Addresses:
+    """The paths that a server answers, and the prefix under which a proxy shows them."""
+
+    def __init__(self, paths: Iterable[str], root_path: str = "") -> None:
+        """Know a server's paths.
+
+        Args:
+            paths: in their one spelling.
+            root_path: the prefix, "/m3" for instance.
+
+        Raises:
+            InputError: with this prefix a path would mean two things.
+        """
+        self.paths = frozenset(paths)
+        self._prefix = root_path
+        if root_path and self._is_ambiguous():
+            raise InputError(f"the root path {root_path!r} is a path of the server's own; choose another --root-path")
+
+    def route_of(self, path: str) -> str | None:
+        """The path if there is one; clients invent others, and each would be counted and traced by its own name."""
+        return path if path in self.paths else None
+
+    def known(self, scope: Scope) -> Scope:
+        """A request's scope with its path in the one spelling, whether or not the proxy has taken its prefix off.
+
+        The prefix stands where the framework looks for it when it makes links.
+        """
+        path, prefix = usual_path(scope["path"]), self._prefix
+        if prefix and path not in self.paths and f"{path}/".startswith(f"{prefix}/"):
+            path = usual_path(path.removeprefix(prefix))
+        # the framework would take off a prefix that is a part of our own path
+        return {**scope, "path": path, "root_path": "" if path.startswith(f"{prefix}/") else prefix}
+
+    def _is_ambiguous(self) -> bool:
+        prefix, below = self._prefix, f"{self._prefix}/x"
+        has_meaning = prefix in self.paths or (usual_path(prefix), usual_path(below)) != (prefix, below)
+        within = (path.removeprefix(prefix) for path in self.paths if path.startswith(f"{prefix}/"))
+        return has_meaning or any(usual_path(path) in self.paths for path in within)
 
 
 def usual_path(path: str) -> str:

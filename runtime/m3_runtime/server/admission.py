@@ -11,8 +11,9 @@ one client can hold only a share of either.
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,8 +22,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_runtime.errors import DrainingError, InputError, M3Error, QueueFullError, RequestTooLargeError
-from m3_runtime.server.addresses import with_usual_path
-from m3_runtime.server.answers import Problem, refusal, refusal_of
+from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
+from m3_runtime.server.answers import PROBLEM, Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Call, Service
 from m3_runtime.server.settings import RequestLimits
@@ -37,11 +38,9 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered without a key (POST / is /embed, and needs one)."""
 
 _METRICS = "/metrics"
-_OPERATION_PATHS = frozenset({"/health", "/ready", _METRICS})
-"""Not logged."""
-
 _NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
+_MILLISECONDS = re.compile(r"0*[1-9]\d{0,8}", re.ASCII)
 
 _MIN_BYTES_PER_S = 64 * 1024
 """A body that takes longer than `body_timeout_s` must come at least so fast."""
@@ -76,20 +75,20 @@ class _Exchange:
 class Admission:
     """Lets in what the limits allow. Counts, logs and bounds it."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None, paths: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None, addresses: Addresses) -> None:
         """Wrap an app.
 
         Args:
             app: what answers.
             service: whose limits hold and whose counts are kept.
             keys: keys that let in; None lets everyone in.
-            paths: paths that exist; others are counted as one, so that clients cannot invent labels.
+            addresses: paths that exist; others are counted as one.
         """
         self._app = app
         self._service = service
         self._limits: RequestLimits = service.settings.limits
         self._keys = keys
-        self._paths = frozenset(paths)
+        self._addresses = addresses
         self._open_paths = OPEN_PATHS | ({_METRICS} if service.settings.open_metrics else frozenset())
         limits = self._limits
         self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
@@ -103,13 +102,12 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = with_usual_path(scope)
         exchange = _Exchange(scope["path"], scope["method"], time.perf_counter())
 
         async def recording(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                exchange.problem = Headers(raw=message["headers"]).get("x-m3-problem", "")
+                exchange.problem = Headers(raw=message["headers"]).get(PROBLEM, "")
             await send(message)
 
         try:
@@ -179,7 +177,7 @@ class Admission:
         is_open = exchange.path in self._open_paths and exchange.method != "POST"
         if self._keys is None or is_open:
             return str((scope.get("client") or ("local",))[0])
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _, key = (only_value(headers, "authorization") or "").partition(" ")
         name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             raise _RefusedError(
@@ -201,10 +199,10 @@ class Admission:
             raise RequestTooLargeError(f"the body is too large, the limit is {most} bytes; send the texts in parts")
 
     def _deadline_s(self, headers: Headers) -> float:
-        wanted = headers.get(_DEADLINE_HEADER)
+        wanted = only_value(headers, _DEADLINE_HEADER)
         if wanted is None:
             return self._limits.deadline_s
-        if not wanted.isdecimal() or not 0 < int(wanted) < 10**9:
+        if not _MILLISECONDS.fullmatch(wanted):
             raise InputError(f"the header {_DEADLINE_HEADER} must be a whole number of milliseconds above 0")
         return min(self._limits.deadline_s, int(wanted) / 1000)
 
@@ -262,12 +260,12 @@ class Admission:
 
     def _record(self, exchange: _Exchange) -> None:
         metrics, duration_s = self._service.metrics, time.perf_counter() - exchange.start_s
-        route = exchange.path if exchange.path in self._paths else "other"
+        route = self._addresses.route_of(exchange.path) or "other"
         metrics.requests.labels(route, str(exchange.status)).inc()
         metrics.request_seconds.labels(route).observe(duration_s)
         if exchange.problem:
             metrics.rejections.labels(exchange.problem).inc()
-        if exchange.path not in _OPERATION_PATHS:
+        if exchange.path not in OPERATION_PATHS:
             facts = {"method": exchange.method, "route": route, "status": exchange.status, "client": exchange.client}
             _log.info("request", extra={**facts, "duration_ms": round(1000 * duration_s, 2)})
 
@@ -283,6 +281,18 @@ class _Replay:
             await asyncio.Event().wait()  # until cancelled
         body, self._body = self._body or b"", None
         return {"type": "http.request", "body": body, "more_body": False}
+
+
+def only_value(headers: Headers, name: str) -> str | None:
+    """A header's value; None where it is not sent.
+
+    Raises:
+        InputError: it is sent several times and says different things; proxies do not agree which of them holds.
+    """
+    values = set(headers.getlist(name))
+    if len(values) > 1:
+        raise InputError(f"the header {name} is sent {len(values)} times with different values; send it once")
+    return next(iter(values), None)
 
 
 def _busy(reason: str) -> QueueFullError:

@@ -28,6 +28,12 @@ from m3_runtime.errors import (
 
 JSON = "application/json"
 
+PROBLEM, RETRY_AFTER = "x-m3-problem", "retry-after"
+TRUNCATED, TRUNCATED_TEXTS = "x-m3-truncated", "x-m3-truncated-texts"
+SCORED_BY, SPACE_ID, VARIANT = "x-m3-scored-by", "x-m3-space-id", "x-m3-variant"
+ANSWER_HEADERS = (PROBLEM, RETRY_AFTER, TRUNCATED, TRUNCATED_TEXTS, SCORED_BY, SPACE_ID, VARIANT)
+"""What answers say beside their bodies; a browser shows it to pages of other origins."""
+
 TOO_LONG = "context_length_exceeded"
 TOO_MANY = "array_above_max_length"
 _TOO_MUCH_IN_A_FIELD = (TOO_LONG, TOO_MANY)
@@ -166,7 +172,7 @@ def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
         places = [text for _, text in run]
         names.append(str(places[0]) if len(places) == 1 else f"{places[0]}-{places[-1]}")
     shown = ",".join(names[:_MOST_CUT_SHOWN]) + (",..." if len(names) > _MOST_CUT_SHOWN else "")
-    return {"x-m3-truncated": str(len(cut)), "x-m3-truncated-texts": shown}
+    return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: shown}
 
 
 def speaks_openai(path: str) -> bool:
@@ -201,9 +207,9 @@ def refusal(
             status = HTTPStatus.BAD_REQUEST
         code = code or problem.openai_code
         body = {"error": {"message": message, "type": problem.openai_type, "param": field, "code": code}}
-    headers = {"x-m3-problem": problem.value}
+    headers = {PROBLEM: problem.value}
     if retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+        headers[RETRY_AFTER] = str(max(1, math.ceil(retry_after_s)))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status, headers, JSON)

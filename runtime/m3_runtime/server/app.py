@@ -16,8 +16,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from m3_runtime.errors import FieldError, InputError, M3Error
+from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
-from m3_runtime.server.answers import Documented, Problem, Refusal, not_found, refusal, refusal_of
+from m3_runtime.server.answers import ANSWER_HEADERS, Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.otel import open_tracer
 from m3_runtime.server.routes.openai import openai_routes
@@ -63,33 +64,22 @@ def create_app(service: Service) -> ASGIApp:
         _add_playground(app, settings.root_path)
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
-    _check_root_path(settings.root_path, paths)
-    admission = Admission(app, service, keys, [path for path in paths if "{" not in path])
-    return RequestTracing(_with_cors(admission, settings), tracer, settings.root_path)
+    addresses = Addresses([path for path in paths if "{" not in path], settings.root_path)
+    admission = Admission(app, service, keys, addresses)
+    return RequestTracing(_with_cors(admission, settings), tracer, addresses)
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
     """Before admission: a browser asks whether it may ask, and shows no key then."""
     if not settings.cors_allow_origins:
         return app
-    shown = (REQUEST_ID, TRACEPARENT, *TIMING_HEADERS, "retry-after", "x-m3-problem", "x-m3-truncated")
     return CORSMiddleware(
         app,
         allow_origins=settings.cors_allow_origins,
         allow_methods=("GET", "HEAD", "POST"),
         allow_headers=("*",),
-        expose_headers=shown,
+        expose_headers=(REQUEST_ID, TRACEPARENT, *TIMING_HEADERS, *ANSWER_HEADERS),
     )
-
-
-def _check_root_path(root_path: str, paths: list[str]) -> None:
-    """A prefix that is one of our own would make paths mean two things.
-
-    Raises:
-        InputError: it is.
-    """
-    if root_path and any(path == root_path or path.startswith(root_path + "/") for path in paths):
-        raise InputError(f"the root path {root_path!r} begins a path of the server's own; choose another --root-path")
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -133,6 +123,8 @@ def _add_playground(app: FastAPI, root_path: str) -> None:
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:
         return HTMLResponse(page, headers=headers)
+
+    app.head("/", include_in_schema=False)(playground)
 
 
 def _add_errors(app: FastAPI) -> None:

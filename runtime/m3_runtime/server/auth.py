@@ -11,7 +11,8 @@ from m3_runtime.errors import InputError
 
 _log = logging.getLogger("m3_runtime.server")
 
-MIN_KEY_CHARS = 16
+_MIN_KEY_CHARS = 16
+A_KEY = f"a key of at least {_MIN_KEY_CHARS} characters of ASCII without blanks"
 _CHECK_EVERY_S = 1.0
 
 
@@ -73,6 +74,11 @@ class ApiKeys:
             _log.error("keys_unreadable", extra={"reason": f"{error}; the keys that were read before still hold"})
 
 
+def is_key(text: str) -> bool:
+    """Whether it is long enough, and clients can send it: most refuse to put anything but ASCII into a header."""
+    return len(text) >= _MIN_KEY_CHARS and text.isascii() and text.isprintable() and " " not in text
+
+
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when the file does: its time, size and inode."""
     try:
@@ -99,11 +105,8 @@ def _read(path: Path) -> tuple[_Key, ...]:
 
 def _key(line: str, number: int, path: Path) -> _Key:
     words = line.split()
-    if len(words) > 2 or len(words[-1]) < MIN_KEY_CHARS:
-        raise InputError(
-            f"line {number} of the key file {str(path)!r} must be a key of at least {MIN_KEY_CHARS} characters, "
-            "or a name, a blank and a key"
-        )
+    if len(words) > 2 or not is_key(words[-1]):
+        raise InputError(f"line {number} of the key file {str(path)!r} must be {A_KEY}, or a name, a blank and a key")
     return _named(words[0] if len(words) == 2 else None, words[-1])
 
 

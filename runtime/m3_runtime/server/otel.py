@@ -117,9 +117,9 @@ class _OpenTelemetrySpan:
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         span, times = self.span, answered.times
-        if answered.status != 404:  # clients invent such paths, and each would be a name of its own
-            span.update_name(f"{answered.method} {answered.path}")
-            span.set_attribute("http.route", answered.path)
+        if answered.route is not None:
+            span.update_name(f"{answered.method} {answered.route}")
+            span.set_attribute("http.route", answered.route)
         span.set_attribute("http.response.status_code", answered.status)
         if answered.status >= 500:
             span.set_status(Status(StatusCode.ERROR))

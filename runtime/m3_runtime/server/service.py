@@ -119,13 +119,16 @@ class Service:
         """Take over an encoder, which `close` closes.
 
         Raises:
-            InputError: the settings' `max_length` is more than the model takes.
+            InputError: the settings' `max_length` is more than the model takes, or than the queue does.
         """
         self.encoder = encoder
         self.settings = settings
         self.max_length = checked_max_length(
             settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
         )
+        if (most := settings.limits.queue.max_tokens) < self.max_length:
+            message = f"the queue takes {most} tokens, but a text may have {self.max_length}"
+            raise InputError(f"{message}; raise --max-queue-tokens or lower --max-length")
         self.model_names = settings.model_names or (self.manifest.source.name,)
         found = read_prompts(encoder.bundle)
         self.prompts, self.default_prompt_name = found.prompts, found.default

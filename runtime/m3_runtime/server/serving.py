@@ -19,7 +19,7 @@ from m3_runtime.errors import EngineError, InputError, M3Error
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.worker import longest_end_s, memory_of, run_worker
+from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_of, run_worker
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -40,6 +40,8 @@ def serve(settings: ServerSettings) -> None:
         EngineError: one of several workers cannot start; its own log says why.
     """
     log_to_stderr(settings.logs)
+    if settings.port and settings.metrics_port == settings.port:
+        raise InputError(f"port and metrics port are both {settings.port}; choose another --metrics-port")
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
@@ -71,7 +73,7 @@ def listening(settings: ServerSettings) -> socket.socket:
             at.set_inheritable(True)
             failing.pop_all()
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --port") from error
+        raise cannot_listen(settings, error) from error
     return at
 
 
@@ -85,6 +87,11 @@ class _Worker:
         voice.close()
         self.started_s = time.monotonic()
         self.is_buried = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has said so and lives; the pipe of a dead one is readable too."""
+        return not self.is_buried and self.process.is_alive() and self.news.poll()
 
     @property
     def may_be_replaced(self) -> bool:
@@ -139,7 +146,7 @@ class _Supervisor:
 
     def _log_memory(self) -> None:
         """Once all serve: what each holds, and what all hold together, shared pages counted once."""
-        if self._has_logged_memory or not all(not w.is_buried and w.news.poll() for w in self._workers):
+        if self._has_logged_memory or not all(worker.serves for worker in self._workers):
             return
         self._has_logged_memory = True
         found = [memory_of(worker.process.pid) for worker in self._workers]

@@ -16,6 +16,7 @@ from typing import Protocol
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
 from m3_runtime.server.logs import log_fields
 
 REQUEST_ID = "x-request-id"
@@ -29,7 +30,6 @@ TIMING_HEADERS = (
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
-_PROBES = frozenset({"/health", "/ready", "/metrics", "/ping"})
 
 
 @dataclass
@@ -120,10 +120,10 @@ def request_id_of(headers: Headers) -> str:
 
 @dataclass
 class Answered:
-    """A request while it is answered, and afterwards."""
+    """A request while it is answered, and afterwards; `route` is None where there is nothing at its path."""
 
     method: str
-    path: str
+    route: str | None
     headers: Headers
     start_s: float = field(default_factory=time.perf_counter)
     start_ns: int = field(default_factory=time.time_ns)
@@ -181,27 +181,28 @@ class CallersTraces:
 class RequestTracing:
     """Gives each request its ids, takes over its trace, and says in the answer where its time went."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer, root_path: str) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer, addresses: Addresses) -> None:
         """Wrap an app.
 
         Args:
             app: what answers.
             tracer: what makes spans.
-            root_path: the prefix that a proxy puts before all paths; taken off if the proxy did not.
+            addresses: what its paths mean.
         """
         self._app = app
         self._tracer = tracer
-        self._root_path = root_path
+        self._addresses = addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = self._without_prefix(scope)
+        scope = self._addresses.known(scope)
         headers = Headers(scope=scope)
-        answered = Answered(scope["method"], scope["path"], headers, request_id=request_id_of(headers))
-        span = None if answered.path in _PROBES else self._tracer.begin(answered)
+        route = self._addresses.route_of(scope["path"])
+        answered = Answered(scope["method"], route, headers, request_id=request_id_of(headers))
+        span = None if route in OPERATION_PATHS else self._tracer.begin(answered)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -216,17 +217,6 @@ class RequestTracing:
             finally:
                 if span is not None:
                     span.end(answered)
-
-    def _without_prefix(self, scope: Scope) -> Scope:
-        """The path as our routes have it, and the prefix where the framework looks for it when it makes links."""
-        prefix, path = self._root_path, scope["path"]
-        if not prefix:
-            return scope
-        scope = {**scope, "root_path": prefix}
-        if path == prefix or path.startswith(prefix + "/"):
-            raw: bytes = scope.get("raw_path") or b""
-            scope |= {"path": path[len(prefix) :] or "/", "raw_path": raw.removeprefix(prefix.encode()) or b"/"}
-        return scope
 
 
 def _add_headers(headers: MutableHeaders, answered: Answered, span: Span | None) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from m3_runtime.errors import InputError
 from m3_runtime.server.app import create_app
 from m3_runtime.server.metrics import metrics_port
 from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
@@ -37,7 +38,7 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
     """Open the bundle and answer requests at a bound socket; `on_start` is called when it does.
 
     Raises:
-        M3Error: the bundle or a setting is not what it must be.
+        M3Error: the bundle or a setting is not what it must be, or another server was faster to listen there.
     """
     start_s = time.monotonic()
     raise_file_limit()
@@ -49,24 +50,37 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
             app = create_app(service)
         if settings.metrics_port is not None and settings.workers == 1:
             opened.enter_context(metrics_port(settings.host, settings.metrics_port, service.metrics.registry))
-        host, port = at.getsockname()[:2]
-        _log.info(
-            "serving",
-            extra={
-                "url": f"http://{host}:{port}",
-                "bundle": str(settings.bundle.path),
-                "variant": encoder.variant.name,
-                "threads": settings.bundle.threads,
-                "loaded_s": round(time.monotonic() - start_s, 2),
-                **memory_of().fields(),
-            },
-        )
+
+        def started() -> None:
+            _log_serving(service, at, time.monotonic() - start_s)
+            on_start()
+
         try:
-            _Server(app, service, on_start).run(sockets=[at])
+            _Server(app, service, started).run(sockets=[at])
         finally:
             if service.batcher.is_running:
                 _log.warning("a batch is not done, and nobody waits for it; the process ends without it")
                 os._exit(_INTERRUPTED if isinstance(sys.exception(), KeyboardInterrupt) else 0)
+
+
+def _log_serving(service: Service, at: socket.socket, loaded_s: float) -> None:
+    host, port = at.getsockname()[:2]
+    _log.info(
+        "serving",
+        extra={
+            "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+            "bundle": str(service.settings.bundle.path),
+            "variant": service.encoder.variant.name,
+            "threads": service.settings.bundle.threads,
+            "loaded_s": round(loaded_s, 2),
+            **memory_of().fields(),
+        },
+    )
+
+
+def cannot_listen(settings: ServerSettings, error: Exception) -> InputError:
+    """What to say where the address is taken, or is none."""
+    return InputError(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --host or --port")
 
 
 def longest_end_s(settings: ServerSettings) -> float:
@@ -101,8 +115,16 @@ class _Server(uvicorn.Server):
         self._stops_at_s: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See `uvicorn.Server.startup`."""
-        await super().startup(sockets)
+        """See `uvicorn.Server.startup`.
+
+        Raises:
+            InputError: another server, which was bound to the same address too, has begun to listen there.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            await self.lifespan.shutdown()
+            raise cannot_listen(self._service.settings, error) from error
         self._on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from starlette.responses import Response
 
 from m3_runtime.errors import FieldError, InputError
+from m3_runtime.server.admission import only_value
 from m3_runtime.server.schemas import DenseWishes, LengthWishes
 from m3_runtime.server.service import Service, Truncation
 from m3_runtime.tokenizer import check_text
@@ -43,7 +44,8 @@ class OneParseRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             if self.body_field is not None:
-                _check_content_type(request.headers.get("content-type", ""))
+                _check_content_type(only_value(request.headers, "content-type") or "")
+                _check_content_encoding(only_value(request.headers, "content-encoding") or "identity")
             return await handler(_OneParseRequest(request.scope, request.receive))
 
         return handle
@@ -55,6 +57,12 @@ def _check_content_type(kind: str) -> None:
     if not (name.startswith("application/") and (name.endswith(("/json", "+json")))):
         message = "the body must be JSON and say so: send the header content-type: application/json (curl -H)"
         raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, f"{message}, got {name or 'none'}")
+
+
+def _check_content_encoding(name: str) -> None:
+    if name.strip().lower() != "identity":
+        message = f"the body must be sent as it is, got the header content-encoding: {name}; do not compress it"
+        raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, message)
 
 
 def _half_pair(body: bytes) -> str:

@@ -9,7 +9,17 @@ from starlette.responses import Response
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.output import npz_arrays, write_npz
 from m3_runtime.server.admission import CALL
-from m3_runtime.server.answers import answered_by, colbert_answer, cut_headers, refusals, row_json, vectors_answer
+from m3_runtime.server.answers import (
+    SPACE_ID,
+    TRUNCATED,
+    VARIANT,
+    answered_by,
+    colbert_answer,
+    cut_headers,
+    refusals,
+    row_json,
+    vectors_answer,
+)
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
 from m3_runtime.server.schemas import Encoded, EncodeRequest
 from m3_runtime.server.service import EncodedTexts, Service
@@ -75,7 +85,7 @@ def _binary(found: EncodedTexts, body: EncodeRequest, service: Service) -> Respo
         "variant": service.encoder.variant.name,
         "truncated": str(found.vectors.truncated),
     }
-    headers = {f"x-m3-{name.replace('_', '-')}": value for name, value in facts.items()} | cut_headers(found.cut)
+    headers = dict(zip((SPACE_ID, VARIANT, TRUNCATED), facts.values(), strict=True)) | cut_headers(found.cut)
     if body.format == "npz":
         file = io.BytesIO()
         write_npz(file, arrays)

@@ -20,7 +20,15 @@ from m3_runtime.encode.options import checked_heads
 from m3_runtime.errors import FieldError
 from m3_runtime.scoring import FusionWeights, PairScores, colbert_score, sparse_dot
 from m3_runtime.server.admission import CALL
-from m3_runtime.server.answers import OpenAiRefusal, answered_by, cut_headers, json_answer, refusals
+from m3_runtime.server.answers import (
+    SCORED_BY,
+    TRUNCATED_TEXTS,
+    OpenAiRefusal,
+    answered_by,
+    cut_headers,
+    json_answer,
+    refusals,
+)
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
 from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, RerankWeights, TextRank, Texts
 from m3_runtime.server.service import ScoredTexts, Service
@@ -45,7 +53,7 @@ def rerank_routes(service: Service) -> APIRouter:
         scores = found.scores
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         scored_by = [head for head in Head if head in weights]
-        headers = {**cut_headers(found.cut, "query"), "x-m3-scored-by": ",".join(scored_by)}
+        headers = {**cut_headers(found.cut, "query"), SCORED_BY: ",".join(scored_by)}
         if body.documents is None:
             return json_answer(_ranks(body, best, scores, passages), headers)
         return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, service), headers)
@@ -146,6 +154,6 @@ def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list
         "scored_by": scored_by,
     }
     if found.cut:
-        which = cut_headers(found.cut, "query")["x-m3-truncated-texts"]
+        which = cut_headers(found.cut, "query")[TRUNCATED_TEXTS]
         answer["meta"]["warnings"] = [f"{len(found.cut)} texts were cut to the limit of tokens: {which}"]
     return answer
