@@ -12,7 +12,7 @@ from m3_runtime.bulk.shards import BulkLimits, Shard
 from m3_runtime.bulk.workers import encode_in_processes
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import BulkError
-from m3_runtime.io.readers import Columns, Row
+from m3_runtime.io.rows import Columns, Row
 from patience import has_ended, wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)

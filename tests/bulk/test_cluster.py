@@ -21,7 +21,7 @@ from m3_runtime.bulk.cluster import Cluster, encode_on_cluster, open_on_node
 from m3_runtime.bulk.job import BulkJob, VectorSettings
 from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.io.readers import Columns
+from m3_runtime.io.rows import Columns
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_BYTES = 100_000_000
