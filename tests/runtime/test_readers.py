@@ -114,7 +114,7 @@ def test_a_bad_pair_is_named(tmp_path, line, reason):
 
 
 def test_pairs_are_not_read_from_tables(tmp_path):
-    with pytest.raises(InputError, match="is Parquet"):
+    with pytest.raises(InputError, match="is parquet; pairs are read from"):
         list(read_pairs(str(tmp_path / "pairs.parquet")))
 
 

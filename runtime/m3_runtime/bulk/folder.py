@@ -19,7 +19,7 @@ from pathlib import Path
 
 from m3_runtime.bulk.job import BulkJob, difference
 from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
-from m3_runtime.bulk.repeated import RepeatedIds, repeated_ids
+from m3_runtime.bulk.repeated import NO_REPEATED_IDS, RepeatedIds
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.errors import BulkError, InputError
 from m3_runtime.io.atomic import flush, flush_folder, put_in_place
@@ -113,15 +113,22 @@ class JobFolder:
         self._shards[draft.index] = entry
         return entry
 
-    def finish(self) -> None:
-        """Count the ids that several rows have, and write down that nothing is left.
+    @property
+    def parts(self) -> list[Path]:
+        """The files of the shards that are done and in the folder, in order."""
+        return [path for path in map(self._part, sorted(self._shards)) if path.exists()]
+
+    def finish(self, repeated: RepeatedIds = NO_REPEATED_IDS) -> None:
+        """Write down that nothing is left.
+
+        Args:
+            repeated: what was found of ids that several rows have.
 
         Raises:
             BulkError: the journal cannot be written.
         """
         shutil.rmtree(self.partial, ignore_errors=True)
         if not self.is_complete:
-            repeated = repeated_ids(sorted((self._out / VECTORS).glob("part-*.parquet")))
             self._journal.add(Complete(len(self._shards), repeated.rows, repeated.example))
             self.is_complete, self.repeated = True, repeated
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.errors import BulkError
 from m3_runtime.extras import import_extra
 
 
@@ -18,6 +19,9 @@ class RepeatedIds:
     example: str
 
 
+NO_REPEATED_IDS = RepeatedIds(0, "")
+
+
 def repeated_ids(shards: Sequence[Path]) -> RepeatedIds:
     """Count the rows of shards whose id a row before them has.
 
@@ -25,10 +29,13 @@ def repeated_ids(shards: Sequence[Path]) -> RepeatedIds:
 
     Args:
         shards: files that are complete.
+
+    Raises:
+        BulkError: one cannot be read: it was changed.
     """
     repeated = came_again([_hashes(path) for path in shards])
     if not len(repeated):
-        return RepeatedIds(0, "")
+        return NO_REPEATED_IDS
     example = next(name for path in shards for name in _ids(path) if hash(name) == repeated[0])
     return RepeatedIds(len(repeated), example)
 
@@ -44,6 +51,12 @@ def _hashes(path: Path) -> NDArray[np.int64]:
 
 
 def _ids(path: Path) -> Iterator[str]:
-    with import_extra("pyarrow.parquet", "bulk").ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["id"]):
-            yield from batch.column("id").to_pylist()
+    pa, pq = import_extra("pyarrow", "bulk"), import_extra("pyarrow.parquet", "bulk")
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["id"], use_threads=False):
+                yield from batch.column("id").to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise BulkError(
+            f"cannot read {str(path)!r} ({error}): it was changed; put it back, or begin in another folder"
+        ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m3_runtime.bulk.folder import JobFolder
 from m3_runtime.bulk.job import BulkJob
-from m3_runtime.bulk.repeated import RepeatedIds
+from m3_runtime.bulk.repeated import RepeatedIds, repeated_ids
 from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard, read_shards
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.encoder import M3Encoder
@@ -77,7 +77,7 @@ def run_job(
         if not folder.is_complete:
             with open_encode() as encode:
                 _encode_rest(job, folder, encode, progress, strict=strict)
-            folder.finish()
+            folder.finish(repeated_ids(folder.parts))
         shards, repeated = folder.shards, folder.repeated
     return BulkSummary(
         shards=len(shards),

@@ -7,6 +7,7 @@ leaves rows that cannot be used to its caller; `read_texts` and `read_pairs` mak
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from m3_runtime.errors import InputError
@@ -32,10 +33,12 @@ def known_format(path: str, source_format: SourceFormat | None = None) -> Source
         source_format: what was asked for.
 
     Raises:
-        InputError: nothing was asked for, and the ending says nothing.
+        InputError: nothing was asked for, and the ending says nothing; or there is no such file.
     """
     found = source_format or (SourceFormat.LINES if path == STDIN else format_of(path))
     if found is None:
+        if not Path(path).exists() or Path(path).is_dir():
+            raise InputError(f"cannot read {path!r}: {'a folder' if Path(path).is_dir() else 'no such file'}")
         names = ", ".join(SourceFormat)
         raise InputError(
             f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. "
