@@ -70,7 +70,7 @@ def test_a_folder_that_is_a_checkpoint(tmp_path):
 
 def test_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleNotFoundError):
+    with pytest.raises(BundleNotFoundError, match="it is a file"):
         M3Encoder.open(tmp_path / "file")
 
 

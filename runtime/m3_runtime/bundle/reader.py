@@ -109,9 +109,8 @@ def _verify_level(verify: Verify | str) -> Verify:
 
 def _read_manifest(folder: Path, level: Verify) -> Manifest:
     if not folder.is_dir():
-        raise BundleNotFoundError(
-            f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export SOURCE OUT"
-        )
+        found = "it is a file, and a bundle is a folder" if folder.exists() else "the folder does not exist"
+        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: {found}; make one with m3-export SOURCE OUT")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleNotFoundError(
