@@ -147,7 +147,7 @@ def test_a_search_keeps_the_budget_and_its_plans(searched: Done):
 def test_progress_goes_to_stderr_and_the_table_to_stdout(searched: Done):
     assert re.search(r"^\[ +\d+\.\d s\] Tracing the graph …$", searched.stderr, re.MULTILINE)
     for step in (
-        "Reading checkpoint tuned",
+        "Reading checkpoint tiny-random",
         "PyTorch FP32 reference",
         "Timing onnx-int8's precisions",
         "Timing openvino-int8's precisions",
@@ -155,7 +155,7 @@ def test_progress_goes_to_stderr_and_the_table_to_stdout(searched: Done):
         "parity of onnx-int8",
     ):
         assert step in searched.stderr
-    assert searched.stdout.strip().startswith(f"Bundle {searched.out}: tuned, pooling cls, m3-")
+    assert searched.stdout.strip().startswith(f"Bundle {searched.out}: tiny-random, pooling cls, m3-")
     assert "[" not in searched.stdout
 
 

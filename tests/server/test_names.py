@@ -83,10 +83,6 @@ def test_the_options(capsys):
 
 
 def parsed(*words: str):
-    import argparse
+    from m3_runtime.cli import parser
 
-    from m3_runtime.cli import serve
-
-    parser = argparse.ArgumentParser()
-    serve.add_command(parser.add_subparsers())
-    return parser.parse_args(words)
+    return parser().parse_args(words)
