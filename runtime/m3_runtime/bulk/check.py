@@ -14,6 +14,7 @@ from m3_runtime.bulk.shards import BulkLimits, read_shards
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encoder import M3Encoder
+from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import BadRow, Row
 
 _SAMPLE_TEXTS = 32
@@ -89,25 +90,28 @@ class _Count:
         return int(np.searchsorted(np.cumsum(self.lengths), share * total)) if total else 0
 
 
-def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder) -> JobCheck:
+def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Progress) -> JobCheck:
     """Read all inputs of a job, and say what it would do. Nothing is written.
 
     Args:
         job: its inputs and settings.
         limits: how much would run together.
         encoder: of the job's bundle and variant.
+        progress: shows rows and the time that is left, by the bytes of the inputs.
 
     Raises:
         InputError: an input cannot be read, lacks a column, or changes meanwhile.
     """
     check_beginnings(job.sources, job.columns)
     count, watch, sample = _Count(job.vectors.max_length), SourceWatch(), list[Row]()
-    for shard in read_shards(job.sources, job.columns, job.shard_rows, watch=watch):
-        count.shards += 1
-        count.reject(shard.bad)
-        _count_texts(count, encoder, job, shard.rows)
-        if not sample:
-            sample = list(shard.rows[:: max(1, len(shard.rows) // _SAMPLE_TEXTS)][:_SAMPLE_TEXTS])
+    with progress.meter(sum(one.size_bytes for one in job.sources)) as meter:
+        for shard in read_shards(job.sources, job.columns, job.shard_rows, watch=watch):
+            count.shards += 1
+            count.reject(shard.bad)
+            _count_texts(count, encoder, job, shard.rows)
+            if not sample:
+                sample = list(shard.rows[:: max(1, len(shard.rows) // _SAMPLE_TEXTS)][:_SAMPLE_TEXTS])
+            meter.advance(shard.input_bytes, f"{int(count.lengths.sum())} rows")
     watch.check_all()
     rows, tokens = int(count.lengths.sum()), int(count.lengths @ np.arange(len(count.lengths)))
     return JobCheck(

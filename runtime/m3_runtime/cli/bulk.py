@@ -187,7 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, arguments: argparse.Namespace) -> int:
     threads = arguments.threads or default_threads()
     with M3Encoder.from_bundle(bundle, variant, threads, low_memory=arguments.low_memory) as encoder:
-        found = check_job(job, limits, encoder)
+        found = check_job(job, limits, encoder, Progress(quiet=arguments.quiet))
     sys.stdout.writelines(f"{line}\n" for line in _check_lines(found))
     return _ended(found.rows, found.rejected, arguments)
 
