@@ -14,7 +14,7 @@ from m3_export.graph.model import M3Model
 from m3_export.options import VariantName
 from m3_export.plan.costs import Costs, write_costs
 from m3_export.plan.simulation import QuantizedModel
-from m3_export.plan.timing import LAYERS, measure_costs
+from m3_export.plan.timing import LAYERS, SmallModels, measure_costs
 from m3_runtime.io.progress import Progress
 
 _ROWS, _TOKENS = 4, 64
@@ -38,12 +38,12 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
         model.layers = torch.nn.ModuleList(list(model.layers)[:LAYERS])
         rows = np.random.default_rng(0).integers(5, len(model.words), (_ROWS, _TOKENS))
         statistics = gather_statistics(model, list(rows), lambda batches: batches)
-    quantized = QuantizedModel(model, statistics)
+    small = SmallModels(QuantizedModel(model, statistics))
     found = []
     for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
         track = partial(progress.bar, title=name.value, unit="model")
         with progress.step(f"Timing the precisions of {name.value}"), tempfile.TemporaryDirectory() as work:
-            found.append(measure_costs(quantized, name, opened.geometry, Path(work), track))
+            found.append(measure_costs(small, name, opened.geometry, Path(work), track))
     return tuple(found)
 
 

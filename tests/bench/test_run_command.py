@@ -16,7 +16,8 @@ from m3_bench.cli import main
 from m3_bench.documents import Roofline, Run
 from m3_bench.recording import read_outputs, read_recording
 from m3_bench.run.peers import PEERS
-from m3_export.plan.costs import read_costs
+from m3_export.plan.costs import SHAPES, read_costs
+from m3_export.plan.plan import DYNAMIC, Precision, PrecisionPlan
 from m3_export.verify.parity import dense_parity
 from m3_runtime.bundle.manifest import EngineName
 
@@ -241,7 +242,7 @@ def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny
         assert "onnx-int8" in done.stdout
 
 
-def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_path):
+def test_the_roofline_has_every_way_and_small_models_are_timed_in_every_precision(tiny_random_checkpoint, tmp_path):
     path = tmp_path / "roofline.json"
     record = tmp_path / "costs.json"
     words = ("roofline", "--rounds", 1, "--rows", 64, "--threads", 1, "-o", path, "--record", record)
@@ -262,7 +263,11 @@ def test_the_roofline_has_every_way_or_says_why_not(tiny_random_checkpoint, tmp_
         assert (one.precision in costs["flop_per_s"].get(one.engine, {})) is bool(one.flop_per_s)
     kept = read_costs(record)
     assert [one.engine for one in kept] == [EngineName.ONNXRUNTIME, EngineName.OPENVINO]
-    assert {(one.hidden_size, one.ffn_size) for one in kept} == {(64, 128)}
+    for one in kept:
+        assert (one.hidden_size, one.ffn_size) == (64, 128)
+        assert one.precisions(one.settings[0])[-2:] == (Precision.DYNAMIC, Precision.FLOAT)
+        plan = PrecisionPlan.uniform(2, DYNAMIC, one.settings[0].group)
+        assert set(one.seconds(plan, 2)) == {shape.name for shape in SHAPES}
 
 
 def test_peers_names_are_those_of_the_help_and_others_are_refused(tiny_bundle, tiny_random_checkpoint, tmp_path):

@@ -214,16 +214,6 @@ def test_recorded_costs_of_another_geometry_are_not_taken():
         recorded(EngineName.OPENVINO, GEOMETRY, "vnni")
 
 
-def test_small_models_are_timed_in_every_precision_and_setting(quantized, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "cpu_info", lambda: ZEN_3)
-    monkeypatch.setattr(timing, "ROUNDS", {"query": 1, "passage": 1, "batch": 1})
-    for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
-        costs = timing.measure_costs(quantized, name, GEOMETRY, tmp_path, lambda plans: plans)
-        assert costs.precisions(costs.settings[0]) == (Precision.DYNAMIC, Precision.FLOAT)
-        plan = PrecisionPlan.uniform(2, DYNAMIC, costs.settings[0].group)
-        assert set(costs.seconds(plan, 2)) == {shape.name for shape in SHAPES}
-
-
 def test_what_a_processor_offers():
     assert timing.offered(EngineName.OPENVINO, ZEN_4)[0] is Precision.STATIC
     assert Precision.STATIC not in timing.offered(EngineName.OPENVINO, ZEN_3)

@@ -87,6 +87,7 @@ class Planner:
     ) -> None:
         """Nothing is computed yet."""
         self._quantized, self._texts, self._geometry = quantized, texts, geometry
+        self._small = timing.SmallModels(quantized)
         self._limits, self._objective, self._target = limits_of(options.budget), options.objective, options.target
         self._progress = progress
         self._known: dict[tuple[Projection, Scheme, int], TextLosses] = {}
@@ -167,7 +168,7 @@ class Planner:
             return recorded(engine_of(name), self._geometry, self._target.value)
         track = partial(self._progress.bar, title="costs", unit="model")
         with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
-            return timing.measure_costs(self._quantized, name, self._geometry, work, track)
+            return timing.measure_costs(self._small, name, self._geometry, work, track)
 
     def _uniform(self, costs: Costs, setting: Setting, scheme: Scheme) -> PrecisionPlan:
         schemes = dict.fromkeys(projections(self._geometry.layers), scheme)

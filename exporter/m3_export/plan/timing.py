@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
@@ -63,7 +64,7 @@ def settings(engine: EngineName, cpu: CpuInfo, hidden_size: int, ffn_size: int) 
 
 
 def measure_costs(
-    quantized: QuantizedModel,
+    small: "SmallModels",
     name: VariantName,
     geometry: Geometry,
     work: Path,
@@ -72,7 +73,7 @@ def measure_costs(
     """Time models of one and of `LAYERS` layers on an engine of this machine.
 
     Args:
-        quantized: the model whose layers are timed.
+        small: the first layers of the model.
         name: the variant, which says the engine.
         geometry: the model's.
         work: a folder for the small models; they are removed.
@@ -81,7 +82,7 @@ def measure_costs(
     engine, cpu = engine_of(name), cpu_info()
     found = settings(engine, cpu, geometry.hidden_size, geometry.ffn_size)
     first, *others = offered(engine, cpu)
-    most = min(LAYERS, len(quantized.model.layers))
+    most = small.most_layers
     base = dict.fromkeys(Kind, SCHEMES[first])
     # one model per precision, and one per kind and precision; in each the other projections have the first precision
     variations: dict[Variation, Mapping[Kind, Scheme]] = {None: base}
@@ -91,7 +92,7 @@ def measure_costs(
     for setting in found:
         plans[setting, 1, None] = _plan(base, 1, setting)
         plans |= {(setting, most, key): _plan(schemes, most, setting) for key, schemes in variations.items()}
-    seconds = _timed(quantized, name, plans, geometry, work, track)
+    seconds = _timed(small, name, plans, geometry, work, track)
     table, extra = {}, {}
     for setting in found:
         several = {key: seconds[setting, most, key] for key in variations}
@@ -152,7 +153,7 @@ def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geome
 
 
 def _timed(
-    quantized: QuantizedModel,
+    small: "SmallModels",
     name: VariantName,
     plans: Mapping[Model, PrecisionPlan],
     geometry: Geometry,
@@ -160,11 +161,6 @@ def _timed(
     track: Callable[[Sequence[Model]], Iterable[Model]],
 ) -> dict[Model, Seconds]:
     """Write the small models and run them all in turns; what differs in nothing that is computed is run once."""
-    small = {
-        layers: _Small.of(quantized, layers, work)
-        for layers in {len(plan.schemes) // len(Kind) for plan in plans.values()}
-    }
-    heads = tuple(Head) if quantized.model.sparse is not None else (Head.DENSE,)
     written: dict[tuple[Scheme, ...], tuple[Path, Variant]] = {}
     with ExitStack() as stack:
         engines: dict[PrecisionPlan, Engine] = {}
@@ -175,11 +171,11 @@ def _timed(
             schemes = tuple(plan.schemes.values())
             if schemes not in written:
                 folder = work / f"timed-{len(written)}"
-                written[schemes] = folder, small[len(schemes) // len(Kind)].write(name, plan, folder)
+                written[schemes] = folder, small.write(name, plan, work, folder)
             folder, variant = written[schemes]
             timed = replace(variant, properties=properties_of(name, plan))
             engines[plan] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
-        seconds = in_turns(engines, heads, geometry)
+        seconds = in_turns(engines, small.heads, geometry)
     return {key: seconds[_computed(plan)] for key, plan in plans.items()}
 
 
@@ -189,26 +185,39 @@ def _computed(plan: PrecisionPlan) -> PrecisionPlan:
     return plan if is_dynamic else replace(plan, group=0)
 
 
-class _Small:
-    """The first layers of a model, with few words."""
+class SmallModels:
+    """The first layers of a model, with few words; traced once for all engines."""
 
-    def __init__(self, quantized: QuantizedModel, graphs: Graphs) -> None:
-        self._quantized, self._graphs = quantized, graphs
+    def __init__(self, quantized: QuantizedModel) -> None:
+        """Nothing is traced yet."""
+        self._quantized = quantized
+        self._traced: dict[int, tuple[QuantizedModel, ir.Model]] = {}
 
-    @classmethod
-    def of(cls, quantized: QuantizedModel, layers: int, work: Path) -> "_Small":
-        model = copy.copy(quantized.model)
+    @property
+    def most_layers(self) -> int:
+        """Layers of the largest one."""
+        return min(LAYERS, len(self._quantized.model.layers))
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The model's heads."""
+        return tuple(Head) if self._quantized.model.sparse is not None else (Head.DENSE,)
+
+    def write(self, name: VariantName, plan: PrecisionPlan, work: Path, folder: Path) -> Variant:
+        """Write a variant of as many layers as the plan has; `work` is for graphs that an engine has to read."""
+        layers = len(plan.schemes) // len(Kind)
+        if layers not in self._traced:
+            self._traced[layers] = self._first(layers)
+        quantized, portable = self._traced[layers]
+        return write_int8(name, Graphs(portable, work), quantized.statistics, plan, quantized.projections(plan), folder)
+
+    def _first(self, layers: int) -> tuple[QuantizedModel, ir.Model]:
+        model = copy.copy(self._quantized.model)
         model._modules, model._parameters = dict(model._modules), dict(model._parameters)
         model.layers = torch.nn.ModuleList(list(model.layers)[:layers])
         model.words = torch.nn.Parameter(model.words[:WORDS].clone(), requires_grad=False)
-        return cls(
-            QuantizedModel(model, _first_layers(quantized.statistics, layers)),
-            Graphs(passes.portable(trace(model)), work),
-        )
-
-    def write(self, name: VariantName, plan: PrecisionPlan, folder: Path) -> Variant:
-        quantized = self._quantized.projections(plan)
-        return write_int8(name, self._graphs, self._quantized.statistics, plan, quantized, folder)
+        quantized = QuantizedModel(model, _first_layers(self._quantized.statistics, layers))
+        return quantized, passes.portable(trace(model))
 
 
 def _first_layers(statistics: ActivationStatistics, layers: int) -> ActivationStatistics:
