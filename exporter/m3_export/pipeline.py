@@ -41,6 +41,7 @@ from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, To
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -66,6 +67,7 @@ def export(
         OverBudgetError: a variant's parity is outside the budget and the options do not allow it.
     """
     check_target(out, force=force)
+    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts)
     texts = _texts(options, progress)
     with staging_folder(out) as staging:
         work = staging / ".work"
@@ -128,6 +130,16 @@ def _silence(probe: ProbeTexts, tokenizer: M3Tokenizer, options: ExportOptions, 
     for warning in silent.values():
         progress.say(f"WARNING: {warning}")
     return tuple(silent.values())
+
+
+def _check_inputs_stay(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse a target that holds an input, which would be gone when the bundle takes its place."""
+    for name in inputs:
+        if name is None or not out.exists() or not Path(name).exists():
+            continue
+        path = Path(name).resolve()
+        if any(folder.samefile(out) for folder in (path, *path.parents)):
+            raise InputError(f"{str(name)!r} is in {str(out)!r}, which the bundle would replace; choose another folder")
 
 
 def _texts(options: ExportOptions, progress: Progress) -> ChosenTexts:

@@ -22,7 +22,8 @@ examples:
   m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
-exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 4 done but too many rows were rejected
+  (bulk), 130 interrupted
 environment: serve and bulk read every option from a variable too, --port from M3_PORT; their help names them
 m3-runtime COMMAND --help explains a command.
 """
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command_parser.reads_environment:
         warn_of_unknown_variables(_known_variables(top), os.environ)
     try:
-        arguments.run(arguments)
+        code: int = arguments.run(arguments) or OK
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("m3-runtime: interrupted\n")
         end_without_waiting(INTERRUPTED)
         return INTERRUPTED
-    return OK
+    return code
 
 
 def _known_variables(top: argparse.ArgumentParser) -> list[str]:
