@@ -94,7 +94,12 @@ def browser() -> Iterator["Browser"]:
         assert not os.environ.get("CI"), remedy
         pytest.skip(remedy)
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=found, args=list(CHROMIUM_FLAGS), timeout=180_000)
+        opened = playwright.chromium.launch(
+            executable_path=found,
+            args=list(CHROMIUM_FLAGS),
+            ignore_default_args=["--hide-scrollbars"],  # people see them
+            timeout=180_000,
+        )
         yield opened
         opened.close()
 

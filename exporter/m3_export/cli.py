@@ -146,6 +146,11 @@ def _add_accuracy(group: argparse._ArgumentGroup) -> None:
         "--allow-over-budget", action="store_true", help="write the bundle anyway, and report what is over"
     )
     group.add_argument(
+        "--allow-silent-head",
+        action="store_true",
+        help="export a head that tells no text or token from another, such as lexical weights that are all 0",
+    )
+    group.add_argument(
         "--calibration-texts", type=Path, metavar="FILE", help="texts to measure ranges on: JSONL, or one text a line"
     )
     group.add_argument(
@@ -190,6 +195,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         normalize=args.normalize,
         budget=args.budget,
         allow_over_budget=args.allow_over_budget,
+        allow_silent_head=args.allow_silent_head,
         target=Target(args.target),
         objective=Objective(args.optimise),
         plan=args.plan,

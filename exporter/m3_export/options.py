@@ -40,6 +40,7 @@ class ExportOptions:
     normalize: bool | None = None
     budget: Budget = field(default_factory=Budget)
     allow_over_budget: bool = False
+    allow_silent_head: bool = False
     target: Target = Target.HERE
     objective: Objective = Objective.BALANCED
     plan: Path | None = None

@@ -35,12 +35,13 @@ from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs
 from m3_export.verify.budget import Excess
 from m3_export.verify.measure import MAX_PROBE_TOKENS, ParityCheck, Probe, ProbeTexts
-from m3_export.verify.reference import reference_outputs
+from m3_export.verify.reference import reference_outputs, silent_heads
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
+from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -49,10 +50,11 @@ TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript",
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export: the bundle, and what is over budget, by variant, if that was allowed."""
+    """A finished export: the bundle, what is over budget, by variant, if that was allowed, and warnings."""
 
     bundle: Bundle
     excesses: Mapping[str, tuple[Excess, ...]]
+    warnings: tuple[str, ...] = ()
 
 
 def export(
@@ -65,6 +67,7 @@ def export(
         OverBudgetError: a variant's parity is outside the budget and the options do not allow it.
     """
     check_target(out, force=force)
+    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts)
     texts = _texts(options, progress)
     with staging_folder(out) as staging:
         work = staging / ".work"
@@ -75,13 +78,16 @@ def export(
                 found.folder, heads=options.heads, pooling=options.pooling, normalize=options.normalize
             )
         plans = read_plans(options.plan, checkpoint.geometry) if options.plan else {}
+        warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
         tokenizer = prove_same_ids(original, staging, [text.text for text in texts.probe])
         progress.say(f"Tokenizer: {tokenizer.info.proof}, trailing blanks {tokenizer.info.blank_rule}")
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
         model = _model_info(found, checkpoint, original.ids_sha256, tokenizer.info)
-        check = ParityCheck(model, tokenizer, _probe(checkpoint, tokenizer, texts, progress), options.budget.dense_min)
+        probe = _probe(checkpoint, tokenizer, texts, progress)
+        warnings += _silence(probe.natural, tokenizer, options, progress)
+        check = ParityCheck(model, tokenizer, probe, options.budget.dense_min)
         builder = _builder(M3Model(checkpoint, tokenizer.info.unused_ids), texts, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
@@ -96,7 +102,44 @@ def export(
             _final_check(staging)
         check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
-    return Export(Bundle(out, manifest), over)
+    return Export(Bundle(out, manifest), over, warnings)
+
+
+def _of_pooling(checkpoint: Checkpoint, progress: Progress, *, is_named: bool) -> tuple[str, ...]:
+    """What the folder's files say against its heads; the models of this project are what they say."""
+    warning = checkpoint.pooling.warning if checkpoint.sparse and not is_named else None
+    if warning is None:
+        return ()
+    progress.say(f"WARNING: {warning}")
+    return (warning,)
+
+
+def _silence(probe: ProbeTexts, tokenizer: M3Tokenizer, options: ExportOptions, progress: Progress) -> tuple[str, ...]:
+    """What the reference's silent heads give; before parity is measured, of which silence would pass as perfect.
+
+    Raises:
+        CheckpointError: there is one, and the options do not allow it.
+    """
+    silent = silent_heads(probe.reference, probe.ids, tokenizer.info.unused_ids)
+    if silent and not options.allow_silent_head:
+        dense_only = " For a dense-only bundle pass --heads dense." if Head.DENSE not in silent else ""
+        raise CheckpointError(
+            f"{'; '.join(silent.values())}: the training run has failed, use an earlier checkpoint.{dense_only} "
+            "To export it as it is pass --allow-silent-head"
+        )
+    for warning in silent.values():
+        progress.say(f"WARNING: {warning}")
+    return tuple(silent.values())
+
+
+def _check_inputs_stay(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse a target that holds an input, which would be gone when the bundle takes its place."""
+    for name in inputs:
+        if name is None or not out.exists() or not Path(name).exists():
+            continue
+        path = Path(name).resolve()
+        if any(folder.samefile(out) for folder in (path, *path.parents)):
+            raise InputError(f"{str(name)!r} is in {str(out)!r}, which the bundle would replace; choose another folder")
 
 
 def _texts(options: ExportOptions, progress: Progress) -> ChosenTexts:

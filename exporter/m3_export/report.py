@@ -11,7 +11,7 @@ MEBIBYTE = 1 << 20
 
 
 def export_json(export: Export) -> dict[str, Any]:
-    """The manifest's facts, the bundle's folder, what is over budget, and the process's peak memory."""
+    """The manifest's facts, the bundle's folder, what is over budget, warnings, and the process's peak memory."""
     manifest = export.bundle.manifest
     return {
         "bundle": str(export.bundle.folder),
@@ -32,6 +32,7 @@ def export_json(export: Export) -> dict[str, Any]:
             for v in manifest.variants
         },
         "budget": manifest.recipe["budget"],
+        "warnings": list(export.warnings),
         "tools": dict(manifest.tools),
         "peak_memory_bytes": peak_memory_bytes(),
     }
@@ -52,7 +53,8 @@ def export_text(export: Export) -> str:
     for variant in manifest.variants:
         lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
         lines += [f"  OVER BUDGET (allowed): {excess}" for excess in export.excesses.get(variant.name, ())]
-    lines += ["", *_degenerate_lines(export), f"budget: {manifest.recipe['budget']}", ""]
+    lines += ["", *_degenerate_lines(export), f"budget: {manifest.recipe['budget']}"]
+    lines += [*(f"WARNING: {warning}" for warning in export.warnings), ""]
     return "\n".join(lines)
 
 

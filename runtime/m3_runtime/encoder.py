@@ -159,7 +159,8 @@ class M3Encoder:
         vector is 4 H bytes, ColBERT rows are that much a token). Encode a large corpus in parts.
 
         Args:
-            sentences: S texts; a str is one text, and its results are unwrapped.
+            sentences: S texts in a list, an iterator, a 1-D array, or a column of pandas, polars or pyarrow; all are
+                read before the first is encoded. A str is one text, and its results are unwrapped.
             batch_size: most texts that run together.
             max_length: tokens per text, both special tokens included, 3 to `max_tokens`; None is 512 or,
                 where the model takes fewer, the model's limit.
@@ -273,7 +274,7 @@ class M3Encoder:
         gets a warning with their number; `score_pairs` returns it.
 
         Args:
-            sentence_pairs: P pairs, or one pair of two texts.
+            sentence_pairs: P pairs, in a list or as a (P, 2) array, or one pair of two texts.
             batch_size: most pairs that are worked on together.
             max_query_length: tokens per query; None as in `encode`.
             max_passage_length: tokens per passage; None as in `encode`.

@@ -12,6 +12,7 @@
     ├── ExtraNotInstalledError    a package that an extra brings is not installed
     ├── BulkError                 a bulk job cannot go on, for now: what it has done is kept
     ├── SpaceMismatchError        an index was filled from another vector space
+    ├── PartlyAddedError          an index has taken some of the passages, then something failed
     ├── ServiceError              the server cannot take or finish a request now; the request itself is fine
     │   ├── QueueFullError        so much waits that the request would have to wait too long
     │   ├── DeadlineError         its time was up before it was done
@@ -71,6 +72,25 @@ class BulkError(M3Error):
 
 class SpaceMismatchError(M3Error):
     """An index was filled from another vector space: its vectors may not be compared with the encoder's."""
+
+
+class PartlyAddedError(M3Error):
+    """`add` of an index failed half way; its cause is what failed.
+
+    What was written stays. An id that is there is replaced, so the same `add` can be repeated.
+
+    Attributes:
+        written: how many passages were written.
+        last_id: the last one of them, in the order in which they came.
+    """
+
+    def __init__(self, message: str, written: int, last_id: int | str) -> None:
+        super().__init__(message)
+        self.written, self.last_id = written, last_id
+
+    def __reduce__(self) -> tuple[type["PartlyAddedError"], tuple[str, int, int | str]]:
+        # the default passes the message alone, and unpickling fails
+        return type(self), (str(self), self.written, self.last_id)
 
 
 class ServiceError(M3Error):

@@ -4,6 +4,7 @@ A field with the metadata `OPTIONAL` came later than the format: files without i
 """
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -60,8 +61,15 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if issubclass(hint, StrEnum):
         return _enum(hint, data, where)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        data = _float(data, where)
     return _expect(hint, data, where)
+
+
+def _float(data: int, where: str) -> float:
+    try:
+        return float(data)
+    except OverflowError as error:
+        raise BundleFormatError(f"{where}: expected a number of at most {sys.float_info.max}") from error
 
 
 def _enum(hint: type[StrEnum], data: Any, where: str) -> StrEnum:

@@ -19,6 +19,7 @@ from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.sequences import listed
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 
@@ -44,12 +45,13 @@ class FusionWeights:
         if weights is None:
             return cls()
         try:
-            values = [float(weight) for weight in weights]
+            values = [float(weight) for weight in listed(weights, "weights must be [dense, sparse, colbert]")]
         except (TypeError, ValueError) as error:
             raise InputError(f"weights must be three numbers [dense, sparse, colbert], got {weights!r}") from error
         if len(values) != 3 or not np.isfinite(values).all():
             raise InputError(f"weights must be three finite numbers [dense, sparse, colbert], got {weights!r}")
-        if sum(values) == 0:
+        largest = max(map(abs, values))
+        if not largest or sum(value / largest for value in values) == 0:  # 1e308 three times is no overflow
             raise InputError(f"the weights {weights!r} sum to 0; the combined score divides by their sum")
         return cls(*values)
 
@@ -181,23 +183,25 @@ def score_pairs(
 def checked_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
     """The pairs as tuples, and whether there was just one pair rather than a list.
 
+    A (P, 2) array is P pairs; see `listed` for what else is taken.
+
     Raises:
         InputError: something is not a pair of two texts; the pair is named by its index.
     """
-    if isinstance(pairs, str | bytes | dict) or not hasattr(pairs, "__iter__"):
-        raise InputError(f"expected a pair of texts or a list of pairs, got {type(pairs).__name__}")
-    items = list(pairs)
+    items = listed(pairs, "expected a pair of texts or a list of pairs")
     is_single = bool(items) and isinstance(items[0], str)
     return [_checked_pair(item, i) for i, item in enumerate([items] if is_single else items)], is_single
 
 
 def _checked_pair(pair: object, index: int) -> tuple[str, str]:
-    if not isinstance(pair, list | tuple) or len(pair) != 2:
-        size = f" of {len(pair)}" if isinstance(pair, list | tuple) else ""
-        raise InputError(f"pair {index} must be (query, passage), got {type(pair).__name__}{size}")
-    check_text(pair[0], f"the query of pair {index}")
-    check_text(pair[1], f"the passage of pair {index}")
-    return pair[0], pair[1]
+    expected = f"pair {index} must be (query, passage)"
+    texts = listed(pair, expected)
+    if len(texts) != 2:
+        raise InputError(f"{expected}, got {type(pair).__name__} of {len(texts)}")
+    query, passage = texts
+    check_text(query, f"the query of pair {index}")
+    check_text(passage, f"the passage of pair {index}")
+    return query, passage
 
 
 @dataclass(frozen=True)

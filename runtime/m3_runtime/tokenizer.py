@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime.sequences import listed
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.unigram import Unigram
 
@@ -268,14 +269,12 @@ class M3Tokenizer:
 
 
 def checked_texts(sentences: object) -> list[str]:
-    """The texts of a list, tuple, array or other collection, each one checked.
+    """The texts of a list, an iterator, a 1-D array or a column of a table (see `listed`), each one checked.
 
     Raises:
-        InputError: not a collection, or an item is not a text that can be tokenized; its index is named.
+        InputError: it has no order or is a table, or an item is not a text that can be tokenized; its index is named.
     """
-    if isinstance(sentences, str | bytes | dict) or not hasattr(sentences, "__iter__"):
-        raise InputError(f"expected a text or a list of texts, got {type(sentences).__name__}")
-    texts = list(sentences)
+    texts = listed(sentences, "expected a text or a list of texts")
     for index, text in enumerate(texts):
         check_text(text, f"text {index}")
     return texts
@@ -288,7 +287,7 @@ def check_text(text: object, name: str) -> None:
         InputError: not a str, or a str with a lone surrogate.
     """
     if not isinstance(text, str):
-        raise InputError(f"{name} must be a str, got {type(text).__name__}")
+        raise InputError(f"{name} must be a str, got {_kind(text)}")
     if text.isascii():
         return
     try:
@@ -299,6 +298,12 @@ def check_text(text: object, name: str) -> None:
             "which no tokenizer can read; repair it with "
             'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
         ) from error
+
+
+def _kind(item: object) -> str:
+    """The type of what is no text, and its shape: a row of a 2-D array is not a text of one word."""
+    shape = getattr(item, "shape", ())
+    return type(item).__name__ + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else "")
 
 
 def _splits_at(pipeline: Any, blank: str) -> bool:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ COMMITTED = Path(__file__).parents[2] / "benchmarks" / "data"
 def jsonl(path: Path, *rows: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(text.encode()))
     return path
 
 
@@ -46,7 +48,7 @@ def found(data: Labelled) -> dict[str, dict[str, int]]:
     return {query.id: {data.documents[place].id: grade for place, grade in grades.items()} for query, grades in pairs}
 
 
-@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("end", ["", ".gz", ".xz"])
 def test_beir(tmp_path, end):
     folder = beir(tmp_path, "q1 d2 2", "q1 d3 0", "q2 d1 1", end=end)
     data = open_dataset(folder)

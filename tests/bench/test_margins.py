@@ -148,3 +148,14 @@ def test_the_help_shows_a_line_and_examples(capsys):
     text = capsys.readouterr().out
     assert '{"query": "deepest lake", "pos": ["Lake Baikal is …"]' in text
     assert "m3-bench margins held_out.jsonl out/before out/after" in text
+
+
+def test_no_input_is_written_over(tiny_bundle, tmp_path, capsys):
+    lines, link = tmp_path / "lines.jsonl", tmp_path / "link.json"
+    shutil.copy(SAMPLE, lines)
+    link.hardlink_to(lines)
+    for out in (lines, link, tiny_bundle / "config.json"):
+        before = out.read_bytes()
+        assert margins(lines, tiny_bundle, "-o", out, "--force") == 2
+        assert "would be written over" in capsys.readouterr().err
+        assert out.read_bytes() == before

@@ -12,7 +12,7 @@ from m3_runtime.bulk.shards import BulkLimits, Shard
 from m3_runtime.bulk.workers import encode_in_processes
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import BulkError
-from m3_runtime.io.readers import Columns, Row
+from m3_runtime.io.rows import Columns, Row
 from patience import has_ended, wait_until
 
 WORKERS = ("--shard-rows", 5, "--workers", 2)
@@ -39,7 +39,7 @@ def wait_until_gone(numbers: list[int]) -> None:
 
 
 def test_two_workers_write_what_one_process_writes(work):
-    source, more = work.numbered(60, bad_every=7), ("--heads", "dense,sparse,colbert")
+    source, more = work.numbered(60, bad_every=11), ("--heads", "dense,sparse,colbert")
     done = work.run(source, *more, *WORKERS)
     assert done.returncode == 0, done.stderr
     assert "tokens/s [" in done.stderr
@@ -48,12 +48,12 @@ def test_two_workers_write_what_one_process_writes(work):
     work.out = work.folder / "alone"
     assert work.run(source, *more, "--shard-rows", 5).returncode == 0
     assert found.equals(pyarrow.dataset.dataset(work.out / "vectors").to_table())
-    assert ids == work.ids() == [f"t{i}" for i in range(60) if i % 7 != 6]
+    assert ids == work.ids() == [f"t{i}" for i in range(60) if i % 11 != 10]
     assert sorted(row["place"] for row in rejected) == sorted(row["place"] for row in work.rejected())
 
 
 def test_streams_write_what_one_stream_writes(work):
-    source, more = work.numbered(60, bad_every=7), ("--heads", "dense,sparse,colbert", "--threads", 2)
+    source, more = work.numbered(60, bad_every=11), ("--heads", "dense,sparse,colbert", "--threads", 2)
     tables = []
     for streams in (1, 2, "auto"):
         work.out = work.folder / f"out{streams}"

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from m3_runtime.bulk.folder import JobFolder
+from m3_runtime.bulk.sources import SourceWatch
 from patience import PATIENCE_S
 
 TEXTS = [
@@ -82,17 +85,17 @@ def test_files_of_three_kinds_by_columns_names(work):
     pq.write_table(pa.table({"body": ["p1", "p2"], "key": [1, 2]}), folder / "a.parquet")
     (folder / "b.jsonl").write_text('{"key": "j1", "body": "text"}\n{"key": "j2"}\n')
     (folder / "c.txt").write_text("a line\n")
-    done = work.run(folder, "--text", "body", "--id", "key", "--shard-rows", 2)
+    done = work.run(folder, "--text", "body", "--id", "key", "--shard-rows", 2, "--max-rejected", 1)
     assert done.returncode == 0, done.stderr
     assert work.ids() == ["1", "2", "j1", f"{folder}/c.txt:1"]
     assert work.rejected() == [{"place": f"{folder}/b.jsonl:2", "reason": "the object has no 'body'"}]
     assert "4 rows in 3 shards" in done.stderr
-    assert "1 rows are in rejected.jsonl" in done.stderr
+    assert "1 row is in rejected.jsonl" in done.stderr
 
 
 def test_a_shard_of_bad_rows_alone_has_no_file(work):
     source = work.write(["bad", "bad", {"id": 3, "text": "good"}])
-    assert work.run(source, "--shard-rows", 2).returncode == 0
+    assert work.run(source, "--shard-rows", 2, "--max-rejected", "70%").returncode == 0
     assert [path.name for path in (work.out / "vectors").iterdir()] == ["part-00000001.parquet"]
     assert len(work.rejected()) == 2
 
@@ -135,10 +138,10 @@ def test_strict_stops_at_a_bad_row_and_the_same_job_goes_on_without(work):
 def test_long_texts_are_cut_and_counted_or_rejected(work):
     source = work.write([{"id": i, "text": "word " * (3 if i % 2 else 300)} for i in range(6)])
     done = work.run(source, "--max-length", 32)
-    assert "3 texts were longer than --max-length and were cut" in done.stderr
+    assert "3 texts were longer than --max-length and cut" in done.stderr
     assert max(table(work).column("tokens").to_pylist()) == 32
     work.out = work.folder / "rejecting"
-    assert work.run(source, "--max-length", 32, "--on-truncate", "reject").returncode == 0
+    assert work.run(source, "--max-length", 32, "--on-truncate", "reject").returncode == 4
     assert work.ids() == ["1", "3", "5"]
     assert [row["reason"] for row in work.rejected()] == ["the text has more than 32 tokens"] * 3
     work.out = work.folder / "strict"
@@ -173,7 +176,7 @@ def test_no_room_for_the_journal(work):
     assert done.returncode == 1
     assert "journal.jsonl" in done.stderr
     assert 0 < len(work.ids()) < 26
-    assert work.run(source, *more).returncode == 0
+    assert work.run(source, *more).returncode == 4
     assert work.ids() == [f"t{i}" for i in range(30) if i % 7 != 6]
     assert len(work.rejected()) == 4
 
@@ -212,3 +215,122 @@ def test_the_missing_extra_is_named(work, package, more):
     assert done.returncode == 2
     assert 'pip install "m3-runtime[bulk]"' in done.stderr
     assert not list(work.out.glob("vectors/*"))
+
+
+@pytest.mark.parametrize(("more", "code"), [((), 4), (("--max-rejected", 4), 0), (("--max-rejected", "30%"), 0)])
+def test_too_many_rejected_rows_have_a_code_of_their_own(work, more, code):
+    source = work.numbered(15, bad_every=4)
+    for _ in range(2):  # it is so the second time too, when nothing is left to do
+        done = work.run(source, *more)
+        assert done.returncode == code
+        assert ("3 of 15 rows were rejected, more than --max-rejected 10%" in done.stderr) == (code == 4)
+    assert len(work.ids()) == 12
+
+
+def test_a_job_without_one_good_row_failed(work):
+    done = work.run(work.write([{"body": "a"}]), "--max-rejected", "100%", "--quiet")
+    assert done.returncode == 4
+    assert done.stderr == "m3-runtime: 1 of 1 rows were rejected, more than --max-rejected 100%\n"
+
+
+@pytest.mark.parametrize("share", ["-1", "101%", "x", "1.5", "nan%"])
+def test_shares_that_are_none(work, share):
+    assert work.run(work.write(["a"]), f"--max-rejected={share}").returncode == 2
+
+
+def test_ids_of_several_rows_are_counted(work):
+    source = work.write([{"id": f"t{i % 7}", "text": "a"} for i in range(10)])
+    for _ in range(2):
+        done = work.run(source, "--shard-rows", 4)
+        assert "3 rows have an id that a row before has, 't" in done.stderr
+
+
+def test_a_check_tells_what_to_expect_and_writes_nothing(work):
+    texts = [{"id": i % 9, "text": "word " * (40 if i % 5 == 4 else 3)} for i in range(10)]
+    source = work.write([*texts, {"id": "x"}])
+    done = work.run(source, "--check", "--max-length", 32, *HEADS)
+    assert done.returncode == 0, done.stderr
+    assert not work.out.exists()
+    assert "10 rows of 1 file would be encoded, 1 rejected\n" in done.stdout
+    assert f"  1 x the object has no 'text', first {source}:11\n" in done.stdout
+    assert "32 at most" in done.stdout
+    assert "2 texts are longer than --max-length and would be cut" in done.stdout
+    assert "1 row has an id that a row before has" in done.stdout
+    assert "tokens/s of a sample; about" in done.stdout
+    tokens = int(done.stdout.partition(" tokens; ")[0].splitlines()[-1])
+    assert work.run(source, "--max-length", 32).returncode == 0
+    assert sum(table(work).column("tokens").to_pylist()) == tokens
+
+
+def test_a_check_counts_what_a_job_would_reject(work):
+    source = work.write([{"text": "word " * (300 if i else 3)} for i in range(3)])
+    done = work.run(source, "--check", "--max-length", 32, "--on-truncate", "reject")
+    assert done.returncode == 4
+    assert "1 row of 1 file would be encoded, 2 rejected" in done.stdout
+    assert "2 x the text has more than 32 tokens" in done.stdout
+
+
+@pytest.mark.parametrize("change", ["cut", "grown", "rewritten"])
+def test_an_input_that_changes_while_it_is_read(work, monkeypatch, change):
+    """Finished shards are of the file as it was, and the job does not end well."""
+    source, commit = work.numbered(60), JobFolder.commit
+
+    def then_change(self, draft):
+        entry = commit(self, draft)
+        if draft.index == 1:
+            data = source.read_bytes()
+            changed = {"cut": data[: len(data) // 2], "grown": data + data, "rewritten": data.replace(b"text", b"TEXT")}
+            source.write_bytes(changed[change])
+        return entry
+
+    monkeypatch.setattr(JobFolder, "commit", then_change)
+    done = work.run(source, "--shard-rows", 5)
+    assert done.returncode == 2
+    assert f"'{source}' was changed while it was read" in done.stderr
+    assert work.ids() == [f"t{i}" for i in range(10)]
+    assert '"complete"' not in (work.out / "journal.jsonl").read_text()
+
+
+def test_a_file_that_was_read_and_changes_before_the_end(work, monkeypatch):
+    first, second = work.write([{"text": "a"}], "a.jsonl"), work.write([{"text": "b"}] * 9, "b.jsonl")
+    finish = SourceWatch.check_all
+    monkeypatch.setattr(SourceWatch, "check_all", lambda self: (first.write_text('"c"\n'), finish(self)))
+    done = work.run(first, second)
+    assert done.returncode == 2
+    assert f"'{first}' was changed" in done.stderr
+
+
+def test_a_wrong_column_of_the_last_file_is_noticed_before_the_first_is_encoded(work):
+    first = work.write([{"text": "a"}], "a.jsonl")
+    pq.write_table(pa.table({"body": ["b"]}), work.folder / "b.parquet")
+    done = work.run(first, work.folder / "b.parquet")
+    assert done.returncode == 2
+    assert "has no column 'text'; its columns are: body" in done.stderr
+    assert not work.out.exists()
+
+
+def test_the_output_is_apart_from_the_inputs(work):
+    folder = work.folder / "in"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.txt").write_text("a\n")
+    (work.folder / "link").symlink_to(folder / "below")
+    for out in (folder, folder / "out", folder / "below" / "x" / "y", work.folder / "link" / "out"):
+        work.out = out
+        done = work.run(folder)
+        assert (done.returncode, "is in the input" in done.stderr) == (2, True), done.stderr
+    work.out = folder
+    done = work.run(folder / "a.txt")
+    assert (done.returncode, "is in the output folder" in done.stderr) == (2, True), done.stderr
+    work.out = work.folder / "dangling"
+    work.out.symlink_to(work.folder / "nowhere")
+    assert "is a link to nothing" in work.run(folder).stderr
+    work.out = Path(work.arguments()[1]) / "vectors"
+    assert "would be written over" in work.run(folder).stderr
+
+
+def test_what_a_folder_has_besides_is_told(work):
+    folder = work.folder / "in"
+    folder.mkdir()
+    for name in ("a.txt", "b.bak", "_SUCCESS"):
+        (folder / name).write_text("a\n")
+    assert f"left out of '{folder}': _SUCCESS, b.bak\n" in work.run(folder).stderr

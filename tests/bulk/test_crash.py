@@ -39,24 +39,24 @@ EVERY_POINT = (
 import json, shutil
 from contextlib import nullcontext
 from pathlib import Path
-import pyarrow.parquet  # imported once, not in every fork
-from m3_runtime.bulk.job import BulkJob, VectorSettings, find_sources
+import pyarrow as pa, pyarrow.parquet as pq  # imported once, not in every fork
+from m3_runtime.bulk.job import BulkJob, VectorSettings
 from m3_runtime.bulk.run import run_job
 from m3_runtime.bulk.shards import ShardDraft
+from m3_runtime.bulk.sources import find_sources
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.atomic import new_file
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.readers import Columns
+from m3_runtime.io.rows import Columns
 
 source, out = sys.argv[1], Path(sys.argv[2])
-job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]))
+job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), find_sources([source]).files)
 
 def encode(shards, partial):
     for shard in shards:
         path = partial / str(shard.index)
         with new_file(path) as file:
-            for row in shard.rows:
-                file.write(f"{row.id}\\n".encode())
+            pq.write_table(pa.table({"id": [row.id for row in shard.rows]}), file)
         yield ShardDraft(shard.index, path, len(shard.rows), shard.bad, 1, 0, shard.input_bytes)
 
 def attempt(touch):
@@ -75,7 +75,7 @@ def attempt(touch):
 
 def made():
     parts = sorted((out / "vectors").iterdir())
-    ids = [line for part in parts for line in part.read_text().splitlines()]
+    ids = [name for part in parts for name in pq.read_table(part, use_threads=False).column("id").to_pylist()]
     places = [json.loads(line)["place"] for line in (out / "rejected.jsonl").read_text().splitlines()]
     return ids, places, sorted(path.name for path in out.iterdir())
 

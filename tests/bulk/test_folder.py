@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from m3_runtime.bulk.folder import JobFolder
-from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, SourceFile, VectorSettings
+from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, VectorSettings
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bulk.shards import ShardDraft
+from m3_runtime.bulk.sources import SourceFile
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import BulkError, InputError
-from m3_runtime.io.readers import BadRow, Columns, SourceFormat
+from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.rows import BadRow, Columns
 
 SOURCE = SourceFile("in.jsonl", SourceFormat.JSONL, 100, "0" * 64)
 JOB = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns(), (SOURCE,))
@@ -49,7 +51,7 @@ def test_what_a_finished_job_leaves(tmp_path):
         '{"place": "in.jsonl:0", "reason": "bäd"}',
         '{"place": "in.jsonl:1", "reason": "bäd"}',
     ]
-    assert read_journal(found["journal.jsonl"], "j").is_complete
+    assert read_journal(found["journal.jsonl"], "j").complete
 
 
 def test_a_journal_cut_off_anywhere_resumes_to_the_same_folder(tmp_path):

@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3_runtime.bulk.job import find_sources
 from m3_runtime.bulk.shards import read_shards
+from m3_runtime.bulk.sources import find_sources
 from m3_runtime.errors import InputError
-from m3_runtime.io.readers import LONGEST_BYTES, BadRow, Columns, Row, SourceFormat
+from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, Row
 
 
 def rows(path: Path, columns: Columns = Columns()) -> list[Row | BadRow]:  # noqa: B008 - frozen
-    (source,) = find_sources([str(path)])
+    (source,) = find_sources([str(path)]).files
     return [raw.parsed() for raw in source.rows(columns)]
 
 
@@ -163,7 +164,7 @@ def test_a_large_row_group_is_read_piece_by_piece(tmp_path):
     texts = pa.array([f"{i:08d}" * (text_bytes // 8) for i in range(count)])
     pq.write_table(pa.table({"text": texts}), path, compression="none", use_dictionary=False, row_group_size=count)
     del texts
-    (source,) = find_sources([str(path)])
+    (source,) = find_sources([str(path)]).files
     before, most = pa.total_allocated_bytes(), 0
     for number, raw in enumerate(source.rows(Columns())):
         if number % 100 == 0:
@@ -177,7 +178,7 @@ def test_many_lines_take_no_more_memory_than_few(tmp_path):
     def peak_bytes(count: int) -> int:
         path = tmp_path / f"{count}.jsonl"
         path.write_text("".join(json.dumps({"text": f"text {i} " * 20}) + "\n" for i in range(count)))
-        sources = find_sources([str(path)])
+        sources = find_sources([str(path)]).files
         tracemalloc.start()
         assert sum(len(shard.rows) for shard in read_shards(sources, Columns(), 100)) == count
         _, peak = tracemalloc.get_traced_memory()
@@ -189,14 +190,44 @@ def test_many_lines_take_no_more_memory_than_few(tmp_path):
 
 
 def test_a_folder_gives_its_files_by_name(tmp_path):
-    for name in ("b.jsonl", "a.txt.gz", "c.parquet", "_SUCCESS", ".hidden.txt", "notes.md", "d.parquet.gz"):
+    for name in (
+        "b.jsonl", "a.txt.gz", "c.parquet", "_SUCCESS", ".a.txt.gz.crc", "notes.md", "d.parquet.gz",
+        "lang=en/part-0.json", "lang=de/year=2024/part-1.csv", "_temporary/0/part-2.csv",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found = find_sources([str(tmp_path)])
-    assert [(Path(one.path).name, one.format) for one in found] == [
+    assert [(str(Path(one.path).relative_to(tmp_path)), one.format) for one in found.files] == [
         ("a.txt.gz", SourceFormat.LINES),
         ("b.jsonl", SourceFormat.JSONL),
         ("c.parquet", SourceFormat.PARQUET),
+        ("lang=de/year=2024/part-1.csv", SourceFormat.CSV),
+        ("lang=en/part-0.json", SourceFormat.JSONL),
     ]
+    assert found.left_out == (
+        f"left out of '{tmp_path}': .a.txt.gz.crc, _SUCCESS, _temporary/, d.parquet.gz and 1 more",
+    )
+
+
+def test_files_of_spark_without_ending_are_read_as_asked(tmp_path):
+    for name in ("part-00000", "part-00001", "_SUCCESS", ".part-00000.crc", "part-00000.crc"):
+        (tmp_path / name).write_text("a line\n")
+    with pytest.raises(InputError, match=r"it has .*part-00000.* which --input-format makes readable"):
+        find_sources([str(tmp_path)])
+    found = find_sources([str(tmp_path)], SourceFormat.LINES)
+    assert [Path(one.path).name for one in found.files] == ["part-00000", "part-00001"]
+    assert len(found.left_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("_delta_log/0.json", "Delta Lake"), ("metadata/v1.metadata.json", "Iceberg")]
+)
+def test_a_table_with_a_log_of_its_own_is_refused(tmp_path, name, kind):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "part-0.txt").write_text("deleted long ago\n")
+    with pytest.raises(InputError, match=f"is a table of {kind}"):
+        find_sources([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -206,11 +237,14 @@ def test_a_folder_gives_its_files_by_name(tmp_path):
         (["-"], "standard input cannot be read again"),
         (["a.txt", "./a.txt"], "is named twice"),
         (["empty"], "has no file that ends in"),
+        (["a.md"], "its name does not say how it is read; known endings are .jsonl"),
+        (["part-0"], "Pass --input-format with one of: lines, jsonl, json, csv, tsv, parquet"),
     ],
 )
 def test_inputs_that_cannot_be_taken(tmp_path, monkeypatch, names, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("a")
+    for name in ("a.txt", "a.md", "part-0"):
+        (tmp_path / name).write_text("a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         find_sources(names)
@@ -228,7 +262,7 @@ def test_shards_are_runs_of_rows_across_files(tmp_path):
     paths = [tmp_path / "a.jsonl", tmp_path / "b.txt"]
     paths[0].write_text('{"id": 0, "text": "a"}\nbad\n{"id": 2, "text": "c"}\n')
     paths[1].write_text("d\ne\nf\ng\n")
-    sources = find_sources(list(map(str, paths)))
+    sources = find_sources(list(map(str, paths))).files
     shards = list(read_shards(sources, Columns(), 2))
     assert [[row.text for row in shard.rows] for shard in shards] == [["a"], ["c", "d"], ["e", "f"], ["g"]]
     assert [[row.place for row in shard.bad] for shard in shards] == [[f"{paths[0]}:2"], [], [], []]
@@ -241,5 +275,5 @@ def test_shards_are_runs_of_rows_across_files(tmp_path):
 def test_an_input_that_fills_its_last_shard(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a\nb\n")
-    (shard,) = read_shards(find_sources([str(path)]), Columns(), 2)
+    (shard,) = read_shards(find_sources([str(path)]).files, Columns(), 2)
     assert len(shard.rows) == 2

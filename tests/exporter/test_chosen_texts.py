@@ -70,3 +70,10 @@ def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path):
     path.write_text('{"text": "fine"}\n{"text": "\\ud83d half an emoji"}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"probe texts .*texts\.jsonl, line 2 has a lone surrogate \(U\+D83D\)"):
         chosen_texts(None, path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.parquet", "a.txt.gz", "a.jsonl.zst"])
+def test_a_file_of_another_format_is_not_read_as_lines(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("id,text\n1,one\n")
+    with pytest.raises(OptionsError, match=r"expected a text on every line, or JSONL, unpacked"):
+        read_texts(tmp_path / name, "texts")

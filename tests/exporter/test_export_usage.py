@@ -75,3 +75,15 @@ def test_checkpoint_only_is_of_named_models_and_replaces_nothing(tiny_random_che
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == f"m3-export: {str(tmp_path)!r} exists; choose another folder for the checkpoint\n"
     assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("words", [["out/source"], ["no-such-source", "--probe-texts", "out/probe.txt"]], ids=str)
+def test_a_bundle_takes_the_place_of_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "source").mkdir(parents=True)
+    (tmp_path / "out" / "probe.txt").write_text("a text\n")
+    (tmp_path / "out" / "manifest.json").write_text('{"schema_version": 3, "space_id": "m3-0"}')
+    done = export(words[0], *words[1:], "out", "--force")
+    assert done.code == 2
+    assert "which the bundle would replace; choose another folder" in done.stderr
+    assert (tmp_path / "out" / "probe.txt").read_text() == "a text\n"

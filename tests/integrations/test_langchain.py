@@ -128,8 +128,9 @@ def test_the_qdrant_store_reads_what_our_index_filled(encoder, library):
 
 
 def test_the_milvus_store(encoder, documents, tmp_path):
+    without_words = Document("\u200b", metadata={"name": "nothing"})  # Milvus Lite takes no empty sparse vector
     store = Milvus.from_documents(
-        documents,
+        [*documents, without_words],
         embedding=[M3Embeddings(encoder), MilvusSparse(encoder)],
         vector_field=["dense", "sparse"],
         index_params=[
@@ -144,3 +145,6 @@ def test_the_milvus_store(encoder, documents, tmp_path):
     rrf = Function("rrf", FunctionType.RERANK, input_field_names=[], params={"reranker": "rrf", "k": 60})
     found = store.similarity_search(QUERY, k=3, reranker=rrf)
     assert found[0].metadata["name"] == ANSWER
+    assert store.similarity_search("\u200b", k=1, reranker=rrf)[0].metadata["name"] == "nothing"
+    sparse = MilvusSparse(encoder)
+    assert sparse.embed_query("").keys().isdisjoint(sparse.embed_documents([""])[0])  # they match nothing

@@ -1,11 +1,20 @@
 """Milvus Lite itself, in a file."""
 
+import pickle
+
 import numpy as np
 import pytest
 from pymilvus import DataType, MilvusClient
 from scipy.sparse import csr_array
 
-from m3_runtime import BundleNotFoundError, InputError, M3Encoder, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import (
+    BundleNotFoundError,
+    InputError,
+    M3Encoder,
+    PartlyAddedError,
+    SpaceMismatchError,
+    VariantDriftWarning,
+)
 from m3_runtime.ignored import IgnoredArgumentWarning
 from m3_runtime.integrations.milvus import BGEM3EmbeddingFunction, MilvusIndex, Mode, Passage
 
@@ -80,6 +89,13 @@ def test_rows_of_the_sparse_matrix_can_be_gone_through(function, client):
     client.create_collection("rows", schema=schema)
     rows = [{"name": name, "sparse": row} for name, row in zip(texts, found["sparse"], strict=True)]
     assert client.insert("rows", rows)["insert_count"] == 2
+    sparse = found["sparse"]
+    chosen = [sparse[0], sparse[np.int64(1)], sparse[-1], sparse[[1]], sparse[1:2], *sparse[:2]]
+    assert [row.shape[0] for row in chosen] == [1] * 7
+    rows = [{"name": str(place), "sparse": row} for place, row in enumerate(chosen)]
+    assert client.insert("rows", rows)["insert_count"] == 7
+    token = int(sparse[0].indices[0])
+    assert sparse[0, token] == sparse[0].data[0]
 
 
 def test_the_function_takes_what_pymilvus_takes(mini_bundle, function, encoder):
@@ -163,14 +179,97 @@ def test_an_id_is_replaced(client, encoder):
         MilvusIndex.create(client, "one", encoder)
 
 
-def test_bad_passages_are_named_and_nothing_is_written(client, encoder):
-    index = MilvusIndex.create(client, "bad", encoder)
-    for text, reason in ((None, "must be a str"), ("", "no lexical weights"), ("字" * 30_000, "more than 65535 bytes")):
-        with pytest.raises(InputError, match=f"passage 'x'.*{reason}"):
-            index.add([Passage("fine", "a fine text"), Passage("x", text)])
-    assert index.search("a fine text", mode="dense") == []
+def count(client, name):
+    return client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"]
+
+
+@pytest.mark.parametrize(
+    ("passage", "reason"),
+    [
+        (Passage("x", None), "passage 'x': text must be a str"),
+        (Passage(1.5, "a"), "passage 1.5: its id must be an int or a str, got float"),
+        (Passage(True, "a"), "passage True: its id"),
+        (Passage("x", "a", ["page"]), "passage 'x': payload must be a mapping"),
+        (Passage("x", "\ud800"), "passage 'x': text has a lone surrogate"),
+        ("a text", "expected a Passage, got str"),
+        ({"id": 1, "text": "a"}, "expected a Passage, got dict"),
+    ],
+)
+def test_bad_passages_are_named_and_nothing_is_written(client, index, encoder, library, passage, reason):
+    with pytest.raises(InputError, match=reason):
+        index.add([Passage("fine", "a fine text"), passage])
+    assert count(client, "library") == len(library)
+
+
+def test_what_is_no_list_of_passages(index):
+    for given in (Passage("x", "a"), {"x": "a"}, None):
+        with pytest.raises(InputError, match="expected passages, got"):
+            index.add(given)
+    assert index.add([]).written == 0
+
+
+def test_colbert_alone_is_not_there(index):
     with pytest.raises(InputError, match="reranked"):
         index.search("a", mode="colbert")
+
+
+WITHOUT_WORDS = ["", " ", "\u200b", "\n"]
+
+
+def test_texts_without_lexical_weights_go_in(client, encoder):
+    index = MilvusIndex.create(client, "empty", encoder)
+    texts = [f"Bees number {n} dance." for n in range(40)] + WITHOUT_WORDS
+    assert not any(encoder.encode(WITHOUT_WORDS, return_sparse=True)["lexical_weights"])
+    added = index.add(Passage(n, text) for n, text in enumerate(texts))
+    assert (added.written, added.put_aside) == (44, {})
+    assert count(client, "empty") == 44
+    assert {hit.passage.text for hit in index.search("", limit=4, mode="dense")} == set(WITHOUT_WORDS)
+    found = index.search("Bees dance", limit=44, mode="sparse")
+    assert {hit.passage.text for hit in found}.isdisjoint(WITHOUT_WORDS)
+    assert found
+
+
+def test_what_milvus_cannot_hold_is_put_aside_and_the_rest_goes_in(client, encoder, caplog):
+    index = MilvusIndex.create(client, "long", encoder)
+    long, wide = Passage("long", "字" * 30_000), Passage("i" * 513, "a text")
+    added = index.add([long, Passage("a", "first"), wide, *(Passage(n, f"text {n}") for n in range(40))])
+    assert added.written == count(client, "long") == 41
+    assert added.put_aside == {
+        "long": "its text has 90000 bytes, Milvus holds 65535; split it",
+        wide.id: "its id has 513 bytes, Milvus holds 512",
+    }
+    assert "'long' was not added" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ConnectionError("the source is gone"), KeyboardInterrupt()])
+def test_an_add_that_stops_half_way_says_so_and_can_be_repeated(client, encoder, error):
+    name = type(error).__name__
+    index = MilvusIndex.create(client, name, encoder)
+    texts = [Passage(n, f"text {n}") for n in range(70)]
+
+    def stopping():
+        yield from texts[:67]
+        raise error
+
+    if isinstance(error, Exception):
+        with pytest.raises(PartlyAddedError, match="the source is gone; 64 passages were written, the last") as caught:
+            index.add(stopping())
+        assert caught.value.__cause__ is error
+        assert (caught.value.written, caught.value.last_id) == (64, 63)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    else:
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            index.add(stopping())
+        assert "64 passages were written, the last with id 63" in interrupted.value.__notes__[-1]
+    assert count(client, name) == 64
+    assert index.add(texts).written == count(client, name) == 70
+
+
+def test_a_bad_passage_after_many_says_what_was_written(client, encoder):
+    index = MilvusIndex.create(client, "late", encoder)
+    with pytest.raises(PartlyAddedError, match=r"passage 'x': text must be a str, got NoneType; 32 passages were"):
+        index.add([*(Passage(n, f"text {n}") for n in range(32)), Passage("x", None)])
+    assert count(client, "late") == 32
 
 
 def test_a_file_knows_what_filled_it(encoder, mini_bundle, tiny_bundle, tmp_path):

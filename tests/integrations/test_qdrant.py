@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from m3_runtime import InputError, M3Encoder, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import InputError, M3Encoder, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
 from m3_runtime.integrations import qdrant
 from m3_runtime.integrations.qdrant import Mode, Passage, QdrantIndex
 
@@ -68,6 +68,59 @@ def test_the_payload_comes_back_and_an_id_is_replaced(encoder):
     (point,) = index.search("anything", mode=Mode.DENSE)
     assert point.payload == {"page": 4, "text": ""}
     assert index.search("anything", mode=Mode.SPARSE) == []  # an empty text has no lexical weights
+    client.close()
+
+
+def test_any_text_is_an_id(encoder):
+    client = QdrantClient(":memory:")
+    index = QdrantIndex.create(client, "ids", encoder)
+    uuid, digest = "0b6fd3a8-31a5-4d8c-9f3c-3f0f2f6a6b11", "d41d8cd98f00b204e9800998ecf8427e"
+    ids = ["doc-1", "文档", "", uuid, digest, 7, np.uint64(2**64 - 1)]
+    assert index.add(Passage(name, f"text {n}", {"n": n}) for n, name in enumerate(ids)).written == len(ids)
+    points = {point.payload["n"]: point for point in index.search("text", limit=20, mode=Mode.DENSE)}
+    assert [points[n].id for n in range(len(ids))] == [qdrant.point_id(name) for name in ids]
+    named = [points[n].payload.get("passage_id", points[n].id) for n in range(len(ids))]
+    assert named == ids
+    index.add([Passage("doc-1", "another text")])
+    assert client.count("ids").count == len(ids)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("passage", "reason"),
+    [
+        (Passage(-1, "a"), "passage -1: Qdrant's ids are from 0"),
+        (Passage(2**64, "a"), "Qdrant's ids are from 0"),
+        (Passage(1.0, "a"), "must be an int or a str, got float"),
+        (Passage(b"x", "a"), "must be an int or a str, got bytes"),
+        (Passage(1, "a", {"text": "b"}), "its payload has another 'text'"),
+        (Passage("x", "a", {"passage_id": "y"}), "its payload has another 'passage_id'"),
+        (Passage(1, None), "passage 1: text must be a str"),
+    ],
+)
+def test_bad_passages_are_refused_before_anything_is_encoded(index, passages, passage, reason):
+    with pytest.raises(InputError, match=reason):
+        index.add([Passage(99, "a fine text"), passage])
+    assert len(index.search("a", limit=50, mode=Mode.DENSE)) == len(passages)
+
+
+def test_a_failed_add_says_what_was_written_and_can_be_repeated(encoder):
+    class Failing(QdrantClient):
+        left = 2
+
+        def upsert(self, *words, **more):
+            self.left -= 1
+            if self.left < 0:
+                raise ConnectionError("the server is gone")
+            return super().upsert(*words, **more)
+
+    client = Failing(":memory:")
+    index = QdrantIndex.create(client, "failing", encoder)
+    texts = [Passage(f"doc-{n}", f"text {n}") for n in range(80)]
+    with pytest.raises(PartlyAddedError, match="server is gone; 64 passages were written, the last with id 'doc-63'"):
+        index.add(texts)
+    client.left = 100
+    assert index.add(texts).written == client.count("failing").count == 80
     client.close()
 
 

@@ -6,6 +6,7 @@ import pytest
 from m3_runtime import (
     Bundle,
     BundleDamagedError,
+    BundleError,
     BundleFormatError,
     BundleNotFoundError,
     EngineError,
@@ -69,7 +70,7 @@ def test_a_folder_that_is_a_checkpoint(tmp_path):
 
 def test_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleNotFoundError):
+    with pytest.raises(BundleNotFoundError, match="it is a file"):
         M3Encoder.open(tmp_path / "file")
 
 
@@ -230,3 +231,47 @@ def test_an_unknown_engine_property(bundle_copy):
         M3Encoder.open(bundle_copy, variant="onnx-fp32")
     with pytest.raises(M3Error, match="NO_SUCH_PROPERTY"):
         M3Encoder.open(bundle_copy, variant="openvino-int8")
+
+
+def test_every_bit_of_the_manifest_counts(bundle_copy):
+    path = bundle_copy / "manifest.json"
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[at] ^= 1 << at % 8
+        replace_file(path, bytes(changed))
+        with pytest.raises(BundleError):
+            Bundle.open(bundle_copy, verify="full")
+    replace_file(path, content)
+    Bundle.open(bundle_copy, verify="full")
+
+
+def test_a_manifest_without_a_digest_opens(bundle_copy):
+    """As older exporters wrote it."""
+    change_manifest(bundle_copy, lambda data: data.pop("manifest_sha256"))
+    Bundle.open(bundle_copy, verify="full")
+
+
+@pytest.mark.parametrize(
+    "name", ["layers", "attention_heads", "hidden_size", "ffn_size", "vocab_size", "max_tokens", "colbert_dim"]
+)
+@pytest.mark.parametrize("value", [-1, 0, 2**31, 10**30, 1e30])
+def test_sizes_that_no_model_has(bundle_copy, name, value):
+    change_manifest(bundle_copy, lambda data: data["geometry"].update({name: value}))
+    with pytest.raises(BundleFormatError, match=name):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["cls_id", "pad_id", "eos_id", "unk_id"])
+@pytest.mark.parametrize("value", [-1, 2**31, 10**30])
+def test_ids_outside_the_vocabulary(bundle_copy, name, value):
+    change_manifest(bundle_copy, lambda data: data["tokenizer"].update({name: value}))
+    with pytest.raises(BundleFormatError, match=r"expected an integer|outside the vocabulary"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300, 10**400])
+def test_figures_that_are_no_numbers(bundle_copy, value):
+    change_manifest(bundle_copy, lambda data: data["parity"]["onnx-fp32"].update(padded_dense_min=value))
+    with pytest.raises(BundleFormatError, match="padded_dense_min: expected a number"):
+        Bundle.open(bundle_copy)

@@ -327,7 +327,8 @@ def test_info_in_words(tiny_bundle):
 
 def test_info_for_programs(tiny_bundle):
     data = json.loads(command("info", tiny_bundle, "--json").stdout)
-    assert data["manifest"] == json.loads((tiny_bundle / "manifest.json").read_text())
+    written = json.loads((tiny_bundle / "manifest.json").read_text())
+    assert data["manifest"] == {key: value for key, value in written.items() if key != "manifest_sha256"}
     assert data["machine"]["variant"] in {variant["name"] for variant in data["manifest"]["variants"]}
 
 
@@ -372,3 +373,48 @@ def test_interrupted(tiny_bundle, tmp_path):
     assert process.returncode == 130
     assert stderr == "m3-runtime: interrupted\n"
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["same", "symlink", "hard link", "spelling", "standard output"])
+@pytest.mark.parametrize("words", [("encode",), ("score", "--pairs")])
+def test_no_command_writes_over_its_input(tiny_bundle, tmp_path, words, link):
+    source, target = tmp_path / "in.tsv", tmp_path / "other.tsv"
+    source.write_text("text\tpassage\n")
+    match link:
+        case "symlink":
+            target.symlink_to(source)
+        case "hard link":
+            target.hardlink_to(source)
+        case _:
+            target = source if link != "spelling" else f"{tmp_path}/../{tmp_path.name}/in.tsv"
+    name, *option = words
+    arguments = [name, tiny_bundle, *option, source, "--variant", "onnx-fp32", "--threads", 1]
+    if link == "standard output":
+        line = [sys.executable, "-m", "m3_runtime", *map(str, arguments)]
+        with source.open("a") as file:
+            done = subprocess.run(line, stdout=file, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE_S)
+    else:
+        done = command(*arguments, "-o", target)
+    assert done.returncode == 2
+    assert "would be written over; choose another" in done.stderr
+    assert source.read_text() == "text\tpassage\n"
+
+
+def test_no_file_of_the_bundle_is_written_over(tiny_bundle):
+    before = (tiny_bundle / "config.json").read_bytes()
+    done = encode(tiny_bundle, "-o", tiny_bundle / "config.json", text="a\n")
+    assert done.returncode == 2
+    assert "would be written over" in done.stderr
+    assert (tiny_bundle / "config.json").read_bytes() == before
+
+
+def test_columns_by_name(tiny_bundle, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text('key;body\n7;"a\nb"\n')
+    done = encode(tiny_bundle, source, "--text", "body", "--id", "key")
+    assert done.returncode == 0, done.stderr
+    assert [record["id"] for record in records(done.stdout)] == ["7"]
+    done = encode(tiny_bundle, source)
+    assert done.returncode == 2
+    assert "has no column 'text'" in done.stderr
+    assert done.stdout == ""

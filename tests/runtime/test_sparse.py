@@ -51,3 +51,14 @@ def test_scipy_matrix_is_the_same(vectors):
     matrix = scipy.sparse.csr_matrix(vectors.to_csr(), shape=(len(vectors), vectors.vocab_size))
     assert np.array_equal(matrix.toarray(), dense)
     assert matrix.has_sorted_indices
+
+
+def test_one_row_and_a_slice(encoder, texts):
+    sparse = encoder.encode(texts, return_sparse=True).sparse
+    rows = list(sparse)
+    assert [sparse[0], sparse[-1]] == [rows[0], rows[-1]]
+    for part in (slice(1, 3), slice(None, None, -2), slice(5, 5)):
+        assert list(sparse[part]) == rows[part]
+        assert sparse[part].vocab_size == sparse.vocab_size
+    with pytest.raises(IndexError):
+        sparse[len(rows)]

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.output is not None and args.output.absolute() in {p.absolute() for p in (args.reference, *args.runs)}:
         raise InputError(f"-o {args.output} is one of the files that are compared; write to another")
     if args.output is not None:
-        checked_output(args.output, force=args.force)
+        checked_output(args.output, force=args.force, inputs=[args.reference, *args.runs])
     prices = parsed_prices(args.price, args.currency)
     progress = Progress(quiet=args.quiet)
     found = compare(args.reference, args.runs, prices, progress, mixed_machines=args.mixed_machines)

@@ -58,7 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     from m3_export.calibration.texts import probe_texts, read_texts
     from m3_runtime.io.progress import Progress
 
-    checked_output(args.output, force=args.force)
+    inputs = [Path(args.checkpoint), *([args.texts] if args.texts else [])]
+    checked_output(args.output, force=args.force, inputs=inputs)
     found = read_texts(args.texts, "texts") if args.texts else probe_texts()
     spec = RecordSpec(
         source=args.checkpoint,

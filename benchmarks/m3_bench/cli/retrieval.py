@@ -39,7 +39,7 @@ Bundles may be of different models (a checkpoint before and after fine-tuning, s
 folders' names, and the table compares each with the first."""
 
 _RETRIEVAL_EPILOG = """\
-layouts, each file plain or .gz:
+layouts, each file plain, .gz, .bz2, .xz, .zst or .lz4:
 {layouts}
 
 published weights, which are measured unless --weights is given:
@@ -107,7 +107,7 @@ def add_to(commands: Commands) -> None:
     epilog = _MARGINS_EPILOG.format(published=published)
     summary = "how far positives score above negatives on fine-tuning lines"
     margins = add_parser(commands, "margins", _margins, summary=summary, description=_MARGINS, epilog=epilog)
-    margins.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or .gz")
+    margins.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or compressed")
     add_integer(_add_common(margins, "every score"), "--limit-queries", "the first N good lines")
 
 
@@ -131,7 +131,7 @@ def _add_common(command: argparse.ArgumentParser, holds: str) -> argparse._Argum
 
 def _retrieval(args: argparse.Namespace) -> int:
     settings = SearchSettings(
-        hybrids=_hybrids(args),
+        hybrids=_hybrids(args, args.dataset, *([args.queries_from] if args.queries_from else []), *args.bundles),
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
@@ -153,7 +153,7 @@ def _retrieval(args: argparse.Namespace) -> int:
 
 
 def _margins(args: argparse.Namespace) -> int:
-    hybrids, file = _hybrids(args), read_finetune(args.source)
+    hybrids, file = _hybrids(args, args.source, *args.bundles), read_finetune(args.source)
     document = measure_margins(
         file,
         choose_bundles(args.bundles, args.variants),
@@ -167,7 +167,7 @@ def _margins(args: argparse.Namespace) -> int:
     return _finish(args, document, f"{table}\n\n{MARGINS} {INTERVALS}\n", margins_notes(document))
 
 
-def _hybrids(args: argparse.Namespace) -> tuple[Hybrid, ...]:
+def _hybrids(args: argparse.Namespace, *inputs: Path) -> tuple[Hybrid, ...]:
     """The hybrids of `--weights`, each once; the published ones for none given. Looks at the output first.
 
     Raises:
@@ -175,7 +175,7 @@ def _hybrids(args: argparse.Namespace) -> tuple[Hybrid, ...]:
     """
     found = tuple(dict.fromkeys(map(parse_weights, args.weights))) if args.weights else PUBLISHED
     if args.output is not None:
-        checked_output(args.output, force=args.force)
+        checked_output(args.output, force=args.force, inputs=inputs)
     return found
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from m3_bench.scenarios import NAMES
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
+from m3_runtime.io.output import check_no_input
 
 
 def add_scenarios(parser: argparse.ArgumentParser, default: str) -> None:
@@ -32,12 +34,13 @@ def checked_rounds(rounds: int) -> int:
     return rounds
 
 
-def checked_output(path: Path, *, force: bool) -> None:
-    """Refuse an output that is there, or whose folder is not.
+def checked_output(path: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output that is there, or whose folder is not, or that is one of the inputs, `force` or not.
 
     Raises:
-        InputError: either.
+        InputError: any of these.
     """
+    check_no_input(path, inputs)
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
     if path.is_dir() or (path.exists() and not force):

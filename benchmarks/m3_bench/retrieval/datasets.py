@@ -11,6 +11,7 @@ from m3_bench.documents import DatasetFacts
 from m3_bench.errors import DatasetError
 from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.lines import Record, cells_of, digest_of_files, json_of, lines_of, records_of
+from m3_runtime.io.formats import Packing, packing_of
 
 SPLITS = ("test", "dev", "train")
 MIRACL_SPLITS = ("dev", "testA", "train")
@@ -152,19 +153,24 @@ def _of_folder(folder: Path) -> Layout | None:
 
 def _of_file(path: Path) -> Layout | None:
     start = "".join(line for _, line in islice(lines_of(path), 1)).replace(" ", "")
-    if path.name.removesuffix(".gz").endswith(".jsonl") or ('"query":' in start and '"pos":' in start):
+    if _unpacked_name(path).endswith(".jsonl") or ('"query":' in start and '"pos":' in start):
         return Layout.FINETUNE
     return Layout.SQUAD if _is_squad(json_of(path)) else None
 
 
+def _unpacked_name(path: Path) -> str:
+    """A file's name without the ending that says how it is compressed."""
+    return path.name.removesuffix(packing_of(path.name) or "")
+
+
 def _first_of(folder: Path, *names: str) -> Path | None:
-    """The first of these files that a folder has, plain or with .gz."""
-    candidates = (folder / (name + end) for name in names for end in ("", ".gz"))
+    """The first of these files that a folder has, plain or compressed."""
+    candidates = (folder / (name + end) for name in names for end in ("", *Packing))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _files(folder: Path, ending: str) -> list[Path]:
-    return sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*{ending}.gz")])
+    return sorted(path for end in ("", *Packing) for path in folder.glob(f"*{ending}{end}"))
 
 
 def _only_file(path: Path, ending: str) -> Path:
@@ -216,7 +222,7 @@ def _miracl(folder: Path, split: str | None) -> _Raw:
     wanted = (split,) if split else MIRACL_SPLITS
 
     def of_split(part: str) -> Path | None:
-        named = {path.name.removesuffix(".gz"): path for path in _files(folder / part, ".tsv")}
+        named = {_unpacked_name(path): path for path in _files(folder / part, ".tsv")}
         return next((named[name] for one in wanted for name in named if name.endswith(f"-{one}.tsv")), None)
 
     beside = folder.with_name(folder.name.replace("miracl-", "miracl-corpus-", 1))

@@ -1,17 +1,16 @@
 """Reading text files, gzipped or not, so that an error names the file, the line and the key."""
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from m3_bench.errors import DatasetError
+from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.io.opened import READ_ERRORS, opened
 
 _PIECE_BYTES = 1 << 20
 
@@ -164,9 +163,11 @@ def digest_of_files(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[gzip.GzipFile | BufferedReader]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
+        with opened(str(path)) as file:
+            yield file.bytes
+    except READ_ERRORS as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error}") from error
+    except (InputError, ExtraNotInstalledError) as error:
+        raise DatasetError(str(error)) from error

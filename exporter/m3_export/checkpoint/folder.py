@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from m3_export.checkpoint.heads import HeadWeights, read_heads
+from m3_export.checkpoint.heads import COLBERT_FILE, SPARSE_FILE, HeadWeights, read_heads
 from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
-from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights
+from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights, refuse_adapter, refuse_pointers
 from m3_export.errors import CheckpointError
 from m3_models.checkpoint_files import tensor_shapes
 from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
@@ -68,6 +68,9 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is missing, malformed, of another architecture, of wrong shape, or holds NaN.
         """
+        refuse_adapter(folder)
+        unread = () if Head.SPARSE in heads else (SPARSE_FILE, COLBERT_FILE)
+        refuse_pointers(path for path in files_read(folder) if path.name not in unread)
         config = _read_config(folder / "config.json")
         encoder = _encoder_only(read_encoder_weights(folder))
         hidden = int(config["hidden_size"])
@@ -113,13 +116,18 @@ class Checkpoint:
 
     def files(self) -> tuple[FileEntry, ...]:
         """What a checkpoint is read from, with digests; other files of the folder do not matter."""
-        found = {path for pattern in CHECKPOINT_PATTERNS for path in self.folder.glob(pattern)}
-        if any(path.suffix == ".safetensors" for path in found):  # then the other format was not read
-            found = {path for path in found if not path.name.startswith("pytorch_model")}
-        paths = sorted(found)
         return tuple(
-            FileEntry(path.relative_to(self.folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths
+            FileEntry(path.relative_to(self.folder).as_posix(), path.stat().st_size, sha256_of(path))
+            for path in files_read(self.folder)
         )
+
+
+def files_read(folder: Path) -> list[Path]:
+    """Every file of the folder that a checkpoint is read from."""
+    found = {path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    if any(path.suffix == ".safetensors" for path in found):  # then the other format is not read
+        found = {path for path in found if not path.name.startswith("pytorch_model")}
+    return sorted(found)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

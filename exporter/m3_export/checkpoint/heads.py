@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from m3_export.checkpoint.weights import UNREADABLE, load_pickle
+from m3_export.checkpoint.weights import UNREADABLE, load_pickle, reason_of
 from m3_export.errors import CheckpointError
 
 SPARSE_FILE = "sparse_linear.pt"
@@ -44,7 +44,7 @@ def _read(path: Path) -> HeadWeights:
     try:
         state = load_pickle(path)
     except UNREADABLE as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = reason_of(error)
         raise CheckpointError(f"{path.name}: not a plain file of tensors, refused ({reason}). {REMEDY}") from error
     if not isinstance(state, dict) or set(state) != {"weight", "bias"}:
         names = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__

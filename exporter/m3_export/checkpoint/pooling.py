@@ -1,7 +1,7 @@
 """How the dense vector is pooled: a flag, the sentence-transformers files, or BGE-M3's own way."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,35 @@ ST_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 @dataclass(frozen=True)
 class PoolingChoice:
-    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default"."""
+    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default".
+
+    `has_heads`: the folder has a sparse head.
+    """
 
     pooling: Pooling
     pooling_from: str
     normalize: bool
     normalize_from: str
+    has_heads: bool = field(default=False, compare=False)
+
+    @property
+    def warning(self) -> str | None:
+        """What sentence-transformers' files say against the sparse and ColBERT heads; None if nothing, or settled."""
+        stated, asked = "sentence-transformers files", self.pooling.value
+        if not self.has_heads or self.pooling_from != stated:
+            return None
+        if self.pooling is not Pooling.CLS:
+            return (
+                f"{stated} say {asked} pooling, but the folder has M3's heads, which are trained with cls: "
+                "sentence-transformers writes mean when it saves a checkpoint that had no such files. "
+                f"The export follows them; say --pooling cls --normalize, or --pooling {asked} if it is right"
+            )
+        if not self.normalize and self.normalize_from == stated:
+            return (
+                f"{stated} have no Normalize module, but the folder has M3's heads, which FlagEmbedding normalizes. "
+                "The export follows them; say --normalize, or --no-normalize if it is right"
+            )
+        return None
 
 
 def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool | None = None) -> PoolingChoice:
@@ -49,6 +72,7 @@ def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool |
         pooling_from=origin if pooling is None else "flag",
         normalize=default[1] if normalize is None else normalize,
         normalize_from=origin if normalize is None else "flag",
+        has_heads=(folder / "sparse_linear.pt").is_file(),
     )
 
 

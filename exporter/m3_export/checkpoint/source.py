@@ -8,6 +8,7 @@ from pathlib import Path
 
 import m3_models
 from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
+from m3_export.checkpoint.weights import ADAPTER_FILES, refuse_adapter, refuse_shards_of_training
 from m3_export.errors import ExportError, HubError, SourceError
 from m3_runtime.errors import ExtraNotInstalledError
 
@@ -35,12 +36,16 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
     Raises:
         SourceError: none of the three, or the hub has no such repository, or it holds no checkpoint.
         HubError: the hub cannot be reached, or does not hand out the repository.
+        CheckpointError: the folder holds an adapter, or what distributed training saved, and no plain weights.
         M3Error: a named model cannot be written, see `write_named`.
     """
     path = Path(source).expanduser()
     if revision is not None and (path.is_dir() or m3_models.is_name(source)):
         raise SourceError(f"--revision {revision!r} is for hub sources, which {source!r} is not; leave it out")
     if path.is_dir():
+        if (path / "snapshots").is_dir() and not (path / "config.json").is_file():
+            repo = path.resolve().name.removeprefix("models--").replace("--", "/", 1)
+            return Source(repo, _with_config(snapshot := _snapshot(path)), snapshot.name)
         return Source(_name_of(_with_config(path)) or path.resolve().name, path, None)
     if m3_models.is_name(source):
         write_named(source, scratch / source, progress)
@@ -80,10 +85,27 @@ def _name_of(folder: Path) -> str | None:
     return name if isinstance(name, str) and m3_models.is_name(name) else None
 
 
+def _snapshot(folder: Path) -> Path:
+    """The checkpoint in a repository's folder of the hub's cache: main's, or the only one."""
+    snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if path.is_dir()}
+    main = folder / "refs" / "main"
+    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    if commit in snapshots:
+        return snapshots[commit]
+    if len(snapshots) == 1:
+        return next(iter(snapshots.values()))
+    there = f"it has {', '.join(snapshots)}; give one of them" if snapshots else "it has none; download it again"
+    raise SourceError(f"{folder} is a folder of the hub's cache; expected one folder in snapshots/, {there}")
+
+
 def _with_config(folder: Path) -> Path:
+    refuse_adapter(folder)
     if (folder / "config.json").is_file():
         return folder
+    refuse_shards_of_training(folder)
     inner = sorted(folder.glob("checkpoint-*/config.json"), key=lambda p: _step(p.parent.name))
+    inner = inner or [p for p in sorted(folder.glob("*/config.json")) if not p.parent.name.endswith("_Pooling")]
+    inner = inner or sorted(folder.glob("models--*/snapshots"))  # of the whole cache
     hint = f"; did you mean {inner[-1].parent}?" if inner else "; a checkpoint folder has config.json"
     raise SourceError(f"{folder} holds no config.json{hint}")
 
@@ -98,7 +120,9 @@ def _from_hub(repo: str, revision: str | None) -> Source:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=[*CHECKPOINT_PATTERNS, ADAPTER_FILES[0]])
+        )
     except Exception as error:  # the client's own errors, and those of the HTTP library below it
         not_there = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
         kind = SourceError if isinstance(error, not_there) else HubError
@@ -108,6 +132,7 @@ def _from_hub(repo: str, revision: str | None) -> Source:
             "Without a network: download the checkpoint elsewhere and give its folder, "
             "or try the offline model with: m3-export mini-m3 OUT"
         ) from error
+    refuse_adapter(folder)
     # the cache names a snapshot by its commit, whatever branch or tag was asked for
     if not (folder / "config.json").is_file():
         raise SourceError(f"hub repository {repo!r} holds no config.json; it is not a checkpoint of transformers")

@@ -15,7 +15,12 @@ from m3_export.arrays import Ids
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.verify.parity import Outputs
-from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.bundle.manifest import Head, Pooling
+
+# A head is silent if fewer texts than this share have a weight, if the weights spread by less than this share of their
+# mean, or if rows differ from their mean by less than this share of their squared length.
+LEAST_SPEAKING, ALIKE_WEIGHTS, ALIKE_ROWS = 0.05, 0.05, 1e-5
+FEWEST_WEIGHTS = 8  # of a single word nothing is known
 
 
 def reference_outputs(
@@ -48,6 +53,47 @@ def reference_outputs(
                     colbert[i] = _normalized(_linear(hidden[1:], checkpoint.colbert), checkpoint).numpy()
     has_heads = checkpoint.sparse is not None
     return Outputs(np.stack(dense), lexical if has_heads else None, colbert if has_heads else None)
+
+
+def silent_heads(outputs: Outputs, ids: Sequence[Ids], unused_ids: Iterable[int]) -> dict[Head, str]:
+    """Heads that tell no text or token from another, and what they give instead. Parity of such a head says nothing.
+
+    Args:
+        outputs: of the reference, for N texts.
+        ids: (L,) ids of each text.
+        unused_ids: ids without lexical weight.
+    """
+    silent = {}
+    if outputs.lexical is not None:
+        unused = set(unused_ids)
+        words = [set(row.tolist()) - unused for row in ids]
+        if said := _silent_weights(outputs.lexical, words):
+            silent[Head.SPARSE] = said
+    if outputs.colbert is not None and _is_alike(np.concatenate(outputs.colbert)):
+        silent[Head.COLBERT] = "the ColBERT head gives the same row for every token of the probe texts"
+    if _is_alike(outputs.dense):
+        silent[Head.DENSE] = "every probe text has the same dense vector"
+    return silent
+
+
+def _silent_weights(lexical: Sequence[Mapping[int, float]], words: Sequence[set[int]]) -> str | None:
+    """What is wrong with the lexical weights of N texts that have these ids each; None if they say something."""
+    with_words = [row for row, ids in zip(lexical, words, strict=True) if ids]
+    empty = sum(not row for row in with_words)
+    if empty > len(with_words) * (1 - LEAST_SPEAKING):
+        return f"the sparse head gives no weight to {empty} of {len(with_words)} probe texts"
+    weights = np.array([weight for row in lexical for weight in row.values()])
+    is_all = weights.size == sum(len(ids) for ids in words)
+    if is_all and weights.size >= FEWEST_WEIGHTS and weights.std() < ALIKE_WEIGHTS * weights.mean():
+        return f"the sparse head gives every token about the same weight, {weights.mean():.3g}"
+    return None
+
+
+def _is_alike(rows: np.ndarray) -> bool:
+    """Whether N rows are all one, or all 0; (N, width)."""
+    exact = rows.astype(np.float64)
+    size = np.square(exact).sum(axis=1).mean()
+    return len(rows) > 1 and bool(np.square(exact - exact.mean(axis=0)).sum(axis=1).mean() <= ALIKE_ROWS * size)
 
 
 def batches_of_one_length(ids: Sequence[Ids], most: int = 32) -> list[list[int]]:

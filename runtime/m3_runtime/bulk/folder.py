@@ -19,10 +19,11 @@ from pathlib import Path
 
 from m3_runtime.bulk.job import BulkJob, difference
 from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
+from m3_runtime.bulk.repeated import NO_REPEATED_IDS, RepeatedIds
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.errors import BulkError, InputError
 from m3_runtime.io.atomic import flush, flush_folder, put_in_place
-from m3_runtime.io.readers import BadRow
+from m3_runtime.io.rows import BadRow
 
 JOURNAL, VECTORS, REJECTED, PARTIAL = "journal.jsonl", "vectors", "rejected.jsonl", "partial"
 _NAME = re.compile(r"part-(\d{8,})\.parquet")
@@ -35,7 +36,9 @@ class JobFolder:
         self._out, self._journal = out, journal
         self._shards = {entry.index: entry for entry in journal.text.shards}
         self._rejected_bytes = max((entry.rejected_bytes for entry in journal.text.shards), default=0)
-        self.is_complete = journal.text.is_complete
+        self.is_complete = journal.text.complete is not None
+        complete = journal.text.complete or Complete(0)
+        self.repeated = RepeatedIds(complete.repeated_ids, complete.repeated_id)
 
     @classmethod
     @contextmanager
@@ -110,16 +113,24 @@ class JobFolder:
         self._shards[draft.index] = entry
         return entry
 
-    def finish(self) -> None:
+    @property
+    def parts(self) -> list[Path]:
+        """The files of the shards that are done and in the folder, in order."""
+        return [path for path in map(self._part, sorted(self._shards)) if path.exists()]
+
+    def finish(self, repeated: RepeatedIds = NO_REPEATED_IDS) -> None:
         """Write down that nothing is left.
+
+        Args:
+            repeated: what was found of ids that several rows have.
 
         Raises:
             BulkError: the journal cannot be written.
         """
         shutil.rmtree(self.partial, ignore_errors=True)
         if not self.is_complete:
-            self._journal.add(Complete(len(self._shards)))
-            self.is_complete = True
+            self._journal.add(Complete(len(self._shards), repeated.rows, repeated.example))
+            self.is_complete, self.repeated = True, repeated
 
     def _recover(self) -> None:
         """Clear away what came after the last line of the journal."""

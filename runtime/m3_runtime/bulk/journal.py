@@ -10,7 +10,7 @@ A line that a crash cut off counts as not written.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from m3_runtime.bulk.job import BulkJob
 from m3_runtime.errors import BulkError, BundleFormatError, InputError
 from m3_runtime.io.atomic import flush
-from m3_runtime.records import from_json, to_json
+from m3_runtime.records import OPTIONAL, from_json, to_json
 
 try:
     import fcntl
@@ -71,18 +71,30 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class Complete:
-    """Nothing is left."""
+    """Nothing is left.
+
+    Attributes:
+        shards: of the job.
+        repeated_ids: how many rows have an id that a row before them has.
+        repeated_id: one such id.
+    """
 
     shards: int
+    repeated_ids: int = field(default=0, metadata=OPTIONAL)
+    repeated_id: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
 class JournalText:
-    """A journal's entries. `job` is None where it has no whole line; `whole_bytes` of the file are whole lines."""
+    """A journal's entries.
+
+    `job` is None where it has no whole line, `complete` where something is left; `whole_bytes` of the file are whole
+    lines.
+    """
 
     job: BulkJob | None
     shards: tuple[ShardDone, ...]
-    is_complete: bool
+    complete: Complete | None
     whole_bytes: int
 
 
@@ -101,18 +113,19 @@ def read_journal(data: bytes, name: str) -> JournalText:
         del lines[-1]
     whole_bytes = sum(map(len, lines))
     if not lines:
-        return JournalText(None, (), False, 0)
+        return JournalText(None, (), None, 0)
     try:
         records = [json.loads(line) for line in lines]
         job = _record(BulkJob, records[0], "job", name)
         is_complete = list(records[-1]) == ["complete"]
         middle = records[1 : len(records) - is_complete]
         shards = tuple(_record(ShardDone, record, "shard", name) for record in middle)
+        complete = _record(Complete, records[-1], "complete", name) if is_complete else None
     except (ValueError, TypeError, BundleFormatError) as error:
         raise InputError(
             f"{name!r} is not a journal that this release reads ({error}); choose another folder"
         ) from error
-    return JournalText(job, shards, is_complete, whole_bytes)
+    return JournalText(job, shards, complete, whole_bytes)
 
 
 class Journal:

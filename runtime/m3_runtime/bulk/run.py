@@ -7,12 +7,14 @@ from pathlib import Path
 
 from m3_runtime.bulk.folder import JobFolder
 from m3_runtime.bulk.job import BulkJob
+from m3_runtime.bulk.repeated import RepeatedIds, repeated_ids
 from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard, read_shards
+from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.readers import BadRow
+from m3_runtime.io.rows import BadRow
 
 Events = Iterator[StepDone | ShardDraft]
 
@@ -32,6 +34,7 @@ class BulkSummary:
         truncated: how many texts were cut.
         already_done: shards that an earlier run had done.
         taken_away: how many of these are no longer in the folder.
+        repeated: rows with an id that a row before them has, as far as their shards were in the folder at the end.
     """
 
     shards: int
@@ -41,6 +44,7 @@ class BulkSummary:
     truncated: int
     already_done: int
     taken_away: int
+    repeated: RepeatedIds
 
 
 def run_job(
@@ -61,18 +65,20 @@ def run_job(
         strict: a bad row stops the job.
 
     Raises:
-        InputError: an input cannot be read, the folder holds something else, or a row is bad and `strict` is on.
+        InputError: an input cannot be read or changed while it was read, the folder holds something else, or a row is
+            bad and `strict` is on.
         BulkError: the folder cannot be written.
         EngineError: the engine failed.
     """
     import_extra("pyarrow.parquet", "bulk")  # before anything is begun
+    check_beginnings(job.sources, job.columns)
     with JobFolder.open(out, job) as folder:
         already_done, taken_away = len(folder.shards), folder.taken_away()
         if not folder.is_complete:
             with open_encode() as encode:
                 _encode_rest(job, folder, encode, progress, strict=strict)
-            folder.finish()
-        shards = folder.shards
+            folder.finish(repeated_ids(folder.parts))
+        shards, repeated = folder.shards, folder.repeated
     return BulkSummary(
         shards=len(shards),
         rows=sum(one.rows for one in shards),
@@ -81,25 +87,28 @@ def run_job(
         truncated=sum(one.truncated for one in shards),
         already_done=already_done,
         taken_away=taken_away,
+        repeated=repeated,
     )
 
 
 def _encode_rest(job: BulkJob, folder: JobFolder, encode: EncodeShards, progress: Progress, *, strict: bool) -> None:
     total_bytes = sum(one.size_bytes for one in job.sources)
-    rows = tokens = 0
+    rows, tokens, watch = 0, 0, SourceWatch()
     with progress.meter(total_bytes, sum(one.input_bytes for one in folder.shards)) as meter:
-        for event in encode(_shards_left(job, folder.done, strict=strict), folder.partial):
+        for event in encode(_shards_left(job, folder.done, watch, strict=strict), folder.partial):
             if isinstance(event, StepDone):
                 rows, tokens = rows + event.rows, tokens + event.tokens
                 meter.advance(event.input_bytes, f"{rows} rows, {meter.per_s(tokens):.0f} tokens/s")
                 continue
             if strict and event.bad:
                 raise _stopped(event.bad[0])
+            watch.check_current()  # so that no shard of a changed file is ever done
             folder.commit(event)
+    watch.check_all()
 
 
-def _shards_left(job: BulkJob, done: frozenset[int], *, strict: bool) -> Iterator[Shard]:
-    for shard in read_shards(job.sources, job.columns, job.shard_rows, done):
+def _shards_left(job: BulkJob, done: frozenset[int], watch: SourceWatch, *, strict: bool) -> Iterator[Shard]:
+    for shard in read_shards(job.sources, job.columns, job.shard_rows, done, watch):
         if strict and shard.bad:
             raise _stopped(shard.bad[0])
         yield shard

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bulk.colbert import pooled, to_int8
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, SourceFile, VectorSettings
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.journal import writing
+from m3_runtime.bulk.sources import SourceFile, SourceWatch
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.encoding import Encoding
@@ -23,7 +24,7 @@ from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.extras import import_extra
 from m3_runtime.io.atomic import new_file
-from m3_runtime.io.readers import BadRow, Columns, RawRow, Row
+from m3_runtime.io.rows import BadRow, Columns, RawRow, Row
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.version import __version__
 
@@ -101,7 +102,11 @@ class ShardDraft:
 
 
 def read_shards(
-    sources: Sequence[SourceFile], columns: Columns, shard_rows: int, done: Container[int] = frozenset()
+    sources: Sequence[SourceFile],
+    columns: Columns,
+    shard_rows: int,
+    done: Container[int] = frozenset(),
+    watch: SourceWatch | None = None,
 ) -> Iterator[Shard]:
     """Yield the shards that are not done; those that are done are read, but not looked into.
 
@@ -110,13 +115,16 @@ def read_shards(
         columns: which columns to read.
         shard_rows: rows of a shard, good and bad together; the last one may have fewer.
         done: indices of shards to pass over.
+        watch: is told which file is read; None where nobody asks.
 
     Raises:
-        InputError: a file cannot be read, or lacks a column.
+        InputError: a file cannot be read, lacks a column, or is not what it was.
     """
+    watch = watch or SourceWatch()
     kept: list[RawRow] = []
     count = start_bytes = end_bytes = base_bytes = 0
     for source in sources:
+        watch.begin(source)
         for row in source.rows(columns):
             index, count = count // shard_rows, count + 1
             end_bytes = base_bytes + row.end_bytes

@@ -8,6 +8,7 @@ Only the parent touches the folder's journal. A worker whose parent was killed f
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, enco
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import BulkError, M3Error
 
-_GOES_WITHIN_S = 5.0
+_GOES_WITHIN_S = 5.0  # once its pipe has ended
+_ENDS_WITHIN_S = 1.0  # all of them together, once they are not needed: Ctrl-C waits for it
 _GO_ON = "finished shards are kept: run the same command again, with fewer workers if memory was short"
 
 
@@ -58,8 +60,9 @@ def encode_in_processes(
     finally:
         for worker in started:
             worker.pipe.close()
+        until = time.monotonic() + _ENDS_WITHIN_S
         for worker in started:
-            _end(worker.process)
+            _end(worker.process, until - time.monotonic())
 
 
 def as_m3_error(error: Exception) -> M3Error:
@@ -129,9 +132,9 @@ def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: BulkJob,
             pipe.send(as_m3_error(error))
 
 
-def _end(process: SpawnProcess) -> None:
+def _end(process: SpawnProcess, within_s: float) -> None:
     """Wait for a worker that has nothing to do; end one that is still encoding."""
-    process.join(_GOES_WITHIN_S)
+    process.join(max(within_s, 0))
     if process.is_alive():
         process.terminate()
         process.join()

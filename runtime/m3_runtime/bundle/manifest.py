@@ -4,17 +4,24 @@ The exporter writes these values and the runtime reads them back through the sam
 disagree. The format is described in docs/how-it-works/bundle-format.md.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from m3_runtime.errors import BundleFormatError
+from m3_runtime.errors import BundleDamagedError, BundleFormatError
 from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 3
 OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts, and packing
 MANIFEST_NAME = "manifest.json"
+LEAST_TOKENS = 3
+"""A text has both special tokens and one of its own."""
+
+_DIGEST_KEY, _NO_DIGEST = "manifest_sha256", "0" * 64
+_MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1
 
 
 class Pooling(StrEnum):
@@ -235,15 +242,18 @@ class Manifest(ModelInfo):
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_text(self) -> str:
-        """The manifest as stable JSON text."""
-        return json.dumps(to_json(self), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        """The manifest as stable JSON text, with a digest of that text: see `check_digest`."""
+        data = {**to_json(self), _DIGEST_KEY: _NO_DIGEST}
+        text = json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        return text.replace(_digest_line(_NO_DIGEST), _digest_line(hashlib.sha256(text.encode()).hexdigest()), 1)
 
     @classmethod
     def from_text(cls, text: str) -> "Manifest":
         """Read a manifest.
 
         Raises:
-            BundleFormatError: not JSON, a newer schema, or a key missing, unknown or of the wrong type.
+            BundleFormatError: not JSON, a newer schema, a key missing, unknown or of the wrong type, or a number that
+                cannot be what it says.
         """
         try:
             data = json.loads(text)
@@ -259,4 +269,65 @@ class Manifest(ModelInfo):
                 f"{SCHEMA_VERSION}; "
                 + ("upgrade m3-runtime" if version > SCHEMA_VERSION else "export the checkpoint again")
             )
-        return from_json(cls, data, MANIFEST_NAME)
+        data.pop(_DIGEST_KEY, None)
+        manifest = from_json(cls, data, MANIFEST_NAME)
+        _check_numbers(data, MANIFEST_NAME)
+        _check_sizes(manifest)
+        return manifest
+
+
+def check_digest(text: str) -> None:
+    """Compare a manifest's text with the digest in it: SHA-256 of the same text with 64 zeros in the digest's place.
+
+    Manifests of older exporters have none.
+
+    Raises:
+        BundleDamagedError: the text was changed.
+    """
+    said = json.loads(text).get(_DIGEST_KEY)
+    if said is None:
+        return
+    zeroed = text.replace(_digest_line(said), _digest_line(_NO_DIGEST), 1)
+    if (digest := hashlib.sha256(zeroed.encode()).hexdigest()) != said:
+        raise BundleDamagedError(
+            f"{MANIFEST_NAME} is damaged: expected SHA-256 {said}, got {digest}; copy or export the bundle again"
+        )
+
+
+def _digest_line(digest: object) -> str:
+    return f'"{_DIGEST_KEY}": "{digest}"'
+
+
+def _check_numbers(data: Any, where: str) -> None:
+    """Refuse numbers that nothing in a manifest can be: negative integers, infinities, what overflows."""
+    if isinstance(data, dict):
+        for key, item in data.items():
+            _check_numbers(item, f"{where}: {key}")
+    elif isinstance(data, list):
+        for i, item in enumerate(data):
+            _check_numbers(item, f"{where}[{i}]")
+    elif isinstance(data, int) and not 0 <= data <= _MOST_BYTES:
+        raise BundleFormatError(f"{where}: expected an integer from 0 to {_MOST_BYTES}, got {data}")
+    elif isinstance(data, float) and not abs(data) <= _MOST_BYTES:
+        raise BundleFormatError(f"{where}: expected a number of at most {_MOST_BYTES}, got {data}")
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse sizes that no model has, and token ids outside the vocabulary."""
+    geometry, tokenizer = manifest.geometry, manifest.tokenizer
+    for name, value in vars(geometry).items():
+        least = LEAST_TOKENS if name == "max_tokens" else 1
+        if value is not None and not least <= value <= _MOST:
+            raise BundleFormatError(
+                f"{MANIFEST_NAME}: geometry: {name}: expected an integer from {least} to {_MOST}, got {value}"
+            )
+    ids = [tokenizer.cls_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.unused_ids]
+    if strangers := [one for one in ids if one >= geometry.vocab_size]:
+        raise BundleFormatError(
+            f"{MANIFEST_NAME}: tokenizer: the id {strangers[0]} is outside the vocabulary of {geometry.vocab_size}"
+        )
+    for variant in manifest.variants:
+        if variant.packed_tokens > _MOST:
+            raise BundleFormatError(
+                f"{MANIFEST_NAME}: {variant.name}: packed_tokens: expected at most {_MOST}, got {variant.packed_tokens}"
+            )

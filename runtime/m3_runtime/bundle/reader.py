@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from m3_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, Variant
+from m3_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, Variant, check_digest
 from m3_runtime.errors import (
     BundleDamagedError,
     BundleFormatError,
@@ -23,8 +23,9 @@ class Verify(StrEnum):
     """How closely the listed files are looked at when a bundle is opened.
 
     SIZE finds files that are missing or cut off, and any change of a file of at most 1 MiB (the graphs without their
-    weights, config.json). FULL finds changed bytes in large files (weights, a full-size tokenizer) too, at the price
-    of reading everything. Neither finds a forged manifest: digests protect from damage, not from an attacker.
+    weights, config.json). FULL finds changed bytes in large files (weights, a full-size tokenizer) and in the manifest
+    too, at the price of reading everything. Neither finds a forged manifest: digests protect from damage, not from an
+    attacker.
     """
 
     SIZE = "size"
@@ -61,7 +62,7 @@ class Bundle:
         """
         folder = Path(path)
         level = _verify_level(verify)
-        manifest = _read_manifest(folder)
+        manifest = _read_manifest(folder, level)
         for entry in manifest.files:
             _check_file(folder, entry, level)
         _check_references(manifest)
@@ -106,11 +107,10 @@ def _verify_level(verify: Verify | str) -> Verify:
         raise InputError(f"verify must be 'size' or 'full', got {verify!r}") from error
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path, level: Verify) -> Manifest:
     if not folder.is_dir():
-        raise BundleNotFoundError(
-            f"no bundle at {str(folder)!r}: the folder does not exist; make one with m3-export SOURCE OUT"
-        )
+        found = "it is a file, and a bundle is a folder" if folder.exists() else "the folder does not exist"
+        raise BundleNotFoundError(f"no bundle at {str(folder)!r}: {found}; make one with m3-export SOURCE OUT")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise BundleNotFoundError(
@@ -118,10 +118,13 @@ def _read_manifest(folder: Path) -> Manifest:
             f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is: every byte counts
     except UnicodeDecodeError as error:
         raise BundleFormatError(f"{MANIFEST_NAME} is not UTF-8 text; export the bundle again") from error
-    return Manifest.from_text(text)
+    manifest = Manifest.from_text(text)
+    if level is Verify.FULL:
+        check_digest(text)
+    return manifest
 
 
 def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:

@@ -83,7 +83,7 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest into a folder that holds everything else."""
-    (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_text().encode())
 
 
 def publish(staging: Path, out: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from m3_runtime.cli import bulk, encode, info, score, serve
 from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
+from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
@@ -21,7 +22,8 @@ examples:
   m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
-exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 4 done but too many rows were rejected
+  (bulk), 130 interrupted
 environment: serve and bulk read every option from a variable too, --port from M3_PORT; their help names them
 m3-runtime COMMAND --help explains a command.
 """
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command_parser.reads_environment:
         warn_of_unknown_variables(_known_variables(top), os.environ)
     try:
-        arguments.run(arguments)
+        code: int = arguments.run(arguments) or OK
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
@@ -60,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-runtime: interrupted\n")
+        end_without_waiting(INTERRUPTED)
         return INTERRUPTED
-    return OK
+    return code
 
 
 def _known_variables(top: argparse.ArgumentParser) -> list[str]:

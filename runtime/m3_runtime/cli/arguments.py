@@ -12,7 +12,7 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
-from m3_runtime.io.readers import SourceFormat
+from m3_runtime.io.formats import SourceFormat
 from m3_runtime.tokenizer import OnTruncate
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -124,8 +124,15 @@ def add_max_length(group: Any, name: str = "--max-length") -> None:
 
 def add_input_format(group: Any, formats: Sequence[SourceFormat]) -> None:
     """How a file is read."""
-    text = f"{', '.join(formats)} or auto (default: auto, by the name's ending; lines if that says nothing)"
+    text = f"{', '.join(formats)} or auto (default: auto, by the name's ending; another ending is refused)"
     group.add_argument("--input-format", type=_source_format, choices=(None, *formats), metavar="FORMAT", help=text)
+
+
+def add_columns(group: Any) -> None:
+    """Which columns of a file are read."""
+    text = "column of the texts; chunk.text is the field text of chunk (default: %(default)s)"
+    group.add_argument("--text", default="text", metavar="NAME", help=text)
+    group.add_argument("--id", metavar="NAME", help='column of the ids (default: "id" where there is one)')
 
 
 def add_batching(command: argparse.ArgumentParser) -> None:

@@ -4,14 +4,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from m3_runtime.bulk.check import JobCheck, check_job
 from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, Cluster, encode_on_cluster
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings, find_sources
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
+from m3_runtime.bulk.sources import FoundSources, check_apart, find_sources
 from m3_runtime.bulk.workers import encode_in_processes
 from m3_runtime.bundle.manifest import Head, Manifest, Variant
 from m3_runtime.bundle.reader import Bundle
@@ -19,28 +22,38 @@ from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
     add_choice,
+    add_columns,
     add_heads,
     add_input_format,
     add_integer,
     add_max_length,
     add_parser,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
 from m3_runtime.errors import HeadError
+from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.readers import Columns, SourceFormat
+from m3_runtime.io.rows import Columns
 
+TOO_MANY_REJECTED = 4
+"""The exit code of a job in which all was done, but too many rows were rejected."""
+
+_MOST_REASONS = 5
 _SHARD_ROWS, _COLBERT_SHARD_ROWS = 10_000, 1_000
 
 _DESCRIPTION = """\
 Encode large files into Parquet shards, in constant memory.
 
-Inputs are JSONL, Parquet or text files (every line is a text), or folders of them; the name's ending says which, and
-.gz is unpacked. OUT/vectors holds the shards, OUT/rejected.jsonl the rows that could not be encoded and why, and
-OUT/journal.jsonl which shards are done. Whatever stops a job, the same command resumes it; no row is lost or doubled.
+Inputs are JSONL, JSON, CSV or TSV with a header, Parquet or text files (every line is a text), or folders of them as
+Spark and Hive write them; the name's ending says which, another is refused unless --input-format says it, and .gz,
+.bz2, .xz, .zst and .lz4 are unpacked. OUT/vectors holds the shards, OUT/rejected.jsonl the rows that could not be
+encoded and why, and OUT/journal.jsonl which shards are done. Whatever stops a job, the same command resumes it; no row
+is lost or doubled.
 """
 
 _EPILOG = """\
@@ -48,6 +61,7 @@ examples:
   m3-runtime bulk my-bundle docs.jsonl -o docs-vectors
   m3-runtime bulk my-bundle part-*.parquet -o out --text body --id doc_id --heads dense,sparse
   m3-runtime bulk my-bundle corpus/ -o out --heads dense,sparse,colbert --colbert-dtype int8 --colbert-pool 2
+  m3-runtime bulk my-bundle corpus/ -o out --check              # read everything, encode nothing, tell what to expect
   m3-runtime bulk my-bundle corpus/ -o out --workers 4          # on a machine of many cores
   m3-runtime bulk my-bundle corpus/ -o out --ray                # on the nodes of a Ray cluster
 
@@ -59,6 +73,7 @@ columns of a shard:
 
 Every option may also stand in the environment: M3_HEADS=dense,sparse. Flags win.
 A row without an id gets its place as its id, "FILE:number".
+Exit code 4: all was done, but too many rows were rejected; see --max-rejected.
 """
 
 
@@ -76,6 +91,16 @@ def add_command(commands: Any) -> None:
     text = "processes that encode, each with its own model and its share of the cores"
     add_integer(command, "--workers", f"{text} (default: 1; with --ray as many as the nodes have room for)")
     _add_cluster(command)
+    command.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=_share("10%"),
+        metavar="N|P%",
+        help="rows, or per cent of them, that may be rejected; more of them, or not one good row: exit code 4 "
+        "(default: 10%%)",
+    )
+    text = "read everything and encode nothing but a sample; tell what is there and what to expect"
+    command.add_argument("--check", action="store_true", help=text)
     text = "stop at a bad row instead of writing it to rejected.jsonl"
     command.add_argument("--strict", action="store_true", help=text)
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -86,8 +111,7 @@ def add_command(commands: Any) -> None:
 def _add_input(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("reading")
     add_input_format(group, list(SourceFormat))
-    group.add_argument("--text", default="text", metavar="NAME", help="column of the texts (default: %(default)s)")
-    group.add_argument("--id", metavar="NAME", help='column of the ids (default: "id" where there is one)')
+    add_columns(group)
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
@@ -114,16 +138,70 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     add_integer(group, "--colbert-pool", text, default=1)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run a job, or the rest of it."""
+@dataclass(frozen=True)
+class _Share:
+    """How many rows may be rejected: a number, or per cent of all."""
+
+    amount: float
+    is_percent: bool
+
+    def is_exceeded(self, rows: int, rejected: int) -> bool:
+        """Whether so many rejected rows, beside `rows` good ones, are too many."""
+        most = self.amount * (rows + rejected) / 100 if self.is_percent else self.amount
+        return rejected > most or (rejected > 0 and rows == 0)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}%" if self.is_percent else f"{self.amount:g}"
+
+
+def _share(text: str) -> _Share:
+    number, is_percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        amount = float(number) if is_percent else int(number)
+    except ValueError:
+        amount = -1
+    if not 0 <= amount <= (100 if is_percent else float("inf")):
+        raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}")
+    return _Share(amount, is_percent)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a job, or the rest of it, or check it; return 4 where too many rows were rejected."""
+    found = find_sources(arguments.inputs, arguments.input_format)
+    check_apart(arguments.output, arguments.inputs)
+    check_no_input(arguments.output, [arguments.bundle])
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
-    job = _job(bundle.manifest, variant, arguments)
+    job = _job(bundle.manifest, variant, found, arguments)
+    if not arguments.quiet:
+        _say(found.left_out)
     limits = BulkLimits(arguments.batch_size, arguments.token_budget)
+    if arguments.check:
+        return _check(bundle, variant, job, limits, arguments)
     open_encode = partial(_open_encode(bundle, variant, arguments), job, limits)
     summary = run_job(job, arguments.output, open_encode, Progress(quiet=arguments.quiet), strict=arguments.strict)
     if not arguments.quiet:
-        sys.stderr.writelines(f"m3-runtime: {line}\n" for line in _summary_lines(summary))
+        _say(_summary_lines(summary))
+    return _ended(summary.rows, summary.rejected, arguments)
+
+
+def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, arguments: argparse.Namespace) -> int:
+    threads = arguments.threads or default_threads()
+    with M3Encoder.from_bundle(bundle, variant, threads, low_memory=arguments.low_memory) as encoder:
+        found = check_job(job, limits, encoder, Progress(quiet=arguments.quiet))
+    sys.stdout.writelines(f"{line}\n" for line in _check_lines(found))
+    return _ended(found.rows, found.rejected, arguments)
+
+
+def _ended(rows: int, rejected: int, arguments: argparse.Namespace) -> int:
+    if not arguments.max_rejected.is_exceeded(rows, rejected):
+        return 0
+    _say([f"{rejected} of {rows + rejected} rows were rejected, more than --max-rejected {arguments.max_rejected}"])
+    return TOO_MANY_REJECTED
+
+
+def _say(lines: Sequence[str]) -> None:
+    sys.stderr.writelines(f"m3-runtime: {line}\n" for line in lines)
 
 
 def _open_encode(
@@ -145,10 +223,10 @@ def _open_encode(
     open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **opening)
     if workers > 1:
         return partial(encode_in_processes, open_encoder, workers)
-    return partial(encode_here, open_encoder)
+    return partial(encode_here, partial(interruptible, open_encoder))
 
 
-def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) -> BulkJob:
+def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
     for head in arguments.heads:
         if head not in manifest.heads:
             names = ", ".join(one.value for one in manifest.heads)
@@ -167,18 +245,55 @@ def _job(manifest: Manifest, variant: Variant, arguments: argparse.Namespace) ->
         ),
         shard_rows=arguments.shard_rows or default_rows,
         columns=Columns(arguments.text, arguments.id),
-        sources=find_sources(arguments.inputs, arguments.input_format),
+        sources=found.files,
     )
 
 
 def _summary_lines(summary: BulkSummary) -> Sequence[str]:
-    lines = [f"{summary.rows} rows in {summary.shards} shards, {summary.tokens} tokens"]
+    rows, shards = _counted(summary.rows, "row"), _counted(summary.shards, "shard")
+    lines = [f"{rows} in {shards}, {_counted(summary.tokens, 'token')}"]
     if summary.already_done:
-        lines.append(f"{summary.already_done} shards were done already")
+        lines.append(f"{_counted(summary.already_done, 'shard was', 'shards were')} done already")
     if summary.taken_away:
         lines.append(f"{summary.taken_away} finished shards are no longer in vectors/, and are not made again")
     if summary.truncated:
-        lines.append(f"{summary.truncated} texts were longer than --max-length and were cut")
+        lines.append(f"{_counted(summary.truncated, 'text was', 'texts were')} longer than --max-length and cut")
     if summary.rejected:
-        lines.append(f"{summary.rejected} rows are in rejected.jsonl, with the reasons")
+        lines.append(f"{_counted(summary.rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons")
+    if summary.repeated.rows:
+        lines.append(
+            f"{_counted(summary.repeated.rows, 'row has', 'rows have')} an id that a row before has, "
+            f"{summary.repeated.example!r} for one"
+        )
     return lines
+
+
+def _check_lines(found: JobCheck) -> Sequence[str]:
+    rows, files = _counted(found.rows, "row"), _counted(found.files, "file")
+    lines = [f"{rows} of {files} would be encoded, {found.rejected} rejected"]
+    lines += [f"  {one.rows} x {one.reason}, first {one.place}" for one in found.rejections[:_MOST_REASONS]]
+    lines.append(
+        f"{_counted(found.tokens, 'token')}; a text has {found.median_tokens} in the median, {found.p95_tokens} at the "
+        f"95th percentile, {found.most_tokens} at most"
+    )
+    if found.truncated:
+        lines.append(f"{_counted(found.truncated, 'text is', 'texts are')} longer than --max-length and would be cut")
+    if found.repeated_ids:
+        lines.append(f"{_counted(found.repeated_ids, 'row has', 'rows have')} an id that a row before has")
+    if found.tokens_per_s:
+        lines.append(
+            f"to expect: {_duration(found.tokens / found.tokens_per_s)} in one process here, at "
+            f"{found.tokens_per_s:.0f} tokens/s of a sample; about {found.size_bytes / 1e6:.1f} MB of vectors in "
+            f"{_counted(found.shards, 'shard')}"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _counted(number: int, one: str, several: str | None = None) -> str:
+    return f"{number} {one if number == 1 else several or one + 's'}"

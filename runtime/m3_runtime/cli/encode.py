@@ -3,12 +3,14 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
+    add_columns,
     add_heads,
     add_input_format,
     add_max_length,
@@ -16,12 +18,15 @@ from m3_runtime.cli.arguments import (
     add_parser,
     open_encoder,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.output import STDOUT, jsonl_lines, npz_arrays, opened_output, write_npz
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.readers import STDIN, Row, SourceFormat, read_texts
+from m3_runtime.io.readers import known_format, read_texts
+from m3_runtime.io.rows import Columns, Row
 
 # Texts per call of `encode`: enough to sort by length, few enough that results appear and memory stays small.
 _STEP_TEXTS = 1024
@@ -29,9 +34,10 @@ _STEP_TEXTS = 1024
 _DESCRIPTION = """\
 Encode texts with the heads of your choice.
 
-Input is a text file (every line is a text), JSONL (strings, or objects with "text" and optionally "id") or Parquet
-(extra bulk); the name's ending says which, and .gz is unpacked. Without FILE, or with "-", standard input is read, as
-lines unless --input-format says jsonl.
+Input is a text file (every line is a text), JSONL or JSON (strings, or objects with "text" and optionally "id"), CSV or
+TSV with a header, or Parquet (extra bulk); the name's ending says which, another is refused unless --input-format says
+it, and .gz, .bz2, .xz, .zst and .lz4 are unpacked. Without FILE, or with "-", standard input is read, as lines unless
+--input-format says otherwise.
 """
 
 _EPILOG = """\
@@ -55,6 +61,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("file", metavar="FILE", nargs="?", default=STDIN, help="texts; - is standard input")
     add_heads(command)
     add_input_format(command, list(SourceFormat))
+    add_columns(command)
     command.add_argument(
         "--format",
         choices=("jsonl", "npz"),
@@ -75,11 +82,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Encode what the arguments name."""
     if arguments.format == "npz" and arguments.output == STDOUT:
         arguments.command_parser.error("--format npz needs -o FILE")
+    source_format = known_format(arguments.file, arguments.input_format)  # before the model is loaded
     ids: list[str] = []
     parts: list[Encoding] = []
     texts = truncated = 0
-    with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
-        for rows, encoding in _encoded(encoder, arguments):
+    inputs = (arguments.file, arguments.bundle)
+    with opened_output(arguments.output, inputs) as file, interruptible(partial(open_encoder, arguments)) as encoder:
+        for rows, encoding in _encoded(encoder, source_format, arguments):
             texts, truncated = texts + len(rows), truncated + encoding.truncated
             if arguments.format == "jsonl":
                 file.writelines(jsonl_lines([row.id for row in rows], encoding))
@@ -94,8 +103,10 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"m3-runtime: {truncated} of {texts} texts were longer than --max-length and were cut\n")
 
 
-def _encoded(encoder: M3Encoder, arguments: argparse.Namespace) -> Iterator[tuple[list[Row], Encoding]]:
-    rows = read_texts(arguments.file, arguments.input_format)
+def _encoded(
+    encoder: M3Encoder, source_format: SourceFormat, arguments: argparse.Namespace
+) -> Iterator[tuple[list[Row], Encoding]]:
+    rows = read_texts(arguments.file, source_format, Columns(arguments.text, arguments.id))
     texts = 0
     with Progress(quiet=not (arguments.progress or sys.stderr.isatty())).meter() as meter:
         while step := list(islice(rows, _STEP_TEXTS)):

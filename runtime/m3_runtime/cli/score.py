@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,10 +16,13 @@ from m3_runtime.cli.arguments import (
     add_parser,
     open_encoder,
 )
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import STDOUT, json_line, opened_output
-from m3_runtime.io.readers import PairRow, SourceFormat, read_pairs
+from m3_runtime.io.readers import read_pairs
+from m3_runtime.io.rows import PairRow
 from m3_runtime.scoring import FusionWeights, PairScores
 
 _STEP_PAIRS = 1024
@@ -33,7 +37,7 @@ examples:
   m3-runtime score my-bundle --pairs pairs.tsv -o scores.jsonl
   m3-runtime score my-bundle --pairs pairs.jsonl --weights 0.4 0.2 0.4
 
-pairs: lines of query, tab, passage; or JSONL with "query" and "passage".
+pairs: lines of query, tab, passage (.txt, .tsv); or JSONL with "query" and "passage".
 """
 
 
@@ -65,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     pairs = _pairs(arguments)
     weights = FusionWeights.from_sequence(arguments.weights)
     texts = truncated = 0
-    with open_encoder(arguments) as encoder, opened_output(arguments.output) as file:
+    inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
+    with opened_output(arguments.output, inputs) as file, interruptible(partial(open_encoder, arguments)) as encoder:
         while step := list(islice(pairs, _STEP_PAIRS)):
             scores = _scores(encoder, step, arguments)
             texts += 2 * len(step)

@@ -19,6 +19,7 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.ignored import check_devices, warn_ignored
+from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
@@ -225,9 +226,7 @@ def _check_cpu(providers: Sequence[Any] | None, cuda: Any, device_ids: list[int]
 
 
 def _batches(texts: str | Iterable[str], size: int) -> Iterator[list[str]]:
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
-        raise InputError(f"expected a text or texts, got {type(texts).__name__}")
-    waiting = iter([texts] if isinstance(texts, str) else texts)
+    waiting = in_order([texts] if isinstance(texts, str) else texts, "expected a text or texts")
     while some := list(islice(waiting, size)):
         yield some
 

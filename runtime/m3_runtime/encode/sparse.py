@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,17 @@ class SparseVectors:
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         return (self.lexical_weights(row) for row in range(len(self)))
+
+    @overload
+    def __getitem__(self, key: int) -> dict[str, float]: ...
+    @overload
+    def __getitem__(self, key: slice) -> "SparseVectors": ...
+    def __getitem__(self, key: int | slice) -> "dict[str, float] | SparseVectors":
+        """One text's lexical weights, or the vectors of some texts."""
+        if not isinstance(key, slice):
+            return self.lexical_weights(key)
+        chosen = range(len(self))[key]
+        return SparseVectors.from_rows([self.row(index) for index in chosen], self.vocab_size)
 
     def row(self, index: int) -> SparseRow:
         """The ids and weights of one text.

@@ -18,5 +18,5 @@ class M3SparseEmbeddings(QueriesLikeDocuments, BaseSparseEmbedding):
 
     def embed_query(self, query: str) -> dict[int, float]:
         """One vector."""
-        (vector,) = self.embed_documents([query])
+        (vector,) = self.lexical_by_id([query], is_query=True)
         return vector

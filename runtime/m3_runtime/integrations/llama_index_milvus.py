@@ -24,4 +24,4 @@ class M3SparseEmbeddingFunction(PlainVectors, BaseSparseEmbeddingFunction):
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """As `encode_documents`: M3 treats queries and passages alike."""
-        return self.lexical_by_id(queries)
+        return self.lexical_by_id(queries, is_query=True)

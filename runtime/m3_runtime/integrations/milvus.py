@@ -5,7 +5,7 @@ Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.flag import BGEM3FlagModel
-from m3_runtime.integrations.passages import Mode, Passage, check_collection, checked_mode
+from m3_runtime.integrations.passages import (
+    Added,
+    Mode,
+    Passage,
+    add_in_steps,
+    check_collection,
+    checked_mode,
+)
+from m3_runtime.integrations.plain_vectors import NEGLIGIBLE_WEIGHT
 
 try:
     from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker
@@ -21,20 +29,22 @@ try:
 except ImportError as error:
     raise ExtraNotInstalledError('this needs pymilvus and scipy; pip install "m3-runtime[milvus]"') from error
 
-__all__ = ["BGEM3EmbeddingFunction", "CsrRows", "Hit", "MilvusIndex", "Mode", "Passage"]
+__all__ = ["Added", "BGEM3EmbeddingFunction", "CsrRows", "Hit", "MilvusIndex", "Mode", "Passage"]
 
 _SPACE_KEY, _VARIANT_KEY = "m3.space_id", "m3.variant"
-_ENCODE_TEXTS = 32
 _MAX_TEXT_BYTES = 65_535  # of a VARCHAR
 _MAX_ID_BYTES = 512
 _BY_PRODUCT = {"metric_type": "IP"}
 
 
 class CsrRows(csr_array):
-    """A `csr_array` (S, V) that one can go through: row by row (1, V), which is what Milvus takes."""
+    """A `csr_array` (S, V) whose rows, one by one or by their number, are (1, V), which is what Milvus takes."""
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[[row]] for row in range(self.shape[0]))
+        return (self[row] for row in range(self.shape[0]))
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__([key] if isinstance(key, Integral) else key)
 
 
 class BGEM3EmbeddingFunction:
@@ -190,22 +200,29 @@ class MilvusIndex:
         client.load_collection(collection)
         return cls(client, collection, encoder)
 
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> None:
+    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
         """Encode and write passages, some at a time; an id that is there is replaced. Integers become text.
+
+        A text without lexical weights (an empty one, say) goes in with a negligible weight of `<pad>`, which no query
+        has, since Milvus Lite takes no empty vector. What is too long for a VARCHAR is put aside, and the rest goes in.
 
         Args:
             passages: any number of them.
             max_length: tokens per text; None as in `M3Encoder.encode`.
 
         Raises:
-            InputError: a text is none, too long for a VARCHAR, or without lexical weights (empty, say), which Milvus
-                does not take; the passage is named.
+            InputError: a passage is not what it must be; it is named.
             HeadError: the bundle has no sparse head.
+            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
-        waiting = iter(passages)
-        while some := list(islice(waiting, _ENCODE_TEXTS)):
+
+        def write(some: list[Passage]) -> Iterator[list[Passage]]:
             last = {str(passage.id): passage for passage in some}  # of an id that comes twice the last counts
-            self._client.upsert(self._collection, self._rows(list(last.values()), max_length))
+            if last:
+                self._client.upsert(self._collection, self._rows(list(last.values()), max_length))
+                yield list(last.values())
+
+        return add_in_steps(passages, write, _why_not)
 
     def search(
         self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 50, filter: str = ""
@@ -234,18 +251,12 @@ class MilvusIndex:
         return self._reranked(question, self._hits(question, most, most, filter))[:limit]
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, Any]]:
-        for passage in passages:
-            passage.check()
-            if len(passage.text.encode("utf-8", "replace")) > _MAX_TEXT_BYTES:
-                raise InputError(f"passage {passage.id!r} has more than {_MAX_TEXT_BYTES} bytes; split it")
         texts = [passage.text for passage in passages]
         found = self._encoder.encode(texts, max_length=max_length, return_sparse=True)
         assert found.dense_vecs is not None
         rows = []
         for place, passage in enumerate(passages):
-            sparse = _weights(found, place)
-            if not sparse:
-                raise InputError(f"passage {passage.id!r} has no lexical weights, and Milvus takes no empty vector")
+            sparse = _weights(found, place) or {self._encoder.tokenizer_info.pad_id: NEGLIGIBLE_WEIGHT}
             row = {"id": str(passage.id), "text": passage.text, "payload": dict(passage.payload)}
             rows.append({**row, "dense": found.dense_vecs[place], "sparse": sparse})
         return rows
@@ -284,6 +295,14 @@ class MilvusIndex:
         query = question.colbert_vecs[0]
         scored = [Hit(h.passage, self._encoder.colbert_score(query, r)) for h, r in zip(hits, rows, strict=True)]
         return sorted(scored, key=lambda hit: -hit.score)
+
+
+def _why_not(passage: Passage) -> str | None:
+    """Why Milvus cannot hold it."""
+    for name, text, most in (("id", str(passage.id), _MAX_ID_BYTES), ("text", passage.text, _MAX_TEXT_BYTES)):
+        if (size := len(text.encode())) > most:
+            return f"its {name} has {size} bytes, Milvus holds {most}" + ("; split it" if name == "text" else "")
+    return None
 
 
 def _weights(encoding: Encoding, row: int) -> dict[int, float]:

@@ -1,14 +1,23 @@
 """What goes into a database, and how it is searched."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
+from numbers import Integral
 from typing import Any
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.space import check_space
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import InputError
+from m3_runtime.errors import InputError, PartlyAddedError
+from m3_runtime.sequences import in_order
+from m3_runtime.tokenizer import check_text
+
+_log = logging.getLogger("m3_runtime")
+STEP_PASSAGES = 32
+"""Passages that are encoded at a time."""
 
 
 class Mode(StrEnum):
@@ -33,20 +42,92 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Passage:
-    """A text to keep; `payload` lies beside it. Qdrant's ids are integers of 0 or more and UUIDs, Milvus' are texts."""
+    """A text to keep; `payload` lies beside it. An id is an integer or a text; Qdrant's integers are 0 or more."""
 
     id: int | str
     text: str
     payload: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """See that it is a text, so that the error names the passage.
+        """See that its parts are what they must be, so that the error names the passage.
 
         Raises:
-            InputError: it is none.
+            InputError: the id is neither an integer nor a text, or the text or the payload is none.
         """
-        if not isinstance(self.text, str):
-            raise InputError(f"passage {self.id!r}: text must be a str, got {type(self.text).__name__}")
+        if isinstance(self.id, bool) or not isinstance(self.id, Integral | str):
+            raise InputError(f"passage {self.id!r}: its id must be an int or a str, got {type(self.id).__name__}")
+        check_text(str(self.id), f"passage {self.id!r}: its id")
+        check_text(self.text, f"passage {self.id!r}: text")
+        if not isinstance(self.payload, Mapping):
+            raise InputError(f"passage {self.id!r}: payload must be a mapping, got {type(self.payload).__name__}")
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add` did.
+
+    Attributes:
+        written: how many passages went in.
+        put_aside: those that the store cannot hold, by their ids, and why; all others went in.
+    """
+
+    written: int
+    put_aside: Mapping[int | str, str]
+
+
+Write = Callable[[list[Passage]], Iterable[Sequence[Passage]]]
+"""Writes some passages, request by request, and gives those of each request once they are in."""
+
+
+def add_in_steps(passages: Iterable[Passage], write: Write, why_not: Callable[[Passage], str | None]) -> Added:
+    """Write passages, some at a time, in their order.
+
+    Args:
+        passages: any number of them.
+        write: writes those of one step.
+        why_not: why the store cannot hold a passage; None if it can.
+
+    Raises:
+        InputError: an item is no passage, or not what it must be; nothing of its step is written.
+        PartlyAddedError: something failed after some passages were written. An interruption stays what it is, and has a
+            note of what was written.
+    """
+    waiting = in_order(passages, "expected passages")
+    written, last_id = 0, None
+    put_aside: dict[int | str, str] = {}
+    try:
+        while some := list(islice(waiting, STEP_PASSAGES)):
+            reasons = [why_not(checked_passage(passage)) for passage in some]
+            put_aside |= {p.id: reason for p, reason in zip(some, reasons, strict=True) if reason}
+            for done in write([p for p, reason in zip(some, reasons, strict=True) if not reason]):
+                written, last_id = written + len(done), done[-1].id
+    except BaseException as error:
+        if last_id is None:
+            raise
+        message = (
+            f"{written} passages were written, the last with id {last_id!r}, and those after it were not; an id that "
+            "is there is replaced, so the same passages can be added again"
+        )
+        if isinstance(error, Exception):
+            raise PartlyAddedError(f"{error or type(error).__name__}; {message}", written, last_id) from error
+        _log.warning("interrupted: %s", message)
+        error.add_note(message)
+        raise
+    for name, reason in put_aside.items():
+        _log.warning("passage %r was not added: %s", name, reason)
+    return Added(written, put_aside)
+
+
+def checked_passage(item: object) -> Passage:
+    """The item, which is a passage.
+
+    Raises:
+        InputError: it is none, or not what it must be.
+    """
+    if not isinstance(item, Passage):
+        raise InputError(f"expected a Passage, got {type(item).__name__}; make it with Passage(id, text, payload)")
+    item.check()
+    return item
 
 
 def checked_mode(mode: Mode | str) -> Mode:

@@ -12,6 +12,10 @@ from m3_runtime.encode.options import checked_threads
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.errors import InputError
+from m3_runtime.tokenizer import checked_texts
+
+NEGLIGIBLE_WEIGHT = 2.0**-20
+"""Of a special token in a text that has no lexical weights, for a store that takes no empty vector."""
 
 _encoders: WeakValueDictionary[tuple[Any, ...], M3Encoder] = WeakValueDictionary()
 _opening = Lock()  # two threads that ask at the same time get one encoder
@@ -117,7 +121,7 @@ class PlainVectors:
         Raises:
             InputError: a text is not what it must be; it is named by its index.
         """
-        found = self.encoder.encode(texts, max_length=self._max_length).dense_vecs
+        found = self.encoder.encode(checked_texts(texts), max_length=self._max_length).dense_vecs
         assert found is not None
         return found.tolist()
 
@@ -128,13 +132,19 @@ class PlainVectors:
             InputError: a text is not what it must be; it is named by its index.
             HeadError: the bundle has no sparse head.
         """
-        found = self.encoder.encode(texts, max_length=self._max_length, return_dense=False, return_sparse=True).sparse
+        whole = checked_texts(texts)
+        found = self.encoder.encode(whole, max_length=self._max_length, return_dense=False, return_sparse=True).sparse
         assert found is not None
         return [(ids.tolist(), weights.tolist()) for ids, weights in found.rows()]
 
-    def lexical_by_id(self, texts: list[str]) -> list[dict[int, float]]:
-        """`lexical` as a dict of each text: token id to weight."""
-        return [dict(zip(ids, weights, strict=True)) for ids, weights in self.lexical(texts)]
+    def lexical_by_id(self, texts: list[str], *, is_query: bool = False) -> list[dict[int, float]]:
+        """`lexical` as a dict of each text: token id to weight, for Milvus, which takes no empty one everywhere.
+
+        A text without lexical weights has a negligible one of `<pad>`, or as a query of `</s>`: they match nothing.
+        """
+        info = self.encoder.tokenizer_info
+        nothing = {info.eos_id if is_query else info.pad_id: NEGLIGIBLE_WEIGHT}
+        return [dict(zip(ids, weights, strict=True)) or nothing for ids, weights in self.lexical(texts)]
 
 
 class QueriesLikeDocuments(PlainVectors):

@@ -4,14 +4,22 @@ Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folde
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, HeadError
-from m3_runtime.integrations.passages import Mode, Passage, check_collection, checked_mode
+from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
+from m3_runtime.integrations.passages import (
+    STEP_PASSAGES,
+    Added,
+    Mode,
+    Passage,
+    add_in_steps,
+    check_collection,
+    checked_mode,
+)
 from m3_runtime.splitting import RunLimit, greedy_runs
 
 try:
@@ -19,12 +27,23 @@ try:
 except ImportError as error:
     raise ExtraNotInstalledError('this needs qdrant-client; pip install "m3-runtime[qdrant]"') from error
 
-__all__ = ["TEXT_KEY", "Mode", "Passage", "QdrantIndex", "named_vectors", "sparse_vector"]
+__all__ = [
+    "ID_KEY",
+    "TEXT_KEY",
+    "Added",
+    "Mode",
+    "Passage",
+    "QdrantIndex",
+    "named_vectors",
+    "point_id",
+    "sparse_vector",
+]
 
 TEXT_KEY = "text"
 """Where a point's payload has the text."""
+ID_KEY = "passage_id"
+"""Where a point's payload has the passage's own id, if that is not the point's."""
 _SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
-_ENCODE_TEXTS = 32
 _UPSERT_NUMBERS = 1_000_000  # of a request's ColBERT rows, about 20 bytes each in JSON: servers refuse above 32 MiB
 
 
@@ -74,21 +93,27 @@ class QdrantIndex:
         check_collection(collection, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
         return cls(client, collection, encoder)
 
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> None:
+    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
         """Encode and write passages, some at a time; an id that is there is replaced.
+
+        A text id becomes the UUID that `point_id` gives, and the payload has it under `ID_KEY`.
 
         Args:
             passages: any number of them.
             max_length: tokens per text; None as in `M3Encoder.encode`.
 
         Raises:
-            InputError: a text is not what it must be; it is named by its id.
+            InputError: a passage is not what it must be, or its payload has another "text" or "passage_id".
+            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
-        waiting = iter(passages)
-        while some := list(islice(waiting, _ENCODE_TEXTS)):
+
+        def write(some: list[Passage]) -> Iterator[list[Passage]]:
             points, numbers = self._points(some, max_length)
-            for run in greedy_runs(numbers, RunLimit(_ENCODE_TEXTS, _UPSERT_NUMBERS)):
+            for run in greedy_runs(numbers, RunLimit(STEP_PASSAGES, _UPSERT_NUMBERS)):
                 self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
+                yield some[run.start : run.stop]
+
+        return add_in_steps(passages, write, _check)
 
     def search(
         self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100
@@ -113,16 +138,42 @@ class QdrantIndex:
 
     def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
         """The passages' points, and how many numbers of ColBERT each has."""
-        for passage in passages:
-            passage.check()
         texts = [passage.text for passage in passages]
         encoding = self._encoder.encode_heads(texts, set(Head), max_length=max_length)
         assert encoding.colbert_vecs is not None
         points = [
-            models.PointStruct(id=passage.id, vector=vectors, payload={**passage.payload, TEXT_KEY: passage.text})
+            models.PointStruct(id=point_id(passage.id), vector=vectors, payload={**passage.payload, **_ours(passage)})
             for passage, vectors in zip(passages, named_vectors(encoding), strict=True)
         ]
         return points, [rows.size for rows in encoding.colbert_vecs]
+
+
+def point_id(passage_id: int | str) -> int | str:
+    """The id of a passage's point: an integer and a UUID stay, another text becomes a UUID of version 5.
+
+    >>> point_id(7), point_id("doc-1")
+    (7, '3f622591-baa6-5888-8a4f-6b3813e16a44')
+    """
+    if not isinstance(passage_id, str):
+        return int(passage_id)  # it may be numpy's
+    try:
+        return str(UUID(passage_id))
+    except ValueError:
+        return str(uuid5(NAMESPACE_URL, passage_id))
+
+
+def _ours(passage: Passage) -> dict[str, Any]:
+    """What we put into a point's payload."""
+    is_named = passage.id == point_id(passage.id)
+    return {TEXT_KEY: passage.text} | ({} if is_named else {ID_KEY: passage.id})
+
+
+def _check(passage: Passage) -> None:
+    if not isinstance(passage.id, str) and not 0 <= passage.id < 2**64:
+        raise InputError(f"passage {passage.id!r}: Qdrant's ids are from 0 to 2^64 - 1; give it a str as id")
+    for key, value in _ours(passage).items():
+        if passage.payload.get(key, value) != value:
+            raise InputError(f"passage {passage.id!r}: its payload has another {key!r}; give that key another name")
 
 
 def named_vectors(encoding: Encoding) -> Iterator[dict[str, Any]]:

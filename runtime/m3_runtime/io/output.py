@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import stat
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +22,19 @@ STDOUT = "-"
 
 
 @contextmanager
-def opened_output(target: str) -> Iterator[BinaryIO]:
+def opened_output(target: str, inputs: Sequence[str | Path] = ()) -> Iterator[BinaryIO]:
     """A file to write to: standard output for "-", else one that takes the target's name when it is complete.
 
     What exists and is no regular file (a pipe, /dev/null) is not replaced but written to.
 
+    Args:
+        target: a path, or "-".
+        inputs: what the command reads, and must not write over; see `check_no_input`.
+
     Raises:
-        InputError: the target cannot be opened for writing.
+        InputError: the target cannot be opened for writing, or is an input.
     """
+    check_no_input(target, inputs)
     if target == STDOUT:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -40,6 +47,38 @@ def opened_output(target: str) -> Iterator[BinaryIO]:
         except OSError as error:
             raise InputError(f"cannot write {target!r}: {error.strerror}") from error
         yield file
+
+
+def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
+    """Refuse to write over what is read, by whatever spelling, link or mount of its path.
+
+    Args:
+        target: what is to be written; "-" is standard output, which may be redirected into a file.
+        inputs: files, "-" for standard input, and folders, of which no file may be written over.
+
+    Raises:
+        InputError: the target is an input, or in one.
+    """
+    written = _identities(target, sys.stdout)
+    above = {_identity_of(folder) for folder in Path(os.path.realpath(target)).parents} if target != STDOUT else set()
+    for name in inputs:
+        read = _identities(name, sys.stdin)
+        if read & (written | (above if Path(name).is_dir() else set())):
+            shown = "standard output" if target == STDOUT else repr(str(target))
+            raise InputError(f"{shown} is the input {str(name)!r}, or in it, and would be written over; choose another")
+
+
+def _identities(path: str | Path, stream: Any) -> set[tuple[int, int]]:
+    """Which file or folder a path names; none where nothing is there, or a device or pipe."""
+    try:
+        found = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
+    except (OSError, ValueError):  # not there; a stream without a number
+        return set()
+    return {(found.st_dev, found.st_ino)} if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else set()
+
+
+def _identity_of(folder: Path) -> tuple[int, int] | None:
+    return next(iter(_identities(folder, None)), None)
 
 
 class _Stream(io.BufferedWriter):

@@ -11,6 +11,7 @@ from pathlib import Path
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.calibration.texts.text import Text, folded
 from m3_export.errors import OptionsError
+from m3_runtime.io.formats import SourceFormat, format_of, packing_of
 from m3_runtime.tokenizer import check_text
 
 DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 512, 800
@@ -60,9 +61,12 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
     """Texts of a file: JSONL with "text" and, if known, "lang"; any other ending: a text a line.
 
     Raises:
-        OptionsError: the file cannot be read, a line is not what it must be, or there is no text.
+        OptionsError: the file is of another format or cannot be read, a line is not what it must be, or there is no
+            text.
         InputError: a text has a lone surrogate.
     """
+    if packing_of(path.name) or format_of(path.name) not in (None, SourceFormat.LINES, SourceFormat.JSONL):
+        raise OptionsError(f"{what} {path}: expected a text on every line, or JSONL, unpacked; convert it")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,116 @@
+"""CSV and TSV with a header, read by Python's `csv`: quoted cells may hold delimiters and line breaks."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from m3_runtime.errors import InputError
+from m3_runtime.io.opened import READ_ERRORS, opened
+from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, Row, checked_row
+
+_OTHERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True, slots=True)
+class _RawRecord:
+    """A record's cells, and the line in which it begins."""
+
+    path: str
+    number: int
+    cells: Sequence[str]
+    header: Sequence[str]
+    columns: Columns
+    end_bytes: int
+
+    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
+        place = f"{self.path}:{self.number}"
+        if len(self.cells) != len(self.header):
+            return BadRow(place, f"expected {len(self.header)} cells as in the header, got {len(self.cells)}")
+        text = self.cells[self.header.index(self.columns.text)]
+        name = str(self.number) if is_numbered else place
+        if self.columns.id_or_usual in self.header:
+            name = self.cells[self.header.index(self.columns.id_or_usual)]
+        try:
+            (name + text).encode()  # bytes that are no UTF-8 were read as lone surrogates
+            return checked_row(place, name, text)
+        except UnicodeEncodeError:
+            return BadRow(place, "not UTF-8 text")
+        except InputError as error:
+            return BadRow(place, str(error))
+
+
+def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[_RawRecord]:
+    """Yield the records behind the header; empty lines are none.
+
+    Args:
+        path: of the file.
+        delimiter: of its format. Where the header lacks a column with it, another of `,`, `;`, tab and `|` with which
+            the header has all columns is taken, as German and French programs write CSV.
+        columns: which columns to read.
+
+    Raises:
+        InputError: the file cannot be read, a column is missing or there twice, or a quoted cell does not end.
+    """
+    csv.field_size_limit(LONGEST_BYTES)
+    line = 0
+    try:
+        # What is no UTF-8 spoils its own row only.
+        with (
+            opened(path) as file,
+            io.TextIOWrapper(file.bytes, "utf-8-sig", errors="surrogateescape", newline="") as text,
+        ):
+            first = text.readline(LONGEST_BYTES)
+            delimiter = _delimiter(first, delimiter, columns)
+            reader = csv.reader(_bounded(first, text), delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            if not header and not first:
+                return
+            _check_header(header, columns)
+            line = reader.line_num
+            for cells in reader:
+                if cells:
+                    yield _RawRecord(path, line + 1, cells, header, columns, file.position())
+                line = reader.line_num
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"{path!r}: {error}") from error
+    except csv.Error as error:
+        raise InputError(
+            f"{path!r}: the record in line {line + 1} cannot be read ({error}): does a quoted cell not end?"
+        ) from error
+    except READ_ERRORS as error:
+        raise InputError(f"cannot read {path!r} after line {line}: {error}") from error
+
+
+def _delimiter(first: str, own: str, columns: Columns) -> str:
+    for delimiter in (own, *_OTHERS):
+        try:
+            header = next(csv.reader([first], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if columns.text in header and (columns.id is None or columns.id in header):
+            return delimiter
+    return own
+
+
+def _check_header(header: Sequence[str], columns: Columns) -> None:
+    wanted = [columns.text, *([] if columns.id is None else [columns.id])]
+    for name in wanted:
+        if name not in header:
+            names = ", ".join(header)
+            raise InputError(
+                f"has no column {name!r}; the first line is the header, and its columns are: {names}. Name yours "
+                "with --text and --id; for a file without a header, in which every line is a text, "
+                "pass --input-format lines"
+            )
+    if twice := [name for name in (*wanted, columns.id_or_usual) if header.count(name) > 1]:
+        raise InputError(f"has two columns {twice[0]!r}; rename one of them")
+
+
+def _bounded(first: str, text: io.TextIOWrapper) -> Iterator[str]:
+    line = first
+    while line:
+        if len(line) > LONGEST_BYTES:
+            raise InputError(f"a line is longer than {LONGEST_BYTES} bytes; this is no CSV of texts")
+        yield line
+        line = text.readline(LONGEST_BYTES + 1)

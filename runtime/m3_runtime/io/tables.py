@@ -1,0 +1,132 @@
+"""Parquet: one column of texts and one of ids, or fields of struct columns by their path. Needs pyarrow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3_runtime.errors import InputError
+from m3_runtime.extras import import_extra
+from m3_runtime.io.formats import packing_of
+from m3_runtime.io.opened import FileState, check_unchanged
+from m3_runtime.io.rows import BadRow, Columns, Row, checked_row
+
+_BUFFER_BYTES = 1 << 20
+_BATCH_ROWS = 1024
+_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+
+@dataclass(frozen=True, slots=True)
+class _RawCells:
+    """A row's cells in two columns; `names` is None where there is no id column."""
+
+    path: str
+    number: int
+    texts: Any
+    names: Any
+    offset: int
+    end_bytes: int
+
+    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
+        place = f"{self.path}:{self.number}"
+        try:
+            text = self.texts[self.offset].as_py()
+            if text is None:
+                return BadRow(place, "the text is null")
+            unnamed = str(self.number) if is_numbered else place
+            return checked_row(place, unnamed if self.names is None else self.names[self.offset].as_py(), text)
+        except UnicodeDecodeError as error:  # writers may put any bytes into a string column
+            return BadRow(place, f"not UTF-8 text (byte {error.start} of the cell)")
+        except InputError as error:
+            return BadRow(place, str(error))
+
+
+def table_rows(path: str, columns: Columns) -> Iterator[_RawCells]:
+    """Yield the rows of a Parquet file.
+
+    Raises:
+        InputError: it cannot be read, or a column is missing, is there twice, or holds what is no text or id.
+        ExtraNotInstalledError: pyarrow is not installed.
+    """
+    pa, pq = import_extra("pyarrow", "bulk"), import_extra("pyarrow.parquet", "bulk")
+    if packing := packing_of(path):
+        raise InputError(f"{path!r} is Parquet, which cannot be read through {packing}; unpack it first")
+    try:
+        before = FileState.of(path)
+        # Without buffering a whole column of a row group is read at once, and a file may be one row group.
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            id_column = _id_column(file.schema_arrow, path, columns)
+            size_bytes, rows, number = Path(path).stat().st_size, file.metadata.num_rows, 0
+            wanted = dict.fromkeys([columns.text] if id_column is None else [columns.text, id_column])
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(wanted)):
+                texts = _cells(batch, columns.text)
+                names = None if id_column is None else _cells(batch, id_column)
+                for offset in range(batch.num_rows):
+                    number += 1
+                    yield _RawCells(path, number, texts, names, offset, size_bytes * number // rows)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot read {path!r} as Parquet: {error}") from error
+    check_unchanged(path, before)
+
+
+def _id_column(schema: Any, path: str, columns: Columns) -> str | None:
+    """The name of the id column; None if there is none and none was asked for."""
+    kind = _type(schema, path, columns.text)
+    if not _is_text(kind):
+        raise InputError(f"{path!r}: column {columns.text!r} must hold strings, got {kind}{_remedy(kind)}")
+    if columns.id is None and columns.id_or_usual not in schema.names:
+        return None
+    kind = _type(schema, path, columns.id_or_usual)
+    types = import_extra("pyarrow.types", "bulk")
+    is_uuid = str(kind) in ("extension<arrow.uuid>", "uuid")
+    if not (_is_text(kind) or types.is_integer(_values_of(kind)) or is_uuid):
+        raise InputError(
+            f"{path!r}: column {columns.id_or_usual!r} must hold strings or integers, got {kind}{_remedy(kind)}"
+        )
+    return columns.id_or_usual
+
+
+def _type(schema: Any, path: str, name: str) -> Any:
+    """The type of a column, or of a field by its path."""
+    if schema.names.count(name) == 1:
+        return schema.field(name).type
+    types = import_extra("pyarrow.types", "bulk")
+    top, *rest = name.split(".")
+    if schema.names.count(name) > 1 or schema.names.count(top) != 1:
+        found = "two columns" if name in schema.names else "no column"
+        raise InputError(f"{path!r} has {found} {name!r}; its columns are: {', '.join(schema.names)}")
+    kind = schema.field(top).type
+    for part in rest:
+        if types.is_struct(kind) and kind.get_field_index(part) >= 0:
+            kind = kind.field(part).type
+            continue
+        raise InputError(f"{path!r} has no column {name!r}: {top!r} is {kind}{_remedy(kind)}")
+    return kind
+
+
+def _cells(batch: Any, name: str) -> Any:
+    """A column of a batch, or a field of its structs; a field of a struct that is null is null."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    top, *rest = name.split(".")
+    return import_extra("pyarrow.compute", "bulk").struct_field(batch.column(top), rest)
+
+
+def _values_of(kind: Any) -> Any:
+    return kind.value_type if import_extra("pyarrow.types", "bulk").is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    return str(_values_of(kind)) in _TEXT_TYPES
+
+
+def _remedy(kind: Any) -> str:
+    types = import_extra("pyarrow.types", "bulk")
+    if types.is_nested(kind) and not types.is_struct(kind):
+        return "; a row is one text: write a row for each element (explode, unnest)"
+    if types.is_struct(kind):
+        names = ", ".join(kind.field(i).name for i in range(kind.num_fields))
+        return f"; name a field of it by its path, COLUMN.FIELD: {names}"
+    if types.is_floating(kind):
+        return "; pandas makes floats of integers beside nulls: write them as integers or strings"
+    return ""

@@ -1,0 +1,61 @@
+"""Ctrl-C while an engine computes."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from m3_runtime import EngineError, M3Encoder
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.cli.interrupt import InterruptibleEngine, interruptible
+
+
+def opened(tiny_bundle):
+    return interruptible(lambda: M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1))
+
+
+def test_the_vectors_are_the_same(tiny_bundle, encoder, texts):
+    with opened(tiny_bundle) as other:
+        flags = {"return_sparse": True, "return_colbert_vecs": True}
+        ours, expected = other.encode(texts, **flags), encoder.encode(texts, **flags)
+        np.testing.assert_array_equal(ours.dense_vecs, expected.dense_vecs)
+        assert ours.lexical_weights == expected.lexical_weights
+        assert other.compute_score(("a", "b")) == encoder.compute_score(("a", "b"))
+    assert "m3-engine" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
+
+
+def test_what_an_engine_raises_arrives(tiny_bundle):
+    with opened(tiny_bundle) as other:
+        with pytest.raises(EngineError):
+            other.encode_ids([np.array([0, 2**30, 2], np.int32)], {Head.DENSE})
+        assert other.encode("a text").dense_vecs is not None
+
+
+def test_an_interrupt_does_not_wait_for_the_run(encoder, monkeypatch):
+    """The run ends only after the interrupt has been seen; the engine is not closed under it."""
+    go_on, ended = threading.Event(), threading.Event()
+    real = encoder.engine
+
+    class Waiting:
+        streams, packed_tokens = real.streams, real.packed_tokens
+
+        def run(self, batch, outputs):
+            os.kill(os.getpid(), signal.SIGINT)
+            go_on.wait()
+            found = real.run(batch, outputs)
+            ended.set()
+            return found
+
+        def close(self):
+            raise AssertionError("closed while it computes")
+
+    monkeypatch.setattr("m3_runtime.cli.interrupt._abandoned", [])
+    engine = InterruptibleEngine(Waiting())
+    with M3Encoder(encoder.bundle, encoder.variant, encoder.tokenizer, engine) as other:
+        with pytest.raises(KeyboardInterrupt):
+            other.encode(["a text"])
+        assert engine.is_abandoned
+    go_on.set()
+    assert ended.wait(60)
