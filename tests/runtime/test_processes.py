@@ -102,6 +102,12 @@ def again(encoder):
     with opened() as other:
         return encode(other) == expected
 
+def again_or_refused(encoder):
+    try:
+        return again(encoder)
+    except EngineError as error:  # OpenVINO was in the middle of a run, not between two
+        return "openvino" in sys.argv[2] and "start workers with spawn" in str(error)
+
 def in_child(action):
     sys.stdout.flush()
     child = os.fork()
@@ -127,7 +133,7 @@ busy = threading.Thread(target=work)
 busy.start()
 while not encoder._calls:
     time.sleep(0.01)
-for action in (refused, again, close) * 2:
+for action in (refused, again_or_refused, close) * 2:
     in_child(action)
 stop.set()
 busy.join()
@@ -142,5 +148,11 @@ def test_a_fork_works_or_says_at_once_that_it_cannot(mini_bundle, variant):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [name for name, _ in lines] == ["<lambda>", "close", "again", *["refused", "again", "close"] * 2, "parent"]
+    assert [name for name, _ in lines] == [
+        "<lambda>",
+        "close",
+        "again",
+        *["refused", "again_or_refused", "close"] * 2,
+        "parent",
+    ]
     assert {status for _, status in lines} == {"0"}, done.stdout

@@ -3,6 +3,7 @@
 import io
 import itertools
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -53,6 +54,21 @@ _LEAST_LEFT_OUT_BYTES = 2**16
 
 # Of the optional inputs; -1 is any length.
 _OPTIONAL_SHAPES = {KEPT_TOKENS: [1], PACKED_TEXTS: [-1, 2], WHOLE_ROWS: [-1], PADDED_ROWS: [-1]}
+
+
+_busy: set[object] = set()  # one for each run under way
+_lost: set[object] = (
+    set()
+)  # in a child that was forked meanwhile: OpenVINO's thread pool counts on threads it has not got
+
+
+def _forked() -> None:
+    _lost.update(_busy)
+    _busy.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 class OpenVinoEngine:
@@ -108,8 +124,13 @@ class OpenVinoEngine:
         Raises:
             EngineNotInstalledError: openvino is missing.
             BundleFormatError: the variant packs, by its manifest, and its graph cannot.
-            EngineError: OpenVINO cannot load or compile the graph.
+            EngineError: OpenVINO cannot load or compile the graph, or would crash in this process.
         """
+        if _lost:
+            raise EngineError(
+                "this process was forked while OpenVINO computed, and OpenVINO may crash in it; "
+                "fork before you encode, or start workers with spawn"
+            )
         openvino = _openvino()
         config = compile_properties(properties, threads, opening.streams)
         try:
@@ -162,9 +183,11 @@ class OpenVinoEngine:
                 request = self._idle.pop()
             except IndexError:
                 request = model.create_infer_request()
+            _busy.add(run := object())
             try:
                 yield request
             finally:
+                _busy.discard(run)
                 if self._model is not None:
                     self._idle.append(request)
                     self._give_back()
