@@ -41,7 +41,7 @@ def load(
     """
     cache = None if cache_dir is None else cache_file(checked_cache_dir(cache_dir), bundle, variant, threads)
     is_busy = threading.Event()
-    with ThreadPoolExecutor(1, "m3-tokenizer") as aside:
+    with ThreadPoolExecutor(1, "m3-loading") as aside:
         tokenizer = aside.submit(_tokenizer_after, is_busy, bundle)
         try:
             engine = open_engine(bundle, variant, threads, Opening(low_memory, cache, is_busy.set, streams))

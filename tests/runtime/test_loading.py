@@ -15,7 +15,7 @@ VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 
 
 def threads_left() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("m3-tokenizer")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("m3-loading")]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -133,7 +133,7 @@ def test_a_text_that_is_too_long_is_named_by_its_index_in_the_input(encoder, pla
 
 
 def tokenizer_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("m3-tokenizer")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("m3-ahead")]
 
 
 @pytest.mark.usefixtures("small_windows")

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     parts: list[Encoding] = []
     texts = truncated = 0
     inputs = (arguments.file, arguments.bundle)
-    with opened_output(arguments.output, inputs) as file, interruptible(partial(open_encoder, arguments)) as encoder:
+    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
         for rows, encoding in _encoded(encoder, source_format, arguments):
             texts, truncated = texts + len(rows), truncated + encoding.truncated
             if arguments.format == "jsonl":

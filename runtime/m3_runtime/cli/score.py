@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     weights = FusionWeights.from_sequence(arguments.weights)
     texts = truncated = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
-    with opened_output(arguments.output, inputs) as file, interruptible(partial(open_encoder, arguments)) as encoder:
+    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
         while step := list(islice(pairs, _STEP_PAIRS)):
             scores = _scores(encoder, step, arguments)
             texts += 2 * len(step)

@@ -110,7 +110,7 @@ def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M
     if len(parts) < 2:
         yield from (_window(part, texts, options, tokenizer) for part in parts)
         return
-    with ThreadPoolExecutor(1, "m3-tokenizer") as ahead:
+    with ThreadPoolExecutor(1, "m3-ahead") as ahead:
         following = ahead.submit(_window, parts[0], texts, options, tokenizer)
         for part in parts[1:]:
             window, following = following.result(), ahead.submit(_window, part, texts, options, tokenizer)
