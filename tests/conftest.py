@@ -1,6 +1,7 @@
 """Real parts, made once for all processes of a run: two checkpoints, their bundles, and environments."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -78,6 +79,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="keep exported bundles here and take them again; for a desk, not for CI",
     )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sends logs to a standard error that ends with the test."""
+    root, ours = logging.getLogger(), logging.getLogger("m3_runtime")
+    handlers, levels = root.handlers, (root.level, ours.level)
+    yield
+    root.handlers = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture(scope="module")

@@ -371,19 +371,13 @@ def test_lines_for_people_stay_lines(encoder):
 
 def test_the_level_is_ours_alone(capsys):
     """Other packages log texts and connections at info; they begin at warnings, whatever we are set to."""
-    root, ours = logging.getLogger(), logging.getLogger("m3_runtime")
-    before = (root.handlers, root.level, ours.level)
-    try:
-        log_to_stderr(LogSettings(LogLevel.DEBUG, LogFormat.TEXT))
-        ours.debug("of ours")
-        logging.getLogger("another").info("of another")
-        log_to_stderr(LogSettings(LogLevel.ERROR))
-        ours.warning("too quiet")
-        logging.getLogger("another").error("loud")
-    finally:
-        root.handlers, root.level = before[:2]
-        root.setLevel(before[1])
-        ours.setLevel(before[2])
+    ours = logging.getLogger("m3_runtime")
+    log_to_stderr(LogSettings(LogLevel.DEBUG, LogFormat.TEXT))
+    ours.debug("of ours")
+    logging.getLogger("another").info("of another")
+    log_to_stderr(LogSettings(LogLevel.ERROR))
+    ours.warning("too quiet")
+    logging.getLogger("another").error("loud")
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("debug of ours")
     assert json.loads(second)["event"] == "loud"
