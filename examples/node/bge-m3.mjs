@@ -60,7 +60,11 @@ export class M3Bundle {
     const stranger = texts.findIndex((text) => typeof text !== "string");
     if (stranger >= 0) throw new TypeError(`text ${stranger} is no string`);
     const found = [];
-    for (const text of texts) found.push(await this.#encodeOne(this.#tokenizer.encode(text), maxLength));
+    for (const text of texts) {
+      // NEL is white space to the tokenizer, and none to JavaScript's regular expressions
+      const ids = this.#tokenizer.encode(text.replaceAll("\u0085", " "));
+      found.push(await this.#encodeOne(ids, maxLength));
+    }
     return found;
   }
 
