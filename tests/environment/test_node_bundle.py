@@ -16,7 +16,8 @@ EXAMPLE = ROOT / "examples" / "node"
 MANIFEST = EXAMPLE / "package.json"
 TEXTS = (
     "What is BGE M3?", "Defination of BM25", "", "日本語のテキストをトークン化する。", "😀 emoji   and blanks ",
-    "один два три два один", "ﬁne ＦＵＬＬ ½ Å é", "<s> literal </s> <mask> specials", "a\tb\nc\u200bd\xa0e\x85f \u2028 ﷺ ㍿",
+    "один два три два один", "ﬁne ＦＵＬＬ ½ Å é", "<s> literal </s> <mask> specials",
+    "a\tb\nc\u200bd\xa0e\x85f \u2028 ﷺ ㍿",
     "far longer than the model takes " * 300,
 )  # fmt: skip
 
