@@ -1,16 +1,17 @@
 // A bundle of m3-export in Node: dense vectors, lexical weights and ColBERT rows, with the figures that Python gives.
 //
 // The manifest says everything: which files, which ids, which heads. Texts run one at a time, so that company never
-// changes a vector; a file that is damaged, or a variant that this runtime would compute otherwise, is refused.
+// changes a vector; a file that is damaged, or a variant that would be computed otherwise here, is refused.
 
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { isAbsolute, join } from "node:path";
 import { PreTrainedTokenizer } from "@huggingface/transformers";
-import { InferenceSession, Tensor } from "onnxruntime-node";
+import { env, InferenceSession, Tensor } from "onnxruntime-node";
 
 const OLDEST_SCHEMA = 2, NEWEST_SCHEMA = 4;
 const SMALL_FILE_BYTES = 2 ** 20; // digests of files up to this size are compared, of larger ones only the size
+const CONFIGURABLE_SINCE_MINOR = 30; // onnxruntime-node 1.30 is the first release that was seen to take session configuration
 const INT8_DOT = ["avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"];
 
 export class M3Bundle {
@@ -34,10 +35,10 @@ export class M3Bundle {
       const fitting = manifest.variants.filter((one) => one.engine === "onnxruntime").map((one) => one.name);
       throw new Error(`no variant ${name} for onnxruntime; the bundle has: ${fitting.join(", ") || "none"}`);
     }
-    refuseOtherArithmetic(variant);
+    const extra = sessionConfig(variant);
     for (const path of [manifest.tokenizer.path, ...variant.files]) checkFile(folder, path, manifest.files);
     const pipeline = JSON.parse(readFileSync(join(folder, manifest.tokenizer.path), "utf8"));
-    const options = { intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: 3 };
+    const options = { intraOpNumThreads: threads, interOpNumThreads: 1, logSeverityLevel: 3, extra };
     const session = await InferenceSession.create(join(folder, variant.graph), options);
     return new M3Bundle(manifest, new PreTrainedTokenizer(pipeline, {}), session);
   }
@@ -102,18 +103,23 @@ function rows({ data, dims: [, count, size] }) {
   return Array.from({ length: count }, (_, row) => data.subarray(row * size, (row + 1) * size));
 }
 
-/** Refuse what onnxruntime-node would compute otherwise than was measured: it takes no session configuration. */
-function refuseOtherArithmetic({ name, precision, properties, needs }) {
-  const unknown = Object.keys(properties);
-  if (unknown.length) throw new Error(`variant ${name} sets ${unknown.join(", ")}, which onnxruntime-node cannot set`);
-  const multipliesInt8 = precision !== "fp32" && process.arch === "x64";
-  if ((multipliesInt8 || needs.includes("int8_dot")) && !INT8_DOT.some((flag) => cpuFlags().has(flag))) {
+/** The session configuration that Python sets, and the variant's own; refused where it cannot be set or would not help. */
+function sessionConfig({ name, precision, properties, needs }) {
+  const hasInt8Dot = INT8_DOT.some((flag) => cpuFlags().has(flag));
+  if (needs.includes("int8_dot") && !hasInt8Dot) {
+    throw new Error(`variant ${name} needs VNNI, AMX or Arm's dot product, which this processor lacks; open onnx-fp32`);
+  }
+  const config = { "session.intra_op.allow_spinning": "0", ...properties };
+  // without VNNI or AMX, or where the flags cannot be read: products of u8 and s8 would saturate at 16 bits
+  if (precision !== "fp32" && process.arch === "x64" && !hasInt8Dot) config["session.x64quantprecision"] = "1";
+  const [major, minor] = env.versions.node.split(".").map(Number);
+  if (major === 1 && minor < CONFIGURABLE_SINCE_MINOR && Object.keys(config).length > 1) {
     throw new Error(
-      `variant ${name} multiplies INT8, and this processor has no VNNI or AMX (or its flags cannot be read): its products ` +
-      "saturate without the session option session.x64quantprecision, which onnxruntime-node cannot set; " +
-      "open variant onnx-fp32, or use Python",
+      `variant ${name} needs ${Object.keys(config).slice(1).join(", ")} on this processor, which onnxruntime-node ` +
+        `${env.versions.node} cannot set: take ${major}.${CONFIGURABLE_SINCE_MINOR} or newer, open onnx-fp32, or use Python`,
     );
   }
+  return config;
 }
 
 function cpuFlags() {
@@ -123,6 +129,7 @@ function cpuFlags() {
 
 function checkFile(folder, path, files) {
   const entry = files.find((one) => one.path === path);
+  if (path.split("/").includes("..") || isAbsolute(path)) throw new Error(`${path} is not a path inside the bundle`);
   const full = join(folder, path);
   const size = existsSync(full) ? statSync(full).size : undefined;
   if (entry === undefined || size !== entry.size_bytes) {

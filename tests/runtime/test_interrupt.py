@@ -35,6 +35,15 @@ def test_what_an_engine_raises_arrives(tiny_bundle):
         assert other.encode("a text").dense_vecs is not None
 
 
+@pytest.fixture
+def takes_interrupts():
+    """As in a terminal: where the tests run in the background, Ctrl-C means nothing to their process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("takes_interrupts")
 @pytest.mark.parametrize("streams", [1, 2])
 def test_an_interrupt_does_not_wait_for_the_runs(encoder, monkeypatch, streams):
     """The runs end only after the interrupt has been seen; the engine is not closed under them."""
@@ -69,12 +78,13 @@ def test_an_interrupt_does_not_wait_for_the_runs(encoder, monkeypatch, streams):
         assert ended.acquire(timeout=PATIENCE_S)
 
 
+@pytest.mark.usefixtures("takes_interrupts")
 def test_an_interrupt_does_not_wait_for_the_opening(monkeypatch):
     go_on = threading.Event()
 
     def opened_late():
         os.kill(os.getpid(), signal.SIGINT)
-        go_on.wait()
+        assert go_on.wait(PATIENCE_S)
 
     abandoned: list[object] = []
     monkeypatch.setattr("m3_runtime.cli.interrupt._abandoned", abandoned)
