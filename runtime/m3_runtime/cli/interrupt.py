@@ -81,8 +81,9 @@ def end_without_waiting(code: int) -> None:
 def interruptible(open_encoder: Callable[[], M3Encoder]) -> M3Encoder:
     """An encoder whose opening and whose batches Ctrl-C does not wait for; the vectors are the same."""
     opening: Future[M3Encoder] = Future()
-    threading.Thread(target=_fulfil, args=(opening, open_encoder), name="m3-opening", daemon=True).start()
+    thread = threading.Thread(target=_fulfil, args=(opening, open_encoder), name="m3-opening", daemon=True)
     try:
+        thread.start()
         encoder = _waited_for(opening)
     except KeyboardInterrupt:
         _abandoned.append(opening)
