@@ -92,12 +92,12 @@ class Round:
     """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call."""
 
     seconds: tuple[float, ...]  # from texts to all heads' numbers, of each call
-    tokenise_s: tuple[float, ...]  # of which tokenising; empty where a contender does not report it
-    engine_s: tuple[float, ...]  # of which the engine's run; empty likewise. The rest is decoding heads and Python
     wall_s: float  # of the whole turn; with several clients less than the sum of `seconds`
     cpu_s: float  # processor seconds of the process; 0 where the system does not report them
     resident_bytes: int  # resident memory after the turn
     peak_bytes: int  # the highest in this scenario
+    tokenise_s: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # earlier releases kept it
+    engine_s: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # likewise
 
 
 @dataclass(frozen=True)

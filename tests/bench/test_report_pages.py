@@ -190,7 +190,7 @@ def test_charts_have_titles_descriptions_axes_and_the_figures_in_words(page):
 def test_a_chart_puts_larger_values_further_up_and_right(tmp_path):
     run = samples.stored("run")
     scenarios = tuple(Scenario(f"{n}", f"{n} texts", (100,) * n, ("dense",), calls=1) for n in (1, 2, 4))
-    rounds = (Round((10.0,), (), (), 10.0, 1.0, 1, 1),) * 3  # 10, 20 and 40 tokens/s
+    rounds = (Round((10.0,), 10.0, 1.0, 1, 1),) * 3  # 10, 20 and 40 tokens/s
     measured = tuple(ScenarioRun(one.name, 1.0, 1.0, rounds) for one in scenarios)
     contenders = (replace(run.contenders[0], scenarios=measured),)
     documents.write(replace(run, scenarios=scenarios, contenders=contenders), tmp_path / "run.json")

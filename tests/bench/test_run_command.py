@@ -126,7 +126,7 @@ def test_the_fp32_variant_gives_the_references_vectors(measured, reference):
     assert [set(row) for row in outputs.lexical] == [set(row) for row in recording.outputs.lexical]
 
 
-def test_every_variant_has_every_scenario_with_its_parts(measured):
+def test_every_variant_has_every_scenario(measured):
     run = documents.read_as(Run, measured)
     assert [one.name for one in run.contenders] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
     scenarios = {one.name: one for one in run.scenarios}
@@ -144,11 +144,7 @@ def test_every_variant_has_every_scenario_with_its_parts(measured):
                 assert taken.peak_bytes >= taken.resident_bytes > 10_000_000
                 assert taken.cpu_s > 0
                 if asked.clients == 1:
-                    parts = zip(taken.seconds, taken.tokenise_s, taken.engine_s, strict=True)
-                    assert all(0 < tokenise + engine < whole for whole, tokenise, engine in parts)
                     assert taken.wall_s >= sum(taken.seconds)
-                else:
-                    assert (taken.tokenise_s, taken.engine_s) == ((), ())
     assert run.cpus == tuple(sorted(os.sched_getaffinity(0)))[:1]
 
 

@@ -42,7 +42,7 @@ def test_a_percentile_of_too_few_calls_is_not_made_up(calls, told):
 
 
 def test_throughput_counts_the_clock_where_callers_share_and_the_calls_where_one_waits():
-    alone = Round((2.0, 2.0), (), (), 5.0, 1.0, 1, 1)
+    alone = Round((2.0, 2.0), 5.0, 1.0, 1, 1)
     assert stats.tokens_per_s((alone,), Scenario("a", "a", (100, 100), ("dense",), 2)).median == 100.0
     assert stats.tokens_per_s((alone,), Scenario("a", "a", (100, 100), ("dense",), 2, clients=2)).median == 80.0
 
@@ -67,7 +67,7 @@ def test_a_round_that_only_one_of_them_finished_is_left_out_of_the_ratio():
 
 def test_processor_time_is_none_where_the_system_does_not_say():
     asked = Scenario("a", "a", (500,), ("dense",), 1)
-    known = Round((1.0,), (), (), 1.0, 4.0, 1, 1)
+    known = Round((1.0,), 1.0, 4.0, 1, 1)
     assert stats.cpu_s_per_million_tokens((known, known), asked) == 8000.0
     assert stats.cpu_s_per_million_tokens((known, replace(known, cpu_s=0.0)), asked) is None
 

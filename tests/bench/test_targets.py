@@ -23,7 +23,7 @@ GEMM_FLOP = 2 * 2048 * 1024 * 4096
 
 def rounds(*seconds: float | tuple[float, ...], peak: int = 10**9, wall_s: float = 0.0) -> tuple[Round, ...]:
     calls = [one if isinstance(one, tuple) else (one,) for one in seconds]
-    return tuple(Round(one, (), (), wall_s or sum(one), 0.0, 9 * 10**8, peak) for one in calls)
+    return tuple(Round(one, wall_s or sum(one), 0.0, 9 * 10**8, peak) for one in calls)
 
 
 def stored(scenarios: list[Scenario], **found: dict[str, tuple[Round, ...] | str]) -> Run:

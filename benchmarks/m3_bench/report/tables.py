@@ -1,10 +1,10 @@
 """The tables of runs: speed, parity, ceilings, load. The report and the terminal show the same ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Load, Roofline, Round, Scenario, Stage
+from m3_bench.documents import Load, Roofline, Scenario, Stage
 from m3_bench.figures import Entry, Figures, Measurement, Parity
 from m3_bench.formats import NOTHING
 from m3_bench.machine import differences
@@ -74,8 +74,6 @@ def scenario_table(
             "peak memory": formats.size(f.peak_bytes) if f.peak_bytes else NOTHING,
             "loading": formats.seconds(f.measured.load_s),
             "first call": formats.seconds(f.measured.first_s),
-            "tokenising": _part(f, lambda one: one.tokenise_s),
-            "engine": _part(f, lambda one: one.engine_s),
         }
 
     clients = f", {scenario.clients} callers" if scenario.clients > 1 and "caller" not in scenario.title else ""
@@ -110,13 +108,6 @@ def is_of(roofline: Roofline, entry: Entry) -> bool:
     """Whether a roofline is of a contender's machine and threads."""
     run = entry.placed.run
     return roofline.threads == run.threads and not differences(roofline.machine, run.machine)
-
-
-def _part(figure: Measurement, seconds_of: Callable[[Round], Sequence[float]]) -> str:
-    """Which share of a call a part takes; the engine and the tokenizer may overlap."""
-    pairs = [pair for one in figure.rounds for pair in zip(seconds_of(one), one.seconds, strict=False)]
-    shares = [part_s / call_s for part_s, call_s in pairs if call_s > 0]
-    return f"{median(shares) * 100:.0f} %" if shares else NOTHING
 
 
 def parity_tables(parities: Sequence[Parity]) -> list[Table]:

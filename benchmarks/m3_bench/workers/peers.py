@@ -61,8 +61,10 @@ class FlagEncoder(Encoder):
 
     def __init__(self, checkpoint: str, precision: str, pooling: str, colbert_dim: int, threads: int) -> None:
         """Load the model; `colbert_dim` -1 is the hidden size."""
-        import torch
         from FlagEmbedding import BGEM3FlagModel
+
+        # isort: split
+        import torch
 
         torch.set_num_threads(threads)
         self._no_grad = torch.no_grad
@@ -106,8 +108,10 @@ class SentenceEncoder(Encoder):
     """
 
     def __init__(self, checkpoint: str, backend: str, precision: str, pooling: str, threads: int) -> None:
-        import torch
         from sentence_transformers import SentenceTransformer, models
+
+        # isort: split
+        import torch
 
         self.packages = ("sentence-transformers", "transformers", "torch", *_BACKENDS[backend])
         torch.set_num_threads(threads)
