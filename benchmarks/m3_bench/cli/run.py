@@ -12,9 +12,9 @@ _RUN = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
 
 Each variant is a process of its own, fresh for every scenario, held to the same CPUs and threads, and asleep while
-another runs; they take turns (A B A B …). Loading, the first call and the calls that count are kept apart, and so are
-tokenizing, the engine and the rest. Raw values go to FILE after each scenario; the same command goes on where it was
-interrupted. Vectors lie beside it, one .safetensors a variant.
+another runs; they take turns (A B A B …). Loading, the first call and the calls that count are kept apart. Raw values
+go to FILE after each scenario; the same command goes on where it was interrupted. Vectors lie beside it, one
+.safetensors a variant.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table. `targets` has this project's,
 `regret` compares the bundle's plan with the plans of other bundles (--plans)."""

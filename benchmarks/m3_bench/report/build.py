@@ -102,20 +102,18 @@ def _highlights(figures: Figures, parities: Sequence[Parity]) -> Highlights:
 
 def _tiles(inputs: Inputs, top: Highlights, parities: Sequence[Parity]) -> Iterator[Tile]:
     figures = inputs.figures
-    query, load = figures.get(top.query, top.ours), figures.get(top.load, top.ours)
-    reference = figures.get(top.load, top.reference)
-    if query is not None:
-        against = _against(figures.get(top.query, top.reference), lambda f: formats.seconds(f.latency.p50_s))
-        yield Tile(f"{query.scenario.tokens}-token text, p50", formats.seconds(query.latency.p50_s), against)
-    if load is not None:
-        for label, text_of in (
-            (f"tokens/s, {load.scenario.title}", lambda f: formats.number(f.tokens_per_s.median)),
-            ("per million tokens", lambda f: _cost(f, inputs.currency)),
-            (f"memory, {load.scenario.title}", lambda f: formats.size(f.peak_bytes) if f.peak_bytes else NOTHING),
-        ):
-            if text_of(load) != NOTHING:
-                yield Tile(label, text_of(load), _against(reference, text_of))
-        yield from _peers(figures, load)
+    query, load = (f"{top.query.tokens}-token text" if top.query else ""), (top.load.title if top.load else "")
+    for label, scenario, text_of in (
+        (f"{query}, p50", top.query, lambda f: formats.seconds(f.latency.p50_s)),
+        (f"tokens/s, {load}", top.load, lambda f: formats.number(f.tokens_per_s.median)),
+        ("per million tokens", top.load, lambda f: _cost(f, inputs.currency)),
+        (f"memory, {load}", top.load, _memory),
+    ):
+        ours, theirs = (_shown(figures.get(scenario, entry), text_of) for entry in (top.ours, top.reference))
+        if ours:
+            against = f"against {theirs} for {top.reference.label}" if theirs and top.reference else ""
+            yield Tile(label, ours, against)
+    yield from _peers(figures, figures.get(top.load, top.ours))
     for parity in [one for one in parities if one.entry == top.ours][:1]:
         for label, head, key in (
             ("lowest dense cosine", "dense", "cosine_min"),
@@ -126,21 +124,29 @@ def _tiles(inputs: Inputs, top: Highlights, parities: Sequence[Parity]) -> Itera
                 yield Tile(label, text, f"of {len(parity.compared.texts.dense)} texts")
 
 
+def _shown(figure: Measurement | None, text_of: Callable[[Measurement], str]) -> str:
+    """A figure in words, with a "?" if it is a noisy time; empty if there is none."""
+    text = NOTHING if figure is None else text_of(figure)
+    if figure is None or text == NOTHING:
+        return ""
+    return f"{text} ?" if figure.warning and text_of is not _memory else text
+
+
+def _memory(figure: Measurement) -> str:
+    return formats.size(figure.peak_bytes) if figure.peak_bytes else NOTHING
+
+
 def _cost(figure: Measurement, currency: str) -> str:
     cost = figure.cost_per_million_tokens
     return NOTHING if cost is None else formats.money(cost, currency)
 
 
-def _against(theirs: Measurement | None, text_of: Callable[[Measurement], str]) -> str:
-    if theirs is None or text_of(theirs) == NOTHING:
-        return ""
-    return f"against {text_of(theirs)} for {theirs.entry.label}"
-
-
-def _peers(figures: Figures, ours: Measurement) -> Iterator[Tile]:
+def _peers(figures: Figures, ours: Measurement | None) -> Iterator[Tile]:
     """The fastest other contender of the same run that is not ours."""
+    if ours is None or not ours.entry.is_ours:
+        return
     others = [f for f in figures.at(ours.scenario) if f.entry.placed == ours.entry.placed and not f.entry.is_ours]
-    if others and ours.entry.is_ours:
+    if others:
         best = max(others, key=lambda figure: figure.tokens_per_s.median)
         value, _, rounds = tables.ratio_text(ours, best).partition(" (")
         yield Tile("tokens/s ÷ fastest other", value, f"({rounds} for {best.entry.label}")
