@@ -120,7 +120,7 @@ def _tiles(inputs: Inputs, top: Highlights, parities: Sequence[Parity]) -> Itera
             ("ColBERT cosine, 5th percentile", "colbert", "cosine_p5"),
             ("mean sparse Jaccard", "sparse", "jaccard_mean"),
         ):
-            if (text := tables.likeness(parity, head, key)) != NOTHING:
+            if (text := tables.parity_text(parity, head, key)) != NOTHING:
                 yield Tile(label, text, f"of {len(parity.compared.texts.dense)} texts")
 
 

@@ -116,12 +116,12 @@ def parity_tables(parities: Sequence[Parity]) -> list[Table]:
     for reference in dict.fromkeys(one.reference for one in parities):
         these = [one for one in parities if one.reference == reference]
         caption = f"Parity with {reference}, {len(these[0].compared.texts.dense)} texts"
-        rows = ({"": one.entry.label} | {title: likeness(one, *at) for title, *at in _PARITY} for one in these)
+        rows = ({"": one.entry.label} | {title: parity_text(one, *at) for title, *at in _PARITY} for one in these)
         found.append(Table.of(caption, rows))
     return found
 
 
-def likeness(parity: Parity, head: str, key: str) -> str:
+def parity_text(parity: Parity, head: str, key: str) -> str:
     """A value of a parity, rounded down; no value where the head is missing."""
     found = getattr(parity.compared, head)
     if found is None:
