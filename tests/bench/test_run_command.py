@@ -78,7 +78,7 @@ def reference(folder, tiny_random_checkpoint):
         "record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "one.toml",
         "--rounds", 2, "--threads", 1, "-o", path,
     )  # fmt: skip
-    done = without("onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s", words)
+    done = without("onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s pydantic", words)
     assert done.returncode == 0, done.stderr
     return path
 

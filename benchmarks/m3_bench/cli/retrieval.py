@@ -17,12 +17,8 @@ from m3_bench.report.searches import (
     retrieval_notes,
     retrieval_table,
 )
-from m3_bench.retrieval.bundles import choose_bundles
-from m3_bench.retrieval.datasets import EXPECTED, open_dataset
-from m3_bench.retrieval.finetune import read_finetune
+from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_bench.retrieval.margins import measure_margins
-from m3_bench.retrieval.run import SearchSettings, measure_retrieval
 from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
@@ -84,7 +80,7 @@ exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 
 def add_to(commands: Commands) -> None:
     """Add both commands."""
     published = "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)
-    epilog = _RETRIEVAL_EPILOG.format(layouts=EXPECTED, published=published)
+    epilog = _RETRIEVAL_EPILOG.format(layouts=LAYOUTS, published=published)
     summary = "nDCG, recall and MRR of each variant and head, beside BM25"
     retrieval = add_parser(commands, "retrieval", _retrieval, summary=summary, description=_RETRIEVAL, epilog=epilog)
     retrieval.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
@@ -114,6 +110,10 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _retrieval(args: argparse.Namespace) -> int:
+    from m3_bench.retrieval.bundles import choose_bundles
+    from m3_bench.retrieval.datasets import open_dataset
+    from m3_bench.retrieval.run import SearchSettings, measure_retrieval
+
     settings = SearchSettings(
         hybrids=_hybrids(args, args.dataset, *args.bundles),
         candidates=args.candidates,
@@ -127,6 +127,10 @@ def _retrieval(args: argparse.Namespace) -> int:
 
 
 def _margins(args: argparse.Namespace) -> int:
+    from m3_bench.retrieval.bundles import choose_bundles
+    from m3_bench.retrieval.finetune import read_finetune
+    from m3_bench.retrieval.margins import measure_margins
+
     hybrids, file = _hybrids(args, args.source, *args.bundles), read_finetune(args.source)
     document = measure_margins(
         file,

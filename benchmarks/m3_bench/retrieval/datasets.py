@@ -9,19 +9,13 @@ from pydantic import AliasChoices, Field
 
 from m3_bench.documents import DatasetFacts
 from m3_bench.errors import DatasetError
+from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.finetune import read_finetune
 from m3_bench.retrieval.lines import Identifier, Record, cells_of, digest_of_files, lines_of, parsed, records_of
 from m3_runtime.io.formats import Packing, packing_of
 
 SPLITS = ("test", "dev", "train")
 MIRACL_SPLITS = ("dev", "testA", "train")
-
-EXPECTED = """\
-  squad     a .json file: {"data": [{"paragraphs": [{"context": …, "qas": [{"id": …, "question": …}]}]}]}
-  beir      a folder: corpus.jsonl (_id, text), queries.jsonl (_id, text), qrels/test.tsv (query, document, grade)
-  miracl    a folder: topics/*-dev.tsv, qrels/*-dev.tsv, docs-*.jsonl in it or in miracl-corpus-… beside it
-  mldr      a folder: corpus.jsonl (docid, text) and test.jsonl (query_id, query, positive_passages)
-  finetune  a .jsonl file: {"query": …, "pos": […], "neg": […]} on each line"""
 
 
 class _Document(Record):
@@ -142,7 +136,7 @@ def _of_folder(folder: Path, split: str | None) -> _Raw:
         return _mldr(folder, split)
     found = _files(folder, ".json") or _files(folder, ".jsonl")
     if not found:
-        raise DatasetError(f"{str(folder)!r} is of no known layout. Expected one of:\n{EXPECTED}")
+        raise DatasetError(f"{str(folder)!r} is of no known layout. Expected one of:\n{LAYOUTS}")
     if len(found) > 1:
         names = ", ".join(str(file) for file in found[:8])
         raise DatasetError(f"{str(folder)!r} is a folder with {len(found)} datasets; name one of them: {names}")
