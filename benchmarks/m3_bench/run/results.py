@@ -7,7 +7,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.documents import Round, Run
+from m3_bench import stats
+from m3_bench.documents import Round, Run, Scenario
 from m3_bench.errors import BenchError
 from m3_bench.figures import PlacedRun, figures_of
 from m3_bench.report.page import Cell, Table, printed
@@ -25,16 +26,12 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Series:
-    """A contender's rounds at a scenario, with the work of a call and of a round.
-
-    Work is tokens, of a product FLOP, of a start the start.
-    """
+    """A contender's rounds at a scenario; the work of a call is tokens, of a product FLOP, of a start the start."""
 
     name: str
     rounds: tuple[Round, ...]
+    scenario: Scenario
     call_work: int
-    round_work: int
-    is_parallel: bool = False
 
     @property
     def speeds(self) -> Values:
@@ -43,8 +40,8 @@ class Series:
 
     @property
     def throughputs(self) -> Values:
-        """Work of each round by its time, all calls together."""
-        return self.round_work / np.array([one.wall_s if self.is_parallel else sum(one.seconds) for one in self.rounds])
+        """Tokens of each round by its time, all calls together."""
+        return np.array(stats.tokens_per_s(self.rounds, self.scenario).values)
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,8 @@ class Evaluation:
             raise BenchError(f"{contender.name} was not asked; the model may take fewer tokens")
         if found.error or not found.rounds:
             raise BenchError(found.error or "not one round was finished")
-        if contender in self.run.products:
-            return Series(contender.name, found.rounds, FLOP, FLOP * len(found.rounds[0].seconds))
-        if scenario.is_start:
-            return Series(contender.name, found.rounds, 1, 1)
-        is_parallel = scenario.clients * scenario.processes > 1
-        return Series(contender.name, found.rounds, scenario.tokens, scenario.round_tokens, is_parallel)
+        work = FLOP if contender in self.run.products else 1 if scenario.is_start else scenario.tokens
+        return Series(contender.name, found.rounds, scenario, work)
 
 
 def run_table(run: Run) -> str:
