@@ -103,12 +103,13 @@ def _highlights(figures: Figures, parities: Sequence[Parity]) -> Highlights:
 def _tiles(inputs: Inputs, top: Highlights, parities: Sequence[Parity]) -> Iterator[Tile]:
     figures = inputs.figures
     query, load = (f"{top.query.tokens}-token text" if top.query else ""), (top.load.title if top.load else "")
-    for label, scenario, text_of in (
+    shown: tuple[tuple[str, Scenario | None, Callable[[Measurement], str]], ...] = (
         (f"{query}, p50", top.query, lambda f: formats.seconds(f.latency.p50_s)),
         (f"tokens/s, {load}", top.load, lambda f: formats.number(f.tokens_per_s.median)),
         ("per million tokens", top.load, lambda f: _cost(f, inputs.currency)),
         (f"memory, {load}", top.load, _memory),
-    ):
+    )
+    for label, scenario, text_of in shown:
         ours, theirs = (_shown(figures.get(scenario, entry), text_of) for entry in (top.ours, top.reference))
         if ours:
             against = f"against {theirs} for {top.reference.label}" if theirs and top.reference else ""

@@ -49,6 +49,7 @@ class TextEncoder:
         has_sparse = Head.SPARSE in self.heads
         for part in self._parts(texts, title):
             found = self.encoder.encode(part, max_length=self.max_length, return_sparse=has_sparse)
+            assert isinstance(found.dense_vecs, np.ndarray)  # dense is always asked for
             dense.append(found.dense_vecs)
             truncated += found.truncated
             if (rows := found.sparse) is not None:
