@@ -6,21 +6,27 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from stored.samples import HERE
 
 from commands import Done, run_main
 from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Roofline, Run
-from m3_bench.recording import read_outputs, read_recording
+from m3_bench.plan_costs import plan_costs, write_record
+from m3_bench.recording import read_outputs, read_recording, write_recording
+from m3_bench.roofline import Measured
 from m3_bench.run.peers import PEERS
 from m3_bench.worker_process import WorkerProcess, own
+from m3_export.options import VariantName
 from m3_export.plan.costs import SHAPES, read_costs
 from m3_export.plan.plan import DYNAMIC, Precision, PrecisionPlan
 from m3_export.verify.parity import Outputs, dense_parity
 from m3_runtime.bundle.manifest import EngineName
+from m3_runtime.io.progress import Progress
 
 SCENARIOS = """
 [[scenario]]
@@ -198,10 +204,6 @@ def test_a_bad_command_line_is_told_before_anything_runs(folder, tiny_bundle, wo
 
 
 def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle, tmp_path):
-    from dataclasses import replace
-
-    from m3_bench.recording import write_recording
-
     recording = read_recording(reference)
     model = replace(recording.run.model, space_id="m3-" + "0" * 32, name="another")
     write_recording(replace(recording, run=replace(recording.run, model=model)), tmp_path / "r.safetensors")
@@ -248,32 +250,34 @@ def test_a_server_without_the_exporter_runs_and_compares(folder, reference, tiny
     assert "Parity with PyTorch fp32 on CPU, 3 texts" in done.stdout
 
 
-def test_the_roofline_has_every_way_and_small_models_are_timed_in_every_precision(tiny_random_checkpoint, tmp_path):
+def test_the_roofline_has_every_way_or_says_why_not(tmp_path):
     path = tmp_path / "roofline.json"
-    record = tmp_path / "costs.json"
-    words = ("roofline", "--rounds", 1, "--rows", 64, "--threads", 1, "-o", path, "--record", record)
-    assert "--checkpoint DIR go together" in bench(*words).stderr
-    done = bench(*words, "--checkpoint", tiny_random_checkpoint)
+    words = ("roofline", "--rounds", 1, "--rows", 64, "--threads", 1, "-o", path)
+    assert "--checkpoint DIR go together" in bench(*words, "--record", tmp_path / "costs.json").stderr
+    done = bench(*words)
     assert done.returncode == 0, done.stderr
     found = documents.read_as(Roofline, path)
     assert {(one.engine, one.precision) for one in found.ceilings} >= {("onnxruntime", "int8"), ("openvino", "fp32")}
     for one in found.ceilings:
         assert bool(one.flop_per_s) != bool(one.reason), one
     assert len(done.stdout.splitlines()) == 5 + len(found.ceilings)
+    assert "memory is read at" in done.stdout
     assert bench("roofline", "-o", path).returncode == 2  # nothing is replaced unasked
-    costs = json.loads(record.read_text())
-    assert (costs["processor"], costs["threads"]) == (found.machine.cpu, 1)
-    assert costs["versions"].keys() >= {"onnxruntime", "openvino", "numpy"}
-    assert costs["read_bytes_per_s"] > 0
-    for one in found.ceilings:
-        assert (one.precision in costs["flop_per_s"].get(one.engine, {})) is bool(one.flop_per_s)
-    kept = read_costs(record)
-    assert [one.engine for one in kept] == [EngineName.ONNXRUNTIME, EngineName.OPENVINO]
-    for one in kept:
-        assert (one.hidden_size, one.ffn_size) == (64, 128)
-        assert one.precisions(one.settings[0])[-2:] == (Precision.DYNAMIC, Precision.FLOAT)
-        plan = PrecisionPlan.uniform(2, DYNAMIC, one.settings[0].group)
-        assert set(one.seconds(plan, 2)) == {shape.name for shape in SHAPES}
+
+
+def test_small_models_are_timed_in_every_precision_for_the_planner(tiny_random_checkpoint, tmp_path):
+    path = tmp_path / "costs.json"
+    roofline = documents.read_as(Roofline, HERE / "roofline.json")
+    measured = Measured(roofline, {"onnxruntime": "1.23"}, 1e10)
+    write_record(measured, plan_costs(tiny_random_checkpoint, Progress(quiet=True), [VariantName.ONNX_INT8]), path)
+    facts = json.loads(path.read_text())
+    assert (facts["processor"], facts["threads"], facts["read_bytes_per_s"]) == (roofline.machine.cpu, 8, 1e10)
+    assert facts["flop_per_s"]["openvino"].keys() == {"int8", "fp32"}  # bf16 has none
+    (costs,) = read_costs(path)
+    assert (costs.engine, costs.hidden_size, costs.ffn_size) == (EngineName.ONNXRUNTIME, 64, 128)
+    assert costs.precisions(costs.settings[0]) == (Precision.DYNAMIC, Precision.FLOAT)
+    plan = PrecisionPlan.uniform(2, DYNAMIC, costs.settings[0].group)
+    assert set(costs.seconds(plan, 2)) == {shape.name for shape in SHAPES}
 
 
 def test_peers_names_are_those_of_the_help_and_others_are_refused(tiny_bundle, tiny_random_checkpoint, tmp_path):
