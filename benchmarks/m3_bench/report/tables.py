@@ -161,9 +161,7 @@ def load_table(load: Load) -> Table:
             "errors": "; ".join(f"{count} × {error}" for error, count in stage.errors.items()) or "0",
             "99 % sent within": formats.seconds(stage.late_s) if stage.rate_per_s else NOTHING,
             "client's cores": f"{stage.client_cores:.2f}",
-            "memory before … most": f"{formats.size(resident[0])} … {formats.size(max(resident))}"
-            if resident
-            else NOTHING,
+            "memory, most": formats.size(max(resident)) if resident else NOTHING,
             "lowest cosine": NOTHING if stage.cosine_min is None else f"{stage.cosine_min:.8f}",
         }
 
