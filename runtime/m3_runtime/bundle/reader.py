@@ -147,9 +147,7 @@ def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
     path = safe_path(folder, entry.path)
     if not os.path.isfile(path):  # noqa: PTH113 - Path's fails where a name is too long
         found = f" (a link to {os.readlink(path)!r}, which is not there)" if os.path.islink(path) else ""  # noqa: PTH114, PTH115
-        raise BundleDamagedError(
-            f"the bundle is incomplete: {entry.path!r} is missing{found}; copy or export it again"
-        )
+        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing{found}; copy or export it again")
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise BundleDamagedError(
