@@ -198,6 +198,7 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+_WORDS = "embeddings.word_embeddings.weight"
 _SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -254,8 +255,10 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
     for name, shape in shapes.items():
         if tuple(encoder[name].shape) != shape:
             got = tuple(encoder[name].shape)
+            resized = f", or it was resized: set vocab_size to {got[0]}" if name == _WORDS else ""
             raise CheckpointError(
-                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they belong to different models"
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; "
+                f"they belong to different models{resized}"
             )
         if encoder[name].dtype is not torch.float32:
             raise CheckpointError(
