@@ -314,6 +314,8 @@ def test_a_snapshot_opens_and_every_digest_counts(snapshot, tmp_path, monkeypatc
     for folder in (snapshot, tmp_path / "elsewhere" / "models--me--bge-m3-cpu" / "snapshots" / "0123abc"):
         with M3Encoder.open(folder, verify="full") as encoder:
             assert encoder.encode("a text").dense_vecs.shape == (64,)
+    with pytest.raises(BundleNotFoundError, match=f"did you mean '{snapshot}'"):
+        Bundle.open(snapshot.parents[1])
     monkeypatch.chdir(snapshot)
     Bundle.open(".")
     for name, verify in (("tokenizer.json", "size"), ("manifest.json", "full"), ("onnx/model.onnx_data", "full")):

@@ -129,9 +129,11 @@ def _read_manifest(folder: Path, level: Verify) -> Manifest:
         raise BundleNotFoundError(f"no bundle at {str(folder)!r}: {found}; make one with m3-export SOURCE OUT")
     path = safe_path(folder, MANIFEST_NAME)
     if not path.is_file():
+        inner = sorted(folder.glob(f"snapshots/*/{MANIFEST_NAME}"))  # of the hub's cache
+        remedy = f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
         raise BundleNotFoundError(
             f"{str(folder)!r} is not a bundle: it has no {MANIFEST_NAME}; "
-            f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
+            + (f"did you mean {str(inner[-1].parent)!r}?" if inner else remedy)
         )
     try:
         text = path.read_bytes().decode()  # as it is: every byte counts
