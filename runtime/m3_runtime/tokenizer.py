@@ -116,7 +116,8 @@ class M3Tokenizer:
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
         self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
         self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
-        self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
+        has_blanks = any(character.isspace() for name in self._added_names.values() for character in name)
+        self._blanks = () if has_blanks else tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
         self.info = info
         if (wrapped := self._words.encode("").ids) != [info.cls_id, info.eos_id]:
             raise BundleFormatError(
@@ -247,8 +248,8 @@ class M3Tokenizer:
         Why that is exact: the pipeline splits at blanks before the vocabulary is looked at, and each split is
         tokenized alone. So the ids of "a b" are those of "a" followed by those of " b", provided the cut is
         right before a run of blanks (blanks normalize as a run) and not inside a grapheme (they normalize as
-        a unit). Special tokens take blanks on their left at most up to the cut, which yields no id. A text
-        without a usable blank is taken whole.
+        a unit). Added tokens take blanks on their left at most up to the cut, which yields no id; where one holds
+        a blank itself, no blank is usable. A text without a usable blank is taken whole.
         """
         if len(text) <= 2 * limit or not self._blanks:
             return text
