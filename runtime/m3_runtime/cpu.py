@@ -73,10 +73,19 @@ class CpuInfo:
 @cache
 def cpu_info() -> CpuInfo:
     """This machine's processor."""
-    text = read_or_empty(_CPUINFO)
-    architecture = platform.machine()
-    name = field_of(text, "model name") or platform.processor() or architecture or "unknown"
-    flags = frozenset((field_of(text, "flags") or field_of(text, "Features") or "").split())
+    return described(read_or_empty(_CPUINFO), platform.machine())
+
+
+def described(cpuinfo: str, architecture: str) -> CpuInfo:
+    """The processor that a /proc/cpuinfo tells of.
+
+    Args:
+        cpuinfo: the file's text; emulators show that of the machine below, whose flags are not those of `architecture`.
+        architecture: as `platform.machine` says it.
+    """
+    name = field_of(cpuinfo, "model name") or platform.processor() or architecture or "unknown"
+    key = "flags" if architecture.lower() in _X86 else "Features"
+    flags = frozenset((field_of(cpuinfo, key) or "").split())
     return CpuInfo(name=name, architecture=architecture, flags=flags & _KNOWN_FLAGS)
 
 

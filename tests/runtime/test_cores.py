@@ -11,6 +11,7 @@ from commands import run_main
 from m3_runtime import cli
 from m3_runtime.cli import info
 from m3_runtime.cores import CpuQuota, cpus_of_workers, usable_cores
+from m3_runtime.cpu import described
 
 CPU, CGROUP, NODE = "sys/devices/system/cpu", "sys/fs/cgroup", "sys/devices/system/node"
 Files = Mapping[str, str]
@@ -191,3 +192,10 @@ def test_this_machine():
     assert 1 <= usable.threads <= len(usable.allowed_cpus) <= usable.machine_cpus
     if Path("/sys/devices/system/node/node0").is_dir():
         assert sum(map(len, usable.numa_nodes)) == len(usable.allowed_cpus)
+
+
+def test_flags_are_those_of_the_architecture():
+    on_x86 = "model name\t: A Core\nflags\t\t: fpu avx2 avx512_vnni\n"
+    assert described(on_x86, "x86_64").flags == {"avx2", "avx512_vnni"}
+    assert described(on_x86, "aarch64").flags == frozenset()  # an emulator shows the file of the machine below
+    assert described("Features\t: fp asimd asimddp i8mm\n", "aarch64").multipliers == "i8mm"
