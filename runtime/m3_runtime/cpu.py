@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m3_runtime.bundle.manifest import CpuFeature
 from m3_runtime.cores import field_of, read_or_empty, usable_cores
+from m3_runtime.errors import EngineError
 
 FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm"}
 """What to look for on a processor, in words."""
@@ -34,11 +35,19 @@ class CpuInfo:
     """A processor: name, architecture (as `platform.machine` says it), instruction sets that matter.
 
     Where the flags cannot be read (anything but Linux), `flags` is empty: no instruction set is assumed.
+
+    Attributes:
+        name: as its maker calls it.
+        architecture: as `platform.machine` says it.
+        flags: those that decide what runs here, and how fast.
+        x86_level: 1 to 3, the highest of the levels x86-64, x86-64-v2 (SSE4.2) and x86-64-v3 (AVX2) that it reaches
+            (the psABI's; v4 counts as v3); None if it is no x86 processor or cannot be read.
     """
 
     name: str
     architecture: str
     flags: frozenset[str]
+    x86_level: int | None = None
 
     @property
     def is_x86(self) -> bool:
@@ -65,6 +74,11 @@ class CpuInfo:
         int8 = next((name for flag, name in _INT8_MULTIPLIERS.items() if flag in self.flags), "none")
         return int8 + ("+bf16" if self.has_bf16 else "")
 
+    @property
+    def flags_in_words(self) -> str:
+        """The flags, or why there are none."""
+        return ", ".join(sorted(self.flags)) or ("no AVX" if self.x86_level else "no flags that can be read")
+
     def has(self, feature: CpuFeature) -> bool:
         """Whether the processor can do what a variant needs."""
         return {CpuFeature.INT8_DOT: self.has_int8_dot}[feature]
@@ -86,7 +100,28 @@ def described(cpuinfo: str, architecture: str) -> CpuInfo:
     name = field_of(cpuinfo, "model name") or platform.processor() or architecture or "unknown"
     key = "flags" if architecture.lower() in _X86 else "Features"
     flags = frozenset((field_of(cpuinfo, key) or "").split())
-    return CpuInfo(name=name, architecture=architecture, flags=flags & _KNOWN_FLAGS)
+    return CpuInfo(name, architecture, flags & _KNOWN_FLAGS, _x86_level(flags))
+
+
+def check_processor(cpu: CpuInfo) -> None:
+    """Refuse a processor on which an import would end the process by an illegal instruction.
+
+    Raises:
+        EngineError: it does not reach x86-64-v2, which NumPy's wheels need since 2.4, and OpenVINO as well.
+    """
+    if cpu.x86_level == 1:
+        raise EngineError(
+            f"this processor ({cpu.name}) has no SSE4.2 (x86-64-v2), without which NumPy and OpenVINO do not run; "
+            "a virtual machine may hide it: give it the CPU type 'host', or 'x86-64-v3'"
+        )
+
+
+def _x86_level(flags: frozenset[str]) -> int | None:
+    if "sse2" not in flags:  # which every one has
+        return None
+    if not flags >= {"ssse3", "sse4_1", "sse4_2", "popcnt"}:
+        return 1
+    return 3 if flags >= {"avx", "avx2", "fma"} else 2
 
 
 def default_threads() -> int:

@@ -45,11 +45,10 @@ touch "$folder/cpuinfo"
 on_arm "$repository/tests/environment/arm64_vectors.py" cpuinfo >"$folder/cpuinfo.new"
 mv "$folder/cpuinfo.new" "$folder/cpuinfo"
 
-failed=0
-on_arm -m pytest -q -p no:cacheprovider -p no:randomly --basetemp "$folder/tests" --bundles "$bundles" "${tests[@]}" || failed=$?
 for bundle in tiny-random mini-m3; do
-    PYTHONPATH=$packages "${PYTHON:-python3}" tests/environment/arm64_vectors.py encode "$bundles/$bundle" "$folder/$bundle.here.npz"
-    on_arm tests/environment/arm64_vectors.py encode "$bundles/$bundle" "$folder/$bundle.arm.npz"
-    PYTHONPATH=$packages "${PYTHON:-python3}" tests/environment/arm64_vectors.py compare "$folder/$bundle.here.npz" "$folder/$bundle.arm.npz"
+    vectors=$repository/tests/environment/arm64_vectors.py here=$folder/$bundle.here.npz there=$folder/$bundle.arm64.npz
+    PYTHONPATH=$packages "${PYTHON:-python3}" "$vectors" encode "$bundles/$bundle" "$here"
+    on_arm "$vectors" encode "$bundles/$bundle" "$there"
+    PYTHONPATH=$packages "${PYTHON:-python3}" "$vectors" compare "$here" "$there"
 done
-exit "$failed"
+on_arm -m pytest -q -p no:cacheprovider -p no:randomly --basetemp "$folder/tests" --bundles "$bundles" "${tests[@]}"

@@ -52,6 +52,7 @@ def _as_json(bundle: Bundle) -> str:
         "cpu": cpu.name,
         "architecture": cpu.architecture,
         "flags": sorted(cpu.flags),
+        "x86_level": cpu.x86_level,
         "threads": usable.threads,
         "usable_cores": to_json(usable),
         "variant": _chosen(bundle),
@@ -70,7 +71,7 @@ def _in_words(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield f"this machine: {cpu.name} ({cpu.architecture}), {usable.threads} threads"
     yield from _core_lines(usable)
-    yield f"  flags: {', '.join(sorted(cpu.flags)) or 'unknown'}"
+    yield f"  flags: {cpu.flags_in_words}"
     yield f"  would run: {_chosen(bundle) or 'nothing: no variant of this bundle runs here'}"
 
 
