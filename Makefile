@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check bench-bars format clean
+.PHONY: demo test check bench-bars arm64 format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -38,6 +38,10 @@ bench-bars: $(READY)  ## our targets: variants against peers and the processor's
 	test -d $(CHECKPOINT) || $(BIN)/m3-export synthetic-xlmr-large $(CHECKPOINT) --checkpoint-only
 	test -d $(BALANCED) || $(BIN)/m3-export $(CHECKPOINT) $(BALANCED) --budget balanced
 	$(BIN)/m3-bench peers $(CHECKPOINT) $(BALANCED) --scenarios targets --rounds 5 -o out/targets.json $(BARS)
+
+arm64: $(READY)  ## tests and vectors on Arm, emulated (as root; apt-get install debootstrap qemu-user-static proot)
+	$(BIN)/python -m pytest -q tests/contract --bundles out/bundles
+	PYTHON=$(BIN)/python tests/environment/arm64.sh out/arm64 out/bundles
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -30,6 +30,7 @@ from m3_runtime.cli.arguments import (
     add_parser,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.cores import cpus_of_workers, usable_cores
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
@@ -222,7 +223,7 @@ def _open_encode(
     opening["cache_dir"] = arguments.cache_dir
     open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **opening)
     if workers > 1:
-        return partial(encode_in_processes, open_encoder, workers)
+        return partial(encode_in_processes, open_encoder, cpus_of_workers(workers, threads, usable_cores()))
     return partial(encode_here, partial(interruptible, open_encoder))
 
 
