@@ -4,7 +4,7 @@ Needs the extra `lancedb`.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from m3_runtime.integrations.passages import (
     Mode,
     Passage,
     add_in_steps,
-    as_json,
     check_collection,
     last_of_each_id,
+    payload_as_json,
 )
 
 if TYPE_CHECKING:  # it starts a thread when it is imported; whoever has a database has imported it
@@ -121,11 +121,11 @@ class LanceIndex:
             PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
 
-        def write(steps: Iterator[list[Passage]]) -> Iterator[list[Passage]]:
-            for some in map(last_of_each_id, steps):
-                upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                upsert.execute(self._rows(some, max_length))
-                yield some
+        def write(some: list[Passage]) -> list[list[Passage]]:
+            last = last_of_each_id(some)
+            upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            upsert.execute(self._rows(last, max_length))
+            return [last]
 
         return add_in_steps(passages, write, _check)
 
@@ -168,7 +168,7 @@ class LanceIndex:
         columns: dict[str, Any] = {
             "id": [str(p.id) for p in passages],
             "text": [p.text for p in passages],
-            "payload": [_payload(p) for p in passages],
+            "payload": [payload_as_json(p) for p in passages],
             "dense": _fixed_lists(found.dense_vecs),
             "token_ids": pa.ListArray.from_arrays(starts, pa.array(found.sparse.ids, pa.int32())),
             "token_weights": pa.ListArray.from_arrays(starts, pa.array(found.sparse.weights, pa.float32())),
@@ -242,12 +242,8 @@ def _is_one_of(names: Iterable[int | str]) -> str:
     return f"id IN ({quoted or 'NULL'})"
 
 
-def _payload(passage: Passage) -> str:
-    return as_json(passage.payload, f"passage {passage.id!r}: its payload")
-
-
 def _check(passage: Passage) -> None:
-    _payload(passage)
+    payload_as_json(passage)
 
 
 def _passage(row: dict[str, Any]) -> Passage:

@@ -210,10 +210,10 @@ class MilvusIndex:
             PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
 
-        def write(steps: Iterator[list[Passage]]) -> Iterator[list[Passage]]:
-            for some in map(last_of_each_id, steps):
-                self._client.upsert(self._collection, self._rows(some, max_length))
-                yield some
+        def write(some: list[Passage]) -> list[list[Passage]]:
+            last = last_of_each_id(some)
+            self._client.upsert(self._collection, self._rows(last, max_length))
+            return [last]
 
         return add_in_steps(passages, write, _why_not)
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -76,8 +76,8 @@ class Added:
     put_aside: Mapping[int | str, str]
 
 
-Write = Callable[[Iterator[list[Passage]]], Iterable[Sequence[Passage]]]
-"""Takes passages step by step, writes them request by request, and gives those of each request once they are in."""
+Write = Callable[[list[Passage]], Iterable[Sequence[Passage]]]
+"""Writes some passages, request by request, and gives those of each request once they are in."""
 WhyNot = Callable[[Passage], str | None]
 """Why a store cannot hold a passage; None if it can."""
 
@@ -87,7 +87,7 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> 
 
     Args:
         passages: any number of them.
-        write: writes them; a step has at most `STEP_PASSAGES`.
+        write: writes those of one step.
         why_not: why the store cannot hold a passage.
 
     Raises:
@@ -99,8 +99,12 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> 
     written, last_id = 0, None
     put_aside: dict[int | str, str] = {}
     try:
-        for done in write(_steps(waiting, why_not, put_aside)):
-            written, last_id = written + len(done), done[-1].id
+        while some := list(islice(waiting, STEP_PASSAGES)):
+            reasons = [why_not(checked_passage(passage)) for passage in some]
+            put_aside |= {p.id: reason for p, reason in zip(some, reasons, strict=True) if reason}
+            fitting = [p for p, reason in zip(some, reasons, strict=True) if not reason]
+            for done in write(fitting) if fitting else ():
+                written, last_id = written + len(done), done[-1].id
     except BaseException as error:
         if last_id is None:
             raise
@@ -116,15 +120,6 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> 
     for name, reason in put_aside.items():
         _log.warning("passage %r was not added: %s", name, reason)
     return Added(written, put_aside)
-
-
-def _steps(waiting: Iterator[Any], why_not: WhyNot, put_aside: dict[int | str, str]) -> Iterator[list[Passage]]:
-    """What the store can hold, step by step; the others go into `put_aside`."""
-    while some := list(islice(waiting, STEP_PASSAGES)):
-        reasons = [why_not(checked_passage(passage)) for passage in some]
-        put_aside |= {p.id: reason for p, reason in zip(some, reasons, strict=True) if reason}
-        if fitting := [p for p, reason in zip(some, reasons, strict=True) if not reason]:
-            yield fitting
 
 
 def last_of_each_id(passages: Iterable[Passage]) -> list[Passage]:
@@ -162,6 +157,15 @@ def as_json(value: Mapping[str, Any], where: str) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be written as JSON: {error}") from error
     return text
+
+
+def payload_as_json(passage: Passage) -> str:
+    """A passage's payload as JSON.
+
+    Raises:
+        InputError: it has something that JSON has not; the passage is named.
+    """
+    return as_json(passage.payload, f"passage {passage.id!r}: its payload")
 
 
 def checked_passage(item: object) -> Passage:

@@ -21,6 +21,7 @@ from m3_runtime.integrations.passages import (
     as_json,
     check_collection,
     last_of_each_id,
+    payload_as_json,
     why_too_long,
 )
 
@@ -55,7 +56,8 @@ class PgvectorIndex:
     def __init__(self, connection: Connection[Any], table: str, encoder: M3Encoder, columns: Mapping[str, str]) -> None:
         """Use `create` or `open`, which look at the table."""
         self._connection, self._encoder = connection, encoder
-        self._table, self._columns = sql.Identifier(table), columns
+        quoted = sql.Identifier(table).as_string(connection)
+        self._table, self._columns = sql.SQL(quoted.replace("%", "%%")), columns  # beside placeholders
 
     @classmethod
     def create(
@@ -150,12 +152,12 @@ class PgvectorIndex:
             self._table, *(sql.SQL(", ").join(parts) for parts in (columns, values, news))
         )
 
-        def write(steps: Iterator[list[Passage]]) -> Iterator[list[Passage]]:
-            for some in map(last_of_each_id, steps):
-                rows = self._rows(some, max_length)
-                with _transaction(self._connection) as cursor:
-                    cursor.executemany(statement, rows)
-                yield some
+        def write(some: list[Passage]) -> list[list[Passage]]:
+            last = last_of_each_id(some)
+            rows = self._rows(last, max_length)
+            with _transaction(self._connection) as cursor:
+                cursor.executemany(statement, rows)
+            return [last]
 
         return add_in_steps(passages, write, _why_not)
 
@@ -195,7 +197,7 @@ class PgvectorIndex:
         heads = {head for head in Head if head.value in self._columns}
         found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length)
         return [
-            {"id": str(p.id), "text": p.text, "payload": _payload(p)}
+            {"id": str(p.id), "text": p.text, "payload": payload_as_json(p)}
             | {head.value: self._vector(found, head, row) for head in heads}
             for row, p in enumerate(passages)
         ]
@@ -214,11 +216,19 @@ class PgvectorIndex:
         wheres = [sql.SQL("payload @> %(payload)s::jsonb")] if payload else []
         if head is Head.SPARSE:
             wheres.append(sql.SQL("{} < 0").format(score))  # pgvector's product is negative
-        statement = sql.SQL("SELECT id, text, payload, -{score} FROM {table} {where} ORDER BY {score} LIMIT %(most)s")
-        where = sql.SQL("WHERE {}").format(sql.SQL(" AND ").join(wheres)) if wheres else sql.SQL("")
+        least, greatest = _EF_SEARCH
+        wide = max(2 * most, least)  # an index gives no more rows than that, and replaced ones among them do not count
+        statement = sql.SQL("SELECT id, text, payload, -{score} FROM {table}{where} ORDER BY {order} LIMIT %(most)s")
+        statement = statement.format(
+            score=score,
+            table=self._table,
+            where=sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(wheres)) if wheres else sql.SQL(""),
+            # no index gives a sum, so every row is compared
+            order=sql.SQL("{} + 0").format(score) if payload or wide > greatest else score,
+        )
         with _transaction(self._connection) as cursor:
-            _set_exactness(cursor, most, is_filtered=bool(payload))
-            cursor.execute(statement.format(score=score, table=self._table, where=where), asked)
+            cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(wide, greatest)),))
+            cursor.execute(statement, asked)
             return [Hit(Passage(name, text, found), float(score)) for name, text, found, score in cursor]
 
 
@@ -271,16 +281,6 @@ def _create_index(cursor: Cursor[Any], table: sql.Identifier, column: str) -> No
     cursor.execute(sql.SQL("CREATE INDEX ON {} USING hnsw (dense " + kind + "_ip_ops)").format(table))
 
 
-def _set_exactness(cursor: Cursor[Any], most: int, *, is_filtered: bool) -> None:
-    """For this transaction: an index that gives enough rows, or none where it could not."""
-    least, greatest = _EF_SEARCH
-    wide = max(2 * most, least)  # it gives no more rows than that, and replaced ones among them do not count
-    if is_filtered or wide > greatest:
-        cursor.execute("SELECT set_config('enable_indexscan', 'off', true)")
-    else:
-        cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(wide),))
-
-
 def _notes(comment: str | None) -> dict[str, Any]:
     try:
         notes = json.loads(comment or "{}")
@@ -297,12 +297,8 @@ def _checked_name(table: str) -> str:
     return table
 
 
-def _payload(passage: Passage) -> str:
-    return as_json(passage.payload, f"passage {passage.id!r}: its payload")
-
-
 def _why_not(passage: Passage) -> str | None:
-    payload = _payload(passage).replace("\\\\", "")  # what remains of a backslash begins an escape
+    payload = payload_as_json(passage).replace("\\\\", "")  # what remains of a backslash begins an escape
     for name, text, nul in (
         ("id", str(passage.id), "\0"),
         ("text", passage.text, "\0"),

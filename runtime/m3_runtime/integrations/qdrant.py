@@ -107,12 +107,11 @@ class QdrantIndex:
             PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
 
-        def write(steps: Iterator[list[Passage]]) -> Iterator[list[Passage]]:
-            for some in steps:
-                points, numbers = self._points(some, max_length)
-                for run in greedy_runs(numbers, RunLimit(STEP_PASSAGES, _UPSERT_NUMBERS)):
-                    self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
-                    yield some[run.start : run.stop]
+        def write(some: list[Passage]) -> Iterator[list[Passage]]:
+            points, numbers = self._points(some, max_length)
+            for run in greedy_runs(numbers, RunLimit(STEP_PASSAGES, _UPSERT_NUMBERS)):
+                self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
+                yield some[run.start : run.stop]
 
         return add_in_steps(passages, write, _check)
 

@@ -4,7 +4,7 @@ Needs no extra. Nothing here opens a connection: mappings, documents and queries
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from m3_runtime.bundle.manifest import Head
@@ -126,10 +126,10 @@ class SearchEngineDocuments(ABC):
             PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
 
-        def write(steps: Iterator[list[Passage]]) -> Iterator[list[Passage]]:
-            for some in map(last_of_each_id, steps):
-                bulk(self.actions(index, some, max_length=max_length))
-                yield some
+        def write(some: list[Passage]) -> list[list[Passage]]:
+            last = last_of_each_id(some)
+            bulk(self.actions(index, last, max_length=max_length))
+            return [last]
 
         return add_in_steps(passages, write, _why_not)
 
@@ -157,7 +157,7 @@ class SearchEngineDocuments(ABC):
     def query_body(
         self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100
     ) -> dict[str, Any]:
-        """A search: for Elasticsearch's client as `search(index=…, **body)`, for OpenSearch's as `search(body=body)`.
+        """A search, for either client's `search(index=…, body=…)`.
 
         Of a query with more than 1 024 token ids the heaviest count, since a boolean query takes no more. One without
         lexical weights finds nothing by SPARSE, and HYBRID is dense alone.
