@@ -9,6 +9,7 @@ from elasticsearch import Elasticsearch
 from elasticsearch import dsl as elastic
 from elasticsearch.helpers import expand_action as elastic_action
 from elasticsearch.serializer import JsonSerializer
+from opensearch.protobufs.schemas.common_pb2 import HybridQuery, KnnQuery
 from opensearchpy import OpenSearch
 from opensearchpy.helpers import expand_action as open_action
 from opensearchpy.helpers.field import construct_field
@@ -96,6 +97,8 @@ def test_opensearchs_client_sends_the_queries(for_open, encoder, question):
     assert sparse["query"] == {"neural_sparse": {"sparse": {"query_tokens": weights}}}
     assert dense["query"]["knn"]["dense"]["k"] == 100
     assert hybrid["query"]["hybrid"] == {"queries": [dense["query"], sparse["query"]], "pagination_depth": 100}
+    assert set(hybrid["query"]["hybrid"]) <= set(HybridQuery.DESCRIPTOR.fields_by_name)
+    assert set(dense["query"]["knn"]["dense"]) <= set(KnnQuery.DESCRIPTOR.fields_by_name)
     (processor,) = hybrid["search_pipeline"]["phase_results_processors"]
     assert processor == {"score-ranker-processor": {"combination": {"technique": "rrf"}}}
 
