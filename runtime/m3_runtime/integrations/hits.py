@@ -23,13 +23,13 @@ class Hit:
     score: float
 
 
-Rank = Callable[[Encoding, Head, int], list[Hit]]
+Ranking = Callable[[Encoding, Head, int], list[Hit]]
 """A store's ranking of its passages: the query, by which head, and how many at most."""
 
 
 def find(
     encoder: M3Encoder,
-    rank: Rank,
+    rank: Ranking,
     query: str,
     *,
     mode: Mode | str,
