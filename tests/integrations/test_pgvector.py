@@ -203,7 +203,7 @@ def test_a_lost_connection_says_what_was_written_and_the_add_can_be_repeated(ser
 
         def ending():
             yield from texts[:40]
-            connection.execute("SELECT pg_terminate_backend(%s)", (other.info.backend_pid,))
+            connection.execute("SELECT pg_terminate_backend(%s, 60000)", (other.info.backend_pid,))
             connection.commit()
             yield from texts[40:]
 
