@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from numpy.typing import NDArray
@@ -47,39 +47,30 @@ _MOST_CUT_SHOWN = 100
 
 
 class Problem(StrEnum):
-    """What went wrong; `error_type` in answers, and the label of a rejection."""
+    """What went wrong: `error_type` in answers, and the label of a rejection.
 
-    VALIDATION = "Validation"
-    TOO_LARGE = "TooLarge"
-    OVERLOADED = "Overloaded"
-    UNAUTHORIZED = "Unauthorized"
-    NOT_FOUND = "NotFound"
-    TIMEOUT = "Timeout"
+    Attributes:
+        openai_code: its code in OpenAI's API, where the error has none of its own.
+        openai_type: what OpenAI's API calls it.
+    """
+
+    openai_code: str
+    openai_type: str
+
+    def __new__(cls, name: str, openai_code: str = "server_error", openai_type: str = "server_error") -> Self:
+        """A member."""
+        member = str.__new__(cls, name)
+        member._value_, member.openai_code, member.openai_type = name, openai_code, openai_type
+        return member
+
+    VALIDATION = "Validation", "invalid_request", "invalid_request_error"
+    TOO_LARGE = "TooLarge", "request_too_large", "invalid_request_error"
+    OVERLOADED = "Overloaded", "rate_limit_exceeded", "rate_limit_error"
+    UNAUTHORIZED = "Unauthorized", "invalid_api_key", "authentication_error"
+    NOT_FOUND = "NotFound", "not_found", "invalid_request_error"
+    TIMEOUT = "Timeout", "timeout", "timeout_error"
     DRAINING = "Draining"
     BACKEND = "Backend"
-
-    @property
-    def openai_code(self) -> str:
-        """Its code in OpenAI's API, where the error has none of its own."""
-        return {
-            Problem.VALIDATION: "invalid_request",
-            Problem.TOO_LARGE: "request_too_large",
-            Problem.OVERLOADED: "rate_limit_exceeded",
-            Problem.UNAUTHORIZED: "invalid_api_key",
-            Problem.NOT_FOUND: "not_found",
-            Problem.TIMEOUT: "timeout",
-        }.get(self, "server_error")
-
-    @property
-    def openai_type(self) -> str:
-        """What OpenAI's API calls it."""
-        return {
-            Problem.OVERLOADED: "rate_limit_error",
-            Problem.UNAUTHORIZED: "authentication_error",
-            Problem.TIMEOUT: "timeout_error",
-            Problem.DRAINING: "server_error",
-            Problem.BACKEND: "server_error",
-        }.get(self, "invalid_request_error")
 
 
 class Refusal(TypedDict):

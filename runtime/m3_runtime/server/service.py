@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -25,7 +26,7 @@ from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.shares import Shares
+from m3_runtime.server.shares import Holding, Shares
 from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import OnTruncate
@@ -64,12 +65,12 @@ _LAST_MOMENT_S = 0.001
 
 @dataclass
 class Call:
-    """A request: who asks, the seconds left for the answer, the size of the body, and what is held for the answer."""
+    """A request: who asks, the seconds left for the answer, the size of the body, and bytes held for the answer."""
 
     client: str
     deadline_s: float
     body_bytes: int
-    result_bytes: int = 0
+    results: Holding
     found: list[tuple[tuple[Ids, ...], frozenset[Head], Encoding]] = field(default_factory=list)
 
 
@@ -217,6 +218,18 @@ class Service:
             return Truncation(length, self.settings.on_truncate)
         return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
 
+    @contextmanager
+    def call(self, client: str, deadline_s: float, body_bytes: int) -> Iterator[Call]:
+        """A request, until it is answered; the vectors of one that fails are kept for a retry."""
+        with self._results.holding(client) as results:
+            call = Call(client, deadline_s, body_bytes, results)
+            try:
+                yield call
+            except BaseException:
+                for ids, heads, encoding in call.found:
+                    self._kept.keep(client, heads, zip(ids, range(len(ids)), strict=True), encoding)
+                raise
+
     def check_room(self, call: Call) -> None:
         """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
 
@@ -272,7 +285,7 @@ class Service:
             size = self._hold_results(ids, heads, call)
             encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
             scores += await asyncio.to_thread(score, encoding)
-            self._let_go(size, call)
+            call.results.give_back(size)
             call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
         return ScoredTexts(scores, tokens, tokenized.cut)
 
@@ -303,22 +316,11 @@ class Service:
                 f"the answer for {len(ids)} texts of {tokens} tokens would take {size // MIB} MiB, the limit is "
                 f"{self._results.most_of_one // MIB}; send the texts in parts, or ask for fewer heads"
             )
-        if not self._results.take(call.client, size):
+        if not call.results.take(size):
             raise QueueFullError(
                 f"the server is busy: it holds answers of {self._results.total // MIB} MiB; try again in 1 s", 1
             )
-        call.result_bytes += size
         return size
-
-    def _let_go(self, size: int, call: Call) -> None:
-        self._results.give_back(call.client, size)
-        call.result_bytes -= size
-
-    def end(self, call: Call, *, is_answered: bool) -> None:
-        """Let go of what was held for a request's answer; what nobody got is kept for a retry."""
-        self._let_go(call.result_bytes, call)
-        for ids, heads, encoding in () if is_answered else call.found:
-            self._kept.keep(call.client, heads, zip(ids, range(len(ids)), strict=True), encoding)
 
     def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
         return self.encoder.encode_ids(
