@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from m3_runtime.bundle.manifest import Head
@@ -97,6 +98,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     add_verify(group)
     group.add_argument(
         "--cache-dir",
+        type=Path,
         metavar="DIR",
         help="folder where OpenVINO keeps compiled models, without their weights, to start faster next time (default: "
         "none; onnxruntime has no cache)",
@@ -149,18 +151,15 @@ def add_on_truncate(command: argparse.ArgumentParser) -> None:
     add_choice(command, "--on-truncate", text, OnTruncate.TRUNCATE)
 
 
+def opening(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_bundle` adds beside the bundle: the named arguments of `M3Encoder.open`."""
+    names = ("variant", "engine", "threads", "verify", "cache_dir", "low_memory", "streams")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
     """Open the bundle as the arguments say."""
-    return M3Encoder.open(
-        arguments.bundle,
-        variant=arguments.variant,
-        engine=arguments.engine,
-        threads=arguments.threads,
-        verify=arguments.verify,
-        cache_dir=arguments.cache_dir,
-        low_memory=arguments.low_memory,
-        streams=arguments.streams,
-    )
+    return M3Encoder.open(arguments.bundle, **opening(arguments))
 
 
 def _streams(text: str) -> int | str:
