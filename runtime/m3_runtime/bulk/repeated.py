@@ -33,7 +33,7 @@ def repeated_ids(shards: Sequence[Path]) -> RepeatedIds:
     Raises:
         BulkError: one cannot be read: it was changed.
     """
-    repeated = came_again([_hashes(path) for path in shards])
+    repeated = came_again([np.fromiter(map(hash, _ids(path)), np.int64) for path in shards])
     if not len(repeated):
         return NO_REPEATED_IDS
     example = next(name for path in shards for name in _ids(path) if hash(name) == repeated[0])
@@ -44,10 +44,6 @@ def came_again(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Hashes that came before, once for each time that they came again."""
     ordered = np.sort(np.concatenate([np.zeros(0, np.int64), *hashes]))
     return ordered[1:][ordered[1:] == ordered[:-1]]
-
-
-def _hashes(path: Path) -> NDArray[np.int64]:
-    return np.fromiter((hash(name) for name in _ids(path)), np.int64)
 
 
 def _ids(path: Path) -> Iterator[str]:

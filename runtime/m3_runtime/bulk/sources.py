@@ -79,7 +79,7 @@ def find_sources(inputs: Sequence[str], source_format: SourceFormat | None = Non
             continue
         taken, others = _files_of(name, source_format)
         paths += taken
-        left_out += [_left_out(name, others)] if others else []
+        left_out += [f"left out of {name!r}: {_some(others)}"] if others else []
     seen: set[Path] = set()
     for path in paths:
         if (real := path.resolve()) in seen:
@@ -199,10 +199,6 @@ def _check_no_table(name: str, at: str, folders: Sequence[str]) -> None:
             f"folder {name!r} is a table of {kind} ({at}): its log says which files count, and it is not read here; "
             "write the table as plain Parquet"
         )
-
-
-def _left_out(name: str, others: Sequence[str]) -> str:
-    return f"left out of {name!r}: {_some(others)}"
 
 
 def _some(names: Sequence[str]) -> str:

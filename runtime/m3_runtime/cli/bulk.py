@@ -31,10 +31,9 @@ from m3_runtime.cli.arguments import (
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
-from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
-from m3_runtime.errors import HeadError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
@@ -84,7 +83,9 @@ def add_command(commands: Any) -> None:
     add_bundle(command)
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="a file or folder")
     command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the job's folder")
-    _add_input(command)
+    group = command.add_argument_group("reading")
+    add_input_format(group, list(SourceFormat))
+    add_columns(group)
     _add_vectors(command)
     text = f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})"
     add_integer(command, "--shard-rows", text)
@@ -106,12 +107,6 @@ def add_command(commands: Any) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
     command.take_environment()
-
-
-def _add_input(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("reading")
-    add_input_format(group, list(SourceFormat))
-    add_columns(group)
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
@@ -227,10 +222,7 @@ def _open_encode(
 
 
 def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
-    for head in arguments.heads:
-        if head not in manifest.heads:
-            names = ", ".join(one.value for one in manifest.heads)
-            raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
+    checked_heads(manifest, arguments.heads)
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
     return BulkJob(
         space_id=manifest.space_id,
