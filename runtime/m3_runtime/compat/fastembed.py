@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import checked_integer
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.ignored import check_devices, warn_ignored
@@ -127,8 +128,7 @@ class _Embedding(Generic[_Vectors]):
         """
         if parallel not in (None, 1):
             warn_ignored(f"parallel={parallel!r}: one engine computes with all its threads; use threads= for more")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        checked_integer(batch_size, "batch_size")
         done = 0
         for texts in _batches(documents, batch_size):
             for place, text in enumerate(texts, done):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3_runtime.bundle.prompts import read_prompts
-from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.options import checked_integer, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
@@ -184,7 +184,7 @@ class SentenceTransformer:
         vectors = self._dense(whole, batch_size, is_shown=bool(show_progress_bar))
         size = self.truncate_dim if truncate_dim is None else truncate_dim
         if size is not None:
-            vectors = vectors[:, : _positive(size, "truncate_dim")]
+            vectors = vectors[:, : checked_integer(size, "truncate_dim")]
         found = quantize(_unit(vectors) if normalize_embeddings else vectors)
         return found[0] if isinstance(texts, str) else found
 
@@ -286,7 +286,7 @@ class SentenceTransformer:
         return found
 
     def _dense(self, texts: Sequence[str], batch_size: int, *, is_shown: bool) -> NDArray[np.float32]:
-        step = _positive(batch_size, "batch_size") * _BATCHES_OF_A_STEP if is_shown else max(len(texts), 1)
+        step = checked_integer(batch_size, "batch_size") * _BATCHES_OF_A_STEP if is_shown else max(len(texts), 1)
         vectors = [np.empty((0, self.encoder.bundle.manifest.geometry.hidden_size), np.float32)]
         truncated = 0
         for start in Progress(quiet=not is_shown).bar(range(0, len(texts), step), "Batches", "step"):
@@ -305,12 +305,6 @@ class SentenceTransformer:
 def _one_of(names: Mapping[Any, Any], value: Any, argument: str) -> Any:
     if value not in names:
         raise InputError(f"{argument} must be one of {', '.join(map(repr, names))}, got {value!r}")
-    return value
-
-
-def _positive(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
     return value
 
 

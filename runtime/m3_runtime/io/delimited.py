@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from m3_runtime.errors import InputError
-from m3_runtime.io.opened import READ_ERRORS, opened
+from m3_runtime.io.opened import opened
 from m3_runtime.io.rows import LONGEST_BYTES, Columns, RawRow
 
 _OTHERS = (",", ";", "\t", "|")
@@ -29,7 +29,7 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[RawR
     try:
         # What is no UTF-8 spoils its own row only.
         with (
-            opened(path) as file,
+            opened(path, lambda: f" after line {line}") as file,
             io.TextIOWrapper(file.bytes, "utf-8-sig", errors="surrogateescape", newline="") as text,
         ):
             first = text.readline(LONGEST_BYTES)
@@ -50,8 +50,6 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[RawR
         raise InputError(
             f"{path!r}: the record in line {line + 1} cannot be read ({error}): does a quoted cell not end?"
         ) from error
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after line {line}: {error}") from error
 
 
 def _id_and_text(cells: Sequence[str], header: Sequence[str], columns: Columns, unnamed: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from m3_runtime.errors import InputError
-from m3_runtime.io.opened import READ_ERRORS, opened
+from m3_runtime.io.opened import opened
 from m3_runtime.io.rows import LONGEST_BYTES, Columns, RawRow, json_cells
 
 _PIECE_CHARACTERS = 1 << 16
@@ -25,15 +25,16 @@ def json_rows(path: str, columns: Columns) -> Iterator[RawRow]:
     """
     number = 0
     try:
-        with opened(path) as file, io.TextIOWrapper(file.bytes, encoding="utf-8-sig") as text:
+        with (
+            opened(path, lambda: f" after value {number}") as file,
+            io.TextIOWrapper(file.bytes, encoding="utf-8-sig") as text,
+        ):
             for number, data in enumerate(_values(_Ahead(text)), start=1):
                 yield RawRow(path, number, file.position(), partial(json_cells, data, columns))
     except UnicodeDecodeError as error:
         raise InputError(f"{path!r}: after value {number}: not UTF-8 text") from error
     except InputError as error:
         raise InputError(str(error) if path in str(error) else f"{path!r}: after value {number}: {error}") from error
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after value {number}: {error}") from error
 
 
 def _values(ahead: "_Ahead") -> Iterator[Any]:

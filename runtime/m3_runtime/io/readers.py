@@ -15,7 +15,7 @@ from m3_runtime.errors import InputError
 from m3_runtime.io.delimited import delimited_rows
 from m3_runtime.io.formats import STDIN, SourceFormat, endings_in_words, format_of
 from m3_runtime.io.json_values import json_rows
-from m3_runtime.io.opened import READ_ERRORS, opened
+from m3_runtime.io.opened import opened
 from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, PairRow, RawRow, Row, json_cells
 from m3_runtime.io.tables import table_rows
 from m3_runtime.tokenizer import check_text
@@ -186,14 +186,11 @@ def _is_printed(line: bytes) -> bool:
 
 def _begins_with_a_line(path: str) -> bool:
     """Whether the first line that is not blank is a JSON value of its own, and no array."""
-    try:
-        with opened(path) as file:
-            for line in file.bytes.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
-                if line.strip():
-                    is_cut = not line.endswith(b"\n") and len(line) >= _HEAD_BYTES // 2
-                    return not _is_printed(line) and (is_cut or _is_json(line))
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r}: {error}") from error
+    with opened(path) as file:
+        for line in file.bytes.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
+            if line.strip():
+                is_cut = not line.endswith(b"\n") and len(line) >= _HEAD_BYTES // 2
+                return not _is_printed(line) and (is_cut or _is_json(line))
     return True  # nothing in it
 
 
@@ -207,12 +204,9 @@ def _is_json(line: bytes) -> bool:
 
 def _lines(path: str) -> Iterator[_Line]:
     name, number = "standard input" if path == STDIN else path, 0
-    try:
-        with opened(path) as file:
-            for number, data in enumerate(_bounded_lines(file.bytes), start=1):
-                yield _Line(name, number, data, file.position())
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after line {number}: {error}") from error
+    with opened(path, lambda: f" after line {number}") as file:
+        for number, data in enumerate(_bounded_lines(file.bytes), start=1):
+            yield _Line(name, number, data, file.position())
 
 
 def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
