@@ -74,11 +74,11 @@ class Encoding(Mapping[str, Any]):
         """
         dense, colbert = self.dense_vecs, self.colbert_vecs
         if isinstance(colbert, list):
-            colbert = [_leading(rows, size, normalize) for rows in colbert]
+            colbert = [leading(rows, size, normalize=normalize) for rows in colbert]
         elif colbert is not None:
-            colbert = _leading(colbert, size, normalize)
+            colbert = leading(colbert, size, normalize=normalize)
         return replace(
-            self, dense_vecs=None if dense is None else _leading(dense, size, normalize), colbert_vecs=colbert
+            self, dense_vecs=None if dense is None else leading(dense, size, normalize=normalize), colbert_vecs=colbert
         )
 
     def __getitem__(self, key: str) -> Any:
@@ -153,7 +153,8 @@ _NO_WEIGHTS: SparseRow = np.empty(0, np.int64), np.empty(0, np.float32)
 _SMALLEST_NORM = 1e-12
 
 
-def _leading(vectors: NDArray[Any], size: int, normalize: bool) -> NDArray[Any]:
+def leading(vectors: NDArray[Any], size: int, *, normalize: bool) -> NDArray[Any]:
+    """The first `size` dimensions of vectors (…, H), at unit length if they are to have it."""
     kept = vectors[..., :size].copy()
     if not normalize:
         return kept

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.bundle.prompts import read_prompts
-from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.encoding import Encoding, leading
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import FieldError, InputError, QueueFullError, RequestTooLargeError, TextTooLongError
 from m3_runtime.server.answers import TOO_LONG, TOO_MANY
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.dimensions import DimensionLoss, Dimensions, dense_vectors, measured_losses
+from m3_runtime.server.dimensions import DimensionLoss, Dimensions, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
@@ -29,7 +29,7 @@ from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.shares import Holding, Shares
 from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
-from m3_runtime.tokenizer import OnTruncate
+from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
 
 _T = TypeVar("_T")
 _NameOf = Callable[[int], str]
@@ -80,12 +80,6 @@ class Truncation:
 
     max_length: int
     on_truncate: OnTruncate
-
-
-@dataclass(frozen=True)
-class _Tokenized:
-    ids: tuple[Ids, ...]
-    cut: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -265,7 +259,7 @@ class Service:
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
-        return EncodedTexts(replace(encoding, truncated=len(tokenized.cut)), tokenized.cut)
+        return EncodedTexts(replace(encoding, truncated=tokenized.truncated), _cut(tokenized))
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -287,11 +281,11 @@ class Service:
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
             call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, tokenized.cut)
+        return ScoredTexts(scores, tokens, _cut(tokenized))
 
     async def _checked_ids(
         self, texts: Texts, name_of: _NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
-    ) -> _Tokenized:
+    ) -> TokenizedTexts:
         """Texts as ids; the time that this takes is gone from the call's."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
@@ -302,7 +296,7 @@ class Service:
         self.metrics.tokenize_seconds.observe(used_s)
         tokens = sum(row.size for row in tokenized.ids)
         request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
-        self.metrics.truncated.inc(len(tokenized.cut))
+        self.metrics.truncated.inc(tokenized.truncated)
         return tokenized
 
     def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> int:
@@ -334,11 +328,11 @@ class Service:
 
     def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
         """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
-        own, is_unit = self.manifest.geometry.hidden_size, self.manifest.normalize
-        if size == own and (is_unit or not normalize):
-            assert found.vectors.dense_vecs is not None
-            return found.vectors.dense_vecs
-        return dense_vectors(found.vectors, size, normalize=is_unit or bool(normalize))
+        dense, is_unit = found.vectors.dense_vecs, self.manifest.normalize
+        assert dense is not None
+        if size == dense.shape[1] and (is_unit or not normalize):
+            return dense
+        return leading(dense, size, normalize=is_unit or bool(normalize))
 
     async def show_ids(self, rows: Sequence[Sequence[int]], work: Callable[[], _T]) -> _T:
         """Do something with the ids of S texts, in another thread.
@@ -367,7 +361,7 @@ class Service:
             message = f"the request has {texts} texts, the limit is {most}; send it in parts"
             raise RequestTooLargeError(message, code=TOO_MANY)
 
-    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
+    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
         chars = sum(len(item) for item in texts)
         for i, item in enumerate(texts):
             if len(item) > _MOST_CHARS:
@@ -375,38 +369,32 @@ class Service:
                 raise RequestTooLargeError(message, name_of(i), TOO_LONG)
         if chars <= _FEW_CHARS:
             return self._to_ids(texts, range(len(texts)), name_of, truncation)
-        found: list[_Tokenized] = []
+        found: list[TokenizedTexts] = []
         for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
             found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name_of, truncation)))
-        return _Tokenized(
-            tuple(row for some in found for row in some.ids), tuple(i for some in found for i in some.cut)
-        )
+        ids = tuple(row for some in found for row in some.ids)
+        return TokenizedTexts(ids, np.concatenate([some.is_cut for some in found]))
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
         threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
+    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
+        found = {i: self._whole_ids(item, name_of(i), truncation) for i in part if isinstance(item := items[i], list)}
         texts = {i: item for i in part if isinstance(item := items[i], str)}
-        for i in part:
-            if not isinstance(item := items[i], str):
-                self._check_ids(item, name_of(i))
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
                 list(texts.values()), truncation.max_length, truncation.on_truncate
             )
         except TextTooLongError as error:
             raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
-        rows = dict(zip(texts, tokenized.ids, strict=True))
-        is_cut = dict(zip(texts, tokenized.is_cut.tolist(), strict=True))
-        for i in part:
-            if not isinstance(item := items[i], str):
-                rows[i], is_cut[i] = self._whole_ids(item, name_of(i), truncation)
-        return _Tokenized(tuple(rows[i] for i in part), tuple(i for i in part if is_cut[i]))
+        found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
+        return TokenizedTexts(tuple(found[i][0] for i in part), np.array([found[i][1] for i in part], np.bool_))
 
-    def _check_ids(self, ids: TokenIds, name: str) -> None:
-        vocab_size = self.manifest.geometry.vocab_size
+    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
+        """A client's token ids with both special tokens; and whether they were cut."""
+        info, vocab_size = self.manifest.tokenizer, self.manifest.geometry.vocab_size
         for i, number in enumerate(ids):
             if not 0 <= number < vocab_size:
                 raise FieldError(
@@ -414,10 +402,6 @@ class Service:
                     f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
                     f"{name}[{i}]",
                 )
-
-    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
-        """A client's token ids with both special tokens; and whether they were cut."""
-        info = self.manifest.tokenizer
         is_whole = len(ids) > 1 and (ids[0], ids[-1]) == (info.cls_id, info.eos_id)
         if not is_whole and not self.settings.takes_token_ids:
             raise self._of_another_tokenizer(name)
@@ -452,6 +436,10 @@ class Service:
         for threads in (self._tokenizing, self._tokenizing_much):
             threads.shutdown(wait=False, cancel_futures=True)
         self.encoder.close()
+
+
+def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(tokenized.is_cut).tolist())
 
 
 def _name_of(name: str, first: str, index: int) -> str:
