@@ -164,7 +164,9 @@ class BGEM3FlagModel:
         self.passage_max_length = checked_max_length(passage_max_length, limit, "passage_max_length")
         self.return_dense, self.return_sparse = return_dense, return_sparse
         self.return_colbert_vecs = return_colbert_vecs
-        self.truncate_dim = _checked_truncate_dim(truncate_dim, manifest)
+        if truncate_dim is not None and not 1 <= truncate_dim <= manifest.geometry.hidden_size:
+            raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {truncate_dim}")
+        self.truncate_dim = truncate_dim
 
     @property
     def tokenizer(self) -> M3Tokenizer:
@@ -437,9 +439,3 @@ def _check_agrees(manifest: Manifest, normalize: bool | None, pooling_method: st
                 f"{name} is {asked!r}, but the bundle was exported with {actual!r}; leave it out, "
                 f"or export the checkpoint again with {name}={asked!r}"
             )
-
-
-def _checked_truncate_dim(size: int | None, manifest: Manifest) -> int | None:
-    if size is not None and not 1 <= size <= manifest.geometry.hidden_size:
-        raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {size}")
-    return size

@@ -1,7 +1,8 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.rows import PairRow, Row
 from m3_runtime.tokenizer import OnTruncate
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -160,6 +163,19 @@ def opening(arguments: argparse.Namespace) -> dict[str, Any]:
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
     """Open the bundle as the arguments say."""
     return M3Encoder.open(arguments.bundle, **opening(arguments))
+
+
+@contextmanager
+def placed(rows: Sequence[Row | PairRow]) -> Iterator[None]:
+    """Name the place of a row whose text is too long.
+
+    Raises:
+        InputError: one is, and that is an error.
+    """
+    try:
+        yield
+    except TextTooLongError as error:
+        raise InputError(f"{rows[error.index].place}: {error}") from error
 
 
 def _streams(text: str) -> int | str:

@@ -166,6 +166,11 @@ class _Embedding(Generic[_Vectors]):
 class _SizedEmbedding(_Embedding[NDArray[np.float32]]):
     """Vectors of one size."""
 
+    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
+        vectors = found.dense_vecs if self._head is Head.DENSE else found.colbert_vecs
+        assert vectors is not None
+        return vectors
+
     @property
     def embedding_size(self) -> int:
         """Dimensions of a vector."""
@@ -189,19 +194,11 @@ class TextEmbedding(_SizedEmbedding):
 
     _head = Head.DENSE
 
-    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
-        assert found.dense_vecs is not None
-        return found.dense_vecs
-
 
 class LateInteractionTextEmbedding(_SizedEmbedding):
     """ColBERT vectors, (L-1, C) float32 each; M3 was not trained on queries filled up with mask tokens."""
 
     _head = Head.COLBERT
-
-    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
-        assert found.colbert_vecs is not None
-        return found.colbert_vecs
 
 
 class SparseTextEmbedding(_Embedding[SparseEmbedding]):

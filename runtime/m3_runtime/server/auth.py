@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_runtime.errors import InputError
+from m3_runtime.io.opened import FileState
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -41,7 +42,7 @@ class ApiKeys:
         self._path = path
         self._own_keys = () if key is None else (_named(None, key),)
         self._keys = () if path is None else _read(path)
-        self._seen = None if path is None else _stamp(path)
+        self._seen = None if path is None else _state(path)
         self._checked_s = time.monotonic()
 
     @classmethod
@@ -64,9 +65,9 @@ class ApiKeys:
         if self._path is None or now_s - self._checked_s < _CHECK_EVERY_S:
             return
         self._checked_s = now_s
-        if (stamp := _stamp(self._path)) == self._seen:
+        if (state := _state(self._path)) == self._seen:
             return
-        self._seen = stamp
+        self._seen = state
         try:
             self._keys = _read(self._path)
             _log.info("keys_read", extra={"keys": len(self._keys)})
@@ -79,13 +80,11 @@ def is_key(text: str) -> bool:
     return len(text) >= _MIN_KEY_CHARS and text.isascii() and text.isprintable() and " " not in text
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does: its time, size and inode."""
+def _state(path: Path) -> FileState | None:
     try:
-        status = path.stat()
+        return FileState.of(str(path))
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> tuple[_Key, ...]:

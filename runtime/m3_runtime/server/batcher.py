@@ -146,7 +146,7 @@ class Batcher:
             EngineError: the engine failed.
         """
         vectors = EncodingBuilder(len(ids), heads)
-        request = QueuedRequest.of(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
+        request = QueuedRequest(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
         if reused := len(ids) - len(request.texts):
             self._metrics.reused(reused)
         try:
