@@ -11,6 +11,7 @@ from typing import BinaryIO
 from m3_runtime.errors import InputError
 from m3_runtime.io.formats import STDIN, SourceFormat, endings_in_words, format_of
 from m3_runtime.io.opened import FileState, check_unchanged
+from m3_runtime.io.output import identities
 from m3_runtime.io.readers import known_format, raw_rows
 from m3_runtime.io.rows import Columns, RawRow
 
@@ -107,18 +108,16 @@ def check_apart(out: Path, inputs: Sequence[str]) -> None:
     """
     if out.is_symlink() and not out.exists():
         raise InputError(f"{str(out)!r} is a link to nothing; make the folder, or choose another name")
-    above = {_identity(folder) for folder in (out.resolve(), *out.resolve().parents) if folder.exists()}
-    inside = {_identity(out)} if out.exists() else set()
+    above = set().union(*map(identities, (out.resolve(), *out.resolve().parents)))
     for name in inputs:
         if Path(name).is_dir():
             for folder, _, _ in os.walk(name):
-                if _identity(Path(folder)) in above:
+                if identities(folder) & above:
                     raise InputError(
                         f"the output folder {str(out)!r} is in the input {name!r}; its files would be taken for texts, "
                         "so choose a folder outside"
                     )
-        parents = Path(name).resolve().parents
-        if inside & {_identity(folder) for folder in (Path(name), *parents) if folder.exists()}:
+        if identities(out) & set().union(*map(identities, (name, *Path(name).resolve().parents))):
             raise InputError(f"the input {name!r} is in the output folder {str(out)!r}; choose another folder")
 
 
@@ -160,11 +159,6 @@ class SourceWatch:
         """
         for path, before in self._begun.items():
             check_unchanged(path, before)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _files_of(name: str, source_format: SourceFormat | None) -> tuple[list[Path], list[str]]:

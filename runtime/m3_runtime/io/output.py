@@ -59,26 +59,23 @@ def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
     Raises:
         InputError: the target is an input, or in one.
     """
-    written = _identities(target, sys.stdout)
-    above = {_identity_of(folder) for folder in Path(os.path.realpath(target)).parents} if target != STDOUT else set()
+    written = identities(target, sys.stdout)
+    parents = [] if target == STDOUT else Path(os.path.realpath(target)).parents
+    above = set().union(*map(identities, parents))
     for name in inputs:
-        read = _identities(name, sys.stdin)
+        read = identities(name, sys.stdin)
         if read & (written | (above if Path(name).is_dir() else set())):
             shown = "standard output" if target == STDOUT else repr(str(target))
             raise InputError(f"{shown} is the input {str(name)!r}, or in it, and would be written over; choose another")
 
 
-def _identities(path: str | Path, stream: Any) -> set[tuple[int, int]]:
-    """Which file or folder a path names; none where nothing is there, or a device or pipe."""
+def identities(path: str | Path, stream: Any = None) -> set[tuple[int, int]]:
+    """Which file or folder a path names, "-" a stream; none where nothing is there, or a device or pipe."""
     try:
         found = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
     except (OSError, ValueError):  # not there; a stream without a number
         return set()
     return {(found.st_dev, found.st_ino)} if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else set()
-
-
-def _identity_of(folder: Path) -> tuple[int, int] | None:
-    return next(iter(_identities(folder, None)), None)
 
 
 class _Stream(io.BufferedWriter):

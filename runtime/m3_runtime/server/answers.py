@@ -166,11 +166,6 @@ def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
     return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: shown}
 
 
-def speaks_openai(path: str) -> bool:
-    """Whether the clients of a path expect errors as OpenAI's API gives them."""
-    return path.startswith(("/v1/", "/v2/"))
-
-
 def refusal(
     path: str,
     status: int,
@@ -193,7 +188,7 @@ def refusal(
         code: of OpenAI's codes, where there is a closer one than the problem's.
     """
     body: Refusal | OpenAiRefusal = {"error": message, "error_type": problem}
-    if speaks_openai(path):
+    if path.startswith(("/v1/", "/v2/")):
         if status == HTTPStatus.UNPROCESSABLE_ENTITY or code in _TOO_MUCH_IN_A_FIELD:
             status = HTTPStatus.BAD_REQUEST
         code = code or problem.openai_code
