@@ -47,15 +47,12 @@ _MOST_CUT_SHOWN = 100
 
 
 class Problem(StrEnum):
-    """What went wrong: `error_type` in answers, and the label of a rejection.
-
-    Attributes:
-        openai_code: its code in OpenAI's API, where the error has none of its own.
-        openai_type: what OpenAI's API calls it.
-    """
+    """What went wrong: `error_type` in answers, and the label of a rejection."""
 
     openai_code: str
+    """Its code in OpenAI's API, where the error has none of its own."""
     openai_type: str
+    """What OpenAI's API calls it."""
 
     def __new__(cls, name: str, openai_code: str = "server_error", openai_type: str = "server_error") -> Self:
         """A member."""
