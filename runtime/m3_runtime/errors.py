@@ -97,11 +97,13 @@ class PartlyAddedError(M3Error):
 
 
 class ServiceError(M3Error):
-    """The server cannot take or finish a request now; the request itself is fine."""
+    """The server cannot take or finish a request now; the request itself is fine. `retry_after_s`: when to ask again."""
+
+    retry_after_s = 1
 
 
 class QueueFullError(ServiceError):
-    """So much waits that the request would have to wait too long; `retry_after_s` says when to ask again."""
+    """So much waits that the request would have to wait too long."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)

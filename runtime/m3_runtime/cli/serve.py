@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ def _add_names(group: Any) -> None:
         "--served-model-name",
         "--model-name",
         dest="model_names",
-        type=_names,
+        type=_matching(r"\s*[^\s,][^,]*(,\s*[^\s,][^,]*)*", "one name or several with commas between"),
         action="append",
         metavar="NAME[,NAME]",
         help="what clients may call the model, beside the checkpoint's name; answers give the first; may be repeated",
@@ -124,21 +125,24 @@ def _add_surroundings(command: argparse.ArgumentParser) -> None:
     add_choice(group, "--log-format", "lines for programs or for people", LogFormat.JSON)
     group.add_argument(
         "--root-path",
-        type=_root_path,
+        type=_matching(r"/?|(/[A-Za-z0-9._~-]+)+/?", "a path such as /m3"),
         default="",
         metavar="PATH",
         help="path prefix under which a proxy shows the server, such as /m3; the proxy may take it off or leave it",
     )
     group.add_argument(
         "--cors-allow-origin",
-        type=_origin,
+        type=_matching(
+            r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *"
+        ),
         action="append",
         metavar="ORIGIN",
         help="let pages of ORIGIN ask from a browser, such as https://example.org, or *; repeatable (default: none)",
     )
     text = "send traces by HTTP to this OpenTelemetry collector, such as http://localhost:4318 (extra otel; default: "
     text += "OTEL_EXPORTER_OTLP_ENDPOINT, or none)"
-    group.add_argument("--otlp-endpoint", type=_url, metavar="URL", help=text)
+    url = _matching(r"https?://[^\s/?#]+[^\s?#]*", "a URL such as http://localhost:4318")
+    group.add_argument("--otlp-endpoint", type=url, metavar="URL", help=text)
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float, *, above: float | None = None) -> None:
@@ -192,39 +196,23 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),
+        "root_path": arguments.root_path.rstrip("/"),
         "cors_allow_origins": tuple(arguments.cors_allow_origin or ()),
         "logs": LogSettings(arguments.log_level, arguments.log_format),
     }
     return ServerSettings(**named(ServerSettings) | others)
 
 
-def _names(text: str) -> str:
-    if not all(name.strip() for name in text.split(",")):
-        raise argparse.ArgumentTypeError(f"expected one name or several with commas between, got {text!r}")
-    return text
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return text
+
+    return parse
 
 
 def _api_key(text: str) -> str:
     if not is_key(text):
         raise argparse.ArgumentTypeError(f"expected {A_KEY}")
-    return text
-
-
-def _root_path(text: str) -> str:
-    if text not in ("", "/") and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
-        raise argparse.ArgumentTypeError(f"expected a path such as /m3, got {text!r}")
-    return text.rstrip("/")
-
-
-def _origin(text: str) -> str:
-    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected SCHEME://HOST or SCHEME://HOST:PORT without a path, or *, got {text!r}"
-        )
-    return text
-
-
-def _url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
-        raise argparse.ArgumentTypeError(f"expected a URL such as http://localhost:4318, got {text!r}")
     return text

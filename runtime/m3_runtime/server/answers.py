@@ -22,7 +22,6 @@ from m3_runtime.errors import (
     M3Error,
     QueueFullError,
     RequestTooLargeError,
-    ServiceError,
     TextTooLongError,
 )
 
@@ -202,10 +201,7 @@ def refusal_of(path: str, error: Exception) -> Response:
     """An error as an answer. What the message of a foreign error says is not shown: it may hold a text."""
     for kind, problem, status in _PROBLEMS:
         if isinstance(error, kind):
-            retry_after_s = 1 if isinstance(error, ServiceError) else None
-            if isinstance(error, QueueFullError):
-                retry_after_s = error.retry_after_s
-            field, code = getattr(error, "field", None), getattr(error, "code", None)
+            retry_after_s, field, code = (getattr(error, name, None) for name in ("retry_after_s", "field", "code"))
             return refusal(path, status, problem, str(error), retry_after_s, field=field, code=code)
     message = f"the engine failed: {error}" if isinstance(error, M3Error) else "the server failed; its log says where"
     return refusal(path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)

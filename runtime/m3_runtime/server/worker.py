@@ -87,28 +87,25 @@ def longest_end_s(settings: ServerSettings) -> float:
     return settings.drain_delay_s + settings.drain_s + _SEND_LAST_S + 1
 
 
-def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        lifespan="on",
-        loop="asyncio",
-        http=PatientProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,  # admission logs, without query strings
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_s) + _SEND_LAST_S,
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-    )
-
-
 class _Server(uvicorn.Server):
     """Answers /ready with 503 before it stops listening, and everything with 503 when the drain is over."""
 
     def __init__(self, app: ASGIApp, service: Service, on_start: Callable[[], None]) -> None:
-        super().__init__(_uvicorn_config(app, service.settings))
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            loop="asyncio",
+            http=PatientProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,  # admission logs, without query strings
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(service.settings.drain_s) + _SEND_LAST_S,
+            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        )
+        super().__init__(config)
         self._on_start = on_start
         self._service = service
         self._stops_at_s: float | None = None
