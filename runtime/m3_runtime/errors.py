@@ -97,7 +97,11 @@ class PartlyAddedError(M3Error):
 
 
 class ServiceError(M3Error):
-    """The server cannot take or finish a request now; the request itself is fine. `retry_after_s`: when to ask again."""
+    """The server cannot take or finish a request now; the request itself is fine.
+
+    Attributes:
+        retry_after_s: when to ask again.
+    """
 
     retry_after_s = 1
 
