@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.bulk.check import JobCheck, check_job
-from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, Cluster, encode_on_cluster
+from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, encode_on_cluster
 from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
@@ -210,8 +210,7 @@ def _open_encode(
             opening["cache_dir"] = Path(arguments.cache_dir).resolve()
         folder = bundle.folder.resolve()
         open_on_node = partial(M3Encoder.open, folder, variant=variant.name, verify=arguments.verify, **opening)
-        cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
-        return partial(encode_on_cluster, open_on_node, cluster)
+        return partial(encode_on_cluster, open_on_node, arguments.ray_address, arguments.workers, arguments.threads)
     workers = arguments.workers or 1
     threads = arguments.threads or max(1, default_threads() // workers)
     opening["cache_dir"] = arguments.cache_dir

@@ -89,10 +89,6 @@ class EncodedTexts:
     vectors: Encoding
     cut: tuple[int, ...]
 
-    def with_dense(self, dense_vecs: NDArray[np.float32]) -> "EncodedTexts":
-        """The same with other dense vectors."""
-        return replace(self, vectors=replace(self.vectors, dense_vecs=dense_vecs))
-
 
 @dataclass(frozen=True)
 class ScoredTexts:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -43,7 +44,8 @@ def m3_routes(service: Service) -> APIRouter:
         truncation = truncation_of(body, service, cuts=False, max_length=body.max_length)
         found = await service.encode(texts, "texts", heads, truncation, request.scope[CALL])
         if Head.DENSE in heads:
-            found = found.with_dense(service.dense_of(found, size, normalize=body.normalize))
+            dense = service.dense_of(found, size, normalize=body.normalize)
+            found = replace(found, vectors=replace(found.vectors, dense_vecs=dense))
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
         headers = cut_headers(found.cut)
