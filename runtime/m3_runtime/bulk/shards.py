@@ -54,20 +54,13 @@ class Shard:
         index: 0 for the first.
         rows: those that can be encoded.
         bad: the others.
-        start_bytes: how much of all inputs comes before it.
-        end_bytes: how much comes before the next.
+        input_bytes: how much of the inputs it takes.
     """
 
     index: int
     rows: tuple[Row, ...]
     bad: tuple[BadRow, ...]
-    start_bytes: int
-    end_bytes: int
-
-    @property
-    def input_bytes(self) -> int:
-        """How much of the inputs it takes."""
-        return self.end_bytes - self.start_bytes
+    input_bytes: int
 
 
 @dataclass(frozen=True)
@@ -133,17 +126,17 @@ def read_shards(
                 kept.append(row)
             if count % shard_rows == 0:
                 if kept:
-                    yield _shard(index, kept, start_bytes, end_bytes)
+                    yield _shard(index, kept, end_bytes - start_bytes)
                 kept, start_bytes = [], end_bytes
         base_bytes += source.size_bytes
     if kept:
-        yield _shard(count // shard_rows, kept, start_bytes, end_bytes)
+        yield _shard(count // shard_rows, kept, end_bytes - start_bytes)
 
 
-def _shard(index: int, kept: Sequence[RawRow], start_bytes: int, end_bytes: int) -> Shard:
+def _shard(index: int, kept: Sequence[RawRow], input_bytes: int) -> Shard:
     parsed = [row.parsed() for row in kept]
     rows = tuple(row for row in parsed if isinstance(row, Row))
-    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), start_bytes, end_bytes)
+    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), input_bytes)
 
 
 def encode_shard(
