@@ -175,7 +175,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
     """The arguments as settings: those that are called as a setting is are one."""
-    from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
@@ -198,7 +197,6 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "limits": RequestLimits(**named(RequestLimits) | limits),
         "root_path": arguments.root_path.rstrip("/"),
         "cors_allow_origins": tuple(arguments.cors_allow_origin or ()),
-        "logs": LogSettings(arguments.log_level, arguments.log_format),
     }
     return ServerSettings(**named(ServerSettings) | others)
 
