@@ -114,7 +114,7 @@ class Admission:
     async def _admit(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
         answered.client = client = self._client(scope, answered)
         if answered.method != "POST":
-            await self._app(scope, _Replay(b""), send)
+            await self._app(scope, _replay(b""), send)
             return
         is_queued = answered.path not in _NOT_QUEUED
         deadline_s, announced_bytes = self._deadline_s(answered.headers), self._announced_bytes(answered.headers)
@@ -214,7 +214,7 @@ class Admission:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         """Run the app; cancel it if the client disconnects."""
-        answering = asyncio.ensure_future(self._app(scope, _Replay(body), send))
+        answering = asyncio.ensure_future(self._app(scope, _replay(body), send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -238,17 +238,16 @@ class Admission:
             _log.info("request", extra={**facts, "duration_ms": round(1000 * duration_s, 2)})
 
 
-class _Replay:
+def _replay(body: bytes) -> Receive:
     """What a client has sent, for the app to receive; then nothing more comes."""
+    waiting = [body]
 
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
-
-    async def __call__(self) -> Message:
-        if self._body is None:
+    async def receive() -> Message:
+        if not waiting:
             await asyncio.Event().wait()  # until cancelled
-        body, self._body = self._body or b"", None
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+
+    return receive
 
 
 def only_value(headers: Headers, name: str) -> str | None:

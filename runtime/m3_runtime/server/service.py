@@ -190,24 +190,6 @@ class Service:
             raise FieldError(f"{field}: no prompt can be put before token ids; send texts", field)
         return tuple(prompt + text if isinstance(text, str) else text for text in texts)
 
-    def truncation(
-        self, is_truncating: bool | None = None, max_length: int | None = None, name: str = "max_length"
-    ) -> Truncation:
-        """How long texts may be; None is what the server was started with.
-
-        Raises:
-            FieldError: `max_length`, which the request calls `name`, is more than the server takes, or too small.
-        """
-        length = self.max_length
-        if max_length is not None:
-            try:
-                length = checked_max_length(max_length, self.max_length, name)
-            except InputError as error:
-                raise FieldError(str(error), name) from error
-        if is_truncating is None:
-            return Truncation(length, self.settings.on_truncate)
-        return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
-
     @contextmanager
     def call(self, client: str, deadline_s: float, body_bytes: int) -> Iterator[Call]:
         """A request, until it is answered; the vectors of one that fails are kept for a retry."""
