@@ -368,22 +368,13 @@ class FlagAutoModel:
         query_instruction_format: str | None = None,
         **more: Any,
     ) -> "BGEM3FlagModel | FlagModel":
-        """A bundle as the class that it is of.
+        """A bundle as a `BGEM3FlagModel`, or as a `FlagModel` if `model_class` is "encoder-only-base".
 
-        Args:
-            model_name_or_path: a bundle's folder, whatever its name.
-            model_class: None or "encoder-only-m3" for a `BGEM3FlagModel`, "encoder-only-base" for a `FlagModel`.
-            normalize_embeddings: this and all others are those of the class.
-            use_fp16: accepted, see there.
-            query_instruction_for_retrieval: put before queries by `encode_queries`.
-            devices: see there.
-            pooling_method: None, or what the bundle was exported with.
-            trust_remote_code: accepted; a bundle holds no code.
-            query_instruction_format: how; None is `{}{}`.
-            **more: further arguments of the class.
+        Its folder may have any name. All other arguments are those of the class; `query_instruction_format` None is
+        `{}{}`.
 
         Raises:
-            M3Error: as the class, and InputError for another class.
+            M3Error: as the class, and InputError for another class than "encoder-only-m3" and "encoder-only-base".
 
         Warns:
             IgnoredArgumentWarning: as the class.
