@@ -121,13 +121,7 @@ def _stopped(bad: BadRow) -> InputError:
 
 @contextmanager
 def encode_here(open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> Iterator[EncodeShards]:
-    """Encode in this process, one shard after the other.
-
-    Args:
-        open_encoder: opens the job's bundle and variant.
-        job: its settings say which vectors to make.
-        limits: how much runs together.
-    """
+    """Encode in this process, one shard after the other."""
     with open_encoder() as encoder:
 
         def encode(shards: Iterator[Shard], partial: Path) -> Events:

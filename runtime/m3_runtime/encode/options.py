@@ -44,16 +44,7 @@ def encode_options(
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
 ) -> EncodeOptions:
-    """Check the arguments of a call.
-
-    Args:
-        manifest: of the bundle that will encode.
-        heads: heads that are wanted.
-        batch_size: most texts of a batch.
-        token_budget: most tokens of a batch.
-        max_length: tokens per text, or None for the default.
-        on_truncate: "truncate" or "error".
-        colbert_dtype: "float32" or "float16".
+    """Check the arguments of a call, which are those of `M3Encoder.encode_heads`, for the bundle that will encode.
 
     Raises:
         InputError: an argument is out of range, or no head is asked for.
