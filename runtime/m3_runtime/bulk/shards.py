@@ -157,7 +157,8 @@ def encode_shard(
     """
     settings = job.vectors
     rows: Sequence[Row] = shard.rows
-    ids, bad = None, shard.bad
+    ids: Sequence[NDArray[np.int32]] | None = None
+    bad = shard.bad
     if settings.on_long is OnLong.REJECT:
         rows, tokenized, long = without_long(encoder.tokenizer, settings, rows)
         ids, bad = tokenized.ids, (*bad, *long)

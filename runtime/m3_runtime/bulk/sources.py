@@ -108,16 +108,16 @@ def check_apart(out: Path, inputs: Sequence[str]) -> None:
     """
     if out.is_symlink() and not out.exists():
         raise InputError(f"{str(out)!r} is a link to nothing; make the folder, or choose another name")
-    above = set().union(*map(identities, (out.resolve(), *out.resolve().parents)))
+    above = identities([out.resolve(), *out.resolve().parents])
     for name in inputs:
         if Path(name).is_dir():
             for folder, _, _ in os.walk(name):
-                if identities(folder) & above:
+                if identities([folder]) & above:
                     raise InputError(
                         f"the output folder {str(out)!r} is in the input {name!r}; its files would be taken for texts, "
                         "so choose a folder outside"
                     )
-        if identities(out) & set().union(*map(identities, (name, *Path(name).resolve().parents))):
+        if identities([out]) & identities([name, *Path(name).resolve().parents]):
             raise InputError(f"the input {name!r} is in the output folder {str(out)!r}; choose another folder")
 
 

@@ -183,14 +183,14 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
 
     given = vars(arguments)
     body_bytes = 1024 * arguments.max_body_kib
-    limits = {
+    limits: dict[str, Any] = {
         "queue": QueueLimits(max_tokens=arguments.max_queue_tokens, batch_tokens=arguments.batch_tokens),
         "max_body_bytes": body_bytes,
         "max_held_bytes": max(RequestLimits.max_held_bytes, 4 * body_bytes),
         "max_result_bytes": 1024**2 * arguments.max_result_mib,
     }
     threads = arguments.threads or max(1, default_threads() // arguments.workers)
-    others = {
+    others: dict[str, Any] = {
         "bundle": ServedBundle(Path(arguments.bundle), **opening(arguments) | {"threads": threads}),
         "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,

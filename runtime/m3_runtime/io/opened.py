@@ -13,7 +13,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -100,13 +100,17 @@ def opened(path: str, so_far: Callable[[], str] = str) -> Iterator[Opened]:
             was read.
         ExtraNotInstalledError: it is zstd or lz4, and pyarrow is not installed.
     """
+    is_stdin = path == STDIN
     try:
-        is_stdin = path == STDIN
-        before, raw = (None, sys.stdin.buffer) if is_stdin else (FileState.of(path), Path(path).open("rb"))  # noqa: SIM115
+        before = None if is_stdin else FileState.of(path)
+        raw: BinaryIO = sys.stdin.buffer if is_stdin else Path(path).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InputError(f"cannot read {path!r}: {error.strerror}") from error
     try:
-        with nullcontext() if is_stdin else raw, unpacked(raw, packing_of(path)) as file:
+        with ExitStack() as stack:
+            if not is_stdin:
+                stack.enter_context(raw)
+            file = stack.enter_context(unpacked(raw, packing_of(path)))
             _check_content("standard input" if is_stdin else path, _head(file))
             yield Opened(file, raw.tell if raw.seekable() else int)
     except _DAMAGES as error:

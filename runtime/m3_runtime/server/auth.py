@@ -36,7 +36,7 @@ class ApiKeys:
         """
         self._path = path
         self._own_keys: _Keys = {} if key is None else dict([_named(None, key)])
-        self._keys = {} if path is None else _read(path)
+        self._keys: _Keys = {} if path is None else _read(path)
         self._seen = None if path is None else _state(path)
         self._checked_s = time.monotonic()
 
