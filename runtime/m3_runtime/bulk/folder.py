@@ -29,7 +29,7 @@ _NAME = re.compile(r"part-(\d{8,})\.parquet")
 
 
 class JobFolder:
-    """A job's folder, open for this process alone; `complete` is None as long as something is left."""
+    """A job's folder, open for this process alone."""
 
     def __init__(self, out: Path, journal: Journal) -> None:
         self._out, self._journal = out, journal
@@ -64,6 +64,11 @@ class JobFolder:
             yield folder
         finally:
             journal.close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left."""
+        return self.complete is not None
 
     @property
     def shards(self) -> tuple[ShardDone, ...]:
@@ -133,7 +138,7 @@ class JobFolder:
         with writing(self._out):
             if partial.exists():
                 shutil.rmtree(partial)
-            if self.complete is None:
+            if not self.is_complete:
                 partial.mkdir()
             vectors.mkdir(exist_ok=True)
             with rejected.open("ab") as file:

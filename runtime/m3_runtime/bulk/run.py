@@ -7,7 +7,6 @@ from pathlib import Path
 
 from m3_runtime.bulk.folder import JobFolder
 from m3_runtime.bulk.job import BulkJob
-from m3_runtime.bulk.journal import Complete
 from m3_runtime.bulk.repeated import repeated_ids
 from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard, read_shards
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
@@ -28,23 +27,26 @@ class BulkSummary:
     """What a job has made, all its runs together.
 
     Attributes:
-        complete: how many shards the job has, and rows with an id that a row before them has, as far as their shards
-            were in the folder at the end.
+        shards: of the job.
         rows: that were encoded.
         rejected: rows that could not be encoded.
         tokens: that were encoded, both special tokens of each text included.
         truncated: how many texts were cut.
         already_done: shards that an earlier run had done.
         taken_away: how many of these are no longer in the folder.
+        repeated_ids: rows with an id that a row before them has, as far as their shards were in the folder at the end.
+        repeated_id: one such id.
     """
 
-    complete: Complete
+    shards: int
     rows: int
     rejected: int
     tokens: int
     truncated: int
     already_done: int
     taken_away: int
+    repeated_ids: int
+    repeated_id: str
 
 
 def run_job(
@@ -74,18 +76,20 @@ def run_job(
     check_beginnings(job.sources, job.columns)
     with JobFolder.open(out, job) as folder:
         already_done, taken_away = len(folder.shards), folder.taken_away()
-        if folder.complete is None:
+        if not folder.is_complete:
             with open_encode() as encode:
                 _encode_rest(job, folder, encode, progress, strict=strict)
         complete, shards = folder.complete or folder.finish(*repeated_ids(folder.parts)), folder.shards
     return BulkSummary(
-        complete=complete,
+        shards=len(shards),
         rows=sum(one.rows for one in shards),
         rejected=sum(one.rejected for one in shards),
         tokens=sum(one.tokens for one in shards),
         truncated=sum(one.truncated for one in shards),
         already_done=already_done,
         taken_away=taken_away,
+        repeated_ids=complete.repeated_ids,
+        repeated_id=complete.repeated_id,
     )
 
 

@@ -241,7 +241,7 @@ def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: a
 
 
 def _summary_lines(summary: BulkSummary) -> Sequence[str]:
-    rows, shards = _counted(summary.rows, "row"), _counted(summary.complete.shards, "shard")
+    rows, shards = _counted(summary.rows, "row"), _counted(summary.shards, "shard")
     lines = [f"{rows} in {shards}, {_counted(summary.tokens, 'token')}"]
     if summary.already_done:
         lines.append(f"{_counted(summary.already_done, 'shard was', 'shards were')} done already")
@@ -251,10 +251,10 @@ def _summary_lines(summary: BulkSummary) -> Sequence[str]:
         lines.append(f"{_counted(summary.truncated, 'text was', 'texts were')} longer than --max-length and cut")
     if summary.rejected:
         lines.append(f"{_counted(summary.rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons")
-    if summary.complete.repeated_ids:
+    if summary.repeated_ids:
         lines.append(
-            f"{_counted(summary.complete.repeated_ids, 'row has', 'rows have')} an id that a row before has, "
-            f"{summary.complete.repeated_id!r} for one"
+            f"{_counted(summary.repeated_ids, 'row has', 'rows have')} an id that a row before has, "
+            f"{summary.repeated_id!r} for one"
         )
     return lines
 

@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encoder import M3Encoder
@@ -30,28 +31,41 @@ class InterruptibleEngine:
         self._engine = engine
         self.streams, self.packed_tokens = engine.streams, engine.packed_tokens
         self.is_abandoned = False
-        self._thread = ThreadPoolExecutor(1, "m3-engine")
+        self._runs: SimpleQueue[tuple[TokenBatch, Collection[Head], Future[RawOutputs]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
+        self._thread.start()
 
     def run(self, batch: TokenBatch, outputs: Collection[Head]) -> RawOutputs:
         """As the engine's own."""
         if threading.current_thread() is not threading.main_thread():
             return self._engine.run(batch, outputs)
-        future = self._thread.submit(self._engine.run, batch, outputs)
+        future: Future[RawOutputs] = Future()
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        self._runs.put((batch, outputs, future))
         try:
-            while not wait([future], _LOOK_S).done:
+            while not done.wait(_LOOK_S):
                 pass
         except BaseException:
             self.is_abandoned = True
             _abandoned.append(self)
-            self._thread.shutdown(wait=False)
             raise
         return future.result()
 
     def close(self) -> None:
         """Let go of the engine, unless it still computes."""
         if not self.is_abandoned:
-            self._thread.shutdown()  # it has nothing to do
+            self._runs.put(None)
+            self._thread.join()  # it has nothing to do
             self._engine.close()
+
+    def _work(self) -> None:
+        while (item := self._runs.get()) is not None:
+            batch, outputs, future = item
+            try:
+                future.set_result(self._engine.run(batch, outputs))
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def end_without_waiting(code: int) -> None:
