@@ -125,7 +125,7 @@ def no_memory() -> None:
 
 def test_an_error_that_is_none_of_ours_is_named(work):
     job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), ())
-    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 1)
+    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 0, 1)
     with (
         encode_in_processes(no_memory, 1, job, BulkLimits()) as encode,
         pytest.raises(BulkError, match=r"a worker failed \(MemoryError: no room for the weights\); finished shards"),

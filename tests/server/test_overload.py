@@ -192,7 +192,7 @@ def test_two_servers_share_a_bundle(tiny_bundle: Path, tmp_path: Path, server):
 
 
 def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, server, monkeypatch, capsys):
-    monkeypatch.setattr(serving, "log_to_stderr", lambda *_: None)  # pytest's own logging stays
+    monkeypatch.setattr(serving, "log_to_stderr", lambda _: None)  # pytest's own logging stays
 
     def words(code: int, *more: str) -> str:
         assert main(["serve", *more]) == code

@@ -19,7 +19,7 @@ from m3_runtime.cli import main
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.server import otel
 from m3_runtime.server.app import create_app
-from m3_runtime.server.logs import JsonLines, LogFormat, LogLevel, TextLines, log_to_stderr
+from m3_runtime.server.logs import JsonLines, LogFormat, LogLevel, LogSettings, TextLines, log_to_stderr
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import ServedBundle, ServerSettings
 from m3_runtime.server.tracing import TIMING_HEADERS
@@ -372,10 +372,10 @@ def test_lines_for_people_stay_lines(encoder):
 def test_the_level_is_ours_alone(capsys):
     """Other packages log texts and connections at info; they begin at warnings, whatever we are set to."""
     ours = logging.getLogger("m3_runtime")
-    log_to_stderr(LogLevel.DEBUG, LogFormat.TEXT)
+    log_to_stderr(LogSettings(LogLevel.DEBUG, LogFormat.TEXT))
     ours.debug("of ours")
     logging.getLogger("another").info("of another")
-    log_to_stderr(LogLevel.ERROR, LogFormat.JSON)
+    log_to_stderr(LogSettings(LogLevel.ERROR))
     ours.warning("too quiet")
     logging.getLogger("another").error("loud")
     first, second = capsys.readouterr().err.splitlines()

@@ -54,13 +54,20 @@ class Shard:
         index: 0 for the first.
         rows: those that can be encoded.
         bad: the others.
-        input_bytes: how much of the inputs it takes.
+        start_bytes: how much of all inputs comes before it.
+        end_bytes: how much comes before the next.
     """
 
     index: int
     rows: tuple[Row, ...]
     bad: tuple[BadRow, ...]
-    input_bytes: int
+    start_bytes: int
+    end_bytes: int
+
+    @property
+    def input_bytes(self) -> int:
+        """How much of the inputs it takes."""
+        return self.end_bytes - self.start_bytes
 
 
 @dataclass(frozen=True)
@@ -126,17 +133,17 @@ def read_shards(
                 kept.append(row)
             if count % shard_rows == 0:
                 if kept:
-                    yield _shard(index, kept, end_bytes - start_bytes)
+                    yield _shard(index, kept, start_bytes, end_bytes)
                 kept, start_bytes = [], end_bytes
         base_bytes += source.size_bytes
     if kept:
-        yield _shard(count // shard_rows, kept, end_bytes - start_bytes)
+        yield _shard(count // shard_rows, kept, start_bytes, end_bytes)
 
 
-def _shard(index: int, kept: Sequence[RawRow], input_bytes: int) -> Shard:
+def _shard(index: int, kept: Sequence[RawRow], start_bytes: int, end_bytes: int) -> Shard:
     parsed = [row.parsed() for row in kept]
     rows = tuple(row for row in parsed if isinstance(row, Row))
-    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), input_bytes)
+    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), start_bytes, end_bytes)
 
 
 def encode_shard(

@@ -175,6 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
     """The arguments as settings: those that are called as a setting is are one."""
+    from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
@@ -196,6 +197,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),
         "root_path": arguments.root_path.rstrip("/"),
+        "logs": LogSettings(arguments.log_level, arguments.log_format),
         "cors_allow_origins": tuple(arguments.cors_allow_origin or ()),
     }
     return ServerSettings(**named(ServerSettings) | others)

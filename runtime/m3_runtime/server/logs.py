@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -22,6 +23,14 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is logged, and how."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.JSON
 
 
 log_fields: ContextVar[dict[str, str] | None] = ContextVar("log_fields", default=None)
@@ -76,11 +85,11 @@ def _word(value: object) -> str:
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
 
-def log_to_stderr(least: LogLevel, form: LogFormat) -> None:
+def log_to_stderr(settings: LogSettings) -> None:
     """Send this process's logs to standard error. Other packages' lines begin at warnings, whatever is asked for."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines())
-    level = logging.getLevelNamesMapping()[least.upper()]
+    handler.setFormatter(JsonLines() if settings.format is LogFormat.JSON else TextLines())
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(level, logging.WARNING))

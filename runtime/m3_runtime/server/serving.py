@@ -39,7 +39,7 @@ def serve(settings: ServerSettings) -> None:
         InputError: the address cannot be listened on.
         EngineError: one of several workers cannot start; its own log says why.
     """
-    log_to_stderr(settings.log_level, settings.log_format)
+    log_to_stderr(settings.logs)
     if settings.port and settings.metrics_port == settings.port:
         raise InputError(f"port and metrics port are both {settings.port}; choose another --metrics-port")
     with listening(settings) as at:
@@ -173,7 +173,7 @@ class _Supervisor:
 
 def _work(settings: ServerSettings, at: socket.socket, voice: Connection) -> None:
     """A worker's life."""
-    log_to_stderr(settings.log_level, settings.log_format)
+    log_to_stderr(settings.logs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_worker(settings, at, lambda: voice.send(True))

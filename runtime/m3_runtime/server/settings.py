@@ -6,7 +6,7 @@ from pathlib import Path
 from m3_runtime.bundle.reader import Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
-from m3_runtime.server.logs import LogFormat, LogLevel
+from m3_runtime.server.logs import LogSettings
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
 
@@ -101,8 +101,7 @@ class ServerSettings:
         root_path: the path prefix under which a proxy shows the server, "/m3" for instance.
         cors_allow_origins: origins whose pages may read answers; "*" is any.
         otlp_endpoint: where traces are sent; None is what OpenTelemetry's own variables say.
-        log_level: the least that is logged.
-        log_format: how a line is written.
+        logs: what is logged, and how.
     """
 
     bundle: ServedBundle
@@ -126,5 +125,4 @@ class ServerSettings:
     root_path: str = ""
     cors_allow_origins: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
-    log_level: LogLevel = LogLevel.INFO
-    log_format: LogFormat = LogFormat.JSON
+    logs: LogSettings = field(default_factory=LogSettings)
