@@ -72,7 +72,7 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
     add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
-    group.add_argument("--no-ui", dest="has_ui", action="store_false", help="do not serve the playground at /")
+    group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
     text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
     group.add_argument("--auto-truncate", action="store_true", help=text)
@@ -197,6 +197,7 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),
         "root_path": arguments.root_path.rstrip("/"),
+        "has_ui": not arguments.no_ui,
         "logs": LogSettings(arguments.log_level, arguments.log_format),
         "cors_allow_origins": tuple(arguments.cors_allow_origin or ()),
     }
