@@ -359,7 +359,10 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
-        found = {i: self._whole_ids(item, name_of(i), truncation) for i in part if isinstance(item := items[i], list)}
+        of_ids = {i: item for i in part if isinstance(item := items[i], list)}
+        for i, item in of_ids.items():
+            self._check_ids(item, name_of(i))
+        found = {i: self._whole_ids(item, name_of(i), truncation) for i, item in of_ids.items()}
         texts = {i: item for i in part if isinstance(item := items[i], str)}
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
@@ -370,9 +373,8 @@ class Service:
         found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
         return TokenizedTexts(tuple(found[i][0] for i in part), np.array([found[i][1] for i in part], np.bool_))
 
-    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
-        """A client's token ids with both special tokens; and whether they were cut."""
-        info, vocab_size = self.manifest.tokenizer, self.manifest.geometry.vocab_size
+    def _check_ids(self, ids: TokenIds, name: str) -> None:
+        vocab_size = self.manifest.geometry.vocab_size
         for i, number in enumerate(ids):
             if not 0 <= number < vocab_size:
                 raise FieldError(
@@ -380,6 +382,10 @@ class Service:
                     f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
                     f"{name}[{i}]",
                 )
+
+    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
+        """A client's token ids with both special tokens; and whether they were cut."""
+        info = self.manifest.tokenizer
         is_whole = len(ids) > 1 and (ids[0], ids[-1]) == (info.cls_id, info.eos_id)
         if not is_whole and not self.settings.takes_token_ids:
             raise self._of_another_tokenizer(name)
