@@ -193,7 +193,7 @@ def without_long(
     tokenized = tokenizer.encode_batch([row.text for row in rows], settings.max_length)
     is_bad = tokenized.is_cut & (settings.on_long is OnLong.REJECT)
     reason = f"the text has more than {settings.max_length} tokens"
-    bad = [BadRow(rows[i].place, reason) for i in np.flatnonzero(is_bad)]
+    bad = [BadRow(rows[i].place, reason) for i in np.flatnonzero(is_bad).tolist()]
     kept = np.flatnonzero(~is_bad).tolist()
     ids = tuple(tokenized.ids[i] for i in kept)
     return [rows[i] for i in kept], TokenizedTexts(ids, tokenized.is_cut[kept]), bad
