@@ -113,29 +113,28 @@ def row_json(row: NDArray[Any]) -> Any:
 
 
 async def vectors_answer(
-    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None
+    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None, most_tokens: int = 0
 ) -> Response:
-    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it."""
-    if vectors.nbytes <= _FEW_BYTES:
-        return json_answer(make(), headers)
-    return await asyncio.to_thread(lambda: json_answer(make(), headers))
+    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it.
 
-
-async def colbert_answer(
-    body: Any, encoding: Encoding, most_tokens: int, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A JSON answer with ColBERT vectors, written in another thread: it may be tens of megabytes.
+    Args:
+        vectors: that it holds.
+        make: makes what is written.
+        headers: of the answer.
+        most_tokens: of ColBERT vectors, which may be tens of megabytes.
 
     Raises:
-        InputError: its texts have more tokens than the server allows.
+        InputError: its ColBERT vectors have more tokens than the server allows.
     """
-    tokens = int(encoding.token_counts.sum())
-    if tokens > most_tokens:
+    tokens = int(vectors.token_counts.sum())
+    if vectors.colbert_vecs is not None and tokens > most_tokens:
         raise InputError(
             f"ColBERT vectors of {tokens} tokens are too much for JSON, the limit is {most_tokens}; "
             'send less at a time, or ask POST /m3/encode for "format": "npz" or "safetensors"'
         )
-    return await asyncio.to_thread(json_answer, body, headers)
+    if vectors.nbytes <= _FEW_BYTES:
+        return json_answer(make(), headers)
+    return await asyncio.to_thread(lambda: json_answer(make(), headers))
 
 
 def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:

@@ -15,7 +15,6 @@ from m3_runtime.server.answers import (
     TRUNCATED,
     VARIANT,
     answered_by,
-    colbert_answer,
     cut_headers,
     refusals,
     row_json,
@@ -48,11 +47,8 @@ def m3_routes(service: Service) -> APIRouter:
             found = replace(found, vectors=replace(found.vectors, dense_vecs=dense))
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
-        headers = cut_headers(found.cut)
-        if Head.COLBERT not in heads:
-            return await vectors_answer(found.vectors, lambda: _encoded(found, service), headers)
         most = service.settings.limits.max_colbert_json_tokens
-        return await colbert_answer(_encoded(found, service), found.vectors, most, headers)
+        return await vectors_answer(found.vectors, lambda: _encoded(found, service), cut_headers(found.cut), most)
 
     return routes
 

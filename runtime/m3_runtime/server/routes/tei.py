@@ -13,7 +13,6 @@ from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     answered_by,
-    colbert_answer,
     cut_headers,
     json_answer,
     refusals,
@@ -94,7 +93,8 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         check_unit_length(body, service)
         found = await encode(body, _COLBERT, request)
         most = service.settings.limits.max_colbert_json_tokens
-        return await colbert_answer(found.vectors.colbert_vecs, found.vectors, most, cut_headers(found.cut))
+        vectors = found.vectors
+        return await vectors_answer(vectors, lambda: vectors.colbert_vecs, cut_headers(found.cut), most)
 
 
 def _add_scores(routes: APIRouter, service: Service) -> None:
