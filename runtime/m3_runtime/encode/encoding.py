@@ -34,8 +34,8 @@ class Encoding(Mapping[str, Any]):
     sparse: SparseVectors | None
     colbert_vecs: list[NDArray[Any]] | NDArray[Any] | None
     token_counts: NDArray[np.int64]
-    truncated: int
-    is_single: bool
+    truncated: int = 0
+    is_single: bool = False
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, float]] | dict[str, float] | None:
@@ -144,8 +144,6 @@ class EncodingBuilder:
             sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
             colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
             token_counts=self._token_counts,
-            truncated=0,
-            is_single=False,
         )
 
 
