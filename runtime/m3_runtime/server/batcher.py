@@ -36,15 +36,6 @@ class _UnderWay:
     vectors: EncodingBuilder
     times: RequestTimes = field(default_factory=request_times)
 
-    def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
-        self.vectors.take(text.index, batch, row)
-        if not self.vectors.missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
 
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
@@ -240,8 +231,8 @@ class Batcher:
             return
         if (error := done.exception()) is not None:
             for request in {text.request for text in batch}:
-                if under_way := self._requests.get(request):
-                    under_way.fail(error)
+                if (under_way := self._requests.get(request)) and not under_way.done.done():
+                    under_way.done.set_exception(error)
             return
         encoding, duration_s = done.result()
         self._metrics.ran(len(batch), tokens, duration_s)
@@ -249,7 +240,9 @@ class Batcher:
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
                 under_way.times.ended()
-                under_way.take(text, encoding, row)
+                under_way.vectors.take(text.index, encoding, row)
+                if not under_way.vectors.missing and not under_way.done.done():
+                    under_way.done.set_result(None)
             else:
                 orphans.setdefault(text.request, []).append((text.ids, row))
         for request, texts in orphans.items():
