@@ -15,8 +15,8 @@ from typing import Any
 PREFIX = "M3_"
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_SERVICE_LINK = "tcp://"
-"""Kubernetes gives pods M3_PORT=tcp://… where the namespace has a Service that is named m3."""
+_OF_A_SERVICE = "; Kubernetes sets it for a Service of that name: set enableServiceLinks: false in the pod"
+"""Pods get M3_PORT=tcp://… where the namespace has a Service that is named m3."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -109,7 +109,8 @@ def _converted(action: argparse.Action, text: str) -> Any:
     except argparse.ArgumentTypeError as error:
         raise ValueError(str(error)) from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{_hint(text)}") from error
+        hint = _OF_A_SERVICE if text.startswith("tcp://") else ""
+        raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{hint}") from error
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {text!r}")
     return value
@@ -120,9 +121,3 @@ def _switched(action: argparse.Action, text: str) -> bool:
     if value is None:
         raise ValueError(f"expected true or false (or {', '.join(_WORDS)}), got {text!r}")
     return value if action.const is not False else not value
-
-
-def _hint(text: str) -> str:
-    if not text.startswith(_SERVICE_LINK):
-        return ""
-    return "; Kubernetes sets it for a Service of that name: set enableServiceLinks: false in the pod"
