@@ -149,7 +149,9 @@ def _joined(ray: Any, address: str | None) -> Iterator[None]:
     if named.startswith("ray://"):
         raise InputError(f"{named!r} is an address for clients; run the command on a node of the cluster, without it")
     try:
-        _check_listens(named)
+        host, _, port = named.rpartition(":")
+        if port.isdecimal() and "/" not in host:  # Ray itself takes minutes to give up; its other addresses pass
+            socket.create_connection((host, int(port)), _ANSWERS_WITHIN_S).close()
         with _sigterm_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
@@ -172,13 +174,6 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():  # other threads may not, and there Ray did not
             signal.signal(signal.SIGTERM, before)
-
-
-def _check_listens(address: str) -> None:
-    """See that somebody listens at "host:port": Ray itself takes minutes to give up. Its other addresses pass."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), _ANSWERS_WITHIN_S).close()
 
 
 def _slots(node_cpus: Sequence[float], actors: int | None, threads: int | None) -> tuple[int, int]:

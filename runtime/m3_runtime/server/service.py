@@ -158,12 +158,6 @@ class Service:
             return True
         return any(_is_same_model(name, own) for own in self.names)
 
-    @property
-    def client_batch_texts(self) -> int:
-        """Texts a request, for clients that ask: with the longest texts, so many fit into the queue."""
-        limits = self.settings.limits
-        return max(1, min(limits.max_texts, limits.queue.max_tokens // self.max_length))
-
     def warm_up(self) -> None:
         """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
 

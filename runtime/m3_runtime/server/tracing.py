@@ -72,16 +72,6 @@ class RequestTimes:
         """Some of its texts have run."""
         self.ended_at_s = time.perf_counter()
 
-    @property
-    def queue_s(self) -> float:
-        """How long it waited for its first run."""
-        return _between(self.queued_at_s, self.started_at_s)
-
-    @property
-    def inference_s(self) -> float:
-        """From the start of its first run to the end of its last one, others' runs between them included."""
-        return _between(self.started_at_s, self.ended_at_s)
-
 
 def _between(start_s: float | None, end_s: float | None) -> float:
     return 0.0 if start_s is None or end_s is None else end_s - start_s
@@ -187,7 +177,8 @@ class RequestTracing:
             return
         scope = self._addresses.known(scope)
         headers, path = Headers(scope=scope), scope["path"]
-        answered = Answered(scope["method"], path, self._addresses.route_of(path), headers, request_id_of(headers))
+        route = path if path in self._addresses.paths else None
+        answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
         scope[ANSWERED] = answered
 
         async def sending(message: Message) -> None:
@@ -213,7 +204,7 @@ def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
     total_ms = _ms(time.perf_counter() - answered.start_s)
     values = (
         "cpu", total_ms, str(times.characters), str(times.tokens), total_ms, _ms(times.tokenization_s),
-        _ms(times.queue_s), _ms(times.inference_s),
+        _ms(_between(times.queued_at_s, times.started_at_s)), _ms(_between(times.started_at_s, times.ended_at_s)),
     )  # fmt: skip
     for name, value in zip(TIMING_HEADERS, values, strict=True):
         headers[name] = value

@@ -164,7 +164,8 @@ def _info(service: Service) -> dict[str, Any]:
         "max_input_length": service.max_length,
         "max_batch_tokens": limits.queue.batch_tokens,
         "max_batch_requests": limits.queue.batch_texts,
-        "max_client_batch_size": service.client_batch_texts,
+        # so many of the longest texts fit into the queue
+        "max_client_batch_size": max(1, min(limits.max_texts, limits.queue.max_tokens // service.max_length)),
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": __version__,
