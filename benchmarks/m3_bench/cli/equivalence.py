@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
     kept = {p: documents.read_as(Rankings, Path(p)) for p in places if p.endswith(".json")}
-    if len(kept) == len(places):
+    if all(place in kept for place in places):
         return [kept[place] for place in places]
     bundle = args.bundle or next((Path(p) for p in places if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:
