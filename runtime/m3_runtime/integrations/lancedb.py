@@ -234,7 +234,7 @@ def _products(batch: pa.RecordBatch, by_token: NDArray[np.float32]) -> NDArray[n
     lengths = batch["token_ids"].value_lengths().to_numpy(zero_copy_only=False)
     products = by_token[batch["token_ids"].flatten().to_numpy()] * batch["token_weights"].flatten().to_numpy()
     row_of = np.repeat(np.arange(len(lengths)), lengths)
-    return np.bincount(row_of, weights=products, minlength=len(lengths))
+    return np.bincount(row_of, weights=products, minlength=len(lengths)).astype(np.float64, copy=False)
 
 
 def _is_one_of(names: Iterable[int | str]) -> str:

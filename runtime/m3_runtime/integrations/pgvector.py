@@ -213,7 +213,7 @@ class PgvectorIndex:
     def _ranking(self, question: Encoding, head: Head, most: int, payload: Mapping[str, Any] | None) -> list[Hit]:
         asked = {"vector": self._vector(question, head, 0), "most": most, "payload": as_json(payload or {}, "filter")}
         score = sql.SQL("({} <#> %(vector)s::" + self._columns[head.value] + ")").format(sql.Identifier(head.value))
-        wheres = [sql.SQL("payload @> %(payload)s::jsonb")] if payload else []
+        wheres: list[sql.Composable] = [sql.SQL("payload @> %(payload)s::jsonb")] if payload else []
         if head is Head.SPARSE:
             wheres.append(sql.SQL("{} < 0").format(score))  # pgvector's product is negative
         least, greatest = _EF_SEARCH
@@ -222,7 +222,7 @@ class PgvectorIndex:
         statement = statement.format(
             score=score,
             table=self._table,
-            where=sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(wheres)) if wheres else sql.SQL(""),
+            where=sql.Composed([sql.SQL(" WHERE "), sql.SQL(" AND ").join(wheres)] if wheres else []),
             # no index gives a sum, so every row is compared
             order=sql.SQL("{} + 0").format(score) if payload or wide > greatest else score,
         )
