@@ -218,8 +218,8 @@ class PgvectorIndex:
             wheres.append(sql.SQL("{} < 0").format(score))  # pgvector's product is negative
         least, greatest = _EF_SEARCH
         wide = max(2 * most, least)  # an index gives no more rows than that, and replaced ones among them do not count
-        statement = sql.SQL("SELECT id, text, payload, -{score} FROM {table}{where} ORDER BY {order} LIMIT %(most)s")
-        statement = statement.format(
+        select = sql.SQL("SELECT id, text, payload, -{score} FROM {table}{where} ORDER BY {order} LIMIT %(most)s")
+        statement = select.format(
             score=score,
             table=self._table,
             where=sql.Composed([sql.SQL(" WHERE "), sql.SQL(" AND ").join(wheres)] if wheres else []),
