@@ -24,6 +24,8 @@ if [ ! -d "$root" ]; then
         dpkg-deb --fsys-tarfile "$package" | tar --extract --keep-directory-symlink --directory "$root.partial"
         rm "$package"
     done
+    rm -f "$root.partial/proc" # debootstrap links it to the one outside where it may not mount
+    mkdir -p "$root.partial/proc"
     mv "$root.partial" "$root"
 fi
 if [ ! -d "$site/onnxruntime" ]; then
@@ -34,14 +36,25 @@ if [ ! -d "$site/onnxruntime" ]; then
         'pytest>=8.4,<10' 'filelock>=3.12,<4' 'hypothesis>=6.140,<7'
 fi
 
+# What qemu does not show of the processor that it emulates, and engines read: OpenVINO ends with a segmentation fault
+# where it finds no topology and caches.
+packages=$repository/runtime:$repository/exporter:$repository/models:$repository/benchmarks:$repository/tests
+cpus=/sys/devices/system/cpu
+for cpu in "$cpus"/cpu[0-9]*; do
+    mkdir -p "$folder/cpus/${cpu##*/}/regs/identification"
+    cp -r --no-preserve=all "$cpu"/{topology,cache} "$folder/cpus/${cpu##*/}"
+    echo 0x00000000413fd0c1 >"$folder/cpus/${cpu##*/}/regs/identification/midr_el1" # Neoverse N1
+done
+cp "$cpus"/{online,possible,present} "$folder/cpus"
+touch "$folder/cpuinfo"
+
 on_arm() {
     proot -q "qemu-aarch64-static -cpu ${CPU:-neoverse-n1}" -r "$root" -b /dev -b /proc -b /sys -b /tmp \
-        -b "$folder/cpuinfo:/proc/cpuinfo" -b "$repository" -b "$bundles" -b "$folder" -w "$repository" \
-        /usr/bin/env -i HOME=/tmp PATH=/usr/bin:/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1 \
+        -b "$folder/cpuinfo:/proc/cpuinfo" -b "$folder/cpus:$cpus" \
+        -b "$repository" -b "$bundles" -b "$folder" -w "$repository" \
+        /usr/bin/env -i HOME=/tmp PATH=/usr/bin:/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
         PYTHONPATH="$packages" /usr/bin/python3 "$@"
 }
-packages=$repository/runtime:$repository/exporter:$repository/models:$repository/benchmarks:$repository/tests
-touch "$folder/cpuinfo"
 on_arm "$repository/tests/environment/arm64_vectors.py" cpuinfo >"$folder/cpuinfo.new"
 mv "$folder/cpuinfo.new" "$folder/cpuinfo"
 
