@@ -59,14 +59,15 @@ $(TOOLS)/ready:
 	touch $@
 
 audit: $(TOOLS)/ready  ## known vulnerabilities in what CI installs; asks PyPI
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement .ci/constraints.txt
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement tests/environment/pins.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement .ci/constraints.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement tests/environment/pins.txt
 
 release: check test $(TOOLS)/ready  ## dist/: sdist, wheel, and the bill of materials of a server's installation
 	rm -rf dist $(VENV)-release
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv $(VENV)-release
 	$(VENV)-release/bin/pip install --quiet --disable-pip-version-check $(PINS) "$$(echo dist/*.whl)[serve,bulk,openvino]"
+	rm $(VENV)-release/lib/python*/site-packages/m3_runtime-*.dist-info/direct_url.json  # names a folder of this machine
 	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.cdx.json $(VENV)-release/bin/python
 
 clean:
