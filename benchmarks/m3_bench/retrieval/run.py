@@ -70,7 +70,8 @@ def _searched(
     texts = TextEncoder(encoder, settings.max_length, progress)
     hybrids = possible(settings.hybrids, texts.heads)
     passages, asked = _texts(data.documents), _texts(data.queries)
-    documents, queries = texts.vectors(passages, "documents"), texts.vectors(asked, "queries")
+    documents = texts.vectors(passages, "documents")
+    queries = texts.vectors(asked, "queries", with_colbert=True)
     stage = search.first_stage(queries, documents, hybrids, settings.candidates)
     notes = [
         f"{vectors.truncated} of {len(items)} {what} were longer and were cut"
@@ -81,7 +82,7 @@ def _searched(
         return stage.ranked, notes
     wanted = stage.wanted.tolist()
     candidates = zip(wanted, texts.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
-    rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
+    rows = list(queries.colbert.values())
     colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], candidates)
     return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
 
