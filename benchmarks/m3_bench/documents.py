@@ -173,14 +173,11 @@ class Roofline:
 
 @dataclass(frozen=True)
 class TextParity:
-    """Per text, (N,) dense cosines, weighted Jaccard of lexical weights, and mean cosines of ColBERT rows.
+    """Of each of N texts; empty where the head is missing."""
 
-    Empty where the head is missing.
-    """
-
-    dense: tuple[float, ...]
-    jaccard: tuple[float, ...]
-    colbert: tuple[float, ...]
+    dense: tuple[float, ...]  # (N,) cosines
+    jaccard: tuple[float, ...]  # (N,) weighted Jaccard of lexical weights
+    colbert: tuple[float, ...]  # (N,) mean cosines of the rows
 
 
 @dataclass(frozen=True)
@@ -218,14 +215,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside a reference, with all their raw values again, so that a report needs one file.
-
-    `sources` are the reference's file and those of the runs, in this order.
-    """
+    """Runs beside a reference, with all their raw values again, so that a report needs one file."""
 
     reference: Run
     runs: tuple[Run, ...]
-    sources: tuple[SourceFile, ...]
+    sources: tuple[SourceFile, ...]  # the reference's file and those of the runs, in this order
     parity: tuple[Compared, ...]
     prices: Prices
     notes: tuple[str, ...]
