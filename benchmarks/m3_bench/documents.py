@@ -344,7 +344,45 @@ class Load:
     schema_version: int = SCHEMA_VERSION
 
 
-Document = Run | Roofline | Comparison | Retrieval | Margins | Load
+@dataclass(frozen=True)
+class Ranked:
+    """What a method finds: per query, ids and scores, best first; no scores where they are sums of other scores."""
+
+    method: str
+    ids: tuple[tuple[str, ...], ...]
+    scores: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """An index searched with queries: all that another index is compared by, without a vector.
+
+    `ids_sha256` is the digest of the documents' ids, "" where they are not known.
+    """
+
+    index: str
+    space_id: str
+    documents: int
+    ids_sha256: str
+    queries: int
+    queries_sha256: str
+    depth: int
+    ranked: tuple[Ranked, ...]
+    kind: str = "rankings"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two indexes searched with the same queries."""
+
+    first: Rankings
+    second: Rankings
+    kind: str = "equivalence"
+    schema_version: int = SCHEMA_VERSION
+
+
+Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Rankings | Equivalence
 _D = TypeVar("_D", bound=Document)
 KINDS: Mapping[str, type[Document]] = {one.kind: one for one in get_args(Document)}
 # JSON text has line breaks between values only, never within them.

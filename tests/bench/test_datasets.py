@@ -131,7 +131,7 @@ def test_a_cut_off_gz_is_refused(tmp_path):
     folder = beir(tmp_path, "q1 d1 1", end=".gz")
     packed = (folder / "corpus.jsonl.gz").read_bytes()
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
-    with pytest.raises(DatasetError, match=r"corpus.jsonl.gz' cannot be read"):
+    with pytest.raises(DatasetError, match=r"cannot read '.*corpus.jsonl.gz'"):
         open_dataset(folder)
 
 

@@ -101,7 +101,7 @@ SPARSE = np.array([[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.4]], dtype=np.float32
 
 
 def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> TextVectors:
-    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
+    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), 0)
 
 
 def orders(ranked) -> dict[str, list[list[int]]]:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,9 +183,9 @@ def second_stage(stage: FirstStage, colbert: Sequence[FloatArray], hybrids: Sequ
 
 
 def colbert_scores(
-    queries: Sequence[NDArray[np.float16]],
+    queries: Sequence[NDArray[Any]],
     candidates: Sequence[Indices],
-    documents: Iterable[tuple[int, NDArray[np.float16]]],
+    documents: Iterable[tuple[int, NDArray[Any]]],
 ) -> Sequence[FloatArray]:
     """ColBERT scores of Q queries, each with its own candidates.
 
