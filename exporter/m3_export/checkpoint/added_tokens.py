@@ -51,7 +51,7 @@ def texts_with(tokens: Sequence[str]) -> list[str]:
 def probe_texts_with(tokens: Sequence[str], probe: Sequence[Text]) -> tuple[Text, ...]:
     """Probe texts in which an added token stands behind the first word; `MOST_PROBED` at most, over all tokens."""
     step = -(-len(tokens) // MOST_PROBED) or 1
-    found: list[Text] = []
+    found = list[Text]()
     for token, text in zip(tokens[::step], cycle(probe)):
         head, _, tail = text.text.partition(" ")
         found.append(replace(text, id=f"added-{len(found)}", kind="added", text=f"{head} {token} {tail}"))
