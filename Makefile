@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --no-compile $(TORCH)
-	$(BIN)/pip install --quiet --no-compile --editable ".[serve,otel,bulk,ray,qdrant,milvus,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[serve,otel,bulk,ray,qdrant,milvus,lancedb,pgvector,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
 	touch $(READY)
 
 demo: $(READY)  ## build the offline model, export it with INT8, and show what it does

@@ -19,8 +19,8 @@ from m3_runtime.cores import bind_to, cpus_of_workers, usable_cores
 from m3_runtime.errors import EngineError, InputError, M3Error
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
-from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_of, run_worker
+from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_mib, run_worker
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -151,13 +151,13 @@ class _Supervisor:
         if self._has_logged_memory or not all(worker.serves for worker in self._workers):
             return
         self._has_logged_memory = True
-        found = [memory_of(worker.process.pid) for worker in self._workers]
+        found = [memory_mib(worker.process.pid) for worker in self._workers]
         _log.info(
             "all_workers_serve",
             extra={
                 "workers": len(found),
-                "resident_mib": [round(memory.resident_bytes / MIB, 1) for memory in found],
-                "together_mib": round(sum(memory.share_bytes for memory in found) / MIB, 1),
+                "resident_mib": [memory.get("resident_mib", 0.0) for memory in found],
+                "together_mib": round(sum(memory.get("share_mib", 0.0) for memory in found), 1),
             },
         )
 
