@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import foreign
 import m3_models
-from m3_bench.peers.environments import PeerSource, environment_of
 from m3_runtime import Bundle, M3Encoder
-from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 from made_once import made_once
 
@@ -163,7 +161,7 @@ def bare_python(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def foreign_python() -> Path:
     """The Python of an environment with libraries that do not fit into ours."""
-    return _foreign_python()
+    return foreign.foreign_python()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -176,7 +174,7 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
         "tiny_bundle": partial(_tiny_bundle, bundles),
         "mini_bundle": partial(_mini_bundle, bundles),
         "bare_python": partial(_bare_python, shared_folder),
-        "foreign_python": _foreign_python,
+        "foreign_python": foreign.foreign_python,
     }
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         makers = {}
@@ -211,27 +209,17 @@ def _bare_python(shared_folder: Path) -> Path:
 def _install_wheel(folder: Path) -> None:
     """Build the sdist, the wheel from it, and install that with its base dependencies into an environment."""
     with TemporaryDirectory() as built:
-        _run_quietly(sys.executable, "-m", "build", "--outdir", built, ROOT)
+        _run_quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", built, ROOT)
         (wheel,) = Path(built).glob("m3_runtime-*.whl")
         venv.create(folder / "venv")
         python = folder / "venv" / "bin" / "python"
-        _run_quietly(sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", wheel)
+        options = ("--disable-pip-version-check", "--no-compile")
+        _run_quietly(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel)
 
 
 def _run_quietly(*words: str | Path) -> None:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _foreign_python() -> Path:
-    """Made once, and again when its pins change. TORCH names a build of torch, as for make."""
-    torch = os.environ.get("TORCH")
-    source = PeerSource(ROOT / "out", tuple(torch.split()) if torch else None)
-    source.folder.mkdir(exist_ok=True)
-    with FileLock(source.folder / "foreign.lock"):
-        return environment_of(
-            "foreign", ENVIRONMENT / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
-        )
 
 
 @pytest.fixture(scope="session")
