@@ -10,6 +10,7 @@ import pytest
 from m3_runtime import EngineError, M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.cli.interrupt import InterruptibleEngine, interruptible
+from patience import PATIENCE_S
 
 
 def opened(tiny_bundle):
@@ -34,6 +35,15 @@ def test_what_an_engine_raises_arrives(tiny_bundle):
         assert other.encode("a text").dense_vecs is not None
 
 
+@pytest.fixture
+def takes_interrupts():
+    """As in a terminal: where the tests run in the background, Ctrl-C means nothing to their process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("takes_interrupts")
 def test_an_interrupt_does_not_wait_for_the_run(encoder, monkeypatch):
     """The run ends only after the interrupt has been seen; the engine is not closed under it."""
     go_on, ended = threading.Event(), threading.Event()
@@ -44,7 +54,7 @@ def test_an_interrupt_does_not_wait_for_the_run(encoder, monkeypatch):
 
         def run(self, batch, outputs):
             os.kill(os.getpid(), signal.SIGINT)
-            go_on.wait()
+            assert go_on.wait(PATIENCE_S)
             found = real.run(batch, outputs)
             ended.set()
             return found
@@ -59,4 +69,4 @@ def test_an_interrupt_does_not_wait_for_the_run(encoder, monkeypatch):
             other.encode(["a text"])
         assert engine.is_abandoned
     go_on.set()
-    assert ended.wait(60)
+    assert ended.wait(PATIENCE_S)
