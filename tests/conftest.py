@@ -28,6 +28,7 @@ import m3_models
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.tokenizer import M3Tokenizer
 from made_once import made_once
+from traceless import run_traceless
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -36,6 +37,9 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = Path(__file__).parent / "environment"
 GOLDEN = Path(__file__).parent / "golden"
 TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.json"
+
+EXPORT = "import sys; from m3_export.cli import main; sys.exit(main(sys.argv[1:]))"
+HOME = "home-of-tiny-random"
 
 TEXTS = (
     "What is BGE M3?",
@@ -158,6 +162,12 @@ def tiny_bundle(bundles: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_home(tiny_bundle: Path, bundles: Path) -> Path:
+    """What was an empty home folder before tiny-random was exported."""
+    return bundles / HOME
+
+
+@pytest.fixture(scope="session")
 def bare_python(shared_folder: Path) -> Path:
     """Python of an environment that holds our wheel and its base dependencies."""
     return _bare_python(shared_folder)
@@ -192,19 +202,19 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
 
 
 def _tiny_bundle(bundles: Path) -> Path:
-    return made_once(bundles / "tiny-random", lambda out: _export("tiny-random", out, "--plan", TINY_PLAN))
+    def export(out: Path) -> None:
+        shutil.rmtree(bundles / HOME, ignore_errors=True)
+        run_traceless(bundles / HOME, EXPORT, "tiny-random", out, "--plan", TINY_PLAN)
+
+    return made_once(bundles / "tiny-random", export)
 
 
 def _mini_bundle(bundles: Path) -> Path:
     # few probe texts, and a budget for them: tests/contract measures these variants on texts of its own
     words = ("--plan", MINI_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")
-    return made_once(bundles / "mini-m3", lambda out: _export("mini-m3", out, *words))
-
-
-def _export(*words: str | Path) -> None:
-    command = [sys.executable, "-m", "m3_export", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    return made_once(
+        bundles / "mini-m3", lambda out: _run_quietly(sys.executable, "-c", EXPORT, "mini-m3", out, *words)
+    )
 
 
 def _bare_python(shared_folder: Path) -> Path:
