@@ -83,6 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests also wait, for servers, browsers, and what another process makes."""
     return len(os.sched_getaffinity(0)) + 1
