@@ -40,6 +40,7 @@ TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.
 
 EXPORT = "import sys; from m3_export.cli import main; sys.exit(main(sys.argv[1:]))"
 HOME = "home-of-tiny-random"
+LONG = ("test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py")
 
 TEXTS = (
     "What is BGE M3?",
@@ -87,6 +88,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests also wait, for servers, browsers, and what another process makes."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, the others in the random order that they have: none is to run alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
