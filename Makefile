@@ -10,7 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 TOOLS := $(VENV)-tools
 
-.PHONY: demo test check bench-bars arm64 format lock audit release clean
+# Modules are compiled by the first process that imports them, not by each: pip does not (--no-compile), as most are never imported.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check style types imports bench-bars arm64 format lock audit release clean
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -27,11 +30,17 @@ demo: $(READY)  ## build the offline model, export it with INT8, and show what i
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
 
-check: $(READY)  ## style, types, and the direction of imports
+check: style imports types  ## style, types, and the direction of imports
+
+style: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
+
+imports: $(READY)
 	$(BIN)/lint-imports
+
+types: $(READY)
+	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
 
 # What is measured, in BGE-M3's geometry. BARS takes options, as in  make bench-bars BARS="--targets ceiling,lite-query"
 CHECKPOINT ?= out/ckpt-large
