@@ -31,6 +31,7 @@ POOL = 61  # different requests, again and again; a prime, so that they meet in 
 MOST_CLIENTS = 64
 MOST_AT_ONCE = 1024  # requests of an open loop that wait for their answers
 SATURATED = 1.05  # a server is saturated where twice the clients get less than so much more answered
+SAME = 0.99999  # lowest cosine between a text alone and in any batch
 SHARES = (50, 90, 99)  # percentiles of latencies
 REFUSED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _TIMEOUT_S, _LONGEST_WAIT_S, _LOOK_EVERY_S = 300.0, 1.0, 0.25

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from m3_bench.documents import Stage
     from m3_bench.load import Loader
 
-SAME = 0.99999  # lowest cosine between a text alone and in any batch
 WARM_UP_S = 2.0
 
 _DESCRIPTION = """\
@@ -84,7 +83,7 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from m3_bench import documents
     from m3_bench.documents import Load
-    from m3_bench.load import APIS, Loader, Server, in_words, made_requests
+    from m3_bench.load import APIS, SAME, Loader, Server, in_words, made_requests
     from m3_bench.machine import this_machine
     from m3_runtime import M3Encoder
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from m3_bench import formats, stats
-from m3_bench.documents import Comparison, Load, Margins, Retrieval, Roofline, Scenario
+from m3_bench.documents import Comparison, Load, Margins, Retrieval, Roofline, Scenario, Soak
 from m3_bench.figures import Entry, Figures, Measurement, Parity, parities_of
 from m3_bench.machine import described, distinct
 from m3_bench.report import charts, tables
@@ -38,7 +38,7 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
     """Compute every figure and draw every chart; `model` is what the page calls the model, None its recorded name."""
     entries = inputs.figures.entries
     parities = [parity for one in inputs.of(Comparison) for parity in parities_of(*one, entries)]
-    top = _highlights(inputs.figures, parities)
+    top, soaks = _highlights(inputs.figures, parities), inputs.of(Soak)
     name = model or (inputs.model.name if inputs.model else "")
     sections = (
         _speed(inputs, top),
@@ -47,6 +47,7 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
         _section("memory", [charts.memory_by_length(inputs.figures)], [tables.memory_table(inputs.figures)]),
         _ceiling(inputs),
         _section("load", (), (tables.load_table(*one) for one in inputs.of(Load))),
+        _section("soak", [charts.memory_over_time([soak for soak, _ in soaks])], [tables.soak_table(soaks)]),
         _retrieval(inputs),
         _margins(inputs),
         _facts(inputs, name),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Load, Roofline, Round, Scenario, Stage
+from m3_bench.documents import Load, Roofline, Round, Scenario, Soak, Stage
 from m3_bench.figures import Entry, Figures, Measurement, Parity, Place
 from m3_bench.machine import Machine, differences
 from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
@@ -267,6 +267,31 @@ def load_table(load: Load, place: Place) -> Table:
     texts = f"{load.texts_per_request} texts of {load.words_per_text} words a request"
     rows = (row(number, stage) for number, stage in enumerate(load.stages))
     return Table.of(f"{load.url}, {', '.join(load.apis)}, {texts}", rows)
+
+
+def soak_table(found: Sequence[tuple[Soak, Place]]) -> Table:
+    """What servers held at the end of their soaks, beside what they held when they had settled."""
+
+    def row(soak: Soak, place: Place) -> Cells:
+        shown, cycles = stats.growth(soak), place.below("cycles")
+        how = f"Theil and Sen's slope after {soak.settle_s / 60:g} minutes; in brackets 90 %"
+        slope = f"{shown.mb_per_hour:+.2f} ({shown.low:+.2f} to {shown.high:+.2f})"
+        counts = {
+            name: str(sum(getattr(one, name) for one in soak.cycles)) for name in ("answered", "refused", "dropped")
+        }
+        leaks = {"descriptors": f"{shown.descriptors:+g}", "threads": f"{shown.threads:+g}"}
+        last = {"resident": formats.size(soak.cycles[-1].resident_bytes), "wrong": str(shown.wrong)}
+        texts = {
+            "hours": f"{soak.cycles[-1].seconds / 3600:.2f}",
+            **counts,
+            "errors": str(shown.errors),
+            **last,
+            **leaks,
+        }
+        cells: Cells = {key: Cell(text, cycles) for key, text in texts.items()}
+        return {"": soak.variant, "MB/h": Cell(slope, cycles, how), **cells}
+
+    return Table.of("Long under load", [row(*one) for one in found])
 
 
 def machines_table(figures: Figures) -> Table:
