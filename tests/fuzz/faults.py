@@ -20,21 +20,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pyarrow.parquet as pq
 
-import m3_export.cli
-import m3_export.pipeline  # with all that an export needs, once: tries are forks
+import m3_runtime.bulk.run  # with all that a job needs, once: tries are forks
 import m3_runtime.cli
 from m3_runtime import Bundle
 
-ROWS, BAD_EVERY, SHARD_ROWS = 60, 9, 5
+ROWS, LONG_ROWS, BAD_EVERY, SHARD_ROWS = 60, 3000, 9, 5
 TEXTS = [f"text {number} " * (1 + number % 7) for number in range(24)]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FSIZE = resource.RLIMIT_FSIZE
 Prepare = Callable[[], object]
 
 
@@ -145,36 +146,35 @@ def kill(job: Job, tries: int, draw: random.Random, older: Path | None) -> None:
 
 
 @contextmanager
-def full_disk(folder: Path, size_bytes: int) -> Iterator[tuple[Prepare, Prepare]]:
-    """`folder` has so much room: what limits a process before it begins, and what makes room afterwards."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(folder)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        limit = (size_bytes // 4, resource.RLIM_INFINITY)
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit), lambda: None
-        return
+def mounted(folder: Path, size_bytes: int) -> Iterator[Prepare]:
+    """A disk of so many bytes at `folder`; yields what gives it more."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(folder)], check=True)
     try:
-        yield lambda: None, lambda: subprocess.run(["mount", "-o", "remount,size=90%", str(folder)], check=True)
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=90%", str(folder)], check=True)
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(make: Callable[[Path], Job], tries: int, needed_bytes: int, folder: Path) -> None:
-    """Let it run on disks of so many sizes; nothing half is left, and with room it ends well."""
-    codes = []
+def fill(make: Callable[[Path], Job], made: Path, tries: int, *, is_mounting: bool) -> None:
+    """Give it too little room, in so many steps; nothing half is left, and with room it ends well.
+
+    `made` is what it makes. Without mounting, no file may be larger than a part of the largest of those.
+    """
+    sizes = [path.stat().st_size for path in made.rglob("*") if path.is_file()]
+    most, codes = sum(sizes) if is_mounting else max(sizes), []
     for number in range(tries):
-        room = folder / f"disk-{number}"
-        room.mkdir()
-        with full_disk(room, max(4096, needed_bytes * (number + 1) // (tries + 2))) as (limit, make_room):
-            job = make(room)
-            codes.append(job.attempt(limit))
+        room, size_bytes = Path(tempfile.mkdtemp(dir=made.parents[1])), most * (number + 1) // (tries + 2)
+        job, limit = make(room), (size_bytes, resource.RLIM_INFINITY)
+        with mounted(room, max(4096, size_bytes)) if is_mounting else nullcontext() as make_room:
+            codes.append(job.attempt((lambda: None) if is_mounting else partial(resource.setrlimit, FSIZE, limit)))
             assert codes[-1] in (0, 1), job.must(1, codes[-1])
             if job.name == "export" and codes[-1]:
                 assert not list(room.iterdir()), list(room.iterdir())
-            make_room()
-            if codes[-1]:
-                job.must(0, job.attempt())
+            if make_room is not None:
+                make_room()
+            job.must(0, job.attempt())
             job.check(job.out)
-    assert 1 in codes, "the disk was never full"
+    assert 1 in codes, "there was always room"
     print(f"{job.name}: {tries} disks, {codes.count(1)} of them too small", flush=True)
 
 
@@ -277,6 +277,9 @@ def jump(job: Job, bundle: Path, folder: Path) -> None:
 
 def export_job(checkpoint: Path, bundle: Path, folder: Path) -> Job:
     """An export with --force, by the plan of a bundle that was made from the same checkpoint."""
+    import m3_export.cli
+    import m3_export.pipeline  # once, as above
+
     expected: dict[str, bytes] = {}
 
     def check(out: Path) -> None:
@@ -316,17 +319,14 @@ def written(folder: Path, rows: int) -> Path:
     return path
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--jobs", default="export,bulk,serve", help="which of them (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=50, help="of the export, and of the job")
     parser.add_argument("--full", type=int, default=10, help="disks of different sizes, for each")
+    parser.add_argument("--mount", action="store_true", help="real disks (as root), not only limits on files")
     parser.add_argument("--stop-s", type=float, default=60.0, help="how long a job and a server are stopped")
     parser.add_argument("--clock", action="store_true", help="let the clock jump; needs Debian's libfaketime")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
@@ -335,26 +335,23 @@ def main() -> None:
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source, long_source = written(folder, ROWS), written(Path(tempfile.mkdtemp(dir=folder)), 50 * ROWS)
-        for made in ("kill", "stop", "clock"):
+        for made in ("kill", "stop", "clock", "long"):
             (folder / made).mkdir()
-        if args.kills:
-            kill(export_job(checkpoint, bundle, folder / "kill"), args.kills, draw, bundle)
-            kill(bulk_job(bundle, folder / "kill", source, ROWS), args.kills, draw, None)
-        if args.full:
-            needs = size_of(folder / "kill/bundle"), size_of(folder / "kill/rows")
-            fill(lambda room: export_job(checkpoint, bundle, room), args.full, needs[0], folder)
-            fill(
-                lambda room: bulk_job(bundle, room, source, ROWS),
-                args.full,
-                needs[1],
-                Path(tempfile.mkdtemp(dir=folder)),
-            )
-        if args.stop_s:
-            stop(bulk_job(bundle, folder / "stop", long_source, 50 * ROWS), args.stop_s)
+        source, long_source = written(folder, ROWS), written(folder / "long", LONG_ROWS)
+        makers = {
+            "export": lambda room: export_job(checkpoint, bundle, room),
+            "bulk": lambda room: bulk_job(bundle, room, source, ROWS),
+        }
+        for what in makers.keys() & set(args.jobs.split(",")):
+            job = makers[what](folder / "kill")
+            kill(job, args.kills, draw, bundle if what == "export" else None)
+            fill(makers[what], job.out, args.full, is_mounting=args.mount)
+        if "bulk" in args.jobs:
+            stop(bulk_job(bundle, folder / "stop", long_source, LONG_ROWS), args.stop_s)
+        if "serve" in args.jobs:
             stop_server(bundle, args.stop_s)
         if args.clock:
-            jump(bulk_job(bundle, folder / "clock", long_source, 50 * ROWS), bundle, folder)
+            jump(bulk_job(bundle, folder / "clock", long_source, LONG_ROWS), bundle, folder)
 
 
 if __name__ == "__main__":
