@@ -38,7 +38,8 @@ OVERLOAD = 4.0  # requests offered ÷ requests that were answered
 BESIDE_ENGINE = ("numpy", "tokenizers", "uvicorn", "fastapi")
 _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to be refused, not kept
 _DROPS = 12  # connections of a cycle
-_ALONE_S, _REST_S, _END_S, _LAST_LINES = 1.5, 0.5, 60.0, 20
+_ALONE, _REST = 0.4, 0.125  # phases, as parts of `phase_s`
+_END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 
 
@@ -83,12 +84,12 @@ def _cycles(
     dropped = cycle(requests)
     start_s = time.monotonic()
     while time.monotonic() < start_s + plan.seconds:
-        stages = [loader.closed(plan.clients), loader.closed(1, _ALONE_S)]
+        stages = [loader.closed(plan.clients), loader.closed(1, _ALONE * plan.phase_s)]
         for number in range(_DROPS):
             _drop(server, next(dropped), number)
         stages.append(loader.open(OVERLOAD * max(1.0, answered_per_s(stages[0]))))
-        stages.append(loader.closed(1, _REST_S))  # when it is answered, the dropped ones are done with
-        time.sleep(_REST_S)
+        stages.append(loader.closed(1, _REST * plan.phase_s))  # when it is answered, the dropped ones are done with
+        time.sleep(_REST * plan.phase_s)
         yield _noted(stages, process, time.monotonic() - start_s)
 
 

@@ -10,6 +10,7 @@ open. What opens must encode, or be refused by name. Cases run in child processe
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -126,7 +127,7 @@ def _change(data: Any, draw: random.Random) -> str:
             place[draw.choice(("extra", f"{key} ", "", "__class__"))] = draw.choice((inner, *VALUES))
         case _:
             other = draw.choice(list(data))
-            place[key] = data[other]
+            place[key] = copy.deepcopy(data[other])
     return f"{where} was {ascii(inner)[:60]}"
 
 
@@ -215,18 +216,18 @@ def outcome(folder: Path, draw: random.Random) -> str:
 def cases(bundle: Path, seed: int, numbers: range) -> Iterator[Case]:
     """Try them one after the other in this process."""
     with tempfile.TemporaryDirectory() as work:
-        whole, copy = Path(shutil.copytree(bundle, Path(work) / "whole")), Path(work) / "bundle"
+        whole, tampered = Path(shutil.copytree(bundle, Path(work) / "whole")), Path(work) / "bundle"
         for number in numbers:
             draw = random.Random(f"{seed} {number}")
-            shutil.copytree(whole, copy, copy_function=os.link)
-            said = damage(copy, draw)
+            shutil.copytree(whole, tampered, copy_function=os.link)
+            said = damage(tampered, draw)
             print(json.dumps(said), flush=True)  # the last words, if this one crashes
             before = _memory("VmRSS", is_reset=True)
             start_s = time.process_time()
-            came = outcome(copy, draw)
+            came = outcome(tampered, draw)
             cpu_s = time.process_time() - start_s
             yield Case(number, said, came, cpu_s, _memory("VmHWM") - before)
-            shutil.rmtree(copy)
+            shutil.rmtree(tampered)
 
 
 def _memory(key: str, *, is_reset: bool = False) -> int:
