@@ -28,7 +28,7 @@ import psutil
 
 from m3_bench.documents import Cycle, Soak, Stage
 from m3_bench.errors import BenchError
-from m3_bench.load import APIS, SAME, Loader, LoadRequest, Server, answered_per_s, made_requests
+from m3_bench.load import APIS, SAME, WORDS, Loader, LoadRequest, Server, answered_per_s, made_requests
 from m3_bench.machine import this_machine
 from m3_bench.run.contenders import model_of
 from m3_runtime import M3Encoder
@@ -37,6 +37,7 @@ SHAPES = ((1, 6), (4, 40), (2, 150), (6, 120))  # texts of a request and words o
 OVERLOAD = 4.0  # requests offered ÷ requests that were answered
 BESIDE_ENGINE = ("numpy", "tokenizers", "uvicorn", "fastapi")
 _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to be refused, not kept
+_LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE, _REST = 0.4, 0.125  # phases, as parts of `phase_s`
 _END_S, _LAST_LINES = 60.0, 20
@@ -67,14 +68,25 @@ def soak(plan: SoakPlan) -> Iterator[Soak]:
         versions = {name: metadata.version(name) for name in (encoder.variant.engine, *BESIDE_ENGINE)}
         options = ("--variant", variant, "--threads", str(plan.threads), *_QUEUE_OPTIONS)
         with _served(plan.bundle, options) as (server, process):
-            asked = (tuple(APIS), server.first_model())
-            requests = [one for shape in SHAPES for one in made_requests(*asked, *shape, encoder)]
-            random.Random(0).shuffle(requests)  # noqa: S311 - the same order each time
+            requests = _requests(encoder, server.first_model())
             cycles: list[Cycle] = []
             for one in _cycles(plan, server, process, requests):
                 cycles.append(one)
                 facts = (this_machine(), model, variant, versions, options, plan.clients, plan.settle_s)
                 yield Soak(*facts, tuple(cycles))
+
+
+def _requests(encoder: M3Encoder, model: str) -> list[LoadRequest]:
+    """Of all shapes and APIs, in a mixed order; no text is longer than the model takes."""
+    tokens = int(encoder.tokenizer.encode_batch([" ".join(WORDS)], 8192).lengths[0]) / len(WORDS)
+    most_words = int(encoder.max_tokens / tokens / _LONGEST)
+    made = [
+        one
+        for texts, words in SHAPES
+        for one in made_requests(tuple(APIS), model, texts, min(words, most_words), encoder)
+    ]
+    random.Random(0).shuffle(made)  # noqa: S311 - the same order each time
+    return made
 
 
 def _cycles(
