@@ -31,6 +31,7 @@ from m3_bench.errors import BenchError
 from m3_bench.load import APIS, SAME, WORDS, Loader, LoadRequest, Server, answered_per_s, made_requests
 from m3_bench.machine import this_machine
 from m3_bench.run.contenders import model_of
+from m3_bench.stats import FEWEST_CYCLES
 from m3_runtime import M3Encoder
 
 SHAPES = ((1, 6), (4, 40), (2, 150), (6, 120))  # texts of a request and words of a text, on average
@@ -46,7 +47,7 @@ _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer
 
 @dataclass(frozen=True)
 class SoakPlan:
-    """What to serve and for how long; `phase_s` is of the two phases that keep the server busy."""
+    """What to serve and for how long at least; `phase_s` is of the two phases that keep the server busy."""
 
     bundle: Path
     variant: str
@@ -94,8 +95,9 @@ def _cycles(
 ) -> Iterator[Cycle]:
     loader = Loader(server, requests, plan.phase_s, [process.pid])
     dropped = cycle(requests)
-    start_s = time.monotonic()
-    while time.monotonic() < start_s + plan.seconds:
+    start_s, settled = time.monotonic(), 0
+    while (now_s := time.monotonic() - start_s) < plan.seconds or settled < FEWEST_CYCLES:
+        settled += now_s >= plan.settle_s
         stages = [loader.closed(plan.clients), loader.closed(1, _ALONE * plan.phase_s)]
         for number in range(_DROPS):
             _drop(server, next(dropped), number)

@@ -22,6 +22,8 @@ NOISY_VARIATION = 0.05
 DRIFT, STEADY = 0.05, 0.6
 """A drift is a change from the first to the last third of the rounds by this share, with this Kendall's tau."""
 FEWEST_ROUNDS = 3
+FEWEST_CYCLES = 8
+"""Of a soak, after it has settled."""
 RESAMPLES, SEED = 10_000, 0
 MAIN_METRIC = "nDCG@10"
 _RESAMPLES_AT_ONCE = 500  # × 10 000 queries are 40 MB of indices
@@ -332,11 +334,13 @@ def growth(soak: Soak) -> Growth:
     """What a soak shows.
 
     Raises:
-        BenchError: fewer than eight cycles after the soak has settled.
+        BenchError: too few cycles after the soak has settled.
     """
     settled = [one for one in soak.cycles if one.seconds >= soak.settle_s]
-    if len(settled) < 8:
-        raise BenchError(f"{len(settled)} cycles after {soak.settle_s:.0f} s: a slope needs 8; give --minutes more")
+    if len(settled) < FEWEST_CYCLES:
+        raise BenchError(
+            f"{len(settled)} cycles after {soak.settle_s:.0f} s: a slope needs {FEWEST_CYCLES}; give --minutes more"
+        )
     from scipy.stats import theilslopes
 
     hours, megabytes = [one.seconds / 3600 for one in settled], [one.resident_bytes / 1e6 for one in settled]
