@@ -61,8 +61,8 @@ def test_less_is_held_when_a_large_batch_is_over(tiny_bundle, variant):
 def test_flagembeddings_class_takes_it(tiny_bundle):
     plain, low = (BGEM3FlagModel(tiny_bundle, variant="onnx-fp32", low_memory=low) for low in (False, True))
     assert np.array_equal(low.encode(["a b"])["dense_vecs"], plain.encode(["a b"])["dense_vecs"])
-    assert low.encoder.engine._shrinking is not None
-    assert plain.encoder.engine._shrinking is None
+    assert low.encoder.opened_with.low_memory
+    assert not plain.encoder.opened_with.low_memory
     plain.close()
     low.close()
 
