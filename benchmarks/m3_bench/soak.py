@@ -1,8 +1,8 @@
 """A server under changing load for long: does it hold more and more, and is every answer right?
 
-A cycle has phases: clients in a closed loop, one client alone, connections that end in the middle, and more requests
-than can be answered. What the server holds is noted when a cycle is over and no request is under way, so only what is
-kept from cycle to cycle counts.
+A cycle has phases: clients in a closed loop, one client alone, connections that end in the middle, more requests than
+can be answered, and what was dropped once more. What the server holds is noted when a cycle is over and no request is
+under way, so only what is kept from cycle to cycle counts.
 """
 
 import json
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import cycle
 from pathlib import Path
 from queue import Queue
 from typing import IO
@@ -40,7 +39,8 @@ BESIDE_ENGINE = ("numpy", "tokenizers", "uvicorn", "fastapi")
 _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to be refused, not kept
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
-_ALONE, _REST = 0.4, 0.125  # phases, as parts of `phase_s`
+_ALONE = 0.4  # a phase, as part of `phase_s`
+_AGAIN_S, _QUIET_S = 0.05, 1.0  # an idle server gives memory back in less
 _END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 
@@ -93,17 +93,17 @@ def _requests(encoder: M3Encoder, model: str) -> list[LoadRequest]:
 def _cycles(
     plan: SoakPlan, server: Server, process: psutil.Process, requests: Sequence[LoadRequest]
 ) -> Iterator[Cycle]:
-    loader = Loader(server, requests, plan.phase_s, [process.pid])
-    dropped = cycle(requests)
+    dropped = requests[:_DROPS]
+    loader, again = (Loader(server, some, plan.phase_s, [process.pid]) for some in (requests, dropped))
     start_s, settled = time.monotonic(), 0
     while (now_s := time.monotonic() - start_s) < plan.seconds or settled < FEWEST_CYCLES:
         settled += now_s >= plan.settle_s
         stages = [loader.closed(plan.clients), loader.closed(1, _ALONE * plan.phase_s)]
-        for number in range(_DROPS):
-            _drop(server, next(dropped), number)
+        for number, request in enumerate(dropped):
+            _drop(server, request, number)
         stages.append(loader.open(OVERLOAD * max(1.0, answered_per_s(stages[0]))))
-        stages.append(loader.closed(1, _REST * plan.phase_s))  # when it is answered, the dropped ones are done with
-        time.sleep(_REST * plan.phase_s)
+        stages.append(again.closed(_DROPS, _AGAIN_S))  # takes what the server has kept of the dropped ones
+        time.sleep(_QUIET_S)
         yield _noted(stages, process, time.monotonic() - start_s)
 
 
