@@ -40,7 +40,7 @@ _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to 
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE = 0.4  # a phase, as part of `phase_s`
-_AGAIN_S, _QUIET_S = 0.05, 1.0  # an idle server gives memory back in less
+_QUIET_S = 1.0  # an idle server gives memory back in less
 _END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 
@@ -102,7 +102,7 @@ def _cycles(
         for number, request in enumerate(dropped):
             _drop(server, request, number)
         stages.append(loader.open(OVERLOAD * max(1.0, answered_per_s(stages[0]))))
-        stages.append(again.closed(_DROPS, _AGAIN_S))  # takes what the server has kept of the dropped ones
+        stages.append(again.closed(_DROPS, 0.0))  # takes what the server has kept of the dropped ones
         time.sleep(_QUIET_S)
         yield _noted(stages, process, time.monotonic() - start_s)
 

@@ -105,14 +105,24 @@ class OrtEngine:
         return RawOutputs(**dict(zip(names, arrays, strict=True)))
 
     def rest(self, least_tokens: int) -> None:
-        """See `Engine.rest`. The arena shrinks at the end of a run only, so there is one of a few tokens."""
+        """See `Engine.rest`.
+
+        The arena shrinks at the end of a run only, so there is one of a few tokens. Its output is outside the arena:
+        one would keep a whole region.
+        """
         session = self._session
         if session is None or self._is_low_memory or self._largest_tokens < max(1, least_tokens):
             return
         self._largest_tokens = 0
         ids = np.zeros((1, LEAST_TOKENS), np.int64)
         with suppress(Exception):  # whatever it is, the next run will say it
-            session.run([Head.DENSE.output_name], {"input_ids": ids, "attention_mask": ids + 1}, self._shrinking)
+            binding = session.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("attention_mask", ids + 1)
+            (dense,) = (value for value in session.get_outputs() if value.name == Head.DENSE.output_name)
+            vector = np.empty((1, dense.shape[-1]), np.float32)
+            binding.bind_output(dense.name, "cpu", 0, np.float32, vector.shape, vector.ctypes.data)
+            session.run_with_iobinding(binding, self._shrinking)
         trim_heap()
 
     def close(self) -> None:
