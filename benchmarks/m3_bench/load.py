@@ -260,7 +260,7 @@ class Loader:
             raise InputError(f"--pid: {error}") from error
 
     def closed(self, clients: int, seconds: float | None = None) -> Stage:
-        """Clients that send when they have their answer, at least once, for so many seconds (by default the loader's)."""
+        """Clients that send when they have their answer, at least once each, for so many seconds (or the loader's)."""
         until_s = self._seconds if seconds is None else seconds
 
         async def client(sender: _Sender) -> list[_Exchange]:
