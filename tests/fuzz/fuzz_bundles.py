@@ -89,7 +89,7 @@ def _damage_manifest(path: Path, draw: random.Random) -> str:
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
         if is_signed:
             text = text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest(), 1)
-        elif data.get(DIGEST) is None:
+        elif data.get(DIGEST) is None and data.get("schema_version") in (2, 3):
             continue  # as older exporters wrote it
         if draw.random() < 0.05:
             text = text.replace("{", '{"schema_version": 3,', 1)  # a key twice: the last one counts
