@@ -40,7 +40,7 @@ _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to 
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE = 0.4  # a phase, as part of `phase_s`
-_QUIET_S = 1.0  # an idle server gives memory back in less
+_QUIET_S, _LOOKS, _MOST_LOOKS, _STILL_BYTES = 0.5, 4, 40, 200_000  # an idle server gives memory back within a second
 _END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 
@@ -103,8 +103,20 @@ def _cycles(
             _drop(server, request, number)
         stages.append(loader.open(OVERLOAD * max(1.0, answered_per_s(stages[0]))))
         stages.append(again.closed(_DROPS, 0.0))  # takes what the server has kept of the dropped ones
-        time.sleep(_QUIET_S)
+        _wait_until_quiet(process)
         yield _noted(stages, process, time.monotonic() - start_s)
+
+
+def _wait_until_quiet(process: psutil.Process) -> None:
+    """Wait until what is resident has stayed the same for some looks; on a busy machine an idle server is slow too."""
+    seen: list[int] = []
+    with suppress(psutil.Error):
+        while len(seen) < _MOST_LOOKS:
+            time.sleep(_QUIET_S)
+            seen.append(process.memory_info().rss)
+            last = seen[-_LOOKS:]
+            if len(seen) > _LOOKS and max(last) - min(last) < _STILL_BYTES:
+                return
 
 
 def _noted(stages: Sequence[Stage], process: psutil.Process, seconds: float) -> Cycle:
