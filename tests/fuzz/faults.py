@@ -32,7 +32,7 @@ import m3_runtime.bulk.run  # with all that a job needs, once: tries are forks
 import m3_runtime.cli
 from m3_runtime import Bundle
 
-ROWS, LONG_ROWS, BAD_EVERY, SHARD_ROWS = 60, 3000, 9, 5
+ROWS, LONG_ROWS, BAD_EVERY, SHARD_ROWS = 60, 1500, 9, 5
 TEXTS = [f"text {number} " * (1 + number % 7) for number in range(24)]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 FSIZE = resource.RLIMIT_FSIZE
@@ -253,7 +253,7 @@ def stop_server(bundle: Path, seconds: float) -> None:
 def jump(job: Job, bundle: Path, folder: Path) -> None:
     """Set the clock two days forth, four back, and a year forth, under a job and under a server."""
     assert FAKETIME.is_file(), "libfaketime is missing, so no clock can jump; as root: apt-get install libfaketime"
-    clock = folder / "clock"
+    clock = folder / "now"
     clock.write_text("+0")
     env = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     env["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"  # as the system's own clocks behave
