@@ -45,7 +45,7 @@ class OrtEngine:
         self.streams = streams
         self._shrinking = shrinking
         self._is_low_memory = is_low_memory
-        self._largest_tokens = 0
+        self._largest_tokens = self._started = 0
         self._session = session
         self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
@@ -94,6 +94,7 @@ class OrtEngine:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self._keeps_tokens and is_dense_only(heads):
             inputs[KEPT_TOKENS] = np.array([batch.leading])
+        self._started += 1
         try:
             arrays = session.run(names, inputs, self._shrinking if self._is_low_memory else None)
         except Exception as error:
@@ -113,7 +114,7 @@ class OrtEngine:
         session = self._session
         if session is None or self._is_low_memory or self._largest_tokens < max(1, least_tokens):
             return
-        self._largest_tokens = 0
+        largest, started, self._largest_tokens = self._largest_tokens, self._started, 0
         ids = np.zeros((1, LEAST_TOKENS), np.int64)
         with suppress(Exception):  # whatever it is, the next run will say it
             binding = session.io_binding()
@@ -124,6 +125,8 @@ class OrtEngine:
             binding.bind_output(dense.name, "cpu", 0, np.float32, vector.shape, vector.ctypes.data)
             session.run_with_iobinding(binding, self._shrinking)
         trim_heap()
+        if self._started != started:  # a run that went on meanwhile held its regions; there is more to give back
+            self._largest_tokens = max(self._largest_tokens, largest)
 
     def close(self) -> None:
         """See `Engine.close`."""
