@@ -37,7 +37,7 @@ from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_
 
 _log = logging.getLogger("m3_runtime")
 
-_PEAK_TOKENS = 2048  # a call with a run of so many takes seconds; what that took of memory goes back when it is over
+_PEAK_TOKENS = 4096  # a call with a run of so many takes seconds; what that took of memory goes back when it is over
 
 
 class M3Encoder:
