@@ -40,7 +40,7 @@ _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to 
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE = 0.4  # a phase, as part of `phase_s`
-_QUIET_S, _LOOKS, _MOST_LOOKS, _STILL_BYTES = 0.5, 4, 40, 200_000  # an idle server gives memory back within a second
+_QUIET_S, _LOOKS, _MOST_LOOKS, _STILL_BYTES = 0.5, 6, 40, 200_000  # an idle server gives memory back after a second
 _END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 

@@ -22,7 +22,7 @@ _SHORT_RUN_TOKENS = 256
 """A run of more tokens lets a shorter one run beside it."""
 
 _MOST_RETRY_S = 60
-_IDLE_S, _RESTING_TOKENS = 0.25, 128  # nothing runs for so long after a run of so many: memory is given back
+_IDLE_S, _RESTING_TOKENS = 1.0, 128  # nothing runs for so long after a run of so many: memory is given back
 
 EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
 """Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
