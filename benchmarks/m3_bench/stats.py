@@ -295,7 +295,7 @@ def with_negatives(scores: PairScoresOf) -> list[tuple[tuple[float, ...], tuple[
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that counts as steady."""
+    """The most that counts as steady. Memory is over its limit if the slope's whole interval is: not by chance."""
 
     mb_per_hour: float = 1.0
     wrong: int = 0
@@ -321,7 +321,7 @@ class Growth:
     def over(self, limits: Limits) -> list[str]:
         """What is over a limit, in words; empty if nothing is."""
         found = [
-            (f"resident memory grows by {self.mb_per_hour:.2f} MB/h", self.mb_per_hour > limits.mb_per_hour),
+            (f"resident memory grows by {self.mb_per_hour:.2f} MB/h", self.low > limits.mb_per_hour),
             (f"{self.wrong} phases with a wrong answer", self.wrong > limits.wrong),
             (f"{self.errors} requests neither answered nor refused", self.errors > 0),
             (f"{self.descriptors:g} descriptors leaked", self.descriptors > limits.leaked),

@@ -19,7 +19,8 @@ Serve a bundle for long, under load that changes, and see whether the server hol
 A server in a process of its own gets requests of many shapes in cycles: several clients, one alone, connections that
 end in the middle, four times more than it can answer, and what was dropped once more. Every answer is compared with
 the encoder's vectors. At the end of each cycle, with no request under way, the server's resident memory, descriptors
-and threads are noted. The slope is the median over all pairs of cycles (Theil-Sen), after --settle-minutes."""
+and threads are noted. The slope is the median over all pairs of cycles (Theil-Sen), after --settle-minutes. Memory
+grows if the slope's 90 % interval is above --mb-per-hour as a whole; the longer the soak, the narrower it is."""
 
 _EPILOG = """\
 examples:
