@@ -307,7 +307,7 @@ class Growth:
     """What a soak shows, over the cycles after it has settled.
 
     The slope is Theil and Sen's, the median over all pairs of cycles, with its 90 % interval; leaks are differences
-    between the medians of the last and of the first quarter.
+    between the medians of the last quarter and of the one before: pools of threads grow to their size at first.
     """
 
     mb_per_hour: float
@@ -346,13 +346,13 @@ def growth(soak: Soak) -> Growth:
     hours, megabytes = [one.seconds / 3600 for one in settled], [one.resident_bytes / 1e6 for one in settled]
     slope, _, low, high = theilslopes(megabytes, hours, 0.9)
     quarter = len(settled) // 4
-    first, last = settled[:quarter], settled[-quarter:]
+    before, last = settled[-2 * quarter : -quarter], settled[-quarter:]
     return Growth(
         mb_per_hour=float(slope),
         low=float(low),
         high=float(high),
-        descriptors=median(one.descriptors for one in last) - median(one.descriptors for one in first),
-        threads=median(one.threads for one in last) - median(one.threads for one in first),
+        descriptors=median(one.descriptors for one in last) - median(one.descriptors for one in before),
+        threads=median(one.threads for one in last) - median(one.threads for one in before),
         wrong=sum(one.wrong for one in soak.cycles),
         errors=sum(sum(one.errors.values()) for one in soak.cycles),
     )

@@ -40,7 +40,7 @@ def test_what_is_steady_is_under_every_limit():
     [
         (lambda n, one: replace(one, resident_bytes=one.resident_bytes + 100_000 * n), "memory grows by 24.00 MB/h"),
         (lambda n, one: replace(one, descriptors=one.descriptors + n // 2), "descriptors leaked"),
-        (lambda n, one: replace(one, threads=one.threads + n // 10), "threads leaked"),
+        (lambda n, one: replace(one, threads=one.threads + n // 4), "threads leaked"),
         (lambda n, one: replace(one, wrong=int(n == 3)), "1 phases with a wrong answer"),
         (lambda n, one: replace(one, errors={"500": int(n == 3)}), "1 requests neither answered nor refused"),
     ],
