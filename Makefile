@@ -7,14 +7,14 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check fuzz faults soak bench-bars format clean
+.PHONY: demo test check fuzz faults soak bench-bars arm64 format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --no-compile $(TORCH)
-	$(BIN)/pip install --quiet --no-compile --editable ".[serve,otel,bulk,ray,qdrant,milvus,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[serve,otel,bulk,ray,qdrant,milvus,lancedb,pgvector,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
 	touch $(READY)
 
 demo: $(READY)  ## build the offline model, export it with INT8, and show what it does
@@ -61,6 +61,10 @@ bench-bars: $(READY)  ## our targets: variants against peers and the processor's
 	test -d $(CHECKPOINT) || $(BIN)/m3-export synthetic-xlmr-large $(CHECKPOINT) --checkpoint-only
 	test -d $(BALANCED) || $(BIN)/m3-export $(CHECKPOINT) $(BALANCED) --budget balanced
 	$(BIN)/m3-bench peers $(CHECKPOINT) $(BALANCED) --scenarios targets --rounds 5 -o out/targets.json $(BARS)
+
+arm64: $(READY)  ## tests and vectors on Arm, emulated (as root; apt-get install debootstrap qemu-user-static proot)
+	$(BIN)/python -m pytest -q tests/contract --bundles out/bundles
+	PYTHON=$(BIN)/python tests/environment/arm64.sh out/arm64 out/bundles
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from m3_bench import documents
-from m3_bench.documents import Compared, Comparison, Contender, Prices, Run, Scenario, SourceFile, TextParity
+from m3_bench.documents import Compared, Comparison, Contender, Model, Prices, Run, Scenario, SourceFile, TextParity
 from m3_bench.errors import DocumentError
-from m3_bench.machine import described, differences, distinct
+from m3_bench.figures import PlacedRun
+from m3_bench.machine import described, differences
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
 from m3_export.verify.parity import DIGITS, Outputs, colbert_parity, dense_parity, sparse_parity, text_losses
 from m3_runtime.bundle.reader import sha256_of
@@ -19,24 +20,18 @@ _BUSY_SHARE = 0.5
 """Load before a run ÷ logical CPUs from which it is mentioned."""
 
 
-def compare(
-    reference: Path, runs: Sequence[Path], prices: Prices, progress: Progress, *, mixed_machines: bool
-) -> Comparison:
+def compare(reference: Path, runs: Sequence[Path], prices: Prices, progress: Progress) -> Comparison:
     """Read everything, check that it belongs together, and measure parity.
 
     Raises:
-        DocumentError: a file cannot be read, is of another checkpoint or of other texts, or machines are mixed.
+        DocumentError: a file cannot be read, or is of another checkpoint, machine or other texts than the others.
     """
     recording = read_recording(reference)
     if digest_of(recording.texts) != recording.run.texts_sha256:
         raise DocumentError(f"{str(reference)!r} holds other texts than it says; it was changed: record it again")
-    files = {path: documents.read_as(Run, path) for path in runs}
-    everything = {reference: recording.run} | files
-    check_together([(str(path), run) for path, run in everything.items()])
-    if not mixed_machines:
-        # a reference from an accelerator is of another machine by its nature, and one without times is of none
-        is_timed_here = _is_timed(recording.run) and not recording.run.machine.accelerator
-        _check_machines(everything if is_timed_here else files)
+    files = {path: documents.read_as(Run, path) for path in dict.fromkeys(runs)}
+    placed = (PlacedRun(run, str(path)) for path, run in files.items())
+    check_together([PlacedRun(recording.run, str(reference), is_reference=True), *placed])
     parity: list[Compared] = []
     notes = list(_notes_on_runs(recording.run, files))
     for number, (path, run) in enumerate(files.items()):
@@ -52,40 +47,46 @@ def compare(
     return Comparison(
         reference=recording.run,
         runs=tuple(files.values()),
-        sources=tuple(SourceFile(path.name, sha256_of(path)) for path in everything),
+        sources=tuple(SourceFile(path.name, sha256_of(path)) for path in (reference, *files)),
         parity=tuple(parity),
         prices=prices,
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def check_together(runs: Sequence[tuple[str, Run]]) -> None:
-    """Refuse runs, each with the name of its file, whose figures do not compare.
+def check_together(runs: Sequence[PlacedRun]) -> None:
+    """Refuse runs whose figures do not compare.
 
     Raises:
-        DocumentError: a run is of another checkpoint than the first, or means something else by a scenario's name; the
-            number of calls may differ.
+        DocumentError: one is of another checkpoint than the first, of another machine than the first that is no
+            reference, or means something else by a scenario's name.
     """
     seen: dict[str, tuple[Scenario, str]] = {}
-    for file, run in runs:
-        first_file, model = runs[0][0], runs[0][1].model
-        for what, expected, got in (
-            ("vector space", model.space_id, run.model.space_id),
-            ("weights", model.weights_sha256, run.model.weights_sha256),
-        ):
-            if expected != got:
-                raise DocumentError(
-                    f"{file!r} is of another checkpoint than {first_file!r}: its {what} {got[:16]!r} "
-                    f"({run.model.name}), not {expected[:16]!r} ({model.name}). Their figures do not compare; record a "
-                    "reference of the same checkpoint, and make a report of each"
-                )
+    here = next((one for one in runs if not one.is_reference), None)
+    for one in runs:
+        first, run = runs[0], one.run
+        if first.run.model.space_id != run.model.space_id or first.run.model.weights_sha256 != run.model.weights_sha256:
+            raise DocumentError(
+                f"{one.source!r} is of another checkpoint than {first.source!r}: {_known(run.model)}, not "
+                f"{_known(first.run.model)}. Their figures do not compare; record a reference of the same checkpoint, "
+                "and make a report of each"
+            )
+        if here and not one.is_reference and (different := differences(here.run.machine, run.machine)):
+            raise DocumentError(
+                f"{here.source!r} and {one.source!r} are of different machines: {'; '.join(different)}. Their times do "
+                "not compare; run both on one machine, or make a comparison and a report of each"
+            )
         for scenario in run.scenarios:
-            first, its_file = seen.setdefault(scenario.name, (scenario, file))
-            if replace(scenario, calls=first.calls, title=first.title) != first:
+            other, its_file = seen.setdefault(scenario.name, (scenario, one.source))
+            if replace(scenario, calls=other.calls, title=other.title) != other:
                 raise DocumentError(
-                    f"scenario {scenario.name!r} is {_shape(first)} in {its_file!r} but {_shape(scenario)} in "
-                    f"{file!r}; measure both with the same scenarios, or compare them apart"
+                    f"scenario {scenario.name!r} is {_shape(other)} in {its_file!r} but {_shape(scenario)} in "
+                    f"{one.source!r}; measure both with the same scenarios, or compare them apart"
                 )
+
+
+def _known(model: Model) -> str:
+    return f"{model.name} (vector space {model.space_id[:16]!r}, weights {model.weights_sha256[:16]!r})"
 
 
 def _shape(scenario: Scenario) -> str:
@@ -94,29 +95,12 @@ def _shape(scenario: Scenario) -> str:
     return f"{lengths}, {'+'.join(scenario.heads)}, {clients} caller{'s' * (clients > 1)}"
 
 
-def _check_machines(files: Mapping[Path, Run]) -> None:
-    (first, run), *others = files.items()
-    for path, other in others:
-        if different := differences(run.machine, other.machine):
-            raise DocumentError(
-                f"{str(first)!r} and {str(path)!r} are of different machines: {'; '.join(different)}. Their "
-                "times do not compare; run both on one machine, or pass --mixed-machines to see each with its machine"
-            )
-
-
-def _is_timed(run: Run) -> bool:
-    return any(measured.rounds for contender in run.contenders for measured in contender.scenarios)
-
-
 def _notes_on_runs(reference: Run, files: Mapping[Path, Run]) -> Iterator[str]:
-    machines = distinct(run.machine for run in files.values())
-    if len(machines) > 1:
-        yield f"Runs are of {len(machines)} machines ({'; '.join(map(described, machines))}): each figure says which."
     if len({run.threads for run in files.values()}) > 1:
         threads = ", ".join(f"{path.name} {run.threads}" for path, run in files.items())
         yield f"Runs had different numbers of threads: {threads}."
-    if not _is_timed(reference):
-        yield "The reference was recorded without times: there is no speed or cost of it."
+    if not reference.machine.accelerator and any(differences(reference.machine, run.machine) for run in files.values()):
+        yield f"The reference is of another machine ({described(reference.machine)}): its times are of that one."
     for path, run in files.items():
         load, cpus = run.machine.load_before, run.machine.logical_cpus
         if load > _BUSY_SHARE * cpus:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from m3_bench.errors import DocumentError
 from m3_bench.machine import Machine
@@ -32,6 +32,8 @@ class Kind(StrEnum):
     MARGINS = "margins"
     LOAD = "load"
     SOAK = "soak"
+    RANKINGS = "rankings"
+    EQUIVALENCE = "equivalence"
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ class Round:
     """One contender's turn in one scenario; the n-th entry of each tuple is the n-th call."""
 
     seconds: tuple[float, ...]  # from texts to all heads' numbers, of each call
-    tokenise_s: tuple[float, ...]  # of which tokenising; empty where a contender does not report it
-    engine_s: tuple[float, ...]  # of which the engine's run; empty likewise. The rest is decoding heads and Python
     wall_s: float  # of the whole turn; with several clients less than the sum of `seconds`
     cpu_s: float  # processor seconds of the process; 0 where the system does not report them
     resident_bytes: int  # resident memory after the turn
     peak_bytes: int  # the highest in this scenario
+    tokenise_s: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # earlier releases kept it
+    engine_s: tuple[float, ...] = field(default=(), metadata=OPTIONAL)  # likewise
 
 
 @dataclass(frozen=True)
@@ -395,11 +397,47 @@ class Soak:
     schema_version: int = SCHEMA_VERSION
 
 
-Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Soak
+@dataclass(frozen=True)
+class Ranked:
+    """What a method finds: per query, ids and scores, best first; no scores where they are sums of other scores."""
+
+    method: str
+    ids: tuple[tuple[str, ...], ...]
+    scores: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """An index searched with queries: all that another index is compared by, without a vector.
+
+    `ids_sha256` is the digest of the documents' ids, "" where they are not known.
+    """
+
+    index: str
+    space_id: str
+    documents: int
+    ids_sha256: str
+    queries: int
+    queries_sha256: str
+    depth: int
+    ranked: tuple[Ranked, ...]
+    kind: Kind = Kind.RANKINGS
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two indexes searched with the same queries."""
+
+    first: Rankings
+    second: Rankings
+    kind: Kind = Kind.EQUIVALENCE
+    schema_version: int = SCHEMA_VERSION
+
+
+Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Soak | Rankings | Equivalence
 _D = TypeVar("_D", bound=Document)
-KINDS: Mapping[Kind, type[Document]] = {
-    one.kind: one for one in (Run, Roofline, Comparison, Retrieval, Margins, Load, Soak)
-}
+KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in get_args(Document)}
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 

@@ -1,60 +1,34 @@
-"""The figures of runs: every contender at every scenario, each with the place of its raw values."""
+"""The figures of runs: every contender at every scenario."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from m3_bench import stats
 from m3_bench.documents import Compared, Comparison, Contender, Round, Run, Scenario, ScenarioRun
-from m3_bench.machine import Machine, differences, distinct
 from m3_bench.stats import Interval, Latency
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value is stored: a file, and a JSON pointer (RFC 6901) in it."""
-
-    file: str
-    pointer: str = ""
-
-    def below(self, *keys: str | int) -> "Place":
-        """A place further down.
-
-        >>> Place("a.json", "/runs/0").below("contenders", 1)
-        Place(file='a.json', pointer='/runs/0/contenders/1')
-        """
-        escaped = (str(key).replace("~", "~0").replace("/", "~1") for key in keys)
-        return Place(self.file, "/".join([self.pointer, *escaped]))
-
-
-@dataclass(frozen=True)
 class PlacedRun:
-    """A run, where it is stored, and what an hour of its machine costs.
-
-    `source` is the file it was measured into; `number` its index in a comparison, None for the reference and for a run
-    that is in none.
-    """
+    """A run, the name of the file it was measured into, and what an hour of its machine costs."""
 
     run: Run
-    place: Place
     source: str
     is_reference: bool = False
     price_per_hour: float | None = None
-    number: int | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender of a run; `label` and the short name of its machine are unique among those that are compared.
+    """A contender of a run; its label is unique among those that are shown.
 
     `order` counts contenders that are no references, from 0; it is -1 for these.
     """
 
     label: str
     order: int
-    machine: str
     contender: Contender
     placed: PlacedRun
-    place: Place
 
     @property
     def is_ours(self) -> bool:
@@ -69,10 +43,9 @@ class Measurement:
     entry: Entry  # the contender
     scenario: Scenario  # what was measured
     measured: ScenarioRun  # the raw values
-    place: Place  # where these are stored
     latency: Latency  # of single calls
     tokens_per_s: Interval  # over rounds
-    warnings: tuple[str, ...]  # why the figures are not to be trusted; empty if they are
+    warning: str  # why the figures are not to be trusted; empty if they are
 
     @property
     def rounds(self) -> tuple[Round, ...]:
@@ -93,11 +66,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Parity:
-    """A contender's parity, where it is stored, and the reference's name."""
+    """A contender's parity with the reference of this name."""
 
     entry: Entry
     compared: Compared
-    place: Place
     reference: str
 
 
@@ -106,7 +78,6 @@ class Figures:
     """All contenders, what was measured of them, and in words what could not be measured and why."""
 
     entries: tuple[Entry, ...]
-    machines: tuple[Machine, ...]
     values: tuple[Measurement, ...]
     gaps: tuple[str, ...]
 
@@ -128,8 +99,8 @@ class Figures:
         """Why figures are not to be trusted, each reason once with the figures that it is about."""
         found: dict[str, list[str]] = {}
         for one in self.values:
-            for warning in one.warnings:
-                found.setdefault(warning, []).append(f"{one.entry.label}, {one.scenario.title}")
+            if one.warning:
+                found.setdefault(one.warning, []).append(f"{one.entry.label}, {one.scenario.title}")
         more = {warning: f" and {len(of) - 2} more" if len(of) > 2 else "" for warning, of in found.items()}
         return tuple(f"{'; '.join(of[:2])}{more[warning]}: {warning}." for warning, of in found.items())
 
@@ -146,73 +117,56 @@ class Figures:
         return next((f for f in self.at(scenario) if entry is not None and f.entry.label == entry.label), None)
 
 
-def runs_of(comparison: Comparison, place: Place) -> tuple[PlacedRun, ...]:
-    """The reference's run and the others, with their prices."""
-    names = [source.name for source in comparison.sources] + [place.file] * (len(comparison.runs) + 1)
-    reference, price_of = comparison.reference, comparison.prices.per_hour
-    first = PlacedRun(reference, place.below("reference"), names[0], True, price_of(reference.machine))
-    others = (
-        PlacedRun(run, place.below("runs", n), names[n + 1], False, price_of(run.machine), n)
-        for n, run in enumerate(comparison.runs)
+def runs_of(comparison: Comparison, file: str) -> tuple[PlacedRun, ...]:
+    """The reference's run and the others, with their prices; `file` names a source that the comparison does not."""
+    names = [source.name for source in comparison.sources] + [file] * (len(comparison.runs) + 1)
+    return tuple(
+        PlacedRun(run, names[number], number == 0, comparison.prices.per_hour(run.machine))
+        for number, run in enumerate((comparison.reference, *comparison.runs))
     )
-    return (first, *others)
 
 
-def parities_of(comparison: Comparison, place: Place, entries: Sequence[Entry]) -> Iterator[Parity]:
+def parities_of(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Parity]:
     """Yield the parities of a comparison; `entries` are contenders, among them those of its runs."""
     names = ", ".join(contender.name for contender in comparison.reference.contenders)
-    for number, one in enumerate(comparison.parity):
+    for one in comparison.parity:
         run = comparison.runs[one.run]
         for entry in entries:
             if entry.contender.name == one.contender and entry.placed.run == run:
-                yield Parity(entry, one, place.below("parity", number), names)
+                yield Parity(entry, one, names)
                 break
 
 
 def figures_of(runs: Sequence[PlacedRun]) -> Figures:
     """All figures of some runs."""
-    runs = [placed for placed in runs if placed.run.contenders]
-    machines = distinct(placed.run.machine for placed in runs)
-    entries = _entries(runs, machines)
+    entries = _entries(runs)
     values: list[Measurement] = []
     gaps: list[str] = []
     for entry in entries:
         scenarios = {scenario.name: scenario for scenario in entry.placed.run.scenarios}
-        for number, measured in enumerate(entry.contender.scenarios):
+        for measured in entry.contender.scenarios:
             scenario = scenarios.get(measured.scenario)
             reason = _unusable(measured, scenario)
             if reason or scenario is None:
                 gaps.append(f"Not measured: {entry.label}, {measured.scenario}: {' '.join(reason.split())}")
                 continue
-            place, rounds = entry.place.below("scenarios", number, "rounds"), measured.rounds
-            speed = stats.tokens_per_s(rounds, scenario)
-            latency = Latency.of([seconds for one in rounds for seconds in one.seconds])
-            warnings = stats.warnings_of(speed.values)
-            values.append(Measurement(entry, scenario, measured, place, latency, speed, warnings))
-    return Figures(entries, machines, tuple(values), tuple(gaps))
+            speed = stats.tokens_per_s(measured.rounds, scenario)
+            latency = Latency.of([seconds for one in measured.rounds for seconds in one.seconds])
+            values.append(Measurement(entry, scenario, measured, latency, speed, stats.warning_of(speed.values)))
+    return Figures(entries, tuple(values), tuple(gaps))
 
 
-def _entries(runs: Sequence[PlacedRun], machines: Sequence[Machine]) -> tuple[Entry, ...]:
+def _entries(runs: Sequence[PlacedRun]) -> tuple[Entry, ...]:
     """Contenders of one name are told apart by their files, and of one file by numbers."""
     names = [contender.name for placed in runs for contender in placed.run.contenders]
     found: list[Entry] = []
     for placed in runs:
-        machine = _short_name(placed.run.machine, machines)
-        for number, contender in enumerate(placed.run.contenders):
-            alone = names.count(contender.name) == 1
-            label = contender.name if alone else f"{contender.name} ({placed.source})"
+        for contender in placed.run.contenders:
+            label = contender.name if names.count(contender.name) == 1 else f"{contender.name} ({placed.source})"
             taken = sum(label == other.label or other.label.startswith(f"{label} #") for other in found)
-            label = f"{label} #{taken + 1}" if taken else label
             order = -1 if placed.is_reference else sum(not other.placed.is_reference for other in found)
-            found.append(Entry(label, order, machine, contender, placed, placed.place.below("contenders", number)))
+            found.append(Entry(f"{label} #{taken + 1}" if taken else label, order, contender, placed))
     return tuple(found)
-
-
-def _short_name(machine: Machine, machines: Sequence[Machine]) -> str:
-    """Accelerator or processor, with a number where several of these distinct machines would share it."""
-    namesakes = [other for other in machines if other.short_name == machine.short_name]
-    number = next(n for n, other in enumerate(namesakes, 1) if not differences(other, machine))
-    return machine.short_name if len(namesakes) == 1 else f"{machine.short_name} (machine {number})"
 
 
 def _unusable(measured: ScenarioRun, scenario: Scenario | None) -> str:

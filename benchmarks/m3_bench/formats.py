@@ -39,15 +39,6 @@ def money(value: float, currency: str) -> str:
     return f"{currency} {value:.{digits}f}".strip()
 
 
-def price(value: float, currency: str) -> str:
-    """The price of an hour, as people write it.
-
-    >>> [price(v, "USD") for v in (0.2, 0.0125)]
-    ['USD 0.20', 'USD 0.0125']
-    """
-    return f"{currency} {f'{value:.2f}' if round(value, 2) == value else f'{value:.3g}'}"
-
-
 def likeness(value: float) -> str:
     """A cosine or a Jaccard index, four digits after the point, more where it is nearly 1; rounded down.
 

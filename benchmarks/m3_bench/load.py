@@ -32,7 +32,6 @@ MOST_CLIENTS = 64
 MOST_AT_ONCE = 1024  # requests of an open loop that wait for their answers
 SATURATED = 1.05  # a server is saturated where twice the clients get less than so much more answered
 SAME = 0.99999  # lowest cosine between a text alone and in any batch
-SHARES = (50, 90, 99)  # percentiles of latencies
 REFUSED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _TIMEOUT_S, _LONGEST_WAIT_S, _LOOK_EVERY_S = 300.0, 1.0, 0.25
 _KEPT_S = 1.0  # servers close connections that are idle for longer
@@ -324,34 +323,6 @@ class Loader:
 def answered_per_s(stage: Stage) -> float:
     """Answered requests per second."""
     return len(stage.latencies_s) / stage.seconds
-
-
-def in_words(stage: Stage) -> str:
-    """A stage in some lines; refusals and errors beside latencies, never in them."""
-    asked = f"{stage.clients} clients" if stage.clients else f"{stage.rate_per_s:.1f} requests/s offered"
-    counts = [f"{len(stage.latencies_s)} answered", f"{len(stage.refusals_s)} refused"]
-    counts += [f"{count} × {error}" for error, count in stage.errors.items()]
-    lines = [f"{asked}: {', '.join(counts)} in {stage.seconds:.1f} s"]
-    if stage.latencies_s:
-        rates = f"{answered_per_s(stage):.1f} requests/s, {stage.texts / stage.seconds:.1f} texts/s"
-        tokens = f", {stage.tokens / stage.seconds:.0f} tokens/s" if stage.tokens else ""
-        lines.append(f"  {rates}{tokens}; latency {_percentiles(stage.latencies_s)}")
-    if stage.refusals_s:
-        lines.append(f"  refused after {_percentiles(stage.refusals_s)}; Retry-After {', '.join(stage.retry_after)}")
-    if stage.rate_per_s:
-        late = f"99 % sent within {stage.late_s * 1e3:.1f} ms of their time"
-        lines.append(f"  {late}; the client took {stage.client_cores:.2f} cores")
-    if stage.resident_bytes:
-        first, most = (number / 2**20 for number in (stage.resident_bytes[0], max(stage.resident_bytes)))
-        lines.append(f"  resident {first:.0f} MiB before, {most:.0f} at most")
-    if stage.cosine_min is not None:
-        lines.append(f"  lowest cosine to the encoder's vectors: {stage.cosine_min:.8f}")
-    return "\n".join(lines)
-
-
-def _percentiles(seconds: Sequence[float]) -> str:
-    found = [f"p{p} {value * 1e3:.1f}" for p, value in zip(SHARES, np.percentile(seconds, SHARES), strict=True)]
-    return f"{', '.join(found)}, most {max(seconds) * 1e3:.1f} ms"
 
 
 def _stage(found: Sequence[_Exchange], clients: int, rate_per_s: float, cores: float, resident: Sequence[int]) -> Stage:

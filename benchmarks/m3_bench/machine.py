@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from m3_runtime.cpu import cpu_info
@@ -73,15 +72,6 @@ def differences(a: Machine, b: Machine) -> tuple[str, ...]:
     found = [f"{name} {one} and {other}" for name, one, other in facts if one != other]
     if flags := sorted(set(a.flags) ^ set(b.flags)):
         found.append(f"processor flags ({', '.join(flags[:5])}{', …' * (len(flags) > 5)} in one only)")
-    return tuple(found)
-
-
-def distinct(machines: Iterable[Machine]) -> tuple[Machine, ...]:
-    """One of each, in the order they appear."""
-    found: list[Machine] = []
-    for machine in machines:
-        if all(differences(machine, other) for other in found):
-            found.append(machine)
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """What precisions cost on this processor, measured as the planner does it and kept for planning elsewhere."""
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,19 @@ from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, SmallModels, measure_costs
 from m3_runtime.io.progress import Progress
 
+VARIANTS = (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8)
 _ROWS, _TOKENS = 4, 64
 
 
-def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
-    """Time every precision of every kind of projection on both engines, in models of a checkpoint's first layers.
+def plan_costs(checkpoint: Path, progress: Progress, variants: Sequence[VariantName] = VARIANTS) -> tuple[Costs, ...]:
+    """Time every precision of every kind of projection on each engine, in models of a checkpoint's first layers.
 
     Times do not hang on values, so a few rows of noise stand in for calibration texts.
 
     Args:
         checkpoint: a folder, whose width of model the costs are of.
         progress: says what takes long.
+        variants: whose engines are timed.
 
     Raises:
         M3Error: it is no checkpoint, or an engine failed.
@@ -40,7 +43,7 @@ def plan_costs(checkpoint: Path, progress: Progress) -> tuple[Costs, ...]:
         statistics = gather_statistics(model, list(rows), lambda batches: batches)
     small = SmallModels(QuantizedModel(model, statistics))
     found = []
-    for name in (VariantName.ONNX_INT8, VariantName.OPENVINO_INT8):
+    for name in variants:
         track = partial(progress.bar, title=name.value, unit="model")
         with progress.step(f"Timing the precisions of {name.value}"), tempfile.TemporaryDirectory() as work:
             found.append(measure_costs(small, name, opened.geometry, Path(work), track))

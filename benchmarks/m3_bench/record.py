@@ -1,6 +1,5 @@
 """A reference recorded: PyTorch's vectors of fixed texts, and its time in every scenario, by the engine of `run`."""
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,23 +8,21 @@ from typing import Any
 
 import torch
 
-from m3_bench.documents import Model, Run, Scenario, ScenarioRun
+from m3_bench.documents import Model, Run, ScenarioRun
 from m3_bench.machine import Machine, this_machine
 from m3_bench.recording import Recording, digest_of, write_recording
 from m3_bench.run.contenders import ContenderSpec, flop_per_token
-from m3_bench.run.run import grouped, unmeasured, vectors_of
+from m3_bench.run.run import grouped, unmeasured, usable_cpus, vectors_of
 from m3_bench.run.turns import is_asked, measure_group
-from m3_bench.scenarios import within
+from m3_bench.scenarios import Plan
 from m3_bench.texts import TextMaker
 from m3_bench.worker_process import own
-from m3_bench.workers.torch_reference import Dtype
+from m3_bench.workers.torch_reference import Dtype, tokenizer_of
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import HUB_ID, Source, resolve
-from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
-from m3_runtime.tokenizer import M3Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class RecordSpec:
     device: str
     dtype: Dtype
     texts: tuple[str, ...]
-    scenarios: tuple[Scenario, ...]
+    plan: Plan
     rounds: int
     threads: int
     pooling: str | None
@@ -57,7 +54,7 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
         with progress.step(f"Reading {found.name}"):
             checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
             contender = _contender(spec, found.folder, checkpoint)
-            scenarios = within(spec.scenarios, checkpoint.geometry.max_tokens)
+            scenarios = replace(spec.plan, targets=()).within(checkpoint.geometry.max_tokens).scenarios
             model, maker = _described(found, checkpoint)
             del checkpoint  # the worker reads it again, and both need not fit
         with progress.step(f"Vectors of {len(spec.texts)} texts on {spec.device} in {spec.dtype}"):
@@ -70,7 +67,7 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
         machine=_machine(spec.device),
         model=model,
         threads=spec.threads if spec.device == "cpu" else 0,
-        cpus=tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else (),
+        cpus=usable_cpus(),
         texts_sha256=digest_of(spec.texts),
         scenarios=scenarios,
         contenders=(replace(unmeasured(contender), versions=versions, scenarios=tuple(done)),),
@@ -102,10 +99,7 @@ def check_device(device: str, dtype: Dtype) -> None:
 
 def _described(found: Source, checkpoint: Checkpoint) -> tuple[Model, TextMaker]:
     """What is known of the model, and what makes texts for it."""
-    source = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
-    with tempfile.TemporaryDirectory() as folder:
-        source.save(Path(folder))
-        tokenizer = M3Tokenizer.open(Path(folder) / source.info.path, source.info)
+    tokenizer, source = tokenizer_of(found.folder, checkpoint)
     weights, geometry = checkpoint.weights_sha256(), checkpoint.geometry
     model = Model(
         name=model_name(found, checkpoint.config),

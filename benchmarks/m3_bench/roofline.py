@@ -18,14 +18,17 @@ from m3_runtime.io.progress import Progress
 
 _READING = (MEMORY, "read")
 _PRODUCTS = (
-    ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("torch", "bf16"),
-    ("onnxruntime", "int8"), ("openvino", "int8"), *(("openvino", precision) for precision in DYNAMIC),
-)  # fmt: skip
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("onnxruntime", "int8"),
+    ("openvino", "int8"),
+    *(("openvino", precision) for precision in DYNAMIC),
+)
 _PACKAGES = {
     MEMORY: ("numpy",),
     "onnxruntime": ("onnxruntime", "onnx"),
     "openvino": ("openvino",),
-    "torch": ("torch",),
 }
 
 

@@ -4,7 +4,6 @@ A round is one contender's turn. Contenders take turns, so two of one run are co
 machine slowed both. Searches are compared query by query, by a paired bootstrap.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,12 +14,8 @@ import numpy as np
 from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario, Soak
 from m3_bench.errors import BenchError
 
-WANTED_COVERAGE = 0.9
-"""An interval of the median holds the true one this often, if there are rounds enough: five are."""
 NOISY_VARIATION = 0.05
 """Standard deviation between rounds ÷ their mean from which a figure is called noisy."""
-DRIFT, STEADY = 0.05, 0.6
-"""A drift is a change from the first to the last third of the rounds by this share, with this Kendall's tau."""
 FEWEST_ROUNDS = 3
 FEWEST_CYCLES = 8
 """Of a soak, after it has settled."""
@@ -32,16 +27,24 @@ _MULTIPLIER = {"q8_0": "int8", "f16": "fp32"}  # GGUF's: q8_0 by q8_0 is int8, f
 
 @dataclass(frozen=True)
 class Interval:
-    """The median over rounds, and the order statistics between which the true median lies.
+    """The median over rounds, and the lowest and the highest of them: of five, these hold the true median in 94 %."""
 
-    `coverage` is how often such an interval holds the true median, whatever the distribution; 0 with one round.
-    """
-
-    median: float
-    low: float
-    high: float
-    coverage: float
     values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the rounds are lower."""
+        return median(self.values)
+
+    @property
+    def low(self) -> float:
+        """The lowest round."""
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        """The highest round."""
+        return max(self.values)
 
 
 @dataclass(frozen=True)
@@ -56,31 +59,9 @@ class Latency:
     @classmethod
     def of(cls, calls_s: Sequence[float]) -> "Latency":
         """Of the seconds of calls; at least one."""
-        p50, *others = (float(np.percentile(calls_s, percent)) for percent in (50, 95, 99))
-        enough = (len(calls_s) >= calls_for(percent) for percent in (95, 99))
-        return cls(
-            len(calls_s), p50, *(value if is_enough else None for value, is_enough in zip(others, enough, strict=True))
-        )
-
-    @property
-    def too_few(self) -> str:
-        """Which percentiles are missing, and how many calls they need; empty if none is.
-
-        >>> Latency(60, 0.1, 0.2, None).too_few
-        'p99 needs 100 calls, there are 60'
-        """
-        missing = [p for p, value in ((95, self.p95_s), (99, self.p99_s)) if value is None]
-        needs = ", ".join(f"p{p} needs {calls_for(p)} calls" for p in missing)
-        return f"{needs}, there are {self.calls}" if needs else ""
-
-
-def calls_for(percent: int) -> int:
-    """Fewest calls for a percentile: one of them lies above it, so that it is more than the slowest call.
-
-    >>> [calls_for(p) for p in (50, 95, 99)]
-    [2, 20, 100]
-    """
-    return math.ceil(100 / (100 - percent))
+        calls = len(calls_s)
+        p50_s, p95_s, p99_s = (float(value) for value in np.percentile(calls_s, (50, 95, 99)))
+        return cls(calls, p50_s, p95_s if calls >= 20 else None, p99_s if calls >= 100 else None)
 
 
 def busy_s(one: Round, scenario: Scenario) -> float:
@@ -90,29 +71,7 @@ def busy_s(one: Round, scenario: Scenario) -> float:
 
 def tokens_per_s(rounds: Sequence[Round], scenario: Scenario) -> Interval:
     """Tokens per second of each round; at least one."""
-    return interval([scenario.round_tokens / busy_s(one, scenario) for one in rounds])
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """The median, and the narrowest order-statistic interval of the median that holds it often enough.
-
-    Where even the lowest and the highest do not, it is these two. The k-th lowest to the k-th highest of n values hold
-    the true median with probability 1 - 2 P(Binomial(n, ½) < k).
-
-    >>> interval([5.0, 1.0, 2.0, 3.0, 4.0])
-    Interval(median=3.0, low=1.0, high=5.0, coverage=0.9375, values=(5.0, 1.0, 2.0, 3.0, 4.0))
-    """
-    ordered, count = sorted(values), len(values)
-    rank = 1
-    while rank < count / 2 and _coverage(count, rank + 1) >= WANTED_COVERAGE:
-        rank += 1
-    coverage = _coverage(count, rank)
-    return Interval(median(ordered), ordered[rank - 1], ordered[-rank], coverage, tuple(values))
-
-
-def _coverage(count: int, rank: int) -> float:
-    below = sum(math.comb(count, k) for k in range(rank)) / 2**count
-    return max(0.0, 1 - 2 * below)
+    return Interval(tuple(scenario.round_tokens / busy_s(one, scenario) for one in rounds))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
@@ -121,7 +80,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     >>> ratio([2.0, 6.0, 4.0], [1.0, 2.0, 2.0, 9.0]).median
     2.0
     """
-    return interval([a / b for a, b in zip(ours, theirs, strict=False)])
+    return Interval(tuple(a / b for a, b in zip(ours, theirs, strict=False)))
 
 
 def cpu_s_per_million_tokens(rounds: Sequence[Round], scenario: Scenario) -> float | None:
@@ -140,39 +99,22 @@ def cost_per_million_tokens(price_per_hour: float, speed_tokens_per_s: float) ->
     return 1e6 * price_per_hour / (speed_tokens_per_s * 3600)
 
 
-def warnings_of(values: Sequence[float]) -> tuple[str, ...]:
+def warning_of(values: Sequence[float]) -> str:
     """Why the tokens/s of these rounds are not to be trusted, and what to do; empty if they are.
 
-    >>> warnings_of([100.0, 101.0, 99.0, 100.0, 100.5])
-    ()
-    >>> warnings_of([100.0])
-    ('1 round: how far rounds differ is not known; measure again with 3 rounds or more',)
+    >>> warning_of([100.0, 101.0, 99.0, 100.0, 100.5])
+    ''
+    >>> warning_of([100.0])
+    '1 of at least 3 rounds: how far rounds differ is not known; measure again with more rounds'
     """
     if len(values) < FEWEST_ROUNDS:
-        rounds = f"{len(values)} round{'s' * (len(values) != 1)}"
-        return (f"{rounds}: how far rounds differ is not known; measure again with {FEWEST_ROUNDS} rounds or more",)
-    drift = _drift(values)
-    if abs(drift) > DRIFT:
-        why = "heat, or other work that began?" if drift < 0 else "other work that ended, or too short a warm-up?"
-        change = f"{'fall' if drift < 0 else 'rise'} by {abs(drift) * 100:.0f} %"
-        return (f"tokens/s {change} from the first rounds to the last: {why} measure again",)
+        rounds = f"{len(values)} of at least {FEWEST_ROUNDS} rounds"
+        return f"{rounds}: how far rounds differ is not known; measure again with more rounds"
     variation = float(np.std(values, ddof=1) / np.mean(values))
-    if variation > NOISY_VARIATION:
-        noise = f"tokens/s vary by {variation * 100:.0f} % between rounds"
-        return (f"{noise}: other work on the machine? measure again with more rounds",)
-    return ()
-
-
-def _drift(values: Sequence[float]) -> float:
-    """Steady change from the first third of the rounds to the last; 0 where it is not steady or the rounds are few."""
-    from scipy.stats import kendalltau
-
-    if len(values) <= FEWEST_ROUNDS or len(set(values)) == 1:
-        return 0.0
-    if abs(kendalltau(range(len(values)), values).statistic) < STEADY:
-        return 0.0
-    third = len(values) // 3
-    return median(values[-third:]) / median(values[:third]) - 1
+    if variation <= NOISY_VARIATION:
+        return ""
+    noise = f"tokens/s vary by {variation * 100:.0f} % between rounds"
+    return f"{noise}: other work on the machine? measure again with more rounds"
 
 
 def multiplier_of(precision: str) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from m3_export.checkpoint.tokenizer import SPECIAL_TOKENS_NAME, TOKENIZER_CONFIG_NAME, CheckpointTokenizer
+from m3_export.checkpoint.added_tokens import TOKENIZER_CONFIG_NAME
+from m3_export.checkpoint.tokenizer import SPECIAL_TOKENS_NAME, CheckpointTokenizer
 from m3_export.graph import passes
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
 from m3_export.options import VariantName

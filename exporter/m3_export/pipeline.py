@@ -3,7 +3,7 @@
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from m3_export.build_variant import (
 from m3_export.calibration.statistics import CALIBRATION_TOKENS, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts, digest
 from m3_export.calibration.texts.text import Text
+from m3_export.checkpoint.added_tokens import probe_texts_with
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice
 from m3_export.checkpoint.source import Source, resolve
@@ -81,6 +82,7 @@ def export(
         warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
+        texts = replace(texts, probe=(*texts.probe, *probe_texts_with(original.added, texts.probe)))
         tokenizer = prove_same_ids(original, staging, [text.text for text in texts.probe])
         progress.say(f"Tokenizer: {tokenizer.info.proof}, trailing blanks {tokenizer.info.blank_rule}")
         shutil.copyfile(found.folder / "config.json", staging / "config.json")

@@ -7,6 +7,12 @@ with M3Encoder.open("my-bundle") as encoder:
     result["dense_vecs"], result["lexical_weights"], result["colbert_vecs"]
 """
 
+# ruff: noqa: E402 - a processor that NumPy crashes on is refused before NumPy is imported
+
+from m3_runtime.cpu import check_processor, cpu_info
+
+check_processor(cpu_info())
+
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.bundle.space import VariantDriftWarning, check_space
 from m3_runtime.encode.encoding import Encoding

@@ -1,20 +1,18 @@
 """What this machine's processor is and can do, as far as choosing a variant needs to know."""
 
-import os
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from m3_runtime.bundle.manifest import CpuFeature
+from m3_runtime.cores import field_of, read_or_empty, usable_cores
+from m3_runtime.errors import EngineError
 
 FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm"}
 """What to look for on a processor, in words."""
 
 _CPUINFO = Path("/proc/cpuinfo")
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 # What the engines look at; the rest of the flags says nothing here.
 _KNOWN_FLAGS = frozenset(
@@ -37,11 +35,19 @@ class CpuInfo:
     """A processor: name, architecture (as `platform.machine` says it), instruction sets that matter.
 
     Where the flags cannot be read (anything but Linux), `flags` is empty: no instruction set is assumed.
+
+    Attributes:
+        name: as its maker calls it.
+        architecture: as `platform.machine` says it.
+        flags: those that decide what runs here, and how fast.
+        x86_level: 1 to 3, the highest of the levels x86-64, x86-64-v2 (SSE4.2) and x86-64-v3 (AVX2) that it reaches
+            (the psABI's; v4 counts as v3); None if it is no x86 processor or cannot be read.
     """
 
     name: str
     architecture: str
     flags: frozenset[str]
+    x86_level: int | None = None
 
     @property
     def is_x86(self) -> bool:
@@ -68,6 +74,11 @@ class CpuInfo:
         int8 = next((name for flag, name in _INT8_MULTIPLIERS.items() if flag in self.flags), "none")
         return int8 + ("+bf16" if self.has_bf16 else "")
 
+    @property
+    def flags_in_words(self) -> str:
+        """The flags, or why there are none."""
+        return ", ".join(sorted(self.flags)) or ("no AVX" if self.x86_level else "no flags that can be read")
+
     def has(self, feature: CpuFeature) -> bool:
         """Whether the processor can do what a variant needs."""
         return {CpuFeature.INT8_DOT: self.has_int8_dot}[feature]
@@ -76,90 +87,43 @@ class CpuInfo:
 @cache
 def cpu_info() -> CpuInfo:
     """This machine's processor."""
-    text = _read(_CPUINFO)
-    architecture = platform.machine()
-    name = _field(text, "model name") or platform.processor() or architecture or "unknown"
-    flags = frozenset((_field(text, "flags") or _field(text, "Features") or "").split())
-    return CpuInfo(name=name, architecture=architecture, flags=flags & _KNOWN_FLAGS)
+    return described(read_or_empty(_CPUINFO), platform.machine())
+
+
+def described(cpuinfo: str, architecture: str) -> CpuInfo:
+    """The processor that a /proc/cpuinfo tells of.
+
+    Args:
+        cpuinfo: the file's text; emulators show that of the machine below, whose flags are not those of `architecture`.
+        architecture: as `platform.machine` says it.
+    """
+    name = field_of(cpuinfo, "model name") or platform.processor() or architecture or "unknown"
+    key = "flags" if architecture.lower() in _X86 else "Features"
+    flags = frozenset((field_of(cpuinfo, key) or "").split())
+    return CpuInfo(name, architecture, flags & _KNOWN_FLAGS, _x86_level(flags))
+
+
+def check_processor(cpu: CpuInfo) -> None:
+    """Refuse a processor on which an import would end the process by an illegal instruction.
+
+    Raises:
+        EngineError: it does not reach x86-64-v2, which NumPy's wheels need since 2.4, and OpenVINO as well.
+    """
+    if cpu.x86_level == 1:
+        raise EngineError(
+            f"this processor ({cpu.name}) has no SSE4.2 (x86-64-v2), without which NumPy and OpenVINO do not run; "
+            "a virtual machine may hide it: give it the CPU type 'host', or 'x86-64-v3'"
+        )
+
+
+def _x86_level(flags: frozenset[str]) -> int | None:
+    if "sse2" not in flags:  # which every one has
+        return None
+    if not flags >= {"ssse3", "sse4_1", "sse4_2", "popcnt"}:
+        return 1
+    return 3 if flags >= {"avx", "avx2", "fma"} else 2
 
 
 def default_threads() -> int:
-    """Threads to use when none are asked for: the cores that affinity and container quota leave us.
-
-    Two hardware threads of one core share its multipliers, so they count once.
-    """
-    allowed = _allowed_cpus()
-    cores = _physical_cores(_read(_CPUINFO), allowed) or len(allowed)
-    quota = _cgroup_quota(_CGROUPS, _read(_OWN_CGROUPS))
-    return max(1, min(cores, quota) if quota is not None else cores)
-
-
-def _allowed_cpus() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
-def _physical_cores(cpuinfo: str, allowed: frozenset[int]) -> int:
-    """Distinct (socket, core) pairs among the allowed processors; 0 where the file does not say."""
-    cores = set()
-    for block in cpuinfo.split("\n\n"):
-        number, socket, core = (_field(block, key) for key in ("processor", "physical id", "core id"))
-        if number is None or socket is None or core is None:
-            continue
-        if number.isdigit() and int(number) in allowed:
-            cores.add((socket, core))
-    return len(cores)
-
-
-def _cgroup_quota(root: Path, own_groups: str) -> int | None:
-    """Whole processors that this process's control groups leave it, rounded up; None without a limit.
-
-    A limit holds for all groups below it, so the least of them counts: systemd's CPUQuota= and Kubernetes' limit of a
-    pod stand above the group that the process is in.
-
-    Args:
-        root: where control groups are mounted.
-        own_groups: the text of /proc/self/cgroup.
-    """
-    quotas = [quota for folder in _group_folders(root, own_groups) if (quota := _quota_of(folder)) is not None]
-    return min(quotas, default=None)
-
-
-def _group_folders(root: Path, own_groups: str) -> Iterator[Path]:
-    """The root's, which in a container is its own, and those from each group up to the root."""
-    yield from (root, root / "cpu")
-    for line in own_groups.splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if ".." in path or not path.startswith("/"):
-            continue  # outside of what a container sees
-        mounted = root / "cpu" if "cpu" in controllers.split(",") else root if not controllers else None
-        if mounted is not None:
-            group = mounted / path.lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mounted))
-
-
-def _quota_of(folder: Path) -> int | None:
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")  # cgroup v2
-    if not period:
-        quota = _read(folder / "cpu.cfs_quota_us").strip()  # cgroup v1
-        period = _read(folder / "cpu.cfs_period_us").strip()
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
-        return None
-    return max(1, -(-int(quota) // int(period)))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _field(text: str, key: str) -> str | None:
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon and name.strip() == key:
-            return value.strip()
-    return None
+    """Threads to use when none are asked for: one for each core that affinity, topology and CPU quota leave us."""
+    return usable_cores().threads

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -229,15 +228,10 @@ class M3Encoder:
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
         on_batch: BatchObserver | None = None,
     ) -> Encoding:
-        """Encode S texts that are ids of `tokenizer` already; none is cut.
+        """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
 
-        Args:
-            ids: S texts, (L,) each, both special tokens included.
-            heads: heads that are wanted.
-            batch_size: most texts that run together; the other arguments too are those of `encode`.
-            token_budget: most tokens that run together.
-            colbert_dtype: "float32" or "float16".
-            on_batch: called with every batch before it runs, from the thread that runs it.
+        `on_batch` is called with every batch before it runs, from the thread that runs it. The other arguments are
+        those of `encode_heads`.
 
         Raises:
             InputError: no head is asked for, or an argument is out of range.
@@ -418,9 +412,7 @@ class M3Encoder:
     def __enter__(self) -> "M3Encoder":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., "M3Encoder"], tuple[OpenArguments, Callable[..., "M3Encoder"]]]:

@@ -25,9 +25,16 @@
 Messages say what was expected, what came, and what to do about it.
 """
 
+import copyreg
+from typing import Any
+
 
 class M3Error(Exception):
     """Root of the tree: catch it to catch everything that this project raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the default calls the class with the message alone, which those with attributes do not take
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class BundleError(M3Error):
@@ -88,25 +95,23 @@ class PartlyAddedError(M3Error):
         super().__init__(message)
         self.written, self.last_id = written, last_id
 
-    def __reduce__(self) -> tuple[type["PartlyAddedError"], tuple[str, int, int | str]]:
-        # the default passes the message alone, and unpickling fails
-        return type(self), (str(self), self.written, self.last_id)
-
 
 class ServiceError(M3Error):
-    """The server cannot take or finish a request now; the request itself is fine."""
+    """The server cannot take or finish a request now; the request itself is fine.
+
+    Attributes:
+        retry_after_s: when to ask again.
+    """
+
+    retry_after_s = 1
 
 
 class QueueFullError(ServiceError):
-    """So much waits that the request would have to wait too long; `retry_after_s` says when to ask again."""
+    """So much waits that the request would have to wait too long."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-    def __reduce__(self) -> tuple[type["QueueFullError"], tuple[str, int]]:
-        # the default passes the message alone, and unpickling fails
-        return type(self), (str(self), self.retry_after_s)
 
 
 class DeadlineError(ServiceError):
@@ -132,10 +137,6 @@ class FieldError(InputError):
     def __init__(self, message: str, field: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.field, self.code = field, code
-
-    def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str, str]]:
-        # the default passes the message alone, and unpickling fails
-        return type(self), (str(self), self.field, self.code)
 
 
 class RequestTooLargeError(InputError):
@@ -167,7 +168,3 @@ class TextTooLongError(InputError):
             "split the text, raise the limit, or pass on_truncate='truncate'"
         )
         self.name, self.index, self.tokens, self.max_length = name, index, tokens, max_length
-
-    def __reduce__(self) -> tuple[type["TextTooLongError"], tuple[str, int, int, int]]:
-        # the default passes the message alone, and unpickling fails
-        return type(self), (self.name, self.index, self.tokens, self.max_length)

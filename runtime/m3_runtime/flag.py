@@ -5,9 +5,10 @@
 docs/use/flagembedding.md lists what differs and why.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from m3_runtime.errors import InputError
 from m3_runtime.ignored import Devices, accept_unknown, check_devices
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
 
+_Vectors = TypeVar("_Vectors")
+
 # What FlagEmbedding hands on to its tokenizer or keeps as an attribute, with the values that change no vector.
 _HARMLESS: Mapping[str, Any] = {
     "convert_to_numpy": True,
@@ -30,6 +33,33 @@ _HARMLESS: Mapping[str, Any] = {
     "stride": 0,
     "return_overflowing_tokens": False,
 }
+
+
+def _of_side(encode: Callable[..., _Vectors], name: str, side: str) -> Callable[..., _Vectors]:
+    """A class's `encode_queries` or `encode_corpus`: its `encode` with the instruction and the length of that side.
+
+    Args:
+        encode: the class's own; the method has its arguments, but those that are given here.
+        name: what FlagEmbedding calls the texts.
+        side: "query" or "passage".
+    """
+    own = inspect.signature(encode)
+    shown = [one for one in own.parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    signature = own.replace(parameters=[one.replace(name=name) if one.name == "sentences" else one for one in shown])
+
+    def encode_side(model: Any, *given: Any, **named: Any) -> _Vectors:
+        call, m3 = signature.bind(model, *given, **named), getattr(model, "m3", model)
+        if call.arguments.get("max_length") is None:
+            call.arguments["max_length"] = getattr(m3, f"{side}_max_length")
+        instruction = getattr(m3, f"{side}_instruction_for_retrieval")
+        how = {"instruction": instruction, "instruction_format": getattr(m3, f"{side}_instruction_format")}
+        vectors: _Vectors = model.encode(*call.args[1:], **call.kwargs, **how)
+        return vectors
+
+    encode_side.__name__ = encode_side.__qualname__ = f"encode_{name}"
+    encode_side.__doc__ = f"`encode`, with the {side} instruction if there is one; its arguments and errors."
+    encode_side.__signature__ = signature  # type: ignore[attr-defined]  # what help() shows
+    return encode_side
 
 
 class BGEM3FlagModel:
@@ -134,7 +164,9 @@ class BGEM3FlagModel:
         self.passage_max_length = checked_max_length(passage_max_length, limit, "passage_max_length")
         self.return_dense, self.return_sparse = return_dense, return_sparse
         self.return_colbert_vecs = return_colbert_vecs
-        self.truncate_dim = _checked_truncate_dim(truncate_dim, manifest)
+        if truncate_dim is not None and not 1 <= truncate_dim <= manifest.geometry.hidden_size:
+            raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {truncate_dim}")
+        self.truncate_dim = truncate_dim
 
     @property
     def tokenizer(self) -> M3Tokenizer:
@@ -176,59 +208,8 @@ class BGEM3FlagModel:
             return encoding
         return encoding.leading_dimensions(self.truncate_dim, normalize=self.normalize_embeddings)
 
-    def encode_queries(
-        self,
-        queries: str | Sequence[str],
-        batch_size: int | None = None,
-        max_length: int | None = None,
-        return_dense: bool | None = None,
-        return_sparse: bool | None = None,
-        return_colbert_vecs: bool | None = None,
-        **more: Any,
-    ) -> Encoding:
-        """Encode queries, with the query instruction if there is one.
-
-        Raises:
-            M3Error: as `M3Encoder.encode`.
-        """
-        return self.encode(
-            queries,
-            batch_size,
-            self.query_max_length if max_length is None else max_length,
-            return_dense,
-            return_sparse,
-            return_colbert_vecs,
-            instruction=self.query_instruction_for_retrieval,
-            instruction_format=self.query_instruction_format,
-            **more,
-        )
-
-    def encode_corpus(
-        self,
-        corpus: str | Sequence[str],
-        batch_size: int | None = None,
-        max_length: int | None = None,
-        return_dense: bool | None = None,
-        return_sparse: bool | None = None,
-        return_colbert_vecs: bool | None = None,
-        **more: Any,
-    ) -> Encoding:
-        """Encode passages, with the passage instruction if there is one.
-
-        Raises:
-            M3Error: as `M3Encoder.encode`.
-        """
-        return self.encode(
-            corpus,
-            batch_size,
-            max_length,
-            return_dense,
-            return_sparse,
-            return_colbert_vecs,
-            instruction=self.passage_instruction_for_retrieval,
-            instruction_format=self.passage_instruction_format,
-            **more,
-        )
+    encode_queries = _of_side(encode, "queries", "query")
+    encode_corpus = _of_side(encode, "corpus", "passage")
 
     def compute_score(
         self,
@@ -356,30 +337,8 @@ class FlagModel:
         """
         return _dense(self.m3.encode(sentences, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more))
 
-    def encode_queries(
-        self,
-        queries: str | Sequence[str],
-        batch_size: int | None = None,
-        max_length: int | None = None,
-        convert_to_numpy: bool | None = None,
-        **more: Any,
-    ) -> NDArray[np.float32]:
-        """`encode`, with the query instruction if there is one."""
-        found = self.m3.encode_queries(queries, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more)
-        return _dense(found)
-
-    def encode_corpus(
-        self,
-        corpus: str | Sequence[str],
-        batch_size: int | None = None,
-        max_length: int | None = None,
-        convert_to_numpy: bool | None = None,
-        **more: Any,
-    ) -> NDArray[np.float32]:
-        """`encode`, with the passage instruction if there is one."""
-        found = self.m3.encode_corpus(corpus, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more)
-        return _dense(found)
-
+    encode_queries = _of_side(encode, "queries", "query")
+    encode_corpus = _of_side(encode, "corpus", "passage")
     get_detailed_instruct = staticmethod(BGEM3FlagModel.get_detailed_instruct)
 
     def stop_self_pool(self) -> None:
@@ -409,22 +368,13 @@ class FlagAutoModel:
         query_instruction_format: str | None = None,
         **more: Any,
     ) -> "BGEM3FlagModel | FlagModel":
-        """A bundle as the class that it is of.
+        """A bundle as a `BGEM3FlagModel`, or as a `FlagModel` if `model_class` is "encoder-only-base".
 
-        Args:
-            model_name_or_path: a bundle's folder, whatever its name.
-            model_class: None or "encoder-only-m3" for a `BGEM3FlagModel`, "encoder-only-base" for a `FlagModel`.
-            normalize_embeddings: this and all others are those of the class.
-            use_fp16: accepted, see there.
-            query_instruction_for_retrieval: put before queries by `encode_queries`.
-            devices: see there.
-            pooling_method: None, or what the bundle was exported with.
-            trust_remote_code: accepted; a bundle holds no code.
-            query_instruction_format: how; None is `{}{}`.
-            **more: further arguments of the class.
+        Its folder may have any name. All other arguments are those of the class; `query_instruction_format` None is
+        `{}{}`.
 
         Raises:
-            M3Error: as the class, and InputError for another class.
+            M3Error: as the class, and InputError for another class than "encoder-only-m3" and "encoder-only-base".
 
         Warns:
             IgnoredArgumentWarning: as the class.
@@ -480,9 +430,3 @@ def _check_agrees(manifest: Manifest, normalize: bool | None, pooling_method: st
                 f"{name} is {asked!r}, but the bundle was exported with {actual!r}; leave it out, "
                 f"or export the checkpoint again with {name}={asked!r}"
             )
-
-
-def _checked_truncate_dim(size: int | None, manifest: Manifest) -> int | None:
-    if size is not None and not 1 <= size <= manifest.geometry.hidden_size:
-        raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {size}")
-    return size

@@ -58,25 +58,16 @@ def _value(hint: Any, data: Any, where: str) -> Any:
         return {key: _value(args[1], item, f"{where}.{key}") for key, item in _expect(dict, data, where).items()}
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type[Any], hint), data, where)
-    if issubclass(hint, StrEnum):
-        return _enum(hint, data, where)
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        data = _float(data, where)
-    return _expect(hint, data, where)
-
-
-def _float(data: int, where: str) -> float:
     try:
-        return float(data)
+        if issubclass(hint, StrEnum):
+            return hint(data)
+        if hint is float and isinstance(data, int) and not isinstance(data, bool):
+            return float(data)
     except OverflowError as error:
         raise BundleFormatError(f"{where}: expected a number of at most {sys.float_info.max}") from error
-
-
-def _enum(hint: type[StrEnum], data: Any, where: str) -> StrEnum:
-    try:
-        return hint(data)
     except ValueError as error:
         raise BundleFormatError(f"{where}: expected one of {[e.value for e in hint]}, got {data!r}") from error
+    return _expect(hint, data, where)
 
 
 def _expect(kind: type[T], data: Any, where: str) -> T:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Manifest
+from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
@@ -174,9 +174,9 @@ def score_pairs(
         some_queries, some_passages = queries.part(pairs_of_run), passages.part(pairs_of_run)
         encoded_queries = encode_tokens(some_queries.tokenized, options[0], manifest, engine)
         encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
-        parts.append(_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
+        parts.append(head_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
     nothing = np.empty(0, np.float32)
-    dense, sparse, colbert = (np.concatenate([nothing, *(part[head] for part in parts)]) for head in range(3))
+    dense, sparse, colbert = (np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in Head)
     return PairScores(dense, sparse, colbert, queries.truncated() + passages.truncated())
 
 
@@ -235,14 +235,24 @@ def _side(name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: Enco
     return _Side(tokenized, np.array([places[text] for text in texts], dtype=np.int64))
 
 
-def _scores(queries: Encoding, query_of: Any, passages: Encoding, passage_of: Any) -> tuple[NDArray[np.float32], ...]:
-    """Dense, sparse and ColBERT scores of P pairs, (P,) each, from rows `query_of` and `passage_of`, (P,)."""
-    assert queries.dense_vecs is not None and passages.dense_vecs is not None
-    assert queries.sparse is not None and passages.sparse is not None
-    assert queries.colbert_vecs is not None and passages.colbert_vecs is not None
-    dense = np.einsum("ph,ph->p", queries.dense_vecs[query_of], passages.dense_vecs[passage_of])
-    q_weights, p_weights = list(queries.sparse), list(passages.sparse)
-    rows = list(zip(query_of, passage_of, strict=True))
-    sparse = [sparse_dot(q_weights[q], p_weights[p]) for q, p in rows]
-    colbert = [colbert_score(queries.colbert_vecs[q], passages.colbert_vecs[p]) for q, p in rows]
-    return dense, np.array(sparse, np.float32), np.array(colbert, np.float32)
+def head_scores(
+    queries: Encoding, query_of: NDArray[np.int64], passages: Encoding, passage_of: NDArray[np.int64]
+) -> PairScores:
+    """Scores of P pairs by each head, 0 by those that the encodings lack.
+
+    Args:
+        queries: vectors of some queries.
+        query_of: (P,) which of them each pair has.
+        passages: vectors of some passages.
+        passage_of: (P,) likewise.
+    """
+    dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in Head)
+    pairs = list(zip(query_of.tolist(), passage_of.tolist(), strict=True))
+    if queries.dense_vecs is not None and passages.dense_vecs is not None:
+        dense = np.einsum("ph,ph->p", queries.dense_vecs[query_of], passages.dense_vecs[passage_of])
+    if queries.sparse is not None and passages.sparse is not None:
+        q_weights, p_weights = list(queries.sparse), list(passages.sparse)
+        sparse[:] = [sparse_dot(q_weights[q], p_weights[p]) for q, p in pairs]
+    if queries.colbert_vecs is not None and passages.colbert_vecs is not None:
+        colbert[:] = [colbert_score(queries.colbert_vecs[q], passages.colbert_vecs[p]) for q, p in pairs]
+    return PairScores(dense, sparse, colbert)

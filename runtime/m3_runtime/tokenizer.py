@@ -116,7 +116,8 @@ class M3Tokenizer:
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
         self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
         self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
-        self._blanks = tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
+        has_blanks = any(character.isspace() for name in self._added_names.values() for character in name)
+        self._blanks = () if has_blanks else tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
         self.info = info
         if (wrapped := self._words.encode("").ids) != [info.cls_id, info.eos_id]:
             raise BundleFormatError(
@@ -206,23 +207,19 @@ class M3Tokenizer:
         return TokenizedTexts(ids=tuple(rows), is_cut=np.array(is_cut, dtype=np.bool_))
 
     def _leading_ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
-        """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`."""
-        limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
-        prefixes = [self._prefix(text, limit) for text in texts]
-        rows = self._ids(prefixes, max_length)
-        for i, text in enumerate(texts):
-            if rows[i].size <= max_length and len(prefixes[i]) < len(text):
-                rows[i] = self._longer_prefix(text, max_length, limit)
-        return rows
+        """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`.
 
-    def _longer_prefix(self, text: str, max_length: int, limit: int) -> NDArray[np.int32]:
-        """Double the prefix until it yields more than `max_length` ids or is the whole text."""
-        while True:
+        A long text's prefix doubles until it gives more than `max_length` ids, or is the whole text.
+        """
+        limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
+        rows: dict[int, NDArray[np.int32]] = {}
+        while missing := [i for i in range(len(texts)) if i not in rows]:
+            prefixes = [self._prefix(texts[i], limit) for i in missing]
+            for i, prefix, ids in zip(missing, prefixes, self._ids(prefixes, max_length), strict=True):
+                if ids.size > max_length or len(prefix) == len(texts[i]):
+                    rows[i] = ids
             limit *= 2
-            prefix = self._prefix(text, limit)
-            (ids,) = self._ids([prefix], max_length)
-            if ids.size > max_length or len(prefix) == len(text):
-                return ids
+        return [rows[i] for i in range(len(texts))]
 
     def _ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
         """Per text: all its ids, or if they are more than `max_length`, at least that many."""
@@ -247,8 +244,8 @@ class M3Tokenizer:
         Why that is exact: the pipeline splits at blanks before the vocabulary is looked at, and each split is
         tokenized alone. So the ids of "a b" are those of "a" followed by those of " b", provided the cut is
         right before a run of blanks (blanks normalize as a run) and not inside a grapheme (they normalize as
-        a unit). Special tokens take blanks on their left at most up to the cut, which yields no id. A text
-        without a usable blank is taken whole.
+        a unit). Added tokens take blanks on their left at most up to the cut, which yields no id; where one holds
+        a blank itself, no blank is usable. A text without a usable blank is taken whole.
         """
         if len(text) <= 2 * limit or not self._blanks:
             return text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from m3_bench.errors import DatasetError
-from m3_bench.retrieval.datasets import Labelled, Layout, detected, open_dataset
+from m3_bench.retrieval.datasets import Labelled, open_dataset
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "data"
 
@@ -52,7 +52,7 @@ def found(data: Labelled) -> dict[str, dict[str, int]]:
 def test_beir(tmp_path, end):
     folder = beir(tmp_path, "q1 d2 2", "q1 d3 0", "q2 d1 1", end=end)
     data = open_dataset(folder)
-    assert detected(folder) is Layout.BEIR
+    assert data.layout == "beir"
     assert found(data) == {"q1": {"d2": 2}, "q2": {"d1": 1}}
     assert data.documents[0].text == "Title text d1"
     assert (data.facts.queries, data.facts.documents, data.facts.relevant_pairs) == (2, 3, 2)
@@ -95,15 +95,16 @@ def test_unknown_queries_are_named(tmp_path):
         (lambda f: beir(f, "q1 d1 1", corpus=("d1", "d2", "d1")), "document id 'd1' is there twice, as number 1 and 3"),
         (lambda f: beir(f, "q1 d1"), "expected query-id, corpus-id and score between tabs, got 2 cells"),
         (lambda f: beir(f, "q1 d1 high"), "test.tsv, line 2: the score must be a whole number, got 'high'"),
-        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"_id": "d1"}), "line 1: the key 'text' is missing"),
+        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"_id": "d1"}), "line 1: text: Field required"),
+        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"text": "a"}), "line 1: _id: Field required"),
         (
-            lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"text": "a"}),
-            "line 1: the key '_id' or 'docid' or 'id' is missing; keys are 'text'",
+            lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", {"_id": True, "text": "a"}),
+            "line 1: _id: Input should be a valid string, got True",
         ),
-        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", ["a"]), "line 1: expected an object, got a list"),
+        (lambda f: jsonl(beir(f, "q1 d1 1") / "corpus.jsonl", ["a"]), "line 1: Input should be an object, got ['a']"),
         (
             lambda f: (beir(f, "q1 d1 1") / "corpus.jsonl").write_text('{"_id": "d1", '),
-            "corpus.jsonl, line 1: not JSON",
+            "corpus.jsonl, line 1: Invalid JSON: EOF while parsing",
         ),
         (
             lambda f: (beir(f, "q1 d1 1") / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": ""}\n"\xff"'),
@@ -115,14 +116,14 @@ def test_unknown_queries_are_named(tmp_path):
 def test_a_bad_beir_folder_is_refused(tmp_path, build, message):
     build(tmp_path)
     with pytest.raises(DatasetError) as error:
-        open_dataset(tmp_path, layout=Layout.BEIR)
+        open_dataset(tmp_path)
     assert message in str(error.value)
 
 
 def test_half_of_a_surrogate_pair_is_refused(tmp_path):
     beir(tmp_path, "q1 d1 1")
     (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "a \\ud83d"}\n')
-    with pytest.raises(DatasetError, match=r"queries.jsonl, line 1: text has half of a surrogate pair"):
+    with pytest.raises(DatasetError, match=r"queries.jsonl, line 1: Invalid JSON: .*surrogate|hex escape"):
         open_dataset(tmp_path)
 
 
@@ -130,7 +131,7 @@ def test_a_cut_off_gz_is_refused(tmp_path):
     folder = beir(tmp_path, "q1 d1 1", end=".gz")
     packed = (folder / "corpus.jsonl.gz").read_bytes()
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
-    with pytest.raises(DatasetError, match=r"corpus.jsonl.gz' cannot be read"):
+    with pytest.raises(DatasetError, match=r"cannot read '.*corpus.jsonl.gz'"):
         open_dataset(folder)
 
 
@@ -143,8 +144,8 @@ def test_miracl(tmp_path, corpus):
     jsonl(tmp_path / corpus / "docs-0.jsonl.gz", {"docid": "7#0", "title": "T", "text": "a"})
     jsonl(tmp_path / corpus / "docs-10.jsonl.gz", {"docid": "8#0", "title": "T", "text": "c"})
     jsonl(tmp_path / corpus / "docs-2.jsonl.gz", {"docid": "7#1", "title": "T", "text": "b"})
-    assert detected(folder) is Layout.MIRACL
     data = open_dataset(folder)
+    assert data.layout == "miracl"
     assert [item.id for item in data.documents] == ["7#0", "7#1", "8#0"]
     assert found(data) == {"1": {"7#1": 1}, "2": {"8#0": 1}}
     with pytest.raises(DatasetError, match="is not MIRACL's layout"):
@@ -155,10 +156,10 @@ def test_mldr(tmp_path):
     jsonl(tmp_path / "corpus.jsonl", {"docid": "doc-1", "text": "long"}, {"docid": "doc-2", "text": "longer"})
     row = {"query_id": "q-1", "query": "what", "positive_passages": [{"docid": "doc-2", "text": "longer"}]}
     jsonl(tmp_path / "test.jsonl.gz", row | {"negative_passages": [{"docid": "doc-1", "text": "long"}]})
-    assert detected(tmp_path) is Layout.MLDR
+    assert open_dataset(tmp_path).layout == "mldr"
     assert found(open_dataset(tmp_path)) == {"q-1": {"doc-2": 1}}
     jsonl(tmp_path / "dev.jsonl", row | {"positive_passages": ["doc-2"]})
-    with pytest.raises(DatasetError, match=r"dev.jsonl, line 1: positive_passages\[0\] must be an object"):
+    with pytest.raises(DatasetError, match=r"dev.jsonl, line 1: positive_passages\[0\]: Input should be an object"):
         open_dataset(tmp_path, split="dev")
 
 
@@ -171,35 +172,11 @@ def test_squad_paragraphs_of_one_text_are_one_document(tmp_path):
     assert data.notes == ("1 paragraphs have the text of an earlier one and are one document with it",)
 
 
-def test_questions_of_another_language(tmp_path):
-    english = squad(tmp_path / "en.json", ("one", ("first?",)), ("two", ("second?",)))
-    german = squad(tmp_path / "de.json", ("eins", ("erstens?",)), ("zwei", ("zweitens?",)))
-    data = open_dataset(english, queries_from=german)
-    assert [query.text for query in data.queries] == ["erstens?", "zweitens?"]
-    assert [item.text for item in data.documents] == ["one", "two"]
-    assert list(data.relevant) == [{0: 1}, {1: 1}]
-    assert data.name == "de.json → en.json"
-    assert data.sha256 != open_dataset(english).sha256
-
-
-@pytest.mark.parametrize(
-    ("paragraphs", "message"),
-    [
-        ((("eins", ("a?",)),), r"has 1 paragraphs and .* 2, which differ in number of questions from paragraph 1 on"),
-        ((("eins", ("a?",)), ("zwei", ())), "questions from paragraph 1 on"),
-    ],
-)
-def test_a_file_that_is_not_the_same_in_another_language_is_refused(tmp_path, paragraphs, message):
-    english = squad(tmp_path / "en.json", ("one", ("first?",)), ("two", ("second?",)))
-    with pytest.raises(DatasetError, match=message):
-        open_dataset(english, queries_from=squad(tmp_path / "de.json", *paragraphs))
-
-
 def test_a_folder_of_one_squad_file_is_that_file_and_of_two_is_refused(tmp_path):
     squad(tmp_path / "a.json", ("one", ("q?",)))
     assert open_dataset(tmp_path).name == "a.json"
     squad(tmp_path / "b.json", ("one", ("q?",)))
-    with pytest.raises(DatasetError, match=r"folder with 2 \.json files; name one of them: .*a\.json, .*b\.json"):
+    with pytest.raises(DatasetError, match=r"folder with 2 datasets; name one of them: .*a\.json, .*b\.json"):
         open_dataset(tmp_path)
 
 
@@ -207,18 +184,15 @@ def test_a_folder_of_one_squad_file_is_that_file_and_of_two_is_refused(tmp_path)
     ("value", "message"),
     [
         ({"data": []}, "has no documents"),
-        ({"data": [{"paragraphs": {}}]}, "data[0]: paragraphs must be a list, got an object"),
-        ({"data": [{"paragraphs": [1]}]}, "data[0]: paragraphs[0] must be an object, got a number"),
-        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "paragraphs[0]: the key 'qas' is missing; keys are 'context'"),
-        (
-            {"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]},
-            "qas[0]: the key 'id' is missing; keys are (none)",
-        ),
+        ({"data": [{"paragraphs": {}}]}, "data[0].paragraphs: Input should be a valid array, got {}"),
+        ({"data": [{"paragraphs": [1]}]}, "data[0].paragraphs[0]: Input should be an object, got 1"),
+        ({"data": [{"paragraphs": [{"context": "a"}]}]}, "data[0].paragraphs[0].qas: Field required"),
+        ({"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}, "paragraphs[0].qas[0].id: Field required"),
         (
             {"data": [{"paragraphs": [{"context": 1, "qas": []}]}]},
-            "paragraphs[0]: context must be a text, got a number",
+            "paragraphs[0].context: Input should be a valid string, got 1",
         ),
-        ({"rows": []}, "is of no known layout. Expected one of:"),
+        ({"rows": []}, 'a.json: data: Field required; expected SQuAD\'s {"data": [{"paragraphs": […]}, …]}'),
     ],
 )
 def test_a_bad_squad_file_is_refused(tmp_path, value, message):
@@ -240,20 +214,7 @@ def test_fine_tuning_lines_are_a_dataset(tmp_path):
     assert [item.text for item in data.documents] == ["A", "B", "C"]
     assert list(data.relevant) == [{0: 1, 1: 1}, {2: 1}]
     assert [query.id for query in data.queries] == ["1", "3"]
-    assert data.notes[0].startswith("line 2 was left out: neg is an empty list")
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "layout"),
-    [
-        ("a.jsonl", {"anything": 1}, Layout.FINETUNE),
-        ("a.jsonl.gz", {"anything": 1}, Layout.FINETUNE),
-        ("a.json", {"query": "q", "pos": ["p"], "neg": ["n"]}, Layout.FINETUNE),
-        ("a.json.gz", {"data": [{"paragraphs": []}]}, Layout.SQUAD),
-    ],
-)
-def test_files_are_told_apart(tmp_path, name, row, layout):
-    assert detected(jsonl(tmp_path / name, row)) is layout
+    assert data.notes[0].startswith("line 2 was left out: neg: List should have at least 1 item")
 
 
 def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path):
@@ -261,11 +222,6 @@ def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path):
         open_dataset(tmp_path / "no")
     with pytest.raises(DatasetError, match="is of no known layout"):
         open_dataset(tmp_path)
-
-
-def test_queries_from_is_for_squad(tmp_path):
-    with pytest.raises(DatasetError, match="--queries-from is for SQuAD files"):
-        open_dataset(beir(tmp_path, "q1 d1 1"), queries_from=tmp_path / "x.json")
 
 
 def test_limits_keep_what_is_relevant_and_the_order(tmp_path):

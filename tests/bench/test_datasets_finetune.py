@@ -24,31 +24,30 @@ def written(path: Path, *lines: object) -> Path:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "not JSON"),
-        ("[]", "expected an object, got a list"),
-        ("null", "expected an object, got null"),
-        (without("query"), "the key 'query' is missing; keys are 'pos', 'neg'"),
-        ({}, "the key 'query' is missing; keys are (none)"),
-        (GOOD | {"query": 1}, "query must be a text, got a number"),
-        (GOOD | {"query": " "}, "query is an empty text"),
-        (without("pos"), "the key 'pos' is missing"),
-        (GOOD | {"pos": "p"}, 'pos must be a list, got a text; write ["p"]'),
-        (GOOD | {"pos": []}, "pos is an empty list, and training draws one of them"),
-        (GOOD | {"pos": ["p", ""]}, "pos[1] is an empty text"),
-        (GOOD | {"pos": ["p", None]}, "pos[1] must be a text, got null"),
-        (without("neg"), "the key 'neg' is missing; FlagEmbedding needs it"),
-        (GOOD | {"neg": []}, 'neg is an empty list, and training divides by its length; write [""]'),
-        (GOOD | {"neg": None}, "neg must be a list, got null"),
-        (GOOD | {"neg": [["n"]]}, "neg[0] must be a text, got a list"),
-        (GOOD | {"neg": [True]}, "neg[0] must be a text, got a boolean"),
-        (GOOD | {"pos": ["\ud83d"]}, "pos[0] has half of a surrogate pair"),
+        ("{", "Invalid JSON: EOF"),
+        ("[]", "Input should be an object, got []"),
+        ("null", "Input should be an object, got None"),
+        (without("query"), "query: Field required"),
+        (GOOD | {"query": 1}, "query: Input should be a valid string, got 1"),
+        (GOOD | {"query": " "}, "query: String should match pattern"),
+        (without("pos"), "pos: Field required; training draws one of them"),
+        (GOOD | {"pos": "p"}, "pos: Input should be a valid array, got 'p'"),
+        (GOOD | {"pos": []}, "pos: List should have at least 1 item after validation, not 0, got []; training draws"),
+        (GOOD | {"pos": ["p", ""]}, "pos[1]: String should have at least 1 character, got ''"),
+        (GOOD | {"pos": ["p", None]}, "pos[1]: Input should be a valid string, got None"),
+        (without("neg"), 'neg: Field required; FlagEmbedding needs it: write [""] where there are no negatives'),
+        (GOOD | {"neg": []}, "neg: List should have at least 1 item after validation, not 0, got []; FlagEmbedding"),
+        (GOOD | {"neg": None}, "neg: Input should be a valid array, got None"),
+        (GOOD | {"neg": [["n"]]}, "neg[0]: Input should be a valid string, got ['n']"),
+        (GOOD | {"neg": [True]}, "neg[0]: Input should be a valid string, got True"),
+        (GOOD | {"pos": ["\ud83d"]}, "Invalid JSON"),
         (GOOD | {"pos_scores": [1, 2]}, "pos_scores has 2 numbers for 1 texts"),
-        (GOOD | {"pos_scores": 1}, "pos_scores must be a list, got a number"),
-        (GOOD | {"neg_scores": ["1"]}, "neg_scores[0] must be a finite number, got a text"),
-        (GOOD | {"neg_scores": [float("nan")]}, "neg_scores[0] must be a finite number"),
-        (GOOD | {"prompt": 3}, "prompt must be a text"),
-        (GOOD | {"type": "symmetric"}, "type must be one of normal, only_1neg"),
-        (GOOD | {"type": ["normal"]}, "type must be one of normal, only_1neg"),
+        (GOOD | {"pos_scores": 1}, "pos_scores: Input should be a valid array, got 1"),
+        (GOOD | {"neg_scores": ["1"]}, "neg_scores[0]: Input should be a valid number, got '1'"),
+        (GOOD | {"neg_scores": [float("nan")]}, "neg_scores[0]: Input should be a finite number"),
+        (GOOD | {"prompt": 3}, "prompt: Input should be a valid string"),
+        (GOOD | {"type": "symmetric"}, "type: Input should be 'normal', 'only_1neg'"),
+        (GOOD | {"type": ["normal"]}, "type: Input should be 'normal', 'only_1neg'"),
     ],
 )
 def test_a_bad_line_is_left_out_with_its_number_and_reason(tmp_path, line, reason):
@@ -78,25 +77,21 @@ def test_what_training_takes_is_in_order(tmp_path, more, negatives):
 def test_no_negatives_is_told_apart_in_three_ways(tmp_path):
     file = read_finetune(written(tmp_path / "a.jsonl", GOOD | {"neg": [""]}, GOOD | {"neg": []}, without("neg")))
     assert [example.line for example in file.examples] == [1]
-    assert [(bad.line, bad.reason.split(",")[0].split(";")[0]) for bad in file.bad_lines] == [
-        (2, "neg is an empty list"),
-        (3, "the key 'neg' is missing"),
+    assert [(bad.line, bad.reason.partition(" at least")[0]) for bad in file.bad_lines] == [
+        (2, "neg: List should have"),
+        (3, 'neg: Field required; FlagEmbedding needs it: write [""] where there are no negatives'),
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            json.dumps(GOOD, indent=2),
-            "JSON printed over several lines, expected one object on each line; convert it: jq -c .",
-        ),
-        (json.dumps(GOOD, indent=2) + "\n" + json.dumps(GOOD, indent=2), "JSON printed over several lines"),
-        (json.dumps([GOOD, GOOD]), "one JSON list, expected one object on each line; convert it: jq -c '.[]'"),
-        (json.dumps([GOOD, GOOD], indent=1), "one JSON list"),
+        (json.dumps(GOOD, indent=2), "Expected one object on each line; jq -c . a.jsonl makes such lines"),
+        (json.dumps([GOOD, GOOD]), "not one of its 1 lines can be used; line 1: Input should be an object"),
+        (json.dumps([GOOD, GOOD], indent=1), "jq -c '.[]' of a list"),
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("{}\n[]", "not one of its 2 lines can be used; line 1: the key 'query' is missing"),
+        ("{}\n[]", "not one of its 2 lines can be used; line 1: query: Field required"),
     ],
 )
 def test_a_file_without_a_good_line_is_explained(tmp_path, text, message):

@@ -47,9 +47,9 @@ def test_float_products_are_right(engine):
 
 
 def test_a_float_product_that_is_off_is_no_ceiling(monkeypatch):
-    with_product(monkeypatch, "torch", lambda product: product * 1.001)
-    with pytest.raises(ArithmeticError, match="torch's fp32 product is off by"):
-        gemm.Product("torch", "fp32", threads=1, rows=ROWS)
+    with_product(monkeypatch, "openvino", lambda product: product * 1.001)
+    with pytest.raises(ArithmeticError, match="openvino's fp32 product is off by"):
+        gemm.Product("openvino", "fp32", threads=1, rows=ROWS)
 
 
 @pytest.mark.parametrize("precision", list(gemm.DYNAMIC))
@@ -58,8 +58,9 @@ def test_dynamic_products_are_near(precision):
     assert gemm.Product("openvino", precision, threads=1, rows=ROWS).work(None) == FLOP
 
 
-def test_memory_is_read_whole():
+def test_memory_is_read_whole(monkeypatch):
+    monkeypatch.setattr(gemm, "READ_BYTES", 2**24)
     reading = gemm.Reading(threads=2)
-    assert reading.work(reading.run((), ())) == 2.0**29
+    assert reading.work(reading.run((), ())) == 2.0**24
     with pytest.raises(ArithmeticError, match="came out as 1"):
         reading.work(1.0)

@@ -81,13 +81,14 @@ def test_scores_are_those_of_the_runtime(tiny_bundle, tmp_path):
     assert by_method["dense"].negatives[25] == ()
 
 
-def test_before_and_after_with_bad_lines(tiny_bundle, mini_bundle, tmp_path, capsys):
+def test_before_and_after_with_bad_lines(tiny_bundle, tmp_path, capsys):
     good = SAMPLE.read_text(encoding="utf-8").splitlines()[:5]
     bad = ['{"query": "a", "pos": ["b"]}', '{"query": "a", "pos": ["b"], "neg": []}']
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join([*good[:2], *bad, *good[2:]]), encoding="utf-8")
     words = ("--variants", "onnx-fp32,onnx-int8", "--weights", "1,0.3,1", "-o", tmp_path / "m.json")
-    assert margins(path, tiny_bundle, mini_bundle, *words) == 0
+    (tmp_path / "after").symlink_to(tiny_bundle)
+    assert margins(path, tiny_bundle, tmp_path / "after", *words) == 0
     found = documents.read_as(Margins, tmp_path / "m.json")
     assert [bad.line for bad in found.bad_lines] == [3, 4]
     assert found.query_lines == (1, 2, 5, 6, 7)
@@ -95,16 +96,14 @@ def test_before_and_after_with_bad_lines(tiny_bundle, mini_bundle, tmp_path, cap
     methods = ("dense", "sparse", "colbert", "all 1/0.3/1")
     assert names == [
         (bundle, variant, method)
-        for bundle in ("tiny-random", "mini-m3")
+        for bundle in ("tiny-random", "after")
         for variant in ("onnx-fp32", "onnx-int8")
         for method in methods
     ]
     captured = capsys.readouterr()
-    assert "train.jsonl, line 3 is left out: the key 'neg' is missing" in captured.err
-    assert "* line 4 was left out: neg is an empty list" in captured.out
+    assert "train.jsonl, line 3 is left out: neg: Field required" in captured.err
+    assert "* line 4 was left out: neg: List should have at least 1 item" in captured.out
     assert "gain of pair accuracy over tiny-random" in captured.out
-    mini = next(row for row in found.scores if row.bundle == "mini-m3" and row.method == "colbert")
-    assert np.mean(stats.pair_accuracies(mini)) > 0.85
 
 
 def test_limits_and_notes(tiny_bundle, tmp_path):
@@ -136,8 +135,7 @@ def test_a_file_that_is_no_lines_is_explained(tiny_bundle, tmp_path, capsys):
     path.write_text(json.dumps({"query": "a", "pos": ["b"], "neg": ["c"]}, indent=2))
     assert margins(path, tiny_bundle, "-o", tmp_path / "m.json") == 1
     captured = capsys.readouterr()
-    assert "line 1: the file is JSON printed over several lines" in captured.err
-    assert "jq -c . a.jsonl" in captured.err
+    assert "Expected one object on each line; jq -c . a.jsonl makes such lines" in captured.err
     assert not (tmp_path / "m.json").exists()
 
 

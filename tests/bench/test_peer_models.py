@@ -10,7 +10,7 @@ import pytest
 from m3_bench.errors import PeerError, WorkerError
 from m3_bench.peers import models
 from m3_bench.peers.environments import PeerSource
-from m3_bench.peers.models import Setup, gguf_model, hub_cache
+from m3_bench.peers.models import Setup, gguf_model
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.run.peers import PEERS, peer_contenders
 from m3_bench.worker_process import WorkerProcess
@@ -88,14 +88,6 @@ def test_a_source_without_a_converter_is_told(setup, monkeypatch, tmp_path):
     assert not (setup.work / "llama.cpp").exists()
 
 
-def test_the_hubs_cache_points_to_the_checkpoint(setup):
-    cache = hub_cache(setup)
-    revision = (cache / "models--BAAI--bge-m3" / "refs" / "main").read_text()
-    snapshot = cache / "models--BAAI--bge-m3" / "snapshots" / revision
-    for path in setup.checkpoint.iterdir():
-        assert (snapshot / path.name).resolve() == path.resolve()
-
-
 def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tmp_path):
     with_llama_cpp(monkeypatch, CONVERTER, tmp_path)
     ((key, llama, reason),) = peer_contenders(["llama-q8"], setup, is_chosen=True)
@@ -114,7 +106,6 @@ def test_peers_get_the_bundles_pooling_threads_and_length(setup, monkeypatch, tm
         ("flagembedding-fp32", "FlagEmbedding"),
         ("st-onnx", "sentence_transformers"),
         ("llama-q8", "llama_cpp"),
-        ("candding", "candding"),
     ],
 )
 def test_an_encoder_takes_its_options_and_lacks_nothing_but_its_package(setup, monkeypatch, tmp_path, key, package):
@@ -130,13 +121,13 @@ def test_an_encoder_takes_its_options_and_lacks_nothing_but_its_package(setup, m
 
 def test_who_cannot_be_made_ready_is_named_and_the_others_go_on(setup, monkeypatch, tmp_path):
     def ensure(peer, *_):
-        if peer == "candding":
+        if peer == "sentence-transformers":
             raise PeerError("no network")
         return tmp_path / "python"
 
     monkeypatch.setattr(models, "environment_of", ensure)
-    (candding, flag) = peer_contenders(["candding", "flagembedding-fp32"], setup, is_chosen=True)
-    assert candding == ("candding", None, "no network")
+    (absent, flag) = peer_contenders(["st-torch", "flagembedding-fp32"], setup, is_chosen=True)
+    assert absent == ("st-torch", None, "no network")
     assert flag[1].name == "FlagEmbedding fp32"
     with pytest.raises(InputError, match="there is no peer 'vllm'"):
         list(peer_contenders(["vllm", *PEERS], setup, is_chosen=True))

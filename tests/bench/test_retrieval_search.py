@@ -13,7 +13,6 @@ from m3_bench.retrieval.search import (
     bm25,
     colbert_scores,
     first_stage,
-    ids_of,
     measured,
     second_stage,
     words_of,
@@ -78,14 +77,6 @@ def test_bm25_without_any_token_finds_nothing():
     assert [places.tolist() for places in bm25([[], []], [["a"], []], 3)] == [[], []]
 
 
-def test_ids_leave_specials_out(tokenizer):
-    first, second = ids_of(tokenizer, ["one two", ""], 512)
-    assert second == []
-    whole = tokenizer.encode_batch(["one two"], 512).ids[0].tolist()
-    assert first == [str(token) for token in whole if token not in tokenizer.info.unused_ids]
-    assert 0 < len(first) <= len(whole) - 2
-
-
 def rows(draws, *lengths: int, width: int = 8) -> list[np.ndarray]:
     return [draws.normal(size=(length, width)).astype(np.float32) for length in lengths]
 
@@ -110,7 +101,7 @@ SPARSE = np.array([[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.4]], dtype=np.float32
 
 
 def vectors(dense: np.ndarray, sparse: np.ndarray | None) -> TextVectors:
-    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), {}, 0)
+    return TextVectors(dense, None if sparse is None else csr_matrix(sparse), 0)
 
 
 def orders(ranked) -> dict[str, list[list[int]]]:

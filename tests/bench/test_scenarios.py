@@ -3,10 +3,14 @@
 import pytest
 
 from m3_bench.documents import Scenario
-from m3_bench.scenarios import NAMES, read_scenarios, within
+from m3_bench.scenarios import NAMES, Plan, read_plan
 from m3_runtime.errors import InputError
 
 ONE = '[[scenario]]\nname = "a"\ntokens = 16\n'
+
+
+def read_scenarios(words: list[str]) -> tuple[Scenario, ...]:
+    return read_plan(words).scenarios
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,8 +45,8 @@ def test_a_file_of_ones_own(tmp_path):
 
 
 def test_those_that_a_model_cannot_take_are_left_out():
-    scenarios = read_scenarios(["standard", "long"])
-    assert max(max(one.lengths) for one in within(scenarios, 512)) == 512
+    plan = Plan(read_scenarios(["standard", "long"]), ())
+    assert max(max(one.lengths) for one in plan.within(512).scenarios) == 512
 
 
 @pytest.mark.parametrize(

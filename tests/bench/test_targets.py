@@ -23,7 +23,7 @@ GEMM_FLOP = 2 * 2048 * 1024 * 4096
 
 def rounds(*seconds: float | tuple[float, ...], peak: int = 10**9, wall_s: float = 0.0) -> tuple[Round, ...]:
     calls = [one if isinstance(one, tuple) else (one,) for one in seconds]
-    return tuple(Round(one, (), (), wall_s or sum(one), 0.0, 9 * 10**8, peak) for one in calls)
+    return tuple(Round(one, wall_s or sum(one), 0.0, 9 * 10**8, peak) for one in calls)
 
 
 def stored(scenarios: list[Scenario], **found: dict[str, tuple[Round, ...] | str]) -> Run:
@@ -112,12 +112,12 @@ def test_equal_lengths_have_the_mixed_corpus_mean():
     assert abs(sum(mixed) - sum(equal)) <= len(mixed) / 2
 
 
-def test_a_met_target_is_best_by_best_and_the_median_of_the_rounds():
+def test_a_met_target_is_the_median_of_the_rounds():
     # 2048 tokens in 1.3 to 2 s, and in 4.2 to 6 s; in round 2 the machine was slow for both
     run = stored([BATCH], ours={"batch": rounds(1.4, 2.0, 1.3)}, lite={"batch": rounds(4.2, 6.0, 5.2)})
     lines, is_whole = verdict(targets("lite"), run)
     assert lines == [
-        "| lite: ours ÷ bge-m3-lite int8, 16 texts of 128 tokens | ≥ 3.00 | 3.23 | 3.00 | yes "
+        "| lite: ours ÷ bge-m3-lite int8, 16 texts of 128 tokens | ≥ 3.00 | 3.00 | yes "
         "| ours 1400.0 ms, 1463 tokens/s; lite 5200.0 ms, 394 tokens/s |"
     ]
     assert is_whole
@@ -125,7 +125,7 @@ def test_a_met_target_is_best_by_best_and_the_median_of_the_rounds():
 
 def test_the_median_decides_not_the_best_round():
     run = stored([BATCH], ours={"batch": rounds(1.0, 2.0, 2.0)}, lite={"batch": rounds(4.0, 4.0, 4.0)})
-    assert "| ≥ 3.00 | 4.00 | 2.00 | no |" in verdict(targets("lite"), run)[0][0]
+    assert "| ≥ 3.00 | 2.00 | no |" in verdict(targets("lite"), run)[0][0]
 
 
 def test_a_round_of_many_calls_counts_by_its_median_call():
@@ -134,15 +134,15 @@ def test_a_round_of_many_calls_counts_by_its_median_call():
         ours={"query": rounds((0.010, 0.012, 0.050))},
         lite={"query": rounds((0.030, 0.030, 0.030))},
     )
-    assert "| ≥ 2.80 | 3.00 | 2.50 | no |" in verdict(targets("lite-query"), run)[0][0]
+    assert "| ≥ 2.80 | 2.50 | no |" in verdict(targets("lite-query"), run)[0][0]
 
 
-def test_memory_is_low_at_its_best():
+def test_memory_is_held_down():
     found = (*rounds(25.0, peak=1_250_000_000), *rounds(25.0, peak=1_350_000_000), *rounds(25.0, peak=1_350_000_000))
     run = stored([SCENARIOS["document"]], ours={"document": found}, lite={"document": rounds(50.0, 50.0, 50.0)})
     time_line, memory_line = verdict(targets("lite-long"), run)[0]
-    assert "| ≥ 2.20 | 2.00 | 2.00 | no |" in time_line
-    assert "| ≤ 1300 MB | 1250 MB | 1350 MB | no |" in memory_line
+    assert "| ≥ 2.20 | 2.00 | no |" in time_line
+    assert "| ≤ 1300 MB | 1350 MB | no |" in memory_line
 
 
 def test_the_share_of_the_highest_ceiling():
@@ -153,8 +153,7 @@ def test_the_share_of_the_highest_ceiling():
         **{"gemm-openvino": {"batch": rounds((0.01,) * 10, (0.0125,) * 10)}},
     )
     (line,) = verdict(targets("ceiling"), run)[0]
-    share = [2048 * FLOP * seconds / GEMM_FLOP for seconds in (0.01, (0.01 + 0.0125) / 2)]
-    assert f"| ≥ 0.85 | {share[0]:.2f} | {share[1]:.2f} |" in line
+    assert f"| ≥ 0.85 | {2048 * FLOP * (0.01 + 0.0125) / 2 / GEMM_FLOP:.2f} |" in line
     assert "gemm 0.859 TOP/s" in line
     # where one product cannot be had, the other is the ceiling
     alone = replace(run, products=run.products[:1])
@@ -164,18 +163,18 @@ def test_the_share_of_the_highest_ceiling():
 def test_throughput_is_of_all_calls_together_and_of_all_processes():
     packed = [SCENARIOS["together"], SCENARIOS["by-length"]]
     run = stored(packed, ours={"together": rounds((1.0,) * 5), "by-length": rounds((0.25, 0.75) * 5)})
-    assert "| ≥ 1.20 | 1.00 | 1.00 | no |" in verdict(targets("packed"), run)[0][0]
+    assert "| ≥ 1.20 | 1.00 | no |" in verdict(targets("packed"), run)[0][0]
     processes = [SCENARIOS["two-processes"], SCENARIOS["one-process"]]
     two = rounds((1.05,) * 16, wall_s=8.4)
     run = stored(processes, ours={"two-processes": two, "one-process": rounds((1.0,) * 8)})
-    assert "| ≥ 1.90 | 1.90 | 1.90 | yes |" in verdict(targets("processes"), run)[0][0]
+    assert "| ≥ 1.90 | 1.90 | yes |" in verdict(targets("processes"), run)[0][0]
 
 
 def test_other_work_is_compared_by_speed():
     mixed = [SCENARIOS["mixed"], SCENARIOS["equal"]]
     run = stored(mixed, ours={"mixed": rounds(10.0), "equal": rounds(10.0)})
     share = SCENARIOS["mixed"].tokens / SCENARIOS["equal"].tokens
-    assert f"| ≥ 0.95 | {share:.2f} | {share:.2f} | yes |" in verdict(targets("mixed"), run)[0][0]
+    assert f"| ≥ 0.95 | {share:.2f} | yes |" in verdict(targets("mixed"), run)[0][0]
 
 
 def regret(over_budget: dict[str, tuple[str, ...]], **seconds: tuple[float, float, float]) -> str:
@@ -201,23 +200,23 @@ def test_regret_weighs_the_shapes_and_is_never_below_one():
     line = regret(holds, int8=ours, a_int8=quick_query, b_int8=ours)
     assert f"| regret-int8: time ÷ that of the fastest plan that holds the budget | ≤ 1.03 | {query:.2f} " in line
     batch = 1 / (0.25 + 0.25 + 0.5 * 0.25)
-    assert f"| {batch:.2f} | {batch:.2f} | no |" in regret(holds, int8=ours, a_int8=quick_query, b_int8=quick_batch)
-    assert "| 1.00 | 1.00 | yes |" in regret(holds, int8=quick_batch, a_int8=ours, b_int8=ours)
+    assert f"| {batch:.2f} | no |" in regret(holds, int8=ours, a_int8=quick_query, b_int8=quick_batch)
+    assert "| 1.00 | yes |" in regret(holds, int8=quick_batch, a_int8=ours, b_int8=ours)
 
 
 def test_regret_is_against_the_fastest_that_holds_and_who_does_not_hold_meets_nothing():
     seconds = {"int8": (3.0,) * 3, "quick_int8": (2.0,) * 3, "wrong_int8": (1.0,) * 3}
     line = regret({"int8": (), "quick int8": (), "wrong int8": ("too far",)}, **seconds)
-    assert "| ≤ 1.03 | 1.50 | 1.50 | no |" in line
+    assert "| ≤ 1.03 | 1.50 | no |" in line
     assert "wrong int8 1000.0 · 1000.0 · 1000.0 ms, 16 · 128 · 2048 tokens/s (over budget: too far)" in line
     alone = regret({"int8": ("too far",), "quick int8": ("too far",)}, int8=(1.0,) * 3, quick_int8=(2.0,) * 3)
-    assert "| 1.00 | 1.00 | no |" in alone  # the fastest, and over its budget
+    assert "| 1.00 | no |" in alone  # the fastest, and over its budget
 
 
 def test_what_was_not_measured_says_why_in_one_line_and_the_table_is_not_whole():
     failed = stored([BATCH], ours={"batch": rounds(1.0)}, lite={"batch": "no memory\n  on | this machine"})
     lines, is_whole = verdict(targets("lite"), failed)
-    assert lines[0].endswith("| ≥ 3.00 | – | – | – | no memory on / this machine |")
+    assert lines[0].endswith("| ≥ 3.00 | – | – | no memory on / this machine |")
     assert not is_whole
     alone = stored([BATCH], ours={"batch": rounds(1.0)})
     assert "m3-bench peers runs others" in verdict(targets("lite"), alone)[0][0]

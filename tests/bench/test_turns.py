@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from m3_bench.documents import Scenario
-from m3_bench.run.contenders import products_of, variants_of
+from m3_bench.run.contenders import product, variants_of
 from m3_bench.run.turns import PRODUCTS_PER_ROUND, measure_group
 from m3_bench.worker_process import Command
 from m3_runtime import Bundle
 
+GEMM = product("GEMM", "onnxruntime", "int8", threads=1, rows=16)
 SHORT = Scenario("short", "", (5, 7), ("dense", "sparse", "colbert"), calls=2)
 
 
@@ -54,11 +55,10 @@ def test_texts_go_by_length_where_a_scenario_asks(fp32, texts):
 
 
 def test_products_take_turns_with_who_encodes(fp32, texts):
-    scenario = replace(SHORT, contenders=("onnx-fp32", "int8 GEMM on onnxruntime"))
-    products, _ = products_of([replace(SHORT, contenders=("gemm-onnxruntime",))], threads=1)
-    found = measure_group([scenario], [fp32, *products], texts, rounds=1, threads=1)
-    assert len(found["short", "int8 GEMM on onnxruntime"].rounds[0].seconds) == PRODUCTS_PER_ROUND
-    assert measure_group([SHORT], products, texts, rounds=1, threads=1) == {}  # asked for only where it is named
+    scenario = replace(SHORT, contenders=("onnx-fp32", "GEMM"))
+    found = measure_group([scenario], [fp32, GEMM], texts, rounds=1, threads=1)
+    assert len(found["short", "GEMM"].rounds[0].seconds) == PRODUCTS_PER_ROUND
+    assert measure_group([SHORT], [GEMM], texts, rounds=1, threads=1) == {}  # asked for only where it is named
 
 
 def test_who_is_not_named_is_not_asked(fp32, texts):
@@ -76,7 +76,6 @@ def test_a_contender_that_fails_is_told_and_the_others_go_on(fp32, texts):
 
 def test_a_contender_that_counts_other_tokens_is_refused(fp32, texts):
     """Other tokens are other work: the ratio would be of nothing."""
-    (product,), _ = products_of([replace(SHORT, contenders=("gemm-onnxruntime",))], threads=1)
-    other = replace(fp32, command=product.command)
+    other = replace(fp32, command=GEMM.command)
     error = measure_group([SHORT], [other], texts, rounds=1, threads=1)["short", "onnx-fp32"].error
-    assert "counted 17179869184 tokens where 12 were asked for" in error
+    assert "counted 134217728 tokens where 12 were asked for" in error

@@ -1,6 +1,7 @@
 """Several processes: the same shards, the same safety."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -120,14 +121,18 @@ def test_a_bad_row_stops_strict_workers(work):
 
 
 def no_memory() -> None:
-    raise MemoryError("no room for the weights")
+    raise MemoryError(f"no room on CPUs {sorted(os.sched_getaffinity(0))}")
 
 
-def test_an_error_that_is_none_of_ours_is_named(work):
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_error_that_is_none_of_ours_is_named(work, count):
     job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), ())
     shard = Shard(0, (Row("a", "a text", "a:1"),), (), 0, 1)
+    ours = sorted(os.sched_getaffinity(0))
+    bound = tuple(ours[-count:]) if count else ()
+    reason = re.escape(f"a worker failed (MemoryError: no room on CPUs {list(bound) or ours}); finished shards")
     with (
-        encode_in_processes(no_memory, 1, job, BulkLimits()) as encode,
-        pytest.raises(BulkError, match=r"a worker failed \(MemoryError: no room for the weights\); finished shards"),
+        encode_in_processes(no_memory, [bound], job, BulkLimits()) as encode,
+        pytest.raises(BulkError, match=reason),
     ):
         list(encode(iter([shard]), work.folder))

@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pytest
 
 from m3_runtime import Bundle, InputError, M3Encoder, SpaceMismatchError, VariantError
-from m3_runtime.bulk.cluster import Cluster, encode_on_cluster, open_on_node
+from m3_runtime.bulk.cluster import encode_on_cluster, open_on_node
 from m3_runtime.bulk.job import BulkJob, VectorSettings
 from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bundle.manifest import Head
@@ -150,7 +150,7 @@ def test_a_cluster_that_cannot_be_joined_leaves_the_handler_of_sigterm(tiny_bund
     try:
         with (
             pytest.raises(InputError, match="cannot join a Ray cluster"),
-            encode_on_cluster(opening, Cluster("nowhere", None, None), job, BulkLimits()),
+            encode_on_cluster(opening, "nowhere", None, None, job, BulkLimits()),
         ):
             pass
         assert signal.getsignal(signal.SIGTERM) is mine

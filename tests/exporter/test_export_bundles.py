@@ -164,7 +164,7 @@ def test_a_subset_of_variants_writes_only_that(over_budget: Done):
     manifest = Bundle.open(over_budget.out).manifest
     assert [variant.name for variant in manifest.variants] == list(manifest.parity) == ["onnx-int8"]
     assert {path for path in files(over_budget.out) if "/" in path} == {
-        "onnx/model_int8.onnx", "onnx/model_int8.onnx.data", "1_Pooling/config.json",
+        "onnx/model_int8.onnx", "onnx/model_int8.onnx_data", "1_Pooling/config.json",
         "onnx/last_hidden_state_int8.onnx",
     }  # fmt: skip
 

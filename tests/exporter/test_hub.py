@@ -16,8 +16,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from commands import run_main
 from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
 from m3_runtime import M3Encoder
+from m3_runtime.cli import main
 
 REPO = "someone/bge-m3-tuned"
 COMMIT = hashlib.sha1(b"the commit").hexdigest()
@@ -179,6 +181,29 @@ def test_a_hub_id_is_exported_and_its_commit_pinned(repository: Path, tmp_path: 
     # the second time without a network: what is in the cache is enough
     (line,) = resolved(environment(tmp_path, hub.url, HF_HUB_OFFLINE="1"), (REPO, TAG))
     assert line.startswith(f"found {REPO} {COMMIT} ")
+
+
+def test_a_bundle_opens_where_the_client_put_it(tiny_bundle: Path, tmp_path: Path):
+    """`snapshot_download` without local_dir: a folder of links into the cache."""
+    script = f"from huggingface_hub import snapshot_download; print(snapshot_download({REPO!r}))"
+    with serving(tiny_bundle) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment(tmp_path, hub.url, HF_HUB_DISABLE_PROGRESS_BARS="1"),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+    snapshot = Path(done.stdout.strip())
+    assert snapshot.name == COMMIT and (snapshot / "onnx/model.onnx_data").is_symlink()
+    for variant in ("onnx-fp32", "onnx-int8", "openvino-int8"):
+        with (
+            M3Encoder.open(snapshot, variant=variant, verify="full", threads=1) as cached,
+            M3Encoder.open(tiny_bundle, variant=variant, threads=1) as plain,
+        ):
+            assert (cached.encode("What is BGE M3?").dense_vecs == plain.encode("What is BGE M3?").dense_vecs).all()
+    assert run_main(main, "info", snapshot, "--verify", "full").returncode == 0
 
 
 def test_only_the_files_of_a_checkpoint_are_fetched(repository: Path, tmp_path: Path):

@@ -59,7 +59,7 @@ def written(
     """A folder that holds some of tiny-random's graphs, and what is written beside them."""
     (folder / "onnx").mkdir()
     for graph in graphs:
-        for name in (graph, f"{graph}.data"):
+        for name in (graph, f"{graph}_data"):
             shutil.copyfile(bundle / "onnx" / name, folder / "onnx" / name)
     model = replace(Bundle.open(bundle).manifest, **changed)
     write_library_files(folder, model, tokenizer, prompts or Prompts())
@@ -87,7 +87,7 @@ def test_no_weight_is_there_twice(tiny_bundle, graph):
     assert encoder.stat().st_size < (tiny_bundle / "onnx" / graph).stat().st_size
     tensors = [value.const_value for value in ir.load(encoder).graph.initializers.values()]
     outside = {tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    assert outside == {f"{graph}.data"}
+    assert outside == {f"{graph}_data"}
     assert all(tensor.nbytes <= 1024 for tensor in tensors if not isinstance(tensor, ir.ExternalTensor))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from export_command import export
 
 from m3_export.checkpoint.folder import Checkpoint
@@ -136,6 +137,23 @@ def test_a_folder_of_the_hubs_cache_is_its_snapshot(tiny_random_checkpoint: Path
     assert resolve(str(repo), tmp_path, revision=None, progress=print).revision == "def"
 
 
+def test_a_snapshot_of_links_is_read_and_named_by_its_repository(tiny_random_checkpoint: Path, tmp_path: Path):
+    repo = cached(tiny_random_checkpoint, tmp_path, "abc")
+    (repo / "blobs").mkdir()
+    for number, path in enumerate(sorted((repo / "snapshots" / "abc").iterdir())):
+        path.rename(repo / "blobs" / str(number))
+        path.symlink_to(f"../../blobs/{number}")
+    found = resolve(str(repo / "snapshots" / "abc"), tmp_path, revision=None, progress=print)
+    assert (found.name, found.revision) == ("BAAI/bge-m3", "abc")
+    checkpoint, plain = (Checkpoint.open(each) for each in (found.folder, tiny_random_checkpoint))
+    assert checkpoint.weights_sha256() == plain.weights_sha256() and checkpoint.files() == plain.files()
+    (repo / "blobs" / "0").unlink()
+    with pytest.raises(CheckpointError, match="which is not there; download the checkpoint again"):
+        Checkpoint.open(resolve(str(repo), tmp_path, revision=None, progress=print).folder)
+    plain_folder = Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "snapshots" / "step-500"))
+    assert resolve(str(plain_folder), tmp_path, revision=None, progress=print).revision is None
+
+
 def test_the_cache_itself_and_an_empty_one_are_told_what_to_give(tiny_random_checkpoint: Path, tmp_path: Path):
     repo = cached(tiny_random_checkpoint, tmp_path, "abc")
     with pytest.raises(SourceError, match=f"did you mean {repo}"):
@@ -145,6 +163,33 @@ def test_the_cache_itself_and_an_empty_one_are_told_what_to_give(tiny_random_che
     shutil.rmtree(repo / "snapshots" / "abc")
     with pytest.raises(SourceError, match="it has none"):
         resolve(str(repo), tmp_path, revision=None, progress=print)
+
+
+# Merged encoders
+
+
+def test_a_merge_by_lm_cocktail_needs_heads_and_is_then_read(folder: Path, tiny_random_checkpoint: Path):
+    """Its mix_models: transformers' AutoModel of each, weights added up, saved, then sentence-transformers' files."""
+    models = [transformers.AutoModel.from_pretrained(str(tiny_random_checkpoint)) for _ in range(2)]
+    with torch.no_grad():
+        for tuned, base in zip(*(model.parameters() for model in models), strict=True):
+            tuned.mul_(3)
+            base.copy_(0.5 * base + 0.5 * tuned)
+    for path in folder.iterdir():
+        path.unlink()
+    models[1].save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(str(tiny_random_checkpoint)).save_pretrained(folder)
+    say_pooling(folder, "cls", normalize=True)
+    message = refusal(folder)
+    assert "sparse_linear.pt and colbert_linear.pt not found in mine" in message
+    assert "LM_Cocktail" in message and "copy both files" in message and "--heads dense" in message
+    assert Checkpoint.open(folder, heads=(Head.DENSE,)).pooling.pooling_from == "sentence-transformers files"
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        shutil.copy(tiny_random_checkpoint / name, folder)
+    merged, plain = (Checkpoint.open(each) for each in (folder, tiny_random_checkpoint))
+    assert merged.pooling.warning is None
+    assert (merged.pooling.pooling, merged.pooling.normalize) == (plain.pooling.pooling, plain.pooling.normalize)
+    assert all(torch.allclose(merged.encoder[name], 2 * tensor) for name, tensor in plain.encoder.items())
 
 
 # Heads that say nothing

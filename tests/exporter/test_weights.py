@@ -200,9 +200,79 @@ def test_a_missing_shard_is_named(folder: Path, state: State, name: str, save: C
     assert "copy the checkpoint again" in message
 
 
+@pytest.mark.parametrize(("name", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", save_bin)])
+def test_shards_hold_what_their_index_says(folder: Path, state: State, name: str, save: Callable):
+    (folder / "model.safetensors").unlink()
+    shard(folder, state, save, name)
+    listed = json.loads((folder / f"{name}.index.json").read_text())["weight_map"]
+    one = listed[QUERY]
+    inside = {key: state[key] for key, file in listed.items() if file == one}
+    save({key: tensor for key, tensor in inside.items() if key != QUERY}, folder / one)
+    assert f"{one}: lacks {QUERY!r}, which {name}.index.json says it holds" in refusal(folder)
+    save({**inside, QUERY: torch.zeros(32, 32)}, folder / one)  # of a model of another size
+    assert f"{QUERY} has shape (32, 32), config.json says (64, 64)" in refusal(folder)
+    elsewhere = next(key for key, file in listed.items() if file != one)
+    save({**inside, elsewhere: state[elsewhere] + 1}, folder / one)
+    assert f"holds {elsewhere!r}, as another shard does" in refusal(folder)
+
+
+@pytest.mark.parametrize(("name", "save"), [("model.safetensors", save_file), ("pytorch_model.bin", save_bin)])
+def test_weights_that_are_there_twice_are_refused(folder: Path, state: State, digest: str, name: str, save: Callable):
+    (folder / "model.safetensors").unlink()
+    save(state, folder / name)
+    files = shard(folder, state, save, name)
+    message = refusal(folder)
+    assert f"holds its weights twice: {name}, and {files[0]}" in message and "out of date" in message
+    for file in files:
+        (folder / file).unlink()
+    assert opened(folder).weights_sha256() == digest, "an index without its shards is a leftover"
+    assert f"{name}.index.json" not in {entry.path for entry in opened(folder).files()}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_without_their_index_are_named(folder: Path, state: State, name: str):
+    (folder / "model.safetensors").unlink()
+    files = shard(folder, state, save_file if name == "model.safetensors" else save_bin, name)
+    (folder / f"{name}.index.json").unlink()
+    assert f"holds {files[0]} but no index" in refusal(folder)
+
+
+def test_files_lists_the_shards_that_were_read(folder: Path, state: State):
+    save_file(state, folder / "model.fp16.safetensors")
+    assert "model.fp16.safetensors" not in {entry.path for entry in opened(folder).files()}
+    (folder / "model.safetensors").unlink()
+    files = shard(folder, state, save_file, "model.safetensors")
+    listed = {entry.path for entry in opened(folder).files()}
+    assert {*files, "model.safetensors.index.json"} <= listed and "model.fp16.safetensors" not in listed
+
+
+def test_an_index_that_is_a_git_lfs_pointer_is_named(folder: Path):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "model.safetensors.index.json: a Git-LFS pointer" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "sparse_linear.pt", "config.json", "tokenizer.json"])
+def test_links_to_what_is_not_there_are_named(folder: Path, name: str):
+    """A copied cache may hold the links alone."""
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/abc")
+    message = refusal(folder)
+    assert message.startswith(f"{name}: a link to '../../blobs/abc', which is not there") and "cp -rL" in message
+
+
 @pytest.mark.parametrize(
     "index",
-    ["", "[]", "{}", "null", '{"weight_map": []}', '{"weight_map": 3}', '{"weight_map":'],
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"weight_map": {}}',
+        '{"weight_map": []}',
+        '{"weight_map": 3}',
+        '{"weight_map":',
+    ],
 )
 def test_an_index_that_is_none_is_refused(folder: Path, index: str):
     (folder / "model.safetensors").unlink()

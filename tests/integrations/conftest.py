@@ -27,3 +27,18 @@ def library() -> list[tuple[str, str]]:
     lines = (LIBRARY / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [(row["_id"], row["text"]) for row in rows if row["_id"].startswith(("en-", "zh-"))]
+
+
+@pytest.fixture(scope="session")
+def question() -> str:
+    return "Who first climbed the second highest mountain on Earth?"
+
+
+@pytest.fixture(scope="session")
+def scores(encoder: M3Encoder, library: list[tuple[str, str]], question: str) -> dict[str, dict[str, float]]:
+    """Our own scores of the question with every passage, by head and name."""
+    pairs = encoder.score_pairs([(question, text) for _, text in library])
+    names = [name for name, _ in library]
+    return {
+        head: dict(zip(names, getattr(pairs, head).tolist(), strict=True)) for head in ("dense", "sparse", "colbert")
+    }

@@ -30,6 +30,8 @@ except M3Error as error:
         ("qdrant_client", "qdrant", "qdrant"),
         ("pymilvus", "milvus", "milvus"),
         ("scipy", "milvus", "milvus"),
+        ("pyarrow", "lancedb", "lancedb"),
+        ("psycopg", "pgvector", "pgvector"),
         ("langchain_core", "langchain", "langchain"),
         ("langchain_qdrant", "langchain_qdrant", "langchain-qdrant"),
         ("langchain_milvus", "langchain_milvus", "langchain-milvus"),

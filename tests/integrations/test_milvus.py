@@ -47,16 +47,6 @@ def index(client, encoder, library):
     return made
 
 
-@pytest.fixture(scope="module")
-def scores(encoder, library):
-    """Our own scores of the query with every passage, by head and name."""
-    pairs = encoder.score_pairs([(QUERY, text) for _, text in library])
-    names = [name for name, _ in library]
-    return {
-        head: dict(zip(names, getattr(pairs, head).tolist(), strict=True)) for head in ("dense", "sparse", "colbert")
-    }
-
-
 def best(scores, most):
     return sorted((name for name in scores if scores[name] > 0), key=lambda name: -scores[name])[:most]
 

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from m3_runtime import (
     Verify,
 )
 from m3_runtime.bundle import reader as bundle_module
+from m3_runtime.bundle.manifest import Manifest, check_digest
 from m3_runtime.bundle.reader import sha256_of
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 GRAPH = "onnx/model.onnx"
 
 
@@ -185,7 +189,14 @@ def test_a_link_that_leaves_the_bundle(bundle_copy, tmp_path):
     outside.write_bytes(path.read_bytes())
     path.unlink()
     path.symlink_to(outside)
-    with pytest.raises(BundleFormatError, match="leads out"):
+    with pytest.raises(BundleFormatError, match=r"leads out of the bundle, to .*local_dir="):
+        Bundle.open(bundle_copy)
+
+
+def test_a_manifest_that_is_elsewhere(bundle_copy, tmp_path):
+    (bundle_copy / "manifest.json").rename(tmp_path / "manifest.json")
+    (bundle_copy / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BundleFormatError, match=r"'manifest\.json' is a link .*local_dir="):
         Bundle.open(bundle_copy)
 
 
@@ -275,3 +286,119 @@ def test_figures_that_are_no_numbers(bundle_copy, value):
     change_manifest(bundle_copy, lambda data: data["parity"]["onnx-fp32"].update(padded_dense_min=value))
     with pytest.raises(BundleFormatError, match="padded_dense_min: expected a number"):
         Bundle.open(bundle_copy)
+
+
+# A snapshot in the cache of huggingface_hub; what it downloads itself is opened in tests/exporter/test_hub.py
+
+
+def in_cache(bundle: Path, repo: Path) -> Path:
+    """The bundle as a snapshot of links to blobs."""
+    snapshot, blobs = repo / "snapshots" / "0123abc", repo / "blobs"
+    blobs.mkdir(parents=True)
+    bundle.rename(repo / "moved")
+    for path in sorted(path for path in (repo / "moved").rglob("*") if path.is_file()):
+        link = snapshot / path.relative_to(repo / "moved")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = path.rename(blobs / sha256_of(path))
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+@pytest.fixture
+def snapshot(bundle_copy, tmp_path):
+    return in_cache(bundle_copy, tmp_path / "hub" / "models--me--bge-m3-cpu")
+
+
+def test_a_snapshot_opens_and_every_digest_counts(snapshot, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "hub")
+    for folder in (snapshot, tmp_path / "elsewhere" / "models--me--bge-m3-cpu" / "snapshots" / "0123abc"):
+        with M3Encoder.open(folder, verify="full") as encoder:
+            assert encoder.encode("a text").dense_vecs.shape == (64,)
+    with pytest.raises(BundleNotFoundError, match=f"did you mean '{snapshot}'"):
+        Bundle.open(snapshot.parents[1])
+    monkeypatch.chdir(snapshot)
+    Bundle.open(".")
+    for name, verify in (("tokenizer.json", "size"), ("manifest.json", "full"), ("onnx/model.onnx_data", "full")):
+        blob = (snapshot / name).resolve()
+        content = blob.read_bytes()
+        flip_a_bit(blob)
+        with pytest.raises(BundleError):
+            Bundle.open(snapshot, verify=verify)
+        replace_file(blob, content)
+
+
+def lead(link: Path, target: Path) -> None:
+    link.unlink()
+    link.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "onnx/model.onnx_data"])
+@pytest.mark.parametrize("place", ["models--other/blobs/0", "models--me--bge-m3-cpu/0", "blobs/ab/0"])
+@pytest.mark.parametrize("is_through_own", [False, True])
+def test_links_out_of_the_snapshots_own_repository(snapshot, tmp_path, name, place, is_through_own):
+    """Of another repository; beside the blobs; in the store that repositories of a cache share."""
+    link, stranger = snapshot / name, tmp_path / "hub" / place
+    stranger.parent.mkdir(parents=True, exist_ok=True)
+    blob = link.resolve()
+    blob.rename(stranger)
+    if is_through_own:
+        blob.symlink_to(stranger)
+    else:
+        lead(link, stranger)
+    with pytest.raises(BundleFormatError, match=f"{name}' is a link that leads out of the bundle, to .*local_dir="):
+        Bundle.open(snapshot)
+
+
+def test_folders_that_only_look_like_a_cache(bundle_copy, tmp_path):
+    with pytest.raises(BundleFormatError, match="local_dir="):
+        Bundle.open(in_cache(bundle_copy, tmp_path / "my-models"))
+
+
+def test_links_of_a_cache_that_lead_to_nothing(snapshot):
+    blob = (snapshot / "tokenizer.json").resolve()
+    blob.unlink()
+    with pytest.raises(BundleDamagedError, match=r"'tokenizer\.json' is missing \(a link to '.*blobs/.*not there\)"):
+        Bundle.open(snapshot)
+    blob.symlink_to(snapshot / "tokenizer.json")  # and back
+    with pytest.raises(BundleDamagedError, match="is missing"):
+        Bundle.open(snapshot)
+
+
+def test_a_copy_without_links_is_a_bundle(snapshot, tmp_path):
+    Bundle.open(shutil.copytree(snapshot, tmp_path / "copy"), verify="full")
+
+
+# Older bundles
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_manifests_of_older_releases(version):
+    text = (GOLDEN / f"manifest_v{version}.json").read_text()
+    manifest = Manifest.from_text(text)
+    check_digest(text)
+    assert manifest.schema_version == version
+    assert "onnx/model.onnx.data" in {entry.path for entry in manifest.files}
+
+
+def test_weights_have_another_name_in_older_bundles(bundle_copy, tiny_bundle):
+    def older(content: bytes) -> bytes:
+        return content.replace(b".onnx_data", b".onnx.data")
+
+    for path in [*bundle_copy.glob("onnx/*"), bundle_copy / "manifest.json"]:
+        content = older(path.read_bytes())
+        replace_file(path.rename(older(bytes(path)).decode()), content)
+
+    def sign(data):
+        data["schema_version"] = 3
+        del data["manifest_sha256"]
+        for entry in data["files"]:
+            entry["sha256"] = sha256_of(bundle_copy / entry["path"])
+
+    change_manifest(bundle_copy, sign)
+    assert not list(bundle_copy.rglob("*_data"))
+    for variant in ("onnx-fp32", "onnx-int8"):
+        with (
+            M3Encoder.open(bundle_copy, variant=variant, verify="full", threads=1) as old,
+            M3Encoder.open(tiny_bundle, variant=variant, threads=1) as new,
+        ):
+            assert (old.encode("a text").dense_vecs == new.encode("a text").dense_vecs).all()

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import subprocess
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
-from m3_runtime import Bundle, M3Encoder, VariantError, cli
+from m3_runtime import Bundle, EngineError, M3Encoder, VariantError, cli
 from m3_runtime.bundle.manifest import CpuFeature
-from m3_runtime.cpu import CpuInfo
+from m3_runtime.cpu import CpuInfo, check_processor, described
 from m3_runtime.engines import select
 
 NEEDY = "openvino-int8"
@@ -140,3 +143,38 @@ def test_info_for_programs_shows_unmet_needs(needy_folder, monkeypatch, capsys):
     machine = json.loads(capsys.readouterr().out)["machine"]
     assert machine["variant"] is None
     assert machine["unmet_needs"] == {name: ["int8_dot"] for name in ("onnx-fp32", "onnx-int8", NEEDY)}
+
+
+SSE42 = "fpu sse2 pni ssse3 sse4_1 sse4_2 popcnt"
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [("fpu sse2 pni cx16", 1), (SSE42, 2), (f"{SSE42} avx", 2), (f"{SSE42} avx avx2 fma avx512f", 3), ("", None)],
+)
+def test_levels_of_x86(flags, level):
+    cpu = described(f"model name\t: Common KVM processor\nflags\t\t: {flags}\n", "x86_64")
+    assert cpu.x86_level == level
+    with pytest.raises(EngineError, match=r"Common KVM.*no SSE4\.2.*'host'") if level == 1 else nullcontext():
+        check_processor(cpu)
+
+
+def test_a_processor_that_numpy_crashes_on_is_refused_before_numpy_is_imported():
+    code = """
+import pathlib, platform, sys
+pathlib.Path.read_text = lambda *_, **__: "model name : Common KVM processor\\nflags : fpu sse2"
+platform.machine = lambda: "x86_64"
+sys.modules["numpy"] = None
+import m3_runtime
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "EngineError: this processor (Common KVM processor) has no SSE4.2" in done.stderr
+
+
+@pytest.mark.parametrize(("flags", "missing"), [(SSE42, "AVX"), (f"{SSE42} avx", "AVX2")])
+def test_a_processor_without_avx_is_told_once(bundle, monkeypatch, caplog, flags, missing):
+    on(monkeypatch, described(f"model name\t: Old\nflags\t: {flags}\n", "x86_64"))
+    for _ in range(2):
+        select.choose_variant(bundle, "onnx-fp32")
+    (message,) = caplog.messages
+    assert f"(Old) has no {missing}, so" in message

@@ -55,6 +55,15 @@ def test_a_renamed_file_is_still_the_same(big_file):
     assert len(memory) == 4 * MIB
 
 
+def test_a_link_of_the_folder_is_the_file_that_it_leads_to(big_file, tmp_path_factory):
+    """As in the hub's cache."""
+    link = tmp_path_factory.mktemp("snapshot") / "weights.bin"
+    link.symlink_to(big_file)
+    with resident.mapping(link.parent) as files:
+        memory = mapped(link, mmap.ACCESS_READ)
+    assert sum(memory[:4096]) and files.let_go() == 4 * MIB
+
+
 @pytest.mark.parametrize("access", [mmap.ACCESS_COPY, mmap.ACCESS_WRITE])
 def test_what_can_be_written_is_left_alone(big_file, access):
     """Dropping a private page that was written to would lose what was written."""

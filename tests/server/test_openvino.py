@@ -11,11 +11,10 @@ import pytest
 from running import Running, events, running
 
 from m3_runtime import Encoding, M3Encoder
-from m3_runtime.server.worker import memory_of
+from m3_runtime.server.worker import memory_mib
 from patience import PATIENCE_S
 
 VARIANT = ("--variant", "openvino-int8")
-MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +83,6 @@ def test_what_it_says_about_memory_holds_when_it_has_run(two):
     (logged,) = events(two, "all_workers_serve", 1)
     ask(two, ["river " * 50])
     for line, resident_mib in zip(events(two, "serving", 2), sorted(logged["resident_mib"]), strict=True):
-        assert memory_of(line["pid"]).resident_bytes / MIB == pytest.approx(resident_mib, rel=0.3)
+        assert memory_mib(line["pid"])["resident_mib"] == pytest.approx(resident_mib, rel=0.3)
         assert line["resident_mib"] == pytest.approx(resident_mib, rel=0.1)
     assert max(logged["resident_mib"]) < logged["together_mib"] < sum(logged["resident_mib"])

@@ -12,7 +12,7 @@ ALL = frozenset(Head)
 
 
 def job(*lengths: int, client: str = "a", heads: frozenset[Head] = DENSE) -> QueuedRequest:
-    return QueuedRequest.of(client, heads, [np.zeros(length, np.int32) for length in lengths])
+    return QueuedRequest(client, heads, [np.zeros(length, np.int32) for length in lengths])
 
 
 def queue(**limits: int) -> TokenQueue:

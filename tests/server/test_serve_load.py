@@ -36,7 +36,7 @@ def test_a_closed_loop_counts_what_the_server_counts(server, tiny_bundle: Path, 
     assert stage.cosine_min > 0.99999
     assert min(stage.resident_bytes) > 10_000_000
     printed = capsys.readouterr().out
-    assert "p50" in printed and "p99" in printed
+    assert "| p50 |" in printed and "lowest cosine" in printed
     assert load(server.url, "-o", tmp_path / "a.json") == 2  # nothing is replaced unasked
 
 
@@ -56,7 +56,7 @@ def test_a_sweep_doubles_the_clients_until_the_server_is_saturated(server, tmp_p
     clients = [stage.clients for stage in documents.read_as(Load, tmp_path / "a.json").stages]
     assert clients == [2**n for n in range(len(clients))]
     assert len(clients) > 1
-    assert "saturated at" in capsys.readouterr().out
+    assert "saturated at" in capsys.readouterr().err
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def test_answers_that_are_none_of_the_api_are_errors(capsys):
     with answering(200) as url:
         assert load(url, "--api", "m3", "--clients", 1, *FEW, "--seconds", "0.2") == 1
     printed = capsys.readouterr().out
-    assert "0 answered, 0 refused" in printed
+    assert "| 1 clients | 0 |" in printed
     assert "× answer that is none of /m3/encode" in printed
 
 

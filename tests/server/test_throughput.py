@@ -49,7 +49,7 @@ def test_of_others_counts_what_runs_before():
 
 
 def job(client: str, *lengths: int) -> QueuedRequest:
-    return QueuedRequest.of(client, frozenset({Head.DENSE}), [np.zeros(length, np.int32) for length in lengths])
+    return QueuedRequest(client, frozenset({Head.DENSE}), [np.zeros(length, np.int32) for length in lengths])
 
 
 class Server:

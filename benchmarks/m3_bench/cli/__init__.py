@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from m3_runtime.cli import FAILED, USAGE
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
@@ -14,35 +14,38 @@ Measure BGE-M3 bundles: outputs, latency, retrieval and cost, against PyTorch on
 m3-bench COMMAND --help explains a command and shows examples."""
 
 _OF_EXTRA_EXPORT = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "huggingface_hub")
-
-
-_BARS = """\
+_GONE = {
+    "bars": """\
 bars is gone. Its rows are targets now, of the same names:
   m3-bench peers CHECKPOINT BUNDLE --scenarios targets [--targets NAME,…] -o FILE     for bars BUNDLE --checkpoint …
   m3-bench run BUNDLE --scenarios targets --targets NAME,… -o FILE                    for rows without peers
-  m3-bench run BUNDLE --scenarios regret --plans BUNDLE,… -o FILE                     for --plans"""
+  m3-bench run BUNDLE --scenarios regret --plans BUNDLE,… -o FILE                     for --plans""",
+    "--mixed-machines": "--mixed-machines is gone: compare the runs of each machine, and make a report of each",
+    "--layout": "--layout is gone: a dataset's layout is told by its files",
+    "--queries-from": "--queries-from is gone: write the other language's questions as a BEIR folder's queries.jsonl",
+    "--colbert-memory": "--colbert-memory is gone: ColBERT rows of candidates alone are kept, a query's at a time",
+    "--cpus": "--cpus is gone: taskset -c 0,2 m3-bench … holds the command and its workers to those",
+}
+"""What commands and options were replaced by."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if words[:1] == ["bars"]:
-            raise InputError(_BARS)
+        if gone := next((option for option in (word.partition("=")[0] for word in words) if option in _GONE), None):
+            raise InputError(_GONE[gone])
         args = _parser().parse_args(words)
         code: int = args.run(args)
     except ModuleNotFoundError as error:
         sys.stderr.write(f"m3-bench: {_remedy(error)}\n")
-        return EXIT_USAGE
-    except (InputError, ExtraNotInstalledError) as error:
-        sys.stderr.write(f"m3-bench: {error}\n")
-        return EXIT_USAGE
+        return USAGE
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
-        return EXIT_FAILED
+        return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("m3-bench: interrupted; what was measured until now is kept\n")
-        return EXIT_FAILED
+        return FAILED
     return code
 
 
@@ -61,13 +64,13 @@ def _remedy(error: ModuleNotFoundError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # their packages come with extras, whose absence `main` reports
-    from m3_bench.cli import compare, record, report, retrieval, roofline, run, serve_load, soak
+    from m3_bench.cli import compare, equivalence, record, report, retrieval, roofline, run, serve_load, soak
 
     parser = argparse.ArgumentParser(
         prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (record, run, compare, report, roofline, retrieval, serve_load, soak):
+    for command in (record, run, compare, report, roofline, retrieval, equivalence, serve_load, soak):
         command.add_to(commands)
     return parser

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m3_bench import documents
-from m3_bench.cli.commands import Commands
-from m3_bench.cli.exit_codes import EXIT_OK
-from m3_bench.cli.shared import checked_output
+from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.compare import compare
 from m3_bench.documents import Comparison, Prices
-from m3_bench.figures import Place, figures_of, parities_of, runs_of
+from m3_bench.figures import figures_of, parities_of, runs_of
 from m3_bench.report.page import printed
-from m3_bench.report.tables import parity_tables, scenario_table
+from m3_bench.report.tables import overview, parity_tables, scenario_table
 from m3_runtime.cli.arguments import add_parser
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -24,56 +22,40 @@ Runs beside a recorded reference: parity per head against its vectors, latency a
 of a million tokens from the prices that you give.
 
 Everything must be of one checkpoint and of the same texts, or it is refused. Runs of different machines are refused
-too, because their times do not compare; with --mixed-machines each figure says its machine. A reference from an
-accelerator is of another machine by its nature and is welcome. A figure that is too noisy says so and why; a p99 of
-too few calls is not printed. A Markdown table goes to stdout, everything with its raw values to FILE for m3-bench
-report."""
+too, because their times do not compare. The reference may be of any machine, one with a GPU for instance. A figure that
+is too noisy has a "?" and says why; a p99 of fewer than 100 calls is not printed. Markdown tables go to stdout,
+everything with its raw values to FILE for m3-bench report."""
 
 _EPILOG = """\
 examples:
   m3-bench compare gpu.safetensors run.json --price cpu=0.20/h gpu=3.00/h -o comparison.json
   m3-bench compare gpu.safetensors run.json peers.json -o comparison.json
-  m3-bench compare cpu.safetensors laptop.json server.json --mixed-machines -o comparison.json
 
-  then:  m3-bench report comparison.json -o report/
+  then:  m3-bench report comparison.json -o report.html
 
 exit codes: 0 compared; 1 files cannot be read or do not belong together; 2 usage"""
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_parser(
-        commands,
-        "compare",
-        _run,
-        summary="runs beside a reference: parity, speed, cost",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+    summary = "runs beside a reference: parity, speed, cost"
+    parser = add_parser(commands, "compare", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="what m3-bench record wrote")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="what m3-bench run or peers wrote")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON, with every raw value again")
-    parser.add_argument(
-        "--price", nargs="+", default=[], metavar="ROLE=AMOUNT/h", help="an hour of the cpu or gpu machine"
-    )
+    add_output(parser, "json")
+    text = "an hour of the cpu or gpu machine"
+    parser.add_argument("--price", nargs="+", default=[], metavar="ROLE=AMOUNT/h", help=text)
     parser.add_argument("--currency", default="USD", help="of the prices (default: USD)")
-    parser.add_argument("--mixed-machines", action="store_true", help="runs may be of different machines")
-    parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.output is not None and args.output.absolute() in {p.absolute() for p in (args.reference, *args.runs)}:
-        raise InputError(f"-o {args.output} is one of the files that are compared; write to another")
-    if args.output is not None:
-        checked_output(args.output, force=args.force, inputs=[args.reference, *args.runs])
+    checked_output(args.output, force=args.force, inputs=[args.reference, *args.runs])
     prices = parsed_prices(args.price, args.currency)
-    progress = Progress(quiet=args.quiet)
-    found = compare(args.reference, args.runs, prices, progress, mixed_machines=args.mixed_machines)
+    found = compare(args.reference, args.runs, prices, Progress(quiet=args.quiet))
     if args.output is not None:
         documents.write(found, args.output)
     sys.stdout.write("\n".join(_printed(found)) + "\n")
-    return EXIT_OK
+    return 0
 
 
 def parsed_prices(words: Sequence[str], currency: str) -> Prices:
@@ -104,14 +86,12 @@ def parsed_prices(words: Sequence[str], currency: str) -> Prices:
 
 def _printed(comparison: Comparison) -> Iterator[str]:
     """The comparison for a terminal: parity, each scenario, and what speaks against trusting it."""
-    root = Place("comparison")
-    figures = figures_of(runs_of(comparison, root))
+    figures = figures_of(runs_of(comparison, ""))
     names = ", ".join(contender.name for contender in comparison.reference.contenders)
     yield f"# {comparison.reference.model.name}: {names} and {len(comparison.runs)} run(s)\n"
     yield from (f"* {note}" for note in comparison.notes)
-    parities = list(parities_of(comparison, root, figures.entries))
+    parities = list(parities_of(comparison, figures.entries))
     currency = comparison.prices.currency
-    scenarios = (scenario_table(figures, scenario, currency) for scenario in figures.scenarios)
-    yield "\n" + printed([*parity_tables(parities), *scenarios]) + "\n"
-    too_few = dict.fromkeys(f.latency.too_few for f in figures.values if f.latency.too_few)
-    yield from (f"* {doubt}" for doubt in (*figures.doubts, *too_few, *figures.gaps))
+    scenarios = (scenario_table(figures, scenario, currency, None, ()) for scenario in figures.scenarios)
+    yield "\n" + printed([*parity_tables(parities), overview(figures), *scenarios]) + "\n"
+    yield from (f"* {doubt}" for doubt in (*figures.doubts, *figures.gaps))

@@ -4,13 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from m3_bench.cli.commands import Commands
-from m3_bench.cli.exit_codes import EXIT_OK
-from m3_bench.cli.shared import add_scenarios, checked_output, checked_rounds
+from m3_bench.cli.arguments import Commands, add_output, add_scenarios, checked_output
 from m3_runtime.bundle.manifest import Pooling
-from m3_runtime.cli.arguments import add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
-from m3_runtime.encode.options import checked_threads
 
 _DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
@@ -31,29 +28,22 @@ runs them."""
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_parser(
-        commands,
-        "record",
-        _run,
-        summary="PyTorch's vectors and times, on a GPU or CPU, as the reference",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+    summary = "PyTorch's vectors and times, on a GPU or CPU, as the reference"
+    parser = add_parser(commands, "record", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub id, or a name such as mini-m3")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--dtype", choices=("fp32", "tf32", "fp16", "bf16"), default="fp32", help="(default: fp32)")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="JSONL or lines (default: 97 in 26 languages)")
     parser.add_argument("--pooling", choices=[pooling.value for pooling in Pooling], help="as for m3-export")
-    add_scenarios(parser, "standard")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of PyTorch on cpu (default: the cores)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_scenarios(parser)
+    add_integer(parser, "--rounds", "turns of each scenario", default=3)
+    add_integer(parser, "--threads", "of PyTorch on cpu", default=default_threads())
+    add_output(parser, "safetensors", is_required=True)
 
 
 def _run(args: argparse.Namespace) -> int:
     from m3_bench.record import RecordSpec, record
-    from m3_bench.scenarios import read_scenarios
+    from m3_bench.scenarios import read_plan
     from m3_bench.workers.torch_reference import Dtype
     from m3_export.calibration.texts import probe_texts, read_texts
     from m3_runtime.io.progress import Progress
@@ -66,9 +56,9 @@ def _run(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=Dtype(args.dtype),
         texts=tuple(text.text for text in found),
-        scenarios=read_scenarios(args.scenarios),
-        rounds=checked_rounds(args.rounds),
-        threads=checked_threads(args.threads),
+        plan=read_plan(args.scenarios),
+        rounds=args.rounds,
+        threads=args.threads,
         pooling=args.pooling,
         output=args.output,
     )
@@ -77,4 +67,4 @@ def _run(args: argparse.Namespace) -> int:
         f"{args.output}: {recording.run.contenders[0].name}, {recording.run.model.name}, "
         f"{len(recording.texts)} texts, {len(recording.run.scenarios)} scenarios\n"
     )
-    return EXIT_OK
+    return 0

@@ -6,12 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from m3_bench import documents
-from m3_bench.cli.commands import Commands, names
-from m3_bench.cli.exit_codes import EXIT_OK
-from m3_bench.cli.shared import checked_output
+from m3_bench.cli.arguments import Commands, add_output, checked_output, names
 from m3_bench.documents import Margins, Retrieval
-from m3_bench.figures import Place
-from m3_bench.report.page import printed
+from m3_bench.report.page import Table, printed
 from m3_bench.report.searches import (
     INTERVALS,
     MARGINS,
@@ -20,12 +17,8 @@ from m3_bench.report.searches import (
     retrieval_notes,
     retrieval_table,
 )
-from m3_bench.retrieval.bundles import choose_bundles
-from m3_bench.retrieval.datasets import EXPECTED, Layout, open_dataset
-from m3_bench.retrieval.finetune import read_finetune
+from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_bench.retrieval.margins import measure_margins
-from m3_bench.retrieval.run import SearchSettings, measure_retrieval
 from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
@@ -45,14 +38,12 @@ layouts, each file plain, .gz, .bz2, .xz, .zst or .lz4:
 published weights, which are measured unless --weights is given:
 {published}
 
-memory: texts, dense vectors (4 H bytes a document) and lexical weights of the whole corpus are held. ColBERT rows take
-2 C bytes a token, so of 100 000 documents of 200 tokens 40 GB at C = 1024; those of the first documents are kept, up to
---colbert-memory, and those of other candidates are encoded a second time, a part at a time. Scores do not depend on it.
+memory: texts, dense vectors (4 H bytes a document) and lexical weights of the whole corpus are held, and ColBERT rows
+of the queries. Documents that are candidates are encoded a second time for theirs, some at a time.
 
 examples:
   m3-bench retrieval benchmarks/data/multilingual out/mini-m3 -o retrieval.json
   m3-bench retrieval xquad.en.json out/bge-m3 --variants onnx-fp32,onnx-int8
-  m3-bench retrieval xquad.en.json out/bge-m3 --queries-from xquad.de.json    German questions, English paragraphs
   m3-bench retrieval miracl-v1.0-sw out/before out/after --limit-documents 20000 --limit-queries 200
   m3-bench retrieval mldr-v1.0-de out/bge-m3 --max-length 8192 --candidates 200 --weights 0.15,0.5,0.35
 
@@ -89,70 +80,57 @@ exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 
 def add_to(commands: Commands) -> None:
     """Add both commands."""
     published = "\n".join(f"  {hybrid.name:22} {hybrid.source}" for hybrid in PUBLISHED)
-    epilog = _RETRIEVAL_EPILOG.format(layouts=EXPECTED, published=published)
+    epilog = _RETRIEVAL_EPILOG.format(layouts=LAYOUTS, published=published)
     summary = "nDCG, recall and MRR of each variant and head, beside BM25"
     retrieval = add_parser(commands, "retrieval", _retrieval, summary=summary, description=_RETRIEVAL, epilog=epilog)
     retrieval.add_argument("dataset", type=Path, metavar="DATASET", help="a file or folder")
-    group = retrieval.add_argument_group("dataset")
-    group.add_argument("--layout", type=Layout, choices=list(Layout), default=Layout.AUTO, help="default: auto")
-    group.add_argument("--split", metavar="NAME", help="of BEIR, MIRACL, MLDR (default: test, or dev for MIRACL)")
-    text = "a SQuAD file whose questions are asked: DATASET's in another language"
-    group.add_argument("--queries-from", type=Path, metavar="FILE", help=text)
-    add_integer(group, "--limit-queries", "the first N queries")
-    add_integer(group, "--limit-documents", "N documents, the relevant ones among them")
-    group = _add_common(retrieval, "the values of every query")
-    add_integer(group, "--candidates", "documents that ColBERT ranks", default=100)
-    add_integer(group, "--colbert-memory", "MB for ColBERT rows", least=0, default=1024)
+    retrieval.add_argument("--split", metavar="NAME", help="of BEIR, MIRACL, MLDR (default: test, or dev for MIRACL)")
+    add_integer(retrieval, "--limit-documents", "N documents, the relevant ones among them")
+    _add_common(retrieval)
+    add_integer(retrieval, "--candidates", "documents that ColBERT ranks", default=100)
 
     epilog = _MARGINS_EPILOG.format(published=published)
     summary = "how far positives score above negatives on fine-tuning lines"
     margins = add_parser(commands, "margins", _margins, summary=summary, description=_MARGINS, epilog=epilog)
     margins.add_argument("source", type=Path, metavar="TRAIN.jsonl", help="fine-tuning lines, plain or compressed")
-    add_integer(_add_common(margins, "every score"), "--limit-queries", "the first N good lines")
+    _add_common(margins)
 
 
-def _add_common(command: argparse.ArgumentParser, holds: str) -> argparse._ArgumentGroup:
-    """What `retrieval` and `margins` have in common; `holds` says what the output is."""
+def _add_common(command: argparse.ArgumentParser) -> None:
+    """What `retrieval` and `margins` have in common."""
     command.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="bundles' folders")
-    output = command.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"JSON with {holds}")
-    output.add_argument("--force", action="store_true", help="replace FILE")
-    output.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    how = command.add_argument_group("how")
-    how.add_argument(
-        "--variants", type=names, metavar="NAME,…", help="only these (default: all that run on this processor)"
-    )
+    text = "only these (default: all that run on this processor)"
+    command.add_argument("--variants", type=names, metavar="NAME,…", help=text)
     text = "weights of dense, sparse and ColBERT, in place of the published ones; may be repeated"
-    how.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
-    add_integer(how, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
-    add_integer(how, "--threads", "of a run", default=default_threads())
-    return how
+    command.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
+    add_integer(command, "--limit-queries", "the first N queries, or good lines")
+    add_integer(command, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
+    add_integer(command, "--threads", "of a run", default=default_threads())
+    add_output(command, "json")
 
 
 def _retrieval(args: argparse.Namespace) -> int:
+    from m3_bench.retrieval.bundles import choose_bundles
+    from m3_bench.retrieval.datasets import open_dataset
+    from m3_bench.retrieval.run import SearchSettings, measure_retrieval
+
     settings = SearchSettings(
-        hybrids=_hybrids(args, args.dataset, *([args.queries_from] if args.queries_from else []), *args.bundles),
+        hybrids=_hybrids(args, args.dataset, *args.bundles),
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
-        colbert_bytes=args.colbert_memory * 10**6,
     )
-    data = open_dataset(
-        args.dataset,
-        args.layout,
-        split=args.split,
-        queries_from=args.queries_from,
-        queries=args.limit_queries,
-        documents=args.limit_documents,
-    )
-    document = measure_retrieval(
-        data, choose_bundles(args.bundles, args.variants), settings, Progress(quiet=args.quiet)
-    )
-    table = printed([retrieval_table(document, Place(""))])
-    return _finish(args, document, f"{table}\n\n{INTERVALS}\n", retrieval_notes(document))
+    data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)
+    choice, progress = choose_bundles(args.bundles, args.variants), Progress(quiet=args.quiet)
+    document = measure_retrieval(data, choice, settings, progress)
+    return _finish(args, document, retrieval_table(document), INTERVALS, retrieval_notes(document))
 
 
 def _margins(args: argparse.Namespace) -> int:
+    from m3_bench.retrieval.bundles import choose_bundles
+    from m3_bench.retrieval.finetune import read_finetune
+    from m3_bench.retrieval.margins import measure_margins
+
     hybrids, file = _hybrids(args, args.source, *args.bundles), read_finetune(args.source)
     document = measure_margins(
         file,
@@ -163,8 +141,7 @@ def _margins(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         threads=args.threads,
     )
-    table = printed([margins_table(document, Place(""))])
-    return _finish(args, document, f"{table}\n\n{MARGINS} {INTERVALS}\n", margins_notes(document))
+    return _finish(args, document, margins_table(document), f"{MARGINS} {INTERVALS}", margins_notes(document))
 
 
 def _hybrids(args: argparse.Namespace, *inputs: Path) -> tuple[Hybrid, ...]:
@@ -174,13 +151,14 @@ def _hybrids(args: argparse.Namespace, *inputs: Path) -> tuple[Hybrid, ...]:
         InputError: one is not what it must be, or the output cannot be written.
     """
     found = tuple(dict.fromkeys(map(parse_weights, args.weights))) if args.weights else PUBLISHED
-    if args.output is not None:
-        checked_output(args.output, force=args.force, inputs=inputs)
+    checked_output(args.output, force=args.force, inputs=inputs)
     return found
 
 
-def _finish(args: argparse.Namespace, document: Retrieval | Margins, table: str, notes: Iterable[str]) -> int:
+def _finish(
+    args: argparse.Namespace, document: Retrieval | Margins, table: Table, words: str, notes: Iterable[str]
+) -> int:
     if args.output is not None:
         documents.write(document, args.output)
-    sys.stdout.write("\n".join([table, *(f"* {note}" for note in notes)]) + "\n")
-    return EXIT_OK
+    sys.stdout.write("\n".join([printed([table]), "", words, "", *(f"* {note}" for note in notes)]) + "\n")
+    return 0

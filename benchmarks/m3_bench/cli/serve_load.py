@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands, names
-from m3_bench.cli.exit_codes import EXIT_FAILED, EXIT_OK
-from m3_bench.cli.shared import checked_output
-from m3_runtime.cli.arguments import add_parser, integer
+from m3_bench.cli.arguments import Commands, add_output, checked_output, names
+from m3_runtime.cli import FAILED, OK
+from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.errors import InputError
+from m3_runtime.io.progress import Progress
 
 if TYPE_CHECKING:
     from m3_bench.documents import Stage
@@ -27,7 +27,7 @@ open loop (--rate R) sends R requests per second at random times, whether or not
 the world does; latency counts from when a request was due. --sweep doubles the clients until hardly more is answered:
 what the server can do. --times X does that, and then offers X times as much.
 
-Latencies (p50, p90, p99) are of answers only: refusals (429, 503) and errors are counted apart. With --bundle, every
+Latencies (p50, p95, p99) are of answers only: refusals (429, 503) and errors are counted apart. With --bundle, every
 vector is compared with the encoder's in this process: give it the server's --variant. Run it on a machine that does
 nothing else."""
 
@@ -44,74 +44,61 @@ exit codes: 0 measured; 1 something else than answers and refusals came, or a wr
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    parser = add_parser(
-        commands,
-        "serve-load",
-        _run,
-        summary="a running server under load",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+    summary = "a running server under load"
+    parser = add_parser(commands, "serve-load", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")
     how = parser.add_argument_group("load").add_mutually_exclusive_group()
-    how.add_argument("--clients", type=integer(1), default=8, metavar="N", help="a closed loop (default: %(default)s)")
+    add_integer(how, "--clients", "a closed loop", default=8)
     how.add_argument("--rate", type=_positive, metavar="R", help="an open loop: requests per second")
     how.add_argument("--sweep", action="store_true", help="closed loops of 1, 2, 4 … clients until saturation")
     how.add_argument("--times", type=_positive, metavar="X", help="a sweep, then an open loop at X times its best")
     parser.add_argument("--seconds", type=_positive, default=10.0, help="of each loop (default: %(default)s)")
     what = parser.add_argument_group("requests")
-    what.add_argument(
-        "--api",
-        type=names,
-        default=["openai"],
-        metavar="NAME,…",
-        help="openai, tei or m3 (all heads); several take turns",
-    )
+    text = "openai, tei or m3 (all heads); several take turns"
+    what.add_argument("--api", type=names, default=["openai"], metavar="NAME,…", help=text)
     what.add_argument("--model", default="", help="the name that OpenAI's API is asked for (default: its first)")
     what.add_argument("--key-file", type=Path, metavar="FILE", help="holds an API key")
-    what.add_argument("--texts", type=integer(1), default=8, help="of a request, on average (default: %(default)s)")
-    what.add_argument("--words", type=integer(1), default=40, help="of a text, on average (default: %(default)s)")
+    add_integer(what, "--texts", "of a request, on average", default=8)
+    add_integer(what, "--words", "of a text, on average", default=40)
     more = parser.add_argument_group("what else is looked at")
     more.add_argument("--bundle", type=Path, metavar="DIR", help="the server's bundle: compare every vector")
     more.add_argument("--variant", default="auto", help="the server's (default: auto)")
-    more.add_argument("--threads", type=integer(1), help="of the encoder here (default: the cores)")
+    add_integer(more, "--threads", "of the encoder here (default: the cores)")
     more.add_argument("--pid", type=int, action="append", default=[], help="a process of the server: watch its memory")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="every value, as a document")
-    parser.add_argument("--force", action="store_true", help="replace FILE")
+    add_output(parser, "json")
 
 
 def _run(args: argparse.Namespace) -> int:
     from m3_bench import documents
     from m3_bench.documents import Load
-    from m3_bench.load import APIS, SAME, Loader, Server, in_words, made_requests
+    from m3_bench.load import APIS, SAME, Loader, Server, made_requests
     from m3_bench.machine import this_machine
+    from m3_bench.report.page import printed
+    from m3_bench.report.tables import load_table
     from m3_runtime import M3Encoder
 
     if not args.api or not set(args.api) <= APIS.keys():
         raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
-    if args.output is not None:
-        checked_output(args.output, force=args.force)
+    checked_output(args.output, force=args.force)
     server = Server.parse(args.url, _key(args.key_file))
     model = args.model or (server.first_model() if "openai" in args.api else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
     with opened or nullcontext() as encoder:
         requests = list(made_requests(args.api, model, args.texts, args.words, encoder))
-    stages = []
-    for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):
-        stages.append(stage)
-        sys.stdout.write(in_words(stage) + "\n")
-        sys.stdout.flush()
+    stages = tuple(_stages(Loader(server, requests, args.seconds, args.pid), args))
+    load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, stages)
+    sys.stdout.write(printed([load_table(load)]) + "\n")
     if args.output is not None:
-        load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, tuple(stages))
         documents.write(load, args.output)
     is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in stages)
-    return EXIT_OK if is_good else EXIT_FAILED
+    return OK if is_good else FAILED
 
 
 def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
     """The loops of the command line."""
     from m3_bench.load import answered_per_s
 
+    progress = Progress(quiet=args.quiet)
     loader.closed(min(args.clients, 8), min(WARM_UP_S, args.seconds))
     if args.rate is not None:
         yield loader.open(args.rate)
@@ -121,8 +108,9 @@ def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
         best = 0.0
         for stage in loader.sweep():
             best = max(best, answered_per_s(stage))
+            progress.say(f"{stage.clients} clients: {answered_per_s(stage):.1f} requests/s")
             yield stage
-        sys.stdout.write(f"saturated at {best:.1f} requests/s\n")
+        progress.say(f"saturated at {best:.1f} requests/s")
         if args.times is not None and best > 0:
             yield loader.open(args.times * best)
 

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.commands import Commands
-from m3_bench.cli.exit_codes import EXIT_OK, EXIT_OVER_LIMIT
-from m3_bench.cli.shared import checked_output
-from m3_runtime.cli.arguments import add_parser, integer
+from m3_bench.cli.arguments import Commands, checked_output
+from m3_runtime.cli import OK
+from m3_runtime.cli.arguments import add_integer, add_parser
 
 if TYPE_CHECKING:
     from m3_bench.documents import Cycle
+
+OVER_LIMIT = 3
 
 _DESCRIPTION = """\
 Serve a bundle for long, under load that changes, and see whether the server holds more and more.
@@ -37,8 +38,8 @@ def add_to(commands: Commands) -> None:
     parser = add_parser(commands, "soak", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--variant", default="auto", help="of the bundle (default: the fastest that runs here)")
-    parser.add_argument("--threads", type=integer(1), default=1, help="of the server's engine (default: %(default)s)")
-    parser.add_argument("--clients", type=integer(1), default=8, metavar="N", help="at a time (default: %(default)s)")
+    add_integer(parser, "--threads", "of the server's engine", default=1)
+    add_integer(parser, "--clients", "at a time", default=8)
     parser.add_argument("--minutes", type=float, default=30.0, help="of load (default: %(default)s)")
     parser.add_argument(
         "--settle-minutes", type=float, default=5.0, metavar="M", help="before growth counts (default: %(default)s)"
@@ -70,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         f"{shown.descriptors:g} descriptors, {shown.threads:g} threads leaked; {shown.wrong} wrong, "
         f"{sum(one.answered for one in found.cycles)} answered\n{'; '.join(over) or 'steady'}\n"
     )
-    return EXIT_OVER_LIMIT if over else EXIT_OK
+    return OVER_LIMIT if over else OK
 
 
 def _in_words(cycle: "Cycle") -> str:

@@ -25,7 +25,6 @@ class Peer(StrEnum):
     FLAGEMBEDDING = "flagembedding"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     LLAMA_CPP = "llama-cpp"
-    CANDDING = "candding"
 
     @property
     def requirements(self) -> Path:

@@ -116,21 +116,6 @@ def gguf_model(precision: str, setup: Setup) -> Path:
     return _made(f"gguf-{precision}-{setup.weights}", f"Converting to GGUF {precision}", make, setup) / "model.gguf"
 
 
-def hub_cache(setup: Setup) -> Path:
-    """The checkpoint as BAAI/bge-m3 in a folder laid out as the hub's cache, for a peer that looks nowhere else."""
-    revision = setup.bundle.manifest.source.weights_sha256[:40]
-
-    def make(folder: Path) -> None:
-        snapshot = folder / "models--BAAI--bge-m3" / "snapshots" / revision
-        snapshot.mkdir(parents=True)
-        (snapshot.parents[1] / "refs").mkdir()
-        (snapshot.parents[1] / "refs" / "main").write_text(revision)
-        for path in setup.checkpoint.iterdir():
-            (snapshot / path.name).symlink_to(path.absolute())
-
-    return _made(f"hub-cache-{setup.weights}", f"Linking {setup.checkpoint}", make, setup)
-
-
 def _fetch_converter(folder: Path) -> None:
     """llama.cpp's converter, from the source of the release that the peer runs: the wheel does not have it."""
     release = requirement_of(Peer.LLAMA_CPP, _LLAMA_PACKAGE)

@@ -22,11 +22,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from m3_bench import formats
 from m3_bench.documents import Retrieval, Scenario, Soak
-from m3_bench.figures import Entry, Figures, Measurement, Parity
+from m3_bench.figures import Figures, Measurement, Parity
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
 from m3_bench.stats import MAIN_METRIC
@@ -68,6 +67,18 @@ class Points:
         plot.vlines(self.x[: len(self.low)], self.low, self.high, colour, linewidth=1.3, alpha=0.75)
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A contender's value with the ends of its whisker; `label` is the value in words."""
+
+    name: str
+    order: int
+    value: float
+    low: float
+    high: float
+    label: str
+
+
 def is_single(scenario: Scenario) -> bool:
     """Whether it is one text by one caller."""
     return len(scenario.lengths) == 1 and scenario.clients == 1
@@ -93,22 +104,12 @@ def latency_by_length(figures: Figures) -> Chart | None:
     return _lines("latency-by-length", "Latency by length", caption, axes, series, is_log=True)
 
 
-def memory_by_length(figures: Figures) -> Chart | None:
-    """Peak memory of one text by one caller."""
-    scenarios = [s for s in with_most_heads(figures.scenarios) if is_single(s)]
-    caption = "The most memory of the process while texts of a length were encoded; of a GPU, its own memory."
-    axes = "tokens of the text", "megabytes, peak"
-    series = _series(figures, scenarios, lambda s: s.tokens, lambda f: (f.peak_bytes / 1e6,))
-    series = [one for one in series if any(one.y)]
-    return _lines("memory-by-length", "Memory by length", caption, axes, series, is_log=False)
-
-
 def throughput_by_batch(figures: Figures) -> Chart | None:
     """Tokens per second of calls with several texts of one length, the length that most scenarios have."""
     whole = [s for s in with_most_heads(figures.scenarios) if s.clients == 1 and len(set(s.lengths)) == 1]
     lengths = Counter(s.lengths[0] for s in whole)
     length = max(lengths, key=lambda one: (lengths[one], one), default=0)
-    caption = f"Texts of {length} tokens, one caller. Whiskers: where the true median lies. Higher is better."
+    caption = f"Texts of {length} tokens, one caller. Whiskers: lowest and highest round. Higher is better."
     series = _series(figures, [s for s in whole if s.lengths[0] == length], lambda s: len(s.lengths), _speed)
     return _lines("throughput-by-batch", "Throughput by batch", caption, ("texts in a call", "tokens/s"), series)
 
@@ -126,66 +127,32 @@ def throughput_by_clients(figures: Figures) -> Chart | None:
 
 def throughput(figures: Figures, load: Scenario | None) -> Chart | None:
     """Tokens per second at the load."""
-    found = sorted(figures.at(load), key=lambda one: -one.tokens_per_s.median)
-    values = [(f.entry, f.tokens_per_s.median, f"{formats.number(f.tokens_per_s.median)} tokens/s") for f in found]
+    bars = []
+    for figure in sorted(figures.at(load), key=lambda one: -one.tokens_per_s.median):
+        speed, entry = figure.tokens_per_s, figure.entry
+        words = f"{formats.number(speed.median)} tokens/s"
+        bars.append(Bar(entry.label, entry.order, speed.median, speed.low, speed.high, words))
     title = f"Throughput: {load.title}" if load else ""
-    return _bars("throughput", title, "Median over rounds. Higher is better.", "tokens/s", values)
-
-
-def cost(figures: Figures, load: Scenario | None, currency: str) -> Chart | None:
-    """What a million tokens cost at the load."""
-    priced = [(f.entry, f.cost_per_million_tokens) for f in figures.at(load) if f.cost_per_million_tokens is not None]
-    values = sorted(((e, value, formats.money(value, currency)) for e, value in priced), key=lambda one: one[1])
-    caption = f"{load.title if load else ''}, machine kept busy. Lower is better."
-    return _bars("cost", "Cost of a million tokens", caption, currency, values)
-
-
-def speed_and_accuracy(figures: Figures, load: Scenario | None, parities: Sequence[Parity]) -> Chart | None:
-    """What each variant loses against how fast it is."""
-    series = []
-    for one in parities:
-        figure = figures.get(load, one.entry)
-        if figure is not None and one.compared.dense is not None:
-            x, y = figure.tokens_per_s.median, max(1 - one.compared.dense.cosine_mean, FLOOR)
-            series.append(Points(one.entry.label, one.entry.order, (x,), (y,)))
-    if len(series) < 2 or load is None:
-        return None
-    places = sorted(((one.x[0], one.y[0]) for one in series), reverse=True)
-    front = [place for n, place in enumerate(places) if all(place[1] < other[1] for other in places[:n])]
-
-    def draw(plot: Axes) -> None:
-        for one in series:
-            one.plot(plot)
-        plot.plot(*zip(*front, strict=True), ":", color=MUTED, zorder=1)
-        plot.margins(0.04, 0.08)
-        plot.set_xlim(left=0)
-        plot.set_yscale("log")
-        plot.set_ylim(*_log_limits([y for _, y in places]))
-        _finish(plot.xaxis, "tokens/s")
-        _finish(plot.yaxis, "1 − dense cosine, mean")
-
-    caption = (
-        f"Each variant at {load.title}. Right is faster, down is closer to the reference; on the dotted line are those "
-        "that no other beats in both."
-    )
-    return _chart("front", "Speed and accuracy", caption, 220, draw, series)
+    return _bars("throughput", title, "Median, lowest and highest round. Higher is better.", "tokens/s", bars)
 
 
 def parity_of_texts(parities: Sequence[Parity]) -> list[Chart | None]:
-    """A strip chart for each head: what each text lost."""
-    heads: tuple[tuple[str, str, str, Callable[[Parity], Sequence[float]]], ...] = (
-        ("dense", "Dense vectors", "1 − cosine of each text", lambda one: one.compared.texts.dense),
-        ("sparse", "Sparse weights", "1 − weighted Jaccard of each text", lambda one: one.compared.texts.jaccard),
-        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows", lambda one: one.compared.texts.colbert),
-    )
+    """For each head, what the texts lost."""
+    caption = "The median text; whiskers hold 90 % of the texts. Further left is better."
     charts = []
-    for head, what, distance, values_of in heads:
-        found = [
-            (one.entry.label, one.entry.order, np.maximum(1 - np.asarray(values_of(one)), FLOOR))
-            for one in parities
-            if values_of(one)
-        ]
-        charts.append(_strips(f"parity-{head}", f"{what}: distance to the reference", distance, found))
+    for head, what, distance in (
+        ("dense", "Dense vectors", "1 − cosine of a text"),
+        ("jaccard", "Sparse weights", "1 − weighted Jaccard of a text"),
+        ("colbert", "ColBERT vectors", "1 − mean cosine of a text's rows"),
+    ):
+        bars = []
+        for one in parities:
+            if kept := getattr(one.compared.texts, head):
+                low, middle, high = np.percentile(np.maximum(1 - np.asarray(kept), FLOOR), (5, 50, 95))
+                bars.append(Bar(one.entry.label, one.entry.order, middle, low, high, f"{middle:.2g}"))
+        charts.append(
+            _bars(f"parity-{head}", f"{what}: distance to the reference", caption, distance, bars, is_log=True)
+        )
     return charts
 
 
@@ -296,45 +263,31 @@ def _lines(
     return _chart(name, title, caption, 220, draw, series)
 
 
-def _bars(name: str, title: str, caption: str, unit: str, values: Sequence[tuple[Entry, float, str]]) -> Chart | None:
-    """Lying bars from 0, each with its name above and its label at its end."""
-    if not values:
+def _bars(name: str, title: str, caption: str, unit: str, bars: Sequence[Bar], *, is_log: bool = False) -> Chart | None:
+    """Lying bars, each with its name above, a whisker, and its figure behind both."""
+    if not bars:
         return None
+    left, right = _log_limits([end for one in bars for end in (one.low, one.high)]) if is_log else (0.0, 0.0)
 
     def draw(plot: Axes) -> None:
-        for row, (entry, value, label) in enumerate(values):
-            plot.barh(row + 0.12, value, 0.36, color=_colour(entry.order))
-            plot.annotate(_cut(entry.label, 60), (0, row - 0.1), (0, 2), textcoords="offset points")
-            end: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontweight": "bold"}
-            plot.annotate(label, (value, row + 0.12), (5, 0), **end)
-        room = 7.5 * max(len(label) for _, _, label in values) / _WIDTH
-        plot.set_xlim(0, max(value for _, value, _ in values) / (0.95 - room) or 1)
-        _finish_rows(plot, len(values))
+        for row, one in enumerate(bars):
+            plot.barh(row + 0.12, one.value - left, 0.36, left, color=_colour(one.order), alpha=0.85)
+            plot.hlines(row + 0.12, one.low, one.high, INK, linewidth=1.3)
+            at: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False}
+            plot.annotate(_cut(one.name, 60), (left, row - 0.1), (0, 2), **at)
+            plot.annotate(one.label, (one.high, row + 0.12), (5, 0), va="center", fontweight="bold", **at)
+        room = 7.5 * max(len(one.label) for one in bars) / _WIDTH
+        if is_log:
+            plot.set_xscale("log")
+            plot.set_xlim(left, right * (right / left) ** (room / (0.95 - room)))
+        else:
+            plot.set_xlim(0, max(one.high for one in bars) / (0.95 - room) or 1)
+        plot.set_ylim(len(bars) - 0.5, -0.6)
+        plot.yaxis.set_visible(False)
+        plot.spines.left.set_visible(False)
         _finish(plot.xaxis, unit)
 
-    return _chart(name, title, caption, 60 + 39 * len(values), draw)
-
-
-def _strips(name: str, title: str, axis: str, found: Sequence[tuple[str, int, NDArray[np.float64]]]) -> Chart | None:
-    """A row of dots for each name and order, with a box from 5 % to 95 % and a line at the median."""
-
-    def draw(plot: Axes) -> None:
-        for row, (label, order, values) in enumerate(found):
-            low, middle, high = np.percentile(values, (5, 50, 95))
-            # the golden ratio spreads neighbours over the row, the same way each time
-            offsets = row - 0.08 + (np.arange(len(values)) * 0.618034) % 1 * 0.36
-            style: dict[str, Any] = {"markersize": 4, "alpha": 0.55, "markeredgewidth": 0, "clip_on": False}
-            plot.barh(row + 0.1, high - low, 0.46, low, color=_colour(order), alpha=0.18)
-            plot.plot(values, offsets, "o", color=_colour(order), **style)
-            plot.plot((middle, middle), (row - 0.18, row + 0.38), color=INK, linewidth=2)
-            plot.annotate(_cut(label, 60), (0, row - 0.22), xycoords=plot.get_yaxis_transform(), va="bottom")
-        plot.set_xscale("log")
-        plot.set_xlim(*_log_limits(np.concatenate([values for _, _, values in found])))
-        _finish_rows(plot, len(found))
-        _finish(plot.xaxis, axis)
-
-    caption = "A dot is a text; the box holds 90 % of them, the line is their median. Further left is better."
-    return _chart(name, title, caption, 60 + 48 * len(found), draw) if found else None
+    return _chart(name, title, caption, 60 + 39 * len(bars), draw)
 
 
 def _chart(
@@ -363,7 +316,7 @@ def _chart(
         'xmlns="http://www.w3.org/2000/svg">'
         f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(caption)}</desc>{drawing}'
     )
-    return Chart(name, title, caption, svg)
+    return Chart(title, caption, svg)
 
 
 def _finish(axis: Axis, title: str, locator: Locator | None = None) -> None:
@@ -390,13 +343,7 @@ def _tick(value: float) -> str:
     return f"{value:,.6g}".replace(",", " ")
 
 
-def _finish_rows(plot: Axes, count: int) -> None:
-    plot.set_ylim(count - 0.5, -0.6)
-    plot.yaxis.set_visible(False)
-    plot.spines.left.set_visible(False)
-
-
-def _log_limits(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+def _log_limits(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = max(1.3, (high / low) ** 0.06)
     return low / room, max(high * room, low * 6)

@@ -6,8 +6,7 @@ from typing import TypeVar
 
 from m3_bench import formats, stats
 from m3_bench.documents import Margins, MethodRun, PairScoresOf, Retrieval
-from m3_bench.figures import Place
-from m3_bench.report.page import NO_VALUE, Cell, Cells, Table
+from m3_bench.report.page import Cell, Cells, Table
 from m3_bench.stats import MAIN_METRIC, Difference, ValuesOf
 
 _R = TypeVar("_R", MethodRun, PairScoresOf)
@@ -27,36 +26,35 @@ def main_metric(run: MethodRun) -> Sequence[float]:
     return run.metrics.get(MAIN_METRIC, ())
 
 
-def retrieval_table(document: Retrieval, place: Place) -> Table:
+def retrieval_table(document: Retrieval) -> Table:
     """Methods by metrics, with what INT8 loses and what later bundles gain."""
 
-    def row(number: int, run: MethodRun) -> Cells:
-        below = place.below("methods", number, "metrics")
-        means = {name: _mean(values, below.below(name), "queries") for name, values in run.metrics.items()}
-        changes = _changes(document.methods, run, {MAIN_METRIC: main_metric}, below.below(MAIN_METRIC))
-        return {"": _name_of(run, document.methods)} | means | changes
+    def row(run: MethodRun) -> Cells:
+        means = {name: _mean(values) for name, values in run.metrics.items()}
+        return (
+            {"": _name_of(run, document.methods)} | means | _changes(document.methods, run, {MAIN_METRIC: main_metric})
+        )
 
     facts = document.dataset
     counts = f"{facts.queries} queries, {facts.documents} documents, {facts.relevant_pairs} relevant pairs"
-    return Table.of(f"{facts.name}: {counts}", (row(number, run) for number, run in enumerate(document.methods)))
+    return Table.of(f"{facts.name}: {counts}", map(row, document.methods))
 
 
-def margins_table(document: Margins, place: Place) -> Table:
+def margins_table(document: Margins) -> Table:
     """Methods by margins and pair accuracy, with what INT8 loses and what later bundles gain."""
     figures = {"margin": stats.margins, "pair accuracy": stats.pair_accuracies}
 
-    def row(number: int, scores: PairScoresOf) -> Cells:
-        below, pairs = place.below("scores", number), stats.with_negatives(scores)
-        values = {
-            "best positive": [max(positives) for positives, _ in pairs],
-            "best negative": [max(negatives) for _, negatives in pairs],
-        } | {what: values_of(scores) for what, values_of in figures.items()}
-        means = {what: _mean(found, below, "queries with negatives") for what, found in values.items()}
-        return {"": _name_of(scores, document.scores)} | means | _changes(document.scores, scores, figures, below)
+    def row(scores: PairScoresOf) -> Cells:
+        pairs = stats.with_negatives(scores)
+        means = {
+            "best positive": _mean([max(positives) for positives, _ in pairs]),
+            "best negative": _mean([max(negatives) for _, negatives in pairs]),
+        } | {what: _mean(values_of(scores)) for what, values_of in figures.items()}
+        return {"": _name_of(scores, document.scores)} | means | _changes(document.scores, scores, figures)
 
     queries = f"{len(document.query_lines)} queries of {document.lines} lines"
     caption = f"{document.source}: {queries}, {len(document.bad_lines)} of them bad"
-    return Table.of(caption, (row(number, scores) for number, scores in enumerate(document.scores)))
+    return Table.of(caption, map(row, document.scores))
 
 
 def _name_of(row: _R, rows: Sequence[_R]) -> str:
@@ -65,26 +63,24 @@ def _name_of(row: _R, rows: Sequence[_R]) -> str:
     return " ".join(filter(None, ("" if is_alone else row.bundle, row.variant, row.method)))
 
 
-def _mean(values: Sequence[float], place: Place, what: str) -> Cell:
-    if not values:
-        return NO_VALUE
-    return Cell(f"{fmean(values):.3f}".replace("-", "−"), place, f"mean of {len(values)} {what}")
+def _mean(values: Sequence[float]) -> str:
+    return f"{fmean(values):.3f}".replace("-", "−") if values else formats.NOTHING
 
 
-def _changes(rows: Sequence[_R], row: _R, figures: Mapping[str, ValuesOf[_R]], place: Place) -> dict[str, Cell]:
+def _changes(rows: Sequence[_R], row: _R, figures: Mapping[str, ValuesOf[_R]]) -> dict[str, Cell]:
     """What the row loses against FP32, and what it gains over the first bundle, in each figure."""
     first = next((one.bundle for one in rows if one.bundle), "")
-    losses = {f"loss of {what}": change(stats.loss(rows, row, of), place) for what, of in figures.items()}
-    gains = {f"gain of {what} over {first}": change(stats.gain(rows, row, of), place) for what, of in figures.items()}
+    losses = {f"loss of {what}": _change(stats.loss(rows, row, of)) for what, of in figures.items()}
+    gains = {f"gain of {what} over {first}": _change(stats.gain(rows, row, of)) for what, of in figures.items()}
     return losses | gains
 
 
-def change(found: Difference | None, place: Place) -> Cell:
+def _change(found: Difference | None) -> Cell:
     """A loss or a gain with its interval; it stands out where it is clear."""
     if found is None:
-        return NO_VALUE
+        return Cell(formats.NOTHING)
     text = f"{formats.signed(found.mean)} [{formats.signed(found.low)}, {formats.signed(found.high)}]"
-    return Cell(text, place, "paired bootstrap over queries", is_strong=found.is_clear)
+    return Cell(text, is_strong=found.is_clear)
 
 
 def retrieval_notes(document: Retrieval) -> Iterable[str]:

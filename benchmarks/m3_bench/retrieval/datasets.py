@@ -2,38 +2,59 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+
+from pydantic import AliasChoices, Field
 
 from m3_bench.documents import DatasetFacts
 from m3_bench.errors import DatasetError
+from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.finetune import read_finetune
-from m3_bench.retrieval.lines import Record, cells_of, digest_of_files, json_of, lines_of, records_of
+from m3_bench.retrieval.lines import Identifier, Record, cells_of, digest_of_files, lines_of, parsed, records_of
 from m3_runtime.io.formats import Packing, packing_of
 
 SPLITS = ("test", "dev", "train")
 MIRACL_SPLITS = ("dev", "testA", "train")
 
 
-class Layout(StrEnum):
-    """Files and keys of a dataset; AUTO looks."""
-
-    AUTO = "auto"
-    SQUAD = "squad"
-    BEIR = "beir"
-    MIRACL = "miracl"
-    MLDR = "mldr"
-    FINETUNE = "finetune"
+class _Document(Record):
+    id: Identifier = Field(validation_alias=AliasChoices("_id", "docid", "id"))
+    title: str | None = None
+    text: str
 
 
-EXPECTED = """\
-  squad     a .json file: {"data": [{"paragraphs": [{"context": …, "qas": [{"id": …, "question": …}]}]}]}
-  beir      a folder: corpus.jsonl (_id, text), queries.jsonl (_id, text), qrels/test.tsv (query, document, grade)
-  miracl    a folder: topics/*-dev.tsv, qrels/*-dev.tsv, docs-*.jsonl in it or in miracl-corpus-… beside it
-  mldr      a folder: corpus.jsonl (docid, text) and test.jsonl (query_id, query, positive_passages)
-  finetune  a .jsonl file: {"query": …, "pos": […], "neg": […]} on each line"""
+class _Query(Record):
+    id: Identifier = Field(validation_alias=AliasChoices("_id", "id"))
+    text: str
+
+
+class _Passage(Record):
+    docid: Identifier
+
+
+class _MldrQuery(Record):
+    query_id: Identifier
+    query: str
+    positive_passages: list[_Passage]
+
+
+class _Question(Record):
+    id: Identifier
+    question: str
+
+
+class _Paragraph(Record):
+    context: str
+    qas: list[_Question]
+
+
+class _Article(Record):
+    paragraphs: list[_Paragraph]
+
+
+class _Squad(Record):
+    data: list[_Article] = Field(description='expected SQuAD\'s {"data": [{"paragraphs": […]}, …]}')
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,7 @@ class Labelled:
 class _Raw:
     """What a reader found, not yet checked."""
 
+    layout: str
     name: str
     files: Sequence[Path]
     documents: Iterable[Item]
@@ -86,21 +108,13 @@ class _Raw:
 
 
 def open_dataset(
-    path: Path,
-    layout: Layout = Layout.AUTO,
-    *,
-    split: str | None = None,
-    queries_from: Path | None = None,
-    queries: int | None = None,
-    documents: int | None = None,
+    path: Path, *, split: str | None = None, queries: int | None = None, documents: int | None = None
 ) -> Labelled:
-    """Read and check a dataset, and cut it if asked.
+    """Read and check a dataset, whose layout its files tell, and cut it if asked.
 
     Args:
         path: a file or folder.
-        layout: AUTO looks.
         split: of BEIR, MIRACL and MLDR; None takes the usual one.
-        queries_from: another SQuAD file whose questions are asked; None asks its own.
         queries: keep the first so many; None keeps all.
         documents: keep so many, more if more are relevant; None keeps all.
 
@@ -109,53 +123,28 @@ def open_dataset(
     """
     if not path.exists():
         raise DatasetError(f"there is no dataset at {str(path)!r}")
-    layout = detected(path) if layout is Layout.AUTO else layout
-    if queries_from is not None and layout is not Layout.SQUAD:
-        raise DatasetError(f"--queries-from is for SQuAD files, {str(path)!r} is of the {layout} layout")
-    match layout:
-        case Layout.BEIR:
-            raw = _beir(path, split)
-        case Layout.MIRACL:
-            raw = _miracl(path.resolve(), split)
-        case Layout.MLDR:
-            raw = _mldr(path, split)
-        case Layout.FINETUNE:
-            raw = _finetune(_only_file(path, ".jsonl"))
-        case _:
-            raw = _squad(_only_file(path, ".json"), queries_from)
-    return _limited(_checked(raw, layout), queries, documents)
+    raw = _of_folder(path.resolve(), split) if path.is_dir() else _of_file(path)
+    return _limited(_checked(raw), queries, documents)
 
 
-def detected(path: Path) -> Layout:
-    """The layout of a file or folder.
-
-    Raises:
-        DatasetError: none fits; what each expects is said.
-    """
-    layout = _of_folder(path) if path.is_dir() else _of_file(path)
-    if layout is None:
-        raise DatasetError(f"{str(path)!r} is of no known layout. Expected one of:\n{EXPECTED}")
-    return layout
-
-
-def _of_folder(folder: Path) -> Layout | None:
-    corpus = _first_of(folder, "corpus.jsonl")
-    if corpus and _first_of(folder, "queries.jsonl"):
-        return Layout.BEIR
+def _of_folder(folder: Path, split: str | None) -> _Raw:
     if (folder / "topics").is_dir() and (folder / "qrels").is_dir():
-        return Layout.MIRACL
-    if corpus and _first_of(folder, *(f"{name}.jsonl" for name in SPLITS)):
-        return Layout.MLDR
-    if _files(folder, ".json"):
-        return Layout.SQUAD
-    return Layout.FINETUNE if _files(folder, ".jsonl") else None
+        return _miracl(folder, split)
+    if _first_of(folder, "queries.jsonl"):
+        return _beir(folder, split)
+    if _first_of(folder, "corpus.jsonl"):
+        return _mldr(folder, split)
+    found = _files(folder, ".json") or _files(folder, ".jsonl")
+    if not found:
+        raise DatasetError(f"{str(folder)!r} is of no known layout. Expected one of:\n{LAYOUTS}")
+    if len(found) > 1:
+        names = ", ".join(str(file) for file in found[:8])
+        raise DatasetError(f"{str(folder)!r} is a folder with {len(found)} datasets; name one of them: {names}")
+    return _of_file(found[0])
 
 
-def _of_file(path: Path) -> Layout | None:
-    start = "".join(line for _, line in islice(lines_of(path), 1)).replace(" ", "")
-    if _unpacked_name(path).endswith(".jsonl") or ('"query":' in start and '"pos":' in start):
-        return Layout.FINETUNE
-    return Layout.SQUAD if _is_squad(json_of(path)) else None
+def _of_file(path: Path) -> _Raw:
+    return _finetune(path) if _unpacked_name(path).endswith(".jsonl") else _squad(path)
 
 
 def _unpacked_name(path: Path) -> str:
@@ -173,14 +162,6 @@ def _files(folder: Path, ending: str) -> list[Path]:
     return sorted(path for end in ("", *Packing) for path in folder.glob(f"*{ending}{end}"))
 
 
-def _only_file(path: Path, ending: str) -> Path:
-    found = _files(path, ending) if path.is_dir() else [path]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(str(file) for file in found[:8]) or "none"
-    raise DatasetError(f"{str(path)!r} is a folder with {len(found)} {ending} files; name one of them: {names}")
-
-
 def _beir(folder: Path, split: str | None) -> _Raw:
     """queries.jsonl holds the queries of all splits, so those without a label in this one are not meant."""
     corpus, queries = _first_of(folder, "corpus.jsonl"), _first_of(folder, "queries.jsonl")
@@ -190,18 +171,17 @@ def _beir(folder: Path, split: str | None) -> _Raw:
         raise DatasetError(f"{str(folder)!r} is not BEIR's layout: expected {wanted}")
     judgments = _judgments(labels, ("query-id", "corpus-id", "score"), "\t")
     asked = {judgment.query_id for judgment in judgments}
-    every_query = [Item(record.identifier("_id", "id"), record.text("text")) for record in records_of(queries)]
+    every_query = [Item(record.id, record.text) for record in records_of(_Query, queries)]
     meant = [query for query in every_query if query.id in asked]
     others = len(every_query) - len(meant)
     notes = (f"{others} queries have no label in {labels.name} and were left out",) if others else ()
-    return _Raw(folder.resolve().name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
+    return _Raw("beir", folder.name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
 
 
 def _documents(corpus: Path) -> Iterator[Item]:
     """The documents of a corpus file; a title stands before the text."""
-    for record in records_of(corpus):
-        text = f"{record.text('title', default='')} {record.text('text')}".strip()
-        yield Item(record.identifier("_id", "docid", "id"), text)
+    for record in records_of(_Document, corpus):
+        yield Item(record.id, f"{record.title or ''} {record.text}".strip())
 
 
 def _judgments(labels: Path, columns: Sequence[str], separator: str | None) -> list[Judgment]:
@@ -237,7 +217,7 @@ def _miracl(folder: Path, split: str | None) -> _Raw:
     queries = (Item(*cells) for _, cells in cells_of(topics, ("id", "query")))
     judgments = _judgments(labels, ("query id", "Q0", "document id", "grade"), None)
     documents = chain.from_iterable(map(_documents, corpus))
-    return _Raw(folder.name, (*corpus, topics, labels), documents, queries, judgments)
+    return _Raw("miracl", folder.name, (*corpus, topics, labels), documents, queries, judgments)
 
 
 def _mldr(folder: Path, split: str | None) -> _Raw:
@@ -246,15 +226,10 @@ def _mldr(folder: Path, split: str | None) -> _Raw:
     corpus, asked = _first_of(folder, "corpus.jsonl"), _first_of(folder, *(f"{name}.jsonl" for name in names))
     if corpus is None or asked is None:
         raise DatasetError(f"{str(folder)!r} is not MLDR's layout: expected corpus.jsonl and {names[0]}.jsonl")
-    queries, judgments = [], []
-    for record in records_of(asked):
-        query = Item(record.identifier("query_id"), record.text("query"))
-        passages = record.records("positive_passages")
-        judgments += [
-            Judgment(query.id, one.identifier("docid"), 1, record.place.removesuffix(": ")) for one in passages
-        ]
-        queries.append(query)
-    return _Raw(folder.resolve().name, (corpus, asked), _documents(corpus), queries, judgments)
+    rows = list(records_of(_MldrQuery, asked))
+    queries = [Item(row.query_id, row.query) for row in rows]
+    judgments = [Judgment(row.query_id, one.docid, 1, str(asked)) for row in rows for one in row.positive_passages]
+    return _Raw("mldr", folder.name, (corpus, asked), _documents(corpus), queries, judgments)
 
 
 def _finetune(path: Path) -> _Raw:
@@ -263,6 +238,7 @@ def _finetune(path: Path) -> _Raw:
     passages = dict.fromkeys(text for example in file.examples for text in example.passages)
     ids = {text: f"p{number}" for number, text in enumerate(passages)}
     return _Raw(
+        layout="finetune",
         name=path.name,
         files=(path,),
         documents=[Item(identifier, text) for text, identifier in ids.items()],
@@ -276,58 +252,28 @@ def _finetune(path: Path) -> _Raw:
     )
 
 
-def _squad(path: Path, queries_from: Path | None) -> _Raw:
-    """A question's document is its paragraph; paragraphs of the same text are one document.
-
-    The questions may be another file's, which has the same paragraphs in another language.
-    """
-    paragraphs = _paragraphs(path)
-    asked, name, files = paragraphs, path.name, [path]
-    if queries_from is not None:
-        asked, name, files = _paragraphs(queries_from), f"{queries_from.name} → {path.name}", [path, queries_from]
-        ours, theirs = ([len(questions) for _, questions in one] for one in (paragraphs, asked))
-        if ours != theirs:
-            at = [*(a == b for a, b in zip(ours, theirs, strict=False)), False].index(False)
-            raise DatasetError(
-                f"{str(queries_from)!r} has {len(theirs)} paragraphs and {str(path)!r} {len(ours)}, which differ in "
-                f"number of questions from paragraph {at} on; questions of one file fit the paragraphs of another only "
-                "where both are the same text in two languages, in the same order"
-            )
+def _squad(path: Path) -> _Raw:
+    """A question's document is its paragraph; paragraphs of the same text are one document."""
+    found = parsed(_Squad, "\n".join(line for _, line in lines_of(path)), f"{path}: ")
+    paragraphs = [one for article in found.data for one in article.paragraphs]
     ids: dict[str, str] = {}
-    for number, (text, _) in enumerate(paragraphs):
-        ids.setdefault(text, f"p{number}")
-    pairs = [(query, ids[text]) for (text, _), (_, found) in zip(paragraphs, asked, strict=True) for query in found]
+    for number, one in enumerate(paragraphs):
+        ids.setdefault(one.context, f"p{number}")
     same = len(paragraphs) - len(ids)
     return _Raw(
-        name=name,
-        files=files,
+        layout="squad",
+        name=path.name,
+        files=(path,),
         documents=[Item(identifier, text) for text, identifier in ids.items()],
-        queries=[query for query, _ in pairs],
-        judgments=[Judgment(query.id, document, 1, f"{path}: {query.id}") for query, document in pairs],
+        queries=[Item(asked.id, asked.question) for one in paragraphs for asked in one.qas],
+        judgments=[
+            Judgment(asked.id, ids[one.context], 1, f"{path}: {asked.id}") for one in paragraphs for asked in one.qas
+        ],
         notes=(f"{same} paragraphs have the text of an earlier one and are one document with it",) if same else (),
     )
 
 
-def _is_squad(value: Any) -> bool:
-    articles = value.get("data") if isinstance(value, dict) else None
-    return isinstance(articles, list) and all(isinstance(a, dict) and "paragraphs" in a for a in articles)
-
-
-def _paragraphs(path: Path) -> list[tuple[str, list[Item]]]:
-    """Text and questions of each paragraph."""
-    value = json_of(path)
-    if not _is_squad(value):
-        raise DatasetError(f'{str(path)!r} is not SQuAD\'s layout: expected {{"data": [{{"paragraphs": […]}}, …]}}')
-    paragraphs = (
-        one for article in Record(f"{path}: ", value).records("data") for one in article.records("paragraphs")
-    )
-    return [
-        (one.text("context"), [Item(asked.identifier("id"), asked.text("question")) for asked in one.records("qas")])
-        for one in paragraphs
-    ]
-
-
-def _checked(raw: _Raw, layout: Layout) -> Labelled:
+def _checked(raw: _Raw) -> Labelled:
     """The dataset, if it is one; queries without a relevant document cannot be measured and are left out."""
     documents, queries, judgments = tuple(raw.documents), tuple(raw.queries), list(raw.judgments)
     places, numbers = _indices(documents, "document", raw.name), _indices(queries, "query", raw.name)
@@ -343,7 +289,7 @@ def _checked(raw: _Raw, layout: Layout) -> Labelled:
     left_out = len(queries) - len(kept)
     return Labelled(
         name=raw.name,
-        layout=layout.value,
+        layout=raw.layout,
         sha256=digest_of_files(raw.files),
         documents=documents,
         queries=tuple(queries[number] for number in kept),

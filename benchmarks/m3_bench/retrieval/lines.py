@@ -1,12 +1,12 @@
-"""Reading text files, gzipped or not, so that an error names the file, the line and the key."""
+"""Reading text files, compressed or not, by what their rows must be: an error names the file, the line and the key."""
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from m3_bench.errors import DatasetError
 from m3_runtime.errors import ExtraNotInstalledError, InputError
@@ -15,83 +15,38 @@ from m3_runtime.io.opened import READ_ERRORS, opened
 _PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Record:
-    """A JSON object; `place` stands before the key in errors, "corpus.jsonl, line 3: " for instance.
+class Record(BaseModel):
+    """A JSON object that has these keys, and any others."""
 
-    Every method raises DatasetError for what is missing or of another kind.
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _digits(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Identifier = Annotated[str, BeforeValidator(_digits), Field(min_length=1)]
+"""An id: a text, or a whole number, which counts as its digits."""
+
+
+def parsed(kind: type[_R], text: str, where: str = "") -> _R:
+    """The record that a JSON text is; `where` comes first in errors.
+
+    Raises:
+        DatasetError: it is none.
     """
-
-    place: str
-    values: Mapping[str, Any]
-
-    @classmethod
-    def parsed(cls, text: str, place: str) -> "Record":
-        """The object that a line holds."""
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{place}not JSON ({error}); expected one object on each line") from error
-        if not isinstance(value, dict):
-            raise DatasetError(f"{place}expected an object, got {kind_of(value)}")
-        return cls(place, value)
-
-    def text(self, key: str, *, default: str | None = None) -> str:
-        """The text under a key; `default` where the key is missing or null."""
-        if default is not None and self.values.get(key) is None:
-            return default
-        return _checked_text(self._value(key), f"{self.place}{key}")
-
-    def identifier(self, *keys: str) -> str:
-        """The id under the first of these keys that exists; a number counts as its digits."""
-        key = next((key for key in keys if key in self.values), keys[0])
-        value = self._value(key, " or ".join(map(repr, keys)))
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise DatasetError(f"{self.place}{key} must be an id (text or a whole number), got {value!r}")
-        return str(value)
-
-    def items(self, key: str) -> list[Any]:
-        """The list under a key."""
-        value = self._value(key)
-        if not isinstance(value, list):
-            hint = f"; write [{json.dumps(value, ensure_ascii=False)[:80]}]" if isinstance(value, str) else ""
-            raise DatasetError(f"{self.place}{key} must be a list, got {kind_of(value)}{hint}")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        """The texts of the list under a key."""
-        return tuple(_checked_text(one, f"{self.place}{key}[{n}]") for n, one in enumerate(self.items(key)))
-
-    def records(self, key: str) -> Iterator["Record"]:
-        """The objects of the list under a key."""
-        for number, one in enumerate(self.items(key)):
-            if not isinstance(one, dict):
-                raise DatasetError(f"{self.place}{key}[{number}] must be an object, got {kind_of(one)}")
-            yield Record(f"{self.place}{key}[{number}]: ", one)
-
-    def _value(self, key: str, wanted: str = "") -> Any:
-        if key not in self.values:
-            has = ", ".join(map(repr, self.values)) or "(none)"
-            raise DatasetError(f"{self.place}the key {wanted or repr(key)} is missing; keys are {has}")
-        return self.values[key]
-
-
-def _checked_text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise DatasetError(f"{what} must be a text, got {kind_of(value)}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DatasetError(f"{what} has half of a surrogate pair, which is no character; write it again as UTF-8")
-    return value
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words.
-
-    >>> kind_of(None), kind_of([]), kind_of(True), kind_of(0.5)
-    ('null', 'a list', 'a boolean', 'a number')
-    """
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in first["loc"]).removeprefix(".")
+        hint = kind.model_fields[key].description if key in kind.model_fields else None
+        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r:.80}"
+        words = [f"{key}: {first['msg']}{got}" if key else f"{first['msg']}{got}", *([hint] if hint else [])]
+        raise DatasetError(where + "; ".join(words)) from error
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -111,26 +66,14 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def json_of(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        DatasetError: the file cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads("\n".join(line for _, line in lines_of(path)))
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{str(path)!r} is not JSON: {error}") from error
-
-
-def records_of(path: Path) -> Iterator[Record]:
+def records_of(kind: type[_R], path: Path) -> Iterator[_R]:
     """The objects of a JSON Lines file.
 
     Raises:
-        DatasetError: the file cannot be read, or a line is no JSON object; it is named.
+        DatasetError: the file cannot be read, or a line is no such object; it is named.
     """
     for number, line in lines_of(path):
-        yield Record.parsed(line, f"{path}, line {number}: ")
+        yield parsed(kind, line, f"{path}, line {number}: ")
 
 
 def cells_of(path: Path, expected: Sequence[str], separator: str | None = "\t") -> Iterator[tuple[str, list[str]]]:

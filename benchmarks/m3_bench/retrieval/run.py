@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from m3_bench.documents import MethodRun, Retrieval
 from m3_bench.machine import this_machine
 from m3_bench.retrieval import search
-from m3_bench.retrieval.bundles import BundleChoice, ChosenBundle
+from m3_bench.retrieval.bundles import BundleChoice
 from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import Hybrid, possible
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
@@ -14,11 +14,8 @@ from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.progress import Progress
-from m3_runtime.tokenizer import M3Tokenizer
 
-BM25_WORDS, BM25_IDS = "BM25 words", "BM25 XLM-R ids"
-_WHOLE = 1 << 30  # tokens: BM25 sees whole texts
-_QUERY_BYTES = 1 << 40  # queries are short: their ColBERT rows are all kept
+BM25 = "BM25 words"
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,6 @@ class SearchSettings:
     candidates: int  # how many of dense's best ColBERT ranks
     max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
     threads: int  # of a run
-    colbert_bytes: int  # most memory for ColBERT rows of documents
 
 
 def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
@@ -42,7 +38,9 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
     with progress.step("BM25"):
-        runs = _method_runs("", "", _bm25(data, choice.chosen[0]), data)
+        documents = [*map(search.words_of, _texts(data.documents))]
+        ranking = search.bm25(documents, map(search.words_of, _texts(data.queries)), DEPTH)
+        runs = _method_runs("", "", {BM25: ranking}, data)
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         found, cut = _searched(encoder, data, settings, progress)
         runs += _method_runs(one.name, variant.name, found, data)
@@ -65,36 +63,26 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     )
 
 
-def _bm25(data: Labelled, one: ChosenBundle) -> Mapping[str, Ranking]:
-    info = one.bundle.manifest.tokenizer
-    tokenizer = M3Tokenizer.open(one.bundle.file(info.path), info)
-    documents, queries = _texts(data.documents), _texts(data.queries)
-    words = search.bm25([*map(search.words_of, documents)], map(search.words_of, queries), DEPTH)
-    of_documents, of_queries = (search.ids_of(tokenizer, texts, _WHOLE) for texts in (documents, queries))
-    return {BM25_WORDS: words, BM25_IDS: search.bm25(of_documents, of_queries, DEPTH)}
-
-
 def _searched(
     encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
 ) -> tuple[Mapping[str, Ranking], list[str]]:
     """What each method found with one variant, and notes on texts that were cut."""
     texts = TextEncoder(encoder, settings.max_length, progress)
     hybrids = possible(settings.hybrids, texts.heads)
-    passages = _texts(data.documents)
-    documents = texts.vectors(passages, "documents", settings.colbert_bytes)
-    queries = texts.vectors(_texts(data.queries), "queries", _QUERY_BYTES)
+    passages, asked = _texts(data.documents), _texts(data.queries)
+    documents, queries = texts.vectors(passages, "documents"), texts.vectors(asked, "queries")
     stage = search.first_stage(queries, documents, hybrids, settings.candidates)
-    counts = ((documents, passages, "documents"), (queries, data.queries, "queries"))
     notes = [
         f"{vectors.truncated} of {len(items)} {what} were longer and were cut"
-        for vectors, items, what in counts
+        for vectors, items, what in ((documents, passages, "documents"), (queries, asked, "queries"))
         if vectors.truncated
     ]
     if Head.COLBERT not in texts.heads:
         return stage.ranked, notes
-    found = texts.colbert_rows(passages, stage.wanted.tolist(), documents.colbert)
-    rows = [queries.colbert[number] for number in range(len(data.queries))]
-    colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], found)
+    wanted = stage.wanted.tolist()
+    candidates = zip(wanted, texts.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
+    rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
+    colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], candidates)
     return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
 
 

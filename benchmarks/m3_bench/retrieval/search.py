@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from m3_bench.retrieval.hybrids import FloatArray, Hybrid
 from m3_bench.retrieval.vectors import TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.scoring import colbert_score
-from m3_runtime.tokenizer import M3Tokenizer
 
 Indices = NDArray[np.int64]
 Ranking = Sequence[Indices]
@@ -75,13 +75,6 @@ def words_of(text: str) -> list[str]:
 def _words_of_run(run: str) -> list[str]:
     is_blankless = re.match(f"[{_NO_BLANKS}]", run) and len(run) > 1
     return [run[i : i + 2] for i in range(len(run) - 1)] if is_blankless else [run]
-
-
-def ids_of(tokenizer: M3Tokenizer, texts: Sequence[str], max_length: int) -> Tokens:
-    """The model's own tokens of each text, without the ids that carry no meaning, as decimal numbers."""
-    unused = frozenset(tokenizer.info.unused_ids)
-    rows = tokenizer.encode_batch(texts, max_length).ids
-    return [[str(token) for token in row.tolist() if token not in unused] for row in rows]
 
 
 def bm25(documents: Tokens, queries: Iterable[Sequence[str]], most: int) -> Ranking:
@@ -190,9 +183,9 @@ def second_stage(stage: FirstStage, colbert: Sequence[FloatArray], hybrids: Sequ
 
 
 def colbert_scores(
-    queries: Sequence[NDArray[np.float16]],
+    queries: Sequence[NDArray[Any]],
     candidates: Sequence[Indices],
-    documents: Iterable[tuple[int, NDArray[np.float16]]],
+    documents: Iterable[tuple[int, NDArray[Any]]],
 ) -> Sequence[FloatArray]:
     """ColBERT scores of Q queries, each with its own candidates.
 

@@ -1,6 +1,6 @@
 """Encoding the texts of a dataset in parts, so that memory holds what searching needs and no more."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.hybrids import FloatArray
-from m3_runtime import Encoding, M3Encoder
+from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.progress import Progress
 
@@ -17,11 +17,10 @@ PART_TEXTS = 256
 
 @dataclass(frozen=True, eq=False)
 class TextVectors:
-    """The vectors of S texts."""
+    """The dense and sparse vectors of S texts."""
 
     dense: FloatArray  # (S, H) float32
     sparse: Any  # (S, V) scipy CSR float32, or None without the head
-    colbert: Mapping[int, NDArray[np.float16]]  # rows (L-1, C) of those texts that were kept; empty without the head
     truncated: int  # how many texts were cut
 
 
@@ -38,73 +37,39 @@ class TextEncoder:
         """The heads that the bundle has."""
         return self.encoder.bundle.manifest.heads
 
-    def vectors(self, texts: Sequence[str], title: str, colbert_bytes: int) -> TextVectors:
-        """Encode S texts with every head; ColBERT rows are kept while they fit.
-
-        Args:
-            texts: S of them, at least one.
-            title: of the progress bar.
-            colbert_bytes: most memory for ColBERT rows.
+    def vectors(self, texts: Sequence[str], title: str) -> TextVectors:
+        """Encode S texts, at least one.
 
         Raises:
             M3Error: the encoder failed, or `max_length` is more than the model takes.
         """
-        from scipy.sparse import vstack
+        from scipy.sparse import csr_matrix, vstack
 
         dense, sparse, truncated = [], [], 0
-        colbert: dict[int, NDArray[np.float16]] = {}
-        left_bytes = colbert_bytes
-        for start, part in self._parts(texts, title):
-            result = self._encode(part, with_colbert=Head.COLBERT in self.heads and left_bytes > 0)
-            assert isinstance(result.dense_vecs, np.ndarray)  # dense is always asked for
-            dense.append(result.dense_vecs)
-            sparse.append(_matrix(result))
-            truncated += result.truncated
-            for place, rows in enumerate(result.colbert_vecs or (), start):
-                left_bytes -= rows.nbytes
-                if left_bytes >= 0:
-                    colbert[place] = rows
         has_sparse = Head.SPARSE in self.heads
-        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, colbert, truncated)
+        for part in self._parts(texts, title):
+            found = self.encoder.encode(part, max_length=self.max_length, return_sparse=has_sparse)
+            assert isinstance(found.dense_vecs, np.ndarray)  # dense is always asked for
+            dense.append(found.dense_vecs)
+            truncated += found.truncated
+            if (rows := found.sparse) is not None:
+                sparse.append(csr_matrix(rows.to_csr(), shape=(len(rows), rows.vocab_size), dtype=np.float32))
+        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, truncated)
 
-    def colbert_rows(
-        self, texts: Sequence[str], wanted: Sequence[int], kept: Mapping[int, NDArray[np.float16]]
-    ) -> Iterator[tuple[int, NDArray[np.float16]]]:
-        """Yield indices and ColBERT rows (L-1, C) of some documents: those that were kept, and others encoded again.
+    def colbert_rows(self, texts: Sequence[str], title: str) -> Iterator[NDArray[np.float16]]:
+        """Yield the ColBERT rows (L-1, C) of each text."""
+        for part in self._parts(texts, title):
+            found = self.encoder.encode(
+                part,
+                max_length=self.max_length,
+                return_dense=False,
+                return_sparse=False,
+                return_colbert_vecs=True,
+                colbert_dtype="float16",
+            )
+            yield from found.colbert_vecs or ()
 
-        Rows pass through float16 either way, so a score does not depend on what was kept.
-
-        Args:
-            texts: of all N documents.
-            wanted: indices of some.
-            kept: rows by index.
-        """
-        yield from ((index, kept[index]) for index in wanted if index in kept)
-        missing = [index for index in wanted if index not in kept]
-        for start in range(0, len(missing), PART_TEXTS):
-            part = missing[start : start + PART_TEXTS]
-            again = self._encode([texts[index] for index in part], with_colbert=True).colbert_vecs or ()
-            yield from zip(part, again, strict=True)
-
-    def _parts(self, texts: Sequence[str], title: str) -> Iterator[tuple[int, Sequence[str]]]:
+    def _parts(self, texts: Sequence[str], title: str) -> Iterator[list[str]]:
         starts = range(0, len(texts), PART_TEXTS)
         for start in self.progress.bar(starts, title, unit=f"×{PART_TEXTS} texts"):
-            yield start, texts[start : start + PART_TEXTS]
-
-    def _encode(self, texts: Sequence[str], *, with_colbert: bool) -> Encoding:
-        return self.encoder.encode(
-            list(texts),
-            max_length=self.max_length,
-            return_sparse=Head.SPARSE in self.heads,
-            return_colbert_vecs=with_colbert,
-            colbert_dtype="float16",
-        )
-
-
-def _matrix(result: Encoding) -> Any:
-    from scipy.sparse import csr_matrix
-
-    vectors = result.sparse
-    if vectors is None:
-        return None
-    return csr_matrix(vectors.to_csr(), shape=(len(vectors), vectors.vocab_size), dtype=np.float32)
+            yield list(texts[start : start + PART_TEXTS])

@@ -142,7 +142,6 @@ def _measure(
         texts=texts,
         rounds=args.rounds,
         threads=args.threads,
-        cpus=args.cpus,
         output=args.output,
     )
     info = bundle.manifest.tokenizer

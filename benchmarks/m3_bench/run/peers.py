@@ -6,7 +6,7 @@ from typing import Any
 
 from m3_bench.errors import BenchError
 from m3_bench.peers.environments import Peer
-from m3_bench.peers.models import Setup, gguf_model, hub_cache, lite_model
+from m3_bench.peers.models import Setup, gguf_model, lite_model
 from m3_bench.run.contenders import ContenderSpec
 from m3_bench.scenarios import ALL_HEADS
 from m3_bench.worker_process import Command
@@ -49,11 +49,6 @@ def _llama_cpp(key: str, setup: Setup, precision: str) -> ContenderSpec:
     return ContenderSpec(key, name, False, "llama.cpp", precision, ("dense",), size, command)
 
 
-def _candding(key: str, setup: Setup) -> ContenderSpec:
-    command = _command(Peer.CANDDING, setup, cache=str(hub_cache(setup)))
-    return ContenderSpec(key, "candding fp32", False, "candle", "fp32", ALL_HEADS, _weights_bytes(setup), command)
-
-
 def _command(peer: Peer, setup: Setup, **options: Any) -> Command:
     options |= {"peer": peer.value, "threads": setup.threads}
     return Command(setup.environment(peer), "m3_bench.workers.peers", options)
@@ -79,7 +74,6 @@ PEERS: Mapping[str, Callable[[str, Setup], ContenderSpec]] = {
     "st-openvino": partial(_sentence_transformers, backend="openvino", precision="fp32"),
     "llama-q8": partial(_llama_cpp, precision="q8_0"),
     "llama-f16": partial(_llama_cpp, precision="f16"),
-    "candding": _candding,
 }
 
 
@@ -97,7 +91,7 @@ def peer_contenders(
         InputError: there is no such peer.
     """
     if unknown := sorted(set(names) - PEERS.keys()):
-        raise InputError(f"there is no peer {unknown[0]!r}; peers are {', '.join(PEERS)}")
+        raise InputError(f"there is no peer {unknown[0]!r}; peers are {', '.join(PEERS)} (candding is gone)")
     for key in names:
         if key.endswith("bf16") and not is_chosen and not cpu_info().has_bf16:
             yield key, None, "this processor has no bf16 (name it in --peers to run it all the same)"

@@ -7,46 +7,41 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.documents import Round, Run
+from m3_bench import stats
+from m3_bench.documents import Round, Run, Scenario
 from m3_bench.errors import BenchError
-from m3_bench.figures import Place, PlacedRun, figures_of
+from m3_bench.figures import PlacedRun, figures_of
 from m3_bench.report.page import Cell, Table, printed
-from m3_bench.report.tables import matrix, p50_cell, speed_cell, speed_per_core_cell
+from m3_bench.report.tables import overview
 from m3_bench.run.run import named
 from m3_bench.scenarios import Measure, ProcessorClass, Target
 from m3_bench.workers.gemm import FLOP
 from m3_export.plan.costs import Objective
 
-HEAD = ("target", "limit", "best", "median", "met", "medians")
+HEAD = ("target", "limit", "median", "met", "medians")
 OverBudget = Mapping[str, tuple[str, ...]]
 Values = NDArray[np.float64]
-"""(1 + R,) a figure at its best, and in each of R rounds, whose median decides."""
+"""(R,) a figure in each round; their median decides."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A contender's rounds at a scenario, with the work of a call and of a round.
-
-    Work is tokens, of a product FLOP, of a start the start.
-    """
+    """A contender's rounds at a scenario; the work of a call is tokens, of a product FLOP, of a start the start."""
 
     name: str
     rounds: tuple[Round, ...]
+    scenario: Scenario
     call_work: int
-    round_work: int
-    is_parallel: bool = False
 
     @property
     def speeds(self) -> Values:
-        """Work per second: of the fastest call, and of the median call of each round."""
-        best_s = min(seconds for one in self.rounds for seconds in one.seconds)
-        return self.call_work / np.array([best_s, *(np.median(one.seconds) for one in self.rounds)])
+        """Work per second of the median call of each round."""
+        return self.call_work / np.array([np.median(one.seconds) for one in self.rounds])
 
     @property
     def throughputs(self) -> Values:
-        """Work of a round by its time, all calls together: of the best round, and of each."""
-        busy_s = [one.wall_s if self.is_parallel else sum(one.seconds) for one in self.rounds]
-        return self.round_work / np.array([min(busy_s), *busy_s])
+        """Tokens of each round by its time, all calls together."""
+        return np.array(stats.tokens_per_s(self.rounds, self.scenario).values)
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,15 @@ class Evaluation:
             raise BenchError(f"{contender.name} was not asked; the model may take fewer tokens")
         if found.error or not found.rounds:
             raise BenchError(found.error or "not one round was finished")
-        if contender in self.run.products:
-            return Series(contender.name, found.rounds, FLOP, FLOP * len(found.rounds[0].seconds))
-        if scenario.is_start:
-            return Series(contender.name, found.rounds, 1, 1)
-        is_parallel = scenario.clients * scenario.processes > 1
-        return Series(contender.name, found.rounds, scenario.tokens, scenario.round_tokens, is_parallel)
+        work = FLOP if contender in self.run.products else 1 if scenario.is_start else scenario.tokens
+        return Series(contender.name, found.rounds, scenario, work)
 
 
 def run_table(run: Run) -> str:
     """Markdown: scenarios down, contenders across; time of a call, tokens per second, and what was not measured."""
-    figures = figures_of([PlacedRun(run, Place(""), "")])
-    found = (
-        matrix("Latency of a call, p50", figures, p50_cell),
-        matrix("Tokens per second", figures, speed_cell),
-        matrix("Tokens per second of a core", figures, speed_per_core_cell),
-    )
-    return "\n".join([printed(table for table in found if table.rows), "", *(f"* {gap}" for gap in figures.gaps)])
+    figures = figures_of([PlacedRun(run, "")])
+    found = [table for table in [overview(figures)] if table.rows]
+    return "\n".join([printed(found), "", *(f"* {gap}" for gap in figures.gaps)])
 
 
 def target_table(targets: Sequence[Target], evaluation: Evaluation) -> tuple[str, bool]:
@@ -112,14 +99,14 @@ def target_table(targets: Sequence[Target], evaluation: Evaluation) -> tuple[str
         try:
             values, series = values_of(target, evaluation)
         except BenchError as error:
-            row += ["–", "–", "–", " ".join(str(error).split())[:300]]
+            row += ["–", "–", " ".join(str(error).split())[:300]]
             is_whole = False
         else:
-            median = _median(values)
+            median = float(np.median(values))
             over = evaluation.over_budget.get(evaluation.names[target.contender], ())
             is_met = target.is_met_by(median, limit) and not (target.measure is Measure.REGRET and over)
             raw = (_raw(list(of_one), evaluation) for _, of_one in groupby(series, lambda one: one.name))
-            row += [_shown(target, values[0]), _shown(target, median), "yes" if is_met else "no", "; ".join(raw)]
+            row += [_shown(target, median), "yes" if is_met else "no", "; ".join(raw)]
         rows.append(tuple(map(Cell, row)))
     return printed([Table("Targets", HEAD, tuple(rows))]), is_whole
 
@@ -156,8 +143,7 @@ def values_of(target: Target, evaluation: Evaluation) -> tuple[Values, Sequence[
         return _regret(ours, holding, weights), [one for each in (ours, *others.values()) for one in each]
     if target.measure.is_memory:
         is_peak = target.measure is Measure.PEAK_BYTES
-        found = [float(one.peak_bytes if is_peak else one.resident_bytes) for one in ours[0].rounds]
-        return np.array([min(found), *found]), ours
+        return np.array([float(one.peak_bytes if is_peak else one.resident_bytes) for one in ours[0].rounds]), ours
     scenario = target.against_scenario or target.scenarios[0]
     if target.measure is Measure.CEILING_SHARE:
         products = [evaluation.series(key, scenario) for key in target.against if key in evaluation.names]
@@ -179,22 +165,17 @@ def _regret(ours: Sequence[Series], others: Sequence[Sequence[Series]], weights:
         others: of everybody who counts, by shape.
         weights: of the shapes, 1 together.
     """
-    fastest = np.ones(2)  # best and median, in parts of ours
+    times = [1.0]
     for shapes in others:
         parts = [np.divide(*_common([a.speeds, b.speeds])) for a, b in zip(ours, shapes, strict=True)]
-        times = np.tensordot(weights, _common(parts), 1)
-        fastest = np.minimum(fastest, [times[0], _median(times)])
-    return 1 / fastest
+        times.append(float(np.median(np.tensordot(weights, _common(parts), 1))))
+    return np.array([1 / min(times)])
 
 
 def _common(found: Iterable[Values]) -> list[Values]:
     """Rounds that all have."""
     values = list(found)
     return [one[: min(map(len, values))] for one in values]
-
-
-def _median(values: Values) -> float:
-    return float(np.median(values[1:]))
 
 
 def _shown(target: Target, value: float) -> str:
@@ -205,9 +186,9 @@ def _raw(series: Sequence[Series], evaluation: Evaluation) -> str:
     """A contender's medians at the scenarios of a target."""
     first, name = series[0], series[0].name
     if first.call_work == FLOP:
-        return f"{name} {_median(first.speeds) / 1e12:.3f} TOP/s"
+        return f"{name} {np.median(first.speeds) / 1e12:.3f} TOP/s"
     times_ms = [f"{1e3 * np.median([s for one in each.rounds for s in one.seconds]):.1f}" for each in series]
-    speeds = [f"{_median(each.throughputs):.0f}" for each in series if each.call_work > 1]
+    speeds = [f"{np.median(each.throughputs):.0f}" for each in series if each.call_work > 1]
     over = evaluation.over_budget.get(name, ())
     note = f" (over budget: {' '.join('; '.join(over).split())})" if over else ""
     tokens = f", {' · '.join(speeds)} tokens/s" if speeds else ""

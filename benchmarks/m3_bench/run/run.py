@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
@@ -33,8 +34,7 @@ class RunSpec:
         scenarios: what each is asked for.
         texts: whose vectors are kept.
         rounds: turns of each in each scenario.
-        threads: of each.
-        cpus: logical CPUs that the processes are held to.
+        threads: of each; their processes are held to so many logical CPUs.
         output: the document.
     """
 
@@ -44,7 +44,6 @@ class RunSpec:
     texts: tuple[str, ...]
     rounds: int
     threads: int
-    cpus: tuple[int, ...]
     output: Path
 
 
@@ -56,9 +55,26 @@ def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
         DocumentError: the output cannot be read or written.
     """
     begun = _begin(spec)
+    with _held_to(begun.cpus):
+        return _continued(begun, spec, maker, progress)
+
+
+@contextmanager
+def _held_to(cpus: Sequence[int]) -> Iterator[None]:
+    """Keep this process, and so those that it starts, to some logical CPUs."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _continued(begun: Run, spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
     done = {one.name: one for one in (*begun.contenders, *begun.products)}
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, spec.cpus)  # which processes of ours inherit
 
     def written() -> Run:
         """The document with what is done so far."""
@@ -87,6 +103,11 @@ def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
             progress.say(f"  {name}, {scenario}: {_in_words(one)}")
         written()
     return written()
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Logical CPUs that this process may use."""
+    return tuple(sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)))
 
 
 def grouped(scenarios: Sequence[Scenario]) -> Iterator[tuple[Scenario, ...]]:
@@ -140,7 +161,7 @@ def _begin(spec: RunSpec) -> Run:
         machine=this_machine(),
         model=spec.model,
         threads=spec.threads,
-        cpus=spec.cpus,
+        cpus=usable_cpus()[: spec.threads],
         texts_sha256=digest_of(spec.texts),
         scenarios=spec.scenarios,
         contenders=tuple(unmeasured(one) for one in spec.contenders if not one.is_product),

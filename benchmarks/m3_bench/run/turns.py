@@ -47,20 +47,16 @@ class _Entry:
         return reply
 
 
-@dataclass(frozen=True)
-class _Turns:
-    """What takes an entry's turns, and how long it took to load and to answer first."""
-
-    load_s: float
-    first_s: float
-    take: Callable[[], Round]
-
-
 @dataclass
 class _Taken:
-    """What came of an entry so far; without turns there is an error."""
+    """What came of an entry so far: how long it took to load and to answer first, and its rounds, or an error.
 
-    turns: _Turns | None = None
+    `take` takes a turn; None where the entry failed.
+    """
+
+    load_s: float = 0.0
+    first_s: float = 0.0
+    take: Callable[[], Round] | None = None
     rounds: list[Round] = field(default_factory=list)
     error: str = ""
 
@@ -84,28 +80,28 @@ def measure_group(
         By names of scenario and contender.
     """
     entries = [entry for scenario in group for entry in _entries(scenario, contenders, texts, threads)]
-    taken = [_Taken() for _ in entries]
+    taken: list[_Taken] = []
     limits = [one.most_rounds for one in group if one.most_rounds]
     with ExitStack() as stack:
-        for entry, one in zip(entries, taken, strict=True):
+        for entry in entries:
             try:
-                one.turns = stack.enter_context((_starting if entry.scenario.is_start else _resident)(entry))
+                taken.append(stack.enter_context((_starting if entry.scenario.is_start else _resident)(entry)))
             except BenchError as error:
-                one.error = str(error)
+                taken.append(_Taken(error=str(error)))
         for _ in range(min([rounds, *limits]) + 1):
             for one in taken:
-                if one.turns is None or one.error:
+                if one.take is None:
                     continue
                 time.sleep(BETWEEN_S)
                 try:
-                    one.rounds.append(one.turns.take())
+                    one.rounds.append(one.take())
                 except BenchError as error:
-                    one.error = str(error)
+                    one.error, one.take = str(error), None
     return {
         (entry.scenario.name, entry.contender.name): ScenarioRun(
             entry.scenario.name,
-            one.turns.load_s if one.turns else 0.0,
-            one.turns.first_s if one.turns else 0.0,
+            one.load_s,
+            one.first_s,
             tuple(one.rounds[1:]),  # the first one was for warming up
             one.error,
         )
@@ -136,7 +132,7 @@ def _entries(
 
 
 @contextmanager
-def _resident(entry: _Entry) -> Iterator[_Turns]:
+def _resident(entry: _Entry) -> Iterator[_Taken]:
     """Turns of one process that is loaded, asked once, and sleeps in between; or of several that work at once."""
     started_s = time.perf_counter()
     with ExitStack() as stack:
@@ -152,11 +148,11 @@ def _resident(entry: _Entry) -> Iterator[_Turns]:
             together_s = time.perf_counter() - started_s
             return _round(replies, together_s if len(replies) > 1 else replies[0].wall_s)
 
-        yield _Turns(load_s, first_s, take)
+        yield _Taken(load_s, first_s, take)
 
 
 @contextmanager
-def _starting(entry: _Entry) -> Iterator[_Turns]:
+def _starting(entry: _Entry) -> Iterator[_Taken]:
     """Turns that are a process each: from its start to its first answer."""
 
     def take() -> Round:
@@ -164,17 +160,15 @@ def _starting(entry: _Entry) -> Iterator[_Turns]:
         with entry.start() as worker:
             reply = entry.asked(worker)
             wall_s = time.perf_counter() - started_s
-        return _round([replace(reply, seconds=(wall_s,), tokenise_s=(), engine_s=())], wall_s)
+        return _round([replace(reply, seconds=(wall_s,))], wall_s)
 
-    yield _Turns(0.0, 0.0, take)  # a round is both
+    yield _Taken(take=take)  # a round is loading and the first call
 
 
 def _round(replies: Sequence[Reply], wall_s: float) -> Round:
     """All processes' calls one after the other, their memory and processor time added up."""
     return Round(
         seconds=tuple(chain.from_iterable(reply.seconds for reply in replies)),
-        tokenise_s=tuple(chain.from_iterable(reply.tokenise_s for reply in replies)),
-        engine_s=tuple(chain.from_iterable(reply.engine_s for reply in replies)),
         wall_s=wall_s,
         cpu_s=sum(reply.cpu_s for reply in replies),
         resident_bytes=sum(reply.resident_bytes for reply in replies),

@@ -177,16 +177,6 @@ def read_plan(words: Sequence[str]) -> Plan:
     return Plan(tuple(scenarios), tuple(targets))
 
 
-def read_scenarios(words: Sequence[str]) -> tuple[Scenario, ...]:
-    """The scenarios of `read_plan`."""
-    return read_plan(words).scenarios
-
-
-def within(scenarios: Sequence[Scenario], max_tokens: int) -> tuple[Scenario, ...]:
-    """Those scenarios whose texts a model takes whole; the others would measure something else."""
-    return Plan(tuple(scenarios), ()).within(max_tokens).scenarios
-
-
 def mixed_lengths(texts: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:
     """Seeded lengths, every one from shortest to longest as likely."""
     rng = random.Random(seed)  # noqa: S311 - noise, no secret

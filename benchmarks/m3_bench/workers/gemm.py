@@ -91,25 +91,9 @@ def on_openvino(rows: Array, weights: Array, precision: str, threads: int) -> Mu
     return multiply
 
 
-def on_torch(rows: Array, weights: Array, precision: str, threads: int) -> Multiply:
-    """PyTorch's matmul, fp32 or bf16."""
-    import torch
-
-    torch.set_num_threads(threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    x, w = torch.from_numpy(rows).to(dtype), torch.from_numpy(weights).to(dtype)
-
-    def multiply() -> Array:
-        with torch.inference_mode():
-            return np.asarray((x @ w)[:_CHECKED_ROWS].float().numpy())
-
-    return multiply
-
-
 ENGINES: Mapping[str, Callable[[Array, Array, str, int], Multiply]] = {
     "onnxruntime": on_onnxruntime,
     "openvino": on_openvino,
-    "torch": on_torch,
 }
 
 

@@ -1,6 +1,5 @@
 """The peers' encoders: each runs in its own environment, on weights of our choice, as its users call it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -11,7 +10,6 @@ import numpy as np
 from m3_bench.workers.serve import Encoder, serve
 from m3_bench.workers.vectors import Vectors, by_id, largest_by_id
 
-HUB_MODEL = "BAAI/bge-m3"
 _LONGEST = 8192
 _BACKENDS = {"torch": (), "onnx": ("onnxruntime", "optimum-onnx"), "openvino": ("openvino", "optimum-intel")}
 _LLAMA_POOLING = {"mean": 1, "cls": 2, "last_token": 3}  # llama.h, LLAMA_POOLING_TYPE_*
@@ -63,8 +61,10 @@ class FlagEncoder(Encoder):
 
     def __init__(self, checkpoint: str, precision: str, pooling: str, colbert_dim: int, threads: int) -> None:
         """Load the model; `colbert_dim` -1 is the hidden size."""
-        import torch
         from FlagEmbedding import BGEM3FlagModel
+
+        # isort: split
+        import torch
 
         torch.set_num_threads(threads)
         self._no_grad = torch.no_grad
@@ -108,8 +108,10 @@ class SentenceEncoder(Encoder):
     """
 
     def __init__(self, checkpoint: str, backend: str, precision: str, pooling: str, threads: int) -> None:
-        import torch
         from sentence_transformers import SentenceTransformer, models
+
+        # isort: split
+        import torch
 
         self.packages = ("sentence-transformers", "transformers", "torch", *_BACKENDS[backend])
         torch.set_num_threads(threads)
@@ -179,50 +181,11 @@ class LlamaEncoder(Encoder):
         return Vectors(self.run(texts, heads)[0], None, None)
 
 
-class CanddingEncoder(Encoder):
-    """candding: `TextEmbedding`, `SparseTextEmbedding` and `MultiVectorTextEmbedding`, so three heads are three passes.
-
-    It knows BAAI/bge-m3 from the hub; a folder laid out as the hub's cache, with our checkpoint in it, stands in for
-    that. Each model is loaded when it is first asked for.
-    """
-
-    packages = ("candding", "numpy")
-
-    def __init__(self, cache: str, threads: int) -> None:
-        os.environ |= {"HF_HUB_CACHE": cache, "RAYON_NUM_THREADS": str(threads)}
-        self._models: dict[str, Any] = {}
-        self._model("dense")
-
-    def _model(self, head: str) -> Any:
-        import candding
-
-        classes = {"dense": "TextEmbedding", "sparse": "SparseTextEmbedding", "colbert": "MultiVectorTextEmbedding"}
-        if head not in self._models:
-            self._models[head] = getattr(candding, classes[head])(HUB_MODEL, device="cpu", dtype="f32")
-        return self._models[head]
-
-    def run(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
-        for head in heads:
-            self._model(head).embed(list(texts), batch_size=len(texts))
-        return texts
-
-    def work(self, result: Any) -> float:
-        return float(sum(self._model("dense").token_count(list(result))))
-
-    def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Vectors:
-        """Every text alone."""
-        found = {head: [self._model(head).embed([text])[0] for text in texts] for head in heads}
-        rows = found.get("sparse")
-        weights = rows and [dict(zip(row.indices.tolist(), row.values.tolist(), strict=True)) for row in rows]
-        return Vectors(found["dense"], weights, found.get("colbert"))
-
-
 _ENCODERS: dict[str, type[Encoder]] = {
     "bge-m3-lite": LiteEncoder,
     "flagembedding": FlagEncoder,
     "sentence-transformers": SentenceEncoder,
     "llama-cpp": LlamaEncoder,
-    "candding": CanddingEncoder,
 }
 
 

@@ -46,8 +46,6 @@ class Reply:
 
     work: tuple[float, ...]
     seconds: tuple[float, ...]
-    tokenise_s: tuple[float, ...]
-    engine_s: tuple[float, ...]
     wall_s: float
     cpu_s: float
     resident_bytes: int
@@ -76,10 +74,6 @@ class Encoder(ABC):
     @abstractmethod
     def work(self, result: Any) -> float:
         """How much work a result was, in tokens; not timed."""
-
-    def parts(self) -> tuple[float, float] | None:
-        """Seconds of the last `run` spent tokenizing, and in the engine; None if that is not known."""
-        return None
 
     def vectors(self, texts: Sequence[str], heads: Sequence[str]) -> Any:
         """A `vectors.Vectors` with those of the heads that it has, by the public call; not timed."""
@@ -135,12 +129,12 @@ def _vectors(encoder: Encoder, request: VectorsRequest) -> Mapping[str, Any]:
 def _timed(encoder: Encoder, request: Request) -> Reply:
     """Run all batches; with several clients each takes the next batch that nobody has taken."""
 
-    def call(texts: Sequence[str]) -> tuple[float, float, tuple[float, float] | None]:
+    def call(texts: Sequence[str]) -> tuple[float, float]:
         started_s = time.perf_counter()
         result = encoder.run(texts, request.heads)
         seconds = time.perf_counter() - started_s
         # the result goes with this frame, or it would be on top of the next one's
-        return encoder.work(result), seconds, encoder.parts() if request.clients == 1 else None
+        return encoder.work(result), seconds
 
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     if request.clients == 1:
@@ -150,12 +144,9 @@ def _timed(encoder: Encoder, request: Request) -> Reply:
             calls = list(clients.map(call, request.batches))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     resident_bytes, peak_bytes = encoder.memory()
-    parts = [part for _, _, part in calls if part is not None]
     return Reply(
-        work=tuple(work for work, _, _ in calls),
-        seconds=tuple(seconds for _, seconds, _ in calls),
-        tokenise_s=tuple(tokenise_s for tokenise_s, _ in parts),
-        engine_s=tuple(engine_s for _, engine_s in parts),
+        work=tuple(work for work, _ in calls),
+        seconds=tuple(seconds for _, seconds in calls),
         wall_s=wall_s,
         cpu_s=cpu_s,
         resident_bytes=resident_bytes,

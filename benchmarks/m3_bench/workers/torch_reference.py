@@ -34,6 +34,14 @@ class Dtype(StrEnum):
         return {Dtype.FP16: torch.float16, Dtype.BF16: torch.bfloat16}.get(self, torch.float32)
 
 
+def tokenizer_of(checkpoint: Path, opened: Checkpoint) -> tuple[M3Tokenizer, CheckpointTokenizer]:
+    """The runtime's tokenizer of an open checkpoint, and the checkpoint's own."""
+    source = CheckpointTokenizer.open(checkpoint, opened.geometry.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        source.save(Path(folder))
+        return M3Tokenizer.open(Path(folder) / source.info.path, source.info), source
+
+
 class TorchEncoder(Encoder):
     """A checkpoint on a device. `run` is one padded forward pass; numbers are on the host when it returns."""
 
@@ -44,10 +52,8 @@ class TorchEncoder(Encoder):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == Dtype.TF32
         self._device, self._dtype = torch.device(device), Dtype(dtype).torch
         opened = Checkpoint.open(Path(checkpoint), pooling=Pooling(pooling) if pooling else None)
-        source = CheckpointTokenizer.open(Path(checkpoint), opened.geometry.vocab_size)
-        with tempfile.TemporaryDirectory() as folder:
-            source.save(Path(folder))
-            self._tokenizer, self._info = M3Tokenizer.open(Path(folder) / source.info.path, source.info), source.info
+        self._tokenizer, source = tokenizer_of(Path(checkpoint), opened)
+        self._info = source.info
         self._encoder = encoder_of(opened).to(self._device, self._dtype)
         self._sparse, self._colbert = (self._moved(head) for head in (opened.sparse, opened.colbert))
         self._pooling, self._max_tokens = opened.pooling, opened.geometry.max_tokens

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ import torch
 
 from m3_export.checkpoint.heads import COLBERT_FILE, SPARSE_FILE, HeadWeights, read_heads
 from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
-from m3_export.checkpoint.weights import ADAPTER_REMEDY, read_encoder_weights, refuse_adapter, refuse_pointers
+from m3_export.checkpoint.weights import (
+    ADAPTER_REMEDY,
+    WEIGHT_PATTERNS,
+    read_encoder_weights,
+    refuse_adapter,
+    refuse_pointers,
+    weight_files,
+)
 from m3_export.errors import CheckpointError
 from m3_models.checkpoint_files import tensor_shapes
 from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
@@ -21,11 +28,11 @@ from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
 
 # Everything that a checkpoint is read from: no foreign weight formats, no code, no training state.
-CHECKPOINT_PATTERNS = (
-    "config.json", "model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin",
-    "pytorch_model.bin.index.json", "sparse_linear.pt", "colbert_linear.pt", "tokenizer*.json",
-    "special_tokens_map.json", "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json", PROMPTS_NAME,
+_BESIDE_WEIGHTS = (
+    "config.json", SPARSE_FILE, COLBERT_FILE, "tokenizer*.json", "added_tokens.json", "special_tokens_map.json",
+    "sentencepiece.bpe.model", "modules.json", "*_Pooling/config.json", PROMPTS_NAME,
 )  # fmt: skip
+CHECKPOINT_PATTERNS = (*_BESIDE_WEIGHTS, *WEIGHT_PATTERNS)
 MIN_TOKENS = 3  # both special tokens and one of the text
 TASK_PREFIXES = ("roberta.", "model.")  # what task heads of transformers put before the encoder's own names
 
@@ -70,6 +77,7 @@ class Checkpoint:
         """
         refuse_adapter(folder)
         unread = () if Head.SPARSE in heads else (SPARSE_FILE, COLBERT_FILE)
+        _refuse_dangling(folder, unread)
         refuse_pointers(path for path in files_read(folder) if path.name not in unread)
         config = _read_config(folder / "config.json")
         encoder = _encoder_only(read_encoder_weights(folder))
@@ -123,11 +131,24 @@ class Checkpoint:
 
 
 def files_read(folder: Path) -> list[Path]:
-    """Every file of the folder that a checkpoint is read from."""
-    found = {path for pattern in CHECKPOINT_PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    if any(path.suffix == ".safetensors" for path in found):  # then the other format is not read
-        found = {path for path in found if not path.name.startswith("pytorch_model")}
-    return sorted(found)
+    """Every file of the folder that a checkpoint is read from.
+
+    Raises:
+        CheckpointError: the weights are not there, or not whole.
+    """
+    beside = {path for pattern in _BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(beside.union(weight_files(folder)))
+
+
+def _refuse_dangling(folder: Path, unread: Sequence[str]) -> None:
+    """A copied cache may hold links without the files that they lead to."""
+    for path in sorted(folder.iterdir()):
+        is_read = path.name not in unread and any(path.match(pattern) for pattern in CHECKPOINT_PATTERNS)
+        if is_read and path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path.name}: a link to {str(path.readlink())!r}, which is not there; download the checkpoint again, "
+                "or copy it where it is whole with cp -rL"
+            )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -177,6 +198,7 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+_WORDS = "embeddings.word_embeddings.weight"
 _SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -233,8 +255,10 @@ def _check_encoder(folder: Path, encoder: Mapping[str, torch.Tensor], geometry: 
     for name, shape in shapes.items():
         if tuple(encoder[name].shape) != shape:
             got = tuple(encoder[name].shape)
+            resized = f", or it was resized: set vocab_size to {got[0]}" if name == _WORDS else ""
             raise CheckpointError(
-                f"{folder.name}: {name} has shape {got}, config.json says {shape}; they belong to different models"
+                f"{folder.name}: {name} has shape {got}, config.json says {shape}; "
+                f"they belong to different models{resized}"
             )
         if encoder[name].dtype is not torch.float32:
             raise CheckpointError(

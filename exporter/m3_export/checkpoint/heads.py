@@ -16,6 +16,12 @@ REMEDY = (
 )
 
 
+MISSING = (
+    "Merging (LM_Cocktail) and saving with sentence-transformers keep the encoder alone: copy both files from the "
+    "checkpoint that was merged or fine-tuned"
+)
+
+
 @dataclass(frozen=True)
 class HeadWeights:
     """A linear layer in float32: weight (out, H), bias (out,)."""
@@ -32,7 +38,7 @@ def read_heads(folder: Path, hidden_size: int) -> tuple[HeadWeights, HeadWeights
     """
     missing = [name for name in (SPARSE_FILE, COLBERT_FILE) if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{' and '.join(missing)} not found in {folder.name}. {REMEDY}")
+        raise CheckpointError(f"{' and '.join(missing)} not found in {folder.name}. {MISSING}. {REMEDY}")
     sparse = _read(folder / SPARSE_FILE)
     colbert = _read(folder / COLBERT_FILE)
     _check_shape(SPARSE_FILE, sparse, rows=1, hidden_size=hidden_size)

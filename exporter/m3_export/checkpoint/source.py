@@ -44,8 +44,10 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         raise SourceError(f"--revision {revision!r} is for hub sources, which {source!r} is not; leave it out")
     if path.is_dir():
         if (path / "snapshots").is_dir() and not (path / "config.json").is_file():
-            repo = path.resolve().name.removeprefix("models--").replace("--", "/", 1)
-            return Source(repo, _with_config(snapshot := _snapshot(path)), snapshot.name)
+            return _of_cache(_snapshot(path))
+        parent = path.resolve().parent
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return _of_cache(path)
         return Source(_name_of(_with_config(path)) or path.resolve().name, path, None)
     if m3_models.is_name(source):
         write_named(source, scratch / source, progress)
@@ -85,6 +87,13 @@ def _name_of(folder: Path) -> str | None:
     return name if isinstance(name, str) and m3_models.is_name(name) else None
 
 
+def _of_cache(snapshot: Path) -> Source:
+    """A snapshot of the hub's cache: the folders above say of which repository it is, its name which commit."""
+    commit = snapshot.resolve()
+    repo = commit.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return Source(repo, _with_config(snapshot), commit.name)
+
+
 def _snapshot(folder: Path) -> Path:
     """The checkpoint in a repository's folder of the hub's cache: main's, or the only one."""
     snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if path.is_dir()}
@@ -100,7 +109,8 @@ def _snapshot(folder: Path) -> Path:
 
 def _with_config(folder: Path) -> Path:
     refuse_adapter(folder)
-    if (folder / "config.json").is_file():
+    config = folder / "config.json"
+    if config.is_file() or config.is_symlink():  # `Checkpoint.open` says where a link leads
         return folder
     refuse_shards_of_training(folder)
     inner = sorted(folder.glob("checkpoint-*/config.json"), key=lambda p: _step(p.parent.name))

@@ -11,13 +11,13 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer
 
+from m3_export.checkpoint.added_tokens import TOKENIZER_NAME, stated_ids, texts_with
 from m3_export.errors import CheckpointError, TokenizerMismatchError
 from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import BundleError
 from m3_runtime.tokenizer import M3Tokenizer
 
-TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME = "tokenizer_config.json", "special_tokens_map.json"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 # transformers 5 makes an empty vocabulary where neither file is there, and says nothing
 VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
 SPECIAL_TOKENS = ("bos_token", "cls_token", "eos_token", "sep_token", "pad_token", "unk_token", "mask_token")
@@ -39,13 +39,15 @@ HARD_TEXTS = (
 class CheckpointTokenizer:
     """The tokenizer that transformers makes of the checkpoint, and what the manifest says of it.
 
-    `saved` is the pipeline as JSON; `ids_sha256` digests what it does, however it is written down.
+    `saved` is the pipeline as JSON; `ids_sha256` digests what it does, however it is written down. `added` are the
+    tokens that XLM-R does not have, in the order of their ids.
     """
 
     original: Any
     info: TokenizerInfo
     saved: str
     ids_sha256: str
+    added: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, vocab_size: int) -> "CheckpointTokenizer":
@@ -67,10 +69,15 @@ class CheckpointTokenizer:
         backend.no_truncation()
         backend.no_padding()
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        _check_ids(max(vocabulary.values()), vocab_size)
+        _check_ids(vocabulary, backend.get_vocab(with_added_tokens=False), vocab_size)
+        _check_stated(folder, vocabulary)
         if lacking := [name for name in UNUSED if getattr(original, name) is None]:
             raise CheckpointError(f"{folder.name}: the tokenizer has no {lacking[0]}; XLM-R's has all of {UNUSED}")
-        return cls(original, _describe(original), backend.to_str(pretty=False), _ids_sha256(vocabulary, original))
+        roles = {getattr(original, name) for name in SPECIAL_TOKENS}
+        tokens = sorted(backend.get_added_tokens_decoder().items(), key=itemgetter(0))
+        added = tuple(token.content for _, token in tokens if token.content not in roles)
+        digest = _ids_sha256(vocabulary, original, (*HARD_TEXTS, *texts_with(added)))
+        return cls(original, _describe(original), backend.to_str(pretty=False), digest, added)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json."""
@@ -113,7 +120,7 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence
     Args:
         tokenizer: the checkpoint's.
         folder: where tokenizer.json is written.
-        texts: compared besides `HARD_TEXTS`.
+        texts: compared besides `HARD_TEXTS` and texts with every added token.
 
     Returns:
         The runtime's tokenizer; `info.proof` says how much was compared.
@@ -122,7 +129,7 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence
         TokenizerMismatchError: names the first text that differs.
     """
     tokenizer.save(folder)
-    compared = (*HARD_TEXTS, *texts)
+    compared = (*HARD_TEXTS, *texts_with(tokenizer.added), *texts)
     info = replace(tokenizer.info, proof=f"same ids as {tokenizer.info.written_by} on {len(compared)} texts")
     try:
         runtime = M3Tokenizer.open(folder / TOKENIZER_NAME, info)
@@ -142,11 +149,19 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence
     return runtime
 
 
-def _check_ids(largest: int, vocab_size: int) -> None:
-    if largest >= vocab_size:
+def _check_ids(vocabulary: Mapping[str, int], pieces: Mapping[str, int], vocab_size: int) -> None:
+    largest = max(vocabulary.values())
+    if beyond := sorted((index, token) for token, index in vocabulary.items() if index >= vocab_size):
+        are_added = all(token not in pieces for _, token in beyond)
+        named = ", ".join(repr(token) for _, token in beyond[:3]) + (", …" if len(beyond) > 3 else "")
         raise CheckpointError(
-            f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows; "
-            "tokenizer and weights belong to different models"
+            f"the tokenizer has ids up to {largest}, the word embedding only {vocab_size} rows, none for {named}; "
+            + (
+                "call model.resize_token_embeddings(len(tokenizer)) before training, or take the tokenizer without "
+                "these tokens that the model was trained with"
+                if are_added
+                else "tokenizer and weights belong to different models"
+            )
         )
     if largest < vocab_size // 2:  # some rows may be spare, but not most of them
         raise CheckpointError(
@@ -155,15 +170,27 @@ def _check_ids(largest: int, vocab_size: int) -> None:
         )
 
 
+def _check_stated(folder: Path, vocabulary: Mapping[str, int]) -> None:
+    """A token that one release of transformers reads and another does not would be lost without a word."""
+    for file, token, index in stated_ids(folder):
+        if (found := vocabulary.get(token)) != index:
+            instead = "no such token" if found is None else f"the id {found}"
+            raise CheckpointError(
+                f"{file} gives the token {token!r} the id {index}, but transformers {transformers.__version__} finds "
+                f"{instead} in the tokenizer's files, which contradict each other; save them again, with "
+                "tokenizer.save_pretrained, as the model was trained"
+            )
+
+
 def _wrapping(tokenizer: CheckpointTokenizer) -> str:
     ids, info = Tokenizer.from_str(tokenizer.saved).encode("").ids, tokenizer.info
     return f"an empty text becomes {ids}, expected {[info.cls_id, info.eos_id]}"
 
 
-def _ids_sha256(vocabulary: Mapping[str, int], original: Any) -> str:
-    """Every piece with its id, and the ids of the hard texts, which show normalisers, scores and blank rules."""
+def _ids_sha256(vocabulary: Mapping[str, int], original: Any, texts: Sequence[str]) -> str:
+    """Every piece with its id, and the ids of texts which show normalisers, scores and blank rules."""
     pieces = [f"{index} {piece}" for piece, index in sorted(vocabulary.items(), key=itemgetter(1, 0))]
-    ids = [str(_original_ids(original, text)) for text in HARD_TEXTS]
+    ids = [str(_original_ids(original, text)) for text in texts]
     return hashlib.sha256("\n".join([*pieces, *ids]).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -16,8 +16,12 @@ from safetensors.torch import load_file
 from m3_export.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
+_SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
 ADAPTER_REMEDY = "merge the adapter (LoRA) into the weights first: merge_and_unload, then save_pretrained"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model*")
+WEIGHT_PATTERNS = (
+    "model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 # What distributed training leaves; both tools come with what wrote them.
 SHARDS_OF_TRAINING = {
     "zero_to_fp32.py": "python zero_to_fp32.py . OUT --safe_serialization",
@@ -34,26 +38,37 @@ UNREADABLE = (
 
 
 def read_encoder_weights(folder: Path) -> State:
-    """All tensors of the encoder's files; safetensors are preferred, and either is read without running code.
+    """All tensors of the encoder's files, read without running code.
 
     Raises:
-        CheckpointError: no weights, a missing shard, or a damaged or refused file.
+        CheckpointError: no weights, a missing shard, a damaged or refused file, or shards that hold something else than
+            their index says.
     """
-    layouts: tuple[tuple[str, Callable[[Path], State]], ...] = (
-        ("model.safetensors", load_file),
-        ("pytorch_model.bin", load_pickle),
-    )
-    for name, load in layouts:
-        for path in _shards(folder, name):
-            if path.is_file():
-                continue
-            raise CheckpointError(f"{path.name}: listed in {name}.index.json but missing; copy the checkpoint again")
-        if shards := _shards(folder, name):
-            return {key: _float32(key, tensor) for path in shards for key, tensor in _load(path, load).items()}
-    refuse_shards_of_training(folder)
-    raise CheckpointError(
-        f"{folder.name} holds neither model.safetensors nor pytorch_model.bin; save the model with save_pretrained"
-    )
+    name, files = _weights(folder)
+    state: State = {}
+    for path, listed in files.items():
+        tensors = _load(path, load_file if name == _SAFETENSORS else load_pickle)
+        if lacking := sorted(listed - tensors.keys()):
+            raise CheckpointError(
+                f"{path.name}: lacks {lacking[0]!r}, which {name}.index.json says it holds; copy the checkpoint again"
+            )
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise CheckpointError(
+                f"{path.name}: holds {twice[0]!r}, as another shard does; copy all shards of one checkpoint again"
+            )
+        state |= {key: _float32(key, tensor) for key, tensor in tensors.items()}
+    return state
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `read_encoder_weights` reads, an index among them.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, or an index that is none.
+    """
+    name, files = _weights(folder)
+    index = folder / f"{name}.index.json"
+    return [*files, *([] if folder / name in files else [index])]
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -103,19 +118,53 @@ def reason_of(error: Exception) -> str:
     return "it holds code or objects, or is damaged" if is_advice else reason or "it is empty or cut off"
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
-    index = folder / f"{name}.index.json"
-    if (folder / name).is_file():
-        return [folder / name]
-    if not index.is_file():
-        return []
+def _weights(folder: Path) -> tuple[str, dict[Path, set[str]]]:
+    """The layout, and its files with the tensors that an index lists for each; safetensors are preferred."""
+    for name in (_SAFETENSORS, _PICKLED):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file() and index.is_file() and (shards := _shards(whole)):
+            raise CheckpointError(
+                f"{folder.name} holds its weights twice: {name}, and {shards[0].name} with {index.name}; "
+                "move the one that is out of date elsewhere"
+            )
+        if whole.is_file():
+            return name, {whole: set()}
+        if index.is_file():
+            return name, _listed(index)
+    refuse_shards_of_training(folder)
+    if shards := _shards(folder / _SAFETENSORS) or _shards(folder / _PICKLED):
+        raise CheckpointError(
+            f"{folder.name} holds {shards[0].name} but no index, which lists what is in each shard; "
+            "copy the checkpoint again"
+        )
+    raise CheckpointError(
+        f"{folder.name} holds neither {_SAFETENSORS} nor {_PICKLED}; save the model with save_pretrained"
+    )
+
+
+def _shards(whole: Path) -> list[Path]:
+    return sorted(whole.parent.glob(f"{whole.stem}-*-of-*{whole.suffix}"))
+
+
+def _listed(index: Path) -> dict[Path, set[str]]:
+    """The shards that an index names, and which tensors it says are in each."""
+    refuse_pointers([index])
+    files: dict[str, set[str]] = {}
     try:
-        files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        for tensor, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            files.setdefault(str(file), set()).add(tensor)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index.name}: not an index of shards ({error}); copy the checkpoint again") from error
+    if not files:
+        raise CheckpointError(f"{index.name}: not an index of shards (it lists none); copy the checkpoint again")
     if outside := sorted(file for file in files if Path(file).name != file):
         raise CheckpointError(f"{index.name}: lists {outside[0]!r}, which is not a file of this folder")
-    return [folder / file for file in sorted(files)]
+    if missing := sorted(file for file in files if not (index.parent / file).is_file()):
+        raise CheckpointError(
+            f"{missing[0]}: listed in {index.name} but missing ({len(missing)} of {len(files)} shards are); "
+            "copy the checkpoint again"
+        )
+    return {index.parent / file: files[file] for file in sorted(files)}
 
 
 def _load(path: Path, load: Callable[[Path], State]) -> State:

@@ -1,7 +1,6 @@
 """Times of plans: models of a few layers for the costs of each precision, whole variants in turns for the choice."""
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -130,7 +129,7 @@ def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind
 
 
 def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geometry) -> dict[K, Seconds]:
-    """Median seconds of each engine for each shape; all take turns, a first round is discarded.
+    """Seconds of each engine for each shape; all take turns, a first round is discarded.
 
     A shape is cut to what the model takes.
     """
@@ -147,9 +146,25 @@ def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geome
                 engine.run(batches[key], heads)
                 if number:
                     samples[key].append(time.perf_counter() - start)
-        for key, sample in samples.items():
-            found[key][shape.name] = statistics.median(sample)
+        for key, seconds in typical_seconds(samples).items():
+            found[key][shape.name] = seconds
     return dict(found)
+
+
+def typical_seconds(samples: Mapping[K, Sequence[float]]) -> dict[K, float]:
+    """Seconds of each engine from those of its rounds, what slowed or sped up a whole round left out.
+
+    An engine's share of a round's geometric mean says how it compares; its median over rounds counts. Processors of
+    shared machines change their speed by a third from one minute to the next, precisions differ by less.
+
+    >>> typical_seconds({"a": [1.0, 3.0, 1.0, 1.0], "b": [2.0, 6.0, 2.0, 2.0]})
+    {'a': 1.0, 'b': 2.0}
+    """
+    table = np.array(list(samples.values()))
+    rounds = np.exp(np.log(table).mean(axis=0))
+    shares = np.median(table / rounds, axis=1)
+    typical = np.median(rounds)
+    return {key: round(float(share * typical), 12) for key, share in zip(samples, shares, strict=True)}
 
 
 def _timed(

@@ -124,7 +124,7 @@ def _files(folder: Path, name: VariantName) -> tuple[str, ...]:
 
 
 def _save(model: ir.Model, path: Path) -> Path:
-    """Weights go beside the graph: BGE-M3 in FP32 is over protobuf's 2 GB."""
+    """Weights go beside the graph, since BGE-M3 in FP32 is over protobuf's 2 GB, in the file where browsers look."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    ir.save(model, path, external_data=f"{path.name}_data", size_threshold_bytes=1024)
     return path

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype
+from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, ShardDenseDtype
 from m3_runtime.bulk.repeated import came_again
-from m3_runtime.bulk.shards import BulkLimits, read_shards
+from m3_runtime.bulk.shards import BulkLimits, Shard, read_shards, without_long
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import BadRow, Row
+from m3_runtime.tokenizer import TokenizedTexts
 
 _SAMPLE_TEXTS = 32
 _MOST_REASONS = 1000
@@ -76,9 +77,15 @@ class _Count:
         self.places: dict[str, str] = {}
         self.rejected = 0
 
-    def reject(self, bad: Sequence[BadRow]) -> None:
-        self.rejected += len(bad)
-        for row in bad:
+    def add(self, shard: Shard, rows: Sequence[Row], tokenized: TokenizedTexts, long: Sequence[BadRow]) -> None:
+        """Count a shard of which these rows would be encoded, and these are too long."""
+        self.shards += 1
+        self.truncated += tokenized.truncated
+        np.add.at(self.lengths, tokenized.lengths, 1)
+        self.distinct += sum(np.unique(ids).size for ids in tokenized.ids)
+        self.hashes.append(np.fromiter((hash(row.id) for row in rows), np.int64))
+        self.rejected += len(shard.bad) + len(long)
+        for row in (*shard.bad, *long):
             if len(self.places) < _MOST_REASONS:
                 self.places.setdefault(row.reason, row.place)
             if row.reason in self.places:
@@ -106,9 +113,7 @@ def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Pr
     count, watch, sample = _Count(job.vectors.max_length), SourceWatch(), list[Row]()
     with progress.meter(sum(one.size_bytes for one in job.sources)) as meter:
         for shard in read_shards(job.sources, job.columns, job.shard_rows, watch=watch):
-            count.shards += 1
-            count.reject(shard.bad)
-            _count_texts(count, encoder, job, shard.rows)
+            count.add(shard, *without_long(encoder.tokenizer, job.vectors, shard.rows))
             if not sample:
                 sample = list(shard.rows[:: max(1, len(shard.rows) // _SAMPLE_TEXTS)][:_SAMPLE_TEXTS])
             meter.advance(shard.input_bytes, f"{int(count.lengths.sum())} rows")
@@ -129,21 +134,6 @@ def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Pr
         tokens_per_s=_tokens_per_s(encoder, job, limits, sample),
         size_bytes=_size_bytes(job, encoder.bundle.manifest.geometry, rows, tokens, count.distinct),
     )
-
-
-def _count_texts(count: _Count, encoder: M3Encoder, job: BulkJob, rows: Sequence[Row]) -> None:
-    if not rows:
-        return
-    settings = job.vectors
-    found = encoder.tokenizer.encode_batch([row.text for row in rows], settings.max_length)
-    kept = ~found.is_cut if settings.on_long is OnLong.REJECT else np.ones(len(rows), np.bool_)
-    reason = f"the text has more than {settings.max_length} tokens"
-    count.reject([BadRow(row.place, reason) for row, is_kept in zip(rows, kept, strict=True) if not is_kept])
-    count.truncated += int(found.is_cut[kept].sum())
-    ids = [found.ids[i] for i in np.flatnonzero(kept)]
-    np.add.at(count.lengths, [one.size for one in ids], 1)
-    count.distinct += sum(np.unique(one).size for one in ids)
-    count.hashes.append(np.fromiter((hash(row.id) for row, is_kept in zip(rows, kept, strict=True) if is_kept), int))
 
 
 def _tokens_per_s(encoder: M3Encoder, job: BulkJob, limits: BulkLimits, sample: Sequence[Row]) -> float:

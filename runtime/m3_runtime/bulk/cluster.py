@@ -14,7 +14,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +33,23 @@ _TRIES = 5
 """How many actors may die over one shard."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster, and how encoders are laid over it.
-
-    Attributes:
-        address: of the cluster; None is the one that RAY_ADDRESS names, or that runs here, or a new one started here.
-        actors: how many encoders; None is as many as its nodes have room for.
-        threads: of each, which takes as many of Ray's CPUs; None is `DEFAULT_ACTOR_THREADS`, or what the largest node
-            has if that is less.
-    """
-
-    address: str | None
-    actors: int | None
-    threads: int | None
-
-
 @contextmanager
 def encode_on_cluster(
-    open_encoder: Callable[..., M3Encoder], cluster: Cluster, job: BulkJob, limits: BulkLimits
+    open_encoder: Callable[..., M3Encoder],
+    address: str | None,
+    actors: int | None,
+    threads: int | None,
+    job: BulkJob,
+    limits: BulkLimits,
 ) -> Iterator[EncodeShards]:
     """Encode in actors on the nodes of a cluster; drafts come as they are done.
 
     Args:
         open_encoder: opens the job's bundle and variant on any node, given `threads`; it must pickle.
-        cluster: where the actors run.
+        address: of the cluster; None is the one that RAY_ADDRESS names, or that runs here, or a new one started here.
+        actors: how many encoders; None is as many as its nodes have room for.
+        threads: of each, which takes as many of Ray's CPUs; None is `DEFAULT_ACTOR_THREADS`, or what the largest node
+            has if that is less.
         job: its settings say which vectors to make.
         limits: how much runs together, in each actor.
 
@@ -69,10 +60,11 @@ def encode_on_cluster(
         M3Error: what an actor raised.
     """
     ray = import_extra("ray", "ray")
-    with _joined(ray, cluster.address):
-        actors, threads = _slots([node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]], cluster)
-        kind = ray.remote(_ShardEncoder).options(num_cpus=threads, max_restarts=-1, max_task_retries=_TRIES)
-        started = [kind.remote(open_encoder, job, limits, threads) for _ in range(actors)]
+    with _joined(ray, address):
+        cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        count, num_cpus = _slots(cpus, actors, threads)
+        kind = ray.remote(_ShardEncoder).options(num_cpus=num_cpus, max_restarts=-1, max_task_retries=_TRIES)
+        started = [kind.remote(open_encoder, job, limits, num_cpus) for _ in range(count)]
 
         def encode(shards: Iterator[Shard], partial: Path) -> Events:
             try:
@@ -157,7 +149,9 @@ def _joined(ray: Any, address: str | None) -> Iterator[None]:
     if named.startswith("ray://"):
         raise InputError(f"{named!r} is an address for clients; run the command on a node of the cluster, without it")
     try:
-        _check_listens(named)
+        host, _, port = named.rpartition(":")
+        if port.isdecimal() and "/" not in host:  # Ray itself takes minutes to give up; its other addresses pass
+            socket.create_connection((host, int(port)), _ANSWERS_WITHIN_S).close()
         with _sigterm_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
@@ -182,25 +176,18 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _check_listens(address: str) -> None:
-    """See that somebody listens at "host:port": Ray itself takes minutes to give up. Its other addresses pass."""
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), _ANSWERS_WITHIN_S).close()
-
-
-def _slots(node_cpus: Sequence[float], cluster: Cluster) -> tuple[int, int]:
+def _slots(node_cpus: Sequence[float], actors: int | None, threads: int | None) -> tuple[int, int]:
     """How many actors, and threads of each.
 
-    >>> _slots([16.0, 6.0, 0.0], Cluster(None, actors=None, threads=None))
+    >>> _slots([16.0, 6.0, 0.0], None, None)
     (5, 4)
     """
     most = int(max(node_cpus, default=0))
-    threads = cluster.threads or max(1, min(DEFAULT_ACTOR_THREADS, most))
+    threads = threads or max(1, min(DEFAULT_ACTOR_THREADS, most))
     room = sum(int(cpus) // threads for cpus in node_cpus)
-    if not room and not cluster.actors:
+    if not room and not actors:
         raise InputError(
             f"no node of the Ray cluster has the {threads} CPUs of an encoder, the largest has {most}; give fewer "
             "--threads, or --workers if the cluster grows by itself"
         )
-    return cluster.actors or room, threads
+    return actors or room, threads

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from m3_runtime.bulk.job import BulkJob, difference
 from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
-from m3_runtime.bulk.repeated import NO_REPEATED_IDS, RepeatedIds
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.errors import BulkError, InputError
 from m3_runtime.io.atomic import flush, flush_folder, put_in_place
@@ -36,9 +35,7 @@ class JobFolder:
         self._out, self._journal = out, journal
         self._shards = {entry.index: entry for entry in journal.text.shards}
         self._rejected_bytes = max((entry.rejected_bytes for entry in journal.text.shards), default=0)
-        self.is_complete = journal.text.complete is not None
-        complete = journal.text.complete or Complete(0)
-        self.repeated = RepeatedIds(complete.repeated_ids, complete.repeated_id)
+        self.complete = journal.text.complete
 
     @classmethod
     @contextmanager
@@ -67,6 +64,11 @@ class JobFolder:
             yield folder
         finally:
             journal.close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left."""
+        return self.complete is not None
 
     @property
     def shards(self) -> tuple[ShardDone, ...]:
@@ -118,19 +120,17 @@ class JobFolder:
         """The files of the shards that are done and in the folder, in order."""
         return [path for path in map(self._part, sorted(self._shards)) if path.exists()]
 
-    def finish(self, repeated: RepeatedIds = NO_REPEATED_IDS) -> None:
-        """Write down that nothing is left.
-
-        Args:
-            repeated: what was found of ids that several rows have.
+    def finish(self, repeated_ids: int = 0, repeated_id: str = "") -> Complete:
+        """Write down that nothing is left, and how many rows have an id that a row before them has.
 
         Raises:
             BulkError: the journal cannot be written.
         """
         shutil.rmtree(self.partial, ignore_errors=True)
-        if not self.is_complete:
-            self._journal.add(Complete(len(self._shards), repeated.rows, repeated.example))
-            self.is_complete, self.repeated = True, repeated
+        if self.complete is None:
+            self.complete = Complete(len(self._shards), repeated_ids, repeated_id)
+            self._journal.add(self.complete)
+        return self.complete
 
     def _recover(self) -> None:
         """Clear away what came after the last line of the journal."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m3_runtime.bulk.folder import JobFolder
 from m3_runtime.bulk.job import BulkJob
-from m3_runtime.bulk.repeated import RepeatedIds, repeated_ids
+from m3_runtime.bulk.repeated import repeated_ids
 from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard, read_shards
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.encoder import M3Encoder
@@ -34,7 +34,8 @@ class BulkSummary:
         truncated: how many texts were cut.
         already_done: shards that an earlier run had done.
         taken_away: how many of these are no longer in the folder.
-        repeated: rows with an id that a row before them has, as far as their shards were in the folder at the end.
+        repeated_ids: rows with an id that a row before them has, as far as their shards were in the folder at the end.
+        repeated_id: one such id.
     """
 
     shards: int
@@ -44,7 +45,8 @@ class BulkSummary:
     truncated: int
     already_done: int
     taken_away: int
-    repeated: RepeatedIds
+    repeated_ids: int
+    repeated_id: str
 
 
 def run_job(
@@ -77,8 +79,7 @@ def run_job(
         if not folder.is_complete:
             with open_encode() as encode:
                 _encode_rest(job, folder, encode, progress, strict=strict)
-            folder.finish(repeated_ids(folder.parts))
-        shards, repeated = folder.shards, folder.repeated
+        complete, shards = folder.complete or folder.finish(*repeated_ids(folder.parts)), folder.shards
     return BulkSummary(
         shards=len(shards),
         rows=sum(one.rows for one in shards),
@@ -87,7 +88,8 @@ def run_job(
         truncated=sum(one.truncated for one in shards),
         already_done=already_done,
         taken_away=taken_away,
-        repeated=repeated,
+        repeated_ids=complete.repeated_ids,
+        repeated_id=complete.repeated_id,
     )
 
 
@@ -123,13 +125,7 @@ def _stopped(bad: BadRow) -> InputError:
 
 @contextmanager
 def encode_here(open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> Iterator[EncodeShards]:
-    """Encode in this process, one shard after the other.
-
-    Args:
-        open_encoder: opens the job's bundle and variant.
-        job: its settings say which vectors to make.
-        limits: how much runs together.
-    """
+    """Encode in this process, one shard after the other."""
     with open_encoder() as encoder:
 
         def encode(shards: Iterator[Shard], partial: Path) -> Events:

@@ -26,6 +26,7 @@ from m3_runtime.extras import import_extra
 from m3_runtime.io.atomic import new_file
 from m3_runtime.io.rows import BadRow, Columns, RawRow, Row
 from m3_runtime.splitting import RunLimit, greedy_runs
+from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 from m3_runtime.version import __version__
 
 # A step is long enough that texts of one length meet in it. Its results are held at once, and a token of ColBERT is
@@ -162,8 +163,12 @@ def encode_shard(
         EngineError: the engine failed.
     """
     settings = job.vectors
-    rows, ids, long = _without_long(encoder, settings, shard.rows)
-    bad = (*shard.bad, *long)
+    rows: Sequence[Row] = shard.rows
+    ids: Sequence[NDArray[np.int32]] | None = None
+    bad = shard.bad
+    if settings.on_long is OnLong.REJECT:
+        rows, tokenized, long = without_long(encoder.tokenizer, settings, rows)
+        ids, bad = tokenized.ids, (*bad, *long)
     if not rows:
         yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
         return
@@ -181,17 +186,17 @@ def encode_shard(
     yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes)
 
 
-def _without_long(
-    encoder: M3Encoder, settings: VectorSettings, rows: Sequence[Row]
-) -> tuple[list[Row], Sequence[NDArray[np.int32]] | None, tuple[BadRow, ...]]:
-    """The rows to encode, and those that are rejected because they are too long; with ids if that took tokenizing."""
-    if settings.on_long is OnLong.TRUNCATE or not rows:
-        return list(rows), None, ()
-    tokenized = encoder.tokenizer.encode_batch([row.text for row in rows], settings.max_length)
+def without_long(
+    tokenizer: M3Tokenizer, settings: VectorSettings, rows: Sequence[Row]
+) -> tuple[list[Row], TokenizedTexts, list[BadRow]]:
+    """The rows to encode, as texts and as ids, and those to reject because they are too long."""
+    tokenized = tokenizer.encode_batch([row.text for row in rows], settings.max_length)
+    is_bad = tokenized.is_cut & (settings.on_long is OnLong.REJECT)
     reason = f"the text has more than {settings.max_length} tokens"
-    long = tuple(BadRow(row.place, reason) for row, cut in zip(rows, tokenized.is_cut, strict=True) if cut)
-    kept = np.flatnonzero(~tokenized.is_cut).tolist()
-    return [rows[i] for i in kept], [tokenized.ids[i] for i in kept], long
+    bad = [BadRow(rows[i].place, reason) for i in np.flatnonzero(is_bad).tolist()]
+    kept = np.flatnonzero(~is_bad).tolist()
+    ids = tuple(tokenized.ids[i] for i in kept)
+    return [rows[i] for i in kept], TokenizedTexts(ids, tokenized.is_cut[kept]), bad
 
 
 def _encoded(

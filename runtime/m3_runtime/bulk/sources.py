@@ -11,6 +11,7 @@ from typing import BinaryIO
 from m3_runtime.errors import InputError
 from m3_runtime.io.formats import STDIN, SourceFormat, endings_in_words, format_of
 from m3_runtime.io.opened import FileState, check_unchanged
+from m3_runtime.io.output import identities
 from m3_runtime.io.readers import known_format, raw_rows
 from m3_runtime.io.rows import Columns, RawRow
 
@@ -79,7 +80,7 @@ def find_sources(inputs: Sequence[str], source_format: SourceFormat | None = Non
             continue
         taken, others = _files_of(name, source_format)
         paths += taken
-        left_out += [_left_out(name, others)] if others else []
+        left_out += [f"left out of {name!r}: {_some(others)}"] if others else []
     seen: set[Path] = set()
     for path in paths:
         if (real := path.resolve()) in seen:
@@ -107,18 +108,16 @@ def check_apart(out: Path, inputs: Sequence[str]) -> None:
     """
     if out.is_symlink() and not out.exists():
         raise InputError(f"{str(out)!r} is a link to nothing; make the folder, or choose another name")
-    above = {_identity(folder) for folder in (out.resolve(), *out.resolve().parents) if folder.exists()}
-    inside = {_identity(out)} if out.exists() else set()
+    above = identities([out.resolve(), *out.resolve().parents])
     for name in inputs:
         if Path(name).is_dir():
             for folder, _, _ in os.walk(name):
-                if _identity(Path(folder)) in above:
+                if identities([folder]) & above:
                     raise InputError(
                         f"the output folder {str(out)!r} is in the input {name!r}; its files would be taken for texts, "
                         "so choose a folder outside"
                     )
-        parents = Path(name).resolve().parents
-        if inside & {_identity(folder) for folder in (Path(name), *parents) if folder.exists()}:
+        if identities([out]) & identities([name, *Path(name).resolve().parents]):
             raise InputError(f"the input {name!r} is in the output folder {str(out)!r}; choose another folder")
 
 
@@ -162,11 +161,6 @@ class SourceWatch:
             check_unchanged(path, before)
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
 def _files_of(name: str, source_format: SourceFormat | None) -> tuple[list[Path], list[str]]:
     """The files of a folder to read, and the names of the others."""
     taken: list[Path] = []
@@ -199,10 +193,6 @@ def _check_no_table(name: str, at: str, folders: Sequence[str]) -> None:
             f"folder {name!r} is a table of {kind} ({at}): its log says which files count, and it is not read here; "
             "write the table as plain Parquet"
         )
-
-
-def _left_out(name: str, others: Sequence[str]) -> str:
-    return f"left out of {name!r}: {_some(others)}"
 
 
 def _some(names: Sequence[str]) -> str:

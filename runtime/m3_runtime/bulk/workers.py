@@ -9,7 +9,7 @@ Only the parent touches the folder's journal. A worker whose parent was killed f
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ from pathlib import Path
 from m3_runtime.bulk.job import BulkJob
 from m3_runtime.bulk.run import EncodeShards, Events
 from m3_runtime.bulk.shards import BulkLimits, Shard, ShardDraft, StepDone, encode_shard
+from m3_runtime.cores import bind_to
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import BulkError, M3Error
 
@@ -35,13 +36,13 @@ class _Worker:
 
 @contextmanager
 def encode_in_processes(
-    open_encoder: Callable[[], M3Encoder], workers: int, job: BulkJob, limits: BulkLimits
+    open_encoder: Callable[[], M3Encoder], workers: Sequence[tuple[int, ...]], job: BulkJob, limits: BulkLimits
 ) -> Iterator[EncodeShards]:
-    """Encode in `workers` processes, a shard each at a time; drafts come as they are done.
+    """Encode in several processes, a shard each at a time; drafts come as they are done.
 
     Args:
         open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
-        workers: how many.
+        workers: of each the CPUs that it is bound to; none leave it to the system.
         job: its settings say which vectors to make.
         limits: how much runs together, in each worker.
 
@@ -51,7 +52,7 @@ def encode_in_processes(
     """
     started: list[_Worker] = []
     try:
-        started.extend(_start(open_encoder, job, limits) for _ in range(workers))
+        started.extend(_start(open_encoder, cpus, job, limits) for cpus in workers)
 
         def encode(shards: Iterator[Shard], partial: Path) -> Events:
             return _encode(started, shards, partial)
@@ -72,11 +73,11 @@ def as_m3_error(error: Exception) -> M3Error:
     return BulkError(f"a worker failed ({type(error).__name__}: {error}); {_GO_ON}")
 
 
-def _start(open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> _Worker:
+def _start(open_encoder: Callable[[], M3Encoder], cpus: tuple[int, ...], job: BulkJob, limits: BulkLimits) -> _Worker:
     # Not forked: engines and tokenizers have threads, and those do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, open_encoder, job, limits), daemon=True)
+    process = context.Process(target=_work, args=(theirs, open_encoder, cpus, job, limits), daemon=True)
     process.start()
     theirs.close()  # so that the pipe ends with the worker
     return _Worker(ours, process)
@@ -116,8 +117,15 @@ def _received(worker: _Worker) -> StepDone | ShardDraft:
     return event
 
 
-def _work(pipe: Connection, open_encoder: Callable[[], M3Encoder], job: BulkJob, limits: BulkLimits) -> None:
+def _work(
+    pipe: Connection,
+    open_encoder: Callable[[], M3Encoder],
+    cpus: tuple[int, ...],
+    job: BulkJob,
+    limits: BulkLimits,
+) -> None:
     """What a worker does until its pipe ends."""
+    bind_to(cpus)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which closes the pipe
     with suppress(OSError):  # the parent is gone
         try:

@@ -14,8 +14,8 @@ from typing import Any
 from m3_runtime.errors import BundleDamagedError, BundleFormatError
 from m3_runtime.records import OPTIONAL, from_json, to_json
 
-SCHEMA_VERSION = 3
-OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts, and packing
+SCHEMA_VERSION = 4
+OLDEST_SCHEMA_VERSION = 2  # 3 added what is measured on degenerate texts, and packing; 4 renamed the weights of graphs
 MANIFEST_NAME = "manifest.json"
 LEAST_TOKENS = 3
 """A text has both special tokens and one of its own."""

@@ -92,16 +92,32 @@ class Bundle:
 def safe_path(folder: Path, path: str) -> Path:
     """The file `path` inside `folder`, refusing everything that leads out of it.
 
+    A snapshot in the hub's cache consists of links, which lead to the files of its repository.
+
     Raises:
-        BundleFormatError: absolute, with '..' or backslashes, or a symbolic link that leads out.
+        BundleFormatError: absolute, with '..' or backslashes, or a symbolic link that leads elsewhere.
     """
     parts = PurePosixPath(path)
     if not path or parts.is_absolute() or ".." in parts.parts or "\\" in path or ":" in path or "\0" in path:
         raise BundleFormatError(f"{MANIFEST_NAME} lists {path!r}, which is not a path inside the bundle")
     full = folder / parts
-    if not Path(os.path.realpath(full)).is_relative_to(os.path.realpath(folder)):
-        raise BundleFormatError(f"{path!r} is a link that leads out of the bundle; a bundle holds its own files")
+    real, home = Path(os.path.realpath(full)), Path(os.path.realpath(folder))
+    if not real.is_relative_to(home) and real.parent not in _blobs(home):
+        raise BundleFormatError(
+            f"{path!r} is a link that leads out of the bundle, to {str(real)!r}; a bundle holds its own files, or is a "
+            "snapshot in the hub's cache whose links stay in its repository: download it with snapshot_download(…, "
+            "local_dir=FOLDER), or copy it with cp -rL"
+        )
     return full
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where huggingface_hub's cache keeps the files of a snapshot, which holds links to them."""
+    return [
+        above.parent / "blobs"
+        for above in folder.parents
+        if above.name == "snapshots" and above.parent.name.startswith(("models--", "datasets--", "spaces--"))
+    ]
 
 
 def _verify_level(verify: Verify | str) -> Verify:
@@ -115,11 +131,13 @@ def _read_manifest(folder: Path, level: Verify) -> Manifest:
     if not folder.is_dir():
         found = "it is a file, and a bundle is a folder" if folder.exists() else "the folder does not exist"
         raise BundleNotFoundError(f"no bundle at {str(folder)!r}: {found}; make one with m3-export SOURCE OUT")
-    path = folder / MANIFEST_NAME
+    path = safe_path(folder, MANIFEST_NAME)
     if not path.is_file():
+        inner = sorted(folder.glob(f"snapshots/*/{MANIFEST_NAME}"))  # of the hub's cache
+        remedy = f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
         raise BundleNotFoundError(
             f"{str(folder)!r} is not a bundle: it has no {MANIFEST_NAME}; "
-            f"if it is a checkpoint, turn it into a bundle with: m3-export {folder} OUT"
+            + (f"did you mean {str(inner[-1].parent)!r}?" if inner else remedy)
         )
     if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
         raise BundleFormatError(f"{MANIFEST_NAME} has {size} bytes, expected at most {MOST_MANIFEST_BYTES}")
@@ -136,7 +154,8 @@ def _read_manifest(folder: Path, level: Verify) -> Manifest:
 def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
     path = safe_path(folder, entry.path)
     if not os.path.isfile(path):  # noqa: PTH113 - Path's fails where a name is too long
-        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing; copy or export it again")
+        found = f" (a link to {os.readlink(path)!r}, which is not there)" if os.path.islink(path) else ""  # noqa: PTH114, PTH115
+        raise BundleDamagedError(f"the bundle is incomplete: {entry.path!r} is missing{found}; copy or export it again")
     size = path.stat().st_size
     if size != entry.size_bytes:
         raise BundleDamagedError(

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.command_parser.reads_environment:
-        warn_of_unknown_variables(_known_variables(top), os.environ)
+        # of all commands that read any: one container may be given the variables of several
+        reading = [command for command in commands_of(top).values() if command.reads_environment]
+        warn_of_unknown_variables([name for command in reading for name in variables(command)], os.environ)
     try:
         code: int = arguments.run(arguments) or OK
         sys.stdout.flush()
@@ -65,11 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_without_waiting(INTERRUPTED)
         return INTERRUPTED
     return code
-
-
-def _known_variables(top: argparse.ArgumentParser) -> list[str]:
-    """Of all commands that read any: one container may be given the variables of several."""
-    return [name for command in commands_of(top).values() if command.reads_environment for name in variables(command)]
 
 
 def commands_of(top: argparse.ArgumentParser) -> dict[str, CommandParser]:

@@ -1,8 +1,10 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from m3_runtime.bundle.manifest import Head
@@ -12,7 +14,9 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.rows import PairRow, Row
 from m3_runtime.tokenizer import OnTruncate
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -97,6 +101,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     add_verify(group)
     group.add_argument(
         "--cache-dir",
+        type=Path,
         metavar="DIR",
         help="folder where OpenVINO keeps compiled models, without their weights, to start faster next time (default: "
         "none; onnxruntime has no cache)",
@@ -149,18 +154,28 @@ def add_on_truncate(command: argparse.ArgumentParser) -> None:
     add_choice(command, "--on-truncate", text, OnTruncate.TRUNCATE)
 
 
+def opening(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_bundle` adds beside the bundle: the named arguments of `M3Encoder.open`."""
+    names = ("variant", "engine", "threads", "verify", "cache_dir", "low_memory", "streams")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
     """Open the bundle as the arguments say."""
-    return M3Encoder.open(
-        arguments.bundle,
-        variant=arguments.variant,
-        engine=arguments.engine,
-        threads=arguments.threads,
-        verify=arguments.verify,
-        cache_dir=arguments.cache_dir,
-        low_memory=arguments.low_memory,
-        streams=arguments.streams,
-    )
+    return M3Encoder.open(arguments.bundle, **opening(arguments))
+
+
+@contextmanager
+def placed(rows: Sequence[Row | PairRow]) -> Iterator[None]:
+    """Name the place of a row whose text is too long.
+
+    Raises:
+        InputError: one is, and that is an error.
+    """
+    try:
+        yield
+    except TextTooLongError as error:
+        raise InputError(f"{rows[error.index].place}: {error}") from error
 
 
 def _streams(text: str) -> int | str:

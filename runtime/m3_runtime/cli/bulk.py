@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.bulk.check import JobCheck, check_job
-from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, Cluster, encode_on_cluster
+from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, encode_on_cluster
 from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
@@ -30,11 +30,11 @@ from m3_runtime.cli.arguments import (
     add_parser,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.cores import cpus_of_workers, usable_cores
 from m3_runtime.cpu import default_threads
-from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
-from m3_runtime.errors import HeadError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
@@ -84,7 +84,9 @@ def add_command(commands: Any) -> None:
     add_bundle(command)
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="a file or folder")
     command.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the job's folder")
-    _add_input(command)
+    group = command.add_argument_group("reading")
+    add_input_format(group, list(SourceFormat))
+    add_columns(group)
     _add_vectors(command)
     text = f"rows of a shard (default: {_SHARD_ROWS}, with ColBERT {_COLBERT_SHARD_ROWS})"
     add_integer(command, "--shard-rows", text)
@@ -106,12 +108,6 @@ def add_command(commands: Any) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_batching(command)
     command.take_environment()
-
-
-def _add_input(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("reading")
-    add_input_format(group, list(SourceFormat))
-    add_columns(group)
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
@@ -215,22 +211,18 @@ def _open_encode(
             opening["cache_dir"] = Path(arguments.cache_dir).resolve()
         folder = bundle.folder.resolve()
         open_on_node = partial(M3Encoder.open, folder, variant=variant.name, verify=arguments.verify, **opening)
-        cluster = Cluster(arguments.ray_address, arguments.workers, arguments.threads)
-        return partial(encode_on_cluster, open_on_node, cluster)
+        return partial(encode_on_cluster, open_on_node, arguments.ray_address, arguments.workers, arguments.threads)
     workers = arguments.workers or 1
     threads = arguments.threads or max(1, default_threads() // workers)
     opening["cache_dir"] = arguments.cache_dir
     open_encoder = partial(M3Encoder.from_bundle, bundle, variant, threads, **opening)
     if workers > 1:
-        return partial(encode_in_processes, open_encoder, workers)
+        return partial(encode_in_processes, open_encoder, cpus_of_workers(workers, threads, usable_cores()))
     return partial(encode_here, partial(interruptible, open_encoder))
 
 
 def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
-    for head in arguments.heads:
-        if head not in manifest.heads:
-            names = ", ".join(one.value for one in manifest.heads)
-            raise HeadError(f"the bundle has no {head.value} head; it has: {names}")
+    checked_heads(manifest, arguments.heads)
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
     return BulkJob(
         space_id=manifest.space_id,
@@ -260,10 +252,10 @@ def _summary_lines(summary: BulkSummary) -> Sequence[str]:
         lines.append(f"{_counted(summary.truncated, 'text was', 'texts were')} longer than --max-length and cut")
     if summary.rejected:
         lines.append(f"{_counted(summary.rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons")
-    if summary.repeated.rows:
+    if summary.repeated_ids:
         lines.append(
-            f"{_counted(summary.repeated.rows, 'row has', 'rows have')} an id that a row before has, "
-            f"{summary.repeated.example!r} for one"
+            f"{_counted(summary.repeated_ids, 'row has', 'rows have')} an id that a row before has, "
+            f"{summary.repeated_id!r} for one"
         )
     return lines
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,11 +17,12 @@ from m3_runtime.cli.arguments import (
     add_on_truncate,
     add_parser,
     open_encoder,
+    placed,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.errors import InputError
 from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.output import STDOUT, jsonl_lines, npz_arrays, opened_output, write_npz
 from m3_runtime.io.progress import Progress
@@ -110,22 +111,16 @@ def _encoded(
     texts = 0
     with Progress(quiet=not (arguments.progress or sys.stderr.isatty())).meter() as meter:
         while step := list(islice(rows, _STEP_TEXTS)):
-            encoding = _encode(encoder, step, arguments)
+            with placed(step):
+                encoding = encoder.encode_heads(
+                    [row.text for row in step],
+                    arguments.heads,
+                    batch_size=arguments.batch_size,
+                    max_length=arguments.max_length,
+                    token_budget=arguments.token_budget,
+                    on_truncate=arguments.on_truncate,
+                    colbert_dtype=arguments.colbert_dtype,
+                )
             texts += len(step)
             meter.advance(len(step), f"{texts} texts, {meter.per_s(texts):.0f} texts/s")
             yield step, encoding
-
-
-def _encode(encoder: M3Encoder, step: Sequence[Row], arguments: argparse.Namespace) -> Encoding:
-    try:
-        return encoder.encode_heads(
-            [row.text for row in step],
-            arguments.heads,
-            batch_size=arguments.batch_size,
-            max_length=arguments.max_length,
-            token_budget=arguments.token_budget,
-            on_truncate=arguments.on_truncate,
-            colbert_dtype=arguments.colbert_dtype,
-        )
-    except TextTooLongError as error:
-        raise InputError(f"{step[error.index].place}: {error}") from error

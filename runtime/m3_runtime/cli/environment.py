@@ -9,57 +9,14 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 PREFIX = "M3_"
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_SERVICE_LINK = "tcp://"
-"""Kubernetes gives pods M3_PORT=tcp://… where the namespace has a Service that is named m3."""
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """A variable that is set, and the argument that it stands for."""
-
-    variable: str
-    text: str
-    action: argparse.Action
-
-    @property
-    def value(self) -> Any:
-        """The text, converted as the command line would.
-
-        Raises:
-            ValueError: it cannot be; the message does not show the text, which may be a key.
-        """
-        action = self.action
-        if not self.text:
-            raise ValueError("it is empty; give it a value or unset it")
-        if action.nargs == 0:
-            return _switched(action, self.text)
-        if self._is_repeated:
-            return [self._converted(part.strip()) for part in self.text.split(",")]
-        return self._converted(self.text)
-
-    @property
-    def _is_repeated(self) -> bool:
-        action = self.action
-        return action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction | argparse._ExtendAction)
-
-    def _converted(self, text: str) -> Any:
-        kind = self.action.type if callable(self.action.type) else str
-        try:
-            value = kind(text)
-        except argparse.ArgumentTypeError as error:
-            raise ValueError(str(error)) from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{_hint(text)}") from error
-        if self.action.choices is not None and value not in self.action.choices:
-            raise ValueError(f"expected one of {', '.join(map(str, self.action.choices))}, got {text!r}")
-        return value
+_OF_A_SERVICE = "; Kubernetes sets it for a Service of that name: set enableServiceLinks: false in the pod"
+"""Pods get M3_PORT=tcp://… where the namespace has a Service that is named m3."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -79,31 +36,25 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """See `argparse.ArgumentParser.parse_known_args`."""
-        settings = list(self._settings(os.environ)) if self.reads_environment else []
-        for setting in settings:
-            _need_not_be_given(setting.action)
+        known = variables(self) if self.reads_environment else {}
+        present = {name: known[name] for name in sorted(known.keys() & os.environ.keys())}
+        for action in present.values():
+            _need_not_be_given(action)
         found, rest = super().parse_known_args(args, namespace)
         given = set(vars(found))
         taken: dict[str, tuple[str, Any]] = {}
-        for setting in settings:
-            destination = setting.action.dest
-            if destination in given:
+        for variable, action in present.items():
+            if action.dest in given:
                 continue
             try:
-                value = setting.value
+                value = _value(action, os.environ[variable])
             except ValueError as error:
-                self.error(f"the environment variable {setting.variable}: {error}")
-            other, same = taken.setdefault(destination, (setting.variable, value))
+                self.error(f"the environment variable {variable}: {error}")
+            other, same = taken.setdefault(action.dest, (variable, value))
             if same != value:
-                self.error(f"the environment variables {other} and {setting.variable} disagree; unset one of them")
-            setattr(found, destination, value)
+                self.error(f"the environment variables {other} and {variable} disagree; unset one of them")
+            setattr(found, action.dest, value)
         return found, rest
-
-    def _settings(self, environment: Mapping[str, str]) -> Iterator[_Setting]:
-        known = variables(self)
-        for name in sorted(environment):
-            if name in known:
-                yield _Setting(name, environment[name], known[name])
 
 
 def variables(command: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -136,14 +87,37 @@ def _need_not_be_given(action: argparse.Action) -> None:
         action.nargs = "*" if action.nargs == "+" else "?"
 
 
+def _value(action: argparse.Action, text: str) -> Any:
+    """A variable's text, converted as the command line would.
+
+    Raises:
+        ValueError: it cannot be; the message does not show the text where the option's type does not: it may be a key.
+    """
+    if not text:
+        raise ValueError("it is empty; give it a value or unset it")
+    if action.nargs == 0:
+        return _switched(action, text)
+    if action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction | argparse._ExtendAction):
+        return [_converted(action, part.strip()) for part in text.split(",")]
+    return _converted(action, text)
+
+
+def _converted(action: argparse.Action, text: str) -> Any:
+    kind = action.type if callable(action.type) else str
+    try:
+        value = kind(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        hint = _OF_A_SERVICE if text.startswith("tcp://") else ""
+        raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{hint}") from error
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {text!r}")
+    return value
+
+
 def _switched(action: argparse.Action, text: str) -> bool:
     value = _WORDS.get(text.lower())
     if value is None:
         raise ValueError(f"expected true or false (or {', '.join(_WORDS)}), got {text!r}")
     return value if action.const is not False else not value
-
-
-def _hint(text: str) -> str:
-    if not text.startswith(_SERVICE_LINK):
-        return ""
-    return "; Kubernetes sets it for a Service of that name: set enableServiceLinks: false in the pod"

@@ -10,7 +10,8 @@ from typing import Any
 from m3_runtime.bundle.manifest import Manifest, Parity, ProjectionPrecision, Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cli.arguments import add_parser, add_verify
-from m3_runtime.cpu import FEATURE_MEANS, cpu_info, default_threads
+from m3_runtime.cores import UsableCores, usable_cores
+from m3_runtime.cpu import FEATURE_MEANS, cpu_info
 from m3_runtime.engines.select import find_variant, is_installed, unmet_needs
 from m3_runtime.errors import M3Error
 from m3_runtime.records import to_json
@@ -46,12 +47,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _as_json(bundle: Bundle) -> str:
-    cpu = cpu_info()
+    cpu, usable = cpu_info(), usable_cores()
     machine = {
         "cpu": cpu.name,
         "architecture": cpu.architecture,
         "flags": sorted(cpu.flags),
-        "threads": default_threads(),
+        "x86_level": cpu.x86_level,
+        "threads": usable.threads,
+        "usable_cores": to_json(usable),
         "variant": _chosen(bundle),
         "unmet_needs": {v.name: [need.value for need in unmet_needs(v)] for v in bundle.manifest.variants},
     }
@@ -64,10 +67,11 @@ def _in_words(bundle: Bundle) -> Iterator[str]:
     for variant in manifest.variants:
         yield ""
         yield from _variant_lines(variant, manifest)
-    cpu = cpu_info()
+    cpu, usable = cpu_info(), usable_cores()
     yield ""
-    yield f"this machine: {cpu.name} ({cpu.architecture}), {default_threads()} threads"
-    yield f"  flags: {', '.join(sorted(cpu.flags)) or 'unknown'}"
+    yield f"this machine: {cpu.name} ({cpu.architecture}), {usable.threads} threads"
+    yield from _core_lines(usable)
+    yield f"  flags: {cpu.flags_in_words}"
     yield f"  would run: {_chosen(bundle) or 'nothing: no variant of this bundle runs here'}"
 
 
@@ -130,6 +134,25 @@ def _parity_lines(parity: Parity) -> Iterator[str]:
     if parity.colbert is not None:
         colbert = parity.colbert
         yield f"    colbert cosine {colbert.cosine_mean:.5f}, 5th percentile {colbert.cosine_p5:.5f}"
+
+
+def _core_lines(usable: UsableCores) -> Iterator[str]:
+    """Why so many threads."""
+    cpus = len(usable.allowed_cpus)
+    lost = "" if cpus == usable.machine_cpus else "; affinity or a cpuset keeps the others"
+    yield f"  CPUs: {cpus} of {usable.machine_cpus}{lost}"
+    if usable.topology is None:
+        yield f"  cores: {usable.cores}; nothing here says which CPUs share a core"
+    else:
+        shared = "" if usable.cores == cpus else ", whose hardware threads count once"
+        yield f"  cores: {usable.cores}{shared}, by {usable.topology}"
+    if usable.quota is None:
+        yield "  CPU quota: none"
+    else:
+        yield f"  CPU quota: {usable.quota.cpus:g} CPUs, of {usable.quota.group}"
+    if len(usable.numa_nodes) > 1:
+        sizes = ", ".join(str(len(node)) for node in usable.numa_nodes)
+        yield f"  NUMA: nodes of {sizes} CPUs; --workers {len(usable.numa_nodes)} gives each worker one of its own"
 
 
 def _chosen(bundle: Bundle) -> str | None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,15 +15,14 @@ from m3_runtime.cli.arguments import (
     add_on_truncate,
     add_parser,
     open_encoder,
+    placed,
 )
 from m3_runtime.cli.interrupt import interruptible
-from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import STDOUT, json_line, opened_output
 from m3_runtime.io.readers import read_pairs
 from m3_runtime.io.rows import PairRow
-from m3_runtime.scoring import FusionWeights, PairScores
+from m3_runtime.scoring import FusionWeights
 
 _STEP_PAIRS = 1024
 
@@ -72,7 +71,15 @@ def run(arguments: argparse.Namespace) -> None:
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
     with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
         while step := list(islice(pairs, _STEP_PAIRS)):
-            scores = _scores(encoder, step, arguments)
+            with placed(step):
+                scores = encoder.score_pairs(
+                    [(pair.query, pair.passage) for pair in step],
+                    arguments.batch_size,
+                    arguments.max_query_length,
+                    arguments.max_passage_length,
+                    token_budget=arguments.token_budget,
+                    on_truncate=arguments.on_truncate,
+                )
             texts += 2 * len(step)
             truncated += scores.truncated
             combined = scores.combined(weights)
@@ -83,20 +90,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
             "and were cut\n"
         )
-
-
-def _scores(encoder: M3Encoder, step: Sequence[PairRow], arguments: argparse.Namespace) -> PairScores:
-    try:
-        return encoder.score_pairs(
-            [(pair.query, pair.passage) for pair in step],
-            arguments.batch_size,
-            arguments.max_query_length,
-            arguments.max_passage_length,
-            token_budget=arguments.token_budget,
-            on_truncate=arguments.on_truncate,
-        )
-    except TextTooLongError as error:
-        raise InputError(f"{step[error.index].place}: {error}") from error
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:

@@ -2,11 +2,12 @@
 
 import argparse
 import re
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3_runtime.bundle.reader import Verify
-from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser
+from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser, opening
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import ExtraNotInstalledError
 from m3_runtime.server.auth import A_KEY, is_key
@@ -76,9 +77,9 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
     group.add_argument("--auto-truncate", action="store_true", help=text)
     text = "take lists of integers without <s> and </s>: they may be ids of another tokenizer, and nobody would notice"
-    group.add_argument("--accept-token-ids", action="store_true", help=text)
+    group.add_argument("--accept-token-ids", dest="takes_token_ids", action="store_true", help=text)
     text = "cut dense vectors to the dimensions asked for, though the model was not trained for it; GET /info: the loss"
-    group.add_argument("--allow-dimensions", action="store_true", help=text)
+    group.add_argument("--allow-dimensions", dest="cuts_dimensions", action="store_true", help=text)
     text = "after SIGTERM, serve for S more seconds while /ready answers 503"
     _add_seconds(group, "--drain-delay-s", text, 0.0)
     text = "after that, S seconds for the requests under way, then 503; with --drain-delay-s less than Kubernetes' 30 s"
@@ -90,13 +91,13 @@ def _add_names(group: Any) -> None:
         "--served-model-name",
         "--model-name",
         dest="model_names",
-        type=_names,
+        type=_matching(r"\s*[^\s,][^,]*(,\s*[^\s,][^,]*)*", "one name or several with commas between"),
         action="append",
         metavar="NAME[,NAME]",
         help="what clients may call the model, beside the checkpoint's name; answers give the first; may be repeated",
     )
     text = "answer requests for whatever model they name, for tools in which a name is fixed"
-    group.add_argument("--any-model-name", action="store_true", help=text)
+    group.add_argument("--any-model-name", dest="is_any_model_served", action="store_true", help=text)
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
@@ -124,21 +125,24 @@ def _add_surroundings(command: argparse.ArgumentParser) -> None:
     add_choice(group, "--log-format", "lines for programs or for people", LogFormat.JSON)
     group.add_argument(
         "--root-path",
-        type=_root_path,
+        type=_matching(r"/?|(/[A-Za-z0-9._~-]+)+/?", "a path such as /m3"),
         default="",
         metavar="PATH",
         help="path prefix under which a proxy shows the server, such as /m3; the proxy may take it off or leave it",
     )
     group.add_argument(
         "--cors-allow-origin",
-        type=_origin,
+        type=_matching(
+            r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", "SCHEME://HOST or SCHEME://HOST:PORT without a path, or *"
+        ),
         action="append",
         metavar="ORIGIN",
         help="let pages of ORIGIN ask from a browser, such as https://example.org, or *; repeatable (default: none)",
     )
     text = "send traces by HTTP to this OpenTelemetry collector, such as http://localhost:4318 (extra otel; default: "
     text += "OTEL_EXPORTER_OTLP_ENDPOINT, or none)"
-    group.add_argument("--otlp-endpoint", type=_url, metavar="URL", help=text)
+    url = _matching(r"https?://[^\s/?#]+[^\s?#]*", "a URL such as http://localhost:4318")
+    group.add_argument("--otlp-endpoint", type=url, metavar="URL", help=text)
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float, *, above: float | None = None) -> None:
@@ -170,85 +174,46 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
-    """The arguments as settings."""
+    """The arguments as settings: those that are called as a setting is are one."""
     from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
+    def named(kind: type[RequestLimits | ServerSettings]) -> dict[str, Any]:
+        return {field.name: given[field.name] for field in fields(kind) if field.name in given}
+
+    given = vars(arguments)
     body_bytes = 1024 * arguments.max_body_kib
-    limits = RequestLimits(
-        queue=QueueLimits(max_tokens=arguments.max_queue_tokens, batch_tokens=arguments.batch_tokens),
-        max_texts=arguments.max_texts,
-        max_body_bytes=body_bytes,
-        max_held_bytes=max(RequestLimits.max_held_bytes, 4 * body_bytes),
-        max_result_bytes=1024**2 * arguments.max_result_mib,
-        max_requests=arguments.max_requests,
-        deadline_s=arguments.deadline_s,
-        body_timeout_s=arguments.body_timeout_s,
-    )
-    bundle = ServedBundle(
-        path=Path(arguments.bundle),
-        threads=arguments.threads or max(1, default_threads() // arguments.workers),
-        variant=arguments.variant,
-        engine=arguments.engine,
-        verify=Verify(arguments.verify),
-        cache_dir=None if arguments.cache_dir is None else Path(arguments.cache_dir),
-        low_memory=arguments.low_memory,
-        streams=arguments.streams,
-    )
-    return ServerSettings(
-        bundle=bundle,
-        host=arguments.host,
-        port=arguments.port,
-        workers=arguments.workers,
-        model_names=tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
-        is_any_model_served=arguments.any_model_name,
-        max_length=arguments.max_length,
-        on_truncate=OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
-        takes_token_ids=arguments.accept_token_ids,
-        cuts_dimensions=arguments.allow_dimensions,
-        limits=limits,
-        api_key_file=arguments.api_key_file,
-        has_ui=not arguments.no_ui,
-        open_metrics=arguments.open_metrics,
-        metrics_port=arguments.metrics_port,
-        drain_delay_s=arguments.drain_delay_s,
-        drain_s=arguments.drain_s,
-        api_key=arguments.api_key,
-        root_path=arguments.root_path,
-        cors_allow_origins=tuple(arguments.cors_allow_origin or ()),
-        otlp_endpoint=arguments.otlp_endpoint,
-        logs=LogSettings(arguments.log_level, arguments.log_format),
-    )
+    limits: dict[str, Any] = {
+        "queue": QueueLimits(max_tokens=arguments.max_queue_tokens, batch_tokens=arguments.batch_tokens),
+        "max_body_bytes": body_bytes,
+        "max_held_bytes": max(RequestLimits.max_held_bytes, 4 * body_bytes),
+        "max_result_bytes": 1024**2 * arguments.max_result_mib,
+    }
+    threads = arguments.threads or max(1, default_threads() // arguments.workers)
+    others: dict[str, Any] = {
+        "bundle": ServedBundle(Path(arguments.bundle), **opening(arguments) | {"threads": threads}),
+        "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
+        "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
+        "limits": RequestLimits(**named(RequestLimits) | limits),
+        "root_path": arguments.root_path.rstrip("/"),
+        "has_ui": not arguments.no_ui,
+        "logs": LogSettings(arguments.log_level, arguments.log_format),
+        "cors_allow_origins": tuple(arguments.cors_allow_origin or ()),
+    }
+    return ServerSettings(**named(ServerSettings) | others)
 
 
-def _names(text: str) -> str:
-    if not all(name.strip() for name in text.split(",")):
-        raise argparse.ArgumentTypeError(f"expected one name or several with commas between, got {text!r}")
-    return text
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return text
+
+    return parse
 
 
 def _api_key(text: str) -> str:
     if not is_key(text):
         raise argparse.ArgumentTypeError(f"expected {A_KEY}")
-    return text
-
-
-def _root_path(text: str) -> str:
-    if text not in ("", "/") and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", text):
-        raise argparse.ArgumentTypeError(f"expected a path such as /m3, got {text!r}")
-    return text.rstrip("/")
-
-
-def _origin(text: str) -> str:
-    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#,]+", text):
-        raise argparse.ArgumentTypeError(
-            f"expected SCHEME://HOST or SCHEME://HOST:PORT without a path, or *, got {text!r}"
-        )
-    return text
-
-
-def _url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
-        raise argparse.ArgumentTypeError(f"expected a URL such as http://localhost:4318, got {text!r}")
     return text

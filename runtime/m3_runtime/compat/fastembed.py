@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.options import checked_integer
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.ignored import check_devices, warn_ignored
@@ -127,8 +128,7 @@ class _Embedding(Generic[_Vectors]):
         """
         if parallel not in (None, 1):
             warn_ignored(f"parallel={parallel!r}: one engine computes with all its threads; use threads= for more")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        checked_integer(batch_size, "batch_size")
         done = 0
         for texts in _batches(documents, batch_size):
             for place, text in enumerate(texts, done):
@@ -166,6 +166,11 @@ class _Embedding(Generic[_Vectors]):
 class _SizedEmbedding(_Embedding[NDArray[np.float32]]):
     """Vectors of one size."""
 
+    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
+        vectors = found.dense_vecs if self._head is Head.DENSE else found.colbert_vecs
+        assert vectors is not None
+        return vectors
+
     @property
     def embedding_size(self) -> int:
         """Dimensions of a vector."""
@@ -189,19 +194,11 @@ class TextEmbedding(_SizedEmbedding):
 
     _head = Head.DENSE
 
-    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
-        assert found.dense_vecs is not None
-        return found.dense_vecs
-
 
 class LateInteractionTextEmbedding(_SizedEmbedding):
     """ColBERT vectors, (L-1, C) float32 each; M3 was not trained on queries filled up with mask tokens."""
 
     _head = Head.COLBERT
-
-    def _each(self, found: Encoding) -> Iterable[NDArray[np.float32]]:
-        assert found.colbert_vecs is not None
-        return found.colbert_vecs
 
 
 class SparseTextEmbedding(_Embedding[SparseEmbedding]):

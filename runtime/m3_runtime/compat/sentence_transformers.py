@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3_runtime.bundle.prompts import read_prompts
-from m3_runtime.encode.options import checked_max_length
+from m3_runtime.encode.encoding import leading
+from m3_runtime.encode.options import checked_integer, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
@@ -41,7 +42,6 @@ _DOWNLOAD = {"cache_folder", "trust_remote_code", "local_files_only", "token", "
 """Arguments that concern a download. There is none."""
 _BATCHES_OF_A_STEP = 8
 """How many batches are encoded between two steps of a progress bar: many texts are encoded faster than few."""
-_SMALLEST_NORM = 1e-12
 
 
 class SentenceTransformer:
@@ -183,9 +183,10 @@ class SentenceTransformer:
         whole = [before + text for text in checked_texts([texts] if isinstance(texts, str) else texts)]
         vectors = self._dense(whole, batch_size, is_shown=bool(show_progress_bar))
         size = self.truncate_dim if truncate_dim is None else truncate_dim
-        if size is not None:
-            vectors = vectors[:, : _positive(size, "truncate_dim")]
-        found = quantize(_unit(vectors) if normalize_embeddings else vectors)
+        if size is not None or normalize_embeddings:
+            size = vectors.shape[1] if size is None else checked_integer(size, "truncate_dim")
+            vectors = leading(vectors, size, normalize=normalize_embeddings)
+        found = quantize(vectors)
         return found[0] if isinstance(texts, str) else found
 
     def encode_query(
@@ -286,7 +287,7 @@ class SentenceTransformer:
         return found
 
     def _dense(self, texts: Sequence[str], batch_size: int, *, is_shown: bool) -> NDArray[np.float32]:
-        step = _positive(batch_size, "batch_size") * _BATCHES_OF_A_STEP if is_shown else max(len(texts), 1)
+        step = checked_integer(batch_size, "batch_size") * _BATCHES_OF_A_STEP if is_shown else max(len(texts), 1)
         vectors = [np.empty((0, self.encoder.bundle.manifest.geometry.hidden_size), np.float32)]
         truncated = 0
         for start in Progress(quiet=not is_shown).bar(range(0, len(texts), step), "Batches", "step"):
@@ -308,12 +309,6 @@ def _one_of(names: Mapping[Any, Any], value: Any, argument: str) -> Any:
     return value
 
 
-def _positive(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
-    return value
-
-
 def _rows(vectors: ArrayLike) -> NDArray[np.float32]:
     """(N, H), also of one vector."""
     rows = np.atleast_2d(np.asarray(vectors, np.float32))
@@ -322,14 +317,14 @@ def _rows(vectors: ArrayLike) -> NDArray[np.float32]:
     return rows
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST_NORM)
-
-
 def _distances(first: NDArray[np.float32], second: NDArray[np.float32], order: int) -> NDArray[np.float32]:
     """Of each of N vectors (N, H) to each of M, (N, M)."""
     rows = [np.linalg.norm(second - row, order, axis=1) for row in first]
     return np.array(rows, np.float32).reshape(len(first), len(second))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return leading(vectors, vectors.shape[1], normalize=True)
 
 
 _Compare = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]

@@ -34,8 +34,8 @@ class Encoding(Mapping[str, Any]):
     sparse: SparseVectors | None
     colbert_vecs: list[NDArray[Any]] | NDArray[Any] | None
     token_counts: NDArray[np.int64]
-    truncated: int
-    is_single: bool
+    truncated: int = 0
+    is_single: bool = False
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, float]] | dict[str, float] | None:
@@ -74,11 +74,11 @@ class Encoding(Mapping[str, Any]):
         """
         dense, colbert = self.dense_vecs, self.colbert_vecs
         if isinstance(colbert, list):
-            colbert = [_leading(rows, size, normalize) for rows in colbert]
+            colbert = [leading(rows, size, normalize=normalize) for rows in colbert]
         elif colbert is not None:
-            colbert = _leading(colbert, size, normalize)
+            colbert = leading(colbert, size, normalize=normalize)
         return replace(
-            self, dense_vecs=None if dense is None else _leading(dense, size, normalize), colbert_vecs=colbert
+            self, dense_vecs=None if dense is None else leading(dense, size, normalize=normalize), colbert_vecs=colbert
         )
 
     def __getitem__(self, key: str) -> Any:
@@ -144,8 +144,6 @@ class EncodingBuilder:
             sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
             colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
             token_counts=self._token_counts,
-            truncated=0,
-            is_single=False,
         )
 
 
@@ -153,7 +151,8 @@ _NO_WEIGHTS: SparseRow = np.empty(0, np.int64), np.empty(0, np.float32)
 _SMALLEST_NORM = 1e-12
 
 
-def _leading(vectors: NDArray[Any], size: int, normalize: bool) -> NDArray[Any]:
+def leading(vectors: NDArray[Any], size: int, *, normalize: bool) -> NDArray[Any]:
+    """The first `size` dimensions of vectors (…, H), at unit length if they are to have it."""
     kept = vectors[..., :size].copy()
     if not normalize:
         return kept

@@ -44,16 +44,7 @@ def encode_options(
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
 ) -> EncodeOptions:
-    """Check the arguments of a call.
-
-    Args:
-        manifest: of the bundle that will encode.
-        heads: heads that are wanted.
-        batch_size: most texts of a batch.
-        token_budget: most tokens of a batch.
-        max_length: tokens per text, or None for the default.
-        on_truncate: "truncate" or "error".
-        colbert_dtype: "float32" or "float16".
+    """Check the arguments of a call, which are those of `M3Encoder.encode_heads`, for the bundle that will encode.
 
     Raises:
         InputError: an argument is out of range, or no head is asked for.
@@ -62,8 +53,8 @@ def encode_options(
     return EncodeOptions(
         heads=checked_heads(manifest, heads),
         max_length=checked_max_length(max_length, manifest.geometry.max_tokens, "max_length"),
-        batch_size=_at_least(batch_size, 1, "batch_size"),
-        token_budget=_at_least(token_budget, 1, "token_budget"),
+        batch_size=checked_integer(batch_size, "batch_size"),
+        token_budget=checked_integer(token_budget, "token_budget"),
         on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
         colbert_dtype=_member(ColbertDtype, colbert_dtype, "colbert_dtype"),
     )
@@ -93,7 +84,7 @@ def checked_max_length(value: int | None, limit: int, name: str) -> int:
     """
     if value is None:
         return min(DEFAULT_MAX_LENGTH, limit)
-    length = _at_least(value, SPECIALS + 1, name)
+    length = checked_integer(value, name, SPECIALS + 1)
     if length > limit:
         raise InputError(f"{name} is {length}, but the model takes at most {limit} tokens (both specials included)")
     return length
@@ -105,10 +96,15 @@ def checked_threads(threads: int) -> int:
     Raises:
         InputError: not an integer of at least 1.
     """
-    return _at_least(threads, 1, "threads")
+    return checked_integer(threads, "threads")
 
 
-def _at_least(value: object, least: int, name: str) -> int:
+def checked_integer(value: object, name: str, least: int = 1) -> int:
+    """A usable number.
+
+    Raises:
+        InputError: not an integer of at least `least`; the error calls it `name`.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InputError(f"{name} must be an integer, got {type(value).__name__}")
     number = int(value.__index__())

@@ -112,5 +112,4 @@ class Results:
             colbert_vecs=self._colbert if Head.COLBERT in heads else None,
             token_counts=self._lengths,
             truncated=self._truncated,
-            is_single=False,
         )

@@ -7,7 +7,6 @@ is a matter of speed alone. Texts that may run together find each other across w
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 
 from m3_runtime.bundle.manifest import ModelInfo
 from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
@@ -27,14 +26,6 @@ _WINDOW = RunLimit(2048, 2_000_000)
 
 BatchObserver = Callable[[TokenBatch], None]
 """Called with every batch before it runs, in the thread that runs it."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Some neighbouring texts as ids; `start` is the index of the first."""
-
-    start: int
-    tokenized: TokenizedTexts
 
 
 def encode_texts(
@@ -62,11 +53,11 @@ def encode_tokens(
     Raises:
         EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
-    return _encoded([Window(0, tokenized)], len(tokenized.ids), options, manifest, engine, on_batch)
+    return _encoded([tokenized], len(tokenized.ids), options, manifest, engine, on_batch)
 
 
 def _encoded(
-    windows: Iterable[Window],
+    windows: Iterable[TokenizedTexts],
     texts: int,
     options: EncodeOptions,
     manifest: ModelInfo,
@@ -90,15 +81,18 @@ def _encoded(
     return results.encoding()
 
 
-def _batches(windows: Iterable[Window], limits: BatchLimits, results: Results) -> Iterator[Ready]:
-    waiting = Waiting(limits)
-    for window in windows:
-        results.note(window.start, window.tokenized)
-        yield from waiting.add(window.start, window.tokenized.ids)
+def _batches(windows: Iterable[TokenizedTexts], limits: BatchLimits, results: Results) -> Iterator[Ready]:
+    waiting, start = Waiting(limits), 0
+    for tokenized in windows:
+        results.note(start, tokenized)
+        yield from waiting.add(start, tokenized.ids)
+        start += len(tokenized.ids)
     yield from waiting.rest()
 
 
-def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Generator[Window]:
+def tokenized_windows(
+    texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer
+) -> Generator[TokenizedTexts]:
     """Yield all texts as ids, in order.
 
     One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
@@ -118,10 +112,9 @@ def tokenized_windows(texts: Sequence[str], options: EncodeOptions, tokenizer: M
         yield following.result()
 
 
-def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> Window:
+def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> TokenizedTexts:
     try:
-        tokenized = tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
+        return tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
     except TextTooLongError as error:
         index = part.start + error.index
         raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
-    return Window(part.start, tokenized)

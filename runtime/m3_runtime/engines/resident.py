@@ -61,13 +61,13 @@ class MappedFiles:
 
 @contextmanager
 def mapping(folder: Path) -> Iterator[MappedFiles]:
-    """Note which files under a folder are mapped inside the block."""
+    """Note which files of a folder are mapped inside the block; a link counts as the file that it leads to."""
     files = MappedFiles()
     with _opening:
         before = _mappings()
         yield files
-        inside = f"{folder.resolve()}/"
-        files._mappings = frozenset(m for m in _mappings() - before if m.path.startswith(inside))
+        inside = {os.path.realpath(path) for path in folder.iterdir()}
+        files._mappings = frozenset(m for m in _mappings() - before if m.path in inside)
 
 
 def trim_heap() -> None:

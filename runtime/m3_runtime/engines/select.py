@@ -48,6 +48,8 @@ def unmet_needs(variant: Variant) -> tuple[CpuFeature, ...]:
 def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Variant:
     """The variant to run. One that this processor cannot run is passed over with a warning, once in a process.
 
+    A processor without AVX2 is another: all variants run with SSE4.2 alone (tried in an emulator), slowly.
+
     Args:
         bundle: an open bundle.
         variant: a variant's name, or "auto": the one that its export found fastest on such a processor, else what
@@ -59,11 +61,16 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
         VariantError: no such variant, not on the engine asked for, or this processor lacks what it needs.
         EngineNotInstalledError: the engine that was asked for, or that the variant needs, is not installed.
     """
-    choice = find_variant(bundle, variant, engine)
+    choice, cpu = find_variant(bundle, variant, engine), cpu_info()
+    if cpu.x86_level == 2:
+        _warn_once(
+            f"this processor ({cpu.name}) has no {'AVX2' if 'avx' in cpu.flags else 'AVX'}, so encoding is far slower "
+            "than elsewhere; a virtual machine may hide it: give it the CPU type 'host'"
+        )
     for passed in choice.passed_over:
         _warn_once(
             f"variant {passed.name!r} needs {_in_words(unmet_needs(passed))}, which this processor "
-            f"({cpu_info().name}) does not have; {choice.variant.name!r} runs instead"
+            f"({cpu.name}) does not have; {choice.variant.name!r} runs instead"
         )
     return choice.variant
 
@@ -169,7 +176,7 @@ def _not_capable(bundle: Bundle, variant: Variant) -> VariantError:
     )
     return VariantError(
         f"variant {variant.name!r} needs {_in_words(unmet_needs(variant))}; this processor ({cpu.name}) has "
-        f"{', '.join(sorted(cpu.flags)) or 'no flags that can be read'}, and would compute something else than what "
+        f"{cpu.flags_in_words}, and would compute something else than what "
         f"was measured; {remedy}"
     )
 

@@ -4,7 +4,6 @@ Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.flag import BGEM3FlagModel
+from m3_runtime.integrations.hits import Hit, by_colbert, weights_of
 from m3_runtime.integrations.passages import (
     Added,
     Mode,
@@ -20,6 +20,8 @@ from m3_runtime.integrations.passages import (
     add_in_steps,
     check_collection,
     checked_mode,
+    last_of_each_id,
+    why_too_long,
 )
 from m3_runtime.integrations.plain_vectors import NEGLIGIBLE_WEIGHT
 
@@ -132,14 +134,6 @@ class BGEM3EmbeddingFunction:
         return results
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A passage that was found; `score` is Milvus', or ColBERT's after reranking."""
-
-    passage: Passage
-    score: float
-
-
 class MilvusIndex:
     """A collection with the fields id, text, payload (JSON), dense and sparse; ColBERT orders candidates anew.
 
@@ -216,11 +210,10 @@ class MilvusIndex:
             PartlyAddedError: something failed after some passages were written; the same call can be repeated.
         """
 
-        def write(some: list[Passage]) -> Iterator[list[Passage]]:
-            last = {str(passage.id): passage for passage in some}  # of an id that comes twice the last counts
-            if last:
-                self._client.upsert(self._collection, self._rows(list(last.values()), max_length))
-                yield list(last.values())
+        def write(some: list[Passage]) -> list[list[Passage]]:
+            last = last_of_each_id(some)
+            self._client.upsert(self._collection, self._rows(last, max_length))
+            return [last]
 
         return add_in_steps(passages, write, _why_not)
 
@@ -248,7 +241,7 @@ class MilvusIndex:
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)
         most = max(limit, candidates)
-        return self._reranked(question, self._hits(question, most, most, filter))[:limit]
+        return by_colbert(self._encoder, question, self._hits(question, most, most, filter))[:limit]
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, Any]]:
         texts = [passage.text for passage in passages]
@@ -256,7 +249,7 @@ class MilvusIndex:
         assert found.dense_vecs is not None
         rows = []
         for place, passage in enumerate(passages):
-            sparse = _weights(found, place) or {self._encoder.tokenizer_info.pad_id: NEGLIGIBLE_WEIGHT}
+            sparse = weights_of(found, place) or {self._encoder.tokenizer_info.pad_id: NEGLIGIBLE_WEIGHT}
             row = {"id": str(passage.id), "text": passage.text, "payload": dict(passage.payload)}
             rows.append({**row, "dense": found.dense_vecs[place], "sparse": sparse})
         return rows
@@ -265,7 +258,7 @@ class MilvusIndex:
         vectors: list[tuple[str, Any]] = []
         if question.dense_vecs is not None:
             vectors.append(("dense", question.dense_vecs[0]))
-        if question.sparse is not None and (weights := _weights(question, 0)):
+        if question.sparse is not None and (weights := weights_of(question, 0)):
             vectors.append(("sparse", weights))
         if not vectors:
             return []
@@ -286,29 +279,9 @@ class MilvusIndex:
             found = self._client.hybrid_search(self._collection, requests, RRFRanker(), limit, output_fields=fields)
         return [_hit(row) for row in found[0]]
 
-    def _reranked(self, question: Encoding, hits: list[Hit]) -> list[Hit]:
-        if not hits:
-            return []
-        texts = [hit.passage.text for hit in hits]
-        rows = self._encoder.encode(texts, return_dense=False, return_colbert_vecs=True).colbert_vecs
-        assert rows is not None and question.colbert_vecs is not None
-        query = question.colbert_vecs[0]
-        scored = [Hit(h.passage, self._encoder.colbert_score(query, r)) for h, r in zip(hits, rows, strict=True)]
-        return sorted(scored, key=lambda hit: -hit.score)
-
 
 def _why_not(passage: Passage) -> str | None:
-    """Why Milvus cannot hold it."""
-    for name, text, most in (("id", str(passage.id), _MAX_ID_BYTES), ("text", passage.text, _MAX_TEXT_BYTES)):
-        if (size := len(text.encode())) > most:
-            return f"its {name} has {size} bytes, Milvus holds {most}" + ("; split it" if name == "text" else "")
-    return None
-
-
-def _weights(encoding: Encoding, row: int) -> dict[int, float]:
-    assert encoding.sparse is not None
-    ids, weights = encoding.sparse.row(row)
-    return dict(zip(ids.tolist(), weights.tolist(), strict=True))
+    return why_too_long(passage, "Milvus", _MAX_ID_BYTES, _MAX_TEXT_BYTES)
 
 
 def _hit(row: Any) -> Hit:

@@ -1,5 +1,6 @@
 """What goes into a database, and how it is searched."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,15 +78,17 @@ class Added:
 
 Write = Callable[[list[Passage]], Iterable[Sequence[Passage]]]
 """Writes some passages, request by request, and gives those of each request once they are in."""
+WhyNot = Callable[[Passage], str | None]
+"""Why a store cannot hold a passage; None if it can."""
 
 
-def add_in_steps(passages: Iterable[Passage], write: Write, why_not: Callable[[Passage], str | None]) -> Added:
+def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> Added:
     """Write passages, some at a time, in their order.
 
     Args:
         passages: any number of them.
         write: writes those of one step.
-        why_not: why the store cannot hold a passage; None if it can.
+        why_not: why the store cannot hold a passage.
 
     Raises:
         InputError: an item is no passage, or not what it must be; nothing of its step is written.
@@ -99,7 +102,8 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: Callable[[P
         while some := list(islice(waiting, STEP_PASSAGES)):
             reasons = [why_not(checked_passage(passage)) for passage in some]
             put_aside |= {p.id: reason for p, reason in zip(some, reasons, strict=True) if reason}
-            for done in write([p for p, reason in zip(some, reasons, strict=True) if not reason]):
+            fitting = [p for p, reason in zip(some, reasons, strict=True) if not reason]
+            for done in write(fitting) if fitting else ():
                 written, last_id = written + len(done), done[-1].id
     except BaseException as error:
         if last_id is None:
@@ -116,6 +120,52 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: Callable[[P
     for name, reason in put_aside.items():
         _log.warning("passage %r was not added: %s", name, reason)
     return Added(written, put_aside)
+
+
+def last_of_each_id(passages: Iterable[Passage]) -> list[Passage]:
+    """Passages without those whose id, as text, comes again later: the last counts.
+
+    >>> [p.text for p in last_of_each_id([Passage(1, "a"), Passage("2", "b"), Passage("1", "c")])]
+    ['c', 'b']
+    """
+    return list({str(passage.id): passage for passage in passages}.values())
+
+
+def why_too_long(passage: Passage, store: str, id_bytes: int, text_bytes: int | None = None) -> str | None:
+    """Why a store with such limits cannot hold a passage.
+
+    >>> why_too_long(Passage("bees", "Bees dance."), "this store", 3)
+    'its id has 4 bytes, this store holds 3'
+    """
+    for name, text, most in (("id", str(passage.id), id_bytes), ("text", passage.text, text_bytes)):
+        if most is not None and (size := len(text.encode())) > most:
+            return f"its {name} has {size} bytes, {store} holds {most}" + ("; split it" if name == "text" else "")
+    return None
+
+
+def as_json(value: Mapping[str, Any], where: str) -> str:
+    """A mapping as JSON; `where` is how an error calls it.
+
+    Raises:
+        InputError: it is no mapping, or has something that JSON has not.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must be a mapping, got {type(value).__name__}")
+    try:
+        text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+        text.encode()  # half a surrogate pair is no text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} cannot be written as JSON: {error}") from error
+    return text
+
+
+def payload_as_json(passage: Passage) -> str:
+    """A passage's payload as JSON.
+
+    Raises:
+        InputError: it has something that JSON has not; the passage is named.
+    """
+    return as_json(passage.payload, f"passage {passage.id!r}: its payload")
 
 
 def checked_passage(item: object) -> Passage:

@@ -3,44 +3,16 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from m3_runtime.errors import InputError
-from m3_runtime.io.opened import READ_ERRORS, opened
-from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, Row, checked_row
+from m3_runtime.io.opened import opened
+from m3_runtime.io.rows import LONGEST_BYTES, Columns, RawRow
 
 _OTHERS = (",", ";", "\t", "|")
 
 
-@dataclass(frozen=True, slots=True)
-class _RawRecord:
-    """A record's cells, and the line in which it begins."""
-
-    path: str
-    number: int
-    cells: Sequence[str]
-    header: Sequence[str]
-    columns: Columns
-    end_bytes: int
-
-    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
-        place = f"{self.path}:{self.number}"
-        if len(self.cells) != len(self.header):
-            return BadRow(place, f"expected {len(self.header)} cells as in the header, got {len(self.cells)}")
-        text = self.cells[self.header.index(self.columns.text)]
-        name = str(self.number) if is_numbered else place
-        if self.columns.id_or_usual in self.header:
-            name = self.cells[self.header.index(self.columns.id_or_usual)]
-        try:
-            (name + text).encode()  # bytes that are no UTF-8 were read as lone surrogates
-            return checked_row(place, name, text)
-        except UnicodeEncodeError:
-            return BadRow(place, "not UTF-8 text")
-        except InputError as error:
-            return BadRow(place, str(error))
-
-
-def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[_RawRecord]:
+def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[RawRow]:
     """Yield the records behind the header; empty lines are none.
 
     Args:
@@ -57,7 +29,7 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[_Raw
     try:
         # What is no UTF-8 spoils its own row only.
         with (
-            opened(path) as file,
+            opened(path, lambda: f" after line {line}") as file,
             io.TextIOWrapper(file.bytes, "utf-8-sig", errors="surrogateescape", newline="") as text,
         ):
             first = text.readline(LONGEST_BYTES)
@@ -70,7 +42,7 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[_Raw
             line = reader.line_num
             for cells in reader:
                 if cells:
-                    yield _RawRecord(path, line + 1, cells, header, columns, file.position())
+                    yield RawRow(path, line + 1, file.position(), partial(_id_and_text, cells, header, columns))
                 line = reader.line_num
     except InputError as error:
         raise InputError(str(error) if path in str(error) else f"{path!r}: {error}") from error
@@ -78,8 +50,18 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[_Raw
         raise InputError(
             f"{path!r}: the record in line {line + 1} cannot be read ({error}): does a quoted cell not end?"
         ) from error
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after line {line}: {error}") from error
+
+
+def _id_and_text(cells: Sequence[str], header: Sequence[str], columns: Columns, unnamed: str) -> tuple[str, str]:
+    if len(cells) != len(header):
+        raise InputError(f"expected {len(header)} cells as in the header, got {len(cells)}")
+    text, id_column = cells[header.index(columns.text)], columns.id_or_usual
+    name = cells[header.index(id_column)] if id_column in header else unnamed
+    try:
+        (name + text).encode()  # bytes that are no UTF-8 were read as lone surrogates
+    except UnicodeEncodeError:
+        raise InputError("not UTF-8 text") from None
+    return name, text
 
 
 def _delimiter(first: str, own: str, columns: Columns) -> str:

@@ -6,37 +6,18 @@ The file is not read at once: a value at a time is in memory.
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from m3_runtime.errors import InputError
-from m3_runtime.io.opened import READ_ERRORS, opened
-from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, Row, checked_row, json_cells
+from m3_runtime.io.opened import opened
+from m3_runtime.io.rows import LONGEST_BYTES, Columns, RawRow, json_cells
 
 _PIECE_CHARACTERS = 1 << 16
 _BLANKS = " \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _RawValue:
-    """A value, which is number so-and-so of its file."""
-
-    path: str
-    number: int
-    data: Any
-    columns: Columns
-    end_bytes: int
-
-    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
-        place = f"{self.path}:{self.number}"
-        try:
-            cells = json_cells(self.data, self.columns, str(self.number) if is_numbered else place)
-            return checked_row(place, *cells)
-        except InputError as error:
-            return BadRow(place, str(error))
-
-
-def json_rows(path: str, columns: Columns) -> Iterator[_RawValue]:
+def json_rows(path: str, columns: Columns) -> Iterator[RawRow]:
     """Yield the elements of an array, or the values of a file.
 
     Raises:
@@ -44,15 +25,16 @@ def json_rows(path: str, columns: Columns) -> Iterator[_RawValue]:
     """
     number = 0
     try:
-        with opened(path) as file, io.TextIOWrapper(file.bytes, encoding="utf-8-sig") as text:
+        with (
+            opened(path, lambda: f" after value {number}") as file,
+            io.TextIOWrapper(file.bytes, encoding="utf-8-sig") as text,
+        ):
             for number, data in enumerate(_values(_Ahead(text)), start=1):
-                yield _RawValue(path, number, data, columns, file.position())
+                yield RawRow(path, number, file.position(), partial(json_cells, data, columns))
     except UnicodeDecodeError as error:
         raise InputError(f"{path!r}: after value {number}: not UTF-8 text") from error
     except InputError as error:
         raise InputError(str(error) if path in str(error) else f"{path!r}: after value {number}: {error}") from error
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after value {number}: {error}") from error
 
 
 def _values(ahead: "_Ahead") -> Iterator[Any]:

@@ -13,7 +13,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -88,27 +88,35 @@ class Opened:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Opened]:
+def opened(path: str, so_far: Callable[[], str] = str) -> Iterator[Opened]:
     """Open a file of texts; "-" is standard input.
 
+    Args:
+        path: of the file.
+        so_far: how far it was read, in words that begin with a blank, for the error where it is damaged.
+
     Raises:
-        InputError: it cannot be opened, holds something else than its name says, or changed until its end was read.
+        InputError: it cannot be opened, holds something else than its name says, is damaged, or changed until its end
+            was read.
         ExtraNotInstalledError: it is zstd or lz4, and pyarrow is not installed.
-        OSError, EOFError, zlib.error, lzma.LZMAError: it is damaged; see `READ_ERRORS`.
     """
-    if path == STDIN:
-        file = sys.stdin.buffer
-        _check_content("standard input", _head(file))
-        yield Opened(file, file.tell if file.seekable() else int)
-        return
+    is_stdin = path == STDIN
     try:
-        before, raw = FileState.of(path), Path(path).open("rb")  # noqa: SIM115 - only opening it may fail here
+        before = None if is_stdin else FileState.of(path)
+        raw: BinaryIO = sys.stdin.buffer if is_stdin else Path(path).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InputError(f"cannot read {path!r}: {error.strerror}") from error
-    with raw, unpacked(raw, packing_of(path)) as file:
-        _check_content(path, _head(file))
-        yield Opened(file, raw.tell if raw.seekable() else int)
-    check_unchanged(path, before)
+    try:
+        with ExitStack() as stack:
+            if not is_stdin:
+                stack.enter_context(raw)
+            file = stack.enter_context(unpacked(raw, packing_of(path)))
+            _check_content("standard input" if is_stdin else path, _head(file))
+            yield Opened(file, raw.tell if raw.seekable() else int)
+    except READ_ERRORS as error:
+        raise InputError(f"cannot read {path!r}{so_far()}: {error}") from error
+    if before is not None:
+        check_unchanged(path, before)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import os
 import stat
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,26 +59,24 @@ def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
     Raises:
         InputError: the target is an input, or in one.
     """
-    written = _identities(target, sys.stdout)
-    above = {_identity_of(folder) for folder in Path(os.path.realpath(target)).parents} if target != STDOUT else set()
+    written = identities([target], sys.stdout)
+    above = identities([] if target == STDOUT else Path(os.path.realpath(target)).parents)
     for name in inputs:
-        read = _identities(name, sys.stdin)
+        read = identities([name], sys.stdin)
         if read & (written | (above if Path(name).is_dir() else set())):
             shown = "standard output" if target == STDOUT else repr(str(target))
             raise InputError(f"{shown} is the input {str(name)!r}, or in it, and would be written over; choose another")
 
 
-def _identities(path: str | Path, stream: Any) -> set[tuple[int, int]]:
-    """Which file or folder a path names; none where nothing is there, or a device or pipe."""
-    try:
-        found = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
-    except (OSError, ValueError):  # not there; a stream without a number
-        return set()
-    return {(found.st_dev, found.st_ino)} if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else set()
-
-
-def _identity_of(folder: Path) -> tuple[int, int] | None:
-    return next(iter(_identities(folder, None)), None)
+def identities(paths: Iterable[str | Path], stream: Any = None) -> set[tuple[int, int]]:
+    """Which files and folders paths name, "-" a stream; none where nothing is there, or a device or pipe."""
+    found = set()
+    for path in paths:
+        with suppress(OSError, ValueError):  # not there; a stream without a number
+            state = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
+            if stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode):
+                found.add((state.st_dev, state.st_ino))
+    return found
 
 
 class _Stream(io.BufferedWriter):

@@ -7,6 +7,7 @@ leaves rows that cannot be used to its caller; `read_texts` and `read_pairs` mak
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +15,8 @@ from m3_runtime.errors import InputError
 from m3_runtime.io.delimited import delimited_rows
 from m3_runtime.io.formats import STDIN, SourceFormat, endings_in_words, format_of
 from m3_runtime.io.json_values import json_rows
-from m3_runtime.io.opened import READ_ERRORS, opened
-from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, PairRow, RawRow, Row, checked_row, json_cells
+from m3_runtime.io.opened import opened
+from m3_runtime.io.rows import LONGEST_BYTES, BadRow, Columns, PairRow, RawRow, Row, json_cells
 from m3_runtime.io.tables import table_rows
 from m3_runtime.tokenizer import check_text
 
@@ -78,7 +79,7 @@ def raw_rows(path: str, source_format: SourceFormat, columns: Columns) -> Iterat
             yield from _objects(path, columns)
         case SourceFormat.LINES:
             for line in _lines(path):
-                yield _RawLine(line, columns, is_jsonl=False)
+                yield RawRow(line.path, line.number, line.end_bytes, partial(_whole_line, line))
 
 
 def read_texts(
@@ -137,14 +138,14 @@ def read_pairs(path: str, source_format: SourceFormat | None = None) -> Iterator
 class _Line:
     """A line with its end; `data` is None where it is too long, and is not held."""
 
-    name: str
+    path: str
     number: int
     data: bytes | None
     end_bytes: int
 
     @property
     def place(self) -> str:
-        return f"{self.name}:{self.number}"
+        return f"{self.path}:{self.number}"
 
     def decoded(self) -> str:
         if self.data is None:
@@ -155,29 +156,15 @@ class _Line:
             raise InputError(f"not UTF-8 text (byte {error.start} of the line)") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _RawLine:
-    line: _Line
-    columns: Columns
-    is_jsonl: bool
-
-    @property
-    def end_bytes(self) -> int:
-        return self.line.end_bytes
-
-    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
-        place = self.line.place
-        unnamed = str(self.line.number) if is_numbered else place
-        try:
-            text = self.line.decoded()
-            if not self.is_jsonl:
-                return checked_row(place, unnamed, text)
-            return checked_row(place, *json_cells(_from_json(text), self.columns, unnamed))
-        except InputError as error:
-            return BadRow(place, str(error))
+def _whole_line(line: _Line, unnamed: str) -> tuple[str, str]:
+    return unnamed, line.decoded()
 
 
-def _objects(path: str, columns: Columns) -> Iterator[_RawLine]:
+def _json_line(line: _Line, columns: Columns, unnamed: str) -> tuple[object, object]:
+    return json_cells(_from_json(line.decoded()), columns, unnamed)
+
+
+def _objects(path: str, columns: Columns) -> Iterator[RawRow]:
     """The lines of JSON Lines; JSON that is printed over several lines would be a bad row in each of them."""
     is_first = True
     for line in _lines(path):
@@ -189,7 +176,7 @@ def _objects(path: str, columns: Columns) -> Iterator[_RawLine]:
                 "pass --input-format json"
             )
         is_first = False
-        yield _RawLine(line, columns, is_jsonl=True)
+        yield RawRow(line.path, line.number, line.end_bytes, partial(_json_line, line, columns))
 
 
 def _is_printed(line: bytes) -> bool:
@@ -199,14 +186,11 @@ def _is_printed(line: bytes) -> bool:
 
 def _begins_with_a_line(path: str) -> bool:
     """Whether the first line that is not blank is a JSON value of its own, and no array."""
-    try:
-        with opened(path) as file:
-            for line in file.bytes.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
-                if line.strip():
-                    is_cut = not line.endswith(b"\n") and len(line) >= _HEAD_BYTES // 2
-                    return not _is_printed(line) and (is_cut or _is_json(line))
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r}: {error}") from error
+    with opened(path) as file:
+        for line in file.bytes.read(_HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True):
+            if line.strip():
+                is_cut = not line.endswith(b"\n") and len(line) >= _HEAD_BYTES // 2
+                return not _is_printed(line) and (is_cut or _is_json(line))
     return True  # nothing in it
 
 
@@ -220,12 +204,9 @@ def _is_json(line: bytes) -> bool:
 
 def _lines(path: str) -> Iterator[_Line]:
     name, number = "standard input" if path == STDIN else path, 0
-    try:
-        with opened(path) as file:
-            for number, data in enumerate(_bounded_lines(file.bytes), start=1):
-                yield _Line(name, number, data, file.position())
-    except READ_ERRORS as error:
-        raise InputError(f"cannot read {path!r} after line {number}: {error}") from error
+    with opened(path, lambda: f" after line {number}") as file:
+        for number, data in enumerate(_bounded_lines(file.bytes), start=1):
+            yield _Line(name, number, data, file.position())
 
 
 def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:

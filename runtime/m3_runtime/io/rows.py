@@ -4,8 +4,9 @@ A row that cannot be used is a value, `BadRow`, for whoever can go on without it
 """
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from m3_runtime.errors import InputError
 from m3_runtime.tokenizer import check_text
@@ -58,18 +59,32 @@ class Columns:
         return "id" if self.id is None else self.id
 
 
-class RawRow(Protocol):
-    """A row that was read, but not looked into."""
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row that was read, but not looked into.
 
-    @property
-    def end_bytes(self) -> int:
-        """How far into its file this row reaches."""
+    Attributes:
+        path: of its file.
+        number: of the row, or of the line in which it begins.
+        end_bytes: how far into its file it reaches.
+        cells: gives its id and its text; called with the id of a row that has none. Raises InputError.
+    """
+
+    path: str
+    number: int
+    end_bytes: int
+    cells: Callable[[str], tuple[object, object]]
 
     def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
         """The row, or what is wrong with it; without an id its place is its id, or if `is_numbered` its number."""
+        place = f"{self.path}:{self.number}"
+        try:
+            return _checked_row(place, *self.cells(str(self.number) if is_numbered else place))
+        except InputError as error:
+            return BadRow(place, str(error))
 
 
-def checked_row(place: str, name: object, text: object) -> Row:
+def _checked_row(place: str, name: object, text: object) -> Row:
     """A row of cells as a file's reader gives them.
 
     Raises:

@@ -1,7 +1,7 @@
 """Parquet: one column of texts and one of ids, or fields of struct columns by their path. Needs pyarrow."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +9,14 @@ from m3_runtime.errors import InputError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.formats import packing_of
 from m3_runtime.io.opened import FileState, check_unchanged
-from m3_runtime.io.rows import BadRow, Columns, Row, checked_row
+from m3_runtime.io.rows import Columns, RawRow
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 1024
 _TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
-@dataclass(frozen=True, slots=True)
-class _RawCells:
-    """A row's cells in two columns; `names` is None where there is no id column."""
-
-    path: str
-    number: int
-    texts: Any
-    names: Any
-    offset: int
-    end_bytes: int
-
-    def parsed(self, *, is_numbered: bool = False) -> Row | BadRow:
-        place = f"{self.path}:{self.number}"
-        try:
-            text = self.texts[self.offset].as_py()
-            if text is None:
-                return BadRow(place, "the text is null")
-            unnamed = str(self.number) if is_numbered else place
-            return checked_row(place, unnamed if self.names is None else self.names[self.offset].as_py(), text)
-        except UnicodeDecodeError as error:  # writers may put any bytes into a string column
-            return BadRow(place, f"not UTF-8 text (byte {error.start} of the cell)")
-        except InputError as error:
-            return BadRow(place, str(error))
-
-
-def table_rows(path: str, columns: Columns) -> Iterator[_RawCells]:
+def table_rows(path: str, columns: Columns) -> Iterator[RawRow]:
     """Yield the rows of a Parquet file.
 
     Raises:
@@ -63,10 +38,22 @@ def table_rows(path: str, columns: Columns) -> Iterator[_RawCells]:
                 names = None if id_column is None else _cells(batch, id_column)
                 for offset in range(batch.num_rows):
                     number += 1
-                    yield _RawCells(path, number, texts, names, offset, size_bytes * number // rows)
+                    cells = partial(_id_and_text, texts, names, offset)
+                    yield RawRow(path, number, size_bytes * number // rows, cells)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot read {path!r} as Parquet: {error}") from error
     check_unchanged(path, before)
+
+
+def _id_and_text(texts: Any, names: Any, offset: int, unnamed: str) -> tuple[object, object]:
+    """A row's cells in two columns of a batch; `names` is None where there is no id column."""
+    try:
+        text = texts[offset].as_py()
+        if text is None:
+            raise InputError("the text is null")
+        return unnamed if names is None else names[offset].as_py(), text
+    except UnicodeDecodeError as error:  # writers may put any bytes into a string column
+        raise InputError(f"not UTF-8 text (byte {error.start} of the cell)") from error
 
 
 def _id_column(schema: Any, path: str, columns: Columns) -> str | None:

@@ -45,10 +45,6 @@ class Addresses:
         if root_path and self._is_ambiguous():
             raise InputError(f"the root path {root_path!r} is a path of the server's own; choose another --root-path")
 
-    def route_of(self, path: str) -> str | None:
-        """The path if there is one; clients invent others, and each would be counted and traced by its own name."""
-        return path if path in self.paths else None
-
     def known(self, scope: Scope) -> Scope:
         """A request's scope with its path in the one spelling, whether or not the proxy has taken its prefix off.
 

@@ -15,19 +15,19 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_runtime.errors import DrainingError, InputError, M3Error, QueueFullError, RequestTooLargeError
-from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
-from m3_runtime.server.answers import PROBLEM, Problem, refusal, refusal_of
+from m3_runtime.server.addresses import OPERATION_PATHS
+from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
-from m3_runtime.server.service import Call, Service
+from m3_runtime.server.service import Service
 from m3_runtime.server.settings import RequestLimits
-from m3_runtime.server.shares import Shares
+from m3_runtime.server.shares import Holding, Shares
+from m3_runtime.server.tracing import ANSWERED, Answered
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -58,42 +58,26 @@ class _GoneError(Exception):
     """The client has disconnected."""
 
 
-@dataclass(eq=False)
-class _Exchange:
-    """What is recorded about a request while it is answered."""
-
-    path: str
-    method: str
-    start_s: float
-    client: str = ""
-    status: int = 0
-    problem: str = ""
-    held_bytes: int = 0
-    held_requests: int = 0
-
-
 class Admission:
     """Lets in what the limits allow. Counts, logs and bounds it."""
 
-    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None, addresses: Addresses) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
         """Wrap an app.
 
         Args:
             app: what answers.
             service: whose limits hold and whose counts are kept.
             keys: keys that let in; None lets everyone in.
-            addresses: paths that exist; others are counted as one.
         """
         self._app = app
         self._service = service
         self._limits: RequestLimits = service.settings.limits
         self._keys = keys
-        self._addresses = addresses
         self._open_paths = OPEN_PATHS | ({_METRICS} if service.settings.open_metrics else frozenset())
         limits = self._limits
         self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
         self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
-        self._unanswered: dict[_Exchange, asyncio.Timeout] = {}
+        self._unanswered: dict[Answered, asyncio.Timeout] = {}
         self._is_stopped = False
         service.on_stop.append(self._stop)
 
@@ -102,82 +86,76 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope["path"], scope["method"], time.perf_counter())
-
-        async def recording(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                exchange.problem = Headers(raw=message["headers"]).get(PROBLEM, "")
-            await send(message)
-
+        answered: Answered = scope[ANSWERED]
         try:
-            await self._admit(scope, receive, recording, exchange)
+            await self._admit(scope, receive, send, answered)
         except _RefusedError as error:
-            answer = refusal(exchange.path, error.status, error.problem, str(error))
-            await answer(scope, receive, recording)
+            answer = refusal(answered.path, error.status, error.problem, str(error))
+            await answer(scope, receive, send)
         except M3Error as error:
-            await refusal_of(exchange.path, error)(scope, receive, recording)
+            await refusal_of(answered.path, error)(scope, receive, send)
         except _GoneError:
-            exchange.status = 499  # as nginx calls it; nobody reads it
+            answered.status = 499  # as nginx calls it; nobody reads it
         except Exception as error:
             # Its message may hold a text, so only its kind and place are logged.
-            _log.error("failed", extra={"path": exchange.path, "error": type(error).__name__, "at": _place(error)})
-            if not exchange.status:
-                await refusal_of(exchange.path, error)(scope, receive, recording)
+            _log.error("failed", extra={"path": answered.path, "error": type(error).__name__, "at": _place(error)})
+            if not answered.status:
+                await refusal_of(answered.path, error)(scope, receive, send)
         finally:
-            self._record(exchange)
+            self._record(answered)
 
     def _stop(self) -> None:
         """Refuse, with 503, all requests that have no answer yet: the server ends now."""
         self._is_stopped = True
-        for exchange, limit in self._unanswered.items():
-            if not exchange.status:
+        for answered, limit in self._unanswered.items():
+            if not answered.status:
                 limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, exchange: _Exchange) -> None:
-        headers = Headers(scope=scope)
-        exchange.client = self._client(scope, headers, exchange)
-        if exchange.method != "POST":
-            await self._app(scope, _Replay(b""), send)
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
+        answered.client = client = self._client(scope, answered)
+        if answered.method != "POST":
+            await self._app(scope, _replay(b""), send)
             return
-        scope[CALL] = call = Call(exchange.client, self._deadline_s(headers), self._announced_bytes(headers))
-        if exchange.path not in _NOT_QUEUED:
-            self._service.check_room(call)
-        is_answered = False
-        try:
-            async with self._until_stopped(exchange):
-                self._check_requests(exchange.client)
-                body = await self._body(receive, exchange)
-                self._hold_request(exchange)
-                if exchange.path not in _NOT_QUEUED and len(body) > call.body_bytes:  # its size was not announced
+        is_queued = answered.path not in _NOT_QUEUED
+        deadline_s, announced_bytes = self._deadline_s(answered.headers), self._announced_bytes(answered.headers)
+        with (
+            self._service.call(client, deadline_s, announced_bytes) as call,
+            self._requests.holding(client) as requests,
+            self._bytes.holding(client) as held_bytes,
+        ):
+            scope[CALL] = call
+            if is_queued:
+                self._service.check_room(call)
+            async with self._until_stopped(answered):
+                if not self._requests.has_room(client, 1):
+                    raise self._too_many()
+                body = await self._body(receive, held_bytes)
+                if not requests.take(1):
+                    raise self._too_many()
+                if is_queued and len(body) > call.body_bytes:  # its size was not announced
                     call.body_bytes = len(body)
                     self._service.check_room(call)
                 await self._answer(scope, receive, send, body)
-                is_answered = True
-        finally:
-            self._service.end(call, is_answered=is_answered)
-            self._requests.give_back(exchange.client, exchange.held_requests)
-            self._bytes.give_back(exchange.client, exchange.held_bytes)
 
     @asynccontextmanager
-    async def _until_stopped(self, exchange: _Exchange) -> AsyncIterator[None]:
+    async def _until_stopped(self, answered: Answered) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(0 if self._is_stopped else None) as limit:
-                self._unanswered[exchange] = limit
+                self._unanswered[answered] = limit
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DrainingError("the server stops before the request is done; send it again, elsewhere") from None
         finally:
-            del self._unanswered[exchange]
+            del self._unanswered[answered]
 
-    def _client(self, scope: Scope, headers: Headers, exchange: _Exchange) -> str:
+    def _client(self, scope: Scope, answered: Answered) -> str:
         """Who asks: the name of its key, or its address."""
-        is_open = exchange.path in self._open_paths and exchange.method != "POST"
+        is_open = answered.path in self._open_paths and answered.method != "POST"
         if self._keys is None or is_open:
             return str((scope.get("client") or ("local",))[0])
-        scheme, _, key = (only_value(headers, "authorization") or "").partition(" ")
+        scheme, _, key = (only_value(answered.headers, "authorization") or "").partition(" ")
         name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             raise _RefusedError(
@@ -206,21 +184,10 @@ class Admission:
             raise InputError(f"the header {_DEADLINE_HEADER} must be a whole number of milliseconds above 0")
         return min(self._limits.deadline_s, int(wanted) / 1000)
 
-    def _check_requests(self, client: str) -> None:
-        if not self._requests.has_room(client, 1):
-            raise _busy(f"{self._requests.total} requests are under way")
+    def _too_many(self) -> QueueFullError:
+        return _busy(f"{self._requests.total} requests are under way")
 
-    def _hold_request(self, exchange: _Exchange) -> None:
-        self._check_requests(exchange.client)
-        self._requests.take(exchange.client, 1)
-        exchange.held_requests = 1
-
-    def _hold_bytes(self, exchange: _Exchange, size: int) -> None:
-        if not self._bytes.take(exchange.client, size):
-            raise _busy(f"{self._bytes.total} bytes of requests are under way")
-        exchange.held_bytes += size
-
-    async def _body(self, receive: Receive, exchange: _Exchange) -> bytes:
+    async def _body(self, receive: Receive, held_bytes: Holding) -> bytes:
         """A request's body, of bounded size and in bounded time, counted as it arrives."""
         parts, size, start_s = [], 0, asyncio.get_running_loop().time()
         most_s = self._limits.body_timeout_s
@@ -233,7 +200,8 @@ class Admission:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     self._check_size(size)
-                    self._hold_bytes(exchange, len(parts[-1]))
+                    if not held_bytes.take(len(parts[-1])):
+                        raise _busy(f"{self._bytes.total} bytes of requests are under way")
                     if not message.get("more_body", False):
                         return b"".join(parts)
                     limit.reschedule(start_s + most_s + size / _MIN_BYTES_PER_S)
@@ -246,7 +214,7 @@ class Admission:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         """Run the app; cancel it if the client disconnects."""
-        answering = asyncio.ensure_future(self._app(scope, _Replay(body), send))
+        answering = asyncio.ensure_future(self._app(scope, _replay(body), send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -258,29 +226,28 @@ class Admission:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _record(self, exchange: _Exchange) -> None:
-        metrics, duration_s = self._service.metrics, time.perf_counter() - exchange.start_s
-        route = self._addresses.route_of(exchange.path) or "other"
-        metrics.requests.labels(route, str(exchange.status)).inc()
-        metrics.request_seconds.labels(route).observe(duration_s)
-        if exchange.problem:
-            metrics.rejections.labels(exchange.problem).inc()
-        if exchange.path not in OPERATION_PATHS:
-            facts = {"method": exchange.method, "route": route, "status": exchange.status, "client": exchange.client}
+    def _record(self, answered: Answered) -> None:
+        metrics, duration_s, route = self._service.metrics, time.perf_counter() - answered.start_s, answered.route
+        shown = route or "other"  # clients invent paths, and each would be counted by its own name
+        metrics.requests.labels(shown, str(answered.status)).inc()
+        metrics.request_seconds.labels(shown).observe(duration_s)
+        if answered.problem:
+            metrics.rejections.labels(answered.problem).inc()
+        if route not in OPERATION_PATHS:
+            facts = {"method": answered.method, "route": shown, "status": answered.status, "client": answered.client}
             _log.info("request", extra={**facts, "duration_ms": round(1000 * duration_s, 2)})
 
 
-class _Replay:
+def _replay(body: bytes) -> Receive:
     """What a client has sent, for the app to receive; then nothing more comes."""
+    waiting = [body]
 
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
-
-    async def __call__(self) -> Message:
-        if self._body is None:
+    async def receive() -> Message:
+        if not waiting:
             await asyncio.Event().wait()  # until cancelled
-        body, self._body = self._body or b"", None
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+
+    return receive
 
 
 def only_value(headers: Headers, name: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from m3_runtime.errors import (
     M3Error,
     QueueFullError,
     RequestTooLargeError,
-    ServiceError,
     TextTooLongError,
 )
 
@@ -47,39 +46,27 @@ _MOST_CUT_SHOWN = 100
 
 
 class Problem(StrEnum):
-    """What went wrong; `error_type` in answers, and the label of a rejection."""
+    """What went wrong: `error_type` in answers, and the label of a rejection."""
 
-    VALIDATION = "Validation"
-    TOO_LARGE = "TooLarge"
-    OVERLOADED = "Overloaded"
-    UNAUTHORIZED = "Unauthorized"
-    NOT_FOUND = "NotFound"
-    TIMEOUT = "Timeout"
+    openai_code: str
+    """Its code in OpenAI's API, where the error has none of its own."""
+    openai_type: str
+    """What OpenAI's API calls it."""
+
+    def __new__(cls, name: str, openai_code: str = "server_error", openai_type: str = "server_error") -> Self:
+        """A member."""
+        member = str.__new__(cls, name)
+        member._value_, member.openai_code, member.openai_type = name, openai_code, openai_type
+        return member
+
+    VALIDATION = "Validation", "invalid_request", "invalid_request_error"
+    TOO_LARGE = "TooLarge", "request_too_large", "invalid_request_error"
+    OVERLOADED = "Overloaded", "rate_limit_exceeded", "rate_limit_error"
+    UNAUTHORIZED = "Unauthorized", "invalid_api_key", "authentication_error"
+    NOT_FOUND = "NotFound", "not_found", "invalid_request_error"
+    TIMEOUT = "Timeout", "timeout", "timeout_error"
     DRAINING = "Draining"
     BACKEND = "Backend"
-
-    @property
-    def openai_code(self) -> str:
-        """Its code in OpenAI's API, where the error has none of its own."""
-        return {
-            Problem.VALIDATION: "invalid_request",
-            Problem.TOO_LARGE: "request_too_large",
-            Problem.OVERLOADED: "rate_limit_exceeded",
-            Problem.UNAUTHORIZED: "invalid_api_key",
-            Problem.NOT_FOUND: "not_found",
-            Problem.TIMEOUT: "timeout",
-        }.get(self, "server_error")
-
-    @property
-    def openai_type(self) -> str:
-        """What OpenAI's API calls it."""
-        return {
-            Problem.OVERLOADED: "rate_limit_error",
-            Problem.UNAUTHORIZED: "authentication_error",
-            Problem.TIMEOUT: "timeout_error",
-            Problem.DRAINING: "server_error",
-            Problem.BACKEND: "server_error",
-        }.get(self, "invalid_request_error")
 
 
 class Refusal(TypedDict):
@@ -126,29 +113,28 @@ def row_json(row: NDArray[Any]) -> Any:
 
 
 async def vectors_answer(
-    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None
+    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None, most_tokens: int = 0
 ) -> Response:
-    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it."""
-    if vectors.nbytes <= _FEW_BYTES:
-        return json_answer(make(), headers)
-    return await asyncio.to_thread(lambda: json_answer(make(), headers))
+    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it.
 
-
-async def colbert_answer(
-    body: Any, encoding: Encoding, most_tokens: int, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A JSON answer with ColBERT vectors, written in another thread: it may be tens of megabytes.
+    Args:
+        vectors: that it holds.
+        make: makes what is written.
+        headers: of the answer.
+        most_tokens: of ColBERT vectors, which may be tens of megabytes.
 
     Raises:
-        InputError: its texts have more tokens than the server allows.
+        InputError: its ColBERT vectors have more tokens than the server allows.
     """
-    tokens = int(encoding.token_counts.sum())
-    if tokens > most_tokens:
+    tokens = int(vectors.token_counts.sum())
+    if vectors.colbert_vecs is not None and tokens > most_tokens:
         raise InputError(
             f"ColBERT vectors of {tokens} tokens are too much for JSON, the limit is {most_tokens}; "
             'send less at a time, or ask POST /m3/encode for "format": "npz" or "safetensors"'
         )
-    return await asyncio.to_thread(json_answer, body, headers)
+    if vectors.nbytes <= _FEW_BYTES:
+        return json_answer(make(), headers)
+    return await asyncio.to_thread(lambda: json_answer(make(), headers))
 
 
 def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
@@ -175,11 +161,6 @@ def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
     return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: shown}
 
 
-def speaks_openai(path: str) -> bool:
-    """Whether the clients of a path expect errors as OpenAI's API gives them."""
-    return path.startswith(("/v1/", "/v2/"))
-
-
 def refusal(
     path: str,
     status: int,
@@ -202,7 +183,7 @@ def refusal(
         code: of OpenAI's codes, where there is a closer one than the problem's.
     """
     body: Refusal | OpenAiRefusal = {"error": message, "error_type": problem}
-    if speaks_openai(path):
+    if path.startswith(("/v1/", "/v2/")):
         if status == HTTPStatus.UNPROCESSABLE_ENTITY or code in _TOO_MUCH_IN_A_FIELD:
             status = HTTPStatus.BAD_REQUEST
         code = code or problem.openai_code
@@ -219,10 +200,7 @@ def refusal_of(path: str, error: Exception) -> Response:
     """An error as an answer. What the message of a foreign error says is not shown: it may hold a text."""
     for kind, problem, status in _PROBLEMS:
         if isinstance(error, kind):
-            retry_after_s = 1 if isinstance(error, ServiceError) else None
-            if isinstance(error, QueueFullError):
-                retry_after_s = error.retry_after_s
-            field, code = getattr(error, "field", None), getattr(error, "code", None)
+            retry_after_s, field, code = (getattr(error, name, None) for name in ("retry_after_s", "field", "code"))
             return refusal(path, status, problem, str(error), retry_after_s, field=field, code=code)
     message = f"the engine failed: {error}" if isinstance(error, M3Error) else "the server failed; its log says where"
     return refusal(path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)

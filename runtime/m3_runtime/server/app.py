@@ -65,7 +65,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_errors(app)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
     addresses = Addresses([path for path in paths if "{" not in path], settings.root_path)
-    admission = Admission(app, service, keys, addresses)
+    admission = Admission(app, service, keys)
     return RequestTracing(_with_cors(admission, settings), tracer, addresses)
 
 

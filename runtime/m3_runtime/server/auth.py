@@ -4,10 +4,10 @@ import hashlib
 import hmac
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from m3_runtime.errors import InputError
+from m3_runtime.io.opened import FileState
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -16,12 +16,8 @@ A_KEY = f"a key of at least {_MIN_KEY_CHARS} characters of ASCII without blanks"
 _CHECK_EVERY_S = 1.0
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A key's name and digest; the key itself is not kept."""
-
-    name: str
-    digest: bytes
+_Keys = dict[bytes, str]
+"""The names of keys by their digests; the keys themselves are not kept."""
 
 
 class ApiKeys:
@@ -39,9 +35,9 @@ class ApiKeys:
             InputError: the file cannot be read, holds no key, or one that is too short.
         """
         self._path = path
-        self._own_keys = () if key is None else (_named(None, key),)
-        self._keys = () if path is None else _read(path)
-        self._seen = None if path is None else _stamp(path)
+        self._own_keys: _Keys = {} if key is None else dict([_named(None, key)])
+        self._keys: _Keys = {} if path is None else _read(path)
+        self._seen = None if path is None else _state(path)
         self._checked_s = time.monotonic()
 
     @classmethod
@@ -54,9 +50,9 @@ class ApiKeys:
         self._reload_if_changed()
         digest = _digest(shown)
         found = None
-        for key in (*self._own_keys, *self._keys):
-            if hmac.compare_digest(key.digest, digest):
-                found = key.name
+        for known, name in (*self._own_keys.items(), *self._keys.items()):
+            if hmac.compare_digest(known, digest):
+                found = name
         return found
 
     def _reload_if_changed(self) -> None:
@@ -64,9 +60,9 @@ class ApiKeys:
         if self._path is None or now_s - self._checked_s < _CHECK_EVERY_S:
             return
         self._checked_s = now_s
-        if (stamp := _stamp(self._path)) == self._seen:
+        if (state := _state(self._path)) == self._seen:
             return
-        self._seen = stamp
+        self._seen = state
         try:
             self._keys = _read(self._path)
             _log.info("keys_read", extra={"keys": len(self._keys)})
@@ -79,21 +75,19 @@ def is_key(text: str) -> bool:
     return len(text) >= _MIN_KEY_CHARS and text.isascii() and text.isprintable() and " " not in text
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when the file does: its time, size and inode."""
+def _state(path: Path) -> FileState | None:
     try:
-        status = path.stat()
+        return FileState.of(str(path))
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read(path: Path) -> tuple[_Key, ...]:
+def _read(path: Path) -> _Keys:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the key file {str(path)!r} cannot be read: {error}") from error
-    keys = tuple(
+    keys = dict(
         _key(line, number, path)
         for number, line in enumerate(map(str.strip, lines), 1)
         if line and not line.startswith("#")
@@ -103,16 +97,16 @@ def _read(path: Path) -> tuple[_Key, ...]:
     return keys
 
 
-def _key(line: str, number: int, path: Path) -> _Key:
+def _key(line: str, number: int, path: Path) -> tuple[bytes, str]:
     words = line.split()
     if len(words) > 2 or not is_key(words[-1]):
         raise InputError(f"line {number} of the key file {str(path)!r} must be {A_KEY}, or a name, a blank and a key")
     return _named(words[0] if len(words) == 2 else None, words[-1])
 
 
-def _named(name: str | None, key: str) -> _Key:
+def _named(name: str | None, key: str) -> tuple[bytes, str]:
     digest = _digest(key)
-    return _Key(name or f"key {digest.hex()[:8]}", digest)
+    return digest, name or f"key {digest.hex()[:8]}"
 
 
 def _digest(key: str) -> bytes:

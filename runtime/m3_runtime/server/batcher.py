@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.kept import KeptVectors
+from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids, QueuedRequest, QueuedText, QueueLimits, ThroughputEstimate, TokenQueue
 from m3_runtime.server.tracing import RequestTimes, request_times
 
@@ -28,22 +28,6 @@ EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
 """Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
 
 
-class Observer(Protocol):
-    """Receives what happens, on the event loop."""
-
-    def waiting(self, tokens: int, texts: int) -> None:
-        """How much waits now."""
-
-    def queued(self, wait_s: float) -> None:
-        """A text has left the queue after so long."""
-
-    def ran(self, texts: int, tokens: int, duration_s: float) -> None:
-        """A batch has run."""
-
-    def reused(self, texts: int) -> None:
-        """So many texts need not run: an earlier request of their client left their vectors."""
-
-
 @dataclass(eq=False)
 class _UnderWay:
     """A request that waits or runs: where its texts' vectors go."""
@@ -53,15 +37,6 @@ class _UnderWay:
     vectors: EncodingBuilder
     times: RequestTimes = field(default_factory=request_times)
 
-    def take(self, text: QueuedText, batch: Encoding, row: int) -> None:
-        self.vectors.take(text.index, batch, row)
-        if not self.vectors.missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
 
 class Batcher:
     """Takes requests, runs their texts in batches, and hands each request its vectors."""
@@ -70,7 +45,7 @@ class Batcher:
         self,
         encode: EncodeBatch,
         limits: QueueLimits,
-        observer: Observer,
+        metrics: Metrics,
         kept: KeptVectors,
         streams: int = 1,
         packed_tokens: int = 0,
@@ -81,7 +56,7 @@ class Batcher:
         Args:
             encode: encodes a batch.
             limits: of the queue.
-            observer: receives what happens.
+            metrics: counts what happens, on the event loop.
             kept: takes the vectors of requests that end before they are done.
             streams: runs that compute at a time.
             packed_tokens: texts of at most so many tokens are packed.
@@ -89,7 +64,7 @@ class Batcher:
         """
         self.kept = kept
         self._encode = encode
-        self._observer = observer
+        self._metrics = metrics
         self._queue = TokenQueue(limits, packed_tokens)
         self.estimate = ThroughputEstimate()
         self._running: list[int] = []  # tokens of each run
@@ -167,9 +142,9 @@ class Batcher:
             EngineError: the engine failed.
         """
         vectors = EncodingBuilder(len(ids), heads)
-        request = QueuedRequest.of(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
+        request = QueuedRequest(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
         if reused := len(ids) - len(request.texts):
-            self._observer.reused(reused)
+            self._metrics.reused(reused)
         try:
             if request.texts:
                 if not is_admitted:
@@ -196,7 +171,7 @@ class Batcher:
         finally:
             self._queue.remove(request)
             del self._requests[request]
-            self._observer.waiting(self._queue.tokens, self._queue.texts)
+            self._metrics.waiting(self._queue.tokens, self._queue.texts)
 
     def _late(
         self, request: QueuedRequest, vectors: EncodingBuilder, deadline_s: float
@@ -218,7 +193,7 @@ class Batcher:
         """Start all runs that may start now."""
         while batch := self._next():
             self._start(batch)
-        self._observer.waiting(self._queue.tokens, self._queue.texts)
+        self._metrics.waiting(self._queue.tokens, self._queue.texts)
 
     def _next(self) -> tuple[QueuedText, ...]:
         if len(self._running) < self._streams:
@@ -236,7 +211,7 @@ class Batcher:
         for text in batch:
             under_way = self._requests[text.request]
             under_way.times.started()
-            self._observer.queued(loop.time() - under_way.added_s)
+            self._metrics.queued(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -269,16 +244,18 @@ class Batcher:
             return
         if (error := done.exception()) is not None:
             for request in {text.request for text in batch}:
-                if under_way := self._requests.get(request):
-                    under_way.fail(error)
+                if (under_way := self._requests.get(request)) and not under_way.done.done():
+                    under_way.done.set_exception(error)
             return
         encoding, duration_s = done.result()
-        self._observer.ran(len(batch), tokens, duration_s)
+        self._metrics.ran(len(batch), tokens, duration_s)
         orphans: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
                 under_way.times.ended()
-                under_way.take(text, encoding, row)
+                under_way.vectors.take(text.index, encoding, row)
+                if not under_way.vectors.missing and not under_way.done.done():
+                    under_way.done.set_result(None)
             else:
                 orphans.setdefault(text.request, []).append((text.ids, row))
         for request, texts in orphans.items():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.reader import Bundle
-from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.encoding import Encoding, leading
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import BundleFormatError, FieldError
 
@@ -102,21 +102,6 @@ class Dimensions:
         raise FieldError(f"{name} must be {self.own}{also} or left out, got {wanted}", name)
 
 
-def dense_vectors(encoding: Encoding, size: int, *, normalize: bool) -> NDArray[np.float32]:
-    """(S, size) float32: the dense vectors of S texts, cut to `size` dimensions.
-
-    Args:
-        encoding: has dense vectors (S, H).
-        size: dimensions to keep, at most H.
-        normalize: whether they shall have unit length; those of most models have it.
-    """
-    assert encoding.dense_vecs is not None
-    alone = Encoding(encoding.dense_vecs, None, None, encoding.token_counts, encoding.truncated, is_single=False)
-    cut = alone.leading_dimensions(size, normalize=normalize).dense_vecs
-    assert cut is not None
-    return cut
-
-
 def measured_losses(encoder: M3Encoder) -> tuple[DimensionLoss, ...]:
     """What is lost at a half, a quarter and an eighth of the dimensions, and at sizes that tools ask for by default.
 
@@ -138,7 +123,8 @@ def measured_losses(encoder: M3Encoder) -> tuple[DimensionLoss, ...]:
 
 def _cosines(found: Encoding, size: int) -> NDArray[np.float32]:
     """(N, N): of all questions with all passages."""
-    questions, passages = np.split(dense_vectors(found, size, normalize=True), 2)
+    assert found.dense_vecs is not None
+    questions, passages = np.split(leading(found.dense_vecs, size, normalize=True), 2)
     return questions @ passages.T
 
 

@@ -32,7 +32,7 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class Metrics:
-    """All counts of one worker; an `Observer` of its batcher."""
+    """All counts of one worker."""
 
     def __init__(self, encoder: M3Encoder) -> None:
         """Counts that start at zero."""
@@ -67,16 +67,16 @@ class Metrics:
         build.labels(**labels).set(1)
 
     def waiting(self, tokens: int, texts: int) -> None:
-        """See `Observer.waiting`."""
+        """So much waits now."""
         self.queue_tokens.set(tokens)
         self.queue_texts.set(texts)
 
     def queued(self, wait_s: float) -> None:
-        """See `Observer.queued`."""
+        """A text has left the queue after so long."""
         self.queue_seconds.observe(wait_s)
 
     def ran(self, texts: int, tokens: int, duration_s: float) -> None:
-        """See `Observer.ran`."""
+        """A batch has run."""
         self.engine_seconds.observe(duration_s)
         self.batch_texts.observe(texts)
         self.batch_tokens.observe(tokens)
@@ -84,7 +84,7 @@ class Metrics:
         self.tokens.inc(tokens)
 
     def reused(self, texts: int) -> None:
-        """See `Observer.reused`."""
+        """So many texts need not run: an earlier request of their client left their vectors."""
         self.reused_texts.inc(texts)
 
     def count_padding(self, batch: TokenBatch) -> None:

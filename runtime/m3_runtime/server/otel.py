@@ -5,12 +5,13 @@ OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and th
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from m3_runtime.errors import ExtraNotInstalledError, InputError
-from m3_runtime.server.tracing import TRACEPARENT, Answered, CallersTraces, Span, TraceParent, Tracer
+from m3_runtime.server.tracing import TRACEPARENT, Answered, TraceContext, Tracer
 from m3_runtime.version import __version__
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -26,7 +27,7 @@ def open_tracer(otlp_endpoint: str | None) -> Tracer:
         ExtraNotInstalledError: as `check_traces`.
         InputError: as `check_traces`.
     """
-    return _OpenTelemetry(otlp_endpoint) if check_traces(otlp_endpoint) else CallersTraces()
+    return _OpenTelemetry(otlp_endpoint) if check_traces(otlp_endpoint) else Tracer()
 
 
 def check_traces(otlp_endpoint: str | None) -> bool:
@@ -59,7 +60,7 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-class _OpenTelemetry:
+class _OpenTelemetry(Tracer):
     """Sends a span for every request."""
 
     def __init__(self, otlp_endpoint: str | None) -> None:
@@ -75,12 +76,13 @@ class _OpenTelemetry:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
         self._tracer = self._provider.get_tracer("m3_runtime", __version__)
 
-    def begin(self, answered: Answered) -> Span | None:
-        """See `Tracer.begin`."""
+    @contextmanager
+    def request(self, answered: Answered) -> Iterator[None]:
+        """See `Tracer.request`."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        is_continued = TraceParent.of(answered.headers) is not None
+        is_continued = TraceContext.of_caller(answered.headers) is not None
         carrier = {name: answered.headers.get(name, "") for name in (TRACEPARENT, "tracestate")} if is_continued else {}
         span = self._tracer.start_span(
             answered.method,
@@ -89,34 +91,20 @@ class _OpenTelemetry:
             {"http.request.method": answered.method, "m3.request_id": answered.request_id},
             start_time=answered.start_ns,
         )
-        return _OpenTelemetrySpan(self._tracer, span)
-
-    def close(self) -> None:
-        """See `Tracer.close`; what cannot be sent within two seconds is given up."""
-        self._provider.force_flush(_FLUSH_MS)
-        self._provider.shutdown()
-
-
-@dataclass
-class _OpenTelemetrySpan:
-    """A request's span, and the children that its times make."""
-
-    tracer: Any
-    span: Any
-    traceparent: str = field(init=False)
-    fields: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        context = self.span.get_span_context()
+        context = span.get_span_context()
         trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
-        self.traceparent = f"00-{trace_id}-{span_id}-{context.trace_flags:02x}"
-        self.fields = {"trace_id": trace_id, "span_id": span_id}
+        traceparent = f"00-{trace_id}-{span_id}-{context.trace_flags:02x}"
+        answered.trace = TraceContext(traceparent, {"trace_id": trace_id, "span_id": span_id})
+        try:
+            yield
+        finally:
+            self._end(span, answered)
 
-    def end(self, answered: Answered) -> None:
-        """See `Span.end`."""
+    def _end(self, span: Any, answered: Answered) -> None:
+        """Say how a request went, and where its time went."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
-        span, times = self.span, answered.times
+        times = answered.times
         if answered.route is not None:
             span.update_name(f"{answered.method} {answered.route}")
             span.set_attribute("http.route", answered.route)
@@ -134,9 +122,14 @@ class _OpenTelemetrySpan:
         within = set_span_in_context(span)
         for name, start_s, end_s in parts:
             if start_s is not None and end_s is not None:
-                part = self.tracer.start_span(name, within, start_time=_ns(answered, start_s))
+                part = self._tracer.start_span(name, within, start_time=_ns(answered, start_s))
                 part.end(_ns(answered, end_s))
         span.end()
+
+    def close(self) -> None:
+        """See `Tracer.close`; what cannot be sent within two seconds is given up."""
+        self._provider.force_flush(_FLUSH_MS)
+        self._provider.shutdown()
 
 
 def _ns(answered: Answered, at_s: float) -> int:

@@ -84,10 +84,6 @@ class PatientProtocol(H11Protocol):
         """Whether the client could be gone for ever: no request, or not all of it, has come."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
-    def close_unanswered(self) -> None:
-        """Close a connection that awaits its client."""
-        self.transport.abort()
-
     def _watch_client(self) -> None:
         """Time the client while it owes headers, or what is left of a body that was not wanted.
 
@@ -135,4 +131,4 @@ def _make_room(connections: list[PatientProtocol]) -> None:
     most = max(by_address.values(), key=len, default=[])
     most.sort(key=lambda connection: connection.made_s)
     for connection in most[: max(1, len(most) // _MADE_ROOM)]:
-        connection.close_unanswered()
+        connection.transport.abort()

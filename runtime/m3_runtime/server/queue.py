@@ -22,7 +22,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,6 @@ class QueuedText:
         return self.ids.size
 
 
-@dataclass(eq=False)
 class QueuedRequest:
     """The texts of one request that are to run, and need the same heads.
 
@@ -86,23 +85,14 @@ class QueuedRequest:
         waiting: how many of its texts wait.
     """
 
-    client: str
-    heads: frozenset[Head]
-    texts: tuple[QueuedText, ...] = field(default=(), init=False)
-    tokens: int = field(default=0, init=False)
-    waiting: int = field(default=0, init=False)
-
-    @classmethod
-    def of(
-        cls, client: str, heads: frozenset[Head], ids: Sequence[Ids], indices: Iterable[int] | None = None
-    ) -> "QueuedRequest":
+    def __init__(
+        self, client: str, heads: frozenset[Head], ids: Sequence[Ids], indices: Iterable[int] | None = None
+    ) -> None:
         """A request of S texts, given as ids; of these only some are to run if `indices` says so."""
-        request = cls(client, heads)
-        request.texts = tuple(
-            QueuedText(request, index, ids[index]) for index in (range(len(ids)) if indices is None else indices)
-        )
-        request.tokens = sum(text.tokens for text in request.texts)
-        return request
+        chosen = range(len(ids)) if indices is None else indices
+        self.client, self.heads, self.waiting = client, heads, 0
+        self.texts = tuple(QueuedText(self, index, ids[index]) for index in chosen)
+        self.tokens = sum(text.tokens for text in self.texts)
 
 
 _Kind = tuple[int, bool]

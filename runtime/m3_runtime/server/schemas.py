@@ -40,14 +40,19 @@ def parse_texts(value: Any, name: str) -> Texts:
     if isinstance(value, str):
         check_text(value, name)
         return (value,)
+    items = _listed(value, name, "a text, a list of texts, or token ids (one list, or a list of lists)", "text")
+    if _is_int(items[0]):
+        return (_token_ids(items, name),)
+    return tuple(_item(item, f"{name}[{i}]") for i, item in enumerate(items))
+
+
+def _listed(value: Any, name: str, expected: str, item: str) -> list[Any]:
+    """A list that is not empty."""
     if not isinstance(value, list):
-        message = f"{name} must be a text, a list of texts, or token ids (one list, or a list of lists)"
-        raise FieldError(f"{message}, got {_kind(value)}", name, "invalid_type")
+        raise FieldError(f"{name} must be {expected}, got {_kind(value)}", name, "invalid_type")
     if not value:
-        raise FieldError(f"{name} must hold at least one text, got an empty list", name, "empty_array")
-    if _is_int(value[0]):
-        return (_token_ids(value, name),)
-    return tuple(_item(item, f"{name}[{i}]") for i, item in enumerate(value))
+        raise FieldError(f"{name} must hold at least one {item}, got an empty list", name, "empty_array")
+    return value
 
 
 def _item(item: Any, name: str) -> str | TokenIds:
@@ -85,17 +90,13 @@ def parse_ids(value: Any) -> tuple[TokenIds, ...]:
     >>> parse_ids([5, 6]), parse_ids([[5], []])
     (([5, 6],), ([5], []))
     """
-    if not isinstance(value, list):
-        message = f"ids must be a list of token ids, or a list of such lists, got {_kind(value)}"
-        raise FieldError(message, "ids", "invalid_type")
-    if not value:
-        raise FieldError("ids must hold at least one token id, got an empty list", "ids", "empty_array")
-    if not any(isinstance(item, list) for item in value):
-        return (_token_ids(value, "ids"),)
-    for i, item in enumerate(value):
+    items = _listed(value, "ids", "a list of token ids, or a list of such lists", "token id")
+    if not any(isinstance(item, list) for item in items):
+        return (_token_ids(items, "ids"),)
+    for i, item in enumerate(items):
         if not isinstance(item, list):
             raise FieldError(f"ids[{i}] must be a list of token ids, got {_kind(item)}", f"ids[{i}]", "invalid_type")
-    return tuple(_token_ids(item, f"ids[{i}]") for i, item in enumerate(value))
+    return tuple(_token_ids(item, f"ids[{i}]") for i, item in enumerate(items))
 
 
 def parse_documents(value: Any) -> list[str]:
@@ -107,11 +108,8 @@ def parse_documents(value: Any) -> list[str]:
     >>> parse_documents(["a", {"text": "b", "id": 7}])
     ['a', 'b']
     """
-    if not isinstance(value, list):
-        raise FieldError(f"documents must be a list of texts, got {_kind(value)}", "documents", "invalid_type")
-    if not value:
-        raise FieldError("documents must hold at least one text, got an empty list", "documents", "empty_array")
-    return [_document(item, f"documents[{i}]") for i, item in enumerate(value)]
+    items = _listed(value, "documents", "a list of texts", "text")
+    return [_document(item, f"documents[{i}]") for i, item in enumerate(items)]
 
 
 def _document(item: Any, name: str) -> str:
@@ -335,17 +333,12 @@ class LexicalWeight(TypedDict):
     value: Number
 
 
-class Rank(TypedDict):
-    """A passage's index in the request, and its score."""
+class TextRank(TypedDict):
+    """A passage's index in the request, and its score; its text if the request asks for it."""
 
     index: int
     score: float
-
-
-class TextRank(Rank, total=False):
-    """The passage itself too, if the request asks for it."""
-
-    text: str
+    text: NotRequired[str]
 
 
 class RankedText(TypedDict):

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -13,22 +14,22 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, Manifest
 from m3_runtime.bundle.prompts import read_prompts
-from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.encoding import Encoding, leading
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import FieldError, InputError, QueueFullError, RequestTooLargeError, TextTooLongError
 from m3_runtime.server.answers import TOO_LONG, TOO_MANY
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.dimensions import DimensionLoss, Dimensions, dense_vectors, measured_losses
+from m3_runtime.server.dimensions import DimensionLoss, Dimensions, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.shares import Shares
+from m3_runtime.server.shares import Holding, Shares
 from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
-from m3_runtime.tokenizer import OnTruncate
+from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
 
 _T = TypeVar("_T")
 _NameOf = Callable[[int], str]
@@ -64,12 +65,12 @@ _LAST_MOMENT_S = 0.001
 
 @dataclass
 class Call:
-    """A request: who asks, the seconds left for the answer, the size of the body, and what is held for the answer."""
+    """A request: who asks, the seconds left for the answer, the size of the body, and bytes held for the answer."""
 
     client: str
     deadline_s: float
     body_bytes: int
-    result_bytes: int = 0
+    results: Holding
     found: list[tuple[tuple[Ids, ...], frozenset[Head], Encoding]] = field(default_factory=list)
 
 
@@ -82,21 +83,11 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class _Tokenized:
-    ids: tuple[Ids, ...]
-    cut: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class EncodedTexts:
     """The vectors of S texts; `cut` are the indexes of those that were cut to the maximum length."""
 
     vectors: Encoding
     cut: tuple[int, ...]
-
-    def with_dense(self, dense_vecs: NDArray[np.float32]) -> "EncodedTexts":
-        """The same with other dense vectors."""
-        return replace(self, vectors=replace(self.vectors, dense_vecs=dense_vecs))
 
 
 @dataclass(frozen=True)
@@ -173,12 +164,6 @@ class Service:
             return True
         return any(_is_same_model(name, own) for own in self.names)
 
-    @property
-    def client_batch_texts(self) -> int:
-        """Texts a request, for clients that ask: with the longest texts, so many fit into the queue."""
-        limits = self.settings.limits
-        return max(1, min(limits.max_texts, limits.queue.max_tokens // self.max_length))
-
     def warm_up(self) -> None:
         """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
 
@@ -205,23 +190,17 @@ class Service:
             raise FieldError(f"{field}: no prompt can be put before token ids; send texts", field)
         return tuple(prompt + text if isinstance(text, str) else text for text in texts)
 
-    def truncation(
-        self, is_truncating: bool | None = None, max_length: int | None = None, name: str = "max_length"
-    ) -> Truncation:
-        """How long texts may be; None is what the server was started with.
-
-        Raises:
-            FieldError: `max_length`, which the request calls `name`, is more than the server takes, or too small.
-        """
-        length = self.max_length
-        if max_length is not None:
+    @contextmanager
+    def call(self, client: str, deadline_s: float, body_bytes: int) -> Iterator[Call]:
+        """A request, until it is answered; the vectors of one that fails are kept for a retry."""
+        with self._results.holding(client) as results:
+            call = Call(client, deadline_s, body_bytes, results)
             try:
-                length = checked_max_length(max_length, self.max_length, name)
-            except InputError as error:
-                raise FieldError(str(error), name) from error
-        if is_truncating is None:
-            return Truncation(length, self.settings.on_truncate)
-        return Truncation(length, OnTruncate.TRUNCATE if is_truncating else OnTruncate.ERROR)
+                yield call
+            except BaseException:
+                for ids, heads, encoding in call.found:
+                    self._kept.keep(client, heads, zip(ids, range(len(ids)), strict=True), encoding)
+                raise
 
     def check_room(self, call: Call) -> None:
         """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
@@ -258,7 +237,7 @@ class Service:
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
-        return EncodedTexts(replace(encoding, truncated=len(tokenized.cut)), tokenized.cut)
+        return EncodedTexts(replace(encoding, truncated=tokenized.truncated), _cut(tokenized))
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -278,13 +257,13 @@ class Service:
             size = self._hold_results(ids, heads, call)
             encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
             scores += await asyncio.to_thread(score, encoding)
-            self._let_go(size, call)
+            call.results.give_back(size)
             call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, tokenized.cut)
+        return ScoredTexts(scores, tokens, _cut(tokenized))
 
     async def _checked_ids(
         self, texts: Texts, name_of: _NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
-    ) -> _Tokenized:
+    ) -> TokenizedTexts:
         """Texts as ids; the time that this takes is gone from the call's."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
@@ -295,7 +274,7 @@ class Service:
         self.metrics.tokenize_seconds.observe(used_s)
         tokens = sum(row.size for row in tokenized.ids)
         request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
-        self.metrics.truncated.inc(len(tokenized.cut))
+        self.metrics.truncated.inc(tokenized.truncated)
         return tokenized
 
     def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> int:
@@ -309,22 +288,11 @@ class Service:
                 f"the answer for {len(ids)} texts of {tokens} tokens would take {size // MIB} MiB, the limit is "
                 f"{self._results.most_of_one // MIB}; send the texts in parts, or ask for fewer heads"
             )
-        if not self._results.take(call.client, size):
+        if not call.results.take(size):
             raise QueueFullError(
                 f"the server is busy: it holds answers of {self._results.total // MIB} MiB; try again in 1 s", 1
             )
-        call.result_bytes += size
         return size
-
-    def _let_go(self, size: int, call: Call) -> None:
-        self._results.give_back(call.client, size)
-        call.result_bytes -= size
-
-    def end(self, call: Call, *, is_answered: bool) -> None:
-        """Let go of what was held for a request's answer; what nobody got is kept for a retry."""
-        self._let_go(call.result_bytes, call)
-        for ids, heads, encoding in () if is_answered else call.found:
-            self._kept.keep(call.client, heads, zip(ids, range(len(ids)), strict=True), encoding)
 
     def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
         return self.encoder.encode_ids(
@@ -338,11 +306,11 @@ class Service:
 
     def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
         """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
-        own, is_unit = self.manifest.geometry.hidden_size, self.manifest.normalize
-        if size == own and (is_unit or not normalize):
-            assert found.vectors.dense_vecs is not None
-            return found.vectors.dense_vecs
-        return dense_vectors(found.vectors, size, normalize=is_unit or bool(normalize))
+        dense, is_unit = found.vectors.dense_vecs, self.manifest.normalize
+        assert dense is not None
+        if size == dense.shape[1] and (is_unit or not normalize):
+            return dense
+        return leading(dense, size, normalize=is_unit or bool(normalize))
 
     async def show_ids(self, rows: Sequence[Sequence[int]], work: Callable[[], _T]) -> _T:
         """Do something with the ids of S texts, in another thread.
@@ -371,7 +339,7 @@ class Service:
             message = f"the request has {texts} texts, the limit is {most}; send it in parts"
             raise RequestTooLargeError(message, code=TOO_MANY)
 
-    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
+    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
         chars = sum(len(item) for item in texts)
         for i, item in enumerate(texts):
             if len(item) > _MOST_CHARS:
@@ -379,35 +347,31 @@ class Service:
                 raise RequestTooLargeError(message, name_of(i), TOO_LONG)
         if chars <= _FEW_CHARS:
             return self._to_ids(texts, range(len(texts)), name_of, truncation)
-        found: list[_Tokenized] = []
+        found: list[TokenizedTexts] = []
         for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
             found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name_of, truncation)))
-        return _Tokenized(
-            tuple(row for some in found for row in some.ids), tuple(i for some in found for i in some.cut)
-        )
+        ids = tuple(row for some in found for row in some.ids)
+        return TokenizedTexts(ids, np.concatenate([some.is_cut for some in found]))
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
         threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> _Tokenized:
+    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
+        of_ids = {i: item for i in part if isinstance(item := items[i], list)}
+        for i, item in of_ids.items():
+            self._check_ids(item, name_of(i))
+        found = {i: self._whole_ids(item, name_of(i), truncation) for i, item in of_ids.items()}
         texts = {i: item for i in part if isinstance(item := items[i], str)}
-        for i in part:
-            if not isinstance(item := items[i], str):
-                self._check_ids(item, name_of(i))
         try:
             tokenized = self.encoder.tokenizer.encode_batch(
                 list(texts.values()), truncation.max_length, truncation.on_truncate
             )
         except TextTooLongError as error:
             raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
-        rows = dict(zip(texts, tokenized.ids, strict=True))
-        is_cut = dict(zip(texts, tokenized.is_cut.tolist(), strict=True))
-        for i in part:
-            if not isinstance(item := items[i], str):
-                rows[i], is_cut[i] = self._whole_ids(item, name_of(i), truncation)
-        return _Tokenized(tuple(rows[i] for i in part), tuple(i for i in part if is_cut[i]))
+        found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
+        return TokenizedTexts(tuple(found[i][0] for i in part), np.array([found[i][1] for i in part], np.bool_))
 
     def _check_ids(self, ids: TokenIds, name: str) -> None:
         vocab_size = self.manifest.geometry.vocab_size
@@ -456,6 +420,10 @@ class Service:
         for threads in (self._tokenizing, self._tokenizing_much):
             threads.shutdown(wait=False, cancel_futures=True)
         self.encoder.close()
+
+
+def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(tokenized.is_cut).tolist())
 
 
 def _name_of(name: str, first: str, index: int) -> str:

@@ -15,11 +15,12 @@ from multiprocessing.context import SpawnProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from m3_runtime.cores import bind_to, cpus_of_workers, usable_cores
 from m3_runtime.errors import EngineError, InputError, M3Error
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
-from m3_runtime.server.settings import MIB, ServerSettings
-from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_of, run_worker
+from m3_runtime.server.settings import ServerSettings
+from m3_runtime.server.worker import cannot_listen, longest_end_s, memory_mib, run_worker
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -80,9 +81,9 @@ def listening(settings: ServerSettings) -> socket.socket:
 class _Worker:
     """A worker process, when it was started, and the end of the pipe on which it says that it serves."""
 
-    def __init__(self, settings: ServerSettings, at: socket.socket) -> None:
+    def __init__(self, settings: ServerSettings, at: socket.socket, cpus: tuple[int, ...]) -> None:
         self.news, voice = _spawn.Pipe(duplex=False)
-        self.process: SpawnProcess = _spawn.Process(target=_work, args=(settings, at, voice), name="m3-worker")
+        self.process: SpawnProcess = _spawn.Process(target=_work, args=(settings, at, voice, cpus), name="m3-worker")
         self.process.start()
         voice.close()
         self.started_s = time.monotonic()
@@ -109,6 +110,7 @@ class _Supervisor:
     def __init__(self, settings: ServerSettings, at: socket.socket) -> None:
         self._settings = settings
         self._at = at
+        self._cpus = cpus_of_workers(settings.workers, settings.bundle.threads, usable_cores())
         self._workers: list[_Worker] = []
         self._is_ending = False
         self._has_logged_memory = False
@@ -118,7 +120,7 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end_soon)
         try:
-            self._workers = [_Worker(self._settings, self._at) for _ in range(self._settings.workers)]
+            self._workers = [_Worker(self._settings, self._at, cpus) for cpus in self._cpus]
             while not self._is_ending:
                 living = [worker.process.sentinel for worker in self._workers if not worker.is_buried]
                 wait(living, _CHECK_EVERY_S) if living else time.sleep(_CHECK_EVERY_S)
@@ -136,7 +138,7 @@ class _Supervisor:
             if self._is_ending:
                 return
             if worker.may_be_replaced:
-                self._workers[place] = _Worker(self._settings, self._at)
+                self._workers[place] = _Worker(self._settings, self._at, self._cpus[place])
             elif not worker.is_buried and not worker.process.is_alive():
                 if worker.process.exitcode == _CANNOT_START:
                     raise EngineError("a worker cannot start; the log above says why")
@@ -149,13 +151,13 @@ class _Supervisor:
         if self._has_logged_memory or not all(worker.serves for worker in self._workers):
             return
         self._has_logged_memory = True
-        found = [memory_of(worker.process.pid) for worker in self._workers]
+        found = [memory_mib(worker.process.pid) for worker in self._workers]
         _log.info(
             "all_workers_serve",
             extra={
                 "workers": len(found),
-                "resident_mib": [round(memory.resident_bytes / MIB, 1) for memory in found],
-                "together_mib": round(sum(memory.share_bytes for memory in found) / MIB, 1),
+                "resident_mib": [memory.get("resident_mib", 0.0) for memory in found],
+                "together_mib": round(sum(memory.get("share_mib", 0.0) for memory in found), 1),
             },
         )
 
@@ -171,8 +173,9 @@ class _Supervisor:
             worker.bury()
 
 
-def _work(settings: ServerSettings, at: socket.socket, voice: Connection) -> None:
-    """A worker's life."""
+def _work(settings: ServerSettings, at: socket.socket, voice: Connection, cpus: tuple[int, ...]) -> None:
+    """A worker's life, on CPUs of its own if it has any."""
+    bind_to(cpus)
     log_to_stderr(settings.logs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

@@ -7,20 +7,22 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
+from m3_runtime.server.answers import PROBLEM
 from m3_runtime.server.logs import log_fields
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
+ANSWERED = "m3.answered"
+"""Where the middlewares behind this one find a request's `Answered` in the scope."""
 
 TIMING_HEADERS = (
     "x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens", "x-total-time",
@@ -70,16 +72,6 @@ class RequestTimes:
         """Some of its texts have run."""
         self.ended_at_s = time.perf_counter()
 
-    @property
-    def queue_s(self) -> float:
-        """How long it waited for its first run."""
-        return _between(self.queued_at_s, self.started_at_s)
-
-    @property
-    def inference_s(self) -> float:
-        """From the start of its first run to the end of its last one, others' runs between them included."""
-        return _between(self.started_at_s, self.ended_at_s)
-
 
 def _between(start_s: float | None, end_s: float | None) -> float:
     return 0.0 if start_s is None or end_s is None else end_s - start_s
@@ -94,22 +86,22 @@ def request_times() -> RequestTimes:
 
 
 @dataclass(frozen=True)
-class TraceParent:
-    """The caller's place in a trace: W3C's header `traceparent`, level 1."""
+class TraceContext:
+    """A request's place in a trace: W3C's header `traceparent`, level 1, and the ids that its log lines say."""
 
-    trace_id: str
-    span_id: str
+    traceparent: str
+    fields: dict[str, str]
 
     @classmethod
-    def of(cls, headers: Headers) -> "TraceParent | None":
-        """None where there is none, several, or one that is malformed: the specification has it ignored.
+    def of_caller(cls, headers: Headers) -> "TraceContext | None":
+        """None where there is no such header, several, or one that is malformed: the specification has it ignored.
 
-        >>> TraceParent.of(Headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})).span_id
+        >>> TraceContext.of_caller(Headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})).fields["parent_span_id"]
         'bbbbbbbbbbbbbbbb'
         """
         given = headers.getlist(TRACEPARENT)
         found = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        return None if found is None else cls(found[1], found[2])
+        return None if found is None else cls(given[0], {"trace_id": found[1], "parent_span_id": found[2]})
 
 
 def request_id_of(headers: Headers) -> str:
@@ -118,64 +110,49 @@ def request_id_of(headers: Headers) -> str:
     return given[0] if len(given) == 1 and _SANE_ID.fullmatch(given[0]) else uuid.uuid4().hex
 
 
-@dataclass
+@dataclass(eq=False)
 class Answered:
-    """A request while it is answered, and afterwards; `route` is None where there is nothing at its path."""
+    """A request while it is answered, and afterwards.
+
+    Attributes:
+        method: of HTTP.
+        path: in its one spelling.
+        route: the path, or None where there is nothing at it.
+        headers: of the request.
+        request_id: the caller's, or a new one.
+        start_s: when it came, of `time.perf_counter`; `start_ns` is the same since 1970.
+        times: where its time went.
+        trace: its place in a trace, if it has one.
+        client: who asks, once that is known.
+        status: of the answer; 0 as long as there is none.
+        problem: why it was refused, if it was.
+    """
 
     method: str
+    path: str
     route: str | None
     headers: Headers
+    request_id: str
     start_s: float = field(default_factory=time.perf_counter)
     start_ns: int = field(default_factory=time.time_ns)
     times: RequestTimes = field(default_factory=RequestTimes)
-    request_id: str = ""
+    trace: TraceContext | None = None
+    client: str = ""
     status: int = 0
+    problem: str = ""
 
 
-class Span(Protocol):
-    """A request's span in a trace."""
+class Tracer:
+    """No spans of our own: the caller's ids are in the log, and go back in the answer."""
 
-    traceparent: str
-    fields: dict[str, str]
-
-    def end(self, answered: Answered) -> None:
-        """Say how it went."""
-
-
-class Tracer(Protocol):
-    """What makes spans."""
-
-    def begin(self, answered: Answered) -> Span | None:
-        """A request's span; None if it has no trace."""
+    @contextmanager
+    def request(self, answered: Answered) -> Iterator[None]:
+        """Give a request its place in a trace, and say how it went when the block ends."""
+        answered.trace = TraceContext.of_caller(answered.headers)
+        yield
 
     def close(self) -> None:
         """Send what is left."""
-
-
-@dataclass
-class _CallersSpan:
-    """Where nothing is traced here: the caller's own ids, in the log and back in the answer."""
-
-    traceparent: str
-    fields: dict[str, str]
-
-    def end(self, answered: Answered) -> None:
-        """See `Span.end`."""
-
-
-class CallersTraces:
-    """No spans of our own."""
-
-    def begin(self, answered: Answered) -> Span | None:
-        """See `Tracer.begin`."""
-        parent = TraceParent.of(answered.headers)
-        if parent is None:
-            return None
-        fields = {"trace_id": parent.trace_id, "parent_span_id": parent.span_id}
-        return _CallersSpan(answered.headers[TRACEPARENT], fields)
-
-    def close(self) -> None:
-        """See `Tracer.close`."""
 
 
 class RequestTracing:
@@ -199,37 +176,35 @@ class RequestTracing:
             await self._app(scope, receive, send)
             return
         scope = self._addresses.known(scope)
-        headers = Headers(scope=scope)
-        route = self._addresses.route_of(scope["path"])
-        answered = Answered(scope["method"], route, headers, request_id=request_id_of(headers))
-        span = None if route in OPERATION_PATHS else self._tracer.begin(answered)
+        headers, path = Headers(scope=scope), scope["path"]
+        route = path if path in self._addresses.paths else None
+        answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
+        scope[ANSWERED] = answered
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answered.status = message["status"]
                 message.setdefault("headers", [])
-                _add_headers(MutableHeaders(scope=message), answered, span)
+                said = MutableHeaders(scope=message)
+                answered.status, answered.problem = message["status"], said.get(PROBLEM, "")
+                _add_headers(said, answered)
             await send(message)
 
-        with _known(answered, span):
-            try:
-                await self._app(scope, receive, sending)
-            finally:
-                if span is not None:
-                    span.end(answered)
+        traced = nullcontext() if path in OPERATION_PATHS else self._tracer.request(answered)
+        with traced, _known(answered):
+            await self._app(scope, receive, sending)
 
 
-def _add_headers(headers: MutableHeaders, answered: Answered, span: Span | None) -> None:
+def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
     headers[REQUEST_ID] = answered.request_id
-    if span is not None:
-        headers[TRACEPARENT] = span.traceparent
+    if answered.trace is not None:
+        headers[TRACEPARENT] = answered.trace.traceparent
     times = answered.times
     if not times.tokens or answered.status != HTTPStatus.OK:
         return
     total_ms = _ms(time.perf_counter() - answered.start_s)
     values = (
         "cpu", total_ms, str(times.characters), str(times.tokens), total_ms, _ms(times.tokenization_s),
-        _ms(times.queue_s), _ms(times.inference_s),
+        _ms(_between(times.queued_at_s, times.started_at_s)), _ms(_between(times.started_at_s, times.ended_at_s)),
     )  # fmt: skip
     for name, value in zip(TIMING_HEADERS, values, strict=True):
         headers[name] = value
@@ -240,9 +215,9 @@ def _ms(seconds: float) -> str:
 
 
 @contextmanager
-def _known(answered: Answered, span: Span | None) -> Iterator[None]:
+def _known(answered: Answered) -> Iterator[None]:
     """Let log lines and those who do the work know the request."""
-    fields = {"request_id": answered.request_id} | ({} if span is None else span.fields)
+    fields = {"request_id": answered.request_id} | ({} if answered.trace is None else answered.trace.fields)
     naming, timing = log_fields.set(fields), _times.set(answered.times)
     try:
         yield

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +20,7 @@ from m3_runtime.server.app import create_app
 from m3_runtime.server.metrics import metrics_port
 from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
 from m3_runtime.server.service import Service
-from m3_runtime.server.settings import MIB, ServerSettings
+from m3_runtime.server.settings import ServerSettings
 from m3_runtime.server.stopping import ending_at_once
 
 _log = logging.getLogger("m3_runtime.server")
@@ -75,7 +74,7 @@ def _log_serving(service: Service, at: socket.socket, loaded_s: float) -> None:
             "variant": service.encoder.variant.name,
             "threads": service.settings.bundle.threads,
             "loaded_s": round(loaded_s, 2),
-            **memory_of().fields(),
+            **memory_mib(),
         },
     )
 
@@ -90,28 +89,25 @@ def longest_end_s(settings: ServerSettings) -> float:
     return settings.drain_delay_s + settings.drain_s + _SEND_LAST_S + 1
 
 
-def _uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        lifespan="on",
-        loop="asyncio",
-        http=PatientProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,  # admission logs, without query strings
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_s) + _SEND_LAST_S,
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-    )
-
-
 class _Server(uvicorn.Server):
     """Answers /ready with 503 before it stops listening, and everything with 503 when the drain is over."""
 
     def __init__(self, app: ASGIApp, service: Service, on_start: Callable[[], None]) -> None:
-        super().__init__(_uvicorn_config(app, service.settings))
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            loop="asyncio",
+            http=PatientProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,  # admission logs, without query strings
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(service.settings.drain_s) + _SEND_LAST_S,
+            h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        )
+        super().__init__(config)
         self._on_start = on_start
         self._service = service
         self._stops_at_s: float | None = None
@@ -153,26 +149,16 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-@dataclass(frozen=True)
-class ProcessMemory:
-    """All that is resident, and its share where pages are held together with others; in bytes. 0 where not known."""
+def memory_mib(process: int | None = None) -> dict[str, float]:
+    """What is resident of a process, and its share where pages are held together with others; {} where not known.
 
-    resident_bytes: int
-    share_bytes: int
-
-    def fields(self) -> dict[str, float]:
-        """For a log line; none where nothing is known."""
-        if not self.resident_bytes:
-            return {}
-        return {"resident_mib": round(self.resident_bytes / MIB, 1), "share_mib": round(self.share_bytes / MIB, 1)}
-
-
-def memory_of(process: int | None = None) -> ProcessMemory:
-    """The memory of a process, on Linux; None is this one."""
+    Args:
+        process: on Linux; None is this one.
+    """
     try:
         text = Path(f"/proc/{process or 'self'}/smaps_rollup").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return ProcessMemory(0, 0)
+        return {}
     fields = dict(line.split(":", 1) for line in text.splitlines() if line.endswith("kB"))
-    resident, share = (1024 * int(fields.get(key, "0 kB").split()[0]) for key in ("Rss", "Pss"))
-    return ProcessMemory(resident, share)
+    names = {"resident_mib": "Rss", "share_mib": "Pss"}
+    return {name: round(int(fields.get(key, "0 kB").split()[0]) / 1024, 1) for name, key in names.items()}

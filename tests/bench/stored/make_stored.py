@@ -90,13 +90,10 @@ def rounds_of(scenario: Scenario, speed: Speed, noise: float, draws: random.Rand
 def _round(scenario: Scenario, speed: Speed, slow: float, draws: random.Random, cores: float) -> Round:
     crowd = scenario.clients / min(scenario.clients, speed.gain)
     seconds = [slow * crowd * speed.call_s(scenario) * draws.lognormvariate(0, 0.02) for _ in range(scenario.calls)]
-    parts = ([], []) if scenario.clients > 1 or not cores else ([0.03 * s for s in seconds], [0.9 * s for s in seconds])
     wall_s = sum(seconds) / scenario.clients
     peak = speed.bytes(scenario)
     return Round(
         seconds=tuple(round(s, 6) for s in seconds),
-        tokenise_s=tuple(round(s, 6) for s in parts[0]),
-        engine_s=tuple(round(s, 6) for s in parts[1]),
         wall_s=round(wall_s, 6),
         cpu_s=round(wall_s * (cores or 1.0), 6),
         resident_bytes=round(peak * 0.96),

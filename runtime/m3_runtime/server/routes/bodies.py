@@ -10,11 +10,12 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.responses import Response
 
+from m3_runtime.encode.options import checked_max_length
 from m3_runtime.errors import FieldError, InputError
 from m3_runtime.server.admission import only_value
 from m3_runtime.server.schemas import DenseWishes, LengthWishes
 from m3_runtime.server.service import Service, Truncation
-from m3_runtime.tokenizer import check_text
+from m3_runtime.tokenizer import OnTruncate, check_text
 
 _MODEL_LIMIT = -1
 """What vLLM's truncate_prompt_tokens calls as many tokens as the model takes."""
@@ -106,17 +107,26 @@ def truncation_of(body: LengthWishes, service: Service, *, cuts: bool, max_lengt
     if body.truncation_direction in ("Left", "left") and body.truncate is not False:
         message = "truncation_direction must be Right: a text's beginning, with its first token, is always kept"
         raise FieldError(message, "truncation_direction", "unsupported_value")
-    tokens = body.truncate_prompt_tokens
-    if tokens is None:
-        return service.truncation(True if body.truncate is None and cuts else body.truncate, max_length)
-    if body.truncate is False:
-        message = "truncate is false, but truncate_prompt_tokens asks for texts to be cut; send one of them"
-        raise FieldError(message, "truncate_prompt_tokens")
-    if tokens == _MODEL_LIMIT:
-        return service.truncation(True, max_length)
-    if max_length not in (None, tokens):
-        raise FieldError("max_length and truncate_prompt_tokens differ; send one of them", "truncate_prompt_tokens")
-    return service.truncation(True, tokens, "truncate_prompt_tokens")
+    tokens, is_cutting, name = body.truncate_prompt_tokens, body.truncate, "max_length"
+    if tokens is not None:
+        if is_cutting is False:
+            message = "truncate is false, but truncate_prompt_tokens asks for texts to be cut; send one of them"
+            raise FieldError(message, "truncate_prompt_tokens")
+        is_cutting = True
+        if tokens != _MODEL_LIMIT:
+            if max_length not in (None, tokens):
+                message = "max_length and truncate_prompt_tokens differ; send one of them"
+                raise FieldError(message, "truncate_prompt_tokens")
+            max_length, name = tokens, "truncate_prompt_tokens"
+    if is_cutting is None and cuts:
+        is_cutting = True
+    on_truncate = {None: service.settings.on_truncate, True: OnTruncate.TRUNCATE, False: OnTruncate.ERROR}[is_cutting]
+    if max_length is None:
+        return Truncation(service.max_length, on_truncate)
+    try:
+        return Truncation(checked_max_length(max_length, service.max_length, name), on_truncate)
+    except InputError as error:
+        raise FieldError(str(error), name) from error
 
 
 def check_unit_length(body: DenseWishes, service: Service) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,7 +15,6 @@ from m3_runtime.server.answers import (
     TRUNCATED,
     VARIANT,
     answered_by,
-    colbert_answer,
     cut_headers,
     refusals,
     row_json,
@@ -43,14 +43,12 @@ def m3_routes(service: Service) -> APIRouter:
         truncation = truncation_of(body, service, cuts=False, max_length=body.max_length)
         found = await service.encode(texts, "texts", heads, truncation, request.scope[CALL])
         if Head.DENSE in heads:
-            found = found.with_dense(service.dense_of(found, size, normalize=body.normalize))
+            dense = service.dense_of(found, size, normalize=body.normalize)
+            found = replace(found, vectors=replace(found.vectors, dense_vecs=dense))
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
-        headers = cut_headers(found.cut)
-        if Head.COLBERT not in heads:
-            return await vectors_answer(found.vectors, lambda: _encoded(found, service), headers)
         most = service.settings.limits.max_colbert_json_tokens
-        return await colbert_answer(_encoded(found, service), found.vectors, most, headers)
+        return await vectors_answer(found.vectors, lambda: _encoded(found, service), cut_headers(found.cut), most)
 
     return routes
 

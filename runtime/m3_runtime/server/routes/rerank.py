@@ -18,7 +18,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads
 from m3_runtime.errors import FieldError
-from m3_runtime.scoring import FusionWeights, PairScores, colbert_score, sparse_dot
+from m3_runtime.scoring import FusionWeights, head_scores
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     SCORED_BY,
@@ -30,7 +30,7 @@ from m3_runtime.server.answers import (
     refusals,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
-from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, RerankWeights, TextRank, Texts
+from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, TextRank, Texts
 from m3_runtime.server.service import ScoredTexts, Service
 from m3_runtime.tokenizer import check_text
 
@@ -77,14 +77,11 @@ def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]
     own = service.manifest.heads
     if body.mode not in (None, "hybrid"):
         return dict.fromkeys(checked_heads(service.manifest, {Head(body.mode)}), 1.0)
-    wanted = {head for head in Head if head in own or body.mode == "hybrid" or _is_weighed(body.weights, head)}
+    weighed = {head for head in body.weights.model_fields_set if getattr(body.weights, head) > 0}
+    wanted = {head for head in Head if head in own or body.mode == "hybrid" or head in weighed}
     weights = {head: float(getattr(body.weights, head)) for head in checked_heads(service.manifest, wanted)}
     FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
     return {head: weight for head, weight in weights.items() if weight}
-
-
-def _is_weighed(weights: RerankWeights, head: Head) -> bool:
-    return head in weights.model_fields_set and getattr(weights, head) > 0
 
 
 def _check_wishes(body: RerankRequest, service: Service) -> None:
@@ -112,15 +109,8 @@ def query_and_passages(query: str, query_name: str, passages: list[str], name: s
 
 def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float]:
     """Weighted mean of the heads' scores of text 0, the query, and all other texts, the P passages."""
-    dense = encoding.dense_vecs
-    lexical = [] if encoding.sparse is None else list(encoding.sparse)
-    colbert = [] if encoding.colbert_vecs is None else list(encoding.colbert_vecs)
-    none = [0.0] * (len(encoding.token_counts) - 1)  # of heads that do not count
-    scores = PairScores(
-        dense=np.array(none if dense is None else np.einsum("ph,h->p", dense[1:], dense[0]), np.float32),
-        sparse=np.array([sparse_dot(lexical[0], other) for other in lexical[1:]] or none, np.float32),
-        colbert=np.array([colbert_score(colbert[0], other) for other in colbert[1:]] or none, np.float32),
-    )
+    passages = np.arange(1, len(encoding.token_counts))
+    scores = head_scores(encoding, np.zeros_like(passages), encoding, passages)
     counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
     return scores.combined(counted)["colbert+sparse+dense"]
 

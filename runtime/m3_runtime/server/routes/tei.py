@@ -13,7 +13,6 @@ from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     answered_by,
-    colbert_answer,
     cut_headers,
     json_answer,
     refusals,
@@ -94,7 +93,8 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         check_unit_length(body, service)
         found = await encode(body, _COLBERT, request)
         most = service.settings.limits.max_colbert_json_tokens
-        return await colbert_answer(found.vectors.colbert_vecs, found.vectors, most, cut_headers(found.cut))
+        vectors = found.vectors
+        return await vectors_answer(vectors, lambda: vectors.colbert_vecs, cut_headers(found.cut), most)
 
 
 def _add_scores(routes: APIRouter, service: Service) -> None:
@@ -164,7 +164,8 @@ def _info(service: Service) -> dict[str, Any]:
         "max_input_length": service.max_length,
         "max_batch_tokens": limits.queue.batch_tokens,
         "max_batch_requests": limits.queue.batch_texts,
-        "max_client_batch_size": service.client_batch_texts,
+        # so many of the longest texts fit into the queue
+        "max_client_batch_size": max(1, min(limits.max_texts, limits.queue.max_tokens // service.max_length)),
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": __version__,

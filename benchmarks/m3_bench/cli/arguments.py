@@ -1,0 +1,45 @@
+"""Flags that several commands have."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from m3_bench.scenarios import NAMES
+from m3_runtime.errors import InputError
+from m3_runtime.io.output import check_no_input
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a text: the class takes no [] when run
+
+
+def names(words: str) -> list[str]:
+    """An argparse type: names between commas."""
+    return [name.strip() for name in words.split(",") if name.strip()]
+
+
+def add_scenarios(parser: argparse.ArgumentParser) -> None:
+    """`--scenarios`."""
+    text = f"{', '.join(NAMES)}, or TOML files (default: standard); docs/use/benchmarking.md has the format"
+    parser.add_argument("--scenarios", type=names, default=["standard"], metavar="NAME|FILE,…", help=text)
+
+
+def add_output(parser: argparse.ArgumentParser, kind: str, *, is_required: bool = False) -> None:
+    """`-o` for a file of a kind, `--force`, and `--quiet`."""
+    parser.add_argument("-o", "--output", type=Path, required=is_required, metavar=f"FILE.{kind}", help="what to write")
+    parser.add_argument("--force", action="store_true", help="replace it")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse an output that is there, or whose folder is not, or that is one of the inputs, `force` or not.
+
+    Raises:
+        InputError: any of these.
+    """
+    if path is None:
+        return
+    check_no_input(path, inputs)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"{str(path)!r} exists; choose another file, or pass --force to replace it")

@@ -1,0 +1,308 @@
+"""Indexes to search, wherever they are: bulk folders, recordings, bundles, Qdrant and Milvus collections.
+
+What is read into memory is searched exactly. A collection is searched by its own engine, graph and all, because that is
+what its users get.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_bench.documents import Ranked
+from m3_bench.recording import Recording, digest_of, read_recording
+from m3_bench.retrieval import search
+from m3_bench.retrieval.hybrids import PUBLISHED, FloatArray, possible
+from m3_bench.retrieval.search import Indices, Ranking
+from m3_bench.retrieval.vectors import TextEncoder, TextVectors
+from m3_export.verify.parity import Outputs
+from m3_runtime import M3Encoder
+from m3_runtime.bulk.folder import JOURNAL, VECTORS
+from m3_runtime.bulk.journal import read_journal
+from m3_runtime.bundle.manifest import MANIFEST_NAME, Head
+from m3_runtime.errors import InputError
+from m3_runtime.extras import import_extra
+from m3_runtime.io.progress import Progress
+
+RECORDED = ".safetensors"
+"""How the name of a recording ends."""
+_CANDIDATES = 100  # dense's best, which ColBERT ranks
+_HYBRIDS = (PUBLISHED[0], PUBLISHED[-1])
+_STORES = {"qdrant": "QDRANT_API_KEY", "milvus": "MILVUS_TOKEN"}
+_PLACES = "qdrant:URL/COLLECTION, milvus:FILE/COLLECTION"
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Q queries, and what encodes them; where they were recorded, a recorded index gets the recorded vectors."""
+
+    texts: tuple[str, ...]
+    encoder: M3Encoder
+    recorded: Recording | None
+    progress: Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Index(ABC):
+    """What can be searched: its name for tables, its vectors' space, and how many documents it has."""
+
+    name: str
+    space_id: str
+    documents: int
+
+    @property
+    def ids_sha256(self) -> str:
+        """Digest of the documents' ids in ascending order; "" where they are not known."""
+        return ""
+
+    @abstractmethod
+    def ranked(self, queries: Queries, depth: int) -> tuple[Ranked, ...]:
+        """The best `depth` documents of each query, by every method that the index has."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldIndex(Index):
+    """N documents in memory, in the order of their ids, so that ties go to the same document everywhere.
+
+    Attributes:
+        ids: (N,) ascending.
+        vectors: of the documents.
+        colbert_rows: index and rows (L, C) of wanted documents, in any order; None without the head.
+        is_recorded: whether recorded queries are searched with their recorded vectors.
+    """
+
+    ids: tuple[str, ...]
+    vectors: TextVectors
+    colbert_rows: Callable[[Indices], Iterator[tuple[int, NDArray[Any]]]] | None
+    is_recorded: bool = False
+
+    @property
+    def ids_sha256(self) -> str:
+        """See `Index`."""
+        return digest_of(self.ids)
+
+    def ranked(self, queries: Queries, depth: int) -> tuple[Ranked, ...]:
+        """See `Index.ranked`."""
+        recorded = queries.recorded.outputs if self.is_recorded and queries.recorded else None
+        encoder = TextEncoder(queries.encoder, None, queries.progress)
+        asked = _of_outputs(recorded, queries.encoder) if recorded else encoder.vectors(queries.texts, "queries")
+        heads = [Head.DENSE, *([Head.SPARSE] if self.vectors.sparse is not None else [])]
+        heads += [Head.COLBERT] if self.colbert_rows else []
+        hybrids = possible(_HYBRIDS, heads)
+        stage = search.first_stage(asked, self.vectors, hybrids, _CANDIDATES)
+        rankings: dict[str, Ranking] = dict(stage.ranked)
+        scores = {Head.DENSE.value: self._dense_scores(asked, depth, rankings[Head.DENSE.value])}
+        if self.vectors.sparse is not None:
+            scores[Head.SPARSE.value] = self._sparse_scores(asked, depth, rankings[Head.SPARSE.value])
+        if self.colbert_rows:
+            rows = recorded.colbert if recorded else [*encoder.colbert_rows(queries.texts, "queries' ColBERT rows")]
+            candidates = [left.indices for left in stage.candidates]
+            colbert = search.colbert_scores(rows or (), candidates, self.colbert_rows(stage.wanted))
+            rankings |= search.second_stage(stage, colbert, hybrids)
+            scores[Head.COLBERT.value] = [np.sort(found)[::-1][:depth] for found in colbert]
+        return tuple(self._named(method, ranking, scores.get(method), depth) for method, ranking in rankings.items())
+
+    def _dense_scores(self, asked: TextVectors, depth: int, ranking: Ranking) -> Sequence[FloatArray]:
+        pairs = zip(asked.dense, ranking, strict=True)
+        return [self.vectors.dense[found[:depth]] @ query for query, found in pairs]
+
+    def _sparse_scores(self, asked: TextVectors, depth: int, ranking: Ranking) -> Sequence[FloatArray]:
+        found = [indices[:depth] for indices in ranking]
+        return [(self.vectors.sparse[some] @ asked.sparse[q].T).toarray()[:, 0] for q, some in enumerate(found)]
+
+    def _named(self, method: str, ranking: Ranking, scores: Sequence[FloatArray] | None, depth: int) -> Ranked:
+        ids = tuple(tuple(self.ids[i] for i in found[:depth].tolist()) for found in ranking)
+        values = tuple(tuple(np.round(row, 6).tolist()) for row in scores) if scores is not None else ()
+        return Ranked(method, ids, values)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredIndex(Index):
+    """A collection of `QdrantIndex` or `MilvusIndex`; `find` is its search, giving ids and scores."""
+
+    find: Callable[[str, str, int], Sequence[tuple[str, float]]]
+
+    def ranked(self, queries: Queries, depth: int) -> tuple[Ranked, ...]:
+        """See `Index.ranked`."""
+        found = []
+        for mode in ("dense", "sparse", "hybrid", "reranked"):
+            bar = queries.progress.bar(queries.texts, f"{self.name}, {mode}", "query")
+            rows = [self.find(text, mode, depth) for text in bar]
+            ids = tuple(tuple(name for name, _ in row) for row in rows)
+            found.append(Ranked(mode, ids, tuple(tuple(round(score, 6) for _, score in row) for row in rows)))
+        return tuple(found)
+
+
+def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Progress) -> Index:
+    """Open an index.
+
+    Args:
+        place: a folder of `m3-runtime bulk`, a recording, a bundle, or a collection.
+        encoder: encodes for a bundle's index, and searches collections.
+        other: the place beside it: of a recording there a bundle encodes the texts.
+        progress: what the user sees.
+
+    Raises:
+        InputError: there is no such index, it is not finished, or ids come twice.
+        DocumentError: a recording cannot be read.
+    """
+    kind, _, address = place.partition(":")
+    if kind in _STORES and address:
+        return _collection(kind, address, encoder)
+    path = Path(place)
+    if place.endswith(RECORDED) and path.is_file():
+        return _recorded(path.name, read_recording(path), encoder)
+    if (path / JOURNAL).is_file():
+        return _bulk(path)
+    if (path / MANIFEST_NAME).is_file():
+        if other is None or not other.endswith(RECORDED):
+            raise InputError(
+                f"{place!r} is a bundle; give a recording (m3-bench record) beside it, whose texts it encodes"
+            )
+        return _encoded(path.resolve().name, encoder, read_recording(Path(other)), progress)
+    raise InputError(
+        f"{place!r} is no index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}"
+    )
+
+
+def _encoded(name: str, encoder: M3Encoder, recording: Recording, progress: Progress) -> HeldIndex:
+    texts, ids = TextEncoder(encoder, None, progress), _numbered(recording)
+
+    def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
+        chosen = wanted.tolist()
+        return zip(chosen, texts.colbert_rows([recording.texts[n] for n in chosen], "candidates"), strict=True)
+
+    vectors = texts.vectors(recording.texts, "documents")
+    has_rows = Head.COLBERT in texts.heads
+    name = f"{name}, {encoder.variant.name}"
+    return HeldIndex(name, encoder.space_id, len(ids), ids, vectors, rows if has_rows else None)
+
+
+def _recorded(name: str, recording: Recording, encoder: M3Encoder) -> HeldIndex:
+    ids, kept = _numbered(recording), recording.outputs.colbert
+
+    def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
+        return ((index, kept[index]) for index in wanted.tolist()) if kept else iter(())
+
+    vectors, space_id = _of_outputs(recording.outputs, encoder), recording.run.model.space_id
+    return HeldIndex(name, space_id, len(ids), ids, vectors, rows if kept else None, is_recorded=True)
+
+
+def _numbered(recording: Recording) -> tuple[str, ...]:
+    return tuple(f"{number:09d}" for number in range(len(recording.texts)))
+
+
+def _of_outputs(outputs: Outputs, encoder: M3Encoder) -> TextVectors:
+    from scipy.sparse import csr_matrix
+
+    sparse = None
+    if outputs.lexical is not None:
+        ids = [token for row in outputs.lexical for token in row]
+        starts = np.cumsum([0, *map(len, outputs.lexical)])
+        weights = np.array([weight for row in outputs.lexical for weight in row.values()], np.float32)
+        sparse = csr_matrix((weights, ids, starts), shape=(len(outputs.lexical), _columns(encoder)))
+    return TextVectors(outputs.dense, sparse, 0)
+
+
+def _columns(encoder: M3Encoder) -> int:
+    return encoder.bundle.manifest.geometry.vocab_size
+
+
+def _bulk(folder: Path) -> HeldIndex:
+    parquet = import_extra("pyarrow.parquet", "bulk")
+    if read_journal((folder / JOURNAL).read_bytes(), str(folder / JOURNAL)).complete is None:
+        raise InputError(f"{str(folder)!r} is not finished; run its m3-runtime bulk command again")
+    parts = sorted((folder / VECTORS).glob("part-*.parquet"))
+    if not parts:
+        raise InputError(f"{str(folder)!r} has no shards in {VECTORS}; put them back")
+    schema = parquet.read_schema(parts[0])
+    if "dense_vecs" not in schema.names:
+        raise InputError(f"{str(folder)!r} has no dense vectors; encode it with them")
+    notes = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    columns = [name for name in ("id", "dense_vecs", "lexical_weights") if name in schema.names]
+    ids, vectors = _bulk_vectors(parquet.read_table(parts, columns=columns), int(notes["m3.vocab_size"]))
+    order = np.argsort(np.array(ids), kind="stable")
+    ordered = tuple(ids[i] for i in order.tolist())
+    if twice := next((a for a, b in pairwise(ordered) if a == b), None):
+        raise InputError(f"{str(folder)!r} has the id {twice!r} twice; rankings would not say which is meant")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+
+    def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
+        return _bulk_rows(parts, place, set(wanted.tolist()))
+
+    sparse = None if vectors.sparse is None else vectors.sparse[order]
+    vectors = replace(vectors, dense=vectors.dense[order], sparse=sparse)
+    has_rows = "colbert_vecs" in schema.names
+    return HeldIndex(
+        folder.resolve().name, notes["m3.space_id"], len(ids), ordered, vectors, rows if has_rows else None
+    )
+
+
+def _bulk_vectors(table: Any, columns: int) -> tuple[list[str], TextVectors]:
+    from scipy.sparse import csr_matrix
+
+    sparse, dense = None, table["dense_vecs"].combine_chunks()
+    if "lexical_weights" in table.column_names:
+        rows = table["lexical_weights"].combine_chunks()
+        starts = np.concatenate([[0], np.cumsum(rows.value_lengths().to_numpy())])
+        weights, ids = (rows.flatten().field(name).to_numpy() for name in ("weight", "id"))
+        sparse = csr_matrix((weights, ids, starts), shape=(len(rows), columns))
+    matrix = dense.flatten().to_numpy().astype(np.float32).reshape(len(dense), -1)
+    return table["id"].to_pylist(), TextVectors(matrix, sparse, 0)
+
+
+def _bulk_rows(parts: Sequence[Path], place: Indices, wanted: Set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """ColBERT rows of wanted documents, read again; `place` is each row's index, in the order of the shards."""
+    parquet = import_extra("pyarrow.parquet", "bulk")
+    at = 0
+    for part in parts:
+        names = ["colbert_vecs", "colbert_scales"]
+        for batch in parquet.ParquetFile(part).iter_batches(batch_size=256, columns=names):
+            for row in range(batch.num_rows):
+                if (index := int(place[at + row])) in wanted:
+                    values = batch.column("colbert_vecs")[row].values
+                    found = values.flatten().to_numpy().astype(np.float32).reshape(len(values), -1)
+                    if "colbert_scales" in batch.schema.names:
+                        found *= batch.column("colbert_scales")[row].values.to_numpy()[:, None]
+                    yield index, found
+            at += batch.num_rows
+
+
+def _collection(kind: str, address: str, encoder: M3Encoder) -> StoredIndex:
+    at, _, collection = address.rpartition("/")
+    if not at or not collection:
+        raise InputError(f"{kind}:{address}: expected {_PLACES}")
+    key = os.environ.get(_STORES[kind])
+    if kind == "qdrant":
+        from qdrant_client import QdrantClient
+
+        from m3_runtime.integrations.qdrant import ID_KEY, QdrantIndex
+
+        client = QdrantClient(url=at, api_key=key) if "://" in at else QdrantClient(path=at)
+        points = QdrantIndex.open(client, collection, encoder)
+
+        def find(text: str, mode: str, depth: int) -> list[tuple[str, float]]:
+            hits = points.search(text, limit=depth, mode=mode)
+            return [(str((hit.payload or {}).get(ID_KEY, hit.id)), hit.score) for hit in hits]
+
+        count = client.count(collection).count
+    else:
+        from pymilvus import MilvusClient
+
+        from m3_runtime.integrations.milvus import MilvusIndex
+
+        rows = MilvusClient(at, token=key or "")
+        passages = MilvusIndex.open(rows, collection, encoder)
+
+        def find(text: str, mode: str, depth: int) -> list[tuple[str, float]]:
+            return [(str(hit.passage.id), hit.score) for hit in passages.search(text, limit=depth, mode=mode)]
+
+        count = int(rows.query(collection, output_fields=["count(*)"])[0]["count(*)"])
+    return StoredIndex(f"{kind}:{collection}", encoder.space_id, count, find)

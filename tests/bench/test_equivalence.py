@@ -1,0 +1,173 @@
+"""`m3-bench equivalence`: the same index is equivalent, another is not, and what does not compare is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient
+
+from m3_bench import cli, documents
+from m3_bench.documents import Equivalence, Model, Rankings, Run
+from m3_bench.equivalence import agreements
+from m3_bench.machine import this_machine
+from m3_bench.recording import Recording, digest_of, write_recording
+from m3_bench.workers.vectors import by_id
+from m3_export.verify.parity import Outputs
+from m3_runtime import M3Encoder
+from m3_runtime.cli import main as m3_runtime
+from m3_runtime.integrations.qdrant import Passage, QdrantIndex
+
+DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "multilingual"
+PASSAGES = [json.loads(line)["text"] for line in (DATA / "corpus.jsonl").read_text().splitlines()][:40]
+QUERIES = [json.loads(line)["text"] for line in (DATA / "queries.jsonl").read_text().splitlines()][:50]
+NUMBERED = tuple(enumerate(PASSAGES))
+FLOAT = ("--variant", "onnx-fp32", "--threads", 1)
+
+
+def equivalence(*words) -> int:
+    return cli.main(["equivalence", "--quiet", *map(str, words)])
+
+
+def indexed(bundle: Path, out: Path, *words, passages=NUMBERED) -> Path:
+    """A folder of m3-runtime bulk."""
+    source = out.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps({"id": f"p{name}", "text": text}) + "\n" for name, text in passages))
+    words = ("--heads", "dense,sparse,colbert", "--quiet", *FLOAT, *words)
+    assert m3_runtime(["bulk", *map(str, (bundle, source, "-o", out, *words))]) == 0
+    return out
+
+
+def recorded(encoder: M3Encoder, texts: list[str], path: Path, **of_model) -> Path:
+    """What m3-bench record would write, were this encoder PyTorch."""
+    found = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
+    outputs = Outputs(found.dense_vecs, [by_id(row) for row in found.lexical_weights], found.colbert_vecs)
+    model = replace(Model("m", encoder.space_id, "2" * 64), **of_model)
+    run = Run(this_machine(), model, 1, (0,), digest_of(texts), (), ())
+    write_recording(Recording(run, tuple(texts), outputs), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("indexes")
+
+
+@pytest.fixture(scope="module")
+def queries(folder) -> Path:
+    path = folder / "queries.txt"
+    path.write_text("".join(text + "\n" for text in QUERIES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(tiny_bundle, folder) -> Path:
+    return indexed(tiny_bundle, folder / "index")
+
+
+@pytest.fixture(scope="module")
+def rankings(tiny_bundle, index, queries, folder) -> Path:
+    path = folder / "rankings.json"
+    assert equivalence(index, "--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", path) == 0
+    return path
+
+
+def found_of(path: Path) -> dict:
+    return {one.method: one for one in agreements(documents.read_as(Equivalence, path))}
+
+
+def test_another_order_and_smaller_numbers_are_equivalent(tiny_bundle, index, queries, tmp_path, capsys):
+    backwards = NUMBERED[::-1]
+    words = ("--shard-rows", 7, "--dense-dtype", "float16", "--colbert-dtype", "int8")
+    other = indexed(tiny_bundle, tmp_path / "small", *words, passages=backwards)
+    out = tmp_path / "e.json"
+    assert equivalence(index, other, "--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", out) == 0
+    found = found_of(out)
+    assert list(found)[:3] == ["dense", "sparse", "dense+sparse 1/0.3"]
+    assert {"colbert", "all 0.4/0.2/0.4"} <= set(found)
+    assert found["sparse"].overlap.mean == 1
+    assert found["sparse"].drift_max == 0
+    assert 0 < found["dense"].drift_max < 2e-3
+    assert found["colbert"].overlap.mean > 0.95
+    assert found["dense"].order > 0.95
+    assert "40 documents, 50 queries, the best 10 of each" in capsys.readouterr().out
+
+
+def test_one_machine_writes_rankings_and_another_checks_them(tiny_bundle, index, rankings, queries, tmp_path, capsys):
+    assert "vecs" not in rankings.read_text()
+    assert documents.read_as(Rankings, rankings).documents == 40
+    assert equivalence(rankings, index, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 0
+    assert equivalence(rankings, rankings) == 0
+    mixed = indexed(tiny_bundle, tmp_path / "mixed", passages=list(enumerate(PASSAGES[1:] + PASSAGES[:1])))
+    capsys.readouterr()
+    assert equivalence(rankings, mixed, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 3
+    assert "**below 0.95**" in capsys.readouterr().out
+    assert equivalence(rankings, mixed, "--queries", queries, "--bundle", tiny_bundle, *FLOAT, "--min-overlap", 0) == 0
+
+
+def test_a_bundle_beside_a_recording_of_passages_and_of_queries(tiny_bundle, encoder, tmp_path):
+    passages = recorded(encoder, PASSAGES, tmp_path / "passages.safetensors")
+    queries = recorded(encoder, QUERIES, tmp_path / "queries.safetensors")
+    assert equivalence(tiny_bundle, passages, "--queries", queries, *FLOAT, "-o", tmp_path / "e.json") == 0
+    found = found_of(tmp_path / "e.json")
+    assert found["dense"].overlap.mean > 0.99
+    assert found["colbert"].overlap.mean > 0.99
+
+
+def test_a_collection_is_searched_by_its_own_engine(tiny_bundle, index, queries, encoder, tmp_path):
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    QdrantIndex.create(client, "docs", encoder).add([Passage(f"p{i}", text) for i, text in enumerate(PASSAGES)])
+    client.close()
+    place = f"qdrant:{tmp_path / 'qdrant'}/docs"
+    words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", tmp_path / "e.json")
+    assert equivalence(place, index, *words) == 0
+    assert list(found_of(tmp_path / "e.json")) == ["dense", "sparse"]
+
+
+def changed(rankings: Path, to: Path, **keys) -> Path:
+    to.write_text(json.dumps(json.loads(rankings.read_text()) | keys))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"space_id": "m3-other"}, "have other vector spaces: m3-"),
+        ({"documents": 41}, "have other numbers of documents: 40 and 41"),
+        ({"ids_sha256": "0" * 64}, "have other ids of documents"),
+        ({"queries_sha256": "0" * 64}, "have other queries"),
+        ({"depth": 20}, "have other depths: 10 and 20"),
+        ({"ranked": []}, "share no method"),
+    ],
+)
+def test_what_does_not_compare_is_refused(rankings, tmp_path, capsys, keys, message):
+    assert equivalence(rankings, changed(rankings, tmp_path / "other.json", **keys)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
+    twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    lines = (index / "journal.jsonl").read_text().splitlines(keepends=True)
+    (unfinished / "journal.jsonl").write_text("".join(lines[:-1]))
+    (tmp_path / "empty.txt").write_text("")
+    encoded_by = ("--bundle", tiny_bundle, *FLOAT)
+    for words, message in (
+        ((index,), "compared with nothing"),
+        ((index, tmp_path / "none", "--queries", queries, *encoded_by), "is no index: expected a folder of m3-runtime"),
+        ((index, unfinished, "--queries", queries, *encoded_by), "is not finished"),
+        ((index, twice, "--queries", queries, *encoded_by), "has the id 'p1' twice"),
+        ((index, foreign, "--queries", queries, *encoded_by), "of the space m3-other"),
+        ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
+        ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
+        ((index, index, *encoded_by), "--queries FILE is missing"),
+        ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
+        ((index, index, "--queries", queries, *encoded_by, "--depth", 101), "rankings have 100 documents at most"),
+        ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
+    ):
+        assert equivalence(*words, *(["-o", out] if len(words) > 1 else [])) == 2, words
+        assert message in capsys.readouterr().err
+        assert not out.exists()
