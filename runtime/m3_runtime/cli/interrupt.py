@@ -52,6 +52,11 @@ class InterruptibleEngine:
             raise
         return future.result()
 
+    def rest(self, least_tokens: int) -> None:
+        """As the engine's own."""
+        if not self.is_abandoned:
+            self._engine.rest(least_tokens)
+
     def close(self) -> None:
         """Let go of the engine, unless it still computes."""
         if not self.is_abandoned:
