@@ -13,7 +13,7 @@ TOOLS := $(VENV)-tools
 # Modules are compiled by the first process that imports them, not by each: pip does not (--no-compile), as most are never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check style types imports bench-bars arm64 format lock audit release clean
+.PHONY: demo test check style types imports fuzz faults soak bench-bars arm64 format lock audit release clean
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -41,6 +41,29 @@ imports: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
+
+# What takes too long for every day; `make test` runs a few seconds of the first two.
+TINY := out/tiny-random
+
+$(TINY): $(READY)
+	rm -rf $(TINY)-checkpoint
+	$(BIN)/m3-export tiny-random $(TINY)-checkpoint --checkpoint-only
+	$(BIN)/m3-export $(TINY)-checkpoint $(TINY) --quiet --force
+
+fuzz: $(TINY)  ## a million texts against transformers and PyTorch, ten thousand hostile bundles
+	$(BIN)/python tests/fuzz/fuzz_texts.py $(TINY) $(TINY)-checkpoint
+	$(BIN)/python tests/fuzz/fuzz_bundles.py $(TINY)
+
+# FAULTS="--mount --clock" adds real full disks (as root) and clock jumps (with Debian's libfaketime)
+faults: $(TINY)  ## export, bulk and server killed, stopped for a minute, without room on the disk
+	$(BIN)/python tests/fuzz/faults.py $(TINY) $(TINY)-checkpoint $(FAULTS)
+
+MINUTES ?= 30
+SOAK ?= out/mini-m3
+
+soak: $(READY)  ## a server under changing load: memory, leaks, wrong answers; MINUTES=1440 for a day
+	test -d $(SOAK) || $(BIN)/m3-export mini-m3 $(SOAK)
+	$(BIN)/m3-bench soak $(SOAK) --minutes $(MINUTES) -o out/soak.json --force
 
 # What is measured, in BGE-M3's geometry. BARS takes options, as in  make bench-bars BARS="--targets ceiling,lite-query"
 CHECKPOINT ?= out/ckpt-large

@@ -345,6 +345,38 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """Once through all phases of a soak: what happened, and what the server's process held when it was over."""
+
+    seconds: float  # since the server was ready
+    resident_bytes: int  # with no request under way, as the next two
+    descriptors: int
+    threads: int
+    peak_bytes: int  # resident under load, the most of four looks a second
+    answered: int  # requests whose vectors were compared with the encoder's
+    wrong: int  # phases with another vector than the encoder's in an answer
+    refused: int  # 429 or 503
+    dropped: int  # connections that the client ended in the middle of a request or of its answer
+    errors: Mapping[str, int]  # how often anything else came, by status or by how the connection broke
+
+
+@dataclass(frozen=True)
+class Soak:
+    """A server under changing load for long; cycles that end before `settle_s` do not count as growth."""
+
+    machine: Machine
+    model: Model
+    variant: str
+    versions: Mapping[str, str]  # releases of the packages that compute
+    server_options: tuple[str, ...]
+    clients: int
+    settle_s: float
+    cycles: tuple[Cycle, ...]
+    kind: str = "soak"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
 class Ranked:
     """What a method finds: per query, ids and scores, best first; no scores where they are sums of other scores."""
 
@@ -382,7 +414,7 @@ class Equivalence:
     schema_version: int = SCHEMA_VERSION
 
 
-Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Rankings | Equivalence
+Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Soak | Rankings | Equivalence
 _D = TypeVar("_D", bound=Document)
 KINDS: Mapping[str, type[Document]] = {one.kind: one for one in get_args(Document)}
 # JSON text has line breaks between values only, never within them.

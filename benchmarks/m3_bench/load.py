@@ -259,12 +259,12 @@ class Loader:
             raise InputError(f"--pid: {error}") from error
 
     def closed(self, clients: int, seconds: float | None = None) -> Stage:
-        """Clients that send when they have their answer, for so many seconds (those of the loader by default)."""
-        until_s = seconds or self._seconds
+        """Clients that send when they have their answer, at least once each, for so many seconds (or the loader's)."""
+        until_s = self._seconds if seconds is None else seconds
 
         async def client(sender: _Sender) -> list[_Exchange]:
-            found = []
-            while (now_s := sender.now_s) < until_s:
+            found: list[_Exchange] = []
+            while (now_s := sender.now_s) < until_s or not found:
                 found.append(await sender.send(now_s))
                 await asyncio.sleep(found[-1].wait_s)
             return found

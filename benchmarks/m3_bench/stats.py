@@ -11,11 +11,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario
+from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario, Soak
+from m3_bench.errors import BenchError
 
 NOISY_VARIATION = 0.05
 """Standard deviation between rounds ÷ their mean from which a figure is called noisy."""
 FEWEST_ROUNDS = 3
+FEWEST_CYCLES = 8
+"""Of a soak, after it has settled."""
 RESAMPLES, SEED = 10_000, 0
 MAIN_METRIC = "nDCG@10"
 _RESAMPLES_AT_ONCE = 500  # × 10 000 queries are 40 MB of indices
@@ -230,3 +233,68 @@ def with_negatives(scores: PairScoresOf) -> list[tuple[tuple[float, ...], tuple[
     """Scores of positives and negatives of each query that has negatives."""
     pairs = zip(scores.positives, scores.negatives, strict=True)
     return [(positives, negatives) for positives, negatives in pairs if negatives]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that counts as steady. Memory is over its limit if the slope's whole interval is: not by chance."""
+
+    mb_per_hour: float = 1.0
+    wrong: int = 0
+    leaked: int = 0  # of descriptors, and of threads
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a soak shows, over the cycles after it has settled.
+
+    The slope is Theil and Sen's, the median over all pairs of cycles, with its 90 % interval; leaks are differences
+    between the medians of the last quarter and of the one before: pools of threads grow to their size at first.
+    """
+
+    mb_per_hour: float
+    low: float
+    high: float
+    descriptors: float
+    threads: float
+    wrong: int
+    errors: int
+
+    def over(self, limits: Limits) -> list[str]:
+        """What is over a limit, in words; empty if nothing is."""
+        found = [
+            (f"resident memory grows by {self.mb_per_hour:.2f} MB/h", self.low > limits.mb_per_hour),
+            (f"{self.wrong} phases with a wrong answer", self.wrong > limits.wrong),
+            (f"{self.errors} requests neither answered nor refused", self.errors > 0),
+            (f"{self.descriptors:g} descriptors leaked", self.descriptors > limits.leaked),
+            (f"{self.threads:g} threads leaked", self.threads > limits.leaked),
+        ]
+        return [words for words, is_over in found if is_over]
+
+
+def growth(soak: Soak) -> Growth:
+    """What a soak shows.
+
+    Raises:
+        BenchError: too few cycles after the soak has settled.
+    """
+    settled = [one for one in soak.cycles if one.seconds >= soak.settle_s]
+    if len(settled) < FEWEST_CYCLES:
+        raise BenchError(
+            f"{len(settled)} cycles after {soak.settle_s:.0f} s: a slope needs {FEWEST_CYCLES}; give --minutes more"
+        )
+    from scipy.stats import theilslopes
+
+    hours, megabytes = [one.seconds / 3600 for one in settled], [one.resident_bytes / 1e6 for one in settled]
+    slope, _, low, high = theilslopes(megabytes, hours, 0.9)
+    quarter = len(settled) // 4
+    before, last = settled[-2 * quarter : -quarter], settled[-quarter:]
+    return Growth(
+        mb_per_hour=float(slope),
+        low=float(low),
+        high=float(high),
+        descriptors=median(one.descriptors for one in last) - median(one.descriptors for one in before),
+        threads=median(one.threads for one in last) - median(one.threads for one in before),
+        wrong=sum(one.wrong for one in soak.cycles),
+        errors=sum(sum(one.errors.values()) for one in soak.cycles),
+    )

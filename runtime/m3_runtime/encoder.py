@@ -36,6 +36,8 @@ from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_
 
 _log = logging.getLogger("m3_runtime")
 
+_PEAK_TOKENS = 4096  # a call with a run of so many takes seconds; what that took of memory goes back when it is over
+
 
 class M3Encoder:
     """BGE-M3's three heads on CPU, from a bundle.
@@ -430,8 +432,11 @@ class M3Encoder:
         finally:
             with self._lock:
                 self._calls -= 1
-                if self._is_closed and not self._calls and not self._is_inherited:
-                    self.engine.close()
+                if not self._calls and not self._is_inherited:
+                    if self._is_closed:
+                        self.engine.close()
+                    else:
+                        self.engine.rest(_PEAK_TOKENS)
 
 
 _opened: WeakSet[M3Encoder] = WeakSet()

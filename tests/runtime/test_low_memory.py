@@ -61,8 +61,8 @@ def test_less_is_held_when_a_large_batch_is_over(tiny_bundle, variant):
 def test_flagembeddings_class_takes_it(tiny_bundle):
     plain, low = (BGEM3FlagModel(tiny_bundle, variant="onnx-fp32", low_memory=low) for low in (False, True))
     assert np.array_equal(low.encode(["a b"])["dense_vecs"], plain.encode(["a b"])["dense_vecs"])
-    assert low.encoder.engine._shrinking is not None
-    assert plain.encoder.engine._shrinking is None
+    assert low.encoder.opened_with.low_memory
+    assert not plain.encoder.opened_with.low_memory
     plain.close()
     low.close()
 
@@ -86,3 +86,31 @@ def test_the_command_takes_both(tiny_bundle, tmp_path, options):
         lines.append(json.loads(done.stdout))
     assert lines[0] == lines[1]
     assert [file.suffix for file in cache.iterdir()] == [".compiled"]
+
+
+AFTER_A_PEAK = """
+import sys
+from pathlib import Path
+from m3_runtime import M3Encoder
+
+def mib(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(key))
+
+few, many = ["a b"] * 3, ["word " * 600] * 32
+with M3Encoder.open(sys.argv[1], variant=sys.argv[2], threads=1) as encoder:
+    encoder.encode(few, return_colbert_vecs=True)
+    before = mib("VmRSS")
+    encoder.encode(many, return_colbert_vecs=True)
+    print(before, mib("VmHWM"), mib("VmRSS"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a process holds")
+@pytest.mark.parametrize("variant", ["onnx-int8", "openvino-int8"])
+def test_what_a_peak_took_goes_back(tiny_bundle, variant):
+    command = [sys.executable, "-c", AFTER_A_PEAK, tiny_bundle, variant]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    before, peak, after = map(int, done.stdout.split())
+    assert peak > before + 50
+    assert after < before + (peak - before) / 4, done.stdout

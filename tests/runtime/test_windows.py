@@ -38,6 +38,9 @@ class Slow:
         self.shapes.append(batch.input_ids.shape)
         return self._engine.run(batch, heads)
 
+    def rest(self, least_tokens: int) -> None:
+        self._engine.rest(least_tokens)
+
     def close(self) -> None:
         self._engine.close()
 

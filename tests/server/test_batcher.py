@@ -188,6 +188,19 @@ def test_streams_run_side_by_side_and_short_queries_beside_them(encoder):
     run(scenario())
 
 
+def test_the_engine_rests_when_nothing_runs(encoder):
+    rested = threading.Event()
+
+    async def scenario() -> None:
+        runs = Batcher(encoder.encode_ids, QueueLimits(), Notes(), KeptVectors(0, 1), rest=lambda _: rested.set())
+        await runs.encode(of_length(20), DENSE, "a", PATIENCE_S)
+        assert not rested.is_set()
+        assert await asyncio.to_thread(rested.wait, PATIENCE_S)
+        runs.close()
+
+    run(scenario())
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back(encoder):
     gate = Gate(encoder)
 

@@ -64,13 +64,13 @@ def _remedy(error: ModuleNotFoundError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     # their packages come with extras, whose absence `main` reports
-    from m3_bench.cli import compare, equivalence, record, report, retrieval, roofline, run, serve_load
+    from m3_bench.cli import compare, equivalence, record, report, retrieval, roofline, run, serve_load, soak
 
     parser = argparse.ArgumentParser(
         prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (record, run, compare, report, roofline, retrieval, equivalence, serve_load):
+    for command in (record, run, compare, report, roofline, retrieval, equivalence, serve_load, soak):
         command.add_to(commands)
     return parser

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from m3_bench import formats
-from m3_bench.documents import Comparison, Load, Margins, Retrieval, Roofline, Scenario
+from m3_bench.documents import Comparison, Load, Margins, Retrieval, Roofline, Scenario, Soak
 from m3_bench.figures import Entry, Figures, Measurement, Parity, parities_of
 from m3_bench.formats import NOTHING
 from m3_bench.machine import Machine, described
@@ -46,6 +46,7 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
         _section("accuracy", charts.parity_of_texts(parities), tables.parity_tables(parities)),
         _ceiling(inputs),
         _section("load", (), map(tables.load_table, inputs.of(Load))),
+        _section("soak", [charts.memory_over_time(inputs.of(Soak))], [tables.soak_table(inputs.of(Soak))]),
         _retrieval(inputs.of(Retrieval)),
         _margins(inputs.of(Margins)),
         _facts(inputs, name),

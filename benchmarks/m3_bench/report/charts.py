@@ -24,7 +24,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from m3_bench import formats
-from m3_bench.documents import Retrieval, Scenario
+from m3_bench.documents import Retrieval, Scenario, Soak
 from m3_bench.figures import Figures, Measurement, Parity
 from m3_bench.report.page import Chart
 from m3_bench.report.searches import main_metric
@@ -154,6 +154,31 @@ def parity_of_texts(parities: Sequence[Parity]) -> list[Chart | None]:
             _bars(f"parity-{head}", f"{what}: distance to the reference", caption, distance, bars, is_log=True)
         )
     return charts
+
+
+def memory_over_time(soaks: Sequence[Soak]) -> Chart | None:
+    """What servers hold between requests, hour by hour."""
+
+    def draw(plot: Axes) -> None:
+        for order, soak in enumerate(soaks):
+            x = [one.seconds / 60 for one in soak.cycles]
+            for values, width in (("resident_bytes", 1.8), ("peak_bytes", 0.6)):
+                y = [getattr(one, values) / 1e6 for one in soak.cycles]
+                plot.plot(x, y, color=_colour(order), linewidth=width)
+            plot.annotate(
+                soak.variant,
+                (x[-1], soak.cycles[-1].resident_bytes / 1e6),
+                (-4, -12),
+                textcoords="offset points",
+                ha="right",
+            )
+        plot.set_ylim(bottom=0)
+        plot.margins(0.02, 0.1)
+        _finish(plot.xaxis, "minutes")
+        _finish(plot.yaxis, "megabytes resident")
+
+    caption = "Thick: at the end of each cycle, with no request under way. Thin: the most under load."
+    return _chart("memory-over-time", "Memory over time", caption, 220, draw) if soaks else None
 
 
 def search_quality(number: int, document: Retrieval) -> Chart | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from m3_bench import formats, stats
-from m3_bench.documents import Load, Roofline, Scenario, Stage
+from m3_bench.documents import Load, Roofline, Scenario, Soak, Stage
 from m3_bench.figures import Entry, Figures, Measurement, Parity
 from m3_bench.formats import NOTHING
 from m3_bench.machine import differences
@@ -167,6 +167,29 @@ def load_table(load: Load) -> Table:
 
     texts = f"{load.texts_per_request} texts of {load.words_per_text} words a request"
     return Table.of(f"{load.url}, {', '.join(load.apis)}, {texts}", map(row, load.stages))
+
+
+def soak_table(found: Sequence[Soak]) -> Table:
+    """What servers held at the end of their soaks; in brackets 90 % of the slope, Theil and Sen's."""
+
+    def row(soak: Soak) -> Cells:
+        shown, last = stats.growth(soak), soak.cycles[-1]
+        counts = {
+            name: str(sum(getattr(one, name) for one in soak.cycles)) for name in ("answered", "refused", "dropped")
+        }
+        return {
+            "": soak.variant,
+            "MB/h": f"{shown.mb_per_hour:+.2f} ({shown.low:+.2f} to {shown.high:+.2f})",
+            "hours": f"{last.seconds / 3600:.2f}",
+            **counts,
+            "errors": str(shown.errors),
+            "resident": formats.size(last.resident_bytes),
+            "wrong": str(shown.wrong),
+            "descriptors": f"{shown.descriptors:+g}",
+            "threads": f"{shown.threads:+g}",
+        }
+
+    return Table.of("Long under load", map(row, found))
 
 
 def contenders_table(figures: Figures) -> Table:

@@ -20,7 +20,7 @@ MANIFEST_NAME = "manifest.json"
 LEAST_TOKENS = 3
 """A text has both special tokens and one of its own."""
 
-_DIGEST_KEY, _NO_DIGEST = "manifest_sha256", "0" * 64
+_DIGEST_KEY, _NO_DIGEST, _LAST_WITHOUT_DIGEST = "manifest_sha256", "0" * 64, 3
 _MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1
 
 
@@ -279,13 +279,14 @@ class Manifest(ModelInfo):
 def check_digest(text: str) -> None:
     """Compare a manifest's text with the digest in it: SHA-256 of the same text with 64 zeros in the digest's place.
 
-    Manifests of older exporters have none.
+    Manifests of older exporters, up to schema 3, may have none.
 
     Raises:
         BundleDamagedError: the text was changed.
     """
-    said = json.loads(text).get(_DIGEST_KEY)
-    if said is None:
+    data = json.loads(text)
+    said = data.get(_DIGEST_KEY)
+    if said is None and data["schema_version"] <= _LAST_WITHOUT_DIGEST:
         return
     zeroed = text.replace(_digest_line(said), _digest_line(_NO_DIGEST), 1)
     if (digest := hashlib.sha256(zeroed.encode()).hexdigest()) != said:

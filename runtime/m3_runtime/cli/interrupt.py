@@ -54,6 +54,11 @@ class InterruptibleEngine:
         self._runs.put(lambda: _fulfil(future, compute))
         return _waited_for(future)
 
+    def rest(self, least_tokens: int) -> None:
+        """As the engine's own."""
+        if not self.is_abandoned:
+            self._engine.rest(least_tokens)
+
     def close(self) -> None:
         """Let go of the engine, unless it still computes."""
         if self._under_way:

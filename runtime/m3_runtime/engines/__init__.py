@@ -119,6 +119,13 @@ class Engine(Protocol):
         """
         ...
 
+    def rest(self, least_tokens: int) -> None:
+        """Give back what runs left in memory, if one since the last rest had at least so many tokens.
+
+        For moments when nothing runs; a run that goes on meanwhile is not disturbed.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the graph and its memory."""
         ...

@@ -98,7 +98,9 @@ class OpenVinoEngine:
         self._weights = weights
         self._runs = itertools.count(1)
         self._takes_padded = opening.takes_padded
-        self._slots = threading.BoundedSemaphore(opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS))
+        self._requests = opening.streams + (0 if opening.low_memory else _SPARE_REQUESTS)
+        self._slots = threading.BoundedSemaphore(self._requests)
+        self._largest_tokens = 0
         self._idle: deque[Any] = deque()
 
     @classmethod
@@ -166,9 +168,26 @@ class OpenVinoEngine:
             except Exception as error:
                 shape = "x".join(map(str, batch.input_ids.shape))
                 raise EngineError(f"OpenVINO failed on a batch of {shape} tokens: {error}") from error
+        self._largest_tokens = max(self._largest_tokens, batch.input_ids.size)
         raw = RawOutputs(**arrays)
         _check_rows(batch, raw)
         return raw
+
+    def rest(self, least_tokens: int) -> None:
+        """See `Engine.rest`. Nothing is given back while a run goes on."""
+        if self._model is None or self._largest_tokens < max(1, least_tokens):
+            return
+        taken = [self._slots.acquire(blocking=False) for _ in range(self._requests)]
+        try:
+            if all(taken):
+                self._largest_tokens = 0
+                self._idle.clear()
+                self._model.release_memory()
+                self._weights.let_go()
+                trim_heap()
+        finally:
+            for _ in range(sum(taken)):
+                self._slots.release()
 
     def close(self) -> None:
         """See `Engine.close`."""

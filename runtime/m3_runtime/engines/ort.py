@@ -1,12 +1,13 @@
 """The onnxruntime engine: runs everywhere, and is the default dependency."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import LEAST_TOKENS, Head
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import DEFAULT_OPENING, KEPT_TOKENS, Opening, RawOutputs, TokenBatch, is_dense_only
 from m3_runtime.engines.no_telemetry import without_telemetry
@@ -17,8 +18,8 @@ from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalled
 _CONFIG_PREFIXES = ("session.", "mlas.", "optimization.")
 _ERRORS_ONLY = 3
 
-# What a run took of the arena is given back when it is over. (Without the arena memory is no smaller between runs, and
-# twice as large in them: nothing is planned ahead, and the C library keeps what is freed.)
+# What a run took of the arena is given back when it is over, if the run's options ask for it. (Without the arena memory
+# is no smaller between runs, and twice as large in them: the C library keeps what is freed.)
 _SHRINKING = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
@@ -32,16 +33,19 @@ class OrtEngine:
 
     packed_tokens = 0  # its products do not keep the order of keys for every shape
 
-    def __init__(self, session: Any, streams: int, shrinking: Any = None) -> None:
+    def __init__(self, session: Any, streams: int, shrinking: Any, *, is_low_memory: bool = False) -> None:
         """Take over a session.
 
         Args:
             session: the session.
             streams: runs that compute at a time.
-            shrinking: the options of runs after which memory goes back to the system; None to keep it.
+            shrinking: the options of runs after which memory goes back to the system.
+            is_low_memory: all runs have them.
         """
         self.streams = streams
         self._shrinking = shrinking
+        self._is_low_memory = is_low_memory
+        self._largest_tokens = self._started = 0
         self._session = session
         self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
@@ -77,11 +81,9 @@ class OrtEngine:
         except Exception as error:  # the package's errors have no common base but Exception
             raise EngineError(f"onnxruntime cannot load {graph.name!r}: {error}") from error
         trim_heap()  # converting and packing weights leaves up to 200 MB behind
-        if not opening.low_memory:
-            return cls(session, opening.streams)
         shrinking = onnxruntime.RunOptions()
         shrinking.add_run_config_entry(*_SHRINKING)
-        return cls(session, opening.streams, shrinking)
+        return cls(session, opening.streams, shrinking, is_low_memory=opening.low_memory)
 
     def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -92,14 +94,39 @@ class OrtEngine:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self._keeps_tokens and is_dense_only(heads):
             inputs[KEPT_TOKENS] = np.array([batch.leading])
+        self._started += 1
         try:
-            arrays = session.run(names, inputs, self._shrinking)
+            arrays = session.run(names, inputs, self._shrinking if self._is_low_memory else None)
         except Exception as error:
             shape = "x".join(map(str, batch.input_ids.shape))
             raise EngineError(f"onnxruntime failed on a batch of {shape} tokens: {error}") from error
-        if self._shrinking is not None:
+        self._largest_tokens = max(self._largest_tokens, batch.input_ids.size)
+        if self._is_low_memory:
             trim_heap()
         return RawOutputs(**dict(zip(names, arrays, strict=True)))
+
+    def rest(self, least_tokens: int) -> None:
+        """See `Engine.rest`.
+
+        The arena shrinks at the end of a run only, so there is one of a few tokens. Its output is outside the arena:
+        one would keep a whole region.
+        """
+        session = self._session
+        if session is None or self._is_low_memory or self._largest_tokens < max(1, least_tokens):
+            return
+        largest, started, self._largest_tokens = self._largest_tokens, self._started, 0
+        ids = np.zeros((1, LEAST_TOKENS), np.int64)
+        with suppress(Exception):  # whatever it is, the next run will say it
+            binding = session.io_binding()
+            binding.bind_cpu_input("input_ids", ids)
+            binding.bind_cpu_input("attention_mask", ids + 1)
+            (dense,) = (value for value in session.get_outputs() if value.name == Head.DENSE.output_name)
+            vector = np.empty((1, dense.shape[-1]), np.float32)
+            binding.bind_output(dense.name, "cpu", 0, np.float32, vector.shape, vector.ctypes.data)
+            session.run_with_iobinding(binding, self._shrinking)
+        trim_heap()
+        if self._started != started:  # a run that went on meanwhile held its regions; there is more to give back
+            self._largest_tokens = max(self._largest_tokens, largest)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -124,6 +151,7 @@ def session_options(
     options = _onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads - streams + 1
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # one is kept for every shape, for ever, and saves no time that was measured
     options.log_severity_level = _ERRORS_ONLY
     for key, value in session_config(properties, is_int8=is_int8).items():
         options.add_session_config_entry(key, value)
@@ -136,8 +164,9 @@ def session_config(properties: Mapping[str, str], *, is_int8: bool) -> dict[str,
     Raises:
         BundleFormatError: a property that is not a session configuration key.
     """
-    # Spinning threads win little here and take whole cores away from the server around us.
-    config = {"session.intra_op.allow_spinning": "0"}
+    # Spinning threads win little here and take whole cores away from the server around us. Weights stay out of the
+    # arena: regions that hold some could never be given back.
+    config = {"session.intra_op.allow_spinning": "0", "session.use_device_allocator_for_initializers": "1"}
     cpu = cpu_info()
     if is_int8 and cpu.is_x86 and not cpu.has_int8_dot:
         # Without VNNI the u8 x s8 multiply-add saturates at 16 bits; this makes

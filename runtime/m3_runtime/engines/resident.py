@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _MAPS = Path("/proc/self/maps")
+_M_ARENA_MAX = -8  # of malloc.h
 # One at a time, so that mappings which appear belong to the engine that is being opened.
 _opening = threading.Lock()
 
@@ -74,6 +75,16 @@ def trim_heap() -> None:
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def limit_heaps() -> None:
+    """Have this process's threads share two heaps (glibc has a setting for it); for a process that is ours alone.
+
+    Otherwise each thread gets a heap of its own, and each keeps fragments of what its largest batches took.
+    """
+    limit = getattr(_libc(), "mallopt", None)
+    if limit is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        limit(_M_ARENA_MAX, 2)
 
 
 def _mappings(marks: Sequence[str] = ("",)) -> frozenset[_Mapping]:

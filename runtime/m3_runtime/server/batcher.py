@@ -22,6 +22,7 @@ _SHORT_RUN_TOKENS = 256
 """A run of more tokens lets a shorter one run beside it."""
 
 _MOST_RETRY_S = 60
+_IDLE_S, _RESTING_TOKENS = 1.0, 128  # nothing runs for so long after a run of so many: memory is given back
 
 EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
 """Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
@@ -48,6 +49,7 @@ class Batcher:
         kept: KeptVectors,
         streams: int = 1,
         packed_tokens: int = 0,
+        rest: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Nothing waits yet.
 
@@ -58,6 +60,7 @@ class Batcher:
             kept: takes the vectors of requests that end before they are done.
             streams: runs that compute at a time.
             packed_tokens: texts of at most so many tokens are packed.
+            rest: gives back memory if a run had so many tokens.
         """
         self.kept = kept
         self._encode = encode
@@ -68,6 +71,8 @@ class Batcher:
         self._ended_s = 0.0  # when the last run did
         self._requests: dict[QueuedRequest, _UnderWay] = {}
         self._streams = streams
+        self._rest = rest
+        self._resting: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(streams + _EXTRA_SHORT_RUNS, "m3-engine")
         self._is_draining = False
 
@@ -201,6 +206,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         tokens = sum(text.tokens for text in batch)
         self._running.append(tokens)
+        if self._resting is not None:
+            self._resting.cancel()
         for text in batch:
             under_way = self._requests[text.request]
             under_way.times.started()
@@ -208,6 +215,10 @@ class Batcher:
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
+
+    def _start_rest(self) -> None:
+        if not self._is_draining:
+            self._threads.submit(self._rest, _RESTING_TOKENS)
 
     def _timed(self, batch: tuple[QueuedText, ...]) -> tuple[Encoding, float]:
         """Encode a batch with every head that one of its texts wants."""
@@ -227,6 +238,8 @@ class Batcher:
         self.estimate.ran(tokens, end_s - max(start_s, self._ended_s))
         self._ended_s = end_s
         self._pump()  # first: the engine must not wait while results are handed out
+        if not self._running and not self._is_draining:
+            self._resting = asyncio.get_running_loop().call_later(_IDLE_S, self._start_rest)
         if done.cancelled():
             return
         if (error := done.exception()) is not None:

@@ -130,7 +130,13 @@ class Service:
         self._kept = KeptVectors(limits.max_kept_bytes, limits.kept_s)
         self._results = Shares(limits.max_result_bytes, limits.max_result_bytes // 2)
         self.batcher = Batcher(
-            self._encode_batch, limits.queue, self.metrics, self._kept, engine.streams, engine.packed_tokens
+            self._encode_batch,
+            limits.queue,
+            self.metrics,
+            self._kept,
+            engine.streams,
+            engine.packed_tokens,
+            engine.rest,
         )
         self.is_draining = False
         self.on_stop: list[Callable[[], None]] = []

@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from m3_runtime.engines.resident import limit_heaps
 from m3_runtime.errors import InputError
 from m3_runtime.server.app import create_app
 from m3_runtime.server.metrics import metrics_port
@@ -40,6 +41,7 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
         M3Error: the bundle or a setting is not what it must be, or another server was faster to listen there.
     """
     start_s = time.monotonic()
+    limit_heaps()
     raise_file_limit()
     with ExitStack() as opened:
         with ending_at_once():
