@@ -7,7 +7,8 @@ import pytest
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Cycle, Model, Soak
+from m3_bench.cycles import Cycle
+from m3_bench.documents import Model, Soak
 from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
 from m3_bench.report.build import build_page

@@ -10,7 +10,7 @@ from m3_runtime.cli import OK
 from m3_runtime.cli.arguments import add_integer, add_parser
 
 if TYPE_CHECKING:
-    from m3_bench.documents import Cycle
+    from m3_bench.cycles import Cycle
 
 OVER_LIMIT = 3
 
