@@ -4,17 +4,20 @@ VENV ?= .venv
 # Installed first and alone, so that nothing else picks a build of it. A CPU build is enough: where pip would take one with
 # CUDA, name PyTorch's CPU index, as in  make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
+# The versions that CI was green with, for all else. To take the newest:  make test PINS=
+PINS ?= --constraint .ci/constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+TOOLS := $(VENV)-tools
 
-.PHONY: demo test check fuzz faults soak bench-bars arm64 format clean
+.PHONY: demo test check fuzz faults soak bench-bars arm64 format lock audit release clean
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --no-compile $(TORCH)
-	$(BIN)/pip install --quiet --no-compile --editable ".[serve,otel,bulk,ray,qdrant,milvus,lancedb,pgvector,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
+	$(BIN)/pip install --quiet --no-compile $(PINS) --editable ".[serve,otel,bulk,ray,qdrant,milvus,lancedb,pgvector,langchain-qdrant,langchain-milvus,llama-index,haystack,export,openvino,mini,bench,dev]"
 	touch $(READY)
 
 demo: $(READY)  ## build the offline model, export it with INT8, and show what it does
@@ -70,5 +73,24 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+lock: $(READY)  ## write down what is installed
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > .ci/constraints.txt
+
+$(TOOLS)/ready:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+audit: $(TOOLS)/ready  ## known vulnerabilities in what CI installs; asks PyPI
+	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement .ci/constraints.txt
+	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement tests/environment/pins.txt
+
+release: check test $(TOOLS)/ready  ## dist/: sdist, wheel, and the bill of materials of a server's installation
+	rm -rf dist $(VENV)-release
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/pip install --quiet --disable-pip-version-check $(PINS) "$$(echo dist/*.whl)[serve,bulk,openvino]"
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.cdx.json $(VENV)-release/bin/python
+
 clean:
-	rm -rf out $(VENV) dist
+	rm -rf out $(VENV) $(TOOLS) $(VENV)-release dist

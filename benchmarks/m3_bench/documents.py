@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -21,20 +20,6 @@ from m3_runtime.io.atomic import write_whole
 from m3_runtime.records import OPTIONAL, from_json, to_json
 
 SCHEMA_VERSION = 1
-
-
-class Kind(StrEnum):
-    """What a document holds."""
-
-    RUN = "run"
-    ROOFLINE = "roofline"
-    COMPARISON = "comparison"
-    RETRIEVAL = "retrieval"
-    MARGINS = "margins"
-    LOAD = "load"
-    SOAK = "soak"
-    RANKINGS = "rankings"
-    EQUIVALENCE = "equivalence"
 
 
 @dataclass(frozen=True)
@@ -159,7 +144,7 @@ class Run:
     scenarios: tuple[Scenario, ...]
     contenders: tuple[Contender, ...]
     products: tuple[Contender, ...] = field(default=(), metadata=OPTIONAL)
-    kind: Kind = Kind.RUN
+    kind: str = "run"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -183,20 +168,17 @@ class Roofline:
     machine: Machine
     threads: int
     ceilings: tuple[Ceiling, ...]
-    kind: Kind = Kind.ROOFLINE
+    kind: str = "roofline"
     schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
 class TextParity:
-    """Per text, (N,) dense cosines, weighted Jaccard of lexical weights, and mean cosines of ColBERT rows.
+    """Of each of N texts; empty where the head is missing."""
 
-    Empty where the head is missing.
-    """
-
-    dense: tuple[float, ...]
-    jaccard: tuple[float, ...]
-    colbert: tuple[float, ...]
+    dense: tuple[float, ...]  # (N,) cosines
+    jaccard: tuple[float, ...]  # (N,) weighted Jaccard of lexical weights
+    colbert: tuple[float, ...]  # (N,) mean cosines of the rows
 
 
 @dataclass(frozen=True)
@@ -234,18 +216,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside a reference, with all their raw values again, so that a report needs one file.
-
-    `sources` are the reference's file and those of the runs, in this order.
-    """
+    """Runs beside a reference, with all their raw values again, so that a report needs one file."""
 
     reference: Run
     runs: tuple[Run, ...]
-    sources: tuple[SourceFile, ...]
+    sources: tuple[SourceFile, ...]  # the reference's file and those of the runs, in this order
     parity: tuple[Compared, ...]
     prices: Prices
     notes: tuple[str, ...]
-    kind: Kind = Kind.COMPARISON
+    kind: str = "comparison"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -290,7 +269,7 @@ class Retrieval:
     settings: Mapping[str, str]
     methods: tuple[MethodRun, ...]
     notes: tuple[str, ...]
-    kind: Kind = Kind.RETRIEVAL
+    kind: str = "retrieval"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -329,7 +308,7 @@ class Margins:
     query_lines: tuple[int, ...]
     scores: tuple[PairScoresOf, ...]
     notes: tuple[str, ...]
-    kind: Kind = Kind.MARGINS
+    kind: str = "margins"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -362,7 +341,7 @@ class Load:
     texts_per_request: int
     words_per_text: int
     stages: tuple[Stage, ...]
-    kind: Kind = Kind.LOAD
+    kind: str = "load"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -378,7 +357,7 @@ class Soak:
     clients: int
     settle_s: float
     cycles: tuple[Cycle, ...]
-    kind: Kind = Kind.SOAK
+    kind: str = "soak"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -406,7 +385,7 @@ class Rankings:
     queries_sha256: str
     depth: int
     ranked: tuple[Ranked, ...]
-    kind: Kind = Kind.RANKINGS
+    kind: str = "rankings"
     schema_version: int = SCHEMA_VERSION
 
 
@@ -416,13 +395,13 @@ class Equivalence:
 
     first: Rankings
     second: Rankings
-    kind: Kind = Kind.EQUIVALENCE
+    kind: str = "equivalence"
     schema_version: int = SCHEMA_VERSION
 
 
 Document = Run | Roofline | Comparison | Retrieval | Margins | Load | Soak | Rankings | Equivalence
 _D = TypeVar("_D", bound=Document)
-KINDS: Mapping[Kind, type[Document]] = {one.kind: one for one in get_args(Document)}
+KINDS: Mapping[str, type[Document]] = {one.kind: one for one in get_args(Document)}
 # JSON text has line breaks between values only, never within them.
 _PLAIN_LIST, _BREAK = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s*\]"), re.compile(r"\n\s+")
 
@@ -444,13 +423,13 @@ def from_text(text: str, where: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"{where} is not JSON ({error}); was it cut off? measure again") from error
     kind, version = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
-    if kind not in set(Kind) or not isinstance(version, int) or isinstance(version, bool):
-        raise DocumentError(f"{where} is no document of m3-bench: expected a kind of {', '.join(Kind)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in KINDS or type(version) is not int:
+        raise DocumentError(f"{where} is no document of m3-bench: expected a kind of {', '.join(KINDS)}, got {kind!r}")
     if version != SCHEMA_VERSION:
         remedy = "upgrade m3-runtime" if version > SCHEMA_VERSION else "measure again"
         raise DocumentError(f"{where} has schema version {version}, this release reads {SCHEMA_VERSION}; {remedy}")
     try:
-        return from_json(KINDS[Kind(kind)], data, where)
+        return from_json(KINDS[kind], data, where)
     except BundleFormatError as error:
         raise DocumentError(f"{error}; the file was not written by m3-bench, or was changed") from error
 

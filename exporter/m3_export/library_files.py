@@ -4,6 +4,7 @@ tokenizer_config.json               transformers: take tokenizer.json as it is, 
 special_tokens_map.json             fastembed: which tokens are special
 onnx/last_hidden_state.onnx         the encoder without heads; its weights are those of model.onnx, in the same file
 onnx/last_hidden_state_int8.onnx    the same of model_int8.onnx
+openvino/openvino_model.xml         the same of openvino/model_int8.xml, by the name that Optimum looks for
 modules.json, 1_Pooling/config.json, sentence_bert_config.json
                                     sentence-transformers: which graph, how to pool, whether to normalise
 config_sentence_transformers.json   the checkpoint's prompts, where it has some
@@ -12,8 +13,10 @@ The runtime reads the last alone.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx_ir as ir
 
@@ -22,7 +25,7 @@ from m3_export.checkpoint.tokenizer import SPECIAL_TOKENS_NAME, CheckpointTokeni
 from m3_export.graph import passes
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
 from m3_export.options import VariantName
-from m3_export.quantize.variants import FILES
+from m3_export.quantize.variants import FILES, OPENVINO_WEIGHTS
 from m3_runtime.bundle.manifest import ModelInfo, Pooling
 from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 
@@ -54,6 +57,8 @@ def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTok
     written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]
     for name in written:
         _write_encoder(folder / FILES[name], folder / ENCODERS[name])
+    if (graph := folder / FILES[VariantName.OPENVINO_INT8]).is_file():
+        _write_openvino_encoder(graph, (folder / OPENVINO_WEIGHTS).with_suffix(".xml"))
     if written:
         _write_sentence_transformers(folder, model, ENCODERS[written[0]])
 
@@ -61,6 +66,41 @@ def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTok
 def _write_encoder(graph: Path, encoder: Path) -> None:
     """Weights stay where they are: what is loaded refers to the data file beside it, and so does what is saved."""
     ir.save(passes.encoder_alone(ir.load(graph)), encoder)
+
+
+def _write_openvino_encoder(graph: Path, encoder: Path) -> None:
+    """The layers that lead to the last hidden state, as they are: their weights keep their places in the one file."""
+    tree = ElementTree.parse(graph)  # noqa: S314 - our own file
+    layers, edges = (tree.getroot()[index] for index in (0, 1))
+    last = next(layer for layer in layers if layer.get("name") == LAST_HIDDEN_STATE)
+    needed = _leading_to(last.attrib["id"], edges)
+    for layer in [layer for layer in layers if layer.get("id") not in needed]:
+        layers.remove(layer)
+    for edge in [edge for edge in edges if edge.get("to-layer") not in needed]:
+        edges.remove(edge)
+    port = last.find("output/port")
+    assert port is not None
+    port.set("names", LAST_HIDDEN_STATE)
+    end = str(1 + max(int(layer.attrib["id"]) for layer in layers))
+    result = ElementTree.SubElement(layers, "layer", id=end, name=f"{LAST_HIDDEN_STATE}/sink_port_0", type="Result")
+    result.set("version", "opset1")
+    ElementTree.SubElement(ElementTree.SubElement(result, "input"), "port", id="0", precision="FP32").extend(port)
+    ends = {"from-layer": last.attrib["id"], "from-port": port.attrib["id"], "to-layer": end, "to-port": "0"}
+    ElementTree.SubElement(edges, "edge", ends)
+    tree.write(encoder, encoding="utf-8", xml_declaration=True)
+
+
+def _leading_to(layer: str, edges: Iterable[ElementTree.Element]) -> set[str]:
+    """Ids of a layer and of all that it reads, directly or not."""
+    reads = defaultdict(list)
+    for edge in edges:
+        reads[edge.get("to-layer")].append(edge.attrib["from-layer"])
+    found, waiting = set[str](), [layer]
+    while waiting:
+        if (one := waiting.pop()) not in found:
+            found.add(one)
+            waiting += reads[one]
+    return found
 
 
 def _write_sentence_transformers(folder: Path, model: ModelInfo, encoder: str) -> None:

@@ -179,3 +179,15 @@ def test_the_help_shows_layouts_weights_and_examples(capsys):
         "m3-bench retrieval xquad.en.json",
     ):
         assert word in text
+
+
+def test_documents_by_another_variant_than_queries(tiny_bundle, tmp_path, capsys):
+    words = ("--variants", "onnx-fp32,onnx-int8", "--documents-by", "onnx-fp32", "-o", tmp_path / "r.json")
+    assert retrieval(DATA, tiny_bundle, *QUICK, *words) == 0
+    mixed = documents.read_as(Retrieval, tmp_path / "r.json")
+    assert mixed.settings["documents encoded by"] == "onnx-fp32"
+    assert retrieval(DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32", "-o", tmp_path / "fp32.json") == 0
+    alone = documents.read_as(Retrieval, tmp_path / "fp32.json")
+    assert [run for run in mixed.methods if run.variant == "onnx-fp32"] == [*alone.methods[1:]]
+    assert retrieval(DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32", "--documents-by", "none") == 2
+    assert "--documents-by none: tiny-random has onnx-fp32, onnx-int8" in capsys.readouterr().err

@@ -1,8 +1,11 @@
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,6 +20,7 @@ from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.rows import BadRow, Columns
 
 SOURCE = SourceFile("in.jsonl", SourceFormat.JSONL, 100, "0" * 64)
+NOBODY = 65534
 JOB = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Columns(), (SOURCE,))
 
 
@@ -86,6 +90,48 @@ def test_noise_before_the_last_line_is_refused(tmp_path):
     path.write_bytes(lines[0] + b"noise\n" + b"".join(lines[1:]))
     with pytest.raises(InputError, match="not a journal that this release reads"):
         finished(tmp_path / "out")
+
+
+def test_a_finished_job_opens_where_nothing_may_be_written(read_only):
+    with read_only(finished) as out, JobFolder.open(out, JOB) as folder:
+        assert folder.is_complete
+        assert (len(folder.shards), folder.taken_away()) == (4, 0)
+        folder.finish()
+        with pytest.raises(InputError, match="holds another job"), JobFolder.open(out, replace(JOB, shard_rows=11)):
+            pass
+
+
+def test_an_unfinished_job_says_that_it_cannot_be_written(read_only):
+    def begun(out: Path) -> None:
+        with JobFolder.open(out, JOB) as folder:
+            folder.commit(draft(folder, 0))
+
+    with read_only(begun) as out, pytest.raises(BulkError, match=r"cannot write .*journal.jsonl'"):
+        finished(out)
+
+
+@pytest.fixture
+def read_only():
+    """Makes a folder, then takes the right to write away; root has every right, so root is somebody else meanwhile."""
+
+    @contextmanager
+    def made(make):
+        with TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            make(out)
+            for path in (*out.rglob("*"), out, Path(folder)):
+                path.chmod(0o555 if path.is_dir() else 0o444)
+            euid = os.geteuid()
+            if euid == 0:
+                os.seteuid(NOBODY)
+            try:
+                yield out
+            finally:
+                os.seteuid(euid)
+                for path in (Path(folder), out, *out.rglob("*")):
+                    path.chmod(0o755)
+
+    return made
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Open bundles with sentence-transformers, Optimum and fastembed by the code of docs/use and print what they give.
+"""Open bundles with sentence-transformers, Optimum and others by the code of docs/use and print what they give.
 
-Runs in the environment of pins.txt. Standard input: {"sentence-transformers": [code, code], "optimum": [code],
-"fastembed": [code], "texts": [...], "prompts": {...}, "calls": [[method, arguments], ...]}. In the working folder,
-`tiny` and `mini` each hold a bundle by the name that the code uses.
+Runs in the environment of pins.txt. Standard input: {"sentence-transformers": [code, code, code], "optimum": [code],
+"genai": [code], "fastembed": [code], "texts": [...], "prompts": {...}, "calls": [[method, arguments], ...]}.
+In the working folder, `tiny` and `mini` each hold a bundle by the name that the code uses.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from no_network import refuse_network, wanted
 
-PACKAGES = ("sentence-transformers", "optimum-onnx", "transformers", "fastembed")
+PACKAGES = ("sentence-transformers", "optimum-onnx", "optimum-intel", "openvino-genai", "transformers", "fastembed")
 
 
 def main() -> None:
@@ -29,13 +29,17 @@ def main() -> None:
     found["optimum"] = optimum(request)
     found["calls"] = calls(request)
     found["fastembed"] = fastembed(request)
+    found["genai"] = {}
+    for name in ("tiny", "mini"):
+        os.chdir(there / name)
+        found["genai"][name] = genai(request)
     found["versions"] = {name: metadata.version(name) for name in PACKAGES}
     found["connections"] = wanted
     print(json.dumps(found))
 
 
 def sentence_transformers(request: dict, with_int8: bool) -> dict:
-    fp32, int8 = request["sentence-transformers"]
+    fp32, int8, openvino = request["sentence-transformers"]
     page: dict = {}
     exec(fp32, page)
     found = {
@@ -43,6 +47,8 @@ def sentence_transformers(request: dict, with_int8: bool) -> dict:
         "fp32": listed(page["model"].encode(request["texts"])),
         "max_seq_length": page["model"].max_seq_length,
     }
+    exec(openvino, page)
+    found["openvino"] = listed(page["openvino_model"].encode(request["texts"], batch_size=1))
     if with_int8:
         exec(int8, page)
         found["int8"] = listed(page["int8_model"].encode(request["texts"], batch_size=1))
@@ -70,6 +76,13 @@ def fastembed(request: dict) -> dict:
     exec(code, page)
     vectors = page["model"].embed(request["texts"], batch_size=1)  # alone: others would be padded to the longest
     return {"page": listed(page["dense_vecs"]), "texts": listed(list(vectors))}
+
+
+def genai(request: dict) -> dict:
+    (code,) = request["genai"]
+    page: dict = {}
+    exec(code, page)
+    return {"page": page["dense_vecs"], "texts": [page["pipeline"].embed_query(text) for text in request["texts"]]}
 
 
 def optimum(request: dict) -> dict:

@@ -1,4 +1,4 @@
-"""sentence-transformers, Optimum and fastembed open a bundle's folder as it lies, without a network.
+"""sentence-transformers, Optimum, OpenVINO GenAI and fastembed open a bundle's folder as it is, without a network.
 
 They give our vectors, and `m3_runtime.compat.sentence_transformers` gives what sentence-transformers gives.
 """
@@ -47,6 +47,7 @@ def found(tiny_bundle, mini_bundle, docs_code, run_foreign, tmp_path_factory) ->
     request = {
         "sentence-transformers": docs_code("sentence-transformers"),
         "optimum": docs_code("Optimum"),
+        "genai": docs_code("OpenVINO GenAI"),
         "fastembed": re.findall(r"```python\n(.*?)```", FASTEMBED_PAGE.read_text(encoding="utf-8"), re.DOTALL)[1:],
         "texts": TEXTS,
         "prompts": PROMPTS,
@@ -79,6 +80,22 @@ def test_sentence_transformers_opens_int8_too(found, tiny_bundle):
     with M3Encoder.open(tiny_bundle, variant="onnx-int8", threads=1) as encoder:
         cosines = (np.array(found["tiny"]["int8"]) * encoder.encode(TEXTS).dense_vecs).sum(axis=1)
     assert cosines.min() > 0.9999
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini"])
+def test_openvinos_graph_without_heads_gives_our_dense_vectors(found, page_texts, tiny_bundle, mini_bundle, name):
+    """In sentence-transformers and in OpenVINO GenAI. The same integers, but a run of another shape."""
+    bundle = {"tiny": tiny_bundle, "mini": mini_bundle}[name]
+    with M3Encoder.open(bundle, variant="openvino-int8", threads=1) as encoder:
+        expected = {"texts": encoder.encode(TEXTS).dense_vecs, "page": encoder.encode(page_texts).dense_vecs}
+    assert lowest_cosine(found[name]["openvino"], expected["texts"]) > 0.999
+    texts = [i for i, text in enumerate(TEXTS) if name == "mini" or text == text.strip()]  # tiny-random keeps a blank
+    assert lowest_cosine(np.array(found["genai"][name]["texts"])[texts], expected["texts"][texts]) > 0.999
+    assert lowest_cosine(found["genai"][name]["page"], expected["page"]) > 0.999
+
+
+def lowest_cosine(found, expected: np.ndarray) -> float:
+    return float((np.array(found) * expected).sum(axis=1).min())
 
 
 def test_optimum_gives_all_three_heads(found, page_texts, tiny_bundle):
@@ -139,4 +156,6 @@ def test_the_page_names_what_was_tested(found, integrations_page):
     versions = {name: version.rpartition(".")[0] for name, version in found["versions"].items()}
     assert f"sentence-transformers {versions['sentence-transformers']} and optimum-onnx" in integrations_page
     assert f"optimum-onnx {versions['optimum-onnx']}" in integrations_page
+    assert f"optimum-intel {versions['optimum-intel']}" in integrations_page
+    assert f"openvino-genai {versions['openvino-genai'].rpartition('.')[0]}" in integrations_page
     assert found["versions"]["transformers"].startswith("4.")

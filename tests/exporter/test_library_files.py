@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+import openvino
 import pytest
 import transformers
 from tokenizers import AddedToken, Tokenizer
@@ -27,6 +28,7 @@ WRITTEN = {
     "tokenizer_config.json", "special_tokens_map.json", "modules.json", "1_Pooling/config.json",
     "sentence_bert_config.json", "onnx/last_hidden_state.onnx", "onnx/last_hidden_state_int8.onnx",
 }  # fmt: skip
+OPENVINO = ("model_int8.xml", "openvino_model.bin")
 IDS = np.array([[0, 7, 8, 9, 10, 2], [0, 11, 2, 1, 1, 1]])
 BATCH = {"input_ids": IDS, "attention_mask": (IDS != 1).astype(np.int64)}
 
@@ -74,11 +76,28 @@ def test_the_rows_pool_to_the_dense_vectors(request, name, graph):
     session = session_of(bundle / "onnx" / GRAPHS[graph])
     assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask"]
     assert [value.name for value in session.get_outputs()] == ["last_hidden_state"]
-    (rows,) = session.run(None, BATCH)
+    np.testing.assert_allclose(pooled(bundle, session.run(None, BATCH)[0]), dense, atol=1e-6)
+
+
+def pooled(bundle: Path, rows: np.ndarray) -> np.ndarray:
     weights = BATCH["attention_mask"][:, :, None]
     is_cls = Bundle.open(bundle).manifest.pooling is Pooling.CLS
-    pooled = rows[:, 0] if is_cls else (rows * weights).sum(axis=1) / weights.sum(axis=1)
-    np.testing.assert_allclose(pooled / np.linalg.norm(pooled, axis=1, keepdims=True), dense, atol=1e-6)
+    vectors = rows[:, 0] if is_cls else (rows * weights).sum(axis=1) / weights.sum(axis=1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["tiny_bundle", "mini_bundle"])
+def test_openvinos_rows_pool_to_the_dense_vectors_and_its_weights_are_there_once(request, name):
+    bundle = request.getfixturevalue(name)
+    folder, core = bundle / "openvino", openvino.Core()
+    graphs = core.read_model(folder / "openvino_model.xml"), core.read_model(*(folder / file for file in OPENVINO))
+    encoder, heads = (core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for graph in graphs)
+    assert [[port.any_name for port in ports] for ports in (encoder.inputs, encoder.outputs)] == [
+        ["input_ids", "attention_mask"],
+        ["last_hidden_state"],
+    ]
+    np.testing.assert_allclose(pooled(bundle, encoder(BATCH)[0]), heads(BATCH)["dense_vecs"], atol=1e-6)
+    assert {path.name for path in folder.iterdir()} == {"openvino_model.xml", *OPENVINO}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -146,7 +146,8 @@ def _onnxruntime(folder):
 
 def _openvino(folder):
     config = {"INFERENCE_PRECISION_HINT": "f32", **SIMULATED}
-    model = ov.Core().compile_model(folder / "openvino/model_int8.xml", "CPU", config)
+    core, files = ov.Core(), (folder / f"openvino/{name}" for name in ("model_int8.xml", "openvino_model.bin"))
+    model = core.compile_model(core.read_model(*files), "CPU", config)
     return lambda batch: model(batch)["dense_vecs"][0]
 
 

@@ -87,7 +87,7 @@ def test_the_second_opening_uses_the_cache_and_gives_the_same_bits(kind, request
 
 def test_weights_are_not_kept_twice(mini_bundle, tmp_path):
     opened(mini_bundle, tmp_path).close()
-    assert the_file(tmp_path).stat().st_size < (mini_bundle / "openvino" / "model_int8.bin").stat().st_size / 4
+    assert the_file(tmp_path).stat().st_size < (mini_bundle / "openvino" / "openvino_model.bin").stat().st_size / 4
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_form_that_answers_otherwise_is_not_kept(mini_bundle, tmp_path, texts,
     """OpenVINO reads back another graph than it wrote: here that of another bundle's weights."""
     plain = vectors(opened(mini_bundle, None), texts)
     weights = tmp_path / "weights.bin"
-    weights.write_bytes((mini_bundle / "openvino" / "model_int8.bin").read_bytes()[::-1])
+    weights.write_bytes((mini_bundle / "openvino" / "openvino_model.bin").read_bytes()[::-1])
     import_model = openvino.Core.import_model
 
     def misled(core, form, device, config):
@@ -162,9 +162,9 @@ def test_what_the_form_depends_on_is_in_its_name(tiny_bundle, tmp_path, monkeypa
     assert file == cache_file(tmp_path, with_file("tokenizer.json"), variant, 1), "it has nothing to do with it"
 
 
-def word_table(graph: Path) -> bytes:
+def word_table(graph: Path, weights: Path) -> bytes:
     """The largest int8 constant of an OpenVINO graph."""
-    nodes = openvino.Core().read_model(graph).get_ordered_ops()
+    nodes = openvino.Core().read_model(graph, weights).get_ordered_ops()
     constants = [node for node in nodes if node.get_type_name() == "Constant"]
     tables = [node.data for node in constants if node.get_element_type() == openvino.Type.i8]
     return max(tables, key=lambda table: table.size).tobytes()
@@ -176,7 +176,7 @@ def test_a_changed_bundle_is_compiled_anew(tiny_bundle, bundle_copy, tmp_path, t
     first = vectors(opened(bundle_copy, cache), texts)
     bundle = Bundle.open(bundle_copy)
     weights = bundle.file(next(path for path in bundle.variant(NAME).files if path.endswith(".bin")))
-    content, words = weights.read_bytes(), word_table(bundle.file(bundle.variant(NAME).graph))
+    content, words = weights.read_bytes(), word_table(bundle.file(bundle.variant(NAME).graph), weights)
     place, old = content.index(words), sha256_of(weights)
     weights.unlink()
     weights.write_bytes(content[:place] + words[::-1] + content[place + len(words) :])

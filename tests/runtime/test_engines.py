@@ -264,7 +264,7 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
     feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if variant.engine is EngineName.OPENVINO:
         core = openvino.Core()
-        read = core.read_model(path)
+        read = core.read_model(path, bundle.file(next(file for file in variant.files if file.endswith(".bin"))))
         optional = {node.get_friendly_name() for node in read.get_ordered_ops() if node.get_type_name() == "Constant"}
         model = core.compile_model(read, "CPU", dict(variant.properties))
         required = [value.any_name for value in model.inputs]

@@ -111,7 +111,7 @@ def test_trimming_the_heap_loses_nothing():
 
 
 def test_openvino_lets_its_weights_go_and_gives_the_same(mini_bundle, texts):
-    weights = (mini_bundle / "openvino" / "model_int8.bin").resolve()
+    weights = (mini_bundle / "openvino" / "openvino_model.bin").resolve()
     with M3Encoder.open(mini_bundle, variant="openvino-int8", threads=2) as encoder:
         first = encoder.encode(texts, **ALL)
         again = [encoder.encode(texts, **ALL) for _ in range(3)]

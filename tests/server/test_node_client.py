@@ -1,27 +1,19 @@
 """OpenAI's client for Node, against a real server."""
 
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from made_once import made_once
-from patience import PATIENCE_S
+from node import ROOT, needs_node, npm_folder, run_node
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = "openai@7.59.0"
-MISSING = [name for name in ("node", "npm") if shutil.which(name) is None]
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} missing: install Node 20 or newer")
+pytestmark = needs_node
 
 
 @pytest.fixture(scope="module")
 def found(server, texts) -> dict:
-    folder = made_once(ROOT / "out" / f"node-{PACKAGE}", install)
     request = {
         "url": server.url,
         "model": "tiny-random",
@@ -29,21 +21,10 @@ def found(server, texts) -> dict:
         "bad": [[[9906, 1917]], ["a", None], ["a", "wort " * 20000]],
     }
     script = ROOT / "tests" / "environment" / "ask_server.cjs"
-    env = {**os.environ, "NODE_PATH": str(folder / "node_modules")}
-    return json.loads(run("node", str(script), text=json.dumps(request), env=env).splitlines()[-1])
-
-
-def install(folder: Path) -> None:
-    folder.mkdir()
-    run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), PACKAGE)
-
-
-def run(*words: str, text: str = "", env: dict | None = None) -> str:
-    done = subprocess.run(
-        words, input=text, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
-    )  # fmt: skip
+    packages = npm_folder(PACKAGE, PACKAGE) / "node_modules"
+    done = run_node(script, request=request, env={"NODE_PATH": str(packages)})
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_it_gets_the_very_bits_of_the_encoder(found, encoder, texts):

@@ -88,6 +88,8 @@ def add_to(commands: Commands) -> None:
     add_integer(retrieval, "--limit-documents", "N documents, the relevant ones among them")
     _add_common(retrieval)
     add_integer(retrieval, "--candidates", "documents that ColBERT ranks", default=100)
+    text = "variant that encodes all documents (default: the queries' own): FP32 passages, INT8 queries"
+    retrieval.add_argument("--documents-by", metavar="NAME", default="", help=text)
 
     epilog = _MARGINS_EPILOG.format(published=published)
     summary = "how far positives score above negatives on fine-tuning lines"
@@ -119,6 +121,7 @@ def _retrieval(args: argparse.Namespace) -> int:
         candidates=args.candidates,
         max_length=args.max_length,
         threads=args.threads,
+        documents_by=args.documents_by,
     )
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)
     choice, progress = choose_bundles(args.bundles, args.variants), Progress(quiet=args.quiet)

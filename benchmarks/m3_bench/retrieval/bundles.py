@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,19 @@ class ChosenBundle:
     def model(self) -> Model:
         """What a document says about the weights."""
         return model_of(self.bundle.manifest)
+
+    def opened(self, name: str, threads: int, encoder: M3Encoder) -> AbstractContextManager[M3Encoder]:
+        """The variant of this name; for "" and its own name the encoder, which stays open.
+
+        Raises:
+            InputError: the bundle has no such variant.
+        """
+        if name in ("", encoder.variant.name):
+            return nullcontext(encoder)
+        variants = {variant.name: variant for variant in self.bundle.manifest.variants}
+        if name not in variants:
+            raise InputError(f"--documents-by {name}: {self.name} has {', '.join(variants)}")
+        return M3Encoder.from_bundle(self.bundle, variants[name], threads)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class SearchSettings:
     candidates: int  # how many of dense's best ColBERT ranks
     max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
     threads: int  # of a run
+    documents_by: str = ""  # the variant that encodes the documents; "" for the one that encodes the queries
 
 
 def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
@@ -42,7 +43,8 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         ranking = search.bm25(documents, map(search.words_of, _texts(data.queries)), DEPTH)
         runs = _method_runs("", "", {BM25: ranking}, data)
     for one, variant, encoder in choice.encoders(settings.threads, progress):
-        found, cut = _searched(encoder, data, settings, progress)
+        with one.opened(settings.documents_by, settings.threads, encoder) as writer:
+            found, cut = _searched(encoder, writer, data, settings, progress)
         runs += _method_runs(one.name, variant.name, found, data)
         notes += [f"{one.name}: {note}" for note in cut]
     length = settings.max_length
@@ -56,6 +58,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "max_length": "512, or the model's limit if that is less" if length is None else str(length),
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
+            **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {search.K1}, b {search.B}, whole texts",
         },
         methods=tuple(runs),
@@ -64,13 +67,13 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
 
 
 def _searched(
-    encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
+    encoder: M3Encoder, writer: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
 ) -> tuple[Mapping[str, Ranking], list[str]]:
-    """What each method found with one variant, and notes on texts that were cut."""
-    texts = TextEncoder(encoder, settings.max_length, progress)
+    """What each method found, queries by `encoder`, documents by `writer`; and notes on texts that were cut."""
+    texts, written = (TextEncoder(by, settings.max_length, progress) for by in (encoder, writer))
     hybrids = possible(settings.hybrids, texts.heads)
     passages, asked = _texts(data.documents), _texts(data.queries)
-    documents, queries = texts.vectors(passages, "documents"), texts.vectors(asked, "queries")
+    documents, queries = written.vectors(passages, "documents"), texts.vectors(asked, "queries")
     stage = search.first_stage(queries, documents, hybrids, settings.candidates)
     notes = [
         f"{vectors.truncated} of {len(items)} {what} were longer and were cut"
@@ -80,7 +83,7 @@ def _searched(
     if Head.COLBERT not in texts.heads:
         return stage.ranked, notes
     wanted = stage.wanted.tolist()
-    candidates = zip(wanted, texts.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
+    candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
     rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
     colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], candidates)
     return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE, NORMS
 from m3_export.plan.plan import Precision, PrecisionPlan, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import LEVELS, QuantizedProjection
@@ -62,7 +63,10 @@ def write_openvino_int8(graph: Path, target: Path, quantized: Mapping[Projection
 
 
 def name_weighted_nodes(model: ir.Model) -> ir.Model:
-    """A copy whose nodes with weights carry the weight's name: `layers.3.ffn_out`, `sparse`, `gather.words`."""
+    """A copy whose nodes with weights carry the weight's name: `layers.3.ffn_out`, `sparse`, `gather.words`.
+
+    The last norm is called `last_hidden_state`, as in the encoder without heads.
+    """
     named = model.clone()
     for node in named.graph:
         index = {"MatMul": 1, "Gather": 0}.get(node.op_type)
@@ -70,6 +74,8 @@ def name_weighted_nodes(model: ir.Model) -> ir.Model:
         if weight is not None and weight.name in named.graph.initializers and len(weight.const_value.shape) == 2:
             # a Gather may not be called as its table is: OpenVINO would rename one of the two
             node.name = ("gather." if node.op_type == "Gather" else "") + weight.name.removesuffix(".weight")
+    norms = [node for node in named.graph if node.op_type in NORMS]
+    norms[-1].name = LAST_HIDDEN_STATE
     return named
 
 

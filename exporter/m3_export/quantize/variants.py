@@ -27,6 +27,8 @@ FILES: Mapping[VariantName, str] = {
     VariantName.ONNX_INT8: "onnx/model_int8.onnx",
     VariantName.OPENVINO_INT8: "openvino/model_int8.xml",
 }
+OPENVINO_WEIGHTS = "openvino/openvino_model.bin"
+"""Named after the encoder without heads: others find its weights by that name alone, our engine by the manifest."""
 
 
 def engine_of(name: VariantName) -> EngineName:
@@ -69,6 +71,7 @@ def write_int8(
     if name is VariantName.OPENVINO_INT8:
         saved = _save(name_weighted_nodes(passes.for_openvino(model)), graphs.work / "for_int8.onnx")
         write_openvino_int8(saved, path, quantized)
+        path.with_suffix(".bin").replace(folder / OPENVINO_WEIGHTS)
     else:
         quantize = ir.passes.Sequential(QuantizeProjections(quantized), RemoveUnusedNodesPass())
         _save(quantize(passes.for_onnxruntime(model)).model, path)
@@ -119,6 +122,8 @@ def _shifts(quantized: Mapping[Projection, QuantizedProjection]) -> dict[str, Fl
 
 
 def _files(folder: Path, name: VariantName) -> tuple[str, ...]:
+    if name is VariantName.OPENVINO_INT8:
+        return FILES[name], OPENVINO_WEIGHTS
     path = folder / FILES[name]
     return tuple(sorted(p.relative_to(folder).as_posix() for p in path.parent.glob(f"{path.stem}.*")))
 

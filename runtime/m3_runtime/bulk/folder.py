@@ -40,7 +40,7 @@ class JobFolder:
     @classmethod
     @contextmanager
     def open(cls, out: Path, job: BulkJob) -> Iterator["JobFolder"]:
-        """Begin a job's folder, or resume it.
+        """Begin a job's folder, or resume it. Where all is done nothing has to be writable.
 
         Args:
             out: the folder; made if it is not there.
@@ -133,19 +133,20 @@ class JobFolder:
         return self.complete
 
     def _recover(self) -> None:
-        """Clear away what came after the last line of the journal."""
-        vectors, partial, rejected = self._out / VECTORS, self.partial, self._out / REJECTED
+        """Check what is there, and clear away what came after the last line of the journal."""
+        self._check_rejected()
+        if self._journal.is_read_only:
+            for path in self.parts:
+                self._check_part(path)
+            return
+        vectors, rejected = self._out / VECTORS, self._out / REJECTED
         with writing(self._out):
-            if partial.exists():
-                shutil.rmtree(partial)
+            if self.partial.exists():
+                shutil.rmtree(self.partial)
             if not self.is_complete:
-                partial.mkdir()
+                self.partial.mkdir()
             vectors.mkdir(exist_ok=True)
             with rejected.open("ab") as file:
-                if file.tell() < self._rejected_bytes:
-                    raise BulkError(
-                        f"{str(rejected)!r} is shorter than the journal says; put it back, or begin in another folder"
-                    )
                 if file.tell() > self._rejected_bytes:
                     file.truncate(self._rejected_bytes)
                     flush(file)
@@ -153,6 +154,11 @@ class JobFolder:
                 self._check_part(path)
             flush_folder(vectors)
             flush_folder(self._out)
+
+    def _check_rejected(self) -> None:
+        path = self._out / REJECTED
+        if (path.stat().st_size if path.exists() else 0) < self._rejected_bytes:
+            raise BulkError(f"{str(path)!r} is shorter than the journal says; put it back, or begin in another folder")
 
     def _check_part(self, path: Path) -> None:
         if (found := _NAME.fullmatch(path.name)) is None:

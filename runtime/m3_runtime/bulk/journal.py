@@ -129,21 +129,34 @@ def read_journal(data: bytes, name: str) -> JournalText:
 
 
 class Journal:
-    """A journal that is open and locked: one process at a time may add to it."""
+    """A journal that is open and locked: one process at a time may add to it.
 
-    def __init__(self, file: FileIO, path: Path, text: JournalText) -> None:
+    Attributes:
+        text: what it held when it was opened.
+        is_read_only: of a job that is complete, where nothing may be written.
+    """
+
+    def __init__(self, file: FileIO, path: Path, text: JournalText, *, is_read_only: bool = False) -> None:
         self._file, self._path, self.text = file, path, text
+        self.is_read_only = is_read_only
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
         """Open a journal, or begin an empty one; what a crash left of a line is cut away.
 
+        That of a complete job needs nothing but reading: it opens on a read-only disk too.
+
         Raises:
             BulkError: another process is at work on it, or it cannot be written.
             InputError: it is no journal.
         """
-        with writing(path):
+        try:
             file = path.open("a+b", buffering=0)
+        except OSError as error:
+            if (complete := cls._complete(path)) is not None:
+                return complete
+            with writing(path):
+                raise error
         try:
             _lock(file, path)
             file.seek(0)
@@ -156,6 +169,19 @@ class Journal:
             file.close()
             raise
         return cls(file, path, text)
+
+    @classmethod
+    def _complete(cls, path: Path) -> "Journal | None":
+        """The journal of a complete job, to be read alone; None if it is none, or cannot be read."""
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError:
+            return None
+        text = read_journal(file.read(), str(path))
+        if text.complete is not None:
+            return cls(file, path, text, is_read_only=True)
+        file.close()
+        return None
 
     def add(self, entry: BulkJob | ShardDone | Complete) -> None:
         """Add a line; it is on disk when this returns.

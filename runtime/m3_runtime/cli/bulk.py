@@ -183,7 +183,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, arguments: argparse.Namespace) -> int:
     threads = arguments.threads or default_threads()
-    with M3Encoder.from_bundle(bundle, variant, threads, low_memory=arguments.low_memory) as encoder:
+    opening = partial(M3Encoder.from_bundle, bundle, variant, threads, low_memory=arguments.low_memory)
+    with interruptible(opening) as encoder:
         found = check_job(job, limits, encoder, Progress(quiet=arguments.quiet))
     sys.stdout.writelines(f"{line}\n" for line in _check_lines(found))
     return _ended(found.rows, found.rejected, arguments)
@@ -244,7 +245,9 @@ def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: a
 def _summary_lines(summary: BulkSummary) -> Sequence[str]:
     rows, shards = _counted(summary.rows, "row"), _counted(summary.shards, "shard")
     lines = [f"{rows} in {shards}, {_counted(summary.tokens, 'token')}"]
-    if summary.already_done:
+    if 0 < summary.already_done == summary.shards:
+        lines.append("the job was finished already; nothing was left to do")
+    elif summary.already_done:
         lines.append(f"{_counted(summary.already_done, 'shard was', 'shards were')} done already")
     if summary.taken_away:
         lines.append(f"{summary.taken_away} finished shards are no longer in vectors/, and are not made again")

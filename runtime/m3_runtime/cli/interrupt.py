@@ -1,4 +1,4 @@
-"""Ctrl-C while an engine computes: Python's main thread sees it at once, since the engine runs in another thread.
+"""Ctrl-C while an engine loads or computes: Python's main thread sees it at once, since the engine runs in another.
 
 A batch of BGE-M3 takes up to a minute, and no engine can be told to stop. So the batch is left to itself: the command
 unwinds, which takes its unfinished files away, and the process ends without waiting.
@@ -8,49 +8,51 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import TypeVar
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 
 _LOOK_S = 0.5  # Windows does not wake a thread that waits
-_abandoned: list["InterruptibleEngine"] = []
+_Result = TypeVar("_Result")
+_abandoned: list[object] = []
 
 
 class InterruptibleEngine:
-    """An engine whose runs can be abandoned by the main thread; other threads run it as it is.
+    """An engine whose runs can be abandoned: those of the main thread, and of streams, which nobody waits for then.
 
     Attributes:
-        is_abandoned: a run was left behind, and may still compute.
+        is_abandoned: runs were left behind, and may still compute.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.streams, self.packed_tokens = engine.streams, engine.packed_tokens
         self.is_abandoned = False
-        self._runs: SimpleQueue[tuple[TokenBatch, Collection[Head], Future[RawOutputs]] | None] = SimpleQueue()
+        self._under_way: set[object] = set()
+        self._runs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
         self._thread.start()
 
     def run(self, batch: TokenBatch, outputs: Collection[Head]) -> RawOutputs:
         """As the engine's own."""
+        self._under_way.add(key := object())
+
+        def compute() -> RawOutputs:
+            try:
+                return self._engine.run(batch, outputs)
+            finally:
+                self._under_way.discard(key)
+
         if threading.current_thread() is not threading.main_thread():
-            return self._engine.run(batch, outputs)
+            return compute()
         future: Future[RawOutputs] = Future()
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        self._runs.put((batch, outputs, future))
-        try:
-            while not done.wait(_LOOK_S):
-                pass
-        except BaseException:
-            self.is_abandoned = True
-            _abandoned.append(self)
-            raise
-        return future.result()
+        self._runs.put(lambda: _fulfil(future, compute))
+        return _waited_for(future)
 
     def rest(self, least_tokens: int) -> None:
         """As the engine's own."""
@@ -59,18 +61,17 @@ class InterruptibleEngine:
 
     def close(self) -> None:
         """Let go of the engine, unless it still computes."""
-        if not self.is_abandoned:
-            self._runs.put(None)
-            self._thread.join()  # it has nothing to do
-            self._engine.close()
+        if self._under_way:
+            self.is_abandoned = True
+            _abandoned.append(self)
+            return
+        self._runs.put(None)
+        self._thread.join()  # it has nothing to do
+        self._engine.close()
 
     def _work(self) -> None:
-        while (item := self._runs.get()) is not None:
-            batch, outputs, future = item
-            try:
-                future.set_result(self._engine.run(batch, outputs))
-            except BaseException as error:
-                future.set_exception(error)
+        while (run := self._runs.get()) is not None:
+            run()
 
 
 def end_without_waiting(code: int) -> None:
@@ -83,7 +84,27 @@ def end_without_waiting(code: int) -> None:
 
 
 def interruptible(open_encoder: Callable[[], M3Encoder]) -> M3Encoder:
-    """An encoder of the main thread whose batches Ctrl-C does not wait for; the vectors are the same."""
-    encoder = open_encoder()
+    """An encoder whose opening and whose batches Ctrl-C does not wait for; the vectors are the same."""
+    opening: Future[M3Encoder] = Future()
+    thread = threading.Thread(target=_fulfil, args=(opening, open_encoder), name="m3-opening", daemon=True)
+    try:
+        thread.start()
+        encoder = _waited_for(opening)
+    except KeyboardInterrupt:
+        _abandoned.append(opening)
+        raise
     encoder.engine = InterruptibleEngine(encoder.engine)
     return encoder
+
+
+def _fulfil(future: Future[_Result], work: Callable[[], _Result]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _waited_for(future: Future[_Result]) -> _Result:
+    while not wait([future], _LOOK_S).done:
+        pass
+    return future.result()

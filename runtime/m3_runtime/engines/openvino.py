@@ -112,16 +112,18 @@ class OpenVinoEngine:
         opening: Opening = DEFAULT_OPENING,
         *,
         packed_tokens: int = 0,
+        weights: Path | None = None,
     ) -> "OpenVinoEngine":
         """Compile an IR; its weights are mapped, not read.
 
         Args:
-            graph: the .xml file, with the .bin beside it.
+            graph: the .xml file.
             properties: the variant's compile properties.
             threads: threads of all runs together.
             opening: `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from
                 `cache_file`, or kept there.
             packed_tokens: as in `Engine`; the variant says it.
+            weights: the .bin file, in the graph's folder; by default it is called as the graph is.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
@@ -136,13 +138,14 @@ class OpenVinoEngine:
         openvino = _openvino()
         config = compile_properties(properties, threads, opening.streams)
         try:
-            with mapping(graph.parent) as weights:
-                model, defaults = _load(openvino.Core(), graph, config, opening, openvino.get_version())
+            with mapping(graph.parent) as mapped:
+                weights = weights or graph.with_suffix(".bin")
+                model, defaults = _load(openvino.Core(), graph, weights, config, opening, openvino.get_version())
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
         if packed_tokens and PACKED_TEXTS not in defaults:
             raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant says so; export it again")
-        return cls(model, defaults, packed_tokens, weights, opening)
+        return cls(model, defaults, packed_tokens, mapped, opening)
 
     def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -272,14 +275,14 @@ def _openvino() -> Any:
 
 
 def _load(
-    core: Any, graph: Path, config: Mapping[str, str], opening: Opening, release: str
+    core: Any, graph: Path, weights: Path, config: Mapping[str, str], opening: Opening, release: str
 ) -> tuple[Any, Mapping[str, Tokens]]:
     """The compiled graph and its optional inputs' defaults; from the cache file if there is one with a form in it."""
     file = opening.cache_file
     if file is not None and (form := kept_form(file, release)) is not None:
         opening.on_busy()
-        return _imported(core, form, graph, config), form.defaults
-    model = core.read_model(graph)
+        return _imported(core, form, weights, config), form.defaults
+    model = core.read_model(graph, weights)
     defaults = _open_optional_inputs(model)
     if not opening.takes_padded:
         _drop_padded_attention(model)
@@ -291,7 +294,7 @@ def _load(
     compiled = core.compile_model(model, "CPU", {**config, **_WITHOUT_WEIGHTS})
     form = CompiledForm(compiled.export_model().getvalue(), defaults)
     try:
-        is_same = _answer(compiled, defaults) == _answer(_imported(core, form, graph, config), defaults)
+        is_same = _answer(compiled, defaults) == _answer(_imported(core, form, weights, config), defaults)
     except RuntimeError:
         is_same = False
     if is_same:
@@ -303,8 +306,8 @@ def _load(
     return compiled, defaults
 
 
-def _imported(core: Any, form: CompiledForm, graph: Path, config: Mapping[str, str]) -> Any:
-    where = {"WEIGHTS_PATH": str(graph.with_suffix(".bin"))}
+def _imported(core: Any, form: CompiledForm, weights: Path, config: Mapping[str, str]) -> Any:
+    where = {"WEIGHTS_PATH": str(weights)}
     return core.import_model(io.BytesIO(form.export), "CPU", {**config, **_WITHOUT_WEIGHTS, **where})
 
 

@@ -126,7 +126,11 @@ def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = D
         case EngineName.OPENVINO:
             from m3_runtime.engines.openvino import OpenVinoEngine
 
-            return OpenVinoEngine.open(graph, variant.properties, threads, opening, packed_tokens=variant.packed_tokens)
+            folder = graph.parents[variant.graph.count("/")]
+            weights = next((folder / path for path in variant.files if path.endswith(".bin")), None)
+            return OpenVinoEngine.open(
+                graph, variant.properties, threads, opening, packed_tokens=variant.packed_tokens, weights=weights
+            )
 
 
 @cache

@@ -51,6 +51,7 @@ def in_streams(
     """Run all items, several at a time, and yield each with its result in the order in which they came.
 
     Items are taken as they are needed: one more than there are streams, so that none of these waits for the caller.
+    A caller that is interrupted, or goes, does not wait for the runs under way: no engine can be told to stop.
 
     Raises:
         Exception: what `run` raised for the first item that failed; nothing is begun after it.
@@ -61,6 +62,7 @@ def in_streams(
         return
     threads = ThreadPoolExecutor(streams, "m3-stream")
     begun: deque[tuple[_Item, Future[_Result]]] = deque()
+    waits = True
     try:
         for item in items:
             begun.append((item, threads.submit(run, item)))
@@ -69,5 +71,8 @@ def in_streams(
                 yield first, future.result()
         for first, future in begun:
             yield first, future.result()
+    except (KeyboardInterrupt, GeneratorExit):
+        waits = False
+        raise
     finally:
-        threads.shutdown(cancel_futures=True)
+        threads.shutdown(waits, cancel_futures=True)
