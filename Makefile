@@ -10,7 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 TOOLS := $(VENV)-tools
 
-.PHONY: demo test check fuzz faults soak bench-bars arm64 format lock audit release clean
+# Modules are compiled by the first process that imports them, not by each: pip does not (--no-compile), as most are never imported.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test check style types imports fuzz faults soak bench-bars arm64 format lock audit release clean
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -27,11 +30,17 @@ demo: $(READY)  ## build the offline model, export it with INT8, and show what i
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
 
-check: $(READY)  ## style, types, and the direction of imports
+check: style imports types  ## style, types, and the direction of imports
+
+style: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
+
+imports: $(READY)
 	$(BIN)/lint-imports
+
+types: $(READY)
+	$(BIN)/mypy -p m3_runtime -p m3_export -p m3_models -p m3_bench
 
 # What takes too long for every day; `make test` runs a few seconds of the first two.
 TINY := out/tiny-random
@@ -82,14 +91,15 @@ $(TOOLS)/ready:
 	touch $@
 
 audit: $(TOOLS)/ready  ## known vulnerabilities in what CI installs; asks PyPI
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement .ci/constraints.txt
-	$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement tests/environment/pins.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement .ci/constraints.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement tests/environment/pins.txt
 
 release: check test $(TOOLS)/ready  ## dist/: sdist, wheel, and the bill of materials of a server's installation
 	rm -rf dist $(VENV)-release
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv $(VENV)-release
 	$(VENV)-release/bin/pip install --quiet --disable-pip-version-check $(PINS) "$$(echo dist/*.whl)[serve,bulk,openvino]"
+	rm $(VENV)-release/lib/python*/site-packages/m3_runtime-*.dist-info/direct_url.json  # names a folder of this machine
 	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.cdx.json $(VENV)-release/bin/python
 
 clean:

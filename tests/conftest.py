@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import foreign
 import m3_models
-from m3_bench.peers.environments import PeerSource, environment_of
 from m3_runtime import Bundle, M3Encoder
-from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 from made_once import made_once
+from traceless import run_traceless
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -38,6 +37,10 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = Path(__file__).parent / "environment"
 GOLDEN = Path(__file__).parent / "golden"
 TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.json"
+
+EXPORT = "import sys; from m3_export.cli import main; sys.exit(main(sys.argv[1:]))"
+HOME = "home-of-tiny-random"
+LONG = ("test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py")
 
 TEXTS = (
     "What is BGE M3?",
@@ -79,6 +82,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="keep exported bundles here and take them again; for a desk, not for CI",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests also wait, for servers, browsers, and what another process makes."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first, the others in the random order that they have: none is to run alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +170,12 @@ def tiny_bundle(bundles: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_home(tiny_bundle: Path, bundles: Path) -> Path:
+    """What was an empty home folder before tiny-random was exported."""
+    return bundles / HOME
+
+
+@pytest.fixture(scope="session")
 def bare_python(shared_folder: Path) -> Path:
     """Python of an environment that holds our wheel and its base dependencies."""
     return _bare_python(shared_folder)
@@ -163,7 +184,7 @@ def bare_python(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def foreign_python() -> Path:
     """The Python of an environment with libraries that do not fit into ours."""
-    return _foreign_python()
+    return foreign.foreign_python()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -176,7 +197,7 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
         "tiny_bundle": partial(_tiny_bundle, bundles),
         "mini_bundle": partial(_mini_bundle, bundles),
         "bare_python": partial(_bare_python, shared_folder),
-        "foreign_python": _foreign_python,
+        "foreign_python": foreign.foreign_python,
     }
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         makers = {}
@@ -189,19 +210,19 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
 
 
 def _tiny_bundle(bundles: Path) -> Path:
-    return made_once(bundles / "tiny-random", lambda out: _export("tiny-random", out, "--plan", TINY_PLAN))
+    def export(out: Path) -> None:
+        shutil.rmtree(bundles / HOME, ignore_errors=True)
+        run_traceless(bundles / HOME, EXPORT, "tiny-random", out, "--plan", TINY_PLAN)
+
+    return made_once(bundles / "tiny-random", export)
 
 
 def _mini_bundle(bundles: Path) -> Path:
     # few probe texts, and a budget for them: tests/contract measures these variants on texts of its own
     words = ("--plan", MINI_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")
-    return made_once(bundles / "mini-m3", lambda out: _export("mini-m3", out, *words))
-
-
-def _export(*words: str | Path) -> None:
-    command = [sys.executable, "-m", "m3_export", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    return made_once(
+        bundles / "mini-m3", lambda out: _run_quietly(sys.executable, "-c", EXPORT, "mini-m3", out, *words)
+    )
 
 
 def _bare_python(shared_folder: Path) -> Path:
@@ -211,27 +232,17 @@ def _bare_python(shared_folder: Path) -> Path:
 def _install_wheel(folder: Path) -> None:
     """Build the sdist, the wheel from it, and install that with its base dependencies into an environment."""
     with TemporaryDirectory() as built:
-        _run_quietly(sys.executable, "-m", "build", "--outdir", built, ROOT)
+        _run_quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", built, ROOT)
         (wheel,) = Path(built).glob("m3_runtime-*.whl")
         venv.create(folder / "venv")
         python = folder / "venv" / "bin" / "python"
-        _run_quietly(sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", wheel)
+        options = ("--disable-pip-version-check", "--no-compile")
+        _run_quietly(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel)
 
 
 def _run_quietly(*words: str | Path) -> None:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _foreign_python() -> Path:
-    """Made once, and again when its pins change. TORCH names a build of torch, as for make."""
-    torch = os.environ.get("TORCH")
-    source = PeerSource(ROOT / "out", tuple(torch.split()) if torch else None)
-    source.folder.mkdir(exist_ok=True)
-    with FileLock(source.folder / "foreign.lock"):
-        return environment_of(
-            "foreign", ENVIRONMENT / "pins.txt", source, Progress(quiet=True), pip_options=("--quiet", "--no-compile")
-        )
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def plan_costs(checkpoint: Path, progress: Progress, variants: Sequence[VariantN
         model.layers = torch.nn.ModuleList(list(model.layers)[:LAYERS])
         rows = np.random.default_rng(0).integers(5, len(model.words), (_ROWS, _TOKENS))
         statistics = gather_statistics(model, list(rows), lambda batches: batches)
-    small = SmallModels(QuantizedModel(model, statistics))
+    small = SmallModels(QuantizedModel(model, lambda: statistics))
     found = []
     for name in variants:
         track = partial(progress.bar, title=name.value, unit="model")

@@ -16,7 +16,7 @@ from m3_export.build_variant import (
     speed_order,
     write_plans,
 )
-from m3_export.calibration.statistics import CALIBRATION_TOKENS, gather_statistics
+from m3_export.calibration.statistics import CALIBRATION_TOKENS, ActivationStatistics, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts, digest
 from m3_export.calibration.texts.text import Text
 from m3_export.checkpoint.added_tokens import probe_texts_with
@@ -198,12 +198,15 @@ def _probe(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, p
 def _builder(
     model: M3Model, texts: ChosenTexts, check: ParityCheck, staging: Path, options: ExportOptions, progress: Progress
 ) -> VariantBuilder:
-    """The model, its activation statistics and its graph: what every variant is made of."""
+    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of."""
     tuning = _tuning_texts(check, texts)
-    title = f"Activation statistics of {len(tuning.ranges)} calibration texts"
-    with progress.step(title), library_errors("gathering activation statistics"):
-        statistics = gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
-    quantized = QuantizedModel(model, statistics)
+
+    def gather() -> ActivationStatistics:
+        title = f"Activation statistics of {len(tuning.ranges)} calibration texts"
+        with progress.step(title), library_errors("gathering activation statistics"):
+            return gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
+
+    quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):
         graphs = Graphs(passes.portable(trace(model)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, options, progress)

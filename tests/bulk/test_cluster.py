@@ -176,12 +176,14 @@ def test_a_node_with_another_bundle_is_refused(tiny_bundle):
 
 
 def actors() -> list[int]:
-    """Processes that hold an encoder."""
+    """Processes of this test's cluster that hold an encoder."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdecimal() and "_ShardEncoder" in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                if os.environ["RAY_TMPDIR"] in (Path("/proc") / parent / "cmdline").read_text():
+                    found.append(int(folder.name))
         except OSError:  # it has gone
             continue
     return found

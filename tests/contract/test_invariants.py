@@ -112,24 +112,30 @@ def test_one_and_two_threads(encoders, mini_bundle, variant):
         assert_same(all_heads(encoders[variant], texts), all_heads(double, texts), cosine=COMPANY, weight=1e-3)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
+def padding(encoders, request):
+    """A variant's encoder, and an engine that takes padding beside."""
+    encoder = encoders[request.param]
+    with closing(open_engine(encoder.bundle, encoder.variant, 1, Opening(takes_padded=True))) as engine:
+        yield encoder, engine
+
+
 @few
 @given(text=TEXTS, extra=st.integers(1, 40))
-def test_padding_the_graph_by_hand(encoders, variant, text, extra):
+def test_padding_the_graph_by_hand(padding, text, extra):
     """The runtime pads no text that runs alone, whoever runs the graph may: FP32 does not notice, INT8 hardly does."""
-    encoder = encoders[variant]
+    encoder, engine = padding
     ids = encoder.tokenizer.encode_batch([text], 512).ids[0]
     plain = pad_batch([ids], encoder.tokenizer_info.pad_id)
     wide = TokenBatch(
         np.pad(plain.input_ids, ((0, 0), (0, extra)), constant_values=encoder.tokenizer_info.pad_id),
         np.pad(plain.attention_mask, ((0, 0), (0, extra))),
     )
-    with closing(open_engine(encoder.bundle, encoder.variant, 1, Opening(takes_padded=True))) as engine:
-        first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
+    first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
     length = ids.size
     assert not second.token_weights[:, length:].any()
     assert not second.colbert_vecs[:, length - 1 :].any()
-    bound = 0.999999 if variant == "onnx-fp32" else INT8_FLOOR
+    bound = 0.999999 if encoder.variant.name == "onnx-fp32" else INT8_FLOOR
     assert cosines(first.dense_vecs, second.dense_vecs).min() >= bound
 
 

@@ -1,6 +1,7 @@
 """Small graphs written as ONNX text, and running a graph exactly as it is."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from m3_runtime.engines.ort import session_config
+
+Run = Callable[..., list[np.ndarray]]
 
 
 def graph_of(text: str, **initializers: np.ndarray) -> ir.Model:
@@ -24,13 +27,18 @@ def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
 
 
-def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
-    """Run with ONNX Runtime's own optimiser off, so that it is our graph that runs."""
+def opened(model: ir.Model) -> Run:
+    """To run with ONNX Runtime's own optimiser off, so that it is our graph that runs."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
-    return session.run(None, inputs)
+    return lambda **inputs: session.run(None, inputs)
+
+
+def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
+    """Run once, ONNX Runtime's own optimiser off."""
+    return opened(model)(**inputs)
 
 
 def run_int8(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:

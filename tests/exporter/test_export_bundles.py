@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from export_command import BUDGET, Done, export, files, names
+import torch
+from export_command import BUDGET, Done, exported_once, files, names
 from safetensors.torch import load_file, save_file
 
 from m3_runtime import Bundle, M3Encoder
@@ -16,46 +18,59 @@ from m3_runtime.bundle.prompts import Prompts, read_prompts
 from m3_runtime.errors import HeadError
 
 
-@pytest.fixture(scope="module")
-def again(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+@pytest.fixture(scope="session")
+def exports(shared_folder: Path) -> Path:
+    """Where exports of this file go: each takes many seconds, and is made by one process for all."""
+    return shared_folder / "exports"
+
+
+@pytest.fixture(scope="session")
+def again(tiny_bundle: Path, exports: Path) -> Done:
     """tiny-random once more by the same plan, over an older bundle; `tiny_bundle` was made by another process."""
-    out = tmp_path_factory.mktemp("again") / "bundle"
-    shutil.copytree(tiny_bundle, out)
-    (out / "left-over.txt").write_text("of the older bundle")
-    return export("tiny-random", "--json", "--quiet", "--force", "--plan", tiny_bundle / "plan.json", out)
+
+    def prepare(folder: Path) -> Sequence[str | Path]:
+        shutil.copytree(tiny_bundle, folder / "out" / "bundle")
+        (folder / "out" / "bundle" / "left-over.txt").write_text("of the older bundle")
+        return "tiny-random", "--json", "--quiet", "--force", "--plan", tiny_bundle / "plan.json"
+
+    return exported_once(exports / "again", prepare)
 
 
-@pytest.fixture(scope="module")
-def half_precision(tiny_random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny-random in fp16."""
-    folder = tmp_path_factory.mktemp("half") / "tuned"
-    shutil.copytree(tiny_random_checkpoint, folder)
-    state = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(state, folder / "model.safetensors")
+def write_tuned(checkpoint: Path, folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    """tiny-random's first layer with changed weights, without sparse and ColBERT heads, and with a prompt."""
+    shutil.copytree(checkpoint, folder)
+    state = load_file(folder / "model.safetensors")
+    kept = {name: change(tensor) for name, tensor in state.items() if ".layer.1." not in name}
+    save_file(kept, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find: "}}')
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (folder / name).unlink()
     return folder
 
 
-@pytest.fixture(scope="module")
-def searched(half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """A dense-only bundle whose plans were searched: precisions timed on both engines, candidates measured."""
-    folder = tmp_path_factory.mktemp("dense")
-    shutil.copytree(half_precision, folder / "tuned")
-    (folder / "tuned" / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find: "}}')
-    for name in ("sparse_linear.pt", "colbert_linear.pt"):
-        (folder / "tuned" / name).unlink()
-    words = ("--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast")
-    return export(folder / "tuned", *words, folder / "bundle")
+@pytest.fixture(scope="session")
+def searched(tiny_random_checkpoint: Path, exports: Path) -> Done:
+    """A dense-only bundle of fp16 weights by searched plans: precisions timed on both engines, candidates measured."""
+
+    def prepare(folder: Path) -> Sequence[str | Path]:
+        tuned = write_tuned(tiny_random_checkpoint, folder / "tuned", torch.Tensor.half)
+        return tuned, "--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast"
+
+    return exported_once(exports / "searched", prepare)
 
 
-@pytest.fixture(scope="module")
-def over_budget(searched: Done, half_precision: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+@pytest.fixture(scope="session")
+def over_budget(searched: Done, tiny_random_checkpoint: Path, exports: Path) -> Done:
     """One of its variants by its plan, from the same weights in fp32: over a budget that nothing meets, and allowed."""
-    folder = tmp_path_factory.mktemp("over")
-    shutil.copytree(half_precision, folder / "upcast")
-    state = {name: tensor.float() for name, tensor in load_file(half_precision / "model.safetensors").items()}
-    save_file(state, folder / "upcast" / "model.safetensors")
-    words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
-    return export(folder / "upcast", *words, "--budget", "dense_min=1", "--allow-over-budget", folder / "bundle")
+
+    def prepare(folder: Path) -> Sequence[str | Path]:
+        upcast = write_tuned(tiny_random_checkpoint, folder / "upcast", lambda tensor: tensor.half().float())
+        words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
+        return upcast, *words, "--budget", "dense_min=1", "--allow-over-budget"
+
+    return exported_once(exports / "over-budget", prepare)
 
 
 def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):

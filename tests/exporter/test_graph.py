@@ -148,8 +148,7 @@ def test_unused_ids_and_padding_have_no_weight(sessions):
     assert (weights >= 0).all()
 
 
-@pytest.mark.parametrize("pooling", list(Pooling))
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("pooling", "normalize"), [*((each, True) for each in Pooling), (Pooling.CLS, False)])
 def test_pooling_and_normalisation(portable_graph, pooling, normalize, tmp_path):
     options = {"layers": 1, "pooling": pooling, "normalize": normalize}
     checkpoint, model = checkpoint_of(**options), passes.for_onnxruntime(portable_graph(**options))
@@ -197,9 +196,8 @@ def test_fusing_leaves_the_portable_graph_runnable(portable_graph, tmp_path):
     assert_equals_reference(session_of(graph, tmp_path), checkpoint_of(), texts_of(5, 9))
 
 
-def test_the_graph_names_no_file_of_the_exporting_machine(tmp_path):
-    graph = passes.portable(trace(M3Model(checkpoint_of(layers=1), UNUSED)))
-    session_of(passes.for_onnxruntime(graph), tmp_path)
+def test_the_graph_names_no_file_of_the_exporting_machine(portable_graph, tmp_path):
+    session_of(passes.for_onnxruntime(portable_graph()), tmp_path)
     content = (tmp_path / "model.onnx").read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import graph_of, run
+from graphs import Run, graph_of, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -25,13 +25,20 @@ TEXTS = st.lists(st.lists(st.integers(4, 500), min_size=2, max_size=30), min_siz
 
 
 @pytest.fixture(scope="module", params=list(Pooling))
-def graphs(request, tiny_random_checkpoint: Path) -> tuple[Pooling, ir.Model, ir.Model]:
+def models(request, tiny_random_checkpoint: Path) -> tuple[Pooling, ir.Model, ir.Model]:
     """How dense vectors are pooled, the portable graph, and the one that packs."""
     normalize = request.param is not Pooling.MEAN
     checkpoint = Checkpoint.open(tiny_random_checkpoint, pooling=request.param, normalize=normalize)
     model = M3Model(checkpoint, (0, 1, 2, 3))
     portable = passes.portable(trace(model))
     return request.param, portable, passes.for_openvino(portable)
+
+
+@pytest.fixture(scope="module")
+def graphs(models: tuple[Pooling, ir.Model, ir.Model]) -> tuple[Pooling, Run, Run]:
+    """Both graphs, opened."""
+    pooling, portable, packing = models
+    return pooling, opened(portable), opened(packing)
 
 
 def feeds(batch: TokenBatch) -> dict[str, np.ndarray]:
@@ -48,12 +55,12 @@ def of_texts(batch: TokenBatch, outputs: list[np.ndarray]) -> list[list[np.ndarr
     return found
 
 
-def packed(graph: ir.Model, pooling: Pooling, rows: list[list[list[int]]], padding: int = 0) -> list[list[np.ndarray]]:
+def packed(graph: Run, pooling: Pooling, rows: list[list[list[int]]], padding: int = 0) -> list[list[np.ndarray]]:
     batch = pack_batch([[np.array(text, np.int32) for text in row] for row in rows], PAD, pooling)
     wide = ((0, 0), (0, padding))
     ids, numbers = np.pad(batch.input_ids, wide, constant_values=PAD), np.pad(batch.attention_mask, wide)
     batch = TokenBatch(ids, numbers, batch.packed_texts, batch.leading)
-    return of_texts(batch, run(graph, **feeds(batch)))
+    return of_texts(batch, graph(**feeds(batch)))
 
 
 @settings(max_examples=10, deadline=None)
@@ -74,7 +81,7 @@ def test_a_packed_text_is_what_it_is_in_a_row_of_its_own(graphs, texts):
     pooling, portable, graph = graphs
     for text, found in zip(texts, packed(graph, pooling, [texts]), strict=True):
         plain = pad_batch([np.array(text, np.int32)], PAD)
-        expected = run(portable, input_ids=plain.input_ids, attention_mask=plain.attention_mask)
+        expected = portable(input_ids=plain.input_ids, attention_mask=plain.attention_mask)
         for a, b in zip(found, of_texts(plain, expected)[0], strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
@@ -84,8 +91,8 @@ def test_a_packed_text_is_what_it_is_in_a_row_of_its_own(graphs, texts):
 def test_rows_of_one_text_each_are_computed_as_before(graphs, texts):
     _, portable, graph = graphs
     batch = pad_batch([np.array(text, np.int32) for text in texts], PAD)
-    expected = run(portable, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    for a, b in zip(run(graph, **feeds(batch)), expected, strict=True):
+    expected = portable(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    for a, b in zip(graph(**feeds(batch)), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
@@ -93,7 +100,7 @@ def test_without_padding_no_mask_is_needed(graphs):
     """What others get who know two inputs, and what our engine gets that says so."""
     _, _, graph = graphs
     batch = TokenBatch(np.arange(4, 34).reshape(2, 15), np.ones((2, 15), np.int64))
-    for a, b in zip(run(graph, **feeds(batch)), run(graph, **{**feeds(batch), **PACKING_DEFAULTS}), strict=True):
+    for a, b in zip(graph(**feeds(batch)), graph(**{**feeds(batch), **PACKING_DEFAULTS}), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
@@ -102,27 +109,27 @@ def test_literal_padding_inside_a_text_counts_no_position(graphs):
     pooling, portable, graph = graphs
     text = [0, 7, PAD, PAD, 9, 2]
     plain = TokenBatch(np.array([text]), np.ones((1, len(text)), np.int64))
-    expected = run(portable, input_ids=plain.input_ids, attention_mask=plain.attention_mask)
+    expected = portable(input_ids=plain.input_ids, attention_mask=plain.attention_mask)
     found = packed(graph, pooling, [[[0, 5, 2], text]])[1]
     for a, b in zip(found, of_texts(plain, expected)[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
-def test_a_dense_call_computes_the_leading_tokens_alone(graphs):
+def test_a_dense_call_computes_the_leading_tokens_alone(graphs, models):
     pooling, _, graph = graphs
     if pooling is not Pooling.CLS:
-        assert KEPT_TOKENS not in graph.graph.initializers
+        assert KEPT_TOKENS not in models[-1].graph.initializers
         return
     texts = [np.array([0, *range(4, 4 + n), 2], np.int32) for n in (9, 0, 30)]
     batch = pack_batch([texts[:2], texts[2:]], PAD, pooling)
-    whole = run(graph, **feeds(batch))
-    some = run(graph, **feeds(batch), kept_tokens=np.array([batch.leading]))
+    whole = graph(**feeds(batch))
+    some = graph(**feeds(batch), kept_tokens=np.array([batch.leading]))
     np.testing.assert_array_equal(some[0], whole[0])
     assert some[1].shape == (2, batch.leading)
 
 
-def test_no_weights_are_stored_twice(graphs):
-    _, portable, graph = graphs
+def test_no_weights_are_stored_twice(models):
+    _, portable, graph = models
     assert graph.graph.initializers.keys() <= portable.graph.initializers.keys()
 
 

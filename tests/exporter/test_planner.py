@@ -57,7 +57,7 @@ ZEN_3 = CpuInfo("Zen 3", "x86_64", frozenset({"avx2"}))
 @pytest.fixture(scope="module")
 def quantized() -> QuantizedModel:
     model, ids = M3Model(checkpoint_of(), UNUSED), texts_of(9, 12, 17, 20, 25, 30, 31, 40)
-    return QuantizedModel(model, gather_statistics(model, ids, lambda batches: batches))
+    return QuantizedModel(model, lambda: gather_statistics(model, ids, lambda batches: batches))
 
 
 @pytest.fixture(scope="module")

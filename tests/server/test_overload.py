@@ -30,10 +30,10 @@ def until(server: Running, name: str, value: float) -> None:
 
 
 def test_five_times_the_capacity_gets_right_answers_or_429(tiny_bundle: Path, tmp_path: Path):
-    """serve-load finds the capacity, offers five times that, and looks at every answer; here for some seconds."""
+    """serve-load finds the capacity, offers five times that, and looks at every answer; here for a second each."""
     with running(tiny_bundle, tmp_path, "--variant", "onnx-fp32", "--max-queue-tokens", "16384") as server:
         beside = ["--bundle", str(tiny_bundle), "--variant", "onnx-fp32", "--threads", "1"]
-        words = ["--times", "5", "--seconds", "2", "--api", "openai,openai,openai,m3", *beside]
+        words = ["--times", "5", "--seconds", "1", "--api", "openai,openai,openai,m3", *beside]
         output = tmp_path / "load.json"
         assert bench_main(["serve-load", server.url, *words, "--pid", str(server.process.pid), "-o", str(output)]) == 0
         stage = documents.read_as(Load, output).stages[-1]

@@ -178,22 +178,31 @@ def test_answers_say_what_was_computed_and_how_long_it_took(encoder, path, body)
 
 def test_inference_takes_the_time_that_the_engine_takes(encoder, monkeypatch):
     """One slow run: it shows as inference of the request that has it, and as queue time of the one that waits."""
-    slow = threading.Event()
+
+    async def texts_that_wait(client: httpx2.AsyncClient) -> float:
+        return float(re.search(r"^m3_queue_texts (\S+)$", (await client.get("/metrics")).text, re.MULTILINE)[1])
+
+    runs, slow = threading.Event(), threading.Event()
 
     async def scenario(client: httpx2.AsyncClient) -> None:
         first = asyncio.create_task(client.post("/embed", json=EMBED))
-        await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(runs.wait, PATIENCE_S)
+        before = await texts_that_wait(client)
         second = asyncio.create_task(client.post("/embed", json=EMBED))
+        while await texts_that_wait(client) < before + 2:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.15)
         slow.set()
-        one, two = await asyncio.gather(first, second)
-        assert int(one.headers["x-inference-time"]) >= 150
-        assert int(two.headers["x-queue-time"]) >= 100
-        assert int(one.headers["x-queue-time"]) < 100
+        one, two = (answer.headers for answer in await asyncio.gather(first, second))
+        assert int(one["x-inference-time"]) >= 150
+        assert int(two["x-queue-time"]) >= 150
+        # the run is no part of its own queue time
+        assert int(one["x-queue-time"]) + int(one["x-inference-time"]) <= int(one["x-total-time"]) + 2
 
     run = encoder.engine.run
 
     def waiting(*arguments: Any, **more: Any) -> Any:
+        runs.set()
         assert slow.wait(PATIENCE_S)
         return run(*arguments, **more)
 

@@ -7,6 +7,7 @@ how the planner learns what each projection costs in accuracy without writing a 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,10 +28,20 @@ SIMILAR = 1.6  # times the shortest: texts up to this length run together, padde
 class QuantizedModel:
     """The exact model, its activation statistics, and every projection that was quantized so far, each only once."""
 
-    def __init__(self, model: M3Model, statistics: ActivationStatistics) -> None:
-        """Nothing is quantized yet."""
-        self.model, self.statistics = model, statistics
+    def __init__(self, model: M3Model, gather: Callable[[], ActivationStatistics]) -> None:
+        """Nothing is quantized yet.
+
+        Args:
+            model: the exact model.
+            gather: its activation statistics; called once, when something is quantized.
+        """
+        self.model, self._gather = model, gather
         self._quantized: dict[tuple[Projection, Scheme, int], QuantizedProjection] = {}
+
+    @cached_property
+    def statistics(self) -> ActivationStatistics:
+        """What was measured on the calibration texts."""
+        return self._gather()
 
     def projection(self, projection: Projection, scheme: Scheme, group: int) -> QuantizedProjection:
         """A projection under a scheme that is not float."""

@@ -231,7 +231,7 @@ class SmallModels:
         model._modules, model._parameters = dict(model._modules), dict(model._parameters)
         model.layers = torch.nn.ModuleList(list(model.layers)[:layers])
         model.words = torch.nn.Parameter(model.words[:WORDS].clone(), requires_grad=False)
-        quantized = QuantizedModel(model, _first_layers(self._quantized.statistics, layers))
+        quantized = QuantizedModel(model, lambda: _first_layers(self._quantized.statistics, layers))
         return quantized, passes.portable(trace(model))
 
 
