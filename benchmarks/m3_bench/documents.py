@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, get_args
 
+from m3_bench.cycles import Cycle
 from m3_bench.errors import DocumentError
 from m3_bench.machine import Machine
 from m3_runtime.bundle.manifest import ColbertParity, DenseParity, SparseParity
@@ -342,22 +343,6 @@ class Load:
     stages: tuple[Stage, ...]
     kind: str = "load"
     schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """Once through all phases of a soak: what happened, and what the server's process held when it was over."""
-
-    seconds: float  # since the server was ready
-    resident_bytes: int  # with no request under way, as the next two
-    descriptors: int
-    threads: int
-    peak_bytes: int  # resident under load, the most of four looks a second
-    answered: int  # requests whose vectors were compared with the encoder's
-    wrong: int  # phases with another vector than the encoder's in an answer
-    refused: int  # 429 or 503
-    dropped: int  # connections that the client ended in the middle of a request or of its answer
-    errors: Mapping[str, int]  # how often anything else came, by status or by how the connection broke
 
 
 @dataclass(frozen=True)

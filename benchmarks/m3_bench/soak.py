@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from m3_bench.documents import Cycle, Soak, Stage
+from m3_bench.cycles import Cycle, wait_until_quiet
+from m3_bench.documents import Soak, Stage
 from m3_bench.errors import BenchError
 from m3_bench.load import APIS, SAME, WORDS, Loader, LoadRequest, Server, answered_per_s, made_requests
 from m3_bench.machine import this_machine
@@ -40,7 +41,6 @@ _QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to 
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE, _LOOK = 0.4, 0.125  # one client alone, and the time between two looks, as parts of `phase_s`
-_LOOKS, _MOST_LOOKS, _STILL_BYTES = 6, 40, 200_000  # an idle server gives memory back after a second
 _END_S, _LAST_LINES = 60.0, 20
 _RESET = struct.pack("ii", 1, 0)  # close without waiting for anything: the peer's next write fails
 
@@ -103,20 +103,8 @@ def _cycles(
             _drop(server, request, number)
         stages.append(loader.open(OVERLOAD * max(1.0, answered_per_s(stages[0]))))
         stages.append(again.closed(_DROPS, 0.0))  # takes what the server has kept of the dropped ones
-        _wait_until_quiet(process, _LOOK * plan.phase_s)
+        wait_until_quiet(process, _LOOK * plan.phase_s)
         yield _noted(stages, process, time.monotonic() - start_s)
-
-
-def _wait_until_quiet(process: psutil.Process, look_s: float) -> None:
-    """Wait until what is resident has stayed the same for some looks; on a busy machine an idle server is slow too."""
-    seen: list[int] = []
-    with suppress(psutil.Error):
-        while len(seen) < _MOST_LOOKS:
-            time.sleep(look_s)
-            seen.append(process.memory_info().rss)
-            last = seen[-_LOOKS:]
-            if len(seen) > _LOOKS and max(last) - min(last) < _STILL_BYTES:
-                return
 
 
 def _noted(stages: Sequence[Stage], process: psutil.Process, seconds: float) -> Cycle:

@@ -7,7 +7,8 @@ import pytest
 
 from m3_bench import documents
 from m3_bench.cli import main
-from m3_bench.documents import Cycle, Model, Soak
+from m3_bench.cycles import Cycle
+from m3_bench.documents import Model, Soak
 from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
 from m3_bench.report.build import build_page
@@ -56,7 +57,7 @@ def test_a_slope_needs_cycles():
 
 
 def test_a_server_is_loaded_and_its_document_is_a_chart(tiny_bundle: Path, tmp_path: Path, capsys):
-    words = [*QUICK, "--minutes", "0.001", "--mb-per-hour", "-1e9", "-o", str(tmp_path / "soak.json")]
+    words = [*QUICK, "--minutes", "0.001", "--mb-per-hour", "-1000000000", "-o", str(tmp_path / "soak.json")]
     assert main(["soak", str(tiny_bundle), *words]) == 3
     assert "resident memory grows by" in capsys.readouterr().out
     found = documents.read_as(Soak, tmp_path / "soak.json")

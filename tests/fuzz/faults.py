@@ -108,17 +108,18 @@ def touches(out: Path, at: int, counts: Path | None = None) -> Prepare:
     return prepare
 
 
-def kill(job: Job, tries: int, draw: random.Random, older: Path | None) -> None:
+def kill(job: Job, tries: int, draw: random.Random, *, is_resumed: bool) -> None:
     """Kill it at random touches, and one in five at a random time; what is there is whole, and a last run ends well."""
     counts = job.log.with_suffix(".touches")
     start_s = time.monotonic()
     job.must(0, job.attempt(touches(job.out, 0, counts)))
     took_s, points = time.monotonic() - start_s, int(counts.read_bytes())
     job.check(job.out)
+    older = Path(shutil.copytree(job.out, job.log.with_suffix(".older")))
     survived = aside = 0
     for number in range(tries):
         shutil.rmtree(job.out, ignore_errors=True)
-        if older is not None and number % 2:
+        if number % 2 and not is_resumed:
             shutil.copytree(older, job.out)
         if number % 5 == 4:
             code = job.attempt(killed_after_s=draw.uniform(0, took_s))
@@ -126,7 +127,7 @@ def kill(job: Job, tries: int, draw: random.Random, older: Path | None) -> None:
             code = job.attempt(touches(job.out, draw.randint(1, points)))
         assert code in (0, -signal.SIGKILL), job.must(0, code)
         survived += code == 0
-        if older is None:  # it is gone on with, and may be killed again
+        if is_resumed:  # and may be killed again
             assert job.attempt(touches(job.out, draw.randint(1, points))) in (0, -signal.SIGKILL)
             job.must(0, job.attempt())
             job.check(job.out)
@@ -344,8 +345,9 @@ def main() -> None:
         }
         for what in makers.keys() & set(args.jobs.split(",")):
             job = makers[what](folder / "kill")
-            kill(job, args.kills, draw, bundle if what == "export" else None)
-            fill(makers[what], job.out, args.full, is_mounting=args.mount)
+            kill(job, args.kills, draw, is_resumed=what == "bulk")
+            if args.full:
+                fill(makers[what], job.out, args.full, is_mounting=args.mount)
         if "bulk" in args.jobs:
             stop(bulk_job(bundle, folder / "stop", long_source, LONG_ROWS), args.stop_s)
         if "serve" in args.jobs:

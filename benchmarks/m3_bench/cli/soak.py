@@ -10,7 +10,7 @@ from m3_runtime.cli import OK
 from m3_runtime.cli.arguments import add_integer, add_parser
 
 if TYPE_CHECKING:
-    from m3_bench.documents import Cycle
+    from m3_bench.cycles import Cycle
 
 OVER_LIMIT = 3
 
@@ -27,7 +27,7 @@ _EPILOG = """\
 examples:
   m3-bench soak my-bundle --minutes 30 -o soak.json
   m3-bench soak my-bundle --variant onnx-int8 --minutes 1440 -o day.json
-  m3-bench report soak.json -o report/                                        # the chart
+  m3-bench report soak.json -o report.html                                    # the chart
 
 exit codes: 0 steady; 1 not measured; 2 usage; 3 over a limit: memory grows, a wrong answer, something leaked"""
 

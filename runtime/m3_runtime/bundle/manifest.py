@@ -21,7 +21,7 @@ LEAST_TOKENS = 3
 """A text has both special tokens and one of its own."""
 
 _DIGEST_KEY, _NO_DIGEST, _LAST_WITHOUT_DIGEST = "manifest_sha256", "0" * 64, 3
-_MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1
+_MOST, _MOST_WIDE, _MOST_BYTES = 2**31 - 1, 2**17, 2**63 - 1
 
 
 class Pooling(StrEnum):
@@ -318,9 +318,10 @@ def _check_sizes(manifest: Manifest) -> None:
     geometry, tokenizer = manifest.geometry, manifest.tokenizer
     for name, value in vars(geometry).items():
         least = LEAST_TOKENS if name == "max_tokens" else 1
-        if value is not None and not least <= value <= _MOST:
+        most = _MOST if name in ("max_tokens", "vocab_size") else _MOST_WIDE
+        if value is not None and not least <= value <= most:
             raise BundleFormatError(
-                f"{MANIFEST_NAME}: geometry: {name}: expected an integer from {least} to {_MOST}, got {value}"
+                f"{MANIFEST_NAME}: geometry: {name}: expected an integer from {least} to {most}, got {value}"
             )
     ids = [tokenizer.cls_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.unused_ids]
     if strangers := [one for one in ids if one >= geometry.vocab_size]:

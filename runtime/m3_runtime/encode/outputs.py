@@ -95,6 +95,9 @@ class Results:
         _check_finite(raw)
         self._order.append(indices)
         if raw.dense_vecs is not None:
+            if raw.dense_vecs.shape[1:] != self._dense.shape[1:]:
+                found, expected = raw.dense_vecs.shape[1:], self._dense.shape[1:]
+                raise EngineError(f"the graph gives dense vectors of shape {found}, its manifest says {expected}")
             self._dense[indices] = raw.dense_vecs
         if raw.token_weights is not None:
             self._sparse.append(sparse_rows(batch, raw.token_weights, self._vocab_size))

@@ -96,7 +96,9 @@ class OrtEngine:
             inputs[KEPT_TOKENS] = np.array([batch.leading])
         self._started += 1
         try:
-            arrays = session.run(names, inputs, self._shrinking if self._is_low_memory else None)
+            outputs = session.run(names, inputs, self._shrinking if self._is_low_memory else None)
+            # Copied: they lie in the arena, and one that somebody keeps would keep a whole region of it.
+            arrays = [np.array(output) for output in outputs]
         except Exception as error:
             shape = "x".join(map(str, batch.input_ids.shape))
             raise EngineError(f"onnxruntime failed on a batch of {shape} tokens: {error}") from error
