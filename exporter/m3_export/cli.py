@@ -244,8 +244,9 @@ def _golden_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="m3-export verify-golden",
         description="Compare a bundle of the real BAAI/bge-m3 with the numbers that BAAI published.",
+        epilog="exit codes: 0 they agree, or the bundle is of another model (skipped); 1 they do not; 2 wrong usage",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle's folder")
     parser.add_argument("--variant", default="onnx-fp32", help="variant to check (default: onnx-fp32)")
     parser.add_argument("--force", action="store_true", help="compare even if the bundle has another name")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON on stdout")

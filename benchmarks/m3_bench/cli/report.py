@@ -14,8 +14,8 @@ _DESCRIPTION = """\
 Write one page that shows what the other commands measured: figures, charts and tables, as one HTML file that needs no
 network and no script; light and dark; for screens, phones and paper.
 
-FILE is what compare, run, peers, roofline, retrieval, margins or serve-load wrote, in any mix. A run that is part of a
-comparison is shown once. What was not measured is left out."""
+FILE is what compare, run, peers, roofline, retrieval, margins, serve-load or soak wrote, in any mix. A run that is part
+of a comparison is shown once. What was not measured is left out."""
 
 _EPILOG = """\
 can the CPU replace the GPU box?

@@ -64,7 +64,7 @@ def add_to(commands: Commands) -> None:
     peers.add_argument("--work", type=Path, default=Path("out"), metavar="DIR", help="for environments and models")
     peers.add_argument("--torch", metavar="WORDS", help="what pip installs for torch, its index included")
     for parser in (run, peers):
-        parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
         _add_names(parser, "--variants", "NAME,…", "only these (default: all that this processor runs)")
         _add_names(parser, "--targets", "NAME,…", "of the scenario files: only what these need is measured")
         text = "of m3-bench record: its texts are encoded"

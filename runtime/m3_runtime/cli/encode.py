@@ -73,7 +73,8 @@ def add_command(commands: Any) -> None:
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help=text)
     add_max_length(command)
     add_on_truncate(command)
-    command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help="npz only")
+    text = "how ColBERT rows are kept in npz (default: %(default)s)"
+    command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help=text)
     text = "report progress on standard error even if it is no terminal"
     command.add_argument("--progress", action="store_true", help=text)
     add_batching(command)

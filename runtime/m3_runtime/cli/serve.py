@@ -61,7 +61,8 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="require an API key from FILE (one per line: KEY or NAME KEY); reloaded when FILE changes (default: none)",
+        help="require an API key from FILE (one per line: KEY or NAME KEY, a key of 16 characters or more); "
+        "reloaded when FILE changes (default: none)",
     )
     group.add_argument(
         "--api-key",
