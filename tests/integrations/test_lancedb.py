@@ -38,7 +38,7 @@ def test_hybrid_and_reranked(db, index, encoder, scores, library, question, keep
     if not keeps_rows:
         index = LanceIndex.create(db, "lean", encoder, colbert=False)
         index.add(Passage(name, text, {"lang": name[:2]}) for name, text in library)
-        with pytest.raises(InputError, match="does not rank by colbert; use one of dense, sparse, reranked"):
+        with pytest.raises(InputError, match="does not rank by colbert; use one of dense, sparse, hybrid, reranked"):
             index.search(question, mode="colbert")
     leaders = {
         name for head in ("dense", "sparse") for name in sorted(scores[head], key=lambda n: -scores[head][n])[:2]

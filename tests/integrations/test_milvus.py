@@ -201,6 +201,8 @@ def test_what_is_no_list_of_passages(index):
 def test_colbert_alone_is_not_there(index):
     with pytest.raises(InputError, match="reranked"):
         index.search("a", mode="colbert")
+    with pytest.raises(InputError, match="limit must be an integer from 1, got 0"):
+        index.search("a", limit=0)
 
 
 WITHOUT_WORDS = ["", " ", "\u200b", "\n"]

@@ -184,7 +184,7 @@ def test_bad_passages_are_named_and_nothing_is_written(connection, index, librar
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"mode": "colbert"}, "does not rank by colbert; use one of dense, sparse, reranked"),
+        ({"mode": "colbert"}, "does not rank by colbert; use one of dense, sparse, hybrid, reranked"),
         ({"mode": "fuzzy"}, "mode must be one of"),
         ({"limit": 0}, "limit must be an integer from 1, got 0"),
         ({"candidates": 2.5}, "candidates must be an integer from 1"),

@@ -177,8 +177,8 @@ def test_other_fields_are_named(documents):
     [
         ({"mode": "reranked"}, "documents have no ColBERT rows; use mode 'hybrid', then `rerank`"),
         ({"mode": "fuzzy"}, "mode must be one of"),
-        ({"limit": 0}, "limit and candidates must be from 1 to 10000, got 0"),
-        ({"candidates": 10_001}, "limit and candidates must be from 1 to 10000"),
+        ({"limit": 0}, "limit must be an integer from 1, got 0"),
+        ({"candidates": 10_001}, "limit and candidates must be at most 10000, got 10 and 10001"),
     ],
 )
 def test_a_bad_question_is_named(documents, asked, reason):

@@ -19,6 +19,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_counts,
     checked_mode,
     last_of_each_id,
     why_too_long,
@@ -237,6 +238,7 @@ class MilvusIndex:
         chosen = checked_mode(mode)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
+        check_counts(limit, candidates)
         question = self._encoder.encode_heads([query], chosen.heads)
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)

@@ -180,6 +180,17 @@ def checked_passage(item: object) -> Passage:
     return item
 
 
+def check_counts(limit: int, candidates: int) -> None:
+    """Check how many hits a search gives, and how many candidates it fuses or orders anew.
+
+    Raises:
+        InputError: one is no integer from 1.
+    """
+    for name, number in (("limit", limit), ("candidates", candidates)):
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+            raise InputError(f"{name} must be an integer from 1, got {number!r}")
+
+
 def checked_mode(mode: Mode | str) -> Mode:
     """The mode of that name.
 

@@ -18,6 +18,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_counts,
     checked_mode,
     last_of_each_id,
     why_too_long,
@@ -174,9 +175,9 @@ class SearchEngineDocuments(ABC):
         chosen = checked_mode(mode)
         if Head.COLBERT in chosen.heads:
             raise InputError(f"mode {chosen.value!r}: documents have no ColBERT rows; use mode 'hybrid', then `rerank`")
-        most = max(limit, candidates)
-        if not 0 < limit <= most <= _MOST_HITS:
-            raise InputError(f"limit and candidates must be from 1 to {_MOST_HITS}, got {limit!r} and {candidates!r}")
+        check_counts(limit, candidates)
+        if (most := max(limit, candidates)) > _MOST_HITS:
+            raise InputError(f"limit and candidates must be at most {_MOST_HITS}, got {limit} and {candidates}")
         found = self._encoder.encode_heads([query], chosen.heads)
         dense = {} if found.dense_vecs is None else self._dense(found.dense_vecs[0].tolist(), most)
         weights = {} if found.sparse is None else _features(found, 0)
