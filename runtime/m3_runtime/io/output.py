@@ -69,11 +69,11 @@ def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
 
 
 def identities(paths: Iterable[str | Path], stream: Any = None) -> set[tuple[int, int]]:
-    """Which files and folders paths name, "-" a stream; none where nothing is there, or a device or pipe."""
+    """Which files and folders paths name, "-" the stream if given; none where nothing is there, or a device or pipe."""
     found = set()
     for path in paths:
         with suppress(OSError, ValueError):  # not there; a stream without a number
-            state = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
+            state = Path(path).stat() if stream is None or path != STDOUT else os.fstat(stream.fileno())
             if stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode):
                 found.add((state.st_dev, state.st_ino))
     return found
