@@ -17,6 +17,14 @@ def names(words: str) -> list[str]:
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return number
+
+
 def add_scenarios(parser: argparse.ArgumentParser) -> None:
     """`--scenarios`."""
     text = f"{', '.join(NAMES)}, or TOML files (default: standard); docs/use/benchmarking.md has the format"
