@@ -174,14 +174,12 @@ class Journal:
     def _complete(cls, path: Path) -> "Journal | None":
         """The journal of a complete job, to be read alone; None if it is none, or cannot be read."""
         try:
-            file = path.open("rb", buffering=0)
+            text = read_journal(path.read_bytes(), str(path))
+            if text.complete is None:
+                return None
+            return cls(path.open("rb", buffering=0), path, text, is_read_only=True)
         except OSError:
             return None
-        text = read_journal(file.read(), str(path))
-        if text.complete is not None:
-            return cls(file, path, text, is_read_only=True)
-        file.close()
-        return None
 
     def add(self, entry: BulkJob | ShardDone | Complete) -> None:
         """Add a line; it is on disk when this returns.
