@@ -76,6 +76,14 @@ def test_standard_input_is_read_like_a_file(monkeypatch):
     ]
 
 
+def test_standard_input_that_cannot_be_read(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(b"eins"))))
+    with pytest.raises(InputError, match=r"^standard input is gzip; unpack it first"):
+        list(read_texts("-"))
+    with pytest.raises(InputError, match="Parquet cannot be read from standard input"):
+        list(read_texts("-", SourceFormat.PARQUET))
+
+
 @pytest.mark.parametrize("read", [read_texts, read_pairs])
 def test_what_cannot_be_opened_is_named(tmp_path, read):
     for path in (tmp_path, tmp_path / "missing.txt"):
@@ -240,7 +248,12 @@ def test_packed_files(tmp_path, name, ending):
         ("eins\n".encode("utf-16"), "is UTF-16; .* iconv -f UTF-16 -t UTF-8"),
         ("eins\n".encode("utf-16-le"), "is UTF-16, or no text at all"),
         ("eins\n".encode("utf-32"), "is UTF-32"),
+        ("text\neins\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8"),
+        ("text\neins\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
         (gzip.compress(b"eins", mtime=0), "is gzip; let its name end in .gz"),
+        (bz2.compress(b"eins"), "is bzip2; let its name end in .bz2"),
+        (b"a.txt".ljust(257, b"\0") + b"ustar\0", "is a tar archive; unpack it"),
+        (b"Obj\x01\x04\x14avro.codec", "is an Avro file; write it as Parquet"),
         (b"PK\x03\x04....", "is a zip archive; unpack it"),
         (b"PAR1\x15...", "is Parquet"),
     ],
