@@ -195,6 +195,17 @@ def checked_mode(mode: Mode | str) -> Mode:
         raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error
 
 
+def check_counts(**counts: object) -> None:
+    """See that numbers of passages, by their arguments' names, are some.
+
+    Raises:
+        InputError: one is no integer from 1.
+    """
+    for name, number in counts.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+            raise InputError(f"{name} must be an integer from 1, got {number!r}")
+
+
 def check_collection(name: str, notes: Mapping[str, Any], keys: tuple[str, str], encoder: M3Encoder) -> None:
     """See that a collection was filled from the encoder's vector space.
 
