@@ -328,7 +328,9 @@ def _opened(kind: str, at: str, collection: str, encoder: M3Encoder) -> StoredIn
 
         from m3_runtime.integrations.qdrant import ID_KEY, QdrantIndex
 
-        client = QdrantClient(url=at, api_key=key) if "://" in at else QdrantClient(path=at)
+        # it would compare versions in a thread, and warn where no server is
+        remote = {"url": at, "api_key": key, "check_compatibility": False}
+        client = QdrantClient(**remote) if "://" in at else QdrantClient(path=at)
         points = QdrantIndex.open(client, collection, encoder)
 
         def find(text: str, mode: str, depth: int) -> list[tuple[str, float]]:
