@@ -9,7 +9,10 @@ from m3_runtime.bundle.manifest import CpuFeature
 from m3_runtime.cores import field_of, read_or_empty, usable_cores
 from m3_runtime.errors import EngineError
 
-FEATURE_MEANS = {CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm"}
+FEATURE_MEANS = {
+    CpuFeature.INT8_DOT: "VNNI or AMX on x86, the dot product on Arm",
+    CpuFeature.X86: "Intel or AMD: on Arm, OpenVINO's vectors were wrong where they were tried",
+}
 """What to look for on a processor, in words."""
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -81,7 +84,7 @@ class CpuInfo:
 
     def has(self, feature: CpuFeature) -> bool:
         """Whether the processor can do what a variant needs."""
-        return {CpuFeature.INT8_DOT: self.has_int8_dot}[feature]
+        return {CpuFeature.INT8_DOT: self.has_int8_dot, CpuFeature.X86: self.is_x86}[feature]
 
 
 @cache

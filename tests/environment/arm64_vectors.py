@@ -40,7 +40,7 @@ def encode(bundle: str, out: str) -> None:
     for variant in Bundle.open(bundle).manifest.variants:
         began = time.monotonic()
         try:
-            with M3Encoder.open(bundle, variant=variant.name, threads=1) as encoder:
+            with M3Encoder.from_bundle(Bundle.open(bundle), variant, 1) as encoder:  # OpenVINO's too, refused there
                 found = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
         except M3Error as error:
             print(f"{variant.name}: {error}", file=sys.stderr)

@@ -47,7 +47,6 @@ def without(monkeypatch, *engines: EngineName) -> None:
         (OLD_X86, (), "onnx-int8"),
         (OLD_X86, (EngineName.ONNXRUNTIME,), "openvino-int8"),
         (ARM, (), "onnx-int8"),
-        (ARM, (EngineName.ONNXRUNTIME,), "openvino-int8"),
     ],
 )
 def test_the_automatic_choice(bundle, monkeypatch, cpu, missing, chosen):

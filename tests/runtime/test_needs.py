@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from m3_runtime import Bundle, EngineError, M3Encoder, VariantError, cli
-from m3_runtime.bundle.manifest import CpuFeature
+from m3_runtime.bundle.manifest import CpuFeature, EngineName
 from m3_runtime.cpu import CpuInfo, check_processor, described
 from m3_runtime.engines import select
 
@@ -103,6 +103,14 @@ def test_flags_that_cannot_be_read_count_as_missing(bundle, monkeypatch):
 )
 def test_who_has_int8_dot_products(architecture, flag, has):
     assert CpuInfo("c", architecture, frozenset({flag})).has(CpuFeature.INT8_DOT) is has
+
+
+@pytest.mark.parametrize("variant", ["openvino-int8", "auto"])
+def test_openvino_is_refused_on_arm(bundle, monkeypatch, variant):
+    on(monkeypatch, CpuInfo("Neoverse N1", "aarch64", frozenset({"asimddp"})))
+    alone = tuple(v for v in bundle.manifest.variants if v.engine is EngineName.OPENVINO)
+    with pytest.raises(VariantError, match=r"needs x86 \(Intel or AMD: on Arm, OpenVINO's vectors were wrong"):
+        select.choose_variant(Bundle(bundle.folder, replace(bundle.manifest, variants=alone)), variant)
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ class CpuFeature(StrEnum):
     """What a variant may need of a processor."""
 
     INT8_DOT = "int8_dot"  # multiplies int8 without saturating on the way: VNNI or AMX on x86, dot product on Arm
+    X86 = "x86"  # what OpenVINO's variants need: on Arm their vectors were wrong where they were tried
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
 
 def _need_lines(variant: Variant) -> Iterator[str]:
     unmet = unmet_needs(variant)
-    for need in variant.needs:
+    for need in dict.fromkeys((*variant.needs, *unmet)):
         is_met = "NOT met here: it does not run" if need in unmet else "met here"
         yield f"  needs {need.value} ({FEATURE_MEANS[need]}): {is_met}"
 

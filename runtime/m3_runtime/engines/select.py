@@ -41,8 +41,9 @@ def is_installed(engine: EngineName) -> bool:
 
 
 def unmet_needs(variant: Variant) -> tuple[CpuFeature, ...]:
-    """What a variant needs of the processor and this one does not have."""
-    return tuple(need for need in variant.needs if not cpu_info().has(need))
+    """What a variant, by its manifest, or its engine needs of the processor and this one does not have."""
+    of_engine = (CpuFeature.X86,) if variant.engine is EngineName.OPENVINO else ()
+    return tuple(need for need in (*variant.needs, *of_engine) if not cpu_info().has(need))
 
 
 def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Variant:
@@ -67,8 +68,6 @@ def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> V
             f"this processor ({cpu.name}) has no {'AVX2' if 'avx' in cpu.flags else 'AVX'}, so encoding is far slower "
             "than elsewhere; a virtual machine may hide it: give it the CPU type 'host'"
         )
-    if choice.variant.engine is EngineName.OPENVINO and cpu.architecture.lower() in {"aarch64", "arm64"}:
-        _warn_once("OpenVINO's vectors on Arm were far from exact in an emulator; take an ONNX Runtime variant")
     for passed in choice.passed_over:
         _warn_once(
             f"variant {passed.name!r} needs {_in_words(unmet_needs(passed))}, which this processor "
