@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import uuid
 
@@ -74,6 +75,12 @@ def test_standard_input_is_read_like_a_file(monkeypatch):
         ("1", "eins", "standard input:1"),
         ("2", "zwei", "standard input:2"),
     ]
+
+
+def test_a_pipe_whose_name_does_not_say_enough(tmp_path):
+    os.mkfifo(tmp_path / "a.json")  # looking into it would take its beginning away
+    with pytest.raises(InputError, match=r"is a pipe.*pass --input-format json or jsonl"):
+        next(read_texts(str(tmp_path / "a.json")))
 
 
 def test_standard_input_that_cannot_be_read(monkeypatch):
