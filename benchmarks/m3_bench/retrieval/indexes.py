@@ -329,7 +329,7 @@ def _opened(kind: str, at: str, collection: str, encoder: M3Encoder) -> StoredIn
         from m3_runtime.integrations.qdrant import ID_KEY, QdrantIndex
 
         # it would compare versions in a thread, and warn where no server is
-        remote = {"url": at, "api_key": key, "check_compatibility": False}
+        remote: dict[str, Any] = {"url": at, "api_key": key, "check_compatibility": False}
         client = QdrantClient(**remote) if "://" in at else QdrantClient(path=at)
         points = QdrantIndex.open(client, collection, encoder)
 
