@@ -211,7 +211,7 @@ def test_a_lost_connection_says_what_was_written_and_the_add_can_be_repeated(ser
         with pytest.raises(PartlyAddedError, match="32 passages were written, the last with id 'doc-31'") as caught:
             index.add(ending())
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
-        with pytest.raises(InputError, match="expected a connection without a transaction"):
+        with pytest.raises(InputError, match="the connection is closed; connect again"):
             index.search("text")
     assert count(connection, "lost") == 32
     assert PgvectorIndex.open(connection, "lost", encoder).add(texts).written == count(connection, "lost") == 70
