@@ -172,4 +172,6 @@ def test_bad_input_is_named(index):
         index.add([Passage(40, None)])
     with pytest.raises(InputError, match="mode must be one of dense, sparse"):
         index.search(QUERY, mode="fuzzy")
+    with pytest.raises(InputError, match="limit must be an integer from 1, got 0"):
+        index.search(QUERY, limit=0)
     assert len(index.search(QUERY, limit=100, mode=Mode.DENSE)) == 15  # nothing was added

@@ -172,6 +172,11 @@ def test_other_fields_are_named(documents):
             documents.check(found)
 
 
+def test_actions_of_what_is_no_passage_are_refused(documents):
+    with pytest.raises(InputError, match="expected a Passage, got str"):
+        documents.actions("library", ["Bees dance."])
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

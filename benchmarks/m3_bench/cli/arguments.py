@@ -49,5 +49,7 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
     check_no_input(path, inputs)
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
-    if path.is_dir() or (path.exists() and not force):
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is no file, and is not replaced; choose another name")
+    if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; choose another file, or pass --force to replace it")

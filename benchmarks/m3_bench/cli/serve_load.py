@@ -79,7 +79,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.api or not set(args.api) <= APIS.keys():
         raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
-    checked_output(args.output, force=args.force)
+    inputs = [path for path in (args.bundle, args.key_file) if path]
+    checked_output(args.output, force=args.force, inputs=inputs)
     server = Server.parse(args.url, _key(args.key_file))
     model = args.model or (server.first_model() if "openai" in args.api else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)

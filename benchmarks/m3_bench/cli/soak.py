@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.soak import SoakPlan, soak
     from m3_bench.stats import growth
 
-    checked_output(args.output, force=args.force)
+    checked_output(args.output, force=args.force, inputs=[args.bundle])
     lengths_s = (60 * args.minutes, 60 * args.settle_minutes, args.phase_s)
     plan = SoakPlan(args.bundle, args.variant, args.threads, args.clients, *lengths_s)
     for found in soak(plan):

@@ -236,9 +236,9 @@ class MilvusIndex:
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
+        check_counts(limit, candidates)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
-        check_counts(limit, candidates)
         question = self._encoder.encode_heads([query], chosen.heads)
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)

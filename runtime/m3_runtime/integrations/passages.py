@@ -61,6 +61,8 @@ class Passage:
         check_text(self.text, f"passage {self.id!r}: text")
         if not isinstance(self.payload, Mapping):
             raise InputError(f"passage {self.id!r}: payload must be a mapping, got {type(self.payload).__name__}")
+        if strange := [key for key in self.payload if not isinstance(key, str)]:
+            raise InputError(f"passage {self.id!r}: keys of its payload must be str, got {strange[0]!r}")
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from m3_runtime.integrations.passages import (
     check_collection,
     check_counts,
     checked_mode,
+    checked_passage,
     last_of_each_id,
     why_too_long,
 )
+from m3_runtime.sequences import in_order
 
 __all__ = ["Added", "ElasticsearchDocuments", "Hit", "Mode", "OpenSearchDocuments", "Passage"]
 
@@ -144,7 +146,7 @@ class SearchEngineDocuments(ABC):
             passages: some of them.
             max_length: tokens per text; None as in `M3Encoder.encode`.
         """
-        some = list(passages)
+        some = [checked_passage(passage) for passage in in_order(passages, "expected passages")]
         heads = {Head.DENSE, Head.SPARSE}
         found = self._encoder.encode_heads([passage.text for passage in some], heads, max_length=max_length)
         assert found.dense_vecs is not None
@@ -173,9 +175,9 @@ class SearchEngineDocuments(ABC):
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
+        check_counts(limit, candidates)
         if Head.COLBERT in chosen.heads:
             raise InputError(f"mode {chosen.value!r}: documents have no ColBERT rows; use mode 'hybrid', then `rerank`")
-        check_counts(limit, candidates)
         if (most := max(limit, candidates)) > _MOST_HITS:
             raise InputError(f"limit and candidates must be at most {_MOST_HITS}, got {limit} and {candidates}")
         found = self._encoder.encode_heads([query], chosen.heads)

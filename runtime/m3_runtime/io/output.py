@@ -40,9 +40,9 @@ def opened_output(target: str, inputs: Sequence[str | Path] = ()) -> Iterator[Bi
         sys.stdout.buffer.flush()
         return
     path = Path(target)
-    is_special = path.exists() and not path.is_file()
     with ExitStack() as stack:
         try:
+            is_special = path.exists() and not path.is_file()
             file = stack.enter_context(_Stream(path.open("wb", buffering=0)) if is_special else whole_file(path))
         except OSError as error:
             raise InputError(f"cannot write {target!r}: {error.strerror}") from error
