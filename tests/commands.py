@@ -1,7 +1,6 @@
 """Commands run in this process through their `main`. Tests of what only a process shows start one themselves."""
 
 import io
-import os
 import sys
 import tempfile
 import warnings
@@ -31,7 +30,6 @@ def run_main(main: Main, *arguments: object, text: str = "") -> Done:
             redirect_stderr(stderr),
             patch.object(sys, "stdin", standard_input),
             warnings.catch_warnings(),
-            _processors_kept(),
         ):
             code = _exit_code(main, [str(argument) for argument in arguments])
         return Done(code, _content(stdout), _content(stderr))
@@ -42,16 +40,6 @@ def _exit_code(main: Main, arguments: list[str]) -> int:
         return main(arguments)
     except SystemExit as end:  # argparse's own way out
         return int(end.code or 0)
-
-
-@contextmanager
-def _processors_kept() -> Iterator[None]:
-    """m3-bench pins its process to the processors that it measures on."""
-    processors = os.sched_getaffinity(0)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, processors)
 
 
 @contextmanager

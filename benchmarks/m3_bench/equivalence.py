@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from m3_bench.documents import Equivalence, Ranked, Rankings
+from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of
 from m3_bench.retrieval.indexes import Index, Queries
 from m3_bench.stats import Difference, paired_difference
@@ -55,8 +56,11 @@ def check_comparable(found: Equivalence) -> None:
 
     Raises:
         InputError: they are of other vector spaces, queries, depths or documents, or share no method.
+        DocumentError: one does not have the ids and scores that it says.
     """
     a, b = found.first, found.second
+    _check_whole(a)
+    _check_whole(b)
     for what, one, other in (
         ("vector spaces", a.space_id, b.space_id),
         ("queries", a.queries_sha256, b.queries_sha256),
@@ -69,6 +73,23 @@ def check_comparable(found: Equivalence) -> None:
             raise InputError(f"{a.index!r} and {b.index!r} have other {what}: {shown[0]} and {shown[1]}")
     if not agreements(found):
         raise InputError(f"{a.index!r} and {b.index!r} share no method: {_methods(a)}; {_methods(b)}")
+
+
+def _check_whole(rankings: Rankings) -> None:
+    names = [one.method for one in rankings.ranked]
+    if len(set(names)) < len(names):
+        raise _changed(rankings, "a method is there twice")
+    for one in rankings.ranked:
+        if len(one.ids) != rankings.queries or len(one.scores) not in (0, rankings.queries):
+            raise _changed(rankings, f"{one.method} has not one ranking for each of {rankings.queries} queries")
+        if any(len(set(ids)) < len(ids) or len(ids) > rankings.depth for ids in one.ids):
+            raise _changed(rankings, f"{one.method} ranks a document twice, or more than {rankings.depth}")
+        if any(len(ids) != len(scores) for ids, scores in zip(one.ids, one.scores, strict=False)):
+            raise _changed(rankings, f"{one.method} has not a score for each document")
+
+
+def _changed(rankings: Rankings, what: str) -> DocumentError:
+    return DocumentError(f"the rankings of {rankings.index!r}: {what}; the file was changed, so search again")
 
 
 def _methods(rankings: Rankings) -> str:

@@ -60,10 +60,20 @@ def read_recording(path: Path) -> Recording:
     if RUN_KEY not in header or TEXTS_KEY not in header:
         raise DocumentError(f"{str(path)!r} is no reference of m3-bench record: its header says nothing of a run")
     run = documents.expected(Run, documents.from_text(header[RUN_KEY], str(path)), f"the header of {str(path)!r}")
-    texts = tuple(json.loads(header[TEXTS_KEY]))
+    texts = _texts(header[TEXTS_KEY], path)
     if len(outputs.dense) != len(texts):
         raise DocumentError(f"{str(path)!r} holds {len(texts)} texts but vectors of {len(outputs.dense)}; record again")
     return Recording(run, texts, outputs)
+
+
+def _texts(text: str, path: Path) -> tuple[str, ...]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"the texts of {str(path)!r} are not JSON ({error}); record it again") from error
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise DocumentError(f"the header of {str(path)!r} has no list of texts; record it again")
+    return tuple(found)
 
 
 def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None = None) -> None:
@@ -100,5 +110,8 @@ def _read(path: Path) -> tuple[Outputs, dict[str, str]]:
     for name, values in arrays.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DocumentError(f"{str(path)!r}: {name} holds NaN or infinity; what recorded it has failed")
-    found = from_arrays(arrays)
+    try:
+        found = from_arrays(arrays)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DocumentError(f"{str(path)!r}: its arrays do not fit together ({error}); record it again") from error
     return Outputs(found.dense, found.lexical, found.colbert), header

@@ -9,4 +9,3 @@ Ids: TypeAlias = NDArray[np.int32]
 """(L,) token ids of a text, both special tokens included."""
 
 Float32Array: TypeAlias = NDArray[np.float32]
-Float64Array: TypeAlias = NDArray[np.float64]

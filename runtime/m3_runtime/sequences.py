@@ -53,7 +53,7 @@ def _remedy(given: object) -> str | None:
         return known
     if hasattr(type(given), "column_names") or hasattr(type(given), "columns"):
         return 'pass one column of the table, table["text"]'
-    if not hasattr(given, "__iter__"):
+    if not hasattr(given, "__iter__") or isinstance(given, type):
         return "put what is single into a list"
     return "put its item into a list: [array.item()]" if getattr(given, "ndim", 1) == 0 else None
 

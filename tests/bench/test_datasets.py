@@ -168,6 +168,8 @@ def test_squad_paragraphs_of_one_text_are_one_document(tmp_path):
     data = open_dataset(path)
     assert data.layout == "squad"
     assert [item.text for item in data.documents] == ["one", "two", "three"]
+    with pytest.raises(DatasetError, match="of the layout squad, which has no splits"):
+        open_dataset(path, split="dev")
     assert found(data) == {"0.0": {"p0": 1}, "1.0": {"p1": 1}, "1.1": {"p1": 1}, "2.0": {"p0": 1}}
     assert data.notes == ("1 paragraphs have the text of an earlier one and are one document with it",)
 

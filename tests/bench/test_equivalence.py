@@ -1,9 +1,12 @@
 """`m3-bench equivalence`: the same index is equivalent, another is not, and what does not compare is refused."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient
 
@@ -143,6 +146,63 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
 def test_what_does_not_compare_is_refused(rankings, tmp_path, capsys, keys, message):
     assert equivalence(rankings, changed(rankings, tmp_path / "other.json", **keys)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda method: method["ids"].pop(), "has not one ranking for each of 50 queries"),
+        (lambda method: method["scores"].pop(), "has not one ranking for each"),
+        (lambda method: method["scores"][3].pop(), "has not a score for each document"),
+        (lambda method: method["ids"].__setitem__(3, method["ids"][3][:1] * 10), "ranks a document twice"),
+        (lambda method: method.update(method="sparse"), "a method is there twice"),
+    ],
+)
+def test_rankings_that_were_changed_are_refused(rankings, tmp_path, capsys, change, message):
+    ranked = json.loads(rankings.read_text())["ranked"]
+    change(ranked[0])
+    assert equivalence(rankings, changed(rankings, tmp_path / "other.json", ranked=ranked)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_shards_that_were_changed_are_refused(tiny_bundle, index, queries, tmp_path, capsys):
+    def refused(name: str, change, message: str) -> None:
+        shutil.copytree(index, tmp_path / name)
+        change(tmp_path / name / "vectors" / "part-00000000.parquet")
+        assert equivalence(index, tmp_path / name, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
+        assert message in capsys.readouterr().err
+
+    refused("cut", lambda part: part.write_bytes(b"PAR1"), "a shard was changed")
+    table = pq.read_table(index / "vectors" / "part-00000000.parquet")
+    refused("noteless", lambda part: pq.write_table(table.replace_schema_metadata(None), part), "a shard was changed")
+    refused("nameless", lambda part: pq.write_table(table.drop(["id"]), part), "a shard was changed")
+    refused("short", lambda part: pq.write_table(table.slice(1), part), "39 documents, its journal says 40")
+
+
+def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, queries, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for place, message in (
+        ("qdrant:none/docs", "there is no 'none'"),
+        ("qdrant:empty/docs", "'empty' is no folder of Qdrant's"),
+        ("qdrant:http://127.0.0.1:9/docs", "qdrant:http://127.0.0.1:9/docs cannot be searched"),
+        ("milvus:none.db/docs", "there is no 'none.db'"),
+    ):
+        assert equivalence(index, place, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, capsys):
+    for path in (queries, tiny_bundle / "new.json"):
+        before = path.read_bytes() if path.exists() else None
+        words = ("--queries", queries, "--bundle", tiny_bundle, "-o", path, "--force")
+        assert equivalence(rankings, rankings, *words) == 2
+        assert "would be written over" in capsys.readouterr().err
+        assert (path.read_bytes() if path.exists() else None) == before
+    os.mkfifo(tmp_path / "pipe")
+    assert equivalence(rankings, rankings, "-o", tmp_path / "pipe", "--force") == 2
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, queries, encoder, tmp_path, capsys):

@@ -106,6 +106,13 @@ def test_before_and_after_with_bad_lines(tiny_bundle, tmp_path, capsys):
     assert "gain of pair accuracy over tiny-random" in captured.out
 
 
+def test_without_negatives_there_is_nothing_to_measure(tiny_bundle, tmp_path, capsys):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"query": "a", "pos": ["b"], "neg": [""]}\n')
+    assert margins(path, tiny_bundle, "--variants", "onnx-fp32") == 1
+    assert "not one query has negatives" in capsys.readouterr().err
+
+
 def test_limits_and_notes(tiny_bundle, tmp_path):
     words = ("--variants", "onnx-fp32", "--limit-queries", 3, "--max-length", 5, "-o", tmp_path / "m.json")
     assert margins(SAMPLE, tiny_bundle, *words) == 0

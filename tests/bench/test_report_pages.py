@@ -62,6 +62,13 @@ def text(page: Page) -> str:
     return html(page)
 
 
+def test_prices_in_two_currencies_are_refused(comparison: Path, tmp_path: Path):
+    found = documents.read_as(Comparison, comparison)
+    documents.write(replace(found, prices=replace(found.prices, currency="EUR")), tmp_path / "euros.json")
+    with pytest.raises(DocumentError, match="prices are in EUR and USD; compare again with one --currency"):
+        read_inputs([comparison, tmp_path / "euros.json"])
+
+
 def page_of(*paths: Path) -> Page:
     return build_page(read_inputs(paths))
 

@@ -334,6 +334,14 @@ def test_regret_is_against_other_plans_on_texts_that_none_was_made_on(tiny_bundl
     assert "other weights" in refused.stderr
 
 
+def test_what_is_called_as_a_gone_command_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["margins", "bars", "bars"]) != 0
+    assert "is gone" not in capsys.readouterr().err
+    assert main(["retrieval", "data", "bundle", "--layout=beir"]) == 2
+    assert "a dataset's layout is told by its files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [(), ("out/b", "--checkpoint", "c", "--rows", "lite", "-o", "x.json")])
 def test_bars_names_its_successors(words, capsys):
     assert main(["bars", *words]) == 2

@@ -13,7 +13,7 @@ from m3_bench.errors import BenchError
 from m3_bench.machine import this_machine
 from m3_bench.report.build import build_page
 from m3_bench.report.inputs import read_inputs
-from m3_bench.stats import Limits, growth
+from m3_bench.stats import growth
 
 QUICK = ("--variant", "onnx-fp32", "--phase-s", "0.12", "--settle-minutes", "0", "--clients", "3")
 
@@ -33,7 +33,7 @@ def steady(count: int = 40) -> list[Cycle]:
 def test_what_is_steady_is_under_every_limit():
     found = growth(soak_of(*steady()))
     assert abs(found.mb_per_hour) < 1
-    assert found.over(Limits()) == []
+    assert found.over(1.0) == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_what_is_steady_is_under_every_limit():
     ],
 )
 def test_what_grows_leaks_or_is_wrong_is_named(change, words):
-    (over,) = growth(soak_of(*(change(n, one) for n, one in enumerate(steady())))).over(Limits())
+    (over,) = growth(soak_of(*(change(n, one) for n, one in enumerate(steady())))).over(1.0)
     assert words in over
 
 

@@ -92,6 +92,22 @@ def test_noise_before_the_last_line_is_refused(tmp_path):
         finished(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"index": 1', '"index": -1'),
+        ('"rows": 9', '"rows": -9'),
+        ('"index": 1', '"index": 0'),
+        ('{"shard"', "[" * 10**5),
+    ],
+)
+def test_numbers_that_no_shard_has_are_refused(tmp_path, old, new):
+    finished(tmp_path / "out", 2)
+    data = content(tmp_path / "out")["journal.jsonl"].decode()
+    with pytest.raises(InputError, match="is not a journal that this release reads"):
+        read_journal(data.replace(old, new).encode(), "j")
+
+
 def test_a_finished_job_opens_where_nothing_may_be_written(read_only):
     with read_only(finished) as out, JobFolder.open(out, JOB) as folder:
         assert folder.is_complete

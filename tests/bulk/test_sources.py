@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -207,6 +208,19 @@ def test_a_folder_gives_its_files_by_name(tmp_path):
     assert found.left_out == (
         f"left out of '{tmp_path}': .a.txt.gz.crc, _SUCCESS, _temporary/, d.parquet.gz and 1 more",
     )
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(17):  # a path of more than 4096 bytes, which even root cannot open
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with pytest.raises(InputError, match=r"cannot read .*name the files to read"):
+        find_sources([str(tmp_path)])
 
 
 def test_files_of_spark_without_ending_are_read_as_asked(tmp_path):

@@ -135,6 +135,9 @@ def test_a_folder_of_the_hubs_cache_is_its_snapshot(tiny_random_checkpoint: Path
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("def")
     assert resolve(str(repo), tmp_path, revision=None, progress=print).revision == "def"
+    (repo / "refs" / "main").write_bytes(b"\xff")
+    with pytest.raises(SourceError, match="it has abc, def; give one of them"):
+        resolve(str(repo), tmp_path, revision=None, progress=print)
 
 
 def test_a_snapshot_of_links_is_read_and_named_by_its_repository(tiny_random_checkpoint: Path, tmp_path: Path):

@@ -447,6 +447,8 @@ def test_layer_norm_epsilons_that_cannot_be_are_refused(folder: Path, value: obj
 def test_heads_that_do_not_divide_the_hidden_size_are_refused(folder: Path):
     change_config(folder, num_attention_heads=5)
     assert refusal(folder).startswith("config.json: hidden_size is not a multiple")
+    change_config(folder, num_hidden_layers=10**12)
+    assert refusal(folder).startswith("config.json: num_hidden_layers is 1000000000000; expected at most 1000")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"xlm-roberta"', b"\xff\xfe"])

@@ -38,7 +38,7 @@ def test_hybrid_and_reranked(db, index, encoder, scores, library, question, keep
     if not keeps_rows:
         index = LanceIndex.create(db, "lean", encoder, colbert=False)
         index.add(Passage(name, text, {"lang": name[:2]}) for name, text in library)
-        with pytest.raises(InputError, match="does not rank by colbert; use one of dense, sparse, reranked"):
+        with pytest.raises(InputError, match="does not rank by colbert; use one of dense, sparse, hybrid, reranked"):
             index.search(question, mode="colbert")
     leaders = {
         name for head in ("dense", "sparse") for name in sorted(scores[head], key=lambda n: -scores[head][n])[:2]
@@ -54,6 +54,8 @@ def test_hybrid_and_reranked(db, index, encoder, scores, library, question, keep
 
 @pytest.mark.parametrize("mode", ["dense", "sparse", "colbert", "hybrid", "reranked"])
 def test_a_filter_holds_in_every_mode(index, mode):
+    with pytest.raises(InputError, match="LanceDB cannot search with the filter 'no_column = 1'"):
+        index.search("a", mode=mode, filter="no_column = 1")
     found = index.search("造纸 paper 1953", mode=mode, filter="json_get_string(payload, 'lang') = 'zh'")
     assert found
     assert {hit.passage.payload["lang"] for hit in found} == {"zh"}
@@ -120,6 +122,8 @@ def test_a_table_knows_what_filled_it(db, index, encoder, mini_bundle, tiny_bund
     for name, reason in (
         ("foreign", "does not say which vector space"),
         ("absent", "cannot open a table 'absent'.*not found"),
+        ("n" * 300, "cannot open a table 'nnn"),
+        (None, "cannot open a table None"),
         ("narrow", "its column 'token_weights' was created as list.* and is gone"),
     ):
         with pytest.raises(InputError, match=reason):

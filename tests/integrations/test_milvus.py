@@ -180,6 +180,7 @@ def count(client, name):
         (Passage(1.5, "a"), "passage 1.5: its id must be an int or a str, got float"),
         (Passage(True, "a"), "passage True: its id"),
         (Passage("x", "a", ["page"]), "passage 'x': payload must be a mapping"),
+        (Passage("x", "a", {"a": 1, 2: 3}), "passage 'x': keys of its payload must be str, got 2"),
         (Passage("x", "\ud800"), "passage 'x': text has a lone surrogate"),
         ("a text", "expected a Passage, got str"),
         ({"id": 1, "text": "a"}, "expected a Passage, got dict"),
@@ -201,6 +202,8 @@ def test_what_is_no_list_of_passages(index):
 def test_colbert_alone_is_not_there(index):
     with pytest.raises(InputError, match="reranked"):
         index.search("a", mode="colbert")
+    with pytest.raises(InputError, match="limit must be an integer from 1, got 0"):
+        index.search("a", limit=0)
 
 
 WITHOUT_WORDS = ["", " ", "\u200b", "\n"]

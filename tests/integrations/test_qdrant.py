@@ -52,6 +52,13 @@ def test_hybrid_finds_what_either_ranking_has(index, scores):
     assert {point.id for point in first} <= leaders
 
 
+def test_a_number_of_hits_or_candidates_that_is_none_is_refused(index):
+    with pytest.raises(InputError, match="limit must be an integer from 1, got 0"):
+        index.search(QUERY, limit=0)
+    with pytest.raises(InputError, match="candidates must be an integer from 1, got 2"):
+        index.search(QUERY, candidates=2.5)
+
+
 def test_reranked_is_colberts_order_of_the_candidates(index, scores):
     hybrid = {point.id for point in index.search(QUERY, limit=5, candidates=5)}
     reranked = index.search(QUERY, limit=3, mode="reranked", candidates=5)
@@ -165,4 +172,6 @@ def test_bad_input_is_named(index):
         index.add([Passage(40, None)])
     with pytest.raises(InputError, match="mode must be one of dense, sparse"):
         index.search(QUERY, mode="fuzzy")
+    with pytest.raises(InputError, match="limit must be an integer from 1, got 0"):
+        index.search(QUERY, limit=0)
     assert len(index.search(QUERY, limit=100, mode=Mode.DENSE)) == 15  # nothing was added

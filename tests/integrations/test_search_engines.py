@@ -172,13 +172,18 @@ def test_other_fields_are_named(documents):
             documents.check(found)
 
 
+def test_actions_of_what_is_no_passage_are_refused(documents):
+    with pytest.raises(InputError, match="expected a Passage, got str"):
+        documents.actions("library", ["Bees dance."])
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
         ({"mode": "reranked"}, "documents have no ColBERT rows; use mode 'hybrid', then `rerank`"),
         ({"mode": "fuzzy"}, "mode must be one of"),
-        ({"limit": 0}, "limit and candidates must be from 1 to 10000, got 0"),
-        ({"candidates": 10_001}, "limit and candidates must be from 1 to 10000"),
+        ({"limit": 0}, "limit must be an integer from 1, got 0"),
+        ({"candidates": 10_001}, "limit and candidates must be at most 10000, got 10 and 10001"),
     ],
 )
 def test_a_bad_question_is_named(documents, asked, reason):

@@ -48,6 +48,14 @@ def test_a_target_that_cannot_be_replaced_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="device or pipe, which is not replaced"):
+        write_whole(tmp_path / "pipe", b"data")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_link_stays_and_what_it_points_at_is_replaced(tmp_path):
     (tmp_path / "real").write_text("older")
     (tmp_path / "link").symlink_to("real")

@@ -244,7 +244,7 @@ def test_from_bundle_is_what_open_does(tiny_bundle, encoder):
         assert np.array_equal(other.encode("a b")["dense_vecs"], encoder.encode("a b")["dense_vecs"])
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, 10**6])
 def test_unusable_thread_counts(tiny_bundle, threads):
     with pytest.raises(InputError, match="threads must be"):
         M3Encoder.open(tiny_bundle, threads=threads)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
 import uuid
 
@@ -74,6 +75,20 @@ def test_standard_input_is_read_like_a_file(monkeypatch):
         ("1", "eins", "standard input:1"),
         ("2", "zwei", "standard input:2"),
     ]
+
+
+def test_a_pipe_whose_name_does_not_say_enough(tmp_path):
+    os.mkfifo(tmp_path / "a.json")  # looking into it would take its beginning away
+    with pytest.raises(InputError, match=r"is a pipe.*pass --input-format json or jsonl"):
+        next(read_texts(str(tmp_path / "a.json")))
+
+
+def test_standard_input_that_cannot_be_read(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(b"eins"))))
+    with pytest.raises(InputError, match=r"^standard input is gzip; unpack it first"):
+        list(read_texts("-"))
+    with pytest.raises(InputError, match="Parquet cannot be read from standard input"):
+        list(read_texts("-", SourceFormat.PARQUET))
 
 
 @pytest.mark.parametrize("read", [read_texts, read_pairs])
@@ -240,7 +255,12 @@ def test_packed_files(tmp_path, name, ending):
         ("eins\n".encode("utf-16"), "is UTF-16; .* iconv -f UTF-16 -t UTF-8"),
         ("eins\n".encode("utf-16-le"), "is UTF-16, or no text at all"),
         ("eins\n".encode("utf-32"), "is UTF-32"),
+        ("text\neins\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8"),
+        ("text\neins\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
         (gzip.compress(b"eins", mtime=0), "is gzip; let its name end in .gz"),
+        (bz2.compress(b"eins"), "is bzip2; let its name end in .bz2"),
+        (b"a.txt".ljust(257, b"\0") + b"ustar\0", "is a tar archive; unpack it"),
+        (b"Obj\x01\x04\x14avro.codec", "is an Avro file; write it as Parquet"),
         (b"PK\x03\x04....", "is a zip archive; unpack it"),
         (b"PAR1\x15...", "is Parquet"),
     ],

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if gone := next((option for option in (word.partition("=")[0] for word in words) if option in _GONE), None):
+        options = (word.partition("=")[0] for word in words if word.startswith("--"))
+        if gone := next((word for word in (*words[:1], *options) if word in _GONE), None):
             raise InputError(_GONE[gone])
         args = _parser().parse_args(words)
         code: int = args.run(args)

@@ -17,6 +17,14 @@ def names(words: str) -> list[str]:
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return number
+
+
 def add_scenarios(parser: argparse.ArgumentParser) -> None:
     """`--scenarios`."""
     text = f"{', '.join(NAMES)}, or TOML files (default: standard); docs/use/benchmarking.md has the format"
@@ -41,5 +49,7 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
     check_no_input(path, inputs)
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
-    if path.is_dir() or (path.exists() and not force):
+    if path.exists() and not path.is_file():
+        raise InputError(f"{str(path)!r} is no file, and is not replaced; choose another name")
+    if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; choose another file, or pass --force to replace it")

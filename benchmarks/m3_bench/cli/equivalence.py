@@ -10,7 +10,7 @@ from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.documents import Equivalence, Rankings
 from m3_bench.equivalence import FEW_QUERIES, agreements, check_comparable, rankings_of
 from m3_bench.recording import Recording, read_recording
-from m3_bench.retrieval.indexes import RECORDED, Queries, open_index
+from m3_bench.retrieval.indexes import RECORDED, Queries, open_index, path_of
 from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
@@ -76,7 +76,8 @@ def _share(word: str) -> float:
 
 def _run(args: argparse.Namespace) -> int:
     places = [args.first, *([args.second] if args.second else [])]
-    checked_output(args.output, force=args.force, inputs=[Path(p) for p in places if Path(p).exists()])
+    inputs = [*map(path_of, places), *filter(None, (args.queries, args.bundle))]
+    checked_output(args.output, force=args.force, inputs=inputs)
     if args.output is None and len(places) == 1:
         raise InputError("one index alone is compared with nothing: give another, or -o FILE for its rankings")
     if args.depth > DEPTH:
@@ -104,6 +105,11 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
     progress = Progress(quiet=args.quiet)
     texts, recorded = _queries(args.queries)
     with M3Encoder.open(bundle, variant=args.variant, threads=args.threads) as encoder:
+        if recorded is not None and recorded.run.model.space_id != encoder.space_id:
+            raise InputError(
+                f"{str(args.queries)!r} has vectors of the space {recorded.run.model.space_id}, the bundle gives "
+                f"{encoder.space_id}: they are of other weights and do not compare"
+            )
         queries = Queries(texts, encoder, recorded, progress)
         found = []
         for place in places:

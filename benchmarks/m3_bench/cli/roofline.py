@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     from m3_runtime.io.progress import Progress
 
     for path in (args.output, args.record):
-        checked_output(path, force=args.force)
+        checked_output(path, force=args.force, inputs=[args.checkpoint] if args.checkpoint else [])
     if (args.record is None) != (args.checkpoint is None):
         raise InputError("--record FILE and --checkpoint DIR go together: costs are of a width of model")
     progress = Progress(quiet=args.quiet)

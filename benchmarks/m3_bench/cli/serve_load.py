@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.arguments import Commands, add_output, checked_output, names
+from m3_bench.cli.arguments import Commands, add_output, checked_output, names, positive
 from m3_runtime.cli import FAILED, OK
 from m3_runtime.cli.arguments import add_integer, add_parser
 from m3_runtime.errors import InputError
@@ -49,10 +49,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")
     how = parser.add_argument_group("load").add_mutually_exclusive_group()
     add_integer(how, "--clients", "a closed loop", default=8)
-    how.add_argument("--rate", type=_positive, metavar="R", help="an open loop: requests per second")
+    how.add_argument("--rate", type=positive, metavar="R", help="an open loop: requests per second")
     how.add_argument("--sweep", action="store_true", help="closed loops of 1, 2, 4 … clients until saturation")
-    how.add_argument("--times", type=_positive, metavar="X", help="a sweep, then an open loop at X times its best")
-    parser.add_argument("--seconds", type=_positive, default=10.0, help="of each loop (default: %(default)s)")
+    how.add_argument("--times", type=positive, metavar="X", help="a sweep, then an open loop at X times its best")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of each loop (default: %(default)s)")
     what = parser.add_argument_group("requests")
     text = "openai, tei or m3 (all heads); several take turns"
     what.add_argument("--api", type=names, default=["openai"], metavar="NAME,…", help=text)
@@ -79,7 +79,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.api or not set(args.api) <= APIS.keys():
         raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
-    checked_output(args.output, force=args.force)
+    inputs = [path for path in (args.bundle, args.key_file) if path]
+    checked_output(args.output, force=args.force, inputs=inputs)
     server = Server.parse(args.url, _key(args.key_file))
     model = args.model or (server.first_model() if "openai" in args.api else "")
     opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
@@ -113,13 +114,6 @@ def _stages(loader: "Loader", args: argparse.Namespace) -> "Iterator[Stage]":
         progress.say(f"saturated at {best:.1f} requests/s")
         if args.times is not None and best > 0:
             yield loader.open(args.times * best)
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
-    return number
 
 
 def _key(path: Path | None) -> str | None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.arguments import Commands, checked_output
+from m3_bench.cli.arguments import Commands, checked_output, positive
 from m3_runtime.cli import OK
 from m3_runtime.cli.arguments import add_integer, add_parser
 
@@ -40,11 +40,11 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--variant", default="auto", help="of the bundle (default: the fastest that runs here)")
     add_integer(parser, "--threads", "of the server's engine", default=1)
     add_integer(parser, "--clients", "at a time", default=8)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of load (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=30.0, help="of load (default: %(default)s)")
     parser.add_argument(
         "--settle-minutes", type=float, default=5.0, metavar="M", help="before growth counts (default: %(default)s)"
     )
-    parser.add_argument("--phase-s", type=float, default=4.0, metavar="S", help="of a phase (default: %(default)s)")
+    parser.add_argument("--phase-s", type=positive, default=4.0, metavar="S", help="of a phase (default: %(default)s)")
     parser.add_argument("--mb-per-hour", type=float, default=1.0, help="most growth (default: %(default)s)")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.json", help="written after each cycle"
@@ -55,9 +55,9 @@ def add_to(commands: Commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from m3_bench import documents
     from m3_bench.soak import SoakPlan, soak
-    from m3_bench.stats import Limits, growth
+    from m3_bench.stats import growth
 
-    checked_output(args.output, force=args.force)
+    checked_output(args.output, force=args.force, inputs=[args.bundle])
     lengths_s = (60 * args.minutes, 60 * args.settle_minutes, args.phase_s)
     plan = SoakPlan(args.bundle, args.variant, args.threads, args.clients, *lengths_s)
     for found in soak(plan):
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.write(_in_words(found.cycles[-1]) + "\n")
         sys.stdout.flush()
     shown = growth(found)
-    over = shown.over(Limits(mb_per_hour=args.mb_per_hour))
+    over = shown.over(args.mb_per_hour)
     sys.stdout.write(
         f"resident memory: {shown.mb_per_hour:+.2f} MB/h (90 %: {shown.low:+.2f} to {shown.high:+.2f}); "
         f"{shown.descriptors:g} descriptors, {shown.threads:g} threads leaked; {shown.wrong} wrong, "

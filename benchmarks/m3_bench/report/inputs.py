@@ -8,6 +8,7 @@ from typing import TypeVar
 from m3_bench import documents
 from m3_bench.compare import check_together
 from m3_bench.documents import Comparison, Document, Model, Run
+from m3_bench.errors import DocumentError
 from m3_bench.figures import Figures, PlacedRun, figures_of, runs_of
 from m3_runtime.bundle.reader import sha256_of
 
@@ -49,7 +50,8 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     """Read documents; a file that is given twice, or a run that is part of a comparison, counts once.
 
     Raises:
-        DocumentError: a file cannot be read, or runs are of different checkpoints or machines.
+        DocumentError: a file cannot be read, runs are of different checkpoints or machines, or prices in different
+            currencies.
     """
     found = {digest: Input(path, digest, documents.read(path)) for path in paths for digest in [sha256_of(path)]}
     files = tuple(found.values())
@@ -57,7 +59,11 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     for file in sorted(files, key=lambda file: not isinstance(file.document, Comparison)):
         runs += [one for one in _runs_in(file) if all(one.run != other.run for other in runs)]
     check_together(runs)
-    return Inputs(files, figures_of(runs))
+    inputs = Inputs(files, figures_of(runs))
+    currencies = {one.prices.currency for one in inputs.of(Comparison)}
+    if len(currencies) > 1:
+        raise DocumentError(f"prices are in {' and '.join(sorted(currencies))}; compare again with one --currency")
+    return inputs
 
 
 def _runs_in(file: Input) -> Sequence[PlacedRun]:

@@ -124,6 +124,8 @@ def open_dataset(
     if not path.exists():
         raise DatasetError(f"there is no dataset at {str(path)!r}")
     raw = _of_folder(path.resolve(), split) if path.is_dir() else _of_file(path)
+    if split is not None and raw.layout in ("squad", "finetune"):
+        raise DatasetError(f"--split {split}: {str(path)!r} is of the layout {raw.layout}, which has no splits")
     return _limited(_checked(raw), queries, documents)
 
 

@@ -7,6 +7,7 @@ what its users get.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from m3_runtime import M3Encoder
 from m3_runtime.bulk.folder import JOURNAL, VECTORS
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bundle.manifest import MANIFEST_NAME, Head
-from m3_runtime.errors import InputError
+from m3_runtime.errors import InputError, M3Error
 from m3_runtime.extras import import_extra
 from m3_runtime.io.progress import Progress
 
@@ -133,7 +134,8 @@ class StoredIndex(Index):
         found = []
         for mode in ("dense", "sparse", "hybrid", "reranked"):
             bar = queries.progress.bar(queries.texts, f"{self.name}, {mode}", "query")
-            rows = [self.find(text, mode, depth) for text in bar]
+            with _reaching(*self.name.split(":", 1)):
+                rows = [self.find(text, mode, depth) for text in bar]
             ids = tuple(tuple(name for name, _ in row) for row in rows)
             found.append(Ranked(mode, ids, tuple(tuple(round(score, 6) for _, score in row) for row in rows)))
         return tuple(found)
@@ -169,6 +171,13 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
     raise InputError(
         f"{place!r} is no index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}"
     )
+
+
+def path_of(place: str) -> Path:
+    """Where an index lies on this machine, if it does: of a collection the folder or file that its client opens."""
+    kind, _, address = place.partition(":")
+    is_local = kind in _STORES and "://" not in address
+    return Path((address.rpartition("/")[0] if is_local else "") or place)
 
 
 def _encoded(name: str, encoder: M3Encoder, recording: Recording, progress: Progress) -> HeldIndex:
@@ -216,17 +225,30 @@ def _columns(encoder: M3Encoder) -> int:
 
 def _bulk(folder: Path) -> HeldIndex:
     parquet = import_extra("pyarrow.parquet", "bulk")
-    if read_journal((folder / JOURNAL).read_bytes(), str(folder / JOURNAL)).complete is None:
+    journal = read_journal((folder / JOURNAL).read_bytes(), str(folder / JOURNAL))
+    if journal.complete is None:
         raise InputError(f"{str(folder)!r} is not finished; run its m3-runtime bulk command again")
+    if not (expected := sum(entry.rows for entry in journal.shards)):
+        raise InputError(f"{str(folder)!r} has no documents; not one row was encoded")
     parts = sorted((folder / VECTORS).glob("part-*.parquet"))
     if not parts:
         raise InputError(f"{str(folder)!r} has no shards in {VECTORS}; put them back")
-    schema = parquet.read_schema(parts[0])
-    if "dense_vecs" not in schema.names:
-        raise InputError(f"{str(folder)!r} has no dense vectors; encode it with them")
-    notes = {key.decode(): value.decode() for key, value in schema.metadata.items()}
-    columns = [name for name in ("id", "dense_vecs", "lexical_weights") if name in schema.names]
-    ids, vectors = _bulk_vectors(parquet.read_table(parts, columns=columns), int(notes["m3.vocab_size"]))
+    try:
+        schema = parquet.read_schema(parts[0])
+        if "dense_vecs" not in schema.names:
+            raise InputError(f"{str(folder)!r} has no dense vectors; encode it with them")
+        notes = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        columns = [name for name in ("id", "dense_vecs", "lexical_weights") if name in schema.names]
+        ids, vectors = _bulk_vectors(parquet.read_table(parts, columns=columns), int(notes["m3.vocab_size"]))
+        space_id = notes["m3.space_id"]
+    except (KeyError, ValueError, OSError) as error:  # Arrow's errors are ValueErrors
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(folder)!r}: a shard was changed ({error}); put it back, or encode again") from error
+    if len(ids) != expected:
+        raise InputError(
+            f"{str(folder)!r} has shards of {len(ids)} documents, its journal says {expected}; put them back"
+        )
     order = np.argsort(np.array(ids), kind="stable")
     ordered = tuple(ids[i] for i in order.tolist())
     if twice := next((a for a, b in pairwise(ordered) if a == b), None):
@@ -240,9 +262,7 @@ def _bulk(folder: Path) -> HeldIndex:
     sparse = None if vectors.sparse is None else vectors.sparse[order]
     vectors = replace(vectors, dense=vectors.dense[order], sparse=sparse)
     has_rows = "colbert_vecs" in schema.names
-    return HeldIndex(
-        folder.resolve().name, notes["m3.space_id"], len(ids), ordered, vectors, rows if has_rows else None
-    )
+    return HeldIndex(folder.resolve().name, space_id, len(ids), ordered, vectors, rows if has_rows else None)
 
 
 def _bulk_vectors(table: Any, columns: int) -> tuple[list[str], TextVectors]:
@@ -279,13 +299,38 @@ def _collection(kind: str, address: str, encoder: M3Encoder) -> StoredIndex:
     at, _, collection = address.rpartition("/")
     if not at or not collection:
         raise InputError(f"{kind}:{address}: expected {_PLACES}")
+    if "://" not in at and not Path(at).exists():  # the clients would make it
+        raise InputError(f"{kind}:{address}: there is no {at!r}; expected {_PLACES}")
+    if "://" not in at and kind == "qdrant" and not (Path(at) / "meta.json").is_file():
+        raise InputError(f"{kind}:{address}: {at!r} is no folder of Qdrant's; expected {_PLACES}")
+    with _reaching(kind, address):
+        return _opened(kind, at, collection, encoder)
+
+
+@contextmanager
+def _reaching(kind: str, address: str) -> Iterator[None]:
+    """What a client raises, in our words: each has a tree of its own, and passes on what its transport raises."""
+    try:
+        yield
+    except (M3Error, ImportError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{kind}:{address} cannot be searched ({type(error).__name__}: {error}); is the server up, the collection "
+            f"there, and {_STORES[kind]} set if it wants a key?"
+        ) from error
+
+
+def _opened(kind: str, at: str, collection: str, encoder: M3Encoder) -> StoredIndex:
     key = os.environ.get(_STORES[kind])
     if kind == "qdrant":
         from qdrant_client import QdrantClient
 
         from m3_runtime.integrations.qdrant import ID_KEY, QdrantIndex
 
-        client = QdrantClient(url=at, api_key=key) if "://" in at else QdrantClient(path=at)
+        # it would compare versions in a thread, and warn where no server is
+        remote: dict[str, Any] = {"url": at, "api_key": key, "check_compatibility": False}
+        client = QdrantClient(**remote) if "://" in at else QdrantClient(path=at)
         points = QdrantIndex.open(client, collection, encoder)
 
         def find(text: str, mode: str, depth: int) -> list[tuple[str, float]]:

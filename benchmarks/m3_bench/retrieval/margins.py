@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from m3_bench.documents import Margins, PairScoresOf
+from m3_bench.errors import DatasetError
 from m3_bench.machine import this_machine
 from m3_bench.retrieval.bundles import BundleChoice
 from m3_bench.retrieval.finetune import Example, FinetuneFile
@@ -39,6 +40,7 @@ def measure_margins(
         threads: of a run.
 
     Raises:
+        DatasetError: no line has negatives.
         M3Error: an encoder failed, or `max_length` is more than a model takes.
     """
     machine = this_machine()  # first: its load is what was before
@@ -48,7 +50,10 @@ def measure_margins(
     notes = []
     if len(examples) < len(file.examples):
         notes.append(f"only the first {len(examples)} of {len(file.examples)} good lines")
-    if without := sum(not example.negatives for example in examples):
+    without = sum(not example.negatives for example in examples)
+    if without == len(examples):
+        raise DatasetError(f"{str(file.path)!r}: not one query has negatives, so there is no margin to measure")
+    if without:
         notes.append(f"queries without negatives, which count in no figure: {without}")
     notes += choice.notes
     scores: list[PairScoresOf] = []

@@ -180,7 +180,7 @@ def _begin(spec: RunSpec) -> Run:
 
 
 def _identity(run: Run) -> dict[str, object]:
-    """What must be the same where a document is gone on with."""
+    """What must be the same where a document is continued."""
     return {
         "machine": run.machine.cpu,
         "weights": run.model,

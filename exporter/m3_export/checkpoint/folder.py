@@ -181,6 +181,8 @@ def _read_prompts(path: Path) -> Prompts:
 def _check_sizes(config: Mapping[str, Any]) -> None:
     if wrong := [key for key in _SIZES if not _is_count(config.get(key), 1)]:
         raise CheckpointError(f"config.json: {wrong[0]} is {config.get(wrong[0])!r}; expected a positive integer")
+    if (layers := config["num_hidden_layers"]) > _MOST_LAYERS:  # their tensors' names would fill the memory
+        raise CheckpointError(f"config.json: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise CheckpointError("config.json: hidden_size is not a multiple of num_attention_heads")
     pad_id, rows = config.get("pad_token_id", 1), config["max_position_embeddings"]
@@ -199,6 +201,7 @@ def _is_count(value: object, least: int) -> bool:
 
 
 _WORDS = "embeddings.word_embeddings.weight"
+_MOST_LAYERS = 1_000
 _SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",

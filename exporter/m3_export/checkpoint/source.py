@@ -98,7 +98,7 @@ def _snapshot(folder: Path) -> Path:
     """The checkpoint in a repository's folder of the hub's cache: main's, or the only one."""
     snapshots = {path.name: path for path in sorted((folder / "snapshots").glob("*")) if path.is_dir()}
     main = folder / "refs" / "main"
-    commit = main.read_text(encoding="utf-8").strip() if main.is_file() else None
+    commit = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else None
     if commit in snapshots:
         return snapshots[commit]
     if len(snapshots) == 1:

@@ -8,7 +8,7 @@ A line that a crash cut off counts as not written.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
@@ -121,7 +121,8 @@ def read_journal(data: bytes, name: str) -> JournalText:
         middle = records[1 : len(records) - is_complete]
         shards = tuple(_record(ShardDone, record, "shard", name) for record in middle)
         complete = _record(Complete, records[-1], "complete", name) if is_complete else None
-    except (ValueError, TypeError, BundleFormatError) as error:
+        _check_shards(shards)
+    except (ValueError, TypeError, RecursionError, BundleFormatError) as error:
         raise InputError(
             f"{name!r} is not a journal that this release reads ({error}); choose another folder"
         ) from error
@@ -174,14 +175,12 @@ class Journal:
     def _complete(cls, path: Path) -> "Journal | None":
         """The journal of a complete job, to be read alone; None if it is none, or cannot be read."""
         try:
-            file = path.open("rb", buffering=0)
+            text = read_journal(path.read_bytes(), str(path))
+            if text.complete is None:
+                return None
+            return cls(path.open("rb", buffering=0), path, text, is_read_only=True)
         except OSError:
             return None
-        text = read_journal(file.read(), str(path))
-        if text.complete is not None:
-            return cls(file, path, text, is_read_only=True)
-        file.close()
-        return None
 
     def add(self, entry: BulkJob | ShardDone | Complete) -> None:
         """Add a line; it is on disk when this returns.
@@ -206,7 +205,21 @@ def _is_json(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return False
+    except RecursionError:
+        return True  # so deep is no line of ours, and no power cut makes it
     return True
+
+
+def _check_shards(shards: Sequence[ShardDone]) -> None:
+    """Refuse numbers that no shard has.
+
+    Raises:
+        ValueError: one is negative, or a shard is there twice.
+    """
+    if any(number < 0 for entry in shards for number in vars(entry).values()):
+        raise ValueError("a number is negative")
+    if len({entry.index for entry in shards}) < len(shards):
+        raise ValueError("a shard is there twice")
 
 
 def _record(cls: type[Entry], data: Mapping[str, Any], kind: str, name: str) -> Entry:

@@ -68,7 +68,8 @@ def find_sources(inputs: Sequence[str], source_format: SourceFormat | None = Non
         source_format: of every file; None goes by the ending.
 
     Raises:
-        InputError: there is no such file, its format is not known, a folder has none, or a file is named twice.
+        InputError: there is no such file, its format is not known, a folder has none or cannot be looked into, or a
+            file is named twice.
     """
     paths: list[Path] = []
     left_out: list[str] = []
@@ -78,7 +79,12 @@ def find_sources(inputs: Sequence[str], source_format: SourceFormat | None = Non
         if not Path(name).is_dir():
             paths.append(Path(name))
             continue
-        taken, others = _files_of(name, source_format)
+        try:
+            taken, others = _files_of(name, source_format)
+        except OSError as error:
+            raise InputError(
+                f"cannot read {str(error.filename)!r}: {error.strerror}; make it readable, or name the files to read"
+            ) from error
         paths += taken
         left_out += [f"left out of {name!r}: {_some(others)}"] if others else []
     seen: set[Path] = set()
@@ -165,7 +171,7 @@ def _files_of(name: str, source_format: SourceFormat | None) -> tuple[list[Path]
     """The files of a folder to read, and the names of the others."""
     taken: list[Path] = []
     others: list[str] = []
-    for at, folders, files in os.walk(name):
+    for at, folders, files in os.walk(name, onerror=_raised):
         _check_no_table(name, at, folders)
         hidden = [folder for folder in folders if folder[0] in "._" or (Path(at) / folder).is_symlink()]
         others += [f"{os.path.relpath(os.path.join(at, folder), name)}/" for folder in hidden]  # noqa: PTH118
@@ -182,6 +188,11 @@ def _files_of(name: str, source_format: SourceFormat | None) -> tuple[list[Path]
         seen = f"; it has {_some(others)}, which --input-format makes readable" if others else ""
         raise InputError(f"folder {name!r} has no file that ends in {endings_in_words()}{seen}")
     return sorted(taken, key=lambda path: path.relative_to(name).parts), sorted(others)
+
+
+def _raised(error: OSError) -> None:
+    """`os.walk` passes over a folder that it cannot look into: then nobody would know what was left out."""
+    raise error
 
 
 def _check_no_table(name: str, at: str, folders: Sequence[str]) -> None:

@@ -55,8 +55,8 @@ class InterruptibleEngine:
         return _waited_for(future)
 
     def rest(self, least_tokens: int) -> None:
-        """As the engine's own."""
-        if not self.is_abandoned:
+        """As the engine's own; nothing while runs are under way, which nobody waits for after Ctrl-C."""
+        if not self._under_way:
             self._engine.rest(least_tokens)
 
     def close(self) -> None:

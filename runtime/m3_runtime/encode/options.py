@@ -13,6 +13,7 @@ _E = TypeVar("_E", bound=StrEnum)
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_LENGTH = 512
+_MOST_THREADS = 4096
 
 
 class ColbertDtype(StrEnum):
@@ -94,9 +95,13 @@ def checked_threads(threads: int) -> int:
     """A usable thread count.
 
     Raises:
-        InputError: not an integer of at least 1.
+        InputError: not an integer of at least 1, or more than any machine has cores: engines crash on such numbers.
     """
-    return checked_integer(threads, "threads")
+    if (count := checked_integer(threads, "threads")) > _MOST_THREADS:
+        raise InputError(
+            f"threads must be at most {_MOST_THREADS}, got {count}; leave it out to use this machine's cores"
+        )
+    return count
 
 
 def checked_integer(value: object, name: str, least: int = 1) -> int:

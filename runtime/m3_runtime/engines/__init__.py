@@ -122,7 +122,7 @@ class Engine(Protocol):
     def rest(self, least_tokens: int) -> None:
         """Give back what runs left in memory, if one since the last rest had at least so many tokens.
 
-        For moments when nothing runs; a run that goes on meanwhile is not disturbed.
+        For moments when nothing runs; a run that goes on meanwhile is not disturbed. Never raises.
         """
         ...
 

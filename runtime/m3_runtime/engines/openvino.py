@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ class OpenVinoEngine:
             if all(taken):
                 self._largest_tokens = 0
                 self._idle.clear()
-                self._model.release_memory()
+                with suppress(Exception):  # whatever it is, the next run will say it
+                    self._model.release_memory()
                 self._weights.let_go()
                 trim_heap()
         finally:

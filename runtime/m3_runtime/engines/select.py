@@ -49,7 +49,7 @@ def unmet_needs(variant: Variant) -> tuple[CpuFeature, ...]:
 def choose_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Variant:
     """The variant to run. One that this processor cannot run is passed over with a warning, once in a process.
 
-    A processor without AVX2 is another: all variants run with SSE4.2 alone (tried in an emulator), slowly.
+    On a processor without AVX2 a warning says that encoding is slow: SSE4.2 alone is enough (tried in an emulator).
 
     Args:
         bundle: an open bundle.

@@ -3,13 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
-from m3_runtime.integrations.passages import Mode, Passage, checked_mode
+from m3_runtime.integrations.passages import Mode, Passage, check_counts, checked_mode
 
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as in Cormack, Clarke and Büttcher (2009), and in most databases."""
@@ -54,13 +53,11 @@ def find(
         InputError: an argument is not what it must be, or the store does not rank by such a head.
     """
     chosen = checked_mode(mode)
-    for name, number in (("limit", limit), ("candidates", candidates)):
-        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-            raise InputError(f"{name} must be an integer from 1, got {number!r}")
+    check_counts(limit, candidates)
     missing = chosen.heads - set(heads)
     if chosen is not Mode.RERANKED and missing:
         names = ", ".join(sorted(head.value for head in missing))
-        others = ", ".join([*(head.value for head in heads), Mode.RERANKED])
+        others = ", ".join(other for other in Mode if other is Mode.RERANKED or other.heads <= set(heads))
         raise InputError(f"mode {chosen.value!r}: this store does not rank by {names}; use one of {others}")
     if chosen not in (Mode.HYBRID, Mode.RERANKED):
         head = Head(chosen.value)

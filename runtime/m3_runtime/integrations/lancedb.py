@@ -75,7 +75,7 @@ class LanceIndex:
         """
         try:
             return cls(db.create_table(table, schema=_schema(encoder, with_colbert=colbert)), encoder)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"LanceDB cannot create a table {table!r}: {error}") from error
 
     @classmethod
@@ -91,7 +91,7 @@ class LanceIndex:
         """
         try:
             opened = db.open_table(table)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"LanceDB cannot open a table {table!r}: {error}; make it with LanceIndex.create"
             ) from error
@@ -156,9 +156,14 @@ class LanceIndex:
 
         heads = list(Head) if self._keeps_rows else [Head.DENSE, Head.SPARSE]
         chosen = rerank if self._keeps_rows else None
-        return find(
-            self._encoder, rank, query, mode=mode, limit=limit, candidates=candidates, heads=heads, rerank=chosen
-        )
+        try:
+            return find(
+                self._encoder, rank, query, mode=mode, limit=limit, candidates=candidates, heads=heads, rerank=chosen
+            )
+        except ValueError as error:
+            if isinstance(error, InputError) or not filter:
+                raise
+            raise InputError(f"LanceDB cannot search with the filter {filter!r}: {error}") from error
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> pa.Table:
         heads = set(Head) if self._keeps_rows else {Head.DENSE, Head.SPARSE}

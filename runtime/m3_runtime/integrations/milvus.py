@@ -19,6 +19,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_counts,
     checked_mode,
     last_of_each_id,
     why_too_long,
@@ -235,6 +236,7 @@ class MilvusIndex:
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
+        check_counts(limit, candidates)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
         question = self._encoder.encode_heads([query], chosen.heads)

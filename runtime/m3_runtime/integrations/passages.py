@@ -61,6 +61,8 @@ class Passage:
         check_text(self.text, f"passage {self.id!r}: text")
         if not isinstance(self.payload, Mapping):
             raise InputError(f"passage {self.id!r}: payload must be a mapping, got {type(self.payload).__name__}")
+        if strange := [key for key in self.payload if not isinstance(key, str)]:
+            raise InputError(f"passage {self.id!r}: keys of its payload must be str, got {strange[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,17 @@ def checked_passage(item: object) -> Passage:
         raise InputError(f"expected a Passage, got {type(item).__name__}; make it with Passage(id, text, payload)")
     item.check()
     return item
+
+
+def check_counts(limit: int, candidates: int) -> None:
+    """Check how many hits a search gives, and how many candidates it fuses or orders anew.
+
+    Raises:
+        InputError: one is no integer from 1.
+    """
+    for name, number in (("limit", limit), ("candidates", candidates)):
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
+            raise InputError(f"{name} must be an integer from 1, got {number!r}")
 
 
 def checked_mode(mode: Mode | str) -> Mode:

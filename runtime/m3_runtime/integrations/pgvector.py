@@ -24,6 +24,7 @@ from m3_runtime.integrations.passages import (
     payload_as_json,
     why_too_long,
 )
+from m3_runtime.tokenizer import check_text
 
 try:
     from psycopg import Connection, Cursor, errors, sql
@@ -211,7 +212,10 @@ class PgvectorIndex:
         return f"{{{','.join(f'{token + 1}:{weight}' for token, weight in weights)}}}/{self._encoder.vocab_size}"
 
     def _ranking(self, question: Encoding, head: Head, most: int, payload: Mapping[str, Any] | None) -> list[Hit]:
-        asked = {"vector": self._vector(question, head, 0), "most": most, "payload": as_json(payload or {}, "filter")}
+        contained = as_json(payload or {}, "filter")
+        if _has_nul(contained):
+            raise InputError("filter has a NUL character, which PostgreSQL does not hold")
+        asked = {"vector": self._vector(question, head, 0), "most": most, "payload": contained}
         score = sql.SQL("({} <#> %(vector)s::" + self._columns[head.value] + ")").format(sql.Identifier(head.value))
         wheres: list[sql.Composable] = [sql.SQL("payload @> %(payload)s::jsonb")] if payload else []
         if head is Head.SPARSE:
@@ -235,6 +239,8 @@ class PgvectorIndex:
 @contextmanager
 def _transaction(connection: Connection[Any]) -> Iterator[Cursor[tuple[Any, ...]]]:
     """A transaction of its own, so that what was written is there when it ends."""
+    if connection.closed:
+        raise InputError("the connection is closed; connect again, and open the table with the new connection")
     status = connection.info.transaction_status
     if status is not TransactionStatus.IDLE:
         raise InputError(
@@ -291,19 +297,21 @@ def _notes(comment: str | None) -> dict[str, Any]:
 
 
 def _checked_name(table: str) -> str:
-    size = len(table.encode()) if isinstance(table, str) else 0
+    size = len(table.encode("utf-8", "surrogatepass")) if isinstance(table, str) else 0
     if not 0 < size <= _MAX_NAME_BYTES or "\0" in table:
         raise InputError(f"a table's name must be a str of 1 to {_MAX_NAME_BYTES} bytes without NUL, got {table!r}")
+    check_text(table, "the table's name")
     return table
 
 
+def _has_nul(data: str) -> bool:
+    """Whether a text in JSON has a NUL character, which is escaped there."""
+    return "\\u0000" in data.replace("\\\\", "")  # what remains of a backslash begins an escape
+
+
 def _why_not(passage: Passage) -> str | None:
-    payload = payload_as_json(passage).replace("\\\\", "")  # what remains of a backslash begins an escape
-    for name, text, nul in (
-        ("id", str(passage.id), "\0"),
-        ("text", passage.text, "\0"),
-        ("payload", payload, "\\u0000"),
-    ):
-        if nul in text:
+    found = {"id": "\0" in str(passage.id), "text": "\0" in passage.text, "payload": _has_nul(payload_as_json(passage))}
+    for name, has_nul in found.items():
+        if has_nul:
             return f"its {name} has a NUL character, which PostgreSQL does not hold"
     return why_too_long(passage, "an index of PostgreSQL", _MAX_ID_BYTES)

@@ -18,6 +18,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_counts,
     checked_mode,
 )
 from m3_runtime.splitting import RunLimit, greedy_runs
@@ -133,6 +134,7 @@ class QdrantIndex:
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
+        check_counts(limit, candidates)
         asked = _query(self._encoder.encode_heads([query], chosen.heads), chosen, max(limit, candidates))
         return self._client.query_points(self._collection, limit=limit, **asked).points
 

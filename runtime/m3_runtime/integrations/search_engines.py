@@ -18,10 +18,13 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_counts,
     checked_mode,
+    checked_passage,
     last_of_each_id,
     why_too_long,
 )
+from m3_runtime.sequences import in_order
 
 __all__ = ["Added", "ElasticsearchDocuments", "Hit", "Mode", "OpenSearchDocuments", "Passage"]
 
@@ -143,7 +146,7 @@ class SearchEngineDocuments(ABC):
             passages: some of them.
             max_length: tokens per text; None as in `M3Encoder.encode`.
         """
-        some = list(passages)
+        some = [checked_passage(passage) for passage in in_order(passages, "expected passages")]
         heads = {Head.DENSE, Head.SPARSE}
         found = self._encoder.encode_heads([passage.text for passage in some], heads, max_length=max_length)
         assert found.dense_vecs is not None
@@ -172,11 +175,11 @@ class SearchEngineDocuments(ABC):
             InputError: an argument is not what it must be.
         """
         chosen = checked_mode(mode)
+        check_counts(limit, candidates)
         if Head.COLBERT in chosen.heads:
             raise InputError(f"mode {chosen.value!r}: documents have no ColBERT rows; use mode 'hybrid', then `rerank`")
-        most = max(limit, candidates)
-        if not 0 < limit <= most <= _MOST_HITS:
-            raise InputError(f"limit and candidates must be from 1 to {_MOST_HITS}, got {limit!r} and {candidates!r}")
+        if (most := max(limit, candidates)) > _MOST_HITS:
+            raise InputError(f"limit and candidates must be at most {_MOST_HITS}, got {limit} and {candidates}")
         found = self._encoder.encode_heads([query], chosen.heads)
         dense = {} if found.dense_vecs is None else self._dense(found.dense_vecs[0].tolist(), most)
         weights = {} if found.sparse is None else _features(found, 0)

@@ -24,9 +24,12 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         target: in a folder that exists; replaced if it exists.
 
     Raises:
-        OSError: the file cannot be written, flushed or renamed. An older file is then untouched.
+        OSError: the target is no file, or the file cannot be written, flushed or renamed. An older file is then
+            untouched.
     """
     path = Path(os.path.realpath(target))
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device, /dev/null even
+        raise OSError(errno.EEXIST, "no file, but a folder, device or pipe, which is not replaced", str(target))
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     with new_file(partial) as file:
         yield file

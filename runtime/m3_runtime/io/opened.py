@@ -27,16 +27,24 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _HEAD_BYTES = 4096
 _CONTENTS = {
-    b"\x1f\x8b": "gzip; let its name end in .gz",
-    b"\xfd7zXZ\0": "xz; let its name end in .xz",
-    b"\x28\xb5\x2f\xfd": "zstd; let its name end in .zst",
-    b"\x04\x22\x4d\x18": "lz4; let its name end in .lz4",
     b"PK\x03\x04": "a zip archive; unpack it",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
     b"PAR1\x15": "Parquet; let its name end in .parquet, or pass --input-format parquet",
     b"%PDF-": "PDF; extract its text",
     b"SQLite format 3\0": "an SQLite database; export a table as CSV",
     b"ARROW1\0": "an Arrow file; write it as Parquet",
+    b"Obj\x01": "an Avro file; write it as Parquet",
+    b"ORC\n": "an ORC file; write it as Parquet",
 }
+_PACKED = {
+    b"\x1f\x8b": Packing.GZIP,
+    b"BZh": Packing.BZIP2,
+    b"\xfd7zXZ\0": Packing.XZ,
+    b"\x28\xb5\x2f\xfd": Packing.ZSTD,
+    b"\x04\x22\x4d\x18": Packing.LZ4,
+}
+_BZIP2_BLOCK = b"1AY&SY"  # behind a digit; "BZh" alone may begin a text
+_TAR = (257, b"ustar")
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -111,7 +119,7 @@ def opened(path: str, so_far: Callable[[], str] = str) -> Iterator[Opened]:
             if not is_stdin:
                 stack.enter_context(raw)
             file = stack.enter_context(unpacked(raw, packing_of(path)))
-            _check_content("standard input" if is_stdin else path, _head(file))
+            _check_content(path, _head(file))
             yield Opened(file, raw.tell if raw.seekable() else int)
     except READ_ERRORS as error:
         raise InputError(f"cannot read {path!r}{so_far()}: {error}") from error
@@ -171,15 +179,27 @@ def _head(file: BinaryIO) -> bytes:
 
 def _check_content(path: str, head: bytes) -> None:
     """Refuse bytes that are no UTF-8 text, by how they begin."""
+    shown, name = ("standard input", "") if path == STDIN else (repr(path), os.path.basename(path))  # noqa: PTH119
+    for start, packing in _PACKED.items():
+        if head.startswith(start) and (packing is not Packing.BZIP2 or head[4:].startswith(_BZIP2_BLOCK)):
+            raise InputError(f"{shown} is {packing.name.lower()}; {_named(packing) if name else 'unpack it first'}")
     for start, what in _CONTENTS.items():
         if head.startswith(start):
-            raise InputError(f"{path!r} is {what}")
+            raise InputError(f"{shown} is {what}")
+    if head.startswith(_TAR[1], _TAR[0]):
+        raise InputError(f"{shown} is a tar archive; unpack it")
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    charset, remark = encoding, ""
     if encoding is None and head.count(0) * 4 > len(head):
-        encoding = "UTF-16, or no text at all: it has so many zero bytes"
+        # of texts in Latin letters the upper byte is zero
+        charset = "UTF-16BE" if head[::2].count(0) > head[1::2].count(0) else "UTF-16LE"
+        encoding, remark = "UTF-16", ", or no text at all: it has so many zero bytes"
     if encoding is not None:
-        name = "UTF-16LE" if "," in encoding else encoding
         raise InputError(
-            f"{path!r} is {encoding}; texts are read as UTF-8. Convert it: "
-            f"iconv -f {name} -t UTF-8 {os.path.basename(path)} > converted"  # noqa: PTH119
+            f"{shown} is {encoding}{remark}; texts are read as UTF-8. Convert it: "
+            f"iconv -f {charset} -t UTF-8 {name} > converted"
         )
+
+
+def _named(packing: Packing) -> str:
+    return f"let its name end in {packing}"

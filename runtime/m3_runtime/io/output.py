@@ -40,9 +40,9 @@ def opened_output(target: str, inputs: Sequence[str | Path] = ()) -> Iterator[Bi
         sys.stdout.buffer.flush()
         return
     path = Path(target)
-    is_special = path.exists() and not path.is_file()
     with ExitStack() as stack:
         try:
+            is_special = path.exists() and not path.is_file()
             file = stack.enter_context(_Stream(path.open("wb", buffering=0)) if is_special else whole_file(path))
         except OSError as error:
             raise InputError(f"cannot write {target!r}: {error.strerror}") from error
@@ -69,11 +69,11 @@ def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
 
 
 def identities(paths: Iterable[str | Path], stream: Any = None) -> set[tuple[int, int]]:
-    """Which files and folders paths name, "-" a stream; none where nothing is there, or a device or pipe."""
+    """Which files and folders paths name, "-" the stream if given; none where nothing is there, or a device or pipe."""
     found = set()
     for path in paths:
         with suppress(OSError, ValueError):  # not there; a stream without a number
-            state = os.fstat(stream.fileno()) if path == STDOUT else Path(path).stat()
+            state = Path(path).stat() if stream is None or path != STDOUT else os.fstat(stream.fileno())
             if stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode):
                 found.add((state.st_dev, state.st_ino))
     return found

@@ -34,7 +34,7 @@ def known_format(path: str, source_format: SourceFormat | None = None) -> Source
         source_format: what was asked for.
 
     Raises:
-        InputError: nothing was asked for, and the ending says nothing; or there is no such file.
+        InputError: nothing was asked for, and the ending says nothing, or not enough; or there is no such file.
     """
     found = source_format or (SourceFormat.LINES if path == STDIN else format_of(path))
     if found is None:
@@ -45,9 +45,14 @@ def known_format(path: str, source_format: SourceFormat | None = None) -> Source
             f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. "
             f"Pass --input-format with one of: {names}"
         )
-    if source_format is None and found is SourceFormat.JSON and _begins_with_a_line(path):
-        return SourceFormat.JSONL
-    return found
+    if source_format is not None or found is not SourceFormat.JSON:
+        return found
+    if Path(path).is_fifo():
+        raise InputError(
+            f"{path!r} is a pipe, whose beginning can be read only once, and .json may stand for JSON Lines; "
+            "pass --input-format json or jsonl"
+        )
+    return SourceFormat.JSONL if _begins_with_a_line(path) else found
 
 
 def raw_rows(path: str, source_format: SourceFormat, columns: Columns) -> Iterator[RawRow]:

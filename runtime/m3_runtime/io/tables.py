@@ -7,7 +7,7 @@ from typing import Any
 
 from m3_runtime.errors import InputError
 from m3_runtime.extras import import_extra
-from m3_runtime.io.formats import packing_of
+from m3_runtime.io.formats import STDIN, packing_of
 from m3_runtime.io.opened import FileState, check_unchanged
 from m3_runtime.io.rows import Columns, RawRow
 
@@ -24,6 +24,8 @@ def table_rows(path: str, columns: Columns) -> Iterator[RawRow]:
         ExtraNotInstalledError: pyarrow is not installed.
     """
     pa, pq = import_extra("pyarrow", "bulk"), import_extra("pyarrow.parquet", "bulk")
+    if path == STDIN:
+        raise InputError("Parquet cannot be read from standard input, as its end is read first; write it to a file")
     if packing := packing_of(path):
         raise InputError(f"{path!r} is Parquet, which cannot be read through {packing}; unpack it first")
     try:
