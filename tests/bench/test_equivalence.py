@@ -101,6 +101,8 @@ def test_one_machine_writes_rankings_and_another_checks_them(tiny_bundle, index,
     assert documents.read_as(Rankings, rankings).documents == 40
     assert equivalence(rankings, index, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 0
     assert equivalence(rankings, rankings) == 0
+    assert cli.main(["report", str(rankings), "-o", str(tmp_path / "report.html")]) == 1
+    assert "is for m3-bench equivalence; a report does not draw it" in capsys.readouterr().err
     mixed = indexed(tiny_bundle, tmp_path / "mixed", passages=list(enumerate(PASSAGES[1:] + PASSAGES[:1])))
     capsys.readouterr()
     assert equivalence(rankings, mixed, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 3

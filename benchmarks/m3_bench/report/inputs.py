@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from m3_bench import documents
 from m3_bench.compare import check_together
-from m3_bench.documents import Comparison, Document, Model, Run
+from m3_bench.documents import Comparison, Document, Equivalence, Model, Rankings, Run
 from m3_bench.errors import DocumentError
 from m3_bench.figures import Figures, PlacedRun, figures_of, runs_of
 from m3_runtime.bundle.reader import sha256_of
@@ -50,11 +50,14 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
     """Read documents; a file that is given twice, or a run that is part of a comparison, counts once.
 
     Raises:
-        DocumentError: a file cannot be read, runs are of different checkpoints or machines, or prices in different
-            currencies.
+        DocumentError: a file cannot be read, or is nothing to draw, runs are of different checkpoints or machines, or
+            prices in different currencies.
     """
     found = {digest: Input(path, digest, documents.read(path)) for path in paths for digest in [sha256_of(path)]}
     files = tuple(found.values())
+    for file in files:
+        if isinstance(file.document, Rankings | Equivalence):
+            raise DocumentError(f"{str(file.path)!r} is for m3-bench equivalence; a report does not draw it")
     runs: list[PlacedRun] = []
     for file in sorted(files, key=lambda file: not isinstance(file.document, Comparison)):
         runs += [one for one in _runs_in(file) if all(one.run != other.run for other in runs)]

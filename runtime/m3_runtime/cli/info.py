@@ -69,7 +69,7 @@ def _in_words(bundle: Bundle) -> Iterator[str]:
         yield from _variant_lines(variant, manifest)
     cpu, usable = cpu_info(), usable_cores()
     yield ""
-    yield f"this machine: {cpu.name} ({cpu.architecture}), {usable.threads} threads"
+    yield f"this machine: {cpu.name} ({cpu.architecture}), {usable.threads} thread{'s' * (usable.threads != 1)}"
     yield from _core_lines(usable)
     yield f"  flags: {cpu.flags_in_words}"
     yield f"  would run: {_chosen(bundle) or 'nothing: no variant of this bundle runs here'}"
