@@ -208,5 +208,5 @@ def test_a_bundle_without_them_opens_all_the_same(tmp_path, tiny_bundle):
         (folder / path).unlink()
     del manifest["manifest_sha256"]  # they wrote none
     kept = [entry for entry in manifest["files"] if entry["path"] not in WRITTEN]
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "files": kept}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 3, "files": kept}))
     assert len(Bundle.open(folder, verify="full").manifest.files) == len(kept)

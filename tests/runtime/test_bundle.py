@@ -259,7 +259,7 @@ def test_every_bit_of_the_manifest_counts(bundle_copy):
 
 def test_a_manifest_without_a_digest_opens(bundle_copy):
     """As older exporters wrote it."""
-    change_manifest(bundle_copy, lambda data: data.pop("manifest_sha256"))
+    change_manifest(bundle_copy, lambda data: (data.pop("manifest_sha256"), data.update(schema_version=3)))
     Bundle.open(bundle_copy, verify="full")
 
 

@@ -31,6 +31,9 @@ class Watched:
         self.may_run.set()
         self.closed = 0
 
+    def rest(self) -> None:
+        self._engine.rest()
+
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         self.is_running.set()
         assert self.may_run.wait(PATIENCE_S)
