@@ -31,8 +31,8 @@ class Watched:
         self.may_run.set()
         self.closed = 0
 
-    def rest(self) -> None:
-        self._engine.rest()
+    def rest(self, least_tokens: int) -> None:
+        self._engine.rest(least_tokens)
 
     def run(self, batch: TokenBatch, heads: Sequence[Head]) -> RawOutputs:
         self.is_running.set()
