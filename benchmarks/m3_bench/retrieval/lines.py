@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from m3_bench.errors import DatasetError
 from m3_runtime.errors import ExtraNotInstalledError, InputError
-from m3_runtime.io.opened import READ_ERRORS, opened
+from m3_runtime.io.opened import opened
 
 _PIECE_BYTES = 1 << 20
 
@@ -110,7 +110,5 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with opened(str(path)) as file:
             yield file.bytes
-    except READ_ERRORS as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error}") from error
     except (InputError, ExtraNotInstalledError) as error:
         raise DatasetError(str(error)) from error

@@ -19,7 +19,7 @@ SMALL_FILE_BYTES = 2**20
 """Files up to this size have their digest compared at every opening: it takes a millisecond."""
 
 
-MOST_MANIFEST_BYTES = 2**24
+_MOST_MANIFEST_BYTES = 2**24
 """Manifests have a hundredth of it; what is larger is none, and is not read."""
 
 
@@ -139,8 +139,8 @@ def _read_manifest(folder: Path, level: Verify) -> Manifest:
             f"{str(folder)!r} is not a bundle: it has no {MANIFEST_NAME}; "
             + (f"did you mean {str(inner[-1].parent)!r}?" if inner else remedy)
         )
-    if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
-        raise BundleFormatError(f"{MANIFEST_NAME} has {size} bytes, expected at most {MOST_MANIFEST_BYTES}")
+    if (size := path.stat().st_size) > _MOST_MANIFEST_BYTES:
+        raise BundleFormatError(f"{MANIFEST_NAME} has {size} bytes, expected at most {_MOST_MANIFEST_BYTES}")
     try:
         text = path.read_bytes().decode()  # as it is: every byte counts
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from m3_runtime.errors import InputError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.formats import STDIN, Packing, packing_of
 
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a damaged file may raise."""
 
 _HEAD_BYTES = 4096
@@ -121,7 +121,7 @@ def opened(path: str, so_far: Callable[[], str] = str) -> Iterator[Opened]:
             file = stack.enter_context(unpacked(raw, packing_of(path)))
             _check_content(path, _head(file))
             yield Opened(file, raw.tell if raw.seekable() else int)
-    except READ_ERRORS as error:
+    except _READ_ERRORS as error:
         raise InputError(f"cannot read {path!r}{so_far()}: {error}") from error
     if before is not None:
         check_unchanged(path, before)
