@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime import scoring
-from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
@@ -325,7 +325,7 @@ class M3Encoder:
         queries, passages = (
             encode_options(
                 self.bundle.manifest,
-                frozenset(Head),
+                frozenset(ENCODER_HEADS),
                 batch_size=batch_size,
                 token_budget=token_budget,
                 max_length=checked_max_length(length, self.max_tokens, name),
