@@ -18,6 +18,7 @@ from m3_export.arrays import Ids
 from m3_export.calibration.texts import ChosenTexts
 from m3_export.calibration.texts.text import Text
 from m3_export.errors import OptionsError
+from m3_runtime.pairs import PAIR_SPECIALS, PairLimits, side_name, tokenized_pairs
 from m3_runtime.tokenizer import M3Tokenizer
 
 # Queries, and passages of each. What parity is measured on has an order of ten and more; ranges need many texts.
@@ -27,11 +28,10 @@ LEAST = 2
 QUERY_CHARACTERS = 64
 LENGTHS = (80, 200, 480, 2400)  # characters of passages
 SAME_LANGUAGE = 4  # passages of the query's language, its own aside
-QUERY_SHARE = 0.75  # of a pair's tokens, at most
 
 
 @dataclass(frozen=True)
-class Pair:
+class TextPair:
     """A query and a passage; `number` says which pairs have the same query."""
 
     query: str
@@ -48,10 +48,10 @@ class Pair:
 class ChosenPairs:
     """The pairs of an export."""
 
-    calibration: tuple[Pair, ...]
-    probe: tuple[Pair, ...]
-    degenerate_calibration: tuple[Pair, ...]
-    degenerate_probe: tuple[Pair, ...]
+    calibration: tuple[TextPair, ...]
+    probe: tuple[TextPair, ...]
+    degenerate_calibration: tuple[TextPair, ...]
+    degenerate_probe: tuple[TextPair, ...]
 
     @classmethod
     def of(cls, texts: ChosenTexts) -> "ChosenPairs":
@@ -78,17 +78,17 @@ class ChosenPairs:
         )
 
 
-def natural_pairs(texts: Sequence[Text], queries: int, passages: int) -> tuple[Pair, ...]:
+def natural_pairs(texts: Sequence[Text], queries: int, passages: int) -> tuple[TextPair, ...]:
     """Queries in as many languages as there are, with so many passages each where the texts give them."""
-    found: list[Pair] = []
+    found: list[TextPair] = []
     for number, place in enumerate(islice(_in_turns(texts), queries)):
         query = _query(texts[place].text)
         chosen = dict.fromkeys(islice(_passages(texts, place, query, number, passages), passages))
-        found += [Pair(query, passage, number) for passage in chosen]
+        found += [TextPair(query, passage, number) for passage in chosen]
     return tuple(found)
 
 
-def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count: int) -> tuple[Pair, ...]:
+def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count: int) -> tuple[TextPair, ...]:
     """Pairs with degenerate sides, every kind about as often; no two have the same query's number.
 
     >>> [(p.query, p.passage) for p in degenerate_pairs([Text("", "", "", "1"), Text("", "", "", "2")], [], 4)]
@@ -102,22 +102,16 @@ def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count:
         other, near = strange[(place + 1) % len(strange)], plain[place % len(plain)] if plain else text
         kinds = ((text, near), (near, text), (text, other), (text, text))
         sides.append(kinds[(place + 2) % 4])
-    return tuple(Pair(*pair, number) for number, pair in enumerate(list(dict.fromkeys(sides))[:count]))
+    return tuple(TextPair(*pair, number) for number, pair in enumerate(list(dict.fromkeys(sides))[:count]))
 
 
-def pair_ids(tokenizer: M3Tokenizer, pairs: Sequence[Pair], longest: int) -> tuple[Ids, ...]:
-    """(L,) ids of each pair, `<s> query </s></s> passage </s>`; the passage is cut where it is too long.
-
-    A query has at most `QUERY_SHARE` of the tokens, as FlagEmbedding's reranker cuts it.
-    """
-    queries = tokenizer.encode_batch([pair.query for pair in pairs], int(longest * QUERY_SHARE)).ids
-    passages = tokenizer.encode_batch([pair.passage for pair in pairs], longest).ids
-    eos = np.array([tokenizer.info.eos_id], np.int32)
-    joined = (np.concatenate([query, eos, passage[1:]]) for query, passage in zip(queries, passages, strict=True))
-    return tuple(row if row.size <= longest else np.append(row[: longest - 1], eos) for row in joined)
+def pair_ids(tokenizer: M3Tokenizer, pairs: Sequence[TextPair], longest: int) -> tuple[Ids, ...]:
+    """(L,) ids of each pair, as the runtime makes them; a query has at most half of the tokens."""
+    limits = PairLimits(longest, (longest - PAIR_SPECIALS) // 2)
+    return tokenized_pairs([(pair.query, pair.passage) for pair in pairs], limits, tokenizer, side_name).ids
 
 
-def numbers(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def numbers(pairs: Sequence[TextPair]) -> NDArray[np.int64]:
     """(N,) which query each pair is of."""
     return np.array([pair.number for pair in pairs], np.int64)
 
