@@ -51,12 +51,12 @@ def test_queries_are_of_many_languages_and_have_passages_of_every_degree(pairs: 
 
 def test_degenerate_pairs_have_empty_sides_and_equal_ones(pairs: ChosenPairs):
     found = pairs.degenerate_probe
-    assert len(found) == 400
+    assert len(found) == 256
     sides = [(pair.query, pair.passage) for pair in found]
     assert ("", "") in sides
     assert any(query and not passage for query, passage in sides)
     assert any(passage and not query for query, passage in sides)
-    assert sum(query == passage for query, passage in sides) > 50
+    assert sum(query == passage for query, passage in sides) > 40
     assert any(len(query) == 1 for query, _ in sides) and any(len(passage) == 1 for _, passage in sides)
 
 

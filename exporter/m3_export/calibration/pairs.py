@@ -23,10 +23,12 @@ from m3_runtime.tokenizer import M3Tokenizer
 
 # Queries, and passages of each. What parity is measured on has an order of ten and more; ranges need many texts.
 CALIBRATION, PROBE = (32, 4), (24, 16)
-DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 256, 400
+DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 192, 256
 LEAST = 2
 QUERY_CHARACTERS = 64
-LENGTHS = (80, 200, 480, 2400)  # characters of passages
+REST = 200  # characters of what follows a query in its text, and twice those of a degenerate pair's natural side
+FEW = 4  # passages of a query: no room for more than two of its own text
+LENGTHS = (60, 120, 240, 80, 160, 480, 100, 2400)  # characters of passages, in turn: most are short
 SAME_LANGUAGE = 4  # passages of the query's language, its own aside
 
 
@@ -95,7 +97,7 @@ def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count:
     [('', ''), ('1', '2'), ('2', '2')]
     """
     strange = [text.text for text in degenerate]
-    plain = [text.text[: LENGTHS[1]] for text in natural]
+    plain = [text.text[: REST // 2] for text in natural]
     sides = [("", "")]
     sides += [pair for text in plain[:2] for pair in ((text, ""), ("", text))]
     for place, text in enumerate(strange):
@@ -141,14 +143,15 @@ def _passages(texts: Sequence[Text], place: int, query: str, number: int, count:
     rest = own.text.removeprefix(query).strip()
     yield own.text
     if rest:
-        yield rest[: LENGTHS[1]]
-    if rest and count > len(LENGTHS):
+        yield rest[:REST]
+    if rest and count > FEW:
         yield rest[len(rest) // 2 :]
     places = [*range(place + 1, len(texts)), *range(place)]
     same = [i for i in places if texts[i].lang == own.lang]
     others = [i for i in places if texts[i].lang != own.lang]
-    lengths = cycle(LENGTHS[number % 4 :] + LENGTHS[: number % 4])
+    start = number % len(LENGTHS)
+    lengths = cycle(LENGTHS[start:] + LENGTHS[:start])
     most = min(SAME_LANGUAGE, max(1, count - 3))
-    step = max(1, len(others) // count)
+    step = max(1, len(others) // count)  # over all languages
     for i in (*same[:most], *others[::step], *same[most:]):
         yield texts[i].text[: next(lengths)]
