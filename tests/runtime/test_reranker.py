@@ -153,7 +153,7 @@ def test_longer_texts_can_be_refused(reranker):
     with pytest.raises(TextTooLongError, match="the passage of pair 1 has") as refused:
         reranker.compute_score(PAIRS, max_length=40, on_truncate="error")
     assert refused.value.index == 1
-    with pytest.raises(TextTooLongError, match="the query of pair 0 has .* the limit is 30"):
+    with pytest.raises(TextTooLongError, match=r"the query of pair 0 has .* the limit is 30"):
         reranker.compute_score([(LONG, "a")], max_length=40, on_truncate="error")
     assert reranker.compute_score(PAIRS[:1], on_truncate="error")
 
@@ -174,11 +174,9 @@ def test_the_other_kind_of_bundle_is_refused_with_the_remedy(tiny_bundle, rerank
             opened(tiny_bundle)
     texts = tmp_path / "texts.txt"
     texts.write_text("one\n")
-    for words in (
-        ["encode", str(reranker_bundle), str(texts)],
-        ["bulk", str(reranker_bundle), str(texts), "-o", "out"],
-    ):
-        assert main(words) == 2
+    for words in (["encode"], ["bulk", "-o", str(tmp_path / "out")]):
+        assert main([words[0], str(reranker_bundle), str(texts), *words[1:]]) == 2
+        assert not (tmp_path / "out").exists()
         assert "m3-runtime serve ENCODER --reranker" in capsys.readouterr().err
     for kinds in ([tiny_bundle, tiny_bundle], [reranker_bundle, reranker_bundle]):
         assert main(["serve", str(kinds[0]), "--reranker", str(kinds[1]), "--port", "0"]) == 2

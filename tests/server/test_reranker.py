@@ -149,6 +149,6 @@ def test_names_are_those_of_the_model_that_is_served(reranker_bundle):
         assert found["model"] == "BAAI/bge-reranker-v2-m3"
 
 
-def test_a_limit_below_a_pair_and_a_queue_below_a_pair_are_refused(reranker_bundle):
+def test_a_limit_below_a_pair_is_refused(reranker_bundle):
     with pytest.raises(InputError, match="max_length must be at least 6"), served(reranker_bundle, max_length=4):
         pass
