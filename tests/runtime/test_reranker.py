@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from m3_runtime import InputError, M3Encoder, M3Reranker, TextTooLongError
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.cli import main
-from m3_runtime.flag import FlagReranker
+from m3_runtime.flag import FlagAutoReranker, FlagReranker
 from m3_runtime.ignored import IgnoredArgumentWarning
 from m3_runtime.integrations.plain_ranks import PlainRanks
 
@@ -214,6 +214,16 @@ def test_flag_reranker_has_flagembeddings_defaults_and_values(flag, reranker):
     assert flag.compute_score(PAIRS, max_length=40, query_max_length=9, batch_size=1) == reranker.compute_score(
         PAIRS, max_length=40, query_max_length=9
     )
+
+
+def test_the_auto_class_makes_a_flag_reranker(reranker_bundle, flag):
+    with pytest.raises(InputError, match="from_finetuned"):
+        FlagAutoReranker()
+    with pytest.raises(InputError, match="decoder-only-base"):
+        FlagAutoReranker.from_finetuned(reranker_bundle, model_class="decoder-only-base")
+    made = FlagAutoReranker.from_finetuned(reranker_bundle, use_fp16=True, variant="onnx-fp32", threads=1)
+    assert made.compute_score(PAIRS) == flag.compute_score(PAIRS)
+    made.close()
 
 
 def test_instructions_and_the_constructors_values(reranker_bundle, reranker):

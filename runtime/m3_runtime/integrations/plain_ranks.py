@@ -49,7 +49,7 @@ class PlainRanks:
             raise InputError(f"the reranker is open already; {', '.join(opening)} can be chosen with a path alone")
         self.reranker = source if isinstance(source, M3Reranker) else shared_reranker(source, **opening)
         pair_limits(max_length, query_max_length, self.reranker.max_tokens)
-        self._lengths = {"max_length": max_length, "query_max_length": query_max_length}
+        self._lengths: dict[str, Any] = {"max_length": max_length, "query_max_length": query_max_length}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "reranker": self.reranker.opened_with}
