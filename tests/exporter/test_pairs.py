@@ -1,6 +1,7 @@
 """Calibration and probe pairs of a reranker: disjoint, in many languages, with an order worth keeping."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from m3_export.calibration.pairs import ChosenPairs, TextPair, degenerate_pairs,
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.calibration.texts.text import Text
 from m3_export.errors import OptionsError
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.tokenizer import M3Tokenizer
 
 
@@ -69,7 +71,9 @@ def test_few_texts_give_what_pairs_they_can():
         ChosenPairs.of(alone)
 
 
-def test_ids_keep_both_sides_however_short_they_have_to_be(tokenizer: M3Tokenizer):
+def test_ids_keep_both_sides_however_short_they_have_to_be(reranker_bundle: Path):
+    bundle = Bundle.open(reranker_bundle)
+    tokenizer = M3Tokenizer.open(bundle.file("tokenizer.json"), bundle.manifest.tokenizer)
     pairs = [TextPair("the model " * 200, "a word " * 200, 0), TextPair("", "", 1), TextPair("the", "model " * 99, 2)]
     for longest in (8, 16, 32, 512):
         long, empty, short = (row.tolist() for row in pair_ids(tokenizer, pairs, longest))

@@ -24,7 +24,8 @@ def folder(reranker_checkpoint: Path, tmp_path: Path) -> Path:
 
 def change_weights(folder: Path, **tensors: torch.Tensor | None) -> None:
     path = folder / "model.safetensors"
-    weights = load_file(path) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not in the file that is written
+    weights |= {name.replace("__", "."): tensor for name, tensor in tensors.items()}
     save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, path, {"format": "pt"})
 
 

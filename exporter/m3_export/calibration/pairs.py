@@ -22,14 +22,14 @@ from m3_runtime.pairs import PAIR_SPECIALS, PairLimits, side_name, tokenized_pai
 from m3_runtime.tokenizer import M3Tokenizer
 
 # Queries, and passages of each. What parity is measured on has an order of ten and more; ranges need many texts.
-CALIBRATION, PROBE = (32, 4), (24, 16)
-DEGENERATE_CALIBRATION, DEGENERATE_PROBE = 192, 256
-LEAST = 2
-QUERY_CHARACTERS = 64
-REST = 200  # characters of what follows a query in its text, and twice those of a degenerate pair's natural side
-FEW = 4  # passages of a query: no room for more than two of its own text
-LENGTHS = (60, 120, 240, 80, 160, 480, 100, 2400)  # characters of passages, in turn: most are short
-SAME_LANGUAGE = 4  # passages of the query's language, its own aside
+_CALIBRATION, _PROBE = (32, 4), (24, 16)
+_DEGENERATE_CALIBRATION, _DEGENERATE_PROBE = 192, 256
+_LEAST = 2
+_QUERY_CHARACTERS = 64
+_REST = 200  # characters of what follows a query in its text, and twice those of a degenerate pair's natural side
+_FEW = 4  # passages of a query: no room for more than two of its own text
+_LENGTHS = (60, 120, 240, 80, 160, 480, 100, 2400)  # characters of passages, in turn: most are short
+_SAME_LANGUAGE = 4  # passages of the query's language, its own aside
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,21 @@ class ChosenPairs:
         Raises:
             OptionsError: the texts give fewer than two probe pairs, which have no spread.
         """
-        calibration = natural_pairs(texts.calibration, *CALIBRATION)
+        calibration = natural_pairs(texts.calibration, *_CALIBRATION)
         known = {pair.text for pair in calibration}
-        probe = tuple(pair for pair in natural_pairs(texts.probe, *PROBE) if pair.text not in known)
-        if len(probe) < LEAST:
+        probe = tuple(pair for pair in natural_pairs(texts.probe, *_PROBE) if pair.text not in known)
+        if len(probe) < _LEAST:
             raise OptionsError(
-                f"the probe texts give {len(probe)} pairs of a query and a passage; a reranker's parity needs {LEAST} "
+                f"the probe texts give {len(probe)} pairs of a query and a passage; a reranker's parity needs {_LEAST} "
                 "and more: give several texts, longer than a query"
             )
         return cls(
             calibration=calibration,
             probe=probe,
             degenerate_calibration=degenerate_pairs(
-                texts.degenerate_calibration, texts.calibration, DEGENERATE_CALIBRATION
+                texts.degenerate_calibration, texts.calibration, _DEGENERATE_CALIBRATION
             ),
-            degenerate_probe=degenerate_pairs(texts.degenerate_probe, texts.probe, DEGENERATE_PROBE),
+            degenerate_probe=degenerate_pairs(texts.degenerate_probe, texts.probe, _DEGENERATE_PROBE),
         )
 
 
@@ -97,7 +97,7 @@ def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count:
     [('', ''), ('1', '2'), ('2', '2')]
     """
     strange = [text.text for text in degenerate]
-    plain = [text.text[: REST // 2] for text in natural]
+    plain = [text.text[: _REST // 2] for text in natural]
     sides = [("", "")]
     sides += [pair for text in plain[:2] for pair in ((text, ""), ("", text))]
     for place, text in enumerate(strange):
@@ -123,7 +123,7 @@ def _in_turns(texts: Sequence[Text]) -> Iterator[int]:
     rounds: dict[str, int] = {}
     turns = []
     for place, text in enumerate(texts):
-        is_short = len(text.text) <= QUERY_CHARACTERS
+        is_short = len(text.text) <= _QUERY_CHARACTERS
         key = f"{text.lang} {is_short}"
         rounds[key] = rounds.get(key, -1) + 1
         turns.append((is_short, rounds[key], place))
@@ -132,9 +132,9 @@ def _in_turns(texts: Sequence[Text]) -> Iterator[int]:
 
 def _query(text: str) -> str:
     """The first words of a text, or its first characters where it has no blanks."""
-    start = text[:QUERY_CHARACTERS]
+    start = text[:_QUERY_CHARACTERS]
     head, _, _ = start.rpartition(" ")
-    return start if len(text) <= QUERY_CHARACTERS or len(head) < QUERY_CHARACTERS // 2 else head
+    return start if len(text) <= _QUERY_CHARACTERS or len(head) < _QUERY_CHARACTERS // 2 else head
 
 
 def _passages(texts: Sequence[Text], place: int, query: str, number: int, count: int) -> Iterator[str]:
@@ -143,15 +143,15 @@ def _passages(texts: Sequence[Text], place: int, query: str, number: int, count:
     rest = own.text.removeprefix(query).strip()
     yield own.text
     if rest:
-        yield rest[:REST]
-    if rest and count > FEW:
+        yield rest[:_REST]
+    if rest and count > _FEW:
         yield rest[len(rest) // 2 :]
     places = [*range(place + 1, len(texts)), *range(place)]
     same = [i for i in places if texts[i].lang == own.lang]
     others = [i for i in places if texts[i].lang != own.lang]
-    start = number % len(LENGTHS)
-    lengths = cycle(LENGTHS[start:] + LENGTHS[:start])
-    most = min(SAME_LANGUAGE, max(1, count - 3))
+    start = number % len(_LENGTHS)
+    lengths = cycle(_LENGTHS[start:] + _LENGTHS[:start])
+    most = min(_SAME_LANGUAGE, max(1, count - 3))
     step = max(1, len(others) // count)  # over all languages
     for i in (*same[:most], *others[::step], *same[most:]):
         yield texts[i].text[: next(lengths)]

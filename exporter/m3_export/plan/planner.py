@@ -44,7 +44,7 @@ NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for on
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
 NATURAL, NATURAL_TOKENS, DEGENERATE, DEGENERATE_TOKENS = 10, 32, 16, 8
 PAIRS, DEGENERATE_PAIR_TOKENS = 24, 16
-T = TypeVar("T")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TuningTexts:
 
     @classmethod
     def of_pairs(
-        cls, natural: Sequence[T], degenerate: Sequence[T], ids: Callable[[Sequence[T], int], Sequence[Ids]]
+        cls, natural: Sequence[P], degenerate: Sequence[P], ids: Callable[[Sequence[P], int], Sequence[Ids]]
     ) -> "TuningTexts":
         """The same of pairs, of which the tokenizer knows what may be cut; more of them, as each gives one number.
 
