@@ -224,7 +224,9 @@ def group_loss(model: CrossEncoder, drawn: Sequence[Group]) -> tuple[torch.Tenso
     ranking = nn.functional.cross_entropy(scores, gold)
     flat = logits.view(len(drawn), -1, 2)
     ends = torch.tensor([group.answer for group in drawn])
-    answer = nn.functional.cross_entropy(flat[..., 0], ends[:, 0]) + nn.functional.cross_entropy(flat[..., 1], ends[:, 1])
+    answer = nn.functional.cross_entropy(flat[..., 0], ends[:, 0]) + nn.functional.cross_entropy(
+        flat[..., 1], ends[:, 1]
+    )
     return ranking, answer / 2, (scores.argmax(1) == 0).float().mean()
 
 

@@ -181,10 +181,10 @@ def over_budget_message(results: Sequence[VariantResult]) -> str:
 
 
 def _best(reached: Sequence[Parity]) -> str:
-    figures = [
-        f"dense cosine mean {max(p.dense.cosine_mean for p in reached):.6f}",
-        f"min {max(p.dense.cosine_min for p in reached):.6f}",
-    ]
+    figures = []
+    if dense := [p.dense for p in reached if p.dense]:
+        figures.append(f"dense cosine mean {max(one.cosine_mean for one in dense):.6f}")
+        figures.append(f"min {max(one.cosine_min for one in dense):.6f}")
     if colbert := [p.colbert.cosine_p5 for p in reached if p.colbert]:
         figures.append(f"ColBERT p5 {max(colbert):.6f}")
     if sparse := [p.sparse.jaccard_mean for p in reached if p.sparse]:

@@ -13,7 +13,7 @@ from m3_export.errors import CheckpointError, OptionsError, OverBudgetError, Sou
 from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Pooling
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
@@ -119,7 +119,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--heads",
         type=parse_heads,
-        default=tuple(Head),
+        default=ENCODER_HEADS,
         help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)",
     )
     group.add_argument(

@@ -1,5 +1,6 @@
 """What the user wants from an export."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -8,10 +9,9 @@ from typing import TypeVar
 from m3_export.errors import OptionsError
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, Pooling
 
 M = TypeVar("M", bound=StrEnum)
-ALL_HEADS = tuple(Head)
 
 
 class VariantName(StrEnum):
@@ -35,7 +35,7 @@ class ExportOptions:
     """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing)."""
 
     variants: tuple[VariantName, ...] = tuple(VariantName)
-    heads: tuple[Head, ...] = ALL_HEADS
+    heads: tuple[Head, ...] = ENCODER_HEADS
     pooling: Pooling | None = None
     normalize: bool | None = None
     budget: Budget = field(default_factory=Budget)
@@ -63,13 +63,13 @@ def parse_heads(text: str) -> tuple[Head, ...]:
     Raises:
         OptionsError: anything else; the two extra heads of a checkpoint come together.
     """
-    heads = _members(Head, text, "head")
-    if heads not in ((Head.DENSE,), ALL_HEADS):
+    heads = _members(ENCODER_HEADS, text, "head")
+    if heads not in ((Head.DENSE,), ENCODER_HEADS):
         raise OptionsError("heads must be 'dense' or 'dense,sparse,colbert'")
     return heads
 
 
-def _members(kind: type[M], text: str, what: str) -> tuple[M, ...]:
+def _members(kind: Iterable[M], text: str, what: str) -> tuple[M, ...]:
     known = [member.value for member in kind]
     wanted = {name.strip() for name in text.split(",") if name.strip()}
     if unknown := sorted(wanted - set(known)):

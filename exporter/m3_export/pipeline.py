@@ -38,7 +38,7 @@ from m3_export.verify.budget import Excess
 from m3_export.verify.measure import MAX_PROBE_TOKENS, ParityCheck, Probe, ProbeTexts
 from m3_export.verify.reference import reference_outputs, silent_heads
 from m3_runtime import M3Encoder
-from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
@@ -166,7 +166,7 @@ def _model_info(found: Source, checkpoint: Checkpoint, ids_sha256: str, tokenize
         space_id=checkpoint.space_id(weights, ids_sha256),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
-        heads=tuple(Head) if checkpoint.sparse else (Head.DENSE,),
+        heads=ENCODER_HEADS if checkpoint.sparse else (Head.DENSE,),
         pooling=checkpoint.pooling.pooling,
         normalize=checkpoint.pooling.normalize,
         tokenizer=tokenizer,

@@ -70,11 +70,12 @@ def _degenerate_lines(export: Export) -> list[str]:
 
 
 def _row(variant: Variant, parity: Parity, size_bytes: int) -> str:
+    dense = f"{parity.dense.cosine_mean:>10.6f} {parity.dense.cosine_min:>9.6f}" if parity.dense else " " * 20
     colbert = f"{parity.colbert.cosine_p5:>10.6f} {parity.colbert.cosine_min:>9.6f}" if parity.colbert else " " * 20
     sparse = f"{parity.sparse.jaccard_mean:>14.5f} {parity.sparse.top5_same:>6.0%}" if parity.sparse else " " * 21
     return (
-        f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {parity.dense.cosine_mean:>10.6f} "
-        f"{parity.dense.cosine_min:>9.6f}  {colbert}  {sparse}  {parity.batch_invariance_min:>13.7f}"
+        f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {dense}  {colbert}  {sparse}  "
+        f"{parity.batch_invariance_min:>13.7f}"
     )
 
 

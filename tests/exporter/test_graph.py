@@ -16,7 +16,7 @@ from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.verify.reference import reference_outputs
-from m3_runtime.bundle.manifest import Geometry, Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Geometry, Pooling
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
 
@@ -137,7 +137,7 @@ def test_inputs_and_outputs_are_as_documented(sessions, form):
         ("input_ids", "tensor(int64)", ["batch", "tokens"]),
         ("attention_mask", "tensor(int64)", ["batch", "tokens"]),
     ]
-    assert [o.name for o in session.get_outputs()] == [head.output_name for head in Head]
+    assert [o.name for o in session.get_outputs()] == [head.output_name for head in ENCODER_HEADS]
 
 
 def test_unused_ids_and_padding_have_no_weight(sessions):

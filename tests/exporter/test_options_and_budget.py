@@ -8,14 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_export.errors import OptionsError
-from m3_export.options import ALL_HEADS, ExportOptions, Target, VariantName, parse_heads, parse_variants
+from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.verify.budget import BUDGETS, Budget, Excess, excesses
-from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, SparseParity
+from m3_runtime.bundle.manifest import (
+    ENCODER_HEADS,
+    ColbertParity,
+    DegenerateParity,
+    DenseParity,
+    Head,
+    Parity,
+    SparseParity,
+)
 
 
 def test_the_defaults_are_the_promised_ones():
     options = ExportOptions()
-    assert options == ExportOptions(tuple(VariantName), ALL_HEADS, None, None, Budget(0.9993, 0.998, 0.996, 0.98))
+    assert options == ExportOptions(tuple(VariantName), ENCODER_HEADS, None, None, Budget(0.9993, 0.998, 0.996, 0.98))
     assert (options.allow_over_budget, options.target) == (False, Target.HERE)
     assert [name.value for name in VariantName] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
 
@@ -33,7 +41,7 @@ def test_variants_that_are_none_are_refused_with_the_names(text: str):
 
 def test_heads_are_dense_alone_or_all():
     assert parse_heads("dense") == (Head.DENSE,)
-    assert parse_heads("colbert, dense,sparse") == ALL_HEADS
+    assert parse_heads("colbert, dense,sparse") == ENCODER_HEADS
     for text in ("", "sparse", "dense,sparse", "sparse,colbert", "bm25"):
         with pytest.raises(OptionsError):
             parse_heads(text)

@@ -66,7 +66,9 @@ PASSAGES = (
     " ".join([DIARY] * 6),  # longer than the model takes
 )
 # Every query with the diary, and with three passages more that go around.
-PAIRS = tuple((q, p) for q in range(len(QUERIES)) for p in dict.fromkeys((0, *((q + s) % len(PASSAGES) for s in (1, 4, 8)))))
+PAIRS = tuple(
+    (q, p) for q in range(len(QUERIES)) for p in dict.fromkeys((0, *((q + s) % len(PASSAGES) for s in (1, 4, 8))))
+)
 CALLS = (
     {},
     {"max_length": 64},

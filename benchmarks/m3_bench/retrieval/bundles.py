@@ -9,7 +9,7 @@ from pathlib import Path
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder, M3Reranker
-from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Variant
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -82,9 +82,7 @@ class BundleChoice:
                     yield one, variant
 
 
-def choose_bundles(
-    folders: Sequence[Path], names: Sequence[str] | None, reranker: Path | None = None
-) -> BundleChoice:
+def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None, reranker: Path | None = None) -> BundleChoice:
     """Open bundles and choose their variants.
 
     Args:
@@ -98,21 +96,9 @@ def choose_bundles(
         VariantError: nothing of a bundle runs here.
         BundleError: a folder is no whole bundle.
     """
-    by_name: dict[str, Path] = {}
-    for folder in [*folders, *([] if reranker is None else [reranker])]:
-        # a folder's own name, also of "." and "..", but a link's and not its target's
-        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
-        if name in by_name:
-            raise InputError(
-                f"{str(by_name[name])!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
-                "the folder's name; rename one, or link to it under another name"
-            )
-        by_name[name] = folder
-    bundles = {name: Bundle.open(folder) for name, folder in by_name.items()}
-    for name, bundle in bundles.items():
-        if bundle.manifest.is_reranker != (by_name[name] is reranker):
-            is_what, remedy = ("a reranker", "give it by") if bundle.manifest.is_reranker else ("an encoder", "not for")
-            raise InputError(f"{str(by_name[name])!r} is {is_what}'s bundle: {remedy} --reranker")
+    bundles = _opened(folders, is_reranker=False)
+    if reranker is not None:
+        bundles |= _opened([reranker], is_reranker=True, taken=bundles)
     known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
     if names is not None and (not names or not set(names) <= set(known)):
         words = ", ".join(name for name in names if name not in known) or "(none given)"
@@ -127,6 +113,28 @@ def choose_bundles(
             raise VariantError(f"no variant of {name} can be measured here: {why}")
         chosen.append(ChosenBundle(name, bundle, tuple(one for one in wanted if one.name not in reasons)))
         notes += left_out
-        if missing := [head.value for head in Head if head not in bundle.manifest.heads]:
+        missing = [head.value for head in ENCODER_HEADS if head not in bundle.manifest.heads]
+        if missing and not bundle.manifest.is_reranker:
             notes.append(f"{name} has no {' and no '.join(missing)} head: methods that need it were left out")
     return BundleChoice(tuple(chosen), tuple(notes))
+
+
+def _opened(
+    folders: Sequence[Path], *, is_reranker: bool, taken: Mapping[str, Bundle] | None = None
+) -> dict[str, Bundle]:
+    """Open bundles of one kind, by their folders' names, none of which is `taken`."""
+    found: dict[str, Bundle] = {}
+    for folder in folders:
+        # a folder's own name, also of "." and "..", but a link's and not its target's
+        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
+        if other := found.get(name) or (taken or {}).get(name):
+            raise InputError(
+                f"{str(other.folder)!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
+                "the folder's name; rename one, or link to it under another name"
+            )
+        bundle = found[name] = Bundle.open(folder)
+        if bundle.manifest.is_reranker and not is_reranker:
+            raise InputError(f"{str(folder)!r} is a reranker's bundle: m3-bench retrieval takes it by --reranker")
+        if is_reranker and not bundle.manifest.is_reranker:
+            raise InputError(f"--reranker {str(folder)!r}: expected a reranker's bundle, this is an encoder's")
+    return found

@@ -22,7 +22,7 @@ from m3_export.checkpoint.weights import (
 )
 from m3_export.errors import CheckpointError
 from m3_models.checkpoint_files import tensor_shapes
-from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, FileEntry, Geometry, Head, Pooling
 from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
@@ -60,7 +60,7 @@ class Checkpoint:
         cls,
         folder: Path,
         *,
-        heads: tuple[Head, ...] = tuple(Head),
+        heads: tuple[Head, ...] = ENCODER_HEADS,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
     ) -> "Checkpoint":

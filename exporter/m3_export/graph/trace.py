@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from m3_export.graph.model import M3Model
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 
 OPSET = 20  # the first with Gelu as one operator
 
@@ -23,7 +23,7 @@ def trace(model: M3Model) -> ir.Model:
     ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, model.pad_id, model.pad_id]], dtype=torch.int64)
     mask = (ids != model.pad_id).to(torch.int64)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    heads = list(Head) if model.sparse is not None else [Head.DENSE]
+    heads = list(ENCODER_HEADS) if model.sparse is not None else [Head.DENSE]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,

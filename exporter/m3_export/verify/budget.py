@@ -90,6 +90,7 @@ BATCH_INVARIANCE = 0.99999  # of any variant: a text's vectors may not depend on
 def excesses(parity: Parity, budget: Budget, precision: str, *, normalize: bool) -> tuple[Excess, ...]:
     """What is over budget. FP32 variants are held to arithmetic noise instead of the budget."""
     dense, sparse, colbert = parity.dense, parity.sparse, parity.colbert
+    assert dense is not None  # an encoder's
     at_least, at_most = [], []
     if precision != "fp32":
         at_least += [

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.bundle.reader import Verify
 from m3_runtime.cli.environment import CommandParser
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
@@ -194,6 +194,6 @@ def _source_format(text: str) -> SourceFormat | None:
 
 def _heads(text: str) -> tuple[Head, ...]:
     names = {name.strip() for name in text.split(",")}
-    if not names <= set(Head):
+    if not names <= set(ENCODER_HEADS):
         raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
-    return tuple(head for head in Head if head in names)  # in one order, so that a bulk job is recognized
+    return tuple(head for head in ENCODER_HEADS if head in names)  # in one order, so that a bulk job is recognized

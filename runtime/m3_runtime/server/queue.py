@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.batching import ENOUGH_TOKENS, BatchLimits
-from m3_runtime.engines import is_dense_only
+from m3_runtime.engines import is_pooled_only
 
 Ids = NDArray[np.int32]
 
@@ -188,7 +188,7 @@ class TokenQueue:
             yield text
 
     def _kind(self, text: QueuedText) -> _Kind:
-        return self._batch.kind(text.tokens), is_dense_only(text.request.heads)
+        return self._batch.kind(text.tokens), is_pooled_only(text.request.heads)
 
     def _leave(self, text: QueuedText) -> None:
         text.is_waiting = False

@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads
 from m3_runtime.errors import FieldError
@@ -52,7 +52,7 @@ def rerank_routes(service: Service) -> APIRouter:
         found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
         scores = found.scores
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
-        scored_by = [head for head in Head if head in weights]
+        scored_by = [head for head in ENCODER_HEADS if head in weights]
         headers = {**cut_headers(found.cut, "query"), SCORED_BY: ",".join(scored_by)}
         if body.documents is None:
             return json_answer(_ranks(body, best, scores, passages), headers)
@@ -78,9 +78,9 @@ def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]
     if body.mode not in (None, "hybrid"):
         return dict.fromkeys(checked_heads(service.manifest, {Head(body.mode)}), 1.0)
     weighed = {head for head in body.weights.model_fields_set if getattr(body.weights, head) > 0}
-    wanted = {head for head in Head if head in own or body.mode == "hybrid" or head in weighed}
+    wanted = {head for head in ENCODER_HEADS if head in own or body.mode == "hybrid" or head in weighed}
     weights = {head: float(getattr(body.weights, head)) for head in checked_heads(service.manifest, wanted)}
-    FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    FusionWeights.from_sequence([weights.get(head, 0.0) for head in ENCODER_HEADS])
     return {head: weight for head, weight in weights.items() if weight}
 
 
@@ -111,7 +111,7 @@ def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float
     """Weighted mean of the heads' scores of text 0, the query, and all other texts, the P passages."""
     passages = np.arange(1, len(encoding.token_counts))
     scores = head_scores(encoding, np.zeros_like(passages), encoding, passages)
-    counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in ENCODER_HEADS])
     return scores.combined(counted)["colbert+sparse+dense"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.errors import FieldError
 from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
@@ -37,7 +37,7 @@ from m3_runtime.server.service import EncodedTexts, Service
 from m3_runtime.tokenizer import check_text
 from m3_runtime.version import __version__
 
-_DENSE, _SPARSE, _COLBERT = (frozenset({head}) for head in Head)
+_DENSE, _SPARSE, _COLBERT = (frozenset({head}) for head in ENCODER_HEADS)
 
 
 def tei_routes(service: Service) -> APIRouter:
