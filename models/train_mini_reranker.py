@@ -1,7 +1,7 @@
 """Trains mini-reranker again: mini-m3's encoder as a cross-encoder, by low-rank updates and a classification head.
 
     m3-export mini-m3 CHECKPOINT --checkpoint-only
-    python models/train_mini_reranker.py --checkpoint CHECKPOINT --data DATA --state STATE --out mini_reranker.safetensors
+    python models/train_mini_reranker.py --checkpoint CHECKPOINT --data DATA --state STATE --out OUT.safetensors
 
 DATA holds `xquad/xquad.{ar,de,en,es,zh}.json` and `drcd/DRCD_dev.json` (SQuAD's JSON layout). Articles are split as
 `train_mini_m3_heads.py` splits them; nothing of a held-out article is read.
@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import Tokenizer
 from torch import nn
-from train_mini_m3_heads import FILES, SEED, held_out_articles
 from transformers import AutoModel
+
+from train_mini_m3_heads import FILES, SEED, held_out_articles
 
 IntArray = NDArray[np.int64]
 
@@ -49,7 +50,7 @@ ANSWER_WEIGHT = 0.5
 LEARNING_RATE = 1e-3
 WARMUP = 0.06
 QUESTION_TOKENS = 40
-WINDOWS = ((0.5, (56, 72)), (0.8, (80, 112)), (1.01, (112, 160)))  # tokens of a paragraph up to this share of steps
+WINDOWS = ((0.5, (56, 72)), (0.8, (80, 112)), (1.01, (104, 144)))  # tokens of a paragraph up to this share of steps
 
 
 @dataclass(frozen=True)
@@ -224,10 +225,8 @@ def group_loss(model: CrossEncoder, drawn: Sequence[Group]) -> tuple[torch.Tenso
     ranking = nn.functional.cross_entropy(scores, gold)
     flat = logits.view(len(drawn), -1, 2)
     ends = torch.tensor([group.answer for group in drawn])
-    answer = nn.functional.cross_entropy(flat[..., 0], ends[:, 0]) + nn.functional.cross_entropy(
-        flat[..., 1], ends[:, 1]
-    )
-    return ranking, answer / 2, (scores.argmax(1) == 0).float().mean()
+    answer = nn.functional.cross_entropy(flat, ends)
+    return ranking, answer, (scores.argmax(1) == 0).float().mean()
 
 
 def train(model: CrossEncoder, sets: Sequence[TextSet], steps: int, state: Path) -> None:
@@ -270,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with xquad/ and drcd/")
     parser.add_argument("--state", type=Path, required=True, help="file for the state of training, kept up to date")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--steps", type=int, default=800, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=420, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -20,7 +20,7 @@ from m3_models.xlmr_tokenizer import write_tokenizer
 UPDATES_NAME = "mini_reranker.safetensors"
 
 Updates = Mapping[str, FloatArray]
-"""By name: `STEM.down` (R, in) and `STEM.up` (out, R) of a matrix; biases, LayerNorms and `classifier.*` as they are."""
+"""By name: `STEM.down` (R, in) and `STEM.up` (out, R) of a matrix; biases, LayerNorms and `classifier.*` are whole."""
 
 
 def write_mini_reranker(folder: Path, progress: Callable[[str], None]) -> None:

@@ -49,8 +49,8 @@ QUERIES = (
     "BM25",
     "the token <unk> and <mask> before </s>",
     "🚀 launch day?  two  blanks",
-    "which summers stand apart, and why would a keeper of a lighthouse, who writes wind, cloud, pressure and the height "
-    "of the waves into a notebook four times a day for all his life, ever care about what a program reads there?",
+    "which summers stand apart, and why would a keeper of a lighthouse, who writes wind, cloud, pressure and the "
+    "height of the waves into a notebook four times a day for all his life, ever care what a program reads there?",
 )
 PASSAGES = (
     DIARY,
