@@ -22,7 +22,7 @@ from m3_export.plan.costs import SHAPES, Costs, Seconds
 from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, Setting, projections
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs, engine_of, properties_of, write_int8
-from m3_runtime.bundle.manifest import ENCODER_HEADS, EngineName, Geometry, Head, Pooling, Variant
+from m3_runtime.bundle.manifest import EngineName, Geometry, Head, Pooling, Variant
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch, pad_batch
 from m3_runtime.engines import Engine, TokenBatch
@@ -216,7 +216,7 @@ class SmallModels:
     @property
     def heads(self) -> tuple[Head, ...]:
         """The model's heads."""
-        return ENCODER_HEADS if self._quantized.model.sparse is not None else (Head.DENSE,)
+        return self._quantized.model.outputs
 
     def write(self, name: VariantName, plan: PrecisionPlan, work: Path, folder: Path) -> Variant:
         """Write a variant of as many layers as the plan has; `work` is for graphs that an engine has to read."""
