@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with xquad/ and drcd/")
     parser.add_argument("--state", type=Path, required=True, help="file for the state of training, kept up to date")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--steps", type=int, default=420, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=520, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -45,13 +45,14 @@ def test_every_ranking_is_reordered_by_every_variant(tiny_bundle, tiny_reranker_
     assert "[" in line  # what INT8 loses against FP32 on the same ranking
 
 
-def test_the_best_are_in_the_order_of_their_scores_and_each_pair_is_scored_once(tiny_reranker_bundle, texts):
-    documents_, rankings = [text for text in texts if text][:4], {"up": [0, 1, 2, 3], "down": [3, 2, 1, 0]}
+def test_the_best_are_in_the_order_of_their_scores_and_each_pair_is_scored_once(tiny_reranker_bundle):
+    passages = ["a lighthouse", "the market opens at three", "灯台だけが光っている", "один два три"]
+    rankings = {"up": [0, 1, 2, 3], "down": [3, 2, 1, 0]}
     with M3Reranker.open(tiny_reranker_bundle, variant="onnx-fp32", threads=1) as reranker:
         scorer = PairScorer(reranker, None, 3, Progress(quiet=True))
-        ordered = scorer.reranked({name: [np.array(found)] for name, found in rankings.items()}, ["q"], documents_)
-        scores = reranker.compute_score([("q", text) for text in documents_])
-    assert ordered.pairs == len(documents_)
+        ordered = scorer.reranked({name: [np.array(found)] for name, found in rankings.items()}, ["q"], passages)
+        scores = reranker.compute_score([("q", text) for text in passages])
+    assert ordered.pairs == len(passages)
     for name, (up_to_three, last) in {"up": ({0, 1, 2}, 3), "down": ({1, 2, 3}, 0)}.items():
         best = sorted(up_to_three, key=lambda n: -scores[n])
         assert ordered.rankings[name][0].tolist() == [*best, last]
