@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encode.options import DEFAULT_MAX_LENGTH, checked_integer
+from m3_runtime.encode.options import checked_integer, checked_max_length
 from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.scoring import checked_pairs
 from m3_runtime.tokenizer import SPECIALS, M3Tokenizer, OnTruncate, TokenizedTexts
 
 PAIR_SPECIALS = 4
 """Every pair has `<s>`, two `</s>` between its texts, and one behind them."""
+
+LEAST_PAIR_TOKENS = PAIR_SPECIALS + 2
+"""Each text has one token of its own."""
 
 Pair = tuple[str, str]
 PairNames = Callable[[int, int], str]
@@ -48,6 +51,13 @@ class TokenizedPairs:
     is_query_cut: NDArray[np.bool_]
     is_passage_cut: NDArray[np.bool_]
 
+    @classmethod
+    def joined(cls, parts: Sequence["TokenizedPairs"]) -> "TokenizedPairs":
+        """Several lists of pairs in one."""
+        ids = tuple(row for part in parts for row in part.ids)
+        cut = zip(*((part.is_query_cut, part.is_passage_cut) for part in parts), strict=True)
+        return cls(ids, *map(np.concatenate, cut))
+
     def as_texts(self) -> TokenizedTexts:
         """The pairs as what a model reads: a pair is cut if one of its texts is."""
         return TokenizedTexts(self.ids, self.is_query_cut | self.is_passage_cut)
@@ -67,11 +77,7 @@ def pair_limits(
     Raises:
         InputError: not an integer, too few for a pair, or more than the model takes.
     """
-    if max_length is None:
-        max_length = min(DEFAULT_MAX_LENGTH, most)
-    max_length = checked_integer(max_length, "max_length", PAIR_SPECIALS + 2)
-    if max_length > most:
-        raise InputError(f"max_length is {max_length}, but the model takes at most {most} tokens (four specials too)")
+    max_length = checked_max_length(max_length, most, "max_length", LEAST_PAIR_TOKENS)
     if query_max_length is None:
         return PairLimits(max_length, max_length * 3 // 4, on_truncate)
     return PairLimits(max_length, checked_integer(query_max_length, "query_max_length"), on_truncate)
@@ -130,7 +136,7 @@ def tokenized_pairs(
         if is_passage_cut and room < 1:
             raise InputError(
                 f"{name_of(i, 0)} has {first.size} tokens, which leave no room for its passage in {limits.max_length}; "
-                "lower query_max_length, or raise max_length"
+                "shorten it, lower query_max_length, or raise max_length"
             )
         if is_passage_cut and limits.on_truncate is OnTruncate.ERROR:
             raise _too_long(passage, name_of(i, 1), i, room, tokenizer)
