@@ -45,12 +45,12 @@ FIRST_LAYER = 4  # layers below stay as they are
 GROUP = 4  # one paragraph and three hard negatives
 GROUPS_A_STEP = 4
 HARDEST = 8  # negatives are drawn from so many of BM25's best
-CROSS_LINGUAL = 0.3
+CROSS_LINGUAL = 0.4
 ANSWER_WEIGHT = 0.5
 LEARNING_RATE = 1e-3
 WARMUP = 0.06
 QUESTION_TOKENS = 40
-WINDOWS = ((0.5, (56, 72)), (0.8, (80, 112)), (1.01, (104, 144)))  # tokens of a paragraph up to this share of steps
+WINDOWS = ((0.3, (56, 72)), (0.65, (80, 112)), (1.01, (112, 160)))  # tokens of a paragraph up to this share of steps
 
 
 @dataclass(frozen=True)

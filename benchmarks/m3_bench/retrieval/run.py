@@ -54,13 +54,11 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         notes += [f"{one.name}: {note}" for note in cut]
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
-    length = settings.max_length
     for one, variant, reranker in choice.rerankers(settings.threads, progress):
-        scorer = PairScorer(reranker, length, settings.reranked, progress)
+        scorer = PairScorer(reranker, settings.max_length, settings.reranked, progress)
         ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
         runs += _method_runs(one.name, variant.name, ordered.rankings, data)
-        if ordered.truncated:
-            notes.append(f"{one.name}: {ordered.truncated} of {ordered.pairs} pairs were longer and were cut")
+        notes += [f"{one.name}: {note}" for note in ordered.notes]
     return Retrieval(
         machine=machine,
         models=choice.models,
@@ -68,7 +66,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         dataset=data.facts,
         query_ids=tuple(query.id for query in data.queries),
         settings={
-            "max_length": "512, or the model's limit if that is less" if length is None else str(length),
+            "max_length": str(settings.max_length or "512, or the model's limit if that is less"),
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),

@@ -52,7 +52,7 @@ class _Opened:
         plan, max_tokens = read_plan(args.scenarios).only(args.targets), bundle.manifest.geometry.max_tokens
         fitting = plan.within(max_tokens).with_auto(auto_variant(bundle))
         heads = {head.value for head in bundle.manifest.heads}
-        if not any(heads & {*one.heads} for one in plan.scenarios):
+        if plan.scenarios and not any(heads & {*one.heads} for one in plan.scenarios):
             kind, remedy = ("a reranker", "reranker") if bundle.manifest.is_reranker else ("an encoder", "standard")
             raise InputError(f"no scenario is for {kind}, which {str(args.bundle)!r} is; pass --scenarios {remedy}")
         names = {one.name for one in fitting.scenarios}
