@@ -14,8 +14,8 @@ _DESCRIPTIONS = {
     "tiny-random": "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
     "synthetic-xlmr-large": "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real "
     "model's, for sizes, speed and quantization; its vectors mean nothing, it never ships",
-    "mini-reranker": "a small real reranker, not bge-reranker-v2-m3: mini-m3's encoder, fine-tuned here on questions and "
-    "paragraphs in five languages",
+    "mini-reranker": "a small real reranker, not bge-reranker-v2-m3: mini-m3's encoder, fine-tuned here on questions "
+    "and paragraphs in five languages",
     "tiny-random-reranker": "tiny-random's encoder with a classifier, in bge-reranker-v2-m3's layout, for fast tests; "
     "its scores mean nothing",
     "synthetic-reranker-large": "synthetic-xlmr-large's encoder with a classifier, in bge-reranker-v2-m3's layout "
