@@ -34,6 +34,7 @@ EPILOG = """\
 examples:
   m3-export BAAI/bge-m3 bge-m3-cpu
   m3-export ./my-finetune/checkpoint-500 my-bundle --pooling cls
+  m3-export BAAI/bge-reranker-v2-m3 reranker-cpu
   m3-export mini-m3 mini-bundle --variants onnx-int8 --json > report.json
   m3-export BAAI/bge-m3 strict-bundle --budget strict
   m3-export BAAI/bge-m3 server-bundle --target vnni       made on a laptop, for a server

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m3_export.arrays import Ids
 from m3_export.build_variant import library_errors
-from m3_export.calibration.pairs import ChosenPairs, Pair, numbers, pair_ids
+from m3_export.calibration.pairs import ChosenPairs, TextPair, numbers, pair_ids
 from m3_export.calibration.statistics import CALIBRATION_TOKENS
 from m3_export.calibration.texts import ChosenTexts, digest
 from m3_export.calibration.texts.text import Text
@@ -83,7 +83,7 @@ def _of_pairs(
     """The same of pairs. Differences of all scores are measured in the spread of those of natural pairs."""
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
 
-    def run(chosen: tuple[Pair, ...], spread: float | None) -> tuple[ProbeTexts, Scores]:
+    def run(chosen: tuple[TextPair, ...], spread: float | None) -> tuple[ProbeTexts, Scores]:
         ids = pair_ids(tokenizer, chosen, longest)
         scores = Scores.of_reference(reference_scores(checkpoint, ids, track), numbers(chosen), spread)
         return ProbeTexts(ids, scores), scores

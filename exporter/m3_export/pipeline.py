@@ -36,7 +36,7 @@ from m3_export.verify.budget import Excess
 from m3_export.verify.measure import ParityCheck, ProbeTexts
 from m3_export.verify.reference import silent_heads, silent_scores
 from m3_export.verify.scores import Scores
-from m3_runtime import M3Encoder
+from m3_runtime import M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
@@ -100,7 +100,7 @@ def export(
         manifest = _manifest(model, results, checkpoint.pooling, options, staging)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
-            _final_check(staging)
+            _final_check(staging, is_reranker=model.is_reranker)
         check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over, warnings)
@@ -220,8 +220,10 @@ def _manifest(
     )
 
 
-def _final_check(staging: Path) -> None:
-    bundle = Bundle.open(staging, verify="full")
-    if not bundle.manifest.is_reranker:
-        with M3Encoder.open(staging, verify="full") as encoder:
-            encoder.encode(["What is BGE M3?"])
+def _final_check(staging: Path, *, is_reranker: bool) -> None:
+    if is_reranker:
+        with M3Reranker.open(staging, verify="full") as reranker:
+            reranker.compute_score([("What is BGE M3?", "An embedding model.")])
+        return
+    with M3Encoder.open(staging, verify="full") as encoder:
+        encoder.encode(["What is BGE M3?"])

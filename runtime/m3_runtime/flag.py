@@ -19,11 +19,11 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
-from m3_runtime.flag_reranker import FlagReranker
+from m3_runtime.flag_reranker import FlagAutoReranker, FlagReranker
 from m3_runtime.ignored import Devices, accept_unknown, check_devices
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
 
-__all__ = ["BGEM3FlagModel", "FlagAutoModel", "FlagModel", "FlagReranker"]
+__all__ = ["BGEM3FlagModel", "FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
 
 _Vectors = TypeVar("_Vectors")
 

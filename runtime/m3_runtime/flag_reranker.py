@@ -1,9 +1,10 @@
-"""FlagEmbedding's `FlagReranker` over a reranker's bundle; users import it from `m3_runtime.flag`."""
+"""FlagEmbedding's `FlagReranker` and `FlagAutoReranker` over a bundle; users import them from `m3_runtime.flag`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m3_runtime.errors import InputError
 from m3_runtime.ignored import Devices, accept_unknown, check_devices
 from m3_runtime.pairs import checked_sides, pair_limits
 from m3_runtime.reranker import M3Reranker
@@ -153,3 +154,32 @@ class FlagReranker:
     def close(self) -> None:
         """Let go of the graph and its memory."""
         self.reranker.close()
+
+
+class FlagAutoReranker:
+    """FlagEmbedding's `FlagAutoReranker`: made by `from_finetuned` alone."""
+
+    def __init__(self) -> None:
+        raise InputError("FlagAutoReranker is made by FlagAutoReranker.from_finetuned(path)")
+
+    @staticmethod
+    def from_finetuned(
+        model_name_or_path: str | Path,
+        model_class: str | None = None,
+        use_fp16: bool = False,
+        trust_remote_code: bool | None = None,
+        **more: Any,
+    ) -> FlagReranker:
+        """A bundle as a `FlagReranker`; its folder may have any name. All other arguments are those of the class.
+
+        Raises:
+            M3Error: as the class, and InputError for another class than "encoder-only-base".
+
+        Warns:
+            IgnoredArgumentWarning: as the class.
+        """
+        if model_class is not None and getattr(model_class, "value", model_class) != "encoder-only-base":
+            raise InputError(
+                f"model_class must be encoder-only-base, the only one that a bundle has, got {model_class!r}"
+            )
+        return FlagReranker(model_name_or_path, use_fp16, trust_remote_code=bool(trust_remote_code), **more)

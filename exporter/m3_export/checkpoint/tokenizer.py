@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer
 
-from m3_export.calibration.pairs import Pair, pair_ids
+from m3_export.calibration.pairs import TextPair, pair_ids
 from m3_export.checkpoint.added_tokens import TOKENIZER_NAME, stated_ids, texts_with
 from m3_export.errors import CheckpointError, TokenizerMismatchError
 from m3_runtime.bundle.manifest import TokenizerInfo
@@ -150,7 +150,7 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence
     return runtime
 
 
-def prove_same_pairs(tokenizer: CheckpointTokenizer, runtime: M3Tokenizer, pairs: Sequence[Pair]) -> None:
+def prove_same_pairs(tokenizer: CheckpointTokenizer, runtime: M3Tokenizer, pairs: Sequence[TextPair]) -> None:
     """Show that the ids of a pair are those that the checkpoint's tokenizer gives both texts at once.
 
     Raises:

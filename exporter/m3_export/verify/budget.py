@@ -104,7 +104,7 @@ def _parsed(text: str, named: Mapping[str, B], what: str, least: float) -> B:
         entry, _, value = part.partition("=")
         if entry.strip() not in names:
             raise OptionsError(f"{what} has no entry {entry.strip()!r}; it has: {', '.join(names)}")
-        changes[entry.strip()] = _number(entry, value, least)
+        changes[entry.strip()] = _number(entry.strip(), value, least)
     return replace(named[name], **changes)
 
 

@@ -12,7 +12,7 @@ from m3_export.verify.budget import LEAST_SPREAD
 from m3_export.verify.parity import NOISE_PERCENTILE, rounded
 from m3_runtime.bundle.manifest import ScoreParity
 
-TOP = 10
+_BEST = 10
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def kendall_tau(a: Float32Array, b: Float32Array) -> float:
     return float((first * second).sum() / pairs)
 
 
-def top_overlap(a: Float32Array, b: Float32Array, most: int = TOP) -> float:
+def top_overlap(a: Float32Array, b: Float32Array, most: int = _BEST) -> float:
     """Share of the best passages, ten at most, that two scorings have in common.
 
     >>> top_overlap(np.float32([3, 2, 1]), np.float32([9, 7, 8]), most=2)

@@ -171,7 +171,8 @@ class ScoreParity:
 class DegenerateParity:
     """Dense cosines over degenerate texts: one character, a word repeated, digits, code, literal special tokens.
 
-    `below` of them have a cosine below `below_what`.
+    `below` of them have a cosine below `below_what`. A reranker's are of pairs, and 1 - (difference ÷ spread)² stands
+    for the cosine.
     """
 
     texts: int
@@ -190,6 +191,7 @@ class Parity:
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
     others, as the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
+    A reranker's two are of pairs, with 1 - (difference ÷ spread)² for a cosine.
     `is_simulated` means that the processor lacks what the variant needs, so that its integers were computed in float.
     """
 
