@@ -89,7 +89,7 @@ def main() -> None:
 
 def record(checkpoint: Path) -> dict:
     """Everything that tests compare with."""
-    model = FlagReranker(str(checkpoint), use_fp16=False, devices="cpu")
+    model = FlagReranker(str(checkpoint), use_fp16=False, devices="cpu", batch_size=4)  # less padding, sooner done
     pairs = [(QUERIES[query], PASSAGES[passage]) for query, passage in PAIRS]
     made_with = {package: metadata.version(package) for package in PACKAGES}
     return {
