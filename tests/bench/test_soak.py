@@ -72,5 +72,5 @@ def test_a_server_is_loaded_and_its_document_is_a_chart(tiny_bundle: Path, tmp_p
 
 def test_a_server_that_does_not_start_is_an_error(tmp_path: Path, capsys):
     (tmp_path / "none").mkdir()
-    assert main(["soak", str(tmp_path / "none"), "-o", str(tmp_path / "a.json")]) == 1
+    assert main(["soak", str(tmp_path / "none"), "-o", str(tmp_path / "a.json")]) == 2
     assert "is not a bundle" in capsys.readouterr().err

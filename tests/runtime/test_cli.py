@@ -228,7 +228,7 @@ def test_wrong_usage(arguments):
 
 def test_a_missing_bundle(tmp_path):
     done = command("encode", tmp_path / "nowhere", text="a\n")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("m3-runtime: no bundle at")
 
 

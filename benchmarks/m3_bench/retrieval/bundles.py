@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -38,7 +40,7 @@ class ChosenBundle:
         variants = {variant.name: variant for variant in self.bundle.manifest.variants}
         if name not in variants:
             raise InputError(f"--documents-by {name}: {self.name} has {', '.join(variants)}")
-        return M3Encoder.from_bundle(self.bundle, variants[name], threads)
+        return interruptible(partial(M3Encoder.from_bundle, self.bundle, variants[name], threads))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class BundleChoice:
             for variant in one.variants:
                 with (
                     progress.step(f"{one.name}, {variant.name}"),
-                    M3Encoder.from_bundle(one.bundle, variant, threads) as encoder,
+                    interruptible(partial(M3Encoder.from_bundle, one.bundle, variant, threads)) as encoder,
                 ):
                     yield one, variant, encoder
 

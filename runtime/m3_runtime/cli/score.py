@@ -14,10 +14,13 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_on_truncate,
     add_parser,
+    in_words,
+    number,
     open_encoder,
     placed,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.errors import InputError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import STDOUT, json_line, opened_output
 from m3_runtime.io.readers import read_pairs
@@ -51,7 +54,7 @@ def add_command(commands: Any) -> None:
     add_input_format(command, [SourceFormat.JSONL, SourceFormat.LINES])
     command.add_argument(
         "--weights",
-        type=float,
+        type=number(),
         nargs=3,
         metavar=("DENSE", "SPARSE", "COLBERT"),
         help="weight of each head in the combined scores (default: 1 1 1)",
@@ -85,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
             combined = scores.combined(weights)
             for row in zip(*combined.values(), strict=True):
                 file.write(json_line(dict(zip(combined, row, strict=True))))
+        if not texts:
+            raise InputError(f"{in_words(arguments.pairs)} has no pairs to score")
     if truncated:
         sys.stderr.write(
             f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
