@@ -227,7 +227,6 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, 
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
         ((index, index, *encoded_by), "--queries FILE is missing"),
         ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
-        ((index, index, "--queries", queries, *encoded_by, "--depth", 101), "expected an integer from 1 to 100, got '101'"),
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):
         assert equivalence(*words, *(["-o", out] if len(words) > 1 else [])) == 2, words

@@ -28,6 +28,8 @@ from m3_runtime.cli.arguments import (
     add_integer,
     add_max_length,
     add_parser,
+    integer,
+    number,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cores import cpus_of_workers, usable_cores
@@ -149,14 +151,12 @@ class _Share:
 
 
 def _share(text: str) -> _Share:
-    number, is_percent = text.removesuffix("%"), text.endswith("%")
+    is_percent = text.endswith("%")
+    kind = number(least=0, most=100) if is_percent else integer(0)
     try:
-        amount = float(number) if is_percent else int(number)
-    except ValueError:
-        amount = -1
-    if not 0 <= amount <= (100 if is_percent else float("inf")):
-        raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}")
-    return _Share(amount, is_percent)
+        return _Share(kind(text.removesuffix("%")), is_percent)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}") from error
 
 
 def run(arguments: argparse.Namespace) -> int:
