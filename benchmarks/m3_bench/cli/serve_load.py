@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     server = Server.parse(args.url, _key(args.key_file))
     model = args.model or (server.first_model() if "openai" in args.api else "")
     opening = partial(M3Encoder.open, args.bundle, variant=args.variant, threads=args.threads)
-    with interruptible(opening) if args.bundle else nullcontext() as encoder:
+    opened: AbstractContextManager[M3Encoder | None] = interruptible(opening) if args.bundle else nullcontext()
+    with opened as encoder:
         requests = list(made_requests(args.api, model, args.texts, args.words, encoder))
     load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, ())
     for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):

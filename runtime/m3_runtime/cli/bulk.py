@@ -152,7 +152,7 @@ class _Share:
 
 def _share(text: str) -> _Share:
     is_percent = text.endswith("%")
-    kind = number(least=0, most=100) if is_percent else integer(0)
+    kind: Callable[[str], float] = number(least=0, most=100) if is_percent else integer(0)
     try:
         return _Share(kind(text.removesuffix("%")), is_percent)
     except argparse.ArgumentTypeError as error:
