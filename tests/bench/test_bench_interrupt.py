@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
+from m3_bench import documents
+from m3_bench.documents import Soak
+from patience import has_ended, wait_until
+
 SAMPLE = Path(__file__).parents[2] / "benchmarks" / "data" / "finetune_sample.jsonl"
 
 # As C code does, an engine's run does not end for Ctrl-C. This one would never end.
@@ -39,3 +45,20 @@ def test_an_engine_is_not_waited_for(tiny_bundle: Path, tmp_path: Path):
             process.kill()
     assert (process.returncode, stderr) == (130, "m3-bench: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_soak_ends_with_its_server_and_keeps_its_cycles(tiny_bundle: Path, tmp_path: Path):
+    out = tmp_path / "soak.json"
+    words = ["soak", tiny_bundle, "--variant", "onnx-fp32", "--phase-s", "0.2", "--clients", "2", "-o", out]
+    command = [sys.executable, "-m", "m3_bench", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: out.exists() or process.poll() is not None)
+            (server,) = psutil.Process(process.pid).children()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, stderr) == (130, "m3-bench: interrupted\n")
+    assert len(documents.read_as(Soak, out).cycles) >= 1
+    wait_until(lambda: has_ended(server.pid))
