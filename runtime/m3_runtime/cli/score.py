@@ -15,6 +15,8 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_on_truncate,
     add_parser,
+    in_words,
+    number,
     open_model,
     placed,
 )
@@ -57,7 +59,7 @@ def add_command(commands: Any) -> None:
     add_input_format(command, [SourceFormat.JSONL, SourceFormat.LINES])
     command.add_argument(
         "--weights",
-        type=float,
+        type=number(),
         nargs=3,
         metavar=("DENSE", "SPARSE", "COLBERT"),
         help="weight of each head in the combined scores (default: 1 1 1)",
@@ -86,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
             truncated += cut
             for row in rows:
                 file.write(json_line(row))
+        if not count:
+            raise InputError(f"{in_words(arguments.pairs)} has no pairs to score")
     if truncated:
         is_reranker = isinstance(model, M3Reranker)
         counted = f"{count} pairs" if is_reranker else f"{2 * count} texts"
