@@ -12,19 +12,19 @@ import m3_models
 from m3_export.errors import OverBudgetError
 from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.plan.costs import Objective
-from m3_export.verify.budget import Budget
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_export.verify.budget import Budget, ScoreBudget, check_budget
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code
 from m3_runtime.version import __version__
 
 DESCRIPTION = """\
-Turn a BGE-M3 checkpoint into a verified CPU bundle.
+Turn a BGE-M3 checkpoint, or a reranker of its family, into a verified CPU bundle.
 
 SOURCE is one of
   a folder     BAAI's checkpoint, or what FlagEmbedding's fine-tune writes (checkpoint-N/ too)
-  a hub id     BAAI/bge-m3, for instance; HF_ENDPOINT and HF_HUB_OFFLINE are honoured
+  a hub id     BAAI/bge-m3, BAAI/bge-reranker-v2-m3; HF_ENDPOINT and HF_HUB_OFFLINE are honoured
   a name       {names}
 
 Every variant is measured against PyTorch FP32 before the bundle is written. A variant that is over
@@ -34,6 +34,7 @@ EPILOG = """\
 examples:
   m3-export BAAI/bge-m3 bge-m3-cpu
   m3-export ./my-finetune/checkpoint-500 my-bundle --pooling cls
+  m3-export BAAI/bge-reranker-v2-m3 reranker-cpu
   m3-export mini-m3 mini-bundle --variants onnx-int8 --json > report.json
   m3-export BAAI/bge-m3 strict-bundle --budget strict
   m3-export BAAI/bge-m3 server-bundle --target vnni       made on a laptop, for a server
@@ -119,8 +120,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--heads",
         type=parse_heads,
-        default=tuple(Head),
-        help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)",
+        help="of an encoder: 'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)",
     )
     group.add_argument(
         "--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle"
@@ -137,10 +137,11 @@ def _add_accuracy(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--budget",
         metavar="NAME|NAME=VALUE,…",
-        type=Budget.parse,
-        default=Budget(),
-        help=f"lowest accepted parity: strict, balanced (default: {Budget().to_text().replace(',', ', ')}) or fast, "
-        "figures of your own, or both: strict,dense_min=0.999",
+        type=check_budget,
+        default="balanced",
+        help=f"lowest accepted parity: strict, balanced (default: {Budget().to_text().replace(',', ', ')}; of a "
+        f"reranker: {ScoreBudget().to_text().replace(',', ', ')}) or fast, figures of your own, or both: "
+        "strict,dense_min=0.999",
     )
     group.add_argument(
         "--allow-over-budget", action="store_true", help="write the bundle anyway, and report what is over"

@@ -35,7 +35,7 @@ Each peer has an environment of its own, made on first use from pinned requireme
 hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
 wrong.
 Peers: lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
-llama-q8, llama-f16.
+llama-q8, llama-f16; beside a reranker's bundle flagreranker-fp32.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table; `targets` has this project's."""
 
@@ -43,6 +43,7 @@ _PEERS_EXAMPLES = """\
 examples:
   m3-bench peers out/ckpt-large out/large-balanced --scenarios quick -o peers.json
   m3-bench peers out/ckpt-large out/large-balanced --scenarios targets --rounds 5 -o targets.json
+  m3-bench peers CHECKPOINT my-reranker --scenarios reranker --encoder bge-m3-cpu -o reranker.json
   m3-bench peers ./my-finetune bge-m3-cpu --peers lite-int8,flagembedding-fp32 --reference cpu.safetensors -o peers.json
 """
 
@@ -66,6 +67,8 @@ def add_to(commands: Commands) -> None:
     for parser in (run, peers):
         parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
         _add_names(parser, "--variants", "NAME,…", "only these (default: all that this processor runs)")
+        text = "an encoder's bundle, which a reranker's of the same size is held against"
+        parser.add_argument("--encoder", type=Path, metavar="BUNDLE", help=text)
         _add_names(parser, "--targets", "NAME,…", "of the scenario files: only what these need is measured")
         text = "of m3-bench record: its texts are encoded"
         parser.add_argument("--reference", type=Path, metavar="FILE", help=text)

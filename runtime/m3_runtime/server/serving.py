@@ -38,13 +38,14 @@ def serve(settings: ServerSettings) -> None:
 
     Raises:
         M3Error: the bundle or a setting is not what it must be.
-        InputError: the address cannot be listened on, or one of several workers cannot start for what it was given; its
-            own log says why.
+        InputError: the address cannot be listened on, a bundle is of the other kind, or one of several workers cannot
+            start for what it was given; its own log says why.
         EngineError: one of several workers cannot start for another reason.
     """
     log_to_stderr(settings.logs)
     if settings.port and settings.metrics_port == settings.port:
         raise InputError(f"port and metrics port are both {settings.port}; choose another --metrics-port")
+    settings.check_kinds()
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)
