@@ -19,7 +19,7 @@ from m3_bench.report.searches import (
 )
 from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
 
@@ -48,7 +48,7 @@ examples:
   m3-bench retrieval miracl-v1.0-sw out/before out/after --limit-documents 20000 --limit-queries 200
   m3-bench retrieval mldr-v1.0-de out/bge-m3 --max-length 8192 --candidates 200 --weights 0.15,0.5,0.35
 
-exit codes: 0 measured; 1 a dataset or bundle cannot be used; 2 usage"""
+exit codes: 0 measured; 1 failed; 2 wrong usage, or a dataset or bundle cannot be used"""
 
 
 _MARGINS = """\
@@ -75,7 +75,7 @@ examples:
   m3-bench margins held_out.jsonl out/before out/after -o margins.json
   m3-bench margins held_out.jsonl out/after --variants onnx-fp32,onnx-int8 --weights 1,0.3,1
 
-exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 usage"""
+exit codes: 0 measured, bad lines or not; 1 failed; 2 wrong usage, or no line or no bundle can be used"""
 
 
 def add_to(commands: Commands) -> None:
@@ -111,7 +111,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
     add_integer(command, "--limit-queries", "the first N queries, or good lines")
     add_integer(command, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
-    add_integer(command, "--threads", "of a run", default=default_threads())
+    add_threads(command, "of a run", default=default_threads())
     add_output(command, "json")
 
 

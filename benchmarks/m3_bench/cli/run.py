@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_scenarios, names
-from m3_runtime.cli import FAILED, OK
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
+from m3_runtime.exit_codes import FAILED, OK
 
 _RUN = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
@@ -49,7 +49,7 @@ examples:
 
 _EXIT_CODES = """
 exit codes: 0 measured, whether targets are reached or not; 1 something could not be measured (the rest is kept);
-2 usage"""
+2 wrong usage or input; 130 interrupted (what was measured is kept)"""
 
 
 def add_to(commands: Commands) -> None:
@@ -75,7 +75,7 @@ def add_to(commands: Commands) -> None:
         parser.add_argument("--texts", type=Path, metavar="FILE", help="other texts (default: 97 in 26 languages)")
         add_scenarios(parser)
         add_integer(parser, "--rounds", "turns of each contender", default=3)
-        add_integer(parser, "--threads", "of each", default=default_threads())
+        add_threads(parser, "of each", default=default_threads())
         text = "continued if it is there"
         parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help=text)
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")

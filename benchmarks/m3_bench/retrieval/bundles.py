@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Variant
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -43,7 +45,7 @@ class ChosenBundle:
         variants = {variant.name: variant for variant in self.bundle.manifest.variants}
         if name not in variants:
             raise InputError(f"--documents-by {name}: {self.name} has {', '.join(variants)}")
-        return M3Encoder.from_bundle(self.bundle, variants[name], threads)
+        return interruptible(partial(M3Encoder.from_bundle, self.bundle, variants[name], threads))
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class BundleChoice:
     def encoders(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Encoder]]:
         """Open each encoder's variants in turn, and close one before the next."""
         for one, variant in self._variants(progress, rerankers=False):
-            with M3Encoder.from_bundle(one.bundle, variant, threads) as encoder:
+            with interruptible(partial(M3Encoder.from_bundle, one.bundle, variant, threads)) as encoder:
                 yield one, variant, encoder
 
     def rerankers(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Reranker]]:
         """Open the reranker's variants in turn, and close one before the next."""
         for one, variant in self._variants(progress, rerankers=True):
-            with M3Reranker.from_bundle(one.bundle, variant, threads) as reranker:
+            with interruptible(partial(M3Reranker.from_bundle, one.bundle, variant, threads)) as reranker:
                 yield one, variant, reranker
 
     def _variants(self, progress: Progress, *, rerankers: bool) -> Iterator[tuple[ChosenBundle, Variant]]:

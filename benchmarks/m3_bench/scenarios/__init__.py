@@ -20,6 +20,7 @@ ALL_HEADS = ("dense", "sparse", "colbert")
 SCORE = "score"
 """The head of a reranker, whose texts are pairs."""
 NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret", "reranker")
+NO_TIMES = "none"
 _RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
 _SHORTEST, _LONGEST = 3, 8192
 
@@ -154,11 +155,15 @@ def read_plan(words: Sequence[str]) -> Plan:
     """Scenarios and targets of files, or of those that come with the package.
 
     Args:
-        words: each a name of `NAMES` or the path of a TOML file.
+        words: each a name of `NAMES` or the path of a TOML file; or NO_TIMES alone.
 
     Raises:
         InputError: a file cannot be read, or a scenario or target is not what it must be; it is named.
     """
+    if list(words) == [NO_TIMES]:
+        return Plan((), ())
+    if not words or NO_TIMES in words:
+        raise InputError(f"scenarios: expected some of {', '.join(NAMES)} and TOML files, or {NO_TIMES} alone")
     scenarios: list[Scenario] = []
     targets: list[Target] = []
     for word in words:
