@@ -18,10 +18,10 @@ from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
-    ColbertDtype,
     checked_max_length,
     checked_threads,
     encode_options,
@@ -138,7 +138,7 @@ class M3Encoder:
         )
         return encoder
 
-    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and four of our own
         self,
         sentences: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -150,6 +150,7 @@ class M3Encoder:
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: str = "float32",
+        colbert_dim: int | None = None,
     ) -> Encoding:
         """Encode a text, or a list of texts, with the heads asked for.
 
@@ -170,7 +171,10 @@ class M3Encoder:
             return_colbert_vecs: fill `colbert_vecs`.
             token_budget: most tokens that run together, except that one text always runs whole.
             on_truncate: "truncate" cuts longer texts and counts them, "error" refuses them.
-            colbert_dtype: "float32" or "float16" (half the memory).
+            colbert_dtype: "float32", or "float16" (half the memory); "int8", "int4" and "binary" (a sign a value) give
+                `PackedRows`. They are for passages that are kept: leave queries in float.
+            colbert_dim: project ColBERT rows on the first so many of the bundle's principal axes; None keeps all
+                dimensions. Queries and passages need the same.
 
         Raises:
             InputError: an argument or a text is not what it must be; a text is named by its index.
@@ -187,6 +191,7 @@ class M3Encoder:
             token_budget=token_budget,
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
+            colbert_dim=colbert_dim,
         )
 
     def encode_heads(
@@ -199,6 +204,7 @@ class M3Encoder:
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
         options = encode_options(
@@ -209,6 +215,7 @@ class M3Encoder:
             max_length=max_length,
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
+            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
         )
         is_single = isinstance(sentences, str)
         if is_single:
@@ -226,6 +233,7 @@ class M3Encoder:
         batch_size: int = DEFAULT_BATCH_SIZE,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
         on_batch: BatchObserver | None = None,
     ) -> Encoding:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
@@ -239,7 +247,12 @@ class M3Encoder:
             EngineError: the engine failed, or the encoder is closed.
         """
         options = encode_options(
-            self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
+            self.bundle.manifest,
+            heads,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            colbert_dtype=colbert_dtype,
+            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
         )
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:

@@ -56,8 +56,8 @@ class TextEncoder:
                 sparse.append(csr_matrix(rows.to_csr(), shape=(len(rows), rows.vocab_size), dtype=np.float32))
         return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, truncated)
 
-    def colbert_rows(self, texts: Sequence[str], title: str) -> Iterator[NDArray[np.float16]]:
-        """Yield the ColBERT rows (L-1, C) of each text."""
+    def colbert_rows(self, texts: Sequence[str], title: str, dim: int | None = None) -> Iterator[NDArray[np.float16]]:
+        """Yield the ColBERT rows (L-1, C) of each text; with `dim` on so many principal axes."""
         for part in self._parts(texts, title):
             found = self.encoder.encode(
                 part,
@@ -66,8 +66,10 @@ class TextEncoder:
                 return_sparse=False,
                 return_colbert_vecs=True,
                 colbert_dtype="float16",
+                colbert_dim=dim,
             )
-            yield from found.colbert_vecs or ()
+            assert isinstance(found.colbert_vecs, list)
+            yield from found.colbert_vecs
 
     def _parts(self, texts: Sequence[str], title: str) -> Iterator[list[str]]:
         starts = range(0, len(texts), PART_TEXTS)
