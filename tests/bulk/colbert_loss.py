@@ -142,7 +142,8 @@ def main() -> None:
         lost, low, high = one.ndcg_loss
         print(
             f"| {one.way} | {one.row_share:.0%} | {one.bytes_per_token:.0f} | {one.million_gb:.2f} GB "
-            f"| {one.maxsim_shift:+.4f} | {one.maxsim_spread:.4f} | {one.maxsim_p95:.4f} | {one.ndcg:.4f} | {lost:+.4f} ({low:+.4f} … {high:+.4f}) |"
+            f"| {one.maxsim_shift:+.4f} | {one.maxsim_spread:.4f} | {one.maxsim_p95:.4f} | {one.ndcg:.4f} "
+            f"| {lost:+.4f} ({low:+.4f} … {high:+.4f}) |"
         )
 
 
