@@ -60,8 +60,8 @@ def test_packed_rows_keep_signs_and_the_product_with_their_row(dtype, rows):
 def test_bits_lie_as_documented():
     signs = stored(np.array([[0.5, -0.5, 0.5, 0.5, -0.5, -0.5, -0.5, 0.5, 0.5]], np.float32), "binary")
     assert signs.values.tolist() == [[0b10110001, 0b10000000]]
-    nibbles = stored(np.array([[15, -15, 1], [-1, 3, -13]], np.float32), "int4")
-    assert nibbles.values.tolist() == [[0xF0, 0x80], [0x5A, 0x00]]
+    nibbles = stored(np.array([[15, -15, 1], [-1, 3, -15]], np.float32), "int4")
+    assert nibbles.values.tolist() == [[0xF0, 0x80], [0x79, 0x00]]
     np.testing.assert_allclose(np.asarray(nibbles)[0], [15, -15, 1], rtol=1e-6)
 
 

@@ -1,21 +1,28 @@
 """Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_bench.documents import MethodRun, Retrieval
 from m3_bench.machine import this_machine
 from m3_bench.retrieval import search
 from m3_bench.retrieval.bundles import BundleChoice
+from m3_bench.retrieval.costs import TIMED_QUERIES, Cost, HeadIndex, median_ms
 from m3_bench.retrieval.datasets import Item, Labelled
-from m3_bench.retrieval.hybrids import Hybrid, possible
-from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
+from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
+from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf
+from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Indices, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.io.progress import Progress
 
-BM25 = "BM25 words"
+BM25, TF_IDF, STATIC = "BM25 words", "TF-IDF words", "word vectors"
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,21 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
-    with progress.step("BM25"):
-        documents = [*map(search.words_of, _texts(data.documents))]
-        ranking = search.bm25(documents, map(search.words_of, _texts(data.queries)), DEPTH)
-        runs = _method_runs("", "", {BM25: ranking}, data)
+    runs = []
+    for method, kind in ((TF_IDF, TfIdf), (BM25, Bm25)):
+        with progress.step(method):
+            index = kind([*map(search.words_of, _texts(data.documents))])
+            runs += [_scored_run(method, data, lambda text, by=index: by.scores(search.words_of(text)), index.nbytes)]
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
-            found, cut = _searched(encoder, writer, data, settings, progress)
-        runs += _method_runs(one.name, variant.name, found, data)
+            found, costs, cut = _searched(encoder, writer, data, settings, progress)
+        if one.name not in {run.bundle for run in runs}:
+            static, note = _static_run(one.name, encoder, data, settings, progress)
+            runs, cut = [*runs, *static], [*cut, *note]
+        runs += [
+            MethodRun(one.name, variant.name, method, search.measured(ranking, data.relevant), **vars(costs[method]))
+            for method, ranking in found.items()
+        ]
         notes += [f"{one.name}: {note}" for note in cut]
     length = settings.max_length
     return Retrieval(
@@ -59,17 +73,44 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
-            "bm25": f"bm25s, Lucene's formula, k1 {search.K1}, b {search.B}, whole texts",
+            "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
+            "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
+            "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
         },
         methods=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
+def _scored_run(
+    method: str, data: Labelled, scores: Callable[[str], FloatArray], nbytes: int, bundle: str = ""
+) -> MethodRun:
+    """A way of searching that gives every document a score; what has none above 0 is not found."""
+
+    def ask(text: str) -> Indices:
+        return search.best_above_zero(scores(text), DEPTH)
+
+    texts = _texts(data.queries)
+    metrics = search.measured([ask(text) for text in texts], data.relevant)
+    return MethodRun(bundle, "", method, metrics, median_ms(ask, texts), nbytes)
+
+
+def _static_run(
+    bundle: str, encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
+) -> tuple[list[MethodRun], list[str]]:
+    """Searching with the model's word embeddings alone; or a note why not."""
+    try:
+        with progress.step(STATIC):
+            index = StaticVectors(encoder, _texts(data.documents), settings.max_length)
+            return [_scored_run(STATIC, data, index.scores, index.nbytes, bundle)], []
+    except (InputError, ExtraNotInstalledError) as error:
+        return [], [f"{STATIC} were left out: {error}"]
+
+
 def _searched(
     encoder: M3Encoder, writer: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
-) -> tuple[Mapping[str, Ranking], list[str]]:
-    """What each method found, queries by `encoder`, documents by `writer`; and notes on texts that were cut."""
+) -> tuple[Mapping[str, Ranking], Mapping[str, Cost], list[str]]:
+    """What each method found, queries by `encoder`, documents by `writer`, at what cost; and notes on texts cut."""
     texts, written = (TextEncoder(by, settings.max_length, progress) for by in (encoder, writer))
     hybrids = possible(settings.hybrids, texts.heads)
     passages, asked = _texts(data.documents), _texts(data.queries)
@@ -80,19 +121,29 @@ def _searched(
         for vectors, items, what in ((documents, passages, "documents"), (queries, asked, "queries"))
         if vectors.truncated
     ]
-    if Head.COLBERT not in texts.heads:
-        return stage.ranked, notes
-    wanted = stage.wanted.tolist()
-    candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
-    rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
-    colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], candidates)
-    return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
+    ranked, kept = dict(stage.ranked), dict[int, NDArray[Any]]()
+    if Head.COLBERT in texts.heads:
+        wanted = stage.wanted.tolist()
+        timed = set(np.concatenate([left.indices for left in stage.candidates[:TIMED_QUERIES]]).tolist())
+        rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
+        candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
+        watched = _kept(candidates, timed, kept)
+        colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], watched)
+        ranked |= search.second_stage(stage, colbert, hybrids)
+    index = HeadIndex(texts, documents, kept, settings.candidates)
+    heads_of = {head.value: (head,) for head in texts.heads} | {hybrid.name: hybrid.heads for hybrid in hybrids}
+    costs = {heads: index.cost(heads, asked) for heads in set(heads_of.values())}
+    return ranked, {method: costs[heads] for method, heads in heads_of.items()}, notes
 
 
-def _method_runs(bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled) -> list[MethodRun]:
-    return [
-        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant)) for method, ranking in found.items()
-    ]
+def _kept(
+    rows: Iterable[tuple[int, NDArray[Any]]], wanted: Collection[int], kept: dict[int, NDArray[Any]]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The same rows; those that are wanted stay in `kept`."""
+    for index, one in rows:
+        if index in wanted:
+            kept[index] = one
+        yield index, one
 
 
 def _texts(items: Sequence[Item]) -> list[str]:

@@ -4,6 +4,7 @@ A stored row is its integer levels times a scale of its own. Queries are not sto
 float query with a stored passage loses less than one of two stored texts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -98,6 +99,13 @@ class PackedRows:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Of the (R, C) matrix."""
+        return np.asarray(np.asarray(self)[index])
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter(np.asarray(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The (R, C) matrix; `numpy.asarray` calls it."""
