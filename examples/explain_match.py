@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from m3_runtime import Encoding, M3Encoder
 
-CELL_W, CELL_H, LEFT, TOP = 46, 24, 110, 150
+CELL_W, CELL_H, LEFT, TOP = 46, 24, 110, 220  # TOP: of the matrix, below both strips and the turned words
 INK, GREY, WEIGHT, MATCH = "#1b2733", "#5b6875", "#c2571a", "#2c6fbb"
 
 
 def pieces(encoder: M3Encoder, text: str) -> tuple[list[str], list[int]]:
     """The tokens that have a ColBERT row, all but the first: their text, and their ids."""
     ids = encoder.tokenizer.encode_batch([text], encoder.max_tokens).ids[0].tolist()[1:]
-    return [encoder.tokenizer.decode([one]) for one in ids[:-1]] + ["</s>"], ids
+    return [encoder.tokenizer.decode([one]) or "▁" for one in ids[:-1]] + ["</s>"], ids
 
 
 def label(
@@ -70,16 +70,15 @@ def picture(encoder: M3Encoder, query: str, passage: str) -> str:
     most = max((weight for row in found["lexical_weights"] for weight in row.values()), default=1.0)
     for row, (name, words, ids, weights) in enumerate(strips):
         parts += weights_strip(56 + row * 56, name, words, ids, weights, most)
-    top = TOP + 110
-    parts += [label(LEFT + (n + 0.4) * CELL_W, top - 8, word, turn=-40, size=12) for n, word in enumerate(given)]
+    parts += [label(LEFT + (n + 0.4) * CELL_W, TOP - 8, word, turn=-40, size=12) for n, word in enumerate(given)]
     for row, word in enumerate(asked):
-        y = top + row * CELL_H
+        y = TOP + row * CELL_H
         parts.append(label(LEFT - 8, y + 16, word, anchor="end", size=12))
         best = int(similarity[row].argmax())
         for column, value in enumerate(similarity[row].tolist()):
             parts += cell(LEFT + column * CELL_W, y, value, float(similarity.max()), MATCH, framed=column == best)
     width = LEFT + CELL_W * max(len(given), len(asked)) + 30
-    height = top + CELL_H * len(asked) + 20
+    height = TOP + CELL_H * len(asked) + 20
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label='
     about = html.escape(f"Token weights and ColBERT alignment of '{query}' and '{passage}'", quote=True)
     fonts = "system-ui, -apple-system, Segoe UI, DejaVu Sans, Noto Sans CJK SC, sans-serif"
