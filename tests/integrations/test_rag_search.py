@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rag_search.py"
-METHODS = ["BM25", "dense", "sparse", "ColBERT", "hybrid"]
+METHODS = ["TF-IDF", "BM25", "static", "dense", "sparse", "ColBERT", "hybrid"]
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
