@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 
+from m3_bench.retrieval import search
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights, possible
 from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf, WordTable
 from m3_bench.retrieval.search import (
