@@ -123,7 +123,7 @@ class WordTable:
         rows = self.values[ids].astype(np.float32)
         if self.scales is not None:
             rows *= self.scales[ids].astype(np.float32)
-        return rows.reshape(len(ids), -1)
+        return rows.reshape(len(ids), math.prod(self.values.shape[1:]))
 
 
 def _mapped(path: Any, tensor: Any) -> NDArray[Any]:
