@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -7,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from m3_runtime import InputError, PackedRows
+from m3_runtime import BundleFormatError, HeadError, InputError, PackedRows
 from m3_runtime.bulk.colbert import pooled
+from m3_runtime.bundle.reader import COLBERT_PCA
 from m3_runtime.encode.colbert import ColbertDtype, stored
 from m3_runtime.scoring import colbert_score
 
@@ -113,6 +116,30 @@ def test_fewer_dimensions_are_the_bundles_principal_axes(encoder):
         np.testing.assert_allclose(found * lengths, expected, atol=1e-5)
     axes = encoder.bundle.colbert_axes(width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(width), atol=1e-5)  # all of them: scores stay
+
+
+def test_a_bundle_without_axes_opens_and_says_so(encoder):
+    manifest = encoder.bundle.manifest
+    kept = tuple(entry for entry in manifest.files if entry.path != COLBERT_PCA)
+    older = replace(encoder.bundle, manifest=replace(manifest, files=kept))
+    assert older.colbert_pca is None
+    with pytest.raises(InputError, match="has no colbert_pca.npy, as older exports; export it again"):
+        older.colbert_axes(4)
+    headless = replace(
+        encoder.bundle, manifest=replace(manifest, geometry=replace(manifest.geometry, colbert_dim=None))
+    )
+    with pytest.raises(HeadError, match="the bundle has no colbert head"):
+        headless.colbert_axes(4)
+
+
+def test_axes_of_another_shape_are_refused(encoder, tmp_path):
+    for content in (np.eye(3, dtype=np.float32), np.eye(encoder.bundle.manifest.geometry.colbert_dim), None):
+        if content is None:
+            (tmp_path / COLBERT_PCA).write_bytes(b"nothing")
+        else:
+            np.save(tmp_path / COLBERT_PCA, content)
+        with pytest.raises(BundleFormatError, match="colbert_pca.npy"):
+            replace(encoder.bundle, folder=tmp_path).colbert_axes(2)
 
 
 def test_pooling_finds_groups_and_keeps_their_order():
