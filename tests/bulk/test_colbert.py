@@ -123,7 +123,7 @@ def test_a_bundle_without_axes_opens_and_says_so(encoder):
     kept = tuple(entry for entry in manifest.files if entry.path != COLBERT_PCA)
     older = replace(encoder.bundle, manifest=replace(manifest, files=kept))
     assert older.colbert_pca is None
-    with pytest.raises(InputError, match="has no colbert_pca.npy, as older exports; export it again"):
+    with pytest.raises(InputError, match=r"has no colbert_pca\.npy, as older exports; export it again"):
         older.colbert_axes(4)
     headless = replace(
         encoder.bundle, manifest=replace(manifest, geometry=replace(manifest.geometry, colbert_dim=None))
@@ -138,7 +138,7 @@ def test_axes_of_another_shape_are_refused(encoder, tmp_path):
             (tmp_path / COLBERT_PCA).write_bytes(b"nothing")
         else:
             np.save(tmp_path / COLBERT_PCA, content)
-        with pytest.raises(BundleFormatError, match="colbert_pca.npy"):
+        with pytest.raises(BundleFormatError, match=r"colbert_pca\.npy"):
             replace(encoder.bundle, folder=tmp_path).colbert_axes(2)
 
 
