@@ -52,7 +52,9 @@ class TfIdf:
         from scipy.sparse import csr_matrix
 
         self._columns: dict[str, int] = {}
-        starts, columns, counts = [0], [], []
+        starts: list[int] = [0]
+        columns: list[int] = []
+        counts: list[int] = []
         for tokens in documents:
             found = Counter(tokens)
             columns += [self._columns.setdefault(token, len(self._columns)) for token in found]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,12 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
-    runs = []
-    for method, kind in ((TF_IDF, TfIdf), (BM25, Bm25)):
-        with progress.step(method):
-            index = kind([*map(search.words_of, _texts(data.documents))])
-            runs += [_scored_run(method, data, lambda text, by=index: by.scores(search.words_of(text)), index.nbytes)]
+    runs: list[MethodRun] = []
+    with progress.step(f"{TF_IDF}, {BM25}"):
+        words = [*map(search.words_of, _texts(data.documents))]
+        keywords: dict[str, TfIdf | Bm25] = {TF_IDF: TfIdf(words), BM25: Bm25(words)}
+        for method, index in keywords.items():
+            runs.append(_scored_run(method, data, partial(_word_scores, index), index.nbytes))
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
             found, costs, cut = _searched(encoder, writer, data, settings, progress)
@@ -80,6 +82,10 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         methods=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _word_scores(index: TfIdf | Bm25, text: str) -> FloatArray:
+    return index.scores(search.words_of(text))
 
 
 def _scored_run(
