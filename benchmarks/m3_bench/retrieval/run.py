@@ -46,22 +46,22 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
-    runs: list[MethodRun] = []
     with progress.step(f"{TF_IDF}, {BM25}"):
         words = [*map(search.words_of, _texts(data.documents))]
-        keywords: dict[str, TfIdf | Bm25] = {TF_IDF: TfIdf(words), BM25: Bm25(words)}
-        for method, index in keywords.items():
-            runs.append(_scored_run(method, data, partial(_word_scores, index), index.nbytes))
+        indexes: dict[str, TfIdf | Bm25] = {TF_IDF: TfIdf(words), BM25: Bm25(words)}
+        found, costs = _by_scores(
+            {name: partial(_word_scores, index) for name, index in indexes.items()},
+            {name: index.nbytes for name, index in indexes.items()},
+            data,
+        )
+        runs = _method_runs("", "", found, data, costs)
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
             found, costs, cut = _searched(encoder, writer, data, settings, progress)
         if one.name not in {run.bundle for run in runs}:
-            static, note = _static_run(one.name, encoder, data, settings, progress)
+            static, note = _static_runs(one.name, encoder, data, settings, progress)
             runs, cut = [*runs, *static], [*cut, *note]
-        runs += [
-            MethodRun(one.name, variant.name, method, search.measured(ranking, data.relevant), **vars(costs[method]))
-            for method, ranking in found.items()
-        ]
+        runs += _method_runs(one.name, variant.name, found, data, costs)
         notes += [f"{one.name}: {note}" for note in cut]
     length = settings.max_length
     return Retrieval(
@@ -88,27 +88,31 @@ def _word_scores(index: TfIdf | Bm25, text: str) -> FloatArray:
     return index.scores(search.words_of(text))
 
 
-def _scored_run(
-    method: str, data: Labelled, scores: Callable[[str], FloatArray], nbytes: int, bundle: str = ""
-) -> MethodRun:
-    """A way of searching that gives every document a score; what has none above 0 is not found."""
+def _by_scores(
+    scores: Mapping[str, Callable[[str], FloatArray]], sizes: Mapping[str, int], data: Labelled
+) -> tuple[Mapping[str, Ranking], Mapping[str, Cost]]:
+    """By methods that give every document a score; what has none above 0 is not found."""
+    texts, found, costs = _texts(data.queries), dict[str, Ranking](), dict[str, Cost]()
+    for method, scores_of in scores.items():
+        ask = partial(_best_above_zero, scores_of)
+        found[method] = [ask(text) for text in texts]
+        costs[method] = Cost(median_ms(ask, texts), sizes[method])
+    return found, costs
 
-    def ask(text: str) -> Indices:
-        return search.best_above_zero(scores(text), DEPTH)
 
-    texts = _texts(data.queries)
-    metrics = search.measured([ask(text) for text in texts], data.relevant)
-    return MethodRun(bundle, "", method, metrics, median_ms(ask, texts), nbytes)
+def _best_above_zero(scores_of: Callable[[str], FloatArray], text: str) -> Indices:
+    return search.best_above_zero(scores_of(text), DEPTH)
 
 
-def _static_run(
+def _static_runs(
     bundle: str, encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
 ) -> tuple[list[MethodRun], list[str]]:
     """Searching with the model's word embeddings alone; or a note why not."""
     try:
         with progress.step(STATIC):
             index = StaticVectors(encoder, _texts(data.documents), settings.max_length)
-            return [_scored_run(STATIC, data, index.scores, index.nbytes, bundle)], []
+            found, costs = _by_scores({STATIC: index.scores}, {STATIC: index.nbytes}, data)
+            return _method_runs(bundle, "", found, data, costs), []
     except (InputError, ExtraNotInstalledError) as error:
         return [], [f"{STATIC} were left out: {error}"]
 
@@ -150,6 +154,15 @@ def _kept(
         if index in wanted:
             kept[index] = one
         yield index, one
+
+
+def _method_runs(
+    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost]
+) -> list[MethodRun]:
+    return [
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **vars(costs[method]))
+        for method, ranking in found.items()
+    ]
 
 
 def _texts(items: Sequence[Item]) -> list[str]:
