@@ -10,6 +10,7 @@ ColBERT ranks dense's best 100. Queries are never made smaller: they are not sto
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Way:
 
 
 WAYS = (
-    *(Way(dtype, pool) for pool in (1, 2, 3, 4) for dtype in ColbertDtype if dtype is not ColbertDtype.FLOAT32),
+    *(Way(ColbertDtype(name), pool) for pool in (1, 2) for name in ("float16", "int8", "int4", "binary")),
+    *(Way(ColbertDtype(name), pool) for pool in (3, 4) for name in ("float16", "int8")),
     *(Way(ColbertDtype(name), dim_share=1 / part) for part in (2, 4) for name in ("float16", "int4", "binary")),
 )
 
@@ -85,19 +87,24 @@ def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int |
     whole = _scores(queries.colbert_vecs, documents.colbert_vecs, candidates)
     exact = _ndcg(whole, candidates, data.relevant)
     found = []
+
+    @cache
+    def fewer(dim: int, pool: int) -> tuple[list[Rows], list[Rows]]:
+        """Rows of the queries and of the documents, the latter pooled."""
+        asked, kept = (
+            [projected(rows, axes[:, :dim], normalize=True) if dim < len(axes) else rows for rows in side.colbert_vecs]
+            for side in (queries, documents)
+        )
+        return asked, [pooled(rows, pool) for rows in kept]
+
     for way in WAYS:
         dim = round(len(axes) * way.dim_share)
-        kept, asked = (
-            [projected(rows, axes[:, :dim], normalize=True) for rows in side.colbert_vecs]
-            if way.dim_share < 1
-            else side.colbert_vecs
-            for side in (documents, queries)
-        )
-        small = [np.asarray(stored(pooled(rows, way.pool), way.dtype)) for rows in kept]
+        asked, kept = fewer(dim, way.pool)
+        small = [np.asarray(stored(rows, way.dtype)) for rows in kept]
         scores = _scores(asked, small, candidates)
         shift = np.concatenate(scores) - np.concatenate(whole)
         rows = sum(map(len, small))
-        share = rows / sum(map(len, kept))
+        share = rows / sum(map(len, documents.colbert_vecs))
         ndcg = _ndcg(scores, candidates, data.relevant)
         found.append(
             Loss(
