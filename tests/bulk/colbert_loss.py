@@ -57,7 +57,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Way:
-    """How rows are kept: so many of all (all for 0) dimensions, pooled, as this type."""
+    """How rows are kept: on a share of the dimensions, pooled, as this type."""
 
     dtype: ColbertDtype
     pool: int = 1
