@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from m3_export.arrays import Ids
 from m3_export.build_variant import (
     VariantBuilder,
@@ -18,7 +16,7 @@ from m3_export.build_variant import (
     speed_order,
     write_plans,
 )
-from m3_export.calibration.colbert_pca import principal_axes, thinned
+from m3_export.calibration.colbert_pca import write_colbert_pca
 from m3_export.calibration.statistics import CALIBRATION_TOKENS, ActivationStatistics, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts, digest
 from m3_export.calibration.texts.text import Text
@@ -42,7 +40,7 @@ from m3_export.verify.measure import MAX_PROBE_TOKENS, ParityCheck, Probe, Probe
 from m3_export.verify.reference import reference_outputs, silent_heads
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
-from m3_runtime.bundle.reader import COLBERT_PCA, Bundle
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.errors import InputError
@@ -92,7 +90,8 @@ def export(
         model = _model_info(found, checkpoint, original.ids_sha256, tokenizer.info)
         probe = _probe(checkpoint, tokenizer, texts, progress)
         warnings += _silence(probe.natural, tokenizer, options, progress)
-        _write_colbert_pca(checkpoint, tokenizer, texts, staging, progress)
+        with library_errors("running the reference"):
+            write_colbert_pca(staging, checkpoint, tokenizer, texts.calibration, progress)
         check = ParityCheck(model, tokenizer, probe, options.budget.dense_min)
         builder = _builder(M3Model(checkpoint, tokenizer.info.unused_ids), texts, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
@@ -197,22 +196,6 @@ def _probe(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, p
             sha256=digest((*natural, *degenerate)),
             measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
         )
-
-
-def _write_colbert_pca(
-    checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, staging: Path, progress: Progress
-) -> None:
-    """The principal axes of ColBERT rows, where there is such a head: what `colbert_dim` projects on."""
-    if (width := checkpoint.geometry.colbert_dim) is None:
-        return
-    longest = min(CALIBRATION_TOKENS, checkpoint.geometry.max_tokens)
-    ids = thinned(tokenizer.encode_batch([text.text for text in texts.calibration], longest).ids, width)
-    title = f"Principal axes of ColBERT rows, on {len(ids)} calibration texts"
-    with progress.step(title), library_errors("running the reference"):
-        unused = tokenizer.info.unused_ids
-        outputs = reference_outputs(checkpoint, ids, unused, lambda rows: progress.bar(rows, "reference"))
-        assert outputs.colbert is not None
-        np.save(staging / COLBERT_PCA, principal_axes(outputs.colbert))
 
 
 def _builder(

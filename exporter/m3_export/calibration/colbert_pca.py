@@ -1,12 +1,35 @@
-"""Principal axes of ColBERT rows: fewer dimensions that keep most of what rows differ in. Pure numpy."""
+"""Principal axes of ColBERT rows: fewer dimensions that keep most of what rows differ in."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from m3_export.arrays import Float32Array, Ids
+from m3_export.calibration.statistics import CALIBRATION_TOKENS
+from m3_export.calibration.texts.text import Text
+from m3_export.checkpoint.folder import Checkpoint
+from m3_export.verify.reference import reference_outputs
+from m3_runtime.bundle.reader import COLBERT_PCA
+from m3_runtime.io.progress import Progress
+from m3_runtime.tokenizer import M3Tokenizer
 
 ROWS_PER_DIMENSION = 16
+
+
+def write_colbert_pca(
+    folder: Path, checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: Sequence[Text], progress: Progress
+) -> None:
+    """Write what `colbert_dim` projects on, of some calibration texts; nothing where there is no such head."""
+    if (width := checkpoint.geometry.colbert_dim) is None:
+        return
+    longest = min(CALIBRATION_TOKENS, checkpoint.geometry.max_tokens)
+    ids = thinned(tokenizer.encode_batch([text.text for text in texts], longest).ids, width)
+    with progress.step(f"Principal axes of ColBERT rows, on {len(ids)} calibration texts"):
+        unused = tokenizer.info.unused_ids
+        outputs = reference_outputs(checkpoint, ids, unused, lambda rows: progress.bar(rows, "reference"))
+        assert outputs.colbert is not None
+        np.save(folder / COLBERT_PCA, principal_axes(outputs.colbert))
 
 
 def thinned(ids: Sequence[Ids], width: int) -> Sequence[Ids]:
