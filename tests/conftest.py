@@ -145,9 +145,23 @@ def mini_m3_checkpoint(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini_reranker_checkpoint(shared_folder: Path) -> Path:
+    """mini-reranker's checkpoint folder: mini-m3's encoder, fine-tuned to score pairs."""
+    name = "mini-reranker"
+    return made_once(shared_folder / "checkpoints" / name, partial(m3_models.write_checkpoint, name))
+
+
+@pytest.fixture(scope="session")
 def tiny_random_checkpoint(shared_folder: Path) -> Path:
     """tiny-random's checkpoint folder: CLS pooling, C ≠ H."""
     return made_once(shared_folder / "checkpoints" / "tiny-random", partial(m3_models.write_checkpoint, "tiny-random"))
+
+
+@pytest.fixture(scope="session")
+def reranker_checkpoint(shared_folder: Path) -> Path:
+    """tiny-random-reranker's checkpoint folder."""
+    name = "tiny-random-reranker"
+    return made_once(shared_folder / "checkpoints" / name, partial(m3_models.write_checkpoint, name))
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +178,21 @@ def mini_bundle(bundles: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini_reranker_bundle(bundles: Path) -> Path:
+    """mini-reranker in FP32 alone: its golden scores are about nothing else."""
+    return _mini_reranker_bundle(bundles)
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(bundles: Path) -> Path:
     """tiny-random with all three variants, by a plan that has every precision and does not depend on the machine."""
     return _tiny_bundle(bundles)
+
+
+@pytest.fixture(scope="session")
+def reranker_bundle(bundles: Path) -> Path:
+    """tiny-random-reranker with all three variants, by the plan of `tiny_bundle`: the encoder is the same."""
+    return _reranker_bundle(bundles)
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +222,8 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
     makers = {
         "tiny_bundle": partial(_tiny_bundle, bundles),
         "mini_bundle": partial(_mini_bundle, bundles),
+        "mini_reranker_bundle": partial(_mini_reranker_bundle, bundles),
+        "reranker_bundle": partial(_reranker_bundle, bundles),
         "bare_python": partial(_bare_python, shared_folder),
         "foreign_python": foreign.foreign_python,
     }
@@ -225,8 +253,21 @@ def _mini_bundle(bundles: Path) -> Path:
     )
 
 
+def _reranker_bundle(bundles: Path) -> Path:
+    # few probe pairs, and no budget for noise: what is over is part of what is tested
+    words = ("--plan", TINY_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--allow-over-budget")
+    name = "tiny-random-reranker"
+    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
+
+
 def _bare_python(shared_folder: Path) -> Path:
     return made_once(shared_folder / "wheel", _install_wheel) / "venv" / "bin" / "python"
+
+
+def _mini_reranker_bundle(bundles: Path) -> Path:
+    words = ("--variants", "onnx-fp32", "--probe-texts", GOLDEN / "mini_m3_probe.txt")
+    name = "mini-reranker"
+    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
 
 
 def _install_wheel(folder: Path) -> None:

@@ -34,6 +34,7 @@ from m3_runtime.errors import (
     TextTooLongError,
     VariantError,
 )
+from m3_runtime.reranker import M3Reranker, RerankScores
 from m3_runtime.scoring import PairScores
 from m3_runtime.version import __version__
 
@@ -50,9 +51,11 @@ __all__ = [
     "InputError",
     "M3Encoder",
     "M3Error",
+    "M3Reranker",
     "PackedRows",
     "PairScores",
     "PartlyAddedError",
+    "RerankScores",
     "SpaceMismatchError",
     "SparseVectors",
     "TextTooLongError",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Manifest
 from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
@@ -179,7 +179,9 @@ def score_pairs(
         encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
         parts.append(head_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
     nothing = np.empty(0, np.float32)
-    dense, sparse, colbert = (np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in Head)
+    dense, sparse, colbert = (
+        np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in ENCODER_HEADS
+    )
     return PairScores(dense, sparse, colbert, queries.truncated() + passages.truncated())
 
 
@@ -249,7 +251,7 @@ def head_scores(
         passages: vectors of some passages.
         passage_of: (P,) likewise.
     """
-    dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in Head)
+    dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in ENCODER_HEADS)
     pairs = list(zip(query_of.tolist(), passage_of.tolist(), strict=True))
     if queries.dense_vecs is not None and passages.dense_vecs is not None:
         dense = np.einsum("ph,ph->p", queries.dense_vecs[query_of], passages.dense_vecs[passage_of])

@@ -16,6 +16,7 @@ from m3_bench.retrieval.costs import TIMED_QUERIES, Cost, HeadIndex, median_ms
 from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
 from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf
+from m3_bench.retrieval.reranking import PairScorer
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Indices, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder
@@ -24,6 +25,7 @@ from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.io.progress import Progress
 
 BM25, TF_IDF, STATIC = "BM25 words", "TF-IDF words", "word vectors"
+RERANKED = "reranked"
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,14 @@ class SearchSettings:
     max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
     threads: int  # of a run
     documents_by: str = ""  # the variant that encodes the documents; "" for the one that encodes the queries
+    reranked: int = 20  # documents of each ranking that a reranker orders, where there is one
 
 
 def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
     """Search and measure.
 
     Raises:
-        M3Error: an encoder failed, or `max_length` is more than a model takes.
+        M3Error: an encoder or reranker failed, or `max_length` is more than a model takes.
     """
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
@@ -55,6 +58,8 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             data,
         )
         runs = _method_runs("", "", found, data, costs)
+    rankings = {f"{RERANKED} {BM25}": found[BM25]}
+    is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
             found, costs, cut = _searched(encoder, writer, data, settings, progress)
@@ -63,7 +68,13 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             runs, cut = [*runs, *static], [*cut, *note]
         runs += _method_runs(one.name, variant.name, found, data, costs)
         notes += [f"{one.name}: {note}" for note in cut]
-    length = settings.max_length
+        by = variant.name if is_alone else f"{one.name} {variant.name}"
+        rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
+    for one, variant, reranker in choice.rerankers(settings.threads, progress):
+        scorer = PairScorer(reranker, settings.max_length, settings.reranked, progress)
+        ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
+        runs += _method_runs(one.name, variant.name, ordered.rankings, data)
+        notes += [f"{one.name}: {note}" for note in ordered.notes]
     return Retrieval(
         machine=machine,
         models=choice.models,
@@ -71,10 +82,11 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         dataset=data.facts,
         query_ids=tuple(query.id for query in data.queries),
         settings={
-            "max_length": "512, or the model's limit if that is less" if length is None else str(length),
+            "max_length": str(settings.max_length or "512, or the model's limit if that is less"),
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
+            **({RERANKED: f"the best {settings.reranked} of each ranking"} if choice.has_reranker else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
             "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
             "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
@@ -157,10 +169,11 @@ def _kept(
 
 
 def _method_runs(
-    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost]
+    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost] | None = None
 ) -> list[MethodRun]:
+    cost_of = {method: vars(cost) for method, cost in (costs or {}).items()}
     return [
-        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **vars(costs[method]))
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **cost_of.get(method, {}))
         for method, ranking in found.items()
     ]
 

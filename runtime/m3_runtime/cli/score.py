@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,23 +11,31 @@ from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
     add_input_format,
+    add_integer,
     add_max_length,
     add_on_truncate,
     add_parser,
-    open_encoder,
+    in_words,
+    number,
+    open_model,
     placed,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import InputError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import STDOUT, json_line, opened_output
 from m3_runtime.io.readers import read_pairs
 from m3_runtime.io.rows import PairRow
+from m3_runtime.pairs import LEAST_PAIR_TOKENS, check_not_empty
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.scoring import FusionWeights
 
 _STEP_PAIRS = 1024
 
 _DESCRIPTION = """\
-Score pairs of a query and a passage with every head, and combined. Writes a line of JSON for each pair.
+Score pairs of a query and a passage: by an encoder's heads, each and combined, or by a reranker. Writes a line of JSON
+for each pair.
 """
 
 _EPILOG = """\
@@ -51,13 +59,16 @@ def add_command(commands: Any) -> None:
     add_input_format(command, [SourceFormat.JSONL, SourceFormat.LINES])
     command.add_argument(
         "--weights",
-        type=float,
+        type=number(),
         nargs=3,
         metavar=("DENSE", "SPARSE", "COLBERT"),
         help="weight of each head in the combined scores (default: 1 1 1)",
     )
     add_max_length(command, "--max-query-length")
     add_max_length(command, "--max-passage-length")
+    text = "of a reranker: tokens per pair, its four special tokens included, where the passage is cut (default: 512)"
+    add_integer(command, "--max-length", text, least=LEAST_PAIR_TOKENS)
+    command.add_argument("--normalize", action="store_true", help="of a reranker: scores from 0 to 1, by the sigmoid")
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output")
     add_on_truncate(command)
     add_batching(command)
@@ -66,30 +77,83 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
-    weights = FusionWeights.from_sequence(arguments.weights)
-    texts = truncated = 0
+    count = truncated = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
-    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
+    with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
+        score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
             with placed(step):
-                scores = encoder.score_pairs(
-                    [(pair.query, pair.passage) for pair in step],
-                    arguments.batch_size,
-                    arguments.max_query_length,
-                    arguments.max_passage_length,
-                    token_budget=arguments.token_budget,
-                    on_truncate=arguments.on_truncate,
-                )
-            texts += 2 * len(step)
-            truncated += scores.truncated
-            combined = scores.combined(weights)
-            for row in zip(*combined.values(), strict=True):
-                file.write(json_line(dict(zip(combined, row, strict=True))))
+                rows, cut = score(step)
+            count += len(step)
+            truncated += cut
+            for row in rows:
+                file.write(json_line(row))
+        if not count:
+            raise InputError(f"{in_words(arguments.pairs)} has no pairs to score")
     if truncated:
-        sys.stderr.write(
-            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
-            "and were cut\n"
+        is_reranker = isinstance(model, M3Reranker)
+        counted = f"{count} pairs" if is_reranker else f"{2 * count} texts"
+        limits = f"--max-query-length or {'--max-length' if is_reranker else '--max-passage-length'}"
+        sys.stderr.write(f"m3-runtime: {truncated} of {counted} were longer than {limits} and were cut\n")
+
+
+_Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int]]
+"""A line of scores for each of some pairs, and how many of their texts, or of the pairs, were cut."""
+
+
+def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
+    """An encoder's scores, of every head and combined.
+
+    Raises:
+        InputError: an argument is for a reranker.
+    """
+    _refuse(arguments, ("max_length", "normalize"), "a reranker's bundle")
+    weights = FusionWeights.from_sequence(arguments.weights)
+
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int]:
+        scores = encoder.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_passage_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
         )
+        combined = scores.combined(weights)
+        return [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)], scores.truncated
+
+    return score
+
+
+def _by_pairs(reranker: M3Reranker, arguments: argparse.Namespace) -> _Scores:
+    """A reranker's one score.
+
+    Raises:
+        InputError: an argument is for an encoder.
+    """
+    _refuse(arguments, ("weights", "max_passage_length"), "an encoder's bundle")
+
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int]:
+        for pair in step:
+            check_not_empty(pair.query, f"{pair.place}: the query")
+            check_not_empty(pair.passage, f"{pair.place}: the passage")
+        scores = reranker.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
+        )
+        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated
+
+    return score
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], needed: str) -> None:
+    for name in names:
+        if getattr(arguments, name):
+            raise InputError(f"--{name.replace('_', '-')} is for {needed}, which this is not; leave it out")
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:

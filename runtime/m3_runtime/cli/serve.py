@@ -7,8 +7,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser, opening
+from m3_runtime.cli.arguments import (
+    MOST_SECONDS,
+    MOST_THREADS,
+    add_bundle,
+    add_choice,
+    add_integer,
+    add_parser,
+    number,
+    opening,
+)
 from m3_runtime.cpu import default_threads
+from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError
 from m3_runtime.server.auth import A_KEY, is_key
 from m3_runtime.server.logs import LogFormat, LogLevel
@@ -18,9 +28,12 @@ from m3_runtime.tokenizer import OnTruncate
 if TYPE_CHECKING:
     from m3_runtime.server.settings import ServerSettings
 
+_MOST_PORT = 65535
+
 _DESCRIPTION = """\
 Serve a bundle over HTTP: OpenAI's /v1/embeddings, the routes of text-embeddings-inference, and /m3/encode for all
-three heads at once. Texts of many requests are batched together; short queries do not wait behind long passages.
+three heads at once. A reranker's bundle, alone or beside it, scores for the rerank routes. Texts of many requests are
+batched together; short queries do not wait behind long passages.
 Needs the extra "serve": pip install "m3-runtime[serve]"
 """
 
@@ -29,6 +42,7 @@ examples:
   m3-runtime serve my-bundle
   m3-runtime serve my-bundle --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   m3-runtime serve my-bundle --max-length 512 --auto-truncate --deadline-s 10
+  m3-runtime serve my-bundle --reranker my-reranker
 
   curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"input": "Hello"}'
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
@@ -44,18 +58,33 @@ def add_command(commands: Any) -> None:
     summary = "a bundle behind HTTP (extra serve)"
     command = add_parser(commands, "serve", run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     add_bundle(command)
+    _add_reranker(command)
     _add_service(command)
     _add_limits(command)
     _add_surroundings(command)
     command.take_environment()
 
 
+def _add_reranker(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("reranking")
+    group.add_argument(
+        "--reranker",
+        type=Path,
+        metavar="BUNDLE",
+        help="a reranker's bundle, which scores for /rerank, /v1/rerank and /v2/rerank instead of the encoder's heads; "
+        "opened as the first bundle is (default: none)",
+    )
+    group.add_argument(
+        "--reranker-variant", default=AUTO, metavar="VARIANT", help="its variant (default: the fastest that runs here)"
+    )
+
+
 def _add_service(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("serving")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, default=8080)
+    add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, most=_MOST_PORT, default=8080)
     text = "processes that serve, each with its own queue and, without --threads, its share of the cores"
-    add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", default=1)
+    add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", most=MOST_THREADS, default=1)
     _add_names(group)
     group.add_argument(
         "--api-key-file",
@@ -72,7 +101,9 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         "put it into M3_API_KEY or a file (default: none)",
     )
     group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
-    add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
+    add_integer(
+        group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0, most=_MOST_PORT
+    )
     group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
     text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
@@ -147,17 +178,8 @@ def _add_surroundings(command: argparse.ArgumentParser) -> None:
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float, *, above: float | None = None) -> None:
-    def parse(given: str) -> float:
-        wanted = "a number of seconds" if above is None else f"a number of seconds above {above}"
-        try:
-            number = float(given)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given!r}") from error
-        if not 0 <= number < 1e6 or (above is not None and number <= above):
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given}")
-        return number
-
-    group.add_argument(name, type=parse, default=default, metavar="S", help=f"{text} (default: %(default)s)")
+    kind = number(least=0, most=MOST_SECONDS, above=above)
+    group.add_argument(name, type=kind, default=default, metavar="S", help=f"{text} (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -192,8 +214,11 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "max_result_bytes": 1024**2 * arguments.max_result_mib,
     }
     threads = arguments.threads or max(1, default_threads() // arguments.workers)
+    how = opening(arguments) | {"threads": threads}
     others: dict[str, Any] = {
-        "bundle": ServedBundle(Path(arguments.bundle), **opening(arguments) | {"threads": threads}),
+        "bundle": ServedBundle(Path(arguments.bundle), **how),
+        "reranker": arguments.reranker
+        and ServedBundle(arguments.reranker, **how | {"variant": arguments.reranker_variant}),
         "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),

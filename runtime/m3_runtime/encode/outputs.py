@@ -62,7 +62,8 @@ def colbert_rows(batch: TokenBatch, colbert_vecs: NDArray[np.float32]) -> Iterat
 
 def _check_finite(raw: RawOutputs) -> None:
     """NaN hides well: it is not above 0, so lexical weights would just be missing."""
-    for head, values in zip(Head, (raw.dense_vecs, raw.token_weights, raw.colbert_vecs), strict=True):
+    for head in Head:
+        values = getattr(raw, head.output_name)
         if values is not None and not np.isfinite(values).all():
             raise EngineError(f"the graph's {head.output_name} are not all finite; export the bundle again")
 
@@ -78,6 +79,7 @@ class Results:
         self._truncated = 0
         width = manifest.geometry.hidden_size if Head.DENSE in options.heads else 0
         self._dense = np.empty((texts, width), dtype=np.float32)
+        self._scores = np.empty(texts, dtype=np.float32)
         self._sparse: list[SparseVectors] = []
         self._order: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._colbert: list[NDArray[Any] | PackedRows] = [np.empty((0, 0), np.float32)] * texts
@@ -104,6 +106,10 @@ class Results:
             for index, rows in zip(indices, colbert_rows(batch, raw.colbert_vecs), strict=True):
                 kept = rows if axes is None else projected(rows, axes, normalize=self._normalize)
                 self._colbert[index] = stored(kept, self._options.colbert_dtype)
+        if raw.logits is not None:
+            if raw.logits.shape[1:] != (1,):
+                raise EngineError(f"the graph gives {raw.logits.shape[1:]} scores a pair, expected one")
+            self._scores[indices] = raw.logits[:, 0]
 
     def encoding(self) -> Encoding:
         """All results, in input order."""
@@ -114,4 +120,5 @@ class Results:
             colbert_vecs=self._colbert if Head.COLBERT in heads else None,
             token_counts=self._lengths,
             truncated=self._truncated,
+            scores=self._scores if Head.SCORE in heads else None,
         )
