@@ -235,7 +235,7 @@ def test_what_smaller_rows_lose_on_real_weights(mini_bundle, request):
     assert found["int4"].maxsim_spread < 0.01 < found["binary"].maxsim_spread < 0.05
     assert found["int4"].ndcg_loss[0] < 0.01
     assert found["binary"].ndcg_loss[0] < 0.02
-    assert found["float16, 1/2 of the dimensions"].ndcg_loss[0] < 0.03
+    assert found["float16, 1/2 of the dimensions"].ndcg_loss[0] < 0.05
     assert found["int8, pool 2"].bytes_per_token < 0.28 * found["float16"].bytes_per_token
     assert found["int8, pool 2"].ndcg_loss[0] < 0.03
     shifts = [found[f"float16, pool {factor}"].maxsim_p95 for factor in (2, 3, 4)]
