@@ -118,7 +118,7 @@ def test_texts_that_are_cut_are_told(tiny_bundle, tmp_path):
         (("--layout", "miracl"), 2, "--layout is gone: a dataset's layout is told by its files"),
         (("--queries-from=b.json",), 2, "--queries-from is gone: write the other language's questions"),
         (("--colbert-memory", "100"), 2, "--colbert-memory is gone"),
-        (("--split", "dev"), 1, "expected corpus.jsonl, queries.jsonl and qrels/dev.tsv"),
+        (("--split", "dev"), 2, "expected corpus.jsonl, queries.jsonl and qrels/dev.tsv"),
     ],
 )
 def test_wrong_words_are_explained(tiny_bundle, capsys, words, code, message):
