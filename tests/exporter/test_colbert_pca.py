@@ -20,8 +20,8 @@ def test_axes_are_orthonormal_and_the_widest_comes_first():
 
 def test_texts_are_thinned_evenly():
     ids = [np.full(11, n, np.int32) for n in range(100)]
-    assert [row[0] for row in thinned(ids, 2)] == [*range(0, 100, 31)]
-    assert thinned(ids, 1000) == ids
+    assert [row[0] for row in thinned(ids, 33)] == [*range(0, 100, 31)]
+    assert thinned(ids) == ids
 
 
 def test_a_bundle_has_its_axes_listed(tiny_bundle):
