@@ -15,7 +15,8 @@ from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 MOST_ROWS = 16_384
-"""More than the built-in texts have; a quarter of them lost three times as much of nDCG@10 on mini-m3."""
+"""More than the built-in texts have. On XQuAD's English paragraphs half of mini-m3's dimensions lose 0.005 of nDCG@10 with
+axes of all of them, 0.020 with axes of a quarter."""
 
 
 def write_colbert_pca(
