@@ -1,7 +1,8 @@
-"""Retrieval for a chat model (RAG), small enough to read: BM25, dense, sparse, ColBERT and hybrid side by side.
+"""Retrieval for a chat model (RAG), small enough to read: every rung of the ladder side by side.
 
-It keeps a small document store in one folder, asks it every question in five ways, and shows what each finds. Needs
-the extra `bench`, for BM25.
+Keywords (TF-IDF, BM25), static word vectors, dense, sparse, ColBERT, and the hybrid of the last three. It keeps a small
+document store in one folder, asks it every question in all seven ways, and shows what each finds. Needs the extras
+`bench`, for BM25, and `export`, which reads the word vectors from the bundle; without the latter they are left out.
 
     python examples/rag_search.py BUNDLE                             # questions in English and Chinese
     python examples/rag_search.py BUNDLE "谁发现了镭？"                # your own question
@@ -19,8 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_bench.retrieval.search import K1, B, words_of
+from m3_bench.retrieval.keywords import Bm25, StaticVectors, TfIdf
+from m3_bench.retrieval.search import words_of
 from m3_runtime import Encoding, M3Encoder, M3Error, check_space
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 
 CORPUS = Path(__file__).parents[1] / "benchmarks" / "data" / "multilingual" / "corpus.jsonl"
 QUESTIONS = (
@@ -100,19 +103,24 @@ class Store:
 
 
 class Words:
-    """BM25 over words (over pairs of characters where a script writes no blanks), to compare with."""
+    """What searches without the model's heads, to compare with.
 
-    def __init__(self, passages: Passages) -> None:
-        from bm25s import BM25
+    Words are pairs of characters where a script writes no blanks.
+    """
 
-        self._index = BM25(k1=K1, b=B, method="lucene")
-        self._index.index([words_of(text) for text in passages.texts], show_progress=False)
-        self._size = len(passages.texts)
+    def __init__(self, encoder: M3Encoder, passages: Passages) -> None:
+        words = [words_of(text) for text in passages.texts]
+        self._keywords = {"TF-IDF": TfIdf(words), "BM25": Bm25(words)}
+        self._static: StaticVectors | None = None
+        try:
+            self._static = StaticVectors(encoder, passages.texts, None)
+        except (InputError, ExtraNotInstalledError) as error:
+            print(f"no word vectors: {error}", file=sys.stderr)
 
-    def scores(self, question: str) -> Scores:
-        """(N,), 0 where no word is shared."""
-        known = [word for word in words_of(question) if word in self._index.vocab_dict]
-        return self._index.get_scores(known) if known else np.zeros(self._size, dtype=np.float32)
+    def scores(self, question: str) -> dict[str, Scores]:
+        """(N,) by each method; 0 where no word is shared."""
+        found = {name: index.scores(words_of(question)) for name, index in self._keywords.items()}
+        return found if self._static is None else {**found, "static": self._static.scores(question)}
 
 
 @dataclass(frozen=True)
@@ -131,12 +139,12 @@ def ranked(method: str, scores: Scores) -> Ranked:
 
 
 def search(encoder: M3Encoder, store: Store, words: Words, question: str) -> list[Ranked]:
-    """Ask in all five ways; the question is encoded once."""
+    """Ask in all ways; the question is encoded once."""
     encoding = encoder.encode_queries(question, return_sparse=True, return_colbert_vecs=True)
     dense, sparse, colbert = store.scores(encoder, encoding)
     hybrid = sum(weight * score for weight, score in zip(WEIGHTS, (dense, sparse, colbert), strict=True))
     return [
-        ranked("BM25", words.scores(question)),
+        *(ranked(name, scores) for name, scores in words.scores(question).items()),
         ranked("dense", dense),
         ranked("sparse", sparse),
         ranked("ColBERT", colbert),
@@ -171,7 +179,7 @@ def main() -> None:
     passages = read(given.corpus)
     with M3Encoder.open(given.bundle) as encoder:
         store = opened(encoder, passages, given.store)
-        words = Words(passages)
+        words = Words(encoder, passages)
         for question in given.question:
             show(question, search(encoder, store, words, question), passages)
 

@@ -245,13 +245,16 @@ class MethodRun:
     """A way of searching with one variant; the n-th entry of each tuple is the n-th query.
 
     `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps
-    "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values.
+    "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values. `query_ms` is the median time of a query, one at a time;
+    `index_bytes` what the documents take in memory; None where they were not measured.
     """
 
     bundle: str
     variant: str
     method: str
     metrics: Mapping[str, tuple[float, ...]]
+    query_ms: float | None = field(default=None, metadata=OPTIONAL)
+    index_bytes: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

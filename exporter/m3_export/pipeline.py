@@ -14,6 +14,7 @@ from m3_export.build_variant import (
     speed_order,
     write_plans,
 )
+from m3_export.calibration.colbert_pca import write_colbert_pca
 from m3_export.calibration.statistics import ActivationStatistics, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.checkpoint.folder import Checkpoint
@@ -87,6 +88,8 @@ def export(
         model = _model_info(found, checkpoint, original.ids_sha256, tokenizer.info)
         probe = probe_of(checkpoint, tokenizer, chosen, progress)
         warnings += _silence(probe.natural, tokenizer, options, progress)
+        with library_errors("running the reference"):
+            write_colbert_pca(staging, checkpoint, tokenizer, texts.calibration, progress)
         check = ParityCheck(model, probe, budget)
         tuning = tuning_of(checkpoint, tokenizer, chosen)
         builder = _builder(M3Model(checkpoint, tokenizer.info.unused_ids), tuning, check, staging, options, progress)

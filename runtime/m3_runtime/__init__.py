@@ -15,6 +15,7 @@ check_processor(cpu_info())
 
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.bundle.space import VariantDriftWarning, check_space
+from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.sparse import SparseVectors
 from m3_runtime.encoder import M3Encoder
@@ -51,6 +52,7 @@ __all__ = [
     "M3Encoder",
     "M3Error",
     "M3Reranker",
+    "PackedRows",
     "PairScores",
     "PartlyAddedError",
     "RerankScores",

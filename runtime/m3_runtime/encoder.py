@@ -7,10 +7,10 @@ from typing import Any
 from m3_runtime import scoring
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
-    ColbertDtype,
     checked_max_length,
     encode_options,
 )
@@ -41,7 +41,7 @@ class M3Encoder(OpenedModel):
         engine: what runs the variant.
     """
 
-    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and four of our own
         self,
         sentences: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -53,6 +53,7 @@ class M3Encoder(OpenedModel):
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: str = "float32",
+        colbert_dim: int | None = None,
     ) -> Encoding:
         """Encode a text, or a list of texts, with the heads asked for.
 
@@ -73,7 +74,10 @@ class M3Encoder(OpenedModel):
             return_colbert_vecs: fill `colbert_vecs`.
             token_budget: most tokens that run together, except that one text always runs whole.
             on_truncate: "truncate" cuts longer texts and counts them, "error" refuses them.
-            colbert_dtype: "float32" or "float16" (half the memory).
+            colbert_dtype: "float32", or "float16" (half the memory); "int8", "int4" and "binary" (a sign a value) give
+                `PackedRows`. They are for passages that are kept: leave queries in float.
+            colbert_dim: project ColBERT rows on the first so many of the bundle's principal axes; None keeps all
+                dimensions. Queries and passages need the same.
 
         Raises:
             InputError: an argument or a text is not what it must be; a text is named by its index.
@@ -90,6 +94,7 @@ class M3Encoder(OpenedModel):
             token_budget=token_budget,
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
+            colbert_dim=colbert_dim,
         )
 
     def encode_heads(
@@ -102,6 +107,7 @@ class M3Encoder(OpenedModel):
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
         options = encode_options(
@@ -112,6 +118,7 @@ class M3Encoder(OpenedModel):
             max_length=max_length,
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
+            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
         )
         is_single = isinstance(sentences, str)
         if is_single:

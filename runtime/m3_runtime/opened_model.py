@@ -16,8 +16,9 @@ from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, ColbertDtype, checked_threads, encode_options
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, checked_threads, encode_options
 from m3_runtime.encode.pipeline import BatchObserver, encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
@@ -134,6 +135,7 @@ class OpenedModel:
         batch_size: int = DEFAULT_BATCH_SIZE,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
         on_batch: BatchObserver | None = None,
     ) -> Encoding:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
@@ -147,7 +149,12 @@ class OpenedModel:
             EngineError: the engine failed, or the encoder is closed.
         """
         options = encode_options(
-            self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
+            self.bundle.manifest,
+            heads,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            colbert_dtype=colbert_dtype,
+            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
         )
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:

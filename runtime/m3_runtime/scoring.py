@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Manifest
+from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
@@ -124,7 +125,7 @@ def compute_lexical_matching_score(
     )
 
 
-def colbert_score(q_reps: NDArray[Any], p_reps: NDArray[Any]) -> float:
+def colbert_score(q_reps: NDArray[Any] | PackedRows, p_reps: NDArray[Any] | PackedRows) -> float:
     """Mean over query rows of the largest dot product with a passage row (MaxSim).
 
     Args:
@@ -132,9 +133,11 @@ def colbert_score(q_reps: NDArray[Any], p_reps: NDArray[Any]) -> float:
         p_reps: (Lp, C), the passage's rows.
 
     Raises:
-        InputError: not two matrices of the same width, or one has no rows.
+        InputError: not two matrices of the same width, one has no rows, or one holds packed bytes without their scales.
     """
     q, p = np.asarray(q_reps), np.asarray(p_reps)
+    if np.uint8 in (q.dtype, p.dtype):
+        raise InputError("uint8 ColBERT rows are packed values; give them as PackedRows, with dtype, scales and dim")
     if q.ndim != 2 or p.ndim != 2 or q.shape[1] != p.shape[1] or 0 in (q.shape[0], p.shape[0]):
         raise InputError(f"ColBERT vectors must be two (rows, C) matrices of one width, got {q.shape} and {p.shape}")
     similarity = q.astype(np.float32, copy=False) @ p.astype(np.float32, copy=False).T

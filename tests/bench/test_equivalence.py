@@ -17,7 +17,10 @@ from m3_bench.machine import this_machine
 from m3_bench.recording import Recording, digest_of, write_recording
 from m3_bench.workers.vectors import by_id
 from m3_export.verify.parity import Outputs
-from m3_runtime import M3Encoder
+from m3_runtime import Bundle, M3Encoder
+from m3_runtime.bundle.manifest import MANIFEST_NAME
+from m3_runtime.bundle.reader import COLBERT_PCA
+from m3_runtime.bundle.writer import list_files, write_manifest
 from m3_runtime.cli import main as m3_runtime
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
 
@@ -94,6 +97,28 @@ def test_another_order_and_smaller_numbers_are_equivalent(tiny_bundle, index, qu
     assert found["colbert"].overlap.mean > 0.95
     assert found["dense"].order > 0.95
     assert "40 documents, 50 queries, the best 10 of each" in capsys.readouterr().out
+
+
+def test_packed_rows_of_fewer_dimensions_are_searched(tiny_bundle, queries, tmp_path, capsys):
+    words = ("--colbert-dim", 6, "--colbert-dtype")
+    half, packed = (indexed(tiny_bundle, tmp_path / dtype, *words, dtype) for dtype in ("float16", "int4"))
+    out = tmp_path / "e.json"
+    assert equivalence(half, packed, "--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", out) in (0, 3)
+    assert 0 < found_of(out)["colbert"].drift_max < 0.2
+    assert found_of(out)["dense"].drift_max == 0
+    capsys.readouterr()
+    without = copied_without(tiny_bundle, tmp_path / "without", COLBERT_PCA)
+    assert equivalence(half, packed, "--queries", queries, "--bundle", without, *FLOAT) == 2
+    assert "has ColBERT rows on 6 principal axes of another bundle" in capsys.readouterr().err
+
+
+def copied_without(bundle: Path, to: Path, name: str) -> Path:
+    """A bundle of hard links that lacks a file."""
+    shutil.copytree(bundle, to, copy_function=os.link)
+    for gone in (name, MANIFEST_NAME):
+        (to / gone).unlink()
+    write_manifest(to, replace(Bundle.open(bundle).manifest, files=list_files(to)))
+    return to
 
 
 def test_one_machine_writes_rankings_and_another_checks_them(tiny_bundle, index, rankings, queries, tmp_path, capsys):

@@ -12,6 +12,7 @@ from m3_bench import cli, documents
 from m3_bench.documents import Retrieval
 from m3_bench.retrieval.bundles import choose_bundles
 from m3_bench.run import contenders
+from m3_runtime import Bundle
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines import select
 from m3_runtime.errors import InputError, VariantError
@@ -41,17 +42,27 @@ def test_every_variant_and_method_is_measured(tiny_bundle, tmp_path, capsys):
     heads = ["dense", "sparse", "dense+sparse 1/0.3", "dense+sparse 0.2/0.8", "colbert"]
     heads += ["all 1/0.3/1", "all 0.15/0.5/0.35", "all 0.4/0.2/0.4"]
     assert [(run.bundle, run.variant, run.method) for run in found.methods] == [
+        ("", "", "TF-IDF words"),
         ("", "", "BM25 words"),
+        ("tiny-random", "", "word vectors"),
         *(("tiny-random", "onnx-fp32", method) for method in heads),
         *(("tiny-random", "onnx-int8", method) for method in heads),
     ]
     for run in found.methods:
         assert all(len(values) == 6 for values in run.metrics.values())
+        assert run.query_ms > 0
+    sizes = {run.method: run.index_bytes for run in found.methods if run.variant != "onnx-int8"}
+    geometry = Bundle.open(tiny_bundle).manifest.geometry
+    assert sizes["dense"] == sizes["word vectors"] == 12 * geometry.hidden_size * 4
+    assert sizes["dense+sparse 1/0.3"] == sizes["dense"] + sizes["sparse"]
+    assert (sizes["colbert"] - sizes["dense"]) % (2 * geometry.colbert_dim) == 0
+    assert sizes["all 1/0.3/1"] == sizes["colbert"] + sizes["sparse"]
     assert found.query_ids == ("en-1", "en-2", "en-3", "en-4", "en-5", "en-6")
     assert (found.dataset.queries, found.dataset.documents) == (6, 12)
     assert found.models["tiny-random"].weights_sha256
     captured = capsys.readouterr()
     assert captured.out.count("\n| onnx-") == 16
+    assert "| ms a query | index, MB |" in captured.out
     assert "only the first 6 of 72 queries" in captured.out
     assert "tiny-random, onnx-int8: done" in captured.err
 
@@ -61,7 +72,7 @@ def test_own_weights_replace_the_published_ones(tiny_bundle, tmp_path, capsys):
     words = ("--variants", "onnx-fp32", "--weights", "1,0", "--weights", "1,0,0", "--weights", "1,0", "-o", out)
     assert retrieval(DATA, tiny_bundle, *QUICK, *words) == 0
     by_method = {run.method: run.metrics for run in documents.read_as(Retrieval, out).methods}
-    assert list(by_method)[1:] == ["dense", "sparse", "dense+sparse 1/0", "colbert", "all 1/0/0"]
+    assert list(by_method)[3:] == ["dense", "sparse", "dense+sparse 1/0", "colbert", "all 1/0/0"]
     assert by_method["dense+sparse 1/0"] == by_method["dense"]
     assert by_method["all 1/0/0"] == by_method["dense"]
 
@@ -70,7 +81,7 @@ def test_two_bundles_are_compared_and_a_missing_head_is_told(tiny_bundle, tmp_pa
     dense_only = copied(tiny_bundle, tmp_path / "after", heads=["dense"])
     assert retrieval(DATA, tiny_bundle, dense_only, *QUICK, "--variants", "onnx-fp32", "-o", tmp_path / "r.json") == 0
     found = documents.read_as(Retrieval, tmp_path / "r.json")
-    assert [run.method for run in found.methods if run.bundle == "after"] == ["dense"]
+    assert [run.method for run in found.methods if run.bundle == "after"] == ["word vectors", "dense"]
     assert "after has no sparse and no colbert head: methods that need it were left out" in found.notes
     table = capsys.readouterr().out
     assert "| gain of nDCG@10 over tiny-random |" in table
@@ -188,6 +199,7 @@ def test_documents_by_another_variant_than_queries(tiny_bundle, tmp_path, capsys
     assert mixed.settings["documents encoded by"] == "onnx-fp32"
     assert retrieval(DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32", "-o", tmp_path / "fp32.json") == 0
     alone = documents.read_as(Retrieval, tmp_path / "fp32.json")
-    assert [run for run in mixed.methods if run.variant == "onnx-fp32"] == [*alone.methods[1:]]
+    found = [(run.method, run.metrics) for run in mixed.methods if run.variant == "onnx-fp32"]
+    assert found == [(run.method, run.metrics) for run in alone.methods if run.variant]
     assert retrieval(DATA, tiny_bundle, *QUICK, "--variants", "onnx-fp32", "--documents-by", "none") == 2
     assert "--documents-by none: tiny-random has onnx-fp32, onnx-int8" in capsys.readouterr().err

@@ -28,7 +28,8 @@ def test_every_ranking_is_reordered_by_every_variant(tiny_bundle, reranker_bundl
     document, rows = found(tmp_path, *words)
     own = ["dense", "sparse", "dense+sparse 1/0.3", "colbert"]
     reranked = ["BM25 words", *(f"{method}, {by}" for by in ("onnx-fp32", "onnx-int8") for method in own)]
-    expected = [("", "BM25 words"), *((by, method) for by in ("onnx-fp32", "onnx-int8") for method in own)]
+    expected = [("", "TF-IDF words"), ("", "BM25 words"), ("", "word vectors")]
+    expected += [(by, method) for by in ("onnx-fp32", "onnx-int8") for method in own]
     expected += [(by, f"reranked {method}") for by in ("onnx-fp32", "onnx-int8") for method in reranked]
     assert list(rows) == expected
     assert {run.bundle for run in document.methods} == {"", tiny_bundle.name, reranker_bundle.name}

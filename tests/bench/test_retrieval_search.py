@@ -1,11 +1,15 @@
 """The parts of a search: words, BM25, rankings, MaxSim, first and second stage; against plain computations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 
 from m3_bench.retrieval import search
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights, possible
+from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf, WordTable
 from m3_bench.retrieval.search import (
     METRICS,
     best,
@@ -63,7 +67,7 @@ def test_bm25_is_lucenes_formula():
         tf = np.array(counts[term])
         df = (tf > 0).sum()
         idf = np.log(1 + (n - df + 0.5) / (df + 0.5))
-        return idf * tf / (tf + search.K1 * (1 - search.B + search.B * lengths / lengths.mean()))
+        return idf * tf / (tf + K1 * (1 - B + B * lengths / lengths.mean()))
 
     queries = [["a", "b"], ["c", "a", "unknown"], ["unknown"], [], ["a"]]
     found = bm25(documents, queries, 10)
@@ -75,6 +79,39 @@ def test_bm25_is_lucenes_formula():
 
 def test_bm25_without_any_token_finds_nothing():
     assert [places.tolist() for places in bm25([[], []], [["a"], []], 3)] == [[], []]
+
+
+def test_tf_idf_is_a_cosine():
+    documents = [["a", "b", "b"], ["a"], ["c"], []]
+    idf_a, idf_b = np.log(5 / 3) + 1, np.log(5 / 2) + 1
+    index = TfIdf(documents)
+    length = np.hypot(idf_a, 2 * idf_b)
+    expected = (idf_a * idf_a + idf_b * 2 * idf_b) / length / np.hypot(idf_a, idf_b)
+    np.testing.assert_allclose(index.scores(["b", "a", "unknown"])[:1], expected, rtol=1e-5)
+    np.testing.assert_allclose(index.scores(["a"]), [idf_a / length, 1, 0, 0], rtol=1e-5)
+    assert not index.scores(["unknown"]).any()
+    assert not TfIdf([[], []]).scores(["a"]).any()
+    assert Bm25([[], []]).nbytes == 0
+
+
+def test_word_vectors_are_the_models_table(encoder, tiny_random_checkpoint):
+    table = WordTable.of(encoder.bundle)
+    ids = np.array([5, 9, 5], np.int32)
+    words = load_file(tiny_random_checkpoint / "model.safetensors")["embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(table.rows(ids), words[ids])
+    variants = tuple(one for one in encoder.bundle.manifest.variants if one.name == "onnx-int8")
+    int8 = replace(encoder.bundle, manifest=replace(encoder.bundle.manifest, variants=variants))
+    np.testing.assert_allclose(WordTable.of(int8).rows(ids), words[ids], atol=np.abs(words).max() / 100)
+    none = replace(encoder.bundle, manifest=replace(encoder.bundle.manifest, variants=()))
+    with pytest.raises(InputError, match="no ONNX variant with a word embedding"):
+        WordTable.of(none)
+
+
+def test_word_vectors_find_the_same_words(encoder):
+    index = StaticVectors(encoder, ["one two three", "four five", "six"], None)
+    assert index.scores("five four").argmax() == 1
+    np.testing.assert_allclose(np.linalg.norm(index.vectors, axis=1), 1, atol=1e-5)
+    assert not index.scores("").any()
 
 
 def rows(draws, *lengths: int, width: int = 8) -> list[np.ndarray]:

@@ -8,8 +8,9 @@ ColBERT ranks dense's best 100. Queries are never made smaller: they are not sto
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from m3_bench.retrieval.datasets import open_dataset
 from m3_bench.retrieval.search import best, measured
 from m3_runtime import M3Encoder
-from m3_runtime.bulk.colbert import pooled, to_int8
+from m3_runtime.bulk.colbert import pooled
+from m3_runtime.encode.colbert import ColbertDtype, projected, stored
 from m3_runtime.scoring import colbert_score
 
 CANDIDATES = 100
@@ -34,7 +36,9 @@ class Loss:
         way: its name.
         row_share: rows that are kept, of all.
         bytes_per_token: what a token of the text takes.
+        million_gb: what a million such passages take, in 10⁹ bytes.
         maxsim_shift: mean change of a query's score of a document.
+        maxsim_spread: standard deviation of the change, which is what can change an order.
         maxsim_p95: of the absolute change, the 95th percentile.
         ndcg: nDCG@10.
         ndcg_loss: what is lost of it, 95 % of paired bootstrap resamples lie between the other two.
@@ -43,27 +47,33 @@ class Loss:
     way: str
     row_share: float
     bytes_per_token: float
+    million_gb: float
     maxsim_shift: float
+    maxsim_spread: float
     maxsim_p95: float
     ndcg: float
     ndcg_loss: tuple[float, float, float]
 
 
-def through_int8(rows: Rows) -> Rows:
-    small = to_int8(rows)
-    return small.values * small.scales[:, None]
+@dataclass(frozen=True)
+class Way:
+    """How rows are kept: on a share of the dimensions, pooled, as this type."""
+
+    dtype: ColbertDtype
+    pool: int = 1
+    dim_share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        dims = f", 1/{1 / self.dim_share:g} of the dimensions" if self.dim_share < 1 else ""
+        return f"{self.dtype.value}{dims}{f', pool {self.pool}' if self.pool > 1 else ''}"
 
 
-def through_float16(rows: Rows) -> Rows:
-    return rows.astype(np.float16).astype(np.float32)
-
-
-WAYS: Mapping[str, tuple[int, Callable[[Rows], Rows], int, int]] = {
-    f"{name}{f', pool {factor}' if factor > 1 else ''}": (factor, keep, value_bytes, row_bytes)
-    for factor in (1, 2, 3, 4)
-    for name, keep, value_bytes, row_bytes in (("float16", through_float16, 2, 0), ("int8", through_int8, 1, 4))
-}
-"""By name: the pooling factor, what storing does to rows, bytes of a value, and bytes of a row besides."""
+WAYS = (
+    *(Way(ColbertDtype(name), pool) for pool in (1, 2) for name in ("float16", "int8", "int4", "binary")),
+    *(Way(ColbertDtype(name), pool) for pool in (3, 4) for name in ("float16", "int8")),
+    *(Way(ColbertDtype(name), dim_share=1 / part) for part in (2, 4) for name in ("float16", "int4", "binary")),
+)
 
 
 def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int | None = None) -> list[Loss]:
@@ -71,23 +81,39 @@ def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int |
     with M3Encoder.open(bundle, variant=variant) as encoder:
         documents = encoder.encode([item.text for item in data.documents], return_colbert_vecs=True)
         queries = encoder.encode([item.text for item in data.queries], return_colbert_vecs=True)
+        axes = encoder.bundle.colbert_axes(documents.colbert_vecs[0].shape[1])
     similarity = queries.dense_vecs @ documents.dense_vecs.T
     candidates = [np.sort(best(row, CANDIDATES)) for row in similarity]
     whole = _scores(queries.colbert_vecs, documents.colbert_vecs, candidates)
     exact = _ndcg(whole, candidates, data.relevant)
     found = []
-    for way, (factor, keep, value_bytes, row_bytes) in WAYS.items():
-        small = [keep(pooled(rows, factor)) for rows in documents.colbert_vecs]
-        scores = _scores(queries.colbert_vecs, small, candidates)
+
+    @cache
+    def fewer(dim: int, pool: int) -> tuple[list[Rows], list[Rows]]:
+        """Rows of the queries and of the documents, the latter pooled."""
+        asked, kept = (
+            [projected(rows, axes[:, :dim], normalize=True) if dim < len(axes) else rows for rows in side.colbert_vecs]
+            for side in (queries, documents)
+        )
+        return asked, [pooled(rows, pool) for rows in kept]
+
+    for way in WAYS:
+        dim = round(len(axes) * way.dim_share)
+        asked, kept = fewer(dim, way.pool)
+        small = [np.asarray(stored(rows, way.dtype)) for rows in kept]
+        scores = _scores(asked, small, candidates)
         shift = np.concatenate(scores) - np.concatenate(whole)
-        share = sum(map(len, small)) / sum(map(len, documents.colbert_vecs))
+        rows = sum(map(len, small))
+        share = rows / sum(map(len, documents.colbert_vecs))
         ndcg = _ndcg(scores, candidates, data.relevant)
         found.append(
             Loss(
-                way=way,
+                way=way.name,
                 row_share=share,
-                bytes_per_token=share * (value_bytes * small[0].shape[1] + row_bytes),
+                bytes_per_token=share * way.dtype.row_bytes(dim),
+                million_gb=rows / len(small) * way.dtype.row_bytes(dim) / 1e3,
                 maxsim_shift=float(shift.mean()),
+                maxsim_spread=float(shift.std()),
                 maxsim_p95=float(np.percentile(np.abs(shift), 95)),
                 ndcg=float(ndcg.mean()),
                 ndcg_loss=_interval(exact - ndcg),
@@ -114,13 +140,17 @@ def _interval(loss: Rows) -> tuple[float, float, float]:
 
 def main() -> None:
     bundle, dataset, *limit = sys.argv[1:]
-    print("| kept as | rows | bytes a token | MaxSim: mean change | p95 of change | nDCG@10 | lost (95 %) |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| kept as | rows | bytes a token | a million passages | MaxSim: mean change | spread | p95 | nDCG@10 "
+        "| lost (95 %) |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for one in losses(Path(bundle), Path(dataset), limit=int(limit[0]) if limit else None):
         lost, low, high = one.ndcg_loss
         print(
-            f"| {one.way} | {one.row_share:.0%} | {one.bytes_per_token:.0f} | {one.maxsim_shift:+.4f} "
-            f"| {one.maxsim_p95:.4f} | {one.ndcg:.4f} | {lost:+.4f} ({low:+.4f} … {high:+.4f}) |"
+            f"| {one.way} | {one.row_share:.0%} | {one.bytes_per_token:.0f} | {one.million_gb:.2f} GB "
+            f"| {one.maxsim_shift:+.4f} | {one.maxsim_spread:.4f} | {one.maxsim_p95:.4f} | {one.ndcg:.4f} "
+            f"| {lost:+.4f} ({low:+.4f} … {high:+.4f}) |"
         )
 
 

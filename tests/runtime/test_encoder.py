@@ -170,7 +170,9 @@ def test_the_default_length_is_512_or_what_the_model_takes(encoder):
         ("batch_size", 0, "batch_size must be at least 1"),
         ("token_budget", 0, "token_budget must be at least 1"),
         ("on_truncate", "explode", "on_truncate must be 'truncate' or 'error'"),
-        ("colbert_dtype", "int8", "colbert_dtype must be 'float32' or 'float16'"),
+        ("colbert_dtype", "int2", "colbert_dtype must be 'float32' or 'float16' or 'int8' or 'int4' or 'binary'"),
+        ("colbert_dim", 0, "colbert_dim must be a number from 1 to"),
+        ("colbert_dim", 100_000, "colbert_dim must be a number from 1 to"),
     ],
 )
 def test_arguments_out_of_range(encoder, argument, value, message):

@@ -63,7 +63,7 @@ def test_packed_texts_are_told_apart(case, random):
     for name in ("indptr", "ids", "weights"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     vectors = np.arange(rows * tokens, dtype=np.float32).reshape(rows, tokens, 1)
-    split = list(colbert_rows(packed, vectors.reshape(1, -1, 1)[:, places][:, 1:], "float32"))
+    split = list(colbert_rows(packed, vectors.reshape(1, -1, 1)[:, places][:, 1:]))
     assert all(np.array_equal(a, b[1:]) for a, b in zip(split, vectors, strict=True))
 
 
@@ -76,16 +76,14 @@ def test_nan_weights_are_dropped_like_zeros():
 def test_colbert_rows_leave_out_the_first_token_and_keep_the_last():
     vectors = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
     batch = TokenBatch(np.zeros((2, 5), np.int64), np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]))
-    long, short = colbert_rows(batch, vectors, "float32")
+    long, short = colbert_rows(batch, vectors)
     assert np.array_equal(long, vectors[0])
     assert np.array_equal(short, vectors[1, :2])
 
 
 def test_colbert_rows_own_their_memory():
     vectors = np.ones((1, 4, 3), np.float32)
-    for dtype in ("float32", "float16"):
-        (rows,) = colbert_rows(TokenBatch(np.zeros((1, 5), np.int64), np.ones((1, 5), np.int64)), vectors, dtype)
-        assert rows.flags.owndata
-        assert rows.base is None
-        assert rows.dtype == dtype
-        assert not np.shares_memory(rows, vectors)
+    (rows,) = colbert_rows(TokenBatch(np.zeros((1, 5), np.int64), np.ones((1, 5), np.int64)), vectors)
+    assert rows.flags.owndata
+    assert rows.base is None
+    assert not np.shares_memory(rows, vectors)

@@ -184,7 +184,9 @@ def memory_over_time(soaks: Sequence[Soak]) -> Chart | None:
 def search_quality(number: int, document: Retrieval) -> Chart | None:
     """The main metric of every method, best first; a mark for each variant."""
     means = {
-        (f"{run.bundle if len(document.models) > 1 else ''} {run.variant}".strip() or "BM25", run.method): fmean(values)
+        (f"{run.bundle if len(document.models) > 1 else ''} {run.variant}".strip() or "no heads", run.method): fmean(
+            values
+        )
         for run in document.methods
         if (values := main_metric(run))
     }

@@ -32,12 +32,22 @@ def retrieval_table(document: Retrieval) -> Table:
     def row(run: MethodRun) -> Cells:
         means = {name: _mean(values) for name, values in run.metrics.items()}
         return (
-            {"": _name_of(run, document.methods)} | means | _changes(document.methods, run, {MAIN_METRIC: main_metric})
+            {"": _name_of(run, document.methods)}
+            | means
+            | _costs(run)
+            | _changes(document.methods, run, {MAIN_METRIC: main_metric})
         )
 
     facts = document.dataset
     counts = f"{facts.queries} queries, {facts.documents} documents, {facts.relevant_pairs} relevant pairs"
     return Table.of(f"{facts.name}: {counts}", map(row, document.methods))
+
+
+def _costs(run: MethodRun) -> dict[str, str]:
+    """Time and space, where they were measured."""
+    if run.query_ms is None or run.index_bytes is None:
+        return {}
+    return {"ms a query": f"{run.query_ms:.2f}", "index, MB": f"{run.index_bytes / 1e6:.2f}"}
 
 
 def margins_table(document: Margins) -> Table:

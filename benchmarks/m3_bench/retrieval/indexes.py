@@ -27,6 +27,7 @@ from m3_runtime import M3Encoder
 from m3_runtime.bulk.folder import JOURNAL, VECTORS
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bundle.manifest import MANIFEST_NAME, Head
+from m3_runtime.encode.colbert import ColbertDtype, PackedRows
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.extras import import_extra
 from m3_runtime.io.progress import Progress
@@ -75,6 +76,7 @@ class HeldIndex(Index):
         ids: (N,) ascending.
         vectors: of the documents.
         colbert_rows: index and rows (L, C) of wanted documents, in any order; None without the head.
+        colbert_axes: SHA-256 of the principal axes that rows were projected on, and on how many; None for all of C.
         is_recorded: whether recorded queries are searched with their recorded vectors.
     """
 
@@ -82,6 +84,7 @@ class HeldIndex(Index):
     vectors: TextVectors
     colbert_rows: Callable[[Indices], Iterator[tuple[int, NDArray[Any]]]] | None
     is_recorded: bool = False
+    colbert_axes: tuple[str, int] | None = None
 
     @property
     def ids_sha256(self) -> str:
@@ -102,12 +105,31 @@ class HeldIndex(Index):
         if self.vectors.sparse is not None:
             scores[Head.SPARSE.value] = self._sparse_scores(asked, depth, rankings[Head.SPARSE.value])
         if self.colbert_rows:
-            rows = recorded.colbert if recorded else [*encoder.colbert_rows(queries.texts, "queries' ColBERT rows")]
+            dim = self._dim(queries.encoder)
+            rows = (
+                recorded.colbert if recorded else [*encoder.colbert_rows(queries.texts, "queries' ColBERT rows", dim)]
+            )
             candidates = [left.indices for left in stage.candidates]
             colbert = search.colbert_scores(rows or (), candidates, self.colbert_rows(stage.wanted))
             rankings |= search.second_stage(stage, colbert, hybrids)
             scores[Head.COLBERT.value] = [np.sort(found)[::-1][:depth] for found in colbert]
         return tuple(self._named(method, ranking, scores.get(method), depth) for method, ranking in rankings.items())
+
+    def _dim(self, encoder: M3Encoder) -> int | None:
+        """The dimensions that queries need.
+
+        Raises:
+            InputError: the encoder's bundle has other axes.
+        """
+        if self.colbert_axes is None:
+            return None
+        sha256, dim = self.colbert_axes
+        found = encoder.bundle.colbert_pca
+        if found is None or found.sha256 != sha256:
+            raise InputError(
+                f"{self.name} has ColBERT rows on {dim} principal axes of another bundle; give the bundle that made it"
+            )
+        return dim
 
     def _dense_scores(self, asked: TextVectors, depth: int, ranking: Ranking) -> Sequence[FloatArray]:
         pairs = zip(asked.dense, ranking, strict=True)
@@ -239,6 +261,8 @@ def _bulk(folder: Path) -> HeldIndex:
             raise InputError(f"{str(folder)!r} has no dense vectors; encode it with them")
         notes = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         columns = [name for name in ("id", "dense_vecs", "lexical_weights") if name in schema.names]
+        dtype, dim = ColbertDtype(notes.get("m3.colbert_dtype", "float16")), int(notes.get("m3.colbert_dim", 0))
+        axes = (notes["m3.colbert_pca"], dim) if notes.get("m3.colbert_pca") else None
         ids, vectors = _bulk_vectors(parquet.read_table(parts, columns=columns), int(notes["m3.vocab_size"]))
         space_id = notes["m3.space_id"]
     except (KeyError, ValueError, OSError) as error:  # Arrow's errors are ValueErrors
@@ -257,12 +281,13 @@ def _bulk(folder: Path) -> HeldIndex:
     place[order] = np.arange(len(order))
 
     def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
-        return _bulk_rows(parts, place, set(wanted.tolist()))
+        return _bulk_rows(parts, place, set(wanted.tolist()), dtype, dim)
 
     sparse = None if vectors.sparse is None else vectors.sparse[order]
     vectors = replace(vectors, dense=vectors.dense[order], sparse=sparse)
     has_rows = "colbert_vecs" in schema.names
-    return HeldIndex(folder.resolve().name, space_id, len(ids), ordered, vectors, rows if has_rows else None)
+    found = rows if has_rows else None
+    return HeldIndex(folder.resolve().name, space_id, len(ids), ordered, vectors, found, colbert_axes=axes)
 
 
 def _bulk_vectors(table: Any, columns: int) -> tuple[list[str], TextVectors]:
@@ -278,7 +303,9 @@ def _bulk_vectors(table: Any, columns: int) -> tuple[list[str], TextVectors]:
     return table["id"].to_pylist(), TextVectors(matrix, sparse, 0)
 
 
-def _bulk_rows(parts: Sequence[Path], place: Indices, wanted: Set[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _bulk_rows(
+    parts: Sequence[Path], place: Indices, wanted: Set[int], dtype: ColbertDtype, dim: int
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """ColBERT rows of wanted documents, read again; `place` is each row's index, in the order of the shards."""
     parquet = import_extra("pyarrow.parquet", "bulk")
     at = 0
@@ -288,10 +315,11 @@ def _bulk_rows(parts: Sequence[Path], place: Indices, wanted: Set[int]) -> Itera
             for row in range(batch.num_rows):
                 if (index := int(place[at + row])) in wanted:
                     values = batch.column("colbert_vecs")[row].values
-                    found = values.flatten().to_numpy().astype(np.float32).reshape(len(values), -1)
-                    if "colbert_scales" in batch.schema.names:
-                        found *= batch.column("colbert_scales")[row].values.to_numpy()[:, None]
-                    yield index, found
+                    found = values.flatten().to_numpy().reshape(len(values), -1)
+                    if dtype.is_packed:
+                        scales = batch.column("colbert_scales")[row].values.to_numpy()
+                        found = np.asarray(PackedRows(dtype, found, scales, dim or found.shape[1]))
+                    yield index, found.astype(np.float32, copy=False)
             at += batch.num_rows
 
 

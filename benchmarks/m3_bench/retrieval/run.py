@@ -1,22 +1,30 @@
 """Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_bench.documents import MethodRun, Retrieval
 from m3_bench.machine import this_machine
 from m3_bench.retrieval import search
 from m3_bench.retrieval.bundles import BundleChoice
+from m3_bench.retrieval.costs import TIMED_QUERIES, Cost, HeadIndex, median_ms
 from m3_bench.retrieval.datasets import Item, Labelled
-from m3_bench.retrieval.hybrids import Hybrid, possible
+from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
+from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf
 from m3_bench.retrieval.reranking import PairScorer
-from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
+from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Indices, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.io.progress import Progress
 
-BM25 = "BM25 words"
+BM25, TF_IDF, STATIC = "BM25 words", "TF-IDF words", "word vectors"
 RERANKED = "reranked"
 
 
@@ -41,16 +49,24 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
     notes = [*data.notes, *choice.notes]
-    with progress.step("BM25"):
-        documents = [*map(search.words_of, _texts(data.documents))]
-        ranking = search.bm25(documents, map(search.words_of, _texts(data.queries)), DEPTH)
-        runs = _method_runs("", "", {BM25: ranking}, data)
-    rankings = {f"{RERANKED} {BM25}": ranking}
+    with progress.step(f"{TF_IDF}, {BM25}"):
+        words = [*map(search.words_of, _texts(data.documents))]
+        indexes: dict[str, TfIdf | Bm25] = {TF_IDF: TfIdf(words), BM25: Bm25(words)}
+        found, costs = _by_scores(
+            {name: partial(_word_scores, index) for name, index in indexes.items()},
+            {name: index.nbytes for name, index in indexes.items()},
+            data,
+        )
+        runs = _method_runs("", "", found, data, costs)
+    rankings = {f"{RERANKED} {BM25}": found[BM25]}
     is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
-            found, cut = _searched(encoder, writer, data, settings, progress)
-        runs += _method_runs(one.name, variant.name, found, data)
+            found, costs, cut = _searched(encoder, writer, data, settings, progress)
+        if one.name not in {run.bundle for run in runs}:
+            static, note = _static_runs(one.name, encoder, data, settings, progress)
+            runs, cut = [*runs, *static], [*cut, *note]
+        runs += _method_runs(one.name, variant.name, found, data, costs)
         notes += [f"{one.name}: {note}" for note in cut]
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
@@ -71,17 +87,52 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
             **({RERANKED: f"the best {settings.reranked} of each ranking"} if choice.has_reranker else {}),
-            "bm25": f"bm25s, Lucene's formula, k1 {search.K1}, b {search.B}, whole texts",
+            "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
+            "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
+            "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
         },
         methods=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
+def _word_scores(index: TfIdf | Bm25, text: str) -> FloatArray:
+    return index.scores(search.words_of(text))
+
+
+def _by_scores(
+    scores: Mapping[str, Callable[[str], FloatArray]], sizes: Mapping[str, int], data: Labelled
+) -> tuple[Mapping[str, Ranking], Mapping[str, Cost]]:
+    """By methods that give every document a score; what has none above 0 is not found."""
+    texts, found, costs = _texts(data.queries), dict[str, Ranking](), dict[str, Cost]()
+    for method, scores_of in scores.items():
+        ask = partial(_best_above_zero, scores_of)
+        found[method] = [ask(text) for text in texts]
+        costs[method] = Cost(median_ms(ask, texts), sizes[method])
+    return found, costs
+
+
+def _best_above_zero(scores_of: Callable[[str], FloatArray], text: str) -> Indices:
+    return search.best_above_zero(scores_of(text), DEPTH)
+
+
+def _static_runs(
+    bundle: str, encoder: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
+) -> tuple[list[MethodRun], list[str]]:
+    """Searching with the model's word embeddings alone; or a note why not."""
+    try:
+        with progress.step(STATIC):
+            index = StaticVectors(encoder, _texts(data.documents), settings.max_length)
+            found, costs = _by_scores({STATIC: index.scores}, {STATIC: index.nbytes}, data)
+            return _method_runs(bundle, "", found, data, costs), []
+    except (InputError, ExtraNotInstalledError) as error:
+        return [], [f"{STATIC} were left out: {error}"]
+
+
 def _searched(
     encoder: M3Encoder, writer: M3Encoder, data: Labelled, settings: SearchSettings, progress: Progress
-) -> tuple[Mapping[str, Ranking], list[str]]:
-    """What each method found, queries by `encoder`, documents by `writer`; and notes on texts that were cut."""
+) -> tuple[Mapping[str, Ranking], Mapping[str, Cost], list[str]]:
+    """What each method found, queries by `encoder`, documents by `writer`, at what cost; and notes on texts cut."""
     texts, written = (TextEncoder(by, settings.max_length, progress) for by in (encoder, writer))
     hybrids = possible(settings.hybrids, texts.heads)
     passages, asked = _texts(data.documents), _texts(data.queries)
@@ -92,18 +143,38 @@ def _searched(
         for vectors, items, what in ((documents, passages, "documents"), (queries, asked, "queries"))
         if vectors.truncated
     ]
-    if Head.COLBERT not in texts.heads:
-        return stage.ranked, notes
-    wanted = stage.wanted.tolist()
-    candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
-    rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
-    colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], candidates)
-    return {**stage.ranked, **search.second_stage(stage, colbert, hybrids)}, notes
+    ranked, kept = dict(stage.ranked), dict[int, NDArray[Any]]()
+    if Head.COLBERT in texts.heads:
+        wanted = stage.wanted.tolist()
+        timed = set(np.concatenate([left.indices for left in stage.candidates[:TIMED_QUERIES]]).tolist())
+        rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
+        candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
+        watched = _kept(candidates, timed, kept)
+        colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], watched)
+        ranked |= search.second_stage(stage, colbert, hybrids)
+    index = HeadIndex(texts, documents, kept, settings.candidates)
+    heads_of = {head.value: (head,) for head in texts.heads} | {hybrid.name: hybrid.heads for hybrid in hybrids}
+    costs = {heads: index.cost(heads, asked) for heads in set(heads_of.values())}
+    return ranked, {method: costs[heads] for method, heads in heads_of.items()}, notes
 
 
-def _method_runs(bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled) -> list[MethodRun]:
+def _kept(
+    rows: Iterable[tuple[int, NDArray[Any]]], wanted: Collection[int], kept: dict[int, NDArray[Any]]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The same rows; those that are wanted stay in `kept`."""
+    for index, one in rows:
+        if index in wanted:
+            kept[index] = one
+        yield index, one
+
+
+def _method_runs(
+    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost] | None = None
+) -> list[MethodRun]:
+    cost_of = {method: vars(cost) for method, cost in (costs or {}).items()}
     return [
-        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant)) for method, ranking in found.items()
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **cost_of.get(method, {}))
+        for method, ranking in found.items()
     ]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid
+from m3_bench.retrieval.keywords import Bm25, Tokens
 from m3_bench.retrieval.vectors import TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.scoring import colbert_score
@@ -21,13 +22,10 @@ from m3_runtime.scoring import colbert_score
 Indices = NDArray[np.int64]
 Ranking = Sequence[Indices]
 """Per query, indices of documents, best first."""
-Tokens = Sequence[Sequence[str]]
 METRICS = ("nDCG@10", "R@10", "R@100", "RR@10")
 DEPTH = 100
 """Documents of a ranking that a metric looks at, at most."""
 UNION_DEPTH = 1000
-K1, B = 0.9, 0.4
-"""Pyserini's values of BM25, with which the baselines of MIRACL, MLDR and MKQA were made."""
 _SCORES_AT_ONCE = 1 << 25  # 128 MB of float32 a head
 _DIGITS = 6
 # Scripts that write no blanks between words: Thai and Lao, Myanmar, Khmer, kana, Han.
@@ -85,18 +83,8 @@ def bm25(documents: Tokens, queries: Iterable[Sequence[str]], most: int) -> Rank
         queries: tokens of each query.
         most: how many documents to keep.
     """
-    from bm25s import BM25
-
-    if not any(documents):
-        return [np.empty(0, dtype=np.int64) for _ in queries]
-    index = BM25(k1=K1, b=B, method="lucene")
-    index.index([list(tokens) for tokens in documents], show_progress=False)
-    found = []
-    for tokens in queries:
-        known = [token for token in tokens if token in index.vocab_dict]
-        scores = index.get_scores(known) if known else np.zeros(len(documents), dtype=np.float32)
-        found.append(best_above_zero(scores, most))
-    return found
+    index = Bm25(documents)
+    return [best_above_zero(index.scores(tokens), most) for tokens in queries]
 
 
 def best(scores: NDArray[np.floating], most: int) -> Indices:

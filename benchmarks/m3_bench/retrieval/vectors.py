@@ -22,6 +22,7 @@ class TextVectors:
     dense: FloatArray  # (S, H) float32
     sparse: Any  # (S, V) scipy CSR float32, or None without the head
     truncated: int  # how many texts were cut
+    tokens: int = 0  # that were encoded, both special tokens of each text included
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,19 @@ class TextEncoder:
         """
         from scipy.sparse import csr_matrix, vstack
 
-        dense, sparse, truncated = [], [], 0
+        dense, sparse, truncated, tokens = [], [], 0, 0
         has_sparse = Head.SPARSE in self.heads
         for part in self._parts(texts, title):
             found = self.encoder.encode(part, max_length=self.max_length, return_sparse=has_sparse)
             assert isinstance(found.dense_vecs, np.ndarray)  # dense is always asked for
             dense.append(found.dense_vecs)
-            truncated += found.truncated
+            truncated, tokens = truncated + found.truncated, tokens + int(found.token_counts.sum())
             if (rows := found.sparse) is not None:
                 sparse.append(csr_matrix(rows.to_csr(), shape=(len(rows), rows.vocab_size), dtype=np.float32))
-        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, truncated)
+        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, truncated, tokens)
 
-    def colbert_rows(self, texts: Sequence[str], title: str) -> Iterator[NDArray[np.float16]]:
-        """Yield the ColBERT rows (L-1, C) of each text."""
+    def colbert_rows(self, texts: Sequence[str], title: str, dim: int | None = None) -> Iterator[NDArray[np.float16]]:
+        """Yield the ColBERT rows (L-1, C) of each text; with `dim` on so many principal axes."""
         for part in self._parts(texts, title):
             found = self.encoder.encode(
                 part,
@@ -66,8 +67,10 @@ class TextEncoder:
                 return_sparse=False,
                 return_colbert_vecs=True,
                 colbert_dtype="float16",
+                colbert_dim=dim,
             )
-            yield from found.colbert_vecs or ()
+            assert isinstance(found.colbert_vecs, list)
+            yield from found.colbert_vecs
 
     def _parts(self, texts: Sequence[str], title: str) -> Iterator[list[str]]:
         starts = range(0, len(texts), PART_TEXTS)

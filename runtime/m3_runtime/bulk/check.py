@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, ShardDenseDtype
+from m3_runtime.bulk.job import BulkJob, ShardDenseDtype
 from m3_runtime.bulk.repeated import came_again
 from m3_runtime.bulk.shards import BulkLimits, Shard, read_shards, without_long
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import BadRow, Row
@@ -155,14 +156,13 @@ def _tokens_per_s(encoder: M3Encoder, job: BulkJob, limits: BulkLimits, sample: 
 
 
 def _size_bytes(job: BulkJob, geometry: Geometry, rows: int, tokens: int, distinct: int) -> int:
-    """Bytes of the columns; a lexical weight is an id and a weight, a ColBERT row with int8 has a scale too."""
+    """Bytes of the columns; a lexical weight is an id and a weight, a packed ColBERT row has a scale too."""
     settings, size = job.vectors, 0
     if Head.DENSE in settings.heads:
         size += rows * geometry.hidden_size * (2 if settings.dense_dtype is ShardDenseDtype.FLOAT16 else 4)
     if Head.SPARSE in settings.heads:
         size += max(0, distinct - 2 * rows) * 8
     if Head.COLBERT in settings.heads and geometry.colbert_dim is not None:
-        is_int8 = settings.colbert_dtype is ShardColbertDtype.INT8
-        row_bytes = geometry.colbert_dim + 4 if is_int8 else 2 * geometry.colbert_dim
+        row_bytes = ColbertDtype(settings.colbert_dtype).row_bytes(settings.colbert_dim or geometry.colbert_dim)
         size += max(0, tokens - rows) // settings.colbert_pool * row_bytes
     return size

@@ -1,6 +1,5 @@
-"""Smaller ColBERT: rows as int8 with a scale, and neighbours in meaning pooled into one row. Pure functions."""
+"""Fewer ColBERT rows: neighbours in meaning pooled into one. Pure functions."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,31 +9,6 @@ from m3_runtime.extras import import_extra
 
 _WINDOW_ROWS = 512
 """Rows are clustered among so many neighbours: a clustering compares each with each."""
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Rows:
-    """R rows: `values` (R, C) int8, `scales` (R,) float32; row r is `values[r] * scales[r]`."""
-
-    values: NDArray[np.int8]
-    scales: NDArray[np.float32]
-
-
-def to_int8(rows: NDArray[Any]) -> Int8Rows:
-    """Round rows to 255 steps, each by its own largest value.
-
-    Args:
-        rows: (R, C) floats.
-
-    >>> small = to_int8(np.array([[1.0, -0.25, 0.0]], np.float32))
-    >>> small.values.tolist(), (small.values * small.scales[:, None]).round(2).tolist()
-    ([[127, -32, 0]], [[1.0, -0.25, 0.0]])
-    """
-    largest = np.abs(rows).max(axis=1, initial=0).astype(np.float32)
-    # the smallest floats have no 127th part
-    scales = np.where(largest > 127 * np.finfo(np.float32).tiny, largest / np.float32(127), np.float32(1))
-    values = np.rint(rows / scales[:, None]).astype(np.int8)
-    return Int8Rows(values, scales)
 
 
 def pooled(rows: NDArray[Any], factor: int) -> NDArray[Any]:

@@ -1,11 +1,12 @@
 """A bulk job: its inputs and settings, which alone decide its output. Two runs of one job write the same shards."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from m3_runtime.bulk.sources import SourceFile
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.rows import Columns
+from m3_runtime.records import OPTIONAL
 
 FORMAT = 1
 """Version of the output folder; a release that writes something else counts up."""
@@ -19,10 +20,12 @@ class ShardDenseDtype(StrEnum):
 
 
 class ShardColbertDtype(StrEnum):
-    """How ColBERT rows are written; int8 comes with a scale for each row."""
+    """How ColBERT rows are written; all but float16 come with a scale for each row."""
 
     FLOAT16 = "float16"
     INT8 = "int8"
+    INT4 = "int4"
+    BINARY = "binary"
 
 
 class OnLong(StrEnum):
@@ -43,6 +46,8 @@ class VectorSettings:
         dense_dtype: of dense vectors.
         colbert_dtype: of ColBERT rows.
         colbert_pool: how many ColBERT rows become one, on average; 1 keeps all.
+        colbert_dim: principal axes that ColBERT rows are projected on; None keeps all dimensions.
+        colbert_pca: SHA-256 of the bundle's principal axes; "" where they are not used.
     """
 
     heads: tuple[Head, ...]
@@ -51,6 +56,8 @@ class VectorSettings:
     dense_dtype: ShardDenseDtype = ShardDenseDtype.FLOAT32
     colbert_dtype: ShardColbertDtype = ShardColbertDtype.FLOAT16
     colbert_pool: int = 1
+    colbert_dim: int | None = field(default=None, metadata=OPTIONAL)
+    colbert_pca: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,10 @@ def difference(begun: BulkJob, asked: BulkJob) -> str | None:
 
 
 def _first_difference(begun: object, asked: object, suffix: str = "") -> str | None:
-    for field in fields(begun):  # type: ignore[arg-type]
-        old, new = getattr(begun, field.name), getattr(asked, field.name)
+    for one in fields(begun):  # type: ignore[arg-type]
+        old, new = getattr(begun, one.name), getattr(asked, one.name)
         if old != new:
-            return f"{field.name.replace('_', ' ')}{suffix}: begun with {_shown(old)}, now {_shown(new)}"
+            return f"{one.name.replace('_', ' ')}{suffix}: begun with {_shown(old)}, now {_shown(new)}"
     return None
 
 

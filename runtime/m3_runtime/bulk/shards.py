@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bulk.colbert import pooled, to_int8
+from m3_runtime.bulk.colbert import pooled
 from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.journal import writing
 from m3_runtime.bulk.sources import SourceFile, SourceWatch
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.colbert import ColbertDtype, PackedRows, stored
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
@@ -211,6 +212,7 @@ def _encoded(
         "batch_size": limits.batch_size,
         "token_budget": limits.token_budget,
         "colbert_dtype": "float16" if as_written else "float32",
+        "colbert_dim": settings.colbert_dim,
     }
     if ids is not None:
         return encoder.encode_ids(ids, settings.heads, **how)
@@ -241,12 +243,13 @@ def _schema(job: BulkJob, geometry: Geometry) -> Any:
     if Head.SPARSE in settings.heads:
         columns.append(("lexical_weights", pa.list_(_lexical_struct(pa))))
     if Head.COLBERT in settings.heads:
-        is_int8 = settings.colbert_dtype is ShardColbertDtype.INT8
-        rows = pa.list_(pa.int8() if is_int8 else pa.float16(), geometry.colbert_dim)
+        dtype, dim = ColbertDtype(settings.colbert_dtype), settings.colbert_dim or geometry.colbert_dim or 0
+        rows = pa.list_(pa.from_numpy_dtype(dtype.item), dtype.width(dim))
         columns.append(("colbert_vecs", pa.list_(rows)))
-        if is_int8:
+        if dtype.is_packed:
             columns.append(("colbert_scales", pa.list_(pa.float32())))
-        metadata |= {"m3.colbert_dtype": settings.colbert_dtype.value, "m3.colbert_pool": str(settings.colbert_pool)}
+        metadata |= {"m3.colbert_dtype": dtype.value, "m3.colbert_pool": str(settings.colbert_pool)}
+        metadata |= {"m3.colbert_dim": str(dim), "m3.colbert_pca": settings.colbert_pca}
     return pa.schema([pa.field(*column, nullable=False) for column in columns], metadata)
 
 
@@ -269,9 +272,9 @@ def _colbert_columns(pa: Any, colbert_vecs: Sequence[NDArray[Any]], settings: Ve
     texts = [pooled(rows, settings.colbert_pool) for rows in colbert_vecs]
     starts = np.cumsum([0, *map(len, texts)], dtype=np.int32)
     rows = np.concatenate(texts)
-    if settings.colbert_dtype is ShardColbertDtype.FLOAT16:
-        return [pa.ListArray.from_arrays(starts, _fixed_rows(pa, rows.astype(np.float16, copy=False)))]
-    small = to_int8(rows)
+    small = stored(rows, settings.colbert_dtype)
+    if not isinstance(small, PackedRows):
+        return [pa.ListArray.from_arrays(starts, _fixed_rows(pa, small))]
     vectors = pa.ListArray.from_arrays(starts, _fixed_rows(pa, small.values))
     return [vectors, pa.ListArray.from_arrays(starts, pa.array(small.scales))]
 

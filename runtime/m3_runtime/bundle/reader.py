@@ -4,13 +4,18 @@ import hashlib
 import os
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, Variant, check_digest
 from m3_runtime.errors import (
     BundleDamagedError,
     BundleFormatError,
     BundleNotFoundError,
+    HeadError,
     InputError,
     VariantError,
 )
@@ -18,6 +23,9 @@ from m3_runtime.errors import (
 SMALL_FILE_BYTES = 2**20
 """Files up to this size have their digest compared at every opening: it takes a millisecond."""
 
+
+COLBERT_PCA = "colbert_pca.npy"
+"""(C, C) float32, a principal axis of ColBERT rows in each column, the widest first; bundles since 2026-11 have it."""
 
 _MOST_MANIFEST_BYTES = 2**24
 """Manifests have a hundredth of it; what is larger is none, and is not read."""
@@ -75,6 +83,42 @@ class Bundle:
     def file(self, path: str) -> Path:
         """Absolute path of a listed file."""
         return self.folder.resolve() / path
+
+    @property
+    def colbert_pca(self) -> FileEntry | None:
+        """The file of the principal axes; None where the bundle has none."""
+        return next((entry for entry in self.manifest.files if entry.path == COLBERT_PCA), None)
+
+    def colbert_axes(self, dim: int) -> NDArray[np.float32]:
+        """(C, `dim`): what rows are multiplied by to have so many dimensions.
+
+        Raises:
+            HeadError: the bundle has no ColBERT head.
+            InputError: `dim` is no number from 1 to C, or the bundle has no principal axes.
+            BundleFormatError: the file is no such matrix.
+        """
+        width = self.manifest.geometry.colbert_dim
+        if width is None:
+            raise HeadError(f"colbert_dim={dim}: the bundle has no colbert head")
+        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= width:
+            raise InputError(f"colbert_dim must be a number from 1 to {width}, got {dim!r}")
+        if self.colbert_pca is None:
+            raise InputError(f"colbert_dim={dim}: the bundle has no {COLBERT_PCA}, as older exports; export it again")
+        return self._principal_axes[:, :dim]
+
+    @cached_property
+    def _principal_axes(self) -> NDArray[np.float32]:
+        width = self.manifest.geometry.colbert_dim
+        try:
+            axes = np.load(self.file(COLBERT_PCA), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleFormatError(f"{COLBERT_PCA} cannot be read ({error}); export the bundle again") from error
+        if axes.shape != (width, width) or axes.dtype != np.float32 or not np.isfinite(axes).all():
+            raise BundleFormatError(
+                f"{COLBERT_PCA}: expected ({width}, {width}) finite float32, got {axes.shape} {axes.dtype}; export the "
+                "bundle again"
+            )
+        return np.asarray(axes)
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.

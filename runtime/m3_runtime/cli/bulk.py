@@ -16,7 +16,7 @@ from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bulk.sources import FoundSources, check_apart, find_sources
 from m3_runtime.bulk.workers import encode_in_processes
-from m3_runtime.bundle.manifest import Head, Manifest, Variant
+from m3_runtime.bundle.manifest import Head, Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cli.arguments import (
     add_batching,
@@ -129,10 +129,11 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     text = "truncate longer texts and count them, or reject them as bad rows"
     add_choice(group, "--on-truncate", text, OnLong.TRUNCATE)
     add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32)
-    text = "how ColBERT rows are written; int8 has a scale for each row and takes half of float16"
+    text = "how ColBERT rows are written; int8, int4 and binary have a scale for each row"
     add_choice(group, "--colbert-dtype", text, ShardColbertDtype.FLOAT16)
     text = "pool N similar ColBERT rows into one, on average; docs/operate/bulk.md has the loss; 1 keeps all"
     add_integer(group, "--colbert-pool", text, default=1)
+    add_integer(group, "--colbert-dim", "project ColBERT rows on N principal axes of the bundle's (default: all)")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
     check_kind(bundle, is_reranker=False)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
-    job = _job(bundle.manifest, variant, found, arguments)
+    job = _job(bundle, variant, found, arguments)
     if not arguments.quiet:
         _say(found.left_out)
     limits = BulkLimits(arguments.batch_size, arguments.token_budget)
@@ -225,7 +226,10 @@ def _open_encode(
     return partial(encode_here, partial(interruptible, open_encoder))
 
 
-def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
+def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
+    manifest, dim = bundle.manifest, arguments.colbert_dim
+    if dim is not None:
+        bundle.colbert_axes(dim)  # fails here, before anything is written
     checked_heads(manifest, arguments.heads)
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
     return BulkJob(
@@ -238,6 +242,8 @@ def _job(manifest: Manifest, variant: Variant, found: FoundSources, arguments: a
             dense_dtype=arguments.dense_dtype,
             colbert_dtype=arguments.colbert_dtype,
             colbert_pool=arguments.colbert_pool,
+            colbert_dim=dim,
+            colbert_pca=bundle.colbert_pca.sha256 if dim and bundle.colbert_pca else "",
         ),
         shard_rows=arguments.shard_rows or default_rows,
         columns=Columns(arguments.text, arguments.id),

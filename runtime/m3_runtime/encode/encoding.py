@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.sparse import SparseRow, SparseVectors
 
 KEYS = ("dense_vecs", "lexical_weights", "colbert_vecs")
@@ -24,7 +25,8 @@ class Encoding(Mapping[str, Any]):
     Attributes:
         dense_vecs: (S, H) float32, or (H,) for a single text.
         sparse: the lexical weights as arrays; always S rows, also for a single text.
-        colbert_vecs: S arrays (L-1, C) that own their memory, or one for a single text; float32 or float16.
+        colbert_vecs: S arrays (L-1, C) that own their memory, or one for a single text; float32 or float16. With
+            colbert_dtype="int8", "int4" or "binary" they are `PackedRows`, which numpy takes for such arrays.
         token_counts: (S,) int64, tokens that were encoded, both special tokens included.
         truncated: how many texts were cut to max_length.
         is_single: the input was one text, not a list.
@@ -33,7 +35,7 @@ class Encoding(Mapping[str, Any]):
 
     dense_vecs: NDArray[np.float32] | None
     sparse: SparseVectors | None
-    colbert_vecs: list[NDArray[Any]] | NDArray[Any] | None
+    colbert_vecs: list[Any] | NDArray[Any] | PackedRows | None
     token_counts: NDArray[np.int64]
     truncated: int = 0
     is_single: bool = False
@@ -49,7 +51,8 @@ class Encoding(Mapping[str, Any]):
     @property
     def nbytes(self) -> int:
         """Memory of the vectors."""
-        colbert = [] if self.colbert_vecs is None else list(self.colbert_vecs)
+        given = self.colbert_vecs
+        colbert = given if isinstance(given, list) else [] if given is None else [given]
         sparse = [] if self.sparse is None else [self.sparse.indptr, self.sparse.ids, self.sparse.weights]
         pooled = [array for array in (self.dense_vecs, self.scores) if array is not None]
         return sum(array.nbytes for array in (*pooled, *sparse, *colbert, self.token_counts))
@@ -76,9 +79,9 @@ class Encoding(Mapping[str, Any]):
         """
         dense, colbert = self.dense_vecs, self.colbert_vecs
         if isinstance(colbert, list):
-            colbert = [leading(rows, size, normalize=normalize) for rows in colbert]
+            colbert = [leading(np.asarray(rows), size, normalize=normalize) for rows in colbert]
         elif colbert is not None:
-            colbert = leading(colbert, size, normalize=normalize)
+            colbert = leading(np.asarray(colbert), size, normalize=normalize)
         return replace(
             self, dense_vecs=None if dense is None else leading(dense, size, normalize=normalize), colbert_vecs=colbert
         )
@@ -117,7 +120,7 @@ class EncodingBuilder:
         self._dense: NDArray[np.float32] | None = None
         self._sparse = [_NO_WEIGHTS] * texts
         self._vocab_size = 0
-        self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
+        self._colbert: list[NDArray[Any] | PackedRows] = [np.empty((0, 0), np.float32)] * texts
         self._scores = np.empty(texts, np.float32)
 
     def take(self, index: int, batch: Encoding, row: int) -> None:

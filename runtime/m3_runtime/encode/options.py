@@ -1,11 +1,15 @@
 """The arguments of a call, checked once and frozen."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_runtime.bundle.manifest import LEAST_TOKENS, Head, ModelInfo
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.tokenizer import OnTruncate
 
@@ -16,16 +20,12 @@ DEFAULT_MAX_LENGTH = 512
 _MOST_THREADS = 4096
 
 
-class ColbertDtype(StrEnum):
-    """How ColBERT rows are handed out."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-
-
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How to encode: every field has been checked against the bundle."""
+    """How to encode: every field has been checked against the bundle.
+
+    `colbert_axes` (C, D) are what ColBERT rows are projected on; None leaves them as they are.
+    """
 
     heads: frozenset[Head]
     max_length: int
@@ -33,6 +33,7 @@ class EncodeOptions:
     token_budget: int
     on_truncate: OnTruncate
     colbert_dtype: ColbertDtype
+    colbert_axes: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 def encode_options(
@@ -44,8 +45,11 @@ def encode_options(
     max_length: int | None = None,
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+    colbert_axes: NDArray[np.float32] | None = None,
 ) -> EncodeOptions:
     """Check the arguments of a call, which are those of `M3Encoder.encode_heads`, for the bundle that will encode.
+
+    Its `colbert_dim` has become axes of the bundle: see `Bundle.colbert_axes`.
 
     Raises:
         InputError: an argument is out of range, or no head is asked for.
@@ -58,6 +62,7 @@ def encode_options(
         token_budget=checked_integer(token_budget, "token_budget"),
         on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
         colbert_dtype=_member(ColbertDtype, colbert_dtype, "colbert_dtype"),
+        colbert_axes=colbert_axes,
     )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, ModelInfo
+from m3_runtime.encode.colbert import PackedRows, projected, stored
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.sparse import SparseVectors, gather_sparse
@@ -44,9 +45,7 @@ def sparse_rows(batch: TokenBatch, token_weights: NDArray[np.float32], vocab_siz
     return SparseVectors(indptr, ids[kept], largest[by_occurrence].astype(np.float32, copy=False), vocab_size)
 
 
-def colbert_rows(
-    batch: TokenBatch, colbert_vecs: NDArray[np.float32], dtype: DTypeLike
-) -> Iterator[NDArray[np.floating]]:
+def colbert_rows(batch: TokenBatch, colbert_vecs: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     """Yield each text's ColBERT rows: tokens 1 .. L-1, that is without `<s>` and with `</s>`.
 
     Each (L-1, C) array is a copy that owns its memory, so keeping one does not keep the batch.
@@ -54,12 +53,11 @@ def colbert_rows(
     Args:
         batch: N texts in R rows of T tokens.
         colbert_vecs: (R, T-1, C), the ColBERT head's output; row i belongs to token i+1.
-        dtype: float32 or float16.
     """
     for numbers, vectors in zip(batch.attention_mask, colbert_vecs, strict=True):
         for number in range(1, int(numbers.max()) + 1):
             columns = np.flatnonzero(numbers == number)[1:] - 1
-            yield vectors[columns].astype(dtype, copy=False)
+            yield vectors[columns]
 
 
 def _check_finite(raw: RawOutputs) -> None:
@@ -76,7 +74,7 @@ class Results:
     def __init__(self, texts: int, options: EncodeOptions, manifest: ModelInfo) -> None:
         """No results yet; S is `texts`."""
         self._options = options
-        self._vocab_size = manifest.geometry.vocab_size
+        self._vocab_size, self._normalize = manifest.geometry.vocab_size, manifest.normalize
         self._lengths = np.zeros(texts, dtype=np.int64)
         self._truncated = 0
         width = manifest.geometry.hidden_size if Head.DENSE in options.heads else 0
@@ -84,7 +82,7 @@ class Results:
         self._scores = np.empty(texts, dtype=np.float32)
         self._sparse: list[SparseVectors] = []
         self._order: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
+        self._colbert: list[NDArray[Any] | PackedRows] = [np.empty((0, 0), np.float32)] * texts
 
     def note(self, start: int, tokenized: TokenizedTexts) -> None:
         """Keep what is known of texts before they run; the first of them is text `start`."""
@@ -104,9 +102,10 @@ class Results:
         if raw.token_weights is not None:
             self._sparse.append(sparse_rows(batch, raw.token_weights, self._vocab_size))
         if raw.colbert_vecs is not None:
-            rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
-            for index, vectors in zip(indices, rows, strict=True):
-                self._colbert[index] = vectors
+            axes = self._options.colbert_axes
+            for index, rows in zip(indices, colbert_rows(batch, raw.colbert_vecs), strict=True):
+                kept = rows if axes is None else projected(rows, axes, normalize=self._normalize)
+                self._colbert[index] = stored(kept, self._options.colbert_dtype)
         if raw.logits is not None:
             if raw.logits.shape[1:] != (1,):
                 raise EngineError(f"the graph gives {raw.logits.shape[1:]} scores a pair, expected one")
