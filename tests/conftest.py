@@ -170,6 +170,15 @@ def tiny_bundle(bundles: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_bundle(bundles: Path, tiny_random_checkpoint: Path) -> Path:
+    """tiny-random with the pieces of English and Chinese alone."""
+    words = ("--languages", "en,zh", "--plan", TINY_PLAN)
+    return made_once(
+        bundles / "small", lambda out: _run_quietly(sys.executable, "-c", EXPORT, tiny_random_checkpoint, out, *words)
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_home(tiny_bundle: Path, bundles: Path) -> Path:
     """What was an empty home folder before tiny-random was exported."""
     return bundles / HOME

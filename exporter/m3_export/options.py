@@ -32,7 +32,10 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing)."""
+    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing).
+
+    At most one of `languages` and `vocabulary_from`, which are files of texts, says which pieces stay.
+    """
 
     variants: tuple[VariantName, ...] = tuple(VariantName)
     heads: tuple[Head, ...] = ALL_HEADS
@@ -46,6 +49,8 @@ class ExportOptions:
     plan: Path | None = None
     calibration_texts: Path | None = None
     probe_texts: Path | None = None
+    languages: tuple[str, ...] = ()
+    vocabulary_from: tuple[str, ...] = ()
 
 
 def parse_variants(text: str) -> tuple[VariantName, ...]:

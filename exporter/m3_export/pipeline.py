@@ -24,6 +24,8 @@ from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice
 from m3_export.checkpoint.source import Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer, prove_same_ids
+from m3_export.checkpoint.vocabulary import check_corpora
+from m3_export.chosen_pieces import ChosenPieces, choose_pieces
 from m3_export.errors import CheckpointError, OverBudgetError
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
@@ -68,7 +70,8 @@ def export(
         OverBudgetError: a variant's parity is outside the budget and the options do not allow it.
     """
     check_target(out, force=force)
-    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts)
+    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts, *options.vocabulary_from)
+    check_corpora(options.vocabulary_from)
     texts = _texts(options, progress)
     with staging_folder(out) as staging:
         work = staging / ".work"
@@ -85,12 +88,15 @@ def export(
         texts = replace(texts, probe=(*texts.probe, *probe_texts_with(original.added, texts.probe)))
         tokenizer = prove_same_ids(original, staging, [text.text for text in texts.probe])
         progress.say(f"Tokenizer: {tokenizer.info.proof}, trailing blanks {tokenizer.info.blank_rule}")
+        chosen = choose_pieces(original, tokenizer, checkpoint, texts, options, staging, progress)
+        original, tokenizer, texts = chosen.tokenizer, chosen.runtime, chosen.texts
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
-        model = _model_info(found, checkpoint, original.ids_sha256, tokenizer.info)
+        model = _model_info(found, checkpoint, chosen)
         probe = _probe(checkpoint, tokenizer, texts, progress)
         warnings += _silence(probe.natural, tokenizer, options, progress)
         check = ParityCheck(model, tokenizer, probe, options.budget.dense_min)
-        builder = _builder(M3Model(checkpoint, tokenizer.info.unused_ids), texts, check, staging, options, progress)
+        traced = M3Model(checkpoint, tokenizer.info.unused_ids, chosen.kept_ids)
+        builder = _builder(traced, texts, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
@@ -98,7 +104,7 @@ def export(
             raise OverBudgetError(over_budget_message(results))
         write_plans(results, model.geometry, staging)
         write_library_files(staging, model, original, checkpoint.prompts)
-        manifest = _manifest(model, results, checkpoint.pooling, options, staging)
+        manifest = _manifest(model, results, checkpoint.pooling, options, staging, chosen)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
             _final_check(staging)
@@ -160,16 +166,16 @@ def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
         )
 
 
-def _model_info(found: Source, checkpoint: Checkpoint, ids_sha256: str, tokenizer: TokenizerInfo) -> ModelInfo:
+def _model_info(found: Source, checkpoint: Checkpoint, chosen: ChosenPieces) -> ModelInfo:
     weights = checkpoint.weights_sha256()
     return ModelInfo(
-        space_id=checkpoint.space_id(weights, ids_sha256),
+        space_id=chosen.space_id(checkpoint.space_id(weights, chosen.tokenizer.ids_sha256)),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
         heads=tuple(Head) if checkpoint.sparse else (Head.DENSE,),
         pooling=checkpoint.pooling.pooling,
         normalize=checkpoint.pooling.normalize,
-        tokenizer=tokenizer,
+        tokenizer=chosen.runtime.info,
     )
 
 
@@ -229,6 +235,7 @@ def _manifest(
     pooling: PoolingChoice,
     options: ExportOptions,
     staging: Path,
+    chosen: ChosenPieces,
 ) -> Manifest:
     """Everything that is known of a finished bundle; all its other files have been written."""
     return Manifest(
@@ -247,6 +254,7 @@ def _manifest(
             **speed_order(results, options.objective),
         },
         tools={name: metadata.version(name) for name in TOOLS},
+        vocabulary=chosen.vocabulary(model.space_id),
     )
 
 

@@ -234,10 +234,12 @@ class M3Encoder:
         those of `encode_heads`.
 
         Raises:
-            InputError: no head is asked for, or an argument is out of range.
+            InputError: no head is asked for, an argument is out of range, or an id is of a piece that was dropped.
             HeadError: the bundle has no such head.
             EngineError: the engine failed, or the encoder is closed.
         """
+        for index, row in enumerate(ids):
+            self.tokenizer.check_ids(row, f"text {index}")
         options = encode_options(
             self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
         )
@@ -298,6 +300,12 @@ class M3Encoder:
             token_budget=token_budget,
             on_truncate=on_truncate,
         )
+        if scores.out_of_vocabulary:
+            _log.warning(
+                "%d of the %d texts that were scored have pieces that the bundle dropped; their scores are approximate",
+                scores.out_of_vocabulary,
+                2 * len(pairs),
+            )
         if scores.truncated:
             _log.warning(
                 "%d of the %d texts that were scored had more than the maximum of tokens and were cut; "

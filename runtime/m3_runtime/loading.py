@@ -57,8 +57,18 @@ def load(
 def _tokenizer_after(is_busy: threading.Event, bundle: Bundle) -> M3Tokenizer:
     """Open the tokenizer when the engine needs the interpreter no longer: reading its file keeps it for long."""
     is_busy.wait()
-    info = bundle.manifest.tokenizer
-    return M3Tokenizer.open(bundle.file(info.path), info)
+    return open_tokenizer(bundle)
+
+
+def open_tokenizer(bundle: Bundle) -> M3Tokenizer:
+    """The bundle's tokenizer.
+
+    Raises:
+        BundleError: a file of it is not what it must be.
+    """
+    info, vocabulary = bundle.manifest.tokenizer, bundle.manifest.vocabulary
+    dropped = None if vocabulary is None else bundle.file(vocabulary.dropped_path)
+    return M3Tokenizer.open(bundle.file(info.path), info, dropped)
 
 
 @dataclass(frozen=True)

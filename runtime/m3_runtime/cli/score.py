@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
     weights = FusionWeights.from_sequence(arguments.weights)
-    texts = truncated = 0
+    texts = truncated = respelled = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
     with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
         while step := list(islice(pairs, _STEP_PAIRS)):
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
             texts += 2 * len(step)
             truncated += scores.truncated
+            respelled += scores.out_of_vocabulary
             combined = scores.combined(weights)
             for row in zip(*combined.values(), strict=True):
                 file.write(json_line(dict(zip(combined, row, strict=True))))
@@ -90,6 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
             "and were cut\n"
         )
+    if respelled:
+        sys.stderr.write(f"m3-runtime: {respelled} of {texts} texts have pieces that the bundle dropped\n")
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:

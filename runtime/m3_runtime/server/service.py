@@ -29,7 +29,7 @@ from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.shares import Holding, Shares
 from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
-from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
+from m3_runtime.tokenizer import OnTruncate, TokenizedTexts, joined
 
 _T = TypeVar("_T")
 _NameOf = Callable[[int], str]
@@ -84,19 +84,25 @@ class Truncation:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The vectors of S texts; `cut` are the indexes of those that were cut to the maximum length."""
+    """The vectors of S texts.
+
+    `cut` are the indexes of those that were cut to the maximum length, `respelled` of those that have a piece which the
+    bundle dropped.
+    """
 
     vectors: Encoding
     cut: tuple[int, ...]
+    respelled: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """The scores of a query and P passages; `tokens` of all, and `cut` as in `EncodedTexts`."""
+    """The scores of a query and P passages; `tokens` of all, and `cut` and `respelled` as in `EncodedTexts`."""
 
     scores: list[float]
     tokens: int
     cut: tuple[int, ...]
+    respelled: tuple[int, ...]
 
 
 Score = Callable[[Encoding], list[float]]
@@ -237,7 +243,8 @@ class Service:
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
-        return EncodedTexts(replace(encoding, truncated=tokenized.truncated), _cut(tokenized))
+        counts = {"truncated": tokenized.truncated, "out_of_vocabulary": tokenized.out_of_vocabulary}
+        return EncodedTexts(replace(encoding, **counts), _cut(tokenized), _respelled(tokenized))
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -259,7 +266,7 @@ class Service:
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
             call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, _cut(tokenized))
+        return ScoredTexts(scores, tokens, _cut(tokenized), _respelled(tokenized))
 
     async def _checked_ids(
         self, texts: Texts, name_of: _NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
@@ -275,6 +282,7 @@ class Service:
         tokens = sum(row.size for row in tokenized.ids)
         request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
         self.metrics.truncated.inc(tokenized.truncated)
+        self.metrics.out_of_vocabulary.inc(tokenized.out_of_vocabulary)
         return tokenized
 
     def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> int:
@@ -350,8 +358,7 @@ class Service:
         found: list[TokenizedTexts] = []
         for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
             found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name_of, truncation)))
-        ids = tuple(row for some in found for row in some.ids)
-        return TokenizedTexts(ids, np.concatenate([some.is_cut for some in found]))
+        return joined(found)
 
     async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
         """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
@@ -371,7 +378,11 @@ class Service:
         except TextTooLongError as error:
             raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
         found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
-        return TokenizedTexts(tuple(found[i][0] for i in part), np.array([found[i][1] for i in part], np.bool_))
+        respelled = None if tokenized.is_respelled is None else np.zeros(len(part), np.bool_)
+        if respelled is not None and tokenized.is_respelled is not None:
+            respelled[[i - part.start for i in texts]] = tokenized.is_respelled  # ids of a client have all their rows
+        cut = np.array([found[i][1] for i in part], np.bool_)
+        return TokenizedTexts(tuple(found[i][0] for i in part), cut, respelled)
 
     def _check_ids(self, ids: TokenIds, name: str) -> None:
         vocab_size = self.manifest.geometry.vocab_size
@@ -382,6 +393,10 @@ class Service:
                     f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
                     f"{name}[{i}]",
                 )
+        try:
+            self.encoder.tokenizer.check_ids(np.array(ids, np.int32), name)
+        except InputError as error:
+            raise FieldError(str(error), name) from error
 
     def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
         """A client's token ids with both special tokens; and whether they were cut."""
@@ -424,6 +439,11 @@ class Service:
 
 def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
     return tuple(np.flatnonzero(tokenized.is_cut).tolist())
+
+
+def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
+    found = tokenized.is_respelled
+    return () if found is None else tuple(np.flatnonzero(found).tolist())
 
 
 def _name_of(name: str, first: str, index: int) -> str:

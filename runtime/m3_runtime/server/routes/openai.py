@@ -14,11 +14,11 @@ from m3_runtime.server.answers import (
     OpenAiRefusal,
     Problem,
     answered_by,
-    cut_headers,
     json_answer,
     refusal,
     refusals,
     row_json,
+    text_headers,
     vectors_answer,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
@@ -55,7 +55,7 @@ def openai_routes(service: Service) -> APIRouter:
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
 
-        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
+        return await vectors_answer(found.vectors, answer, text_headers(found))
 
     @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
     async def models() -> Response:
