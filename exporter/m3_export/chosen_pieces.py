@@ -1,11 +1,8 @@
 """The pieces of an export: all of them, or those that were asked for, with what that costs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from m3_export.calibration.texts import ChosenTexts
 from m3_export.checkpoint.folder import Checkpoint
@@ -23,21 +20,17 @@ from m3_runtime.tokenizer import M3Tokenizer
 
 @dataclass(frozen=True)
 class ChosenPieces:
-    """A tokenizer, as files and as the runtime reads them, and the texts that it can spell.
+    """A tokenizer as files and as the runtime reads them, `whole` with every piece, and the texts of the export.
 
     `kept` is None where every piece stays; `loss` is what dropping the others costs, by language.
     """
 
     tokenizer: CheckpointTokenizer
     runtime: M3Tokenizer
+    whole: M3Tokenizer
     texts: ChosenTexts
     kept: KeptPieces | None = None
     loss: Mapping[str, VocabularyLoss] = field(default_factory=dict)
-
-    @property
-    def kept_ids(self) -> NDArray[np.int64] | None:
-        """(K,) ids with a row in the word embedding; None where all have one."""
-        return None if self.kept is None else self.kept.ids
 
     def space_id(self, full_space_id: str) -> str:
         """The bundle's vector space, from that of the model with all pieces."""
@@ -53,7 +46,7 @@ class ChosenPieces:
 
 def choose_pieces(
     original: CheckpointTokenizer,
-    full: M3Tokenizer,
+    whole: M3Tokenizer,
     checkpoint: Checkpoint,
     texts: ChosenTexts,
     options: ExportOptions,
@@ -64,7 +57,7 @@ def choose_pieces(
 
     Args:
         original: the checkpoint's tokenizer.
-        full: the same, as the runtime reads it.
+        whole: the same, as the runtime reads it.
         checkpoint: its weights.
         texts: of the export.
         options: which pieces stay.
@@ -73,23 +66,24 @@ def choose_pieces(
 
     Raises:
         InputError: a corpus cannot be read.
-        OptionsError: every piece would stay, or no text of the export could be spelt.
+        OptionsError: every piece would stay, or no probe text could be spelt.
         TokenizerMismatchError: the smaller tokenizer does not do what it should.
     """
     if options.languages:
         ours = [text.text for text in (*texts.calibration, *texts.probe) if text.lang in options.languages]
-        kept = pieces_of_languages(original.saved, full, options.languages, ours)
+        kept = pieces_of_languages(original.saved, whole, options.languages, ours)
     elif options.vocabulary_from:
         with progress.step(f"Reading the pieces of {', '.join(options.vocabulary_from)}"):
-            kept = pieces_of_corpora(original.saved, full, options.vocabulary_from)
+            kept = pieces_of_corpora(original.saved, whole, options.vocabulary_from)
     else:
-        return ChosenPieces(original, full, texts)
+        return ChosenPieces(original, whole, whole, texts)
     progress.say(f"Vocabulary: {len(kept.ids)} of {checkpoint.geometry.vocab_size} rows, {kept.chosen_by}")
-    cut, runtime = cut_tokenizer(original, full, kept, staging, [text.text for text in texts.probe])
-    left = spelt(texts, full, runtime)
+    cut, runtime = cut_tokenizer(original, whole, kept, staging, [text.text for text in texts.probe])
+    left = replace(texts, probe=spelt(texts.probe, whole, runtime))
+    left = replace(left, degenerate_probe=spelt(texts.degenerate_probe, whole, runtime))
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
     with progress.step("Running the PyTorch FP32 reference with and without the dropped pieces"):
         loss = vocabulary_loss(
-            checkpoint, full, runtime, texts.probe, longest, lambda rows: progress.bar(rows, "vocabulary")
+            checkpoint, whole, runtime, texts.probe, longest, lambda rows: progress.bar(rows, "vocabulary")
         )
-    return ChosenPieces(cut, runtime, left, kept, loss)
+    return ChosenPieces(cut, runtime, whole, left, kept, loss)

@@ -86,24 +86,22 @@ def export(
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
         texts = replace(texts, probe=(*texts.probe, *probe_texts_with(original.added, texts.probe)))
-        tokenizer = prove_same_ids(original, staging, [text.text for text in texts.probe])
-        progress.say(f"Tokenizer: {tokenizer.info.proof}, trailing blanks {tokenizer.info.blank_rule}")
-        chosen = choose_pieces(original, tokenizer, checkpoint, texts, options, staging, progress)
-        original, tokenizer, texts = chosen.tokenizer, chosen.runtime, chosen.texts
+        whole = prove_same_ids(original, staging, [text.text for text in texts.probe])
+        progress.say(f"Tokenizer: {whole.info.proof}, trailing blanks {whole.info.blank_rule}")
+        chosen = choose_pieces(original, whole, checkpoint, texts, options, staging, progress)
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
         model = _model_info(found, checkpoint, chosen)
-        probe = _probe(checkpoint, tokenizer, texts, progress)
-        warnings += _silence(probe.natural, tokenizer, options, progress)
-        check = ParityCheck(model, tokenizer, probe, options.budget.dense_min)
-        traced = M3Model(checkpoint, tokenizer.info.unused_ids, chosen.kept_ids)
-        builder = _builder(traced, texts, check, staging, options, progress)
+        probe = _probe(checkpoint, chosen.runtime, chosen.texts, progress)
+        warnings += _silence(probe.natural, chosen.runtime, options, progress)
+        check = ParityCheck(model, chosen.runtime, probe, options.budget.dense_min)
+        builder = _builder(checkpoint, chosen, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
         if over and not options.allow_over_budget:
             raise OverBudgetError(over_budget_message(results))
         write_plans(results, model.geometry, staging)
-        write_library_files(staging, model, original, checkpoint.prompts)
+        write_library_files(staging, model, chosen.tokenizer, checkpoint.prompts)
         manifest = _manifest(model, results, checkpoint.pooling, options, staging, chosen)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
@@ -202,10 +200,19 @@ def _probe(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, p
 
 
 def _builder(
-    model: M3Model, texts: ChosenTexts, check: ParityCheck, staging: Path, options: ExportOptions, progress: Progress
+    checkpoint: Checkpoint,
+    chosen: ChosenPieces,
+    check: ParityCheck,
+    staging: Path,
+    options: ExportOptions,
+    progress: Progress,
 ) -> VariantBuilder:
-    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of."""
-    tuning = _tuning_texts(check, texts)
+    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of.
+
+    Statistics are those of the model with all its pieces: without some of them the same plan gives the same integers.
+    """
+    model = M3Model(checkpoint, chosen.runtime.info.unused_ids)
+    tuning = _tuning_texts(chosen, check.model.geometry.max_tokens)
 
     def gather() -> ActivationStatistics:
         title = f"Activation statistics of {len(tuning.ranges)} calibration texts"
@@ -214,17 +221,18 @@ def _builder(
 
     quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):
-        graphs = Graphs(passes.portable(trace(model)), staging / ".work")
+        fewer = model if chosen.kept is None else M3Model(checkpoint, model.unused_ids, chosen.kept.ids)
+        graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, options, progress)
     return VariantBuilder(graphs, quantized, planner, check, staging, options, progress)
 
 
-def _tuning_texts(check: ParityCheck, texts: ChosenTexts) -> TuningTexts:
-    """The calibration texts as ids."""
-    longest = min(CALIBRATION_TOKENS, check.model.geometry.max_tokens)
+def _tuning_texts(chosen: ChosenPieces, max_tokens: int) -> TuningTexts:
+    """The calibration texts as ids of the whole tokenizer."""
+    longest, texts = min(CALIBRATION_TOKENS, max_tokens), chosen.texts
 
-    def ids(chosen: tuple[Text, ...]) -> tuple[Ids, ...]:
-        return tuple(check.tokenizer.encode_batch([text.text for text in chosen], longest).ids)
+    def ids(some: tuple[Text, ...]) -> tuple[Ids, ...]:
+        return tuple(chosen.whole.encode_batch([text.text for text in some], longest).ids)
 
     return TuningTexts.split(ids(texts.calibration), ids(texts.degenerate_calibration))
 

@@ -121,7 +121,6 @@ class M3Model(nn.Module):
         )
         self.sparse = Linear(checkpoint.sparse.weight, checkpoint.sparse.bias) if checkpoint.sparse else None
         self.colbert = Linear(checkpoint.colbert.weight, checkpoint.colbert.bias) if checkpoint.colbert else None
-        self.vocab_size = geometry.vocab_size
         self.pad_id = checkpoint.pad_id
         self.unused_ids = unused_ids
         self.pooling = checkpoint.pooling.pooling

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from m3_export.calibration.statistics import ActivationStatistics
 from m3_export.graph import passes
-from m3_export.graph.model import ROW_OF_ID
 from m3_export.graph.trace import trace
 from m3_export.options import VariantName
 from m3_export.plan.costs import SHAPES, Costs, Seconds
@@ -231,9 +230,7 @@ class SmallModels:
         model = copy.copy(self._quantized.model)
         model._modules, model._parameters = dict(model._modules), dict(model._parameters)
         model.layers = torch.nn.ModuleList(list(model.layers)[:layers])
-        rows = model.rows(torch.arange(min(WORDS, model.vocab_size)))
-        model.words = torch.nn.Parameter(model.words[rows].clone(), requires_grad=False)
-        model._buffers = {ROW_OF_ID: None}  # ids are rows here
+        model.words = torch.nn.Parameter(model.words[:WORDS].clone(), requires_grad=False)
         quantized = QuantizedModel(model, lambda: _first_layers(self._quantized.statistics, layers))
         return quantized, passes.portable(trace(model))
 

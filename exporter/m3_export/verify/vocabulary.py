@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from m3_export.calibration.texts import ChosenTexts
 from m3_export.calibration.texts.text import Text
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.errors import OptionsError
@@ -52,26 +51,19 @@ def vocabulary_loss(
     return found
 
 
-def spelt(texts: ChosenTexts, full: M3Tokenizer, cut: M3Tokenizer) -> ChosenTexts:
-    """The texts without those in which fewer pieces leave a character without any: they are of no kept language.
+def spelt(texts: tuple[Text, ...], full: M3Tokenizer, cut: M3Tokenizer) -> tuple[Text, ...]:
+    """The probe texts without those in which a character that had a piece has none left: they are of other languages.
 
     Raises:
-        OptionsError: no probe text or no calibration text is left.
+        OptionsError: none is left.
     """
-
-    def left(some: tuple[Text, ...]) -> tuple[Text, ...]:
-        before, after = (_unknown(one, [text.text for text in some]) for one in (full, cut))
-        return tuple(text for text, b, a in zip(some, before, after, strict=True) if a <= b)
-
-    calibration, probe = left(texts.calibration), left(texts.probe)
-    if not calibration or not probe:
+    before, after = (_unknown(one, [text.text for text in texts]) for one in (full, cut))
+    left = tuple(text for text, b, a in zip(texts, before, after, strict=True) if a <= b)
+    if not left:
         raise OptionsError(
-            "no calibration text or no probe text can be spelt with the pieces that are kept; give texts in your "
-            "languages: --calibration-texts and --probe-texts"
+            "no probe text can be spelt with the pieces that are kept; give texts in your languages: --probe-texts"
         )
-    return ChosenTexts(
-        calibration, probe, left(texts.degenerate_calibration), left(texts.degenerate_probe), texts.warnings
-    )
+    return left
 
 
 def _unknown(tokenizer: M3Tokenizer, texts: Sequence[str]) -> Iterable[int]:
