@@ -7,13 +7,19 @@ from pathlib import Path
 from m3_export.calibration.texts import ChosenTexts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
-from m3_export.checkpoint.vocabulary import KeptPieces, cut_tokenizer, pieces_of_corpora, pieces_of_languages
+from m3_export.checkpoint.vocabulary import (
+    PIPELINE_NAME,
+    KeptPieces,
+    cut_tokenizer,
+    pieces_of_corpora,
+    pieces_of_languages,
+)
 from m3_export.options import ExportOptions
 from m3_export.verify.measure import MAX_PROBE_TOKENS
 from m3_export.verify.vocabulary import spelt, vocabulary_loss
 from m3_runtime.bundle.manifest import Vocabulary, VocabularyLoss
 from m3_runtime.bundle.space import full_space_of, space_of_fewer_pieces
-from m3_runtime.dropped_pieces import DROPPED_PIECES_NAME
+from m3_runtime.fewer_pieces import PIECES_NAME
 from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -41,7 +47,7 @@ class ChosenPieces:
         if self.kept is None:
             return None
         rows, full = len(self.kept.ids), full_space_of(space_id)
-        return Vocabulary(rows, full, self.kept.chosen_by, DROPPED_PIECES_NAME, self.loss)
+        return Vocabulary(rows, full, self.kept.chosen_by, PIECES_NAME, PIPELINE_NAME, self.loss)
 
 
 def choose_pieces(

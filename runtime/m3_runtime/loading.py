@@ -66,9 +66,10 @@ def open_tokenizer(bundle: Bundle) -> M3Tokenizer:
     Raises:
         BundleError: a file of it is not what it must be.
     """
-    info, vocabulary = bundle.manifest.tokenizer, bundle.manifest.vocabulary
-    dropped = None if vocabulary is None else bundle.file(vocabulary.dropped_path)
-    return M3Tokenizer.open(bundle.file(info.path), info, dropped)
+    info, fewer = bundle.manifest.tokenizer, bundle.manifest.vocabulary
+    if fewer is None:
+        return M3Tokenizer.open(bundle.file(info.path), info)
+    return M3Tokenizer.open(bundle.file(fewer.pipeline_path), info, bundle.file(fewer.pieces_path))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import TokenizerInfo
-from m3_runtime.dropped_pieces import DroppedPieces
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime.fewer_pieces import FewerPieces
 from m3_runtime.sequences import listed
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.unigram import Unigram
@@ -116,14 +116,14 @@ class Piece:
 class M3Tokenizer:
     """The bundle's tokenizer. Safe to use from several threads: nothing that tells changes after `open`."""
 
-    def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo, dropped: DroppedPieces | None = None) -> None:
+    def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo, fewer: FewerPieces | None = None) -> None:
         """Make the pipeline.
 
         Args:
             spec: what tokenizer.json holds.
             info: what the manifest says of it.
-            dropped: pieces of the full vocabulary that `spec` lacks. A text with none of them gets the full
-                vocabulary's ids; another one those that are left, and is counted.
+            fewer: the pieces, instead of those of `spec`, where not all have a row. A text with none that was dropped
+                gets the full vocabulary's ids; another one those that are left, and is counted.
 
         Raises:
             BundleFormatError: it wraps a text in other special ids than `info` names.
@@ -134,17 +134,18 @@ class M3Tokenizer:
         model, added = spec["model"], spec["added_tokens"]
         if model["type"] != "Unigram" or model.get("byte_fallback"):
             raise ValueError(f"its model is {model['type']}, expected XLM-R's: Unigram without byte_fallback")
-        self._names = [piece for piece, _ in model["vocab"]]
-        self._unigram = Unigram(self._names, [score for _, score in model["vocab"]], model["unk_id"])
-        self._dropped = dropped
-        self._full = self._unigram if dropped is None else self._unigram.with_pieces(dropped)
+        vocab, self._dropped = model["vocab"], None if fewer is None else fewer.dropped
+        self._names = [piece for piece, _ in vocab] if fewer is None else fewer.names
+        scores = [score for _, score in vocab] if fewer is None else fewer.scores.tolist()
+        self._unigram = Unigram(self._names, scores, model["unk_id"])
+        self._full = self._unigram if self._dropped is None else self._unigram.with_pieces(self._dropped)
         rest = {**spec, "truncation": None, "padding": None, "model": _NO_PIECES}
         self._words = Tokenizer.from_str(json.dumps(rest))
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
         self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
         self._is_dropped = np.zeros(max(len(self._names), *self._added_names, 0) + 1, np.bool_)
-        if dropped is not None:
-            self._is_dropped[dropped.ids] = True
+        if self._dropped is not None:
+            self._is_dropped[self._dropped.ids] = True
         self._drops = self._is_dropped.tobytes()  # of single ids it is asked faster
         self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
         has_blanks = any(character.isspace() for name in self._added_names.values() for character in name)
@@ -157,8 +158,8 @@ class M3Tokenizer:
             )
 
     @classmethod
-    def open(cls, path: str | Path, info: TokenizerInfo, dropped: Path | None = None) -> "M3Tokenizer":
-        """Read a tokenizer.json, and the file of pieces that it lacks.
+    def open(cls, path: str | Path, info: TokenizerInfo, pieces: Path | None = None) -> "M3Tokenizer":
+        """Read a tokenizer.json; or one without pieces, and the file that has them.
 
         Raises:
             BundleDamagedError: a file cannot be read as what it is.
@@ -166,7 +167,7 @@ class M3Tokenizer:
         """
         try:
             spec = json.loads(Path(path).read_bytes())
-            return cls(spec, info, dropped and DroppedPieces.open(dropped, len(spec["model"]["vocab"])))
+            return cls(spec, info, None if pieces is None else FewerPieces.open(pieces))
         except (BundleFormatError, BundleDamagedError):
             raise
         except Exception as error:  # see __init__

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 
-from m3_runtime.dropped_pieces import DroppedPieces
+from m3_runtime.fewer_pieces import DroppedPieces
 
 _UNKNOWN_PENALTY = 10.0
 """How much less than the worst piece an unknown character scores; the package's constant, and SentencePiece's."""

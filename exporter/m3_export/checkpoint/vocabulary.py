@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from m3_export.checkpoint.added_tokens import TOKENIZER_NAME, texts_with
+from m3_export.checkpoint.added_tokens import texts_with
 from m3_export.checkpoint.languages import Characters, is_single, script_of_character
 from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer
 from m3_export.errors import OptionsError, TokenizerMismatchError
-from m3_runtime.dropped_pieces import DROPPED_PIECES_NAME, DroppedPieces
 from m3_runtime.errors import InputError
+from m3_runtime.fewer_pieces import PIECES_NAME, FewerPieces
 from m3_runtime.io.formats import STDIN
 from m3_runtime.io.readers import read_texts
 from m3_runtime.tokenizer import M3Tokenizer
+
+PIPELINE_NAME = "tokenizer_pipeline.json"
+"""tokenizer.json without pieces, which the runtime has from another file."""
 
 _AT_ONCE = 1024
 _MOST_TOKENS = 2**31 - 1
@@ -105,7 +108,7 @@ def cut_tokenizer(
         original: the checkpoint's, whole.
         full: the same, as the runtime reads it.
         kept: which pieces stay.
-        folder: where tokenizer.json and the dropped pieces are written.
+        folder: where tokenizer.json, the pipeline without pieces, and pieces are written.
         texts: compared besides `HARD_TEXTS` and texts with every added token.
 
     Raises:
@@ -113,17 +116,23 @@ def cut_tokenizer(
             it was dropped, nor those that the tokenizers package gives for the file.
     """
     spec = json.loads(original.saved)
-    vocab, stays = spec["model"]["vocab"], set(kept.ids.tolist())
-    dropped = {number: piece for number, (piece, _) in enumerate(vocab) if number not in stays}
+    vocab = spec["model"]["vocab"]
+    pieces = FewerPieces.of([piece for piece, _ in vocab], [score for _, score in vocab], kept.ids.tolist())
+    pieces.save(folder / PIECES_NAME)
     # The places of dropped pieces stay, and their scores: an unknown character's penalty follows from the lowest one.
-    for number in dropped:
-        vocab[number][0] = ""
-    cut = replace(original, saved=json.dumps(spec, ensure_ascii=False, separators=(",", ":")))
+    cut = replace(
+        original, saved=_text(spec, [[name, score] for name, (_, score) in zip(pieces.names, vocab, strict=True)])
+    )
     cut.save(folder)
-    DroppedPieces(dropped).save(folder / DROPPED_PIECES_NAME)
-    runtime = M3Tokenizer.open(folder / TOKENIZER_NAME, full.info, folder / DROPPED_PIECES_NAME)
+    (folder / PIPELINE_NAME).write_text(_text(spec, []), encoding="utf-8")
+    runtime = M3Tokenizer.open(folder / PIPELINE_NAME, full.info, folder / PIECES_NAME)
     _prove(runtime, full, cut.saved, (*HARD_TEXTS, *texts_with(original.added), *texts))
     return cut, runtime
+
+
+def _text(spec: dict[str, Any], vocab: list[list[Any]]) -> str:
+    content = {**spec, "model": {**spec["model"], "vocab": vocab}}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _prove(runtime: M3Tokenizer, full: M3Tokenizer, saved: str, texts: Sequence[str]) -> None:

@@ -231,14 +231,15 @@ class VocabularyLoss:
 class Vocabulary:
     """Which pieces have a row in the word embedding, of a bundle in which not all have one. Ids are the full model's.
 
-    `full_space_id` is the full model's vector space, `chosen_by` says how pieces were chosen, `dropped_path` is the
-    file of those that were not. `loss` is keyed by language.
+    `full_space_id` is the full model's vector space, `chosen_by` says how pieces were chosen. The runtime reads pieces
+    from `pieces_path` and the rest of the tokenizer from `pipeline_path`. `loss` is keyed by language.
     """
 
     rows: int
     full_space_id: str
     chosen_by: str
-    dropped_path: str
+    pieces_path: str
+    pipeline_path: str
     loss: Mapping[str, VocabularyLoss]
 
 
