@@ -62,11 +62,11 @@ class DroppedPieces:
     @classmethod
     def of(cls, pieces: Mapping[int, str]) -> "DroppedPieces":
         """Pieces by id."""
-        rows = sorted((crc32(data), number, data) for number, data in ((n, p.encode()) for n, p in pieces.items()))
+        encoded = [(number, piece.encode()) for number, piece in pieces.items()]
+        rows = sorted((crc32(data), number, data) for number, data in encoded)
         text, ends = _joined([data for _, _, data in rows])
-        return cls(
-            np.array([n for _, n, _ in rows], np.int32), ends, text, np.array([c for c, _, _ in rows], np.uint32)
-        )
+        ids, checksums = (np.array([row[i] for row in rows], kind) for i, kind in ((1, np.int32), (0, np.uint32)))
+        return cls(ids, ends, text, checksums)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What the file holds of them."""

@@ -32,7 +32,7 @@ from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
-from m3_runtime.tokenizer import M3Tokenizer
+from m3_runtime.loading import open_tokenizer
 
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
 
@@ -145,8 +145,7 @@ def _measure(
         threads=args.threads,
         output=args.output,
     )
-    info = bundle.manifest.tokenizer
-    done = run(spec, TextMaker(M3Tokenizer.open(bundle.file(info.path), info)), opened.progress)
+    done = run(spec, TextMaker(open_tokenizer(bundle)), opened.progress)
     is_whole = True
     if plan.targets:
         over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}

@@ -120,9 +120,8 @@ def cut_tokenizer(
     pieces = FewerPieces.of([piece for piece, _ in vocab], [score for _, score in vocab], kept.ids.tolist())
     pieces.save(folder / PIECES_NAME)
     # The places of dropped pieces stay, and their scores: an unknown character's penalty follows from the lowest one.
-    cut = replace(
-        original, saved=_text(spec, [[name, score] for name, (_, score) in zip(pieces.names, vocab, strict=True)])
-    )
+    left = [[name, score] for name, (_, score) in zip(pieces.names, vocab, strict=True)]
+    cut = replace(original, saved=_text(spec, left))
     cut.save(folder)
     (folder / PIPELINE_NAME).write_text(_text(spec, []), encoding="utf-8")
     runtime = M3Tokenizer.open(folder / PIPELINE_NAME, full.info, folder / PIECES_NAME)
