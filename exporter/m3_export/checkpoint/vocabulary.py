@@ -21,7 +21,7 @@ from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer
 from m3_export.errors import OptionsError, TokenizerMismatchError
 from m3_runtime.errors import InputError
 from m3_runtime.fewer_pieces import PIECES_NAME, FewerPieces
-from m3_runtime.io.formats import STDIN
+from m3_runtime.io.formats import STDIN, endings_in_words, format_of
 from m3_runtime.io.readers import read_texts
 from m3_runtime.tokenizer import M3Tokenizer
 
@@ -49,6 +49,10 @@ def check_corpora(paths: Sequence[str]) -> None:
     for path in paths:
         if path == STDIN:
             raise InputError("--vocabulary-from reads files, not standard input; write the texts to a file first")
+        if Path(path).is_file() and format_of(path) is None:
+            raise InputError(
+                f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. Rename it"
+            )
         if not any(row.text.strip() for row in read_texts(path)):
             raise InputError(f"{path!r} holds no texts, so no piece would be kept; give texts in your languages")
 
