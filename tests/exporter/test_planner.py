@@ -13,12 +13,13 @@ from test_graph import UNUSED, checkpoint_of, texts_of
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.errors import PlanError
 from m3_export.graph.model import M3Model
-from m3_export.options import VariantName
+from m3_export.options import ExportOptions, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
     SHAPES,
     Costs,
     Objective,
+    Seconds,
     read_costs,
     recorded,
     weighted,
@@ -37,7 +38,7 @@ from m3_export.plan.plan import (
     Setting,
     projections,
 )
-from m3_export.plan.planner import TuningTexts
+from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.search import AS_FAST, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.variants import Graphs, properties_of, write_int8
@@ -45,6 +46,7 @@ from m3_export.verify.budget import Budget
 from m3_export.verify.measure import SIMULATED
 from m3_runtime.bundle.manifest import EngineName, Geometry
 from m3_runtime.cpu import CpuInfo
+from m3_runtime.io.progress import Progress
 
 STATIC = Scheme(Precision.STATIC, smoothing=0.5)
 SETTING = Setting(FloatType.F32, 32)
@@ -230,6 +232,17 @@ def test_bf16_is_no_plan_for_onnxruntime():
         properties_of(VariantName.ONNX_INT8, replace(everywhere(DYNAMIC, 0), float_type=FloatType.BF16))
 
 
+def test_corrected_costs_predict_what_was_measured_of_two_plans():
+    costs, start = costs_of(), everywhere(STATIC)
+    plan = replace(start, schemes={p: FLOAT if p.kind is Kind.FFN_IN else s for p, s in start.schemes.items()})
+    measured = {shape.name: 3.3 for shape in SHAPES}, {shape.name: 3.0 for shape in SHAPES}
+    corrected = costs.corrected(plan, start, measured)
+    assert corrected.seconds(start, 2) == costs.seconds(start, 2)
+    assert corrected.seconds(plan, 2) == pytest.approx({shape.name: 2.2 for shape in SHAPES})
+    other = replace(start, schemes={p: FLOAT if p.kind is Kind.QKV else s for p, s in start.schemes.items()})
+    assert corrected.seconds(other, 2) == costs.seconds(other, 2)
+
+
 # ---- search
 
 
@@ -350,6 +363,35 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
     assert FLOAT in repaired.plan.schemes.values()
     everything = {replace(plan, schemes=schemes) for schemes in _all_schemes()}
     assert repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), everything) is None
+
+
+def test_where_costs_mislead_the_engines_times_decide(quantized, simulation, monkeypatch, tmp_path):
+    """Small models say that attention's output costs next to nothing in float; the whole model disagrees."""
+    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
+    wrong = costs_of(**{**others, "attention_out_float": 0.01})
+    truth = costs_of(**{**others, "attention_out_float": 3.0})
+    monkeypatch.setattr(timing, "measure_costs", lambda *_: wrong)
+    timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
+    tuning = TuningTexts.split(texts_of(*range(8, 48, 2)), texts_of(3, 4, 5))
+
+    def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+        timed.append((one, other))
+        return truth.seconds(one, 2), truth.seconds(other, 2)
+
+    def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
+        found = simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
+        return found, found
+
+    def planned(times) -> PrecisionPlan:
+        budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
+        planner = Planner(quantized, tuning, GEOMETRY, ExportOptions(budget=budget), Progress(quiet=True))
+        return planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, times).plan
+
+    mistaken = planned(lambda one, other: (wrong.seconds(one, 2), wrong.seconds(other, 2)))
+    chosen = planned(seconds)
+    assert truth.seconds(chosen, 2)["batch"] < truth.seconds(mistaken, 2)["batch"]
+    assert evaluate(chosen)[0].dense_mean <= 0.00035
+    assert len(timed) == len(set(timed))  # nothing is timed twice
 
 
 def test_tuning_texts_are_none_of_those_that_ranges_are_measured_on():

@@ -9,12 +9,13 @@ scheme costs.
 
 `fixed` is the embedding and the heads, `layer` a layer whose projections all have the first precision that the engine
 offers, `extra` what another precision adds to it (less than nothing, if it is faster). What the kinds add one by one is
-levelled so that a model in one precision takes what was measured of it.
+levelled so that a model in one precision takes what was measured of it. Whole models have the last word: where the
+chosen plan compares otherwise with its start than predicted, the costs of what was changed are corrected.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,30 @@ class Costs:
             + sum(table[name.kind, scheme.precision][shape.name] for name, scheme in plan.schemes.items())
             for shape in SHAPES
         }
+
+    def corrected(self, plan: PrecisionPlan, start: PrecisionPlan, measured: tuple[Seconds, Seconds]) -> "Costs":
+        """These costs, but such that they predict how two whole models' measured times compare.
+
+        What was missing is added to the projections in which the plans differ, the same to each.
+
+        Args:
+            plan: has other precisions than `start` in some projections, and the same setting.
+            start: a whole-model candidate; what is predicted of it stays.
+            measured: the seconds of both.
+        """
+        changed = [
+            (projection.kind, scheme.precision)
+            for projection, scheme in plan.schemes.items()
+            if scheme.precision is not start.schemes[projection].precision
+        ]
+        layers = len(plan.schemes) // len(Kind)
+        expected, of_start = self.seconds(plan, layers), self.seconds(start, layers)
+        missing = {s: of_start[s] * measured[0][s] / measured[1][s] - expected[s] for s in expected}
+        table = {
+            key: {s: seconds[s] + (missing[s] / len(changed) if key in changed else 0.0) for s in seconds}
+            for key, seconds in self.extra[plan.setting].items()
+        }
+        return replace(self, extra={**self.extra, plan.setting: table})
 
 
 def write_costs(path: Path, costs: Sequence[Costs], facts: Mapping[str, Any] | None = None) -> None:

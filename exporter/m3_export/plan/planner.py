@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from m3_export.plan.plan import (
     Setting,
     projections,
 )
-from m3_export.plan.search import Candidate, Repair, Trial, search
+from m3_export.plan.search import AS_FAST, SAME_TIME, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.projection import fake_quantize, quantize_projection
 from m3_export.quantize.variants import engine_of
@@ -36,6 +36,7 @@ STRENGTHS = (0.5, 0.7, 0.85, 0.95)  # of smoothing
 TUNING_ROWS = 256
 EARLY = (1 / 6, 1 / 3, 1 / 2, 2 / 3, 1)  # of the layers: where a small error turns a degenerate text into another one
 RARE = 0.01  # of degenerate texts: no clipped ranges but jumps, of which the mean loss of a few texts says nothing
+MOST_SEARCHES = 3  # corrected costs after each
 NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for one short query
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
@@ -62,6 +63,21 @@ class TuningTexts:
             tuning=(*chosen, *strange),
             is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
         )
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What the engine says of plans, each asked once: figures (see `Planner.plan`), and the seconds of two in turns.
+
+    Attributes:
+        evaluate: writes and measures a plan.
+        seconds: of two plans that were evaluated.
+        reference: what seconds are counted in.
+    """
+
+    evaluate: Callable[[PrecisionPlan], tuple[Losses, Losses]]
+    seconds: Callable[[PrecisionPlan, PrecisionPlan], tuple[Seconds, Seconds]]
+    reference: Seconds
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,7 @@ class Planner:
         evaluate: Callable[[PrecisionPlan], tuple[Losses, Losses]],
         faster: Callable[[PrecisionPlan, PrecisionPlan], tuple[Seconds, Seconds]],
     ) -> Planned:
-        """Search the fastest plan within the budget.
+        """Search the fastest plan within the budget; again where the costs do not predict what the engine takes.
 
         Args:
             name: the variant.
@@ -110,11 +126,32 @@ class Planner:
         Raises:
             PlanError: costs of the target are not known for this model.
         """
-        costs = self._costs(name, work)
-        reference = costs.seconds(self._uniform(costs, costs.settings[0], FLOAT), self._geometry.layers)
+        costs, layers = self._costs(name, work), self._geometry.layers
+        reference = costs.seconds(self._uniform(costs, costs.settings[0], FLOAT), layers)
+        predicted = partial(_predicted, costs, layers)  # of another processor, this one's times say nothing
+        engine = _Engine(cache(evaluate), cache(faster) if self._target is Target.HERE else predicted, reference)
+        chosen, tried = None, dict[PrecisionPlan, Trial]()
+        for _ in range(MOST_SEARCHES):
+            trials = self._search(costs, engine)
+            tried |= {trial.candidate.plan: trial for trial in trials}
+            if chosen is None:
+                chosen = trials[0]
+            elif trials[0].holds(self._limits):
+                chosen = self._faster(engine, chosen, trials[0])
+            corrected = self._corrected(costs, engine, trials[0])
+            if corrected is None:
+                break
+            costs = corrected
+        assert chosen is not None
+        plan = chosen.candidate.plan
+        others = (trial for trial in tried.values() if trial.candidate.plan != plan)
+        return Planned(plan, (chosen, *others), costs, costs.seconds(plan, layers))
+
+    def _search(self, costs: Costs, engine: "_Engine") -> tuple[Trial, ...]:
+        """One search by given costs; the first trial is the one to take."""
 
         def time_of(plan: PrecisionPlan) -> float:
-            return weighted(self._objective, costs.seconds(plan, self._geometry.layers), reference)
+            return weighted(self._objective, costs.seconds(plan, self._geometry.layers), engine.reference)
 
         candidates = [Candidate(plan, title, time_of(plan)) for title, plan in self._candidates(costs, time_of)]
         for candidate in sorted(candidates, key=lambda candidate: candidate.time):
@@ -123,15 +160,7 @@ class Planner:
         best: list[Trial] = []
 
         def try_out(candidate: Candidate) -> Trial:
-            so_far = f"; best so far: {best[-1].candidate.name}" if best else ""
-            title = f"  Trying {candidate.name} ({candidate.plan}), {candidate.time:.3f} of float predicted{so_far}"
-            with self._progress.step(title):
-                trial = Trial(candidate, *evaluate(candidate.plan))
-            parts = trial.expected.in_parts_of(self._limits)
-            names = [f.name for f in fields(Losses)]
-            self._progress.say(
-                "    of the budget: " + ", ".join(f"{n} {p:.0%}" for n, p in zip(names, parts, strict=True))
-            )
+            trial = self._tried(candidate, engine, best[-1].candidate.name if best else None)
             if not best and trial.holds(self._limits):
                 best.append(trial)
             return trial
@@ -144,24 +173,52 @@ class Planner:
             if trial.holds(self._limits) and _early_float_layers(plan):
                 return None  # faster ones are known, and were over
             if plan.setting not in repairs:
-                repairs[plan.setting] = self._repair(costs, plan.setting, reference)
+                repairs[plan.setting] = self._repair(costs, plan.setting, engine.reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
                 return repairs[plan.setting](trial, seen, trials)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
-            seconds = faster(a.candidate.plan, b.candidate.plan)
-            times = [weighted(self._objective, found, reference) for found in seconds]
-            # of two that cannot be told apart the more accurate one
-            is_close = max(times) <= min(times) * 1.01
-            first = (
-                a.expected.worst(self._limits) <= b.expected.worst(self._limits) if is_close else times[0] < times[1]
-            )
-            best.append(a if first else b)
+            best.append(self._faster(engine, a, b))
             return best[-1]
 
-        trials = search(candidates, self._limits, try_out, repaired, faster_of)
-        plan = trials[0].candidate.plan
-        return Planned(plan, trials, costs, costs.seconds(plan, self._geometry.layers))
+        return search(candidates, self._limits, try_out, repaired, faster_of)
+
+    def _tried(self, candidate: Candidate, engine: "_Engine", best: str | None) -> Trial:
+        """A candidate as the engine measures it."""
+        so_far = f"; best so far: {best}" if best else ""
+        title = f"  Trying {candidate.name} ({candidate.plan}), {candidate.time:.3f} of float predicted{so_far}"
+        with self._progress.step(title):
+            trial = Trial(candidate, *engine.evaluate(candidate.plan))
+        parts = trial.expected.in_parts_of(self._limits)
+        names = [f.name for f in fields(Losses)]
+        self._progress.say("    of the budget: " + ", ".join(f"{n} {p:.0%}" for n, p in zip(names, parts, strict=True)))
+        return trial
+
+    def _faster(self, engine: "_Engine", a: Trial, b: Trial) -> Trial:
+        """The faster of two trials that hold; of two that cannot be told apart the more accurate one."""
+        if a.candidate.plan == b.candidate.plan:
+            return b
+        with self._progress.step(f"    Timing {a.candidate.plan} and {b.candidate.plan} in turns"):
+            seconds = engine.seconds(a.candidate.plan, b.candidate.plan)
+        times = [weighted(self._objective, found, engine.reference) for found in seconds]
+        if max(times) <= min(times) * SAME_TIME:
+            return min(a, b, key=lambda trial: trial.expected.worst(self._limits))
+        return a if times[0] < times[1] else b
+
+    def _corrected(self, costs: Costs, engine: "_Engine", trial: Trial) -> Costs | None:
+        """Costs that predict how a repair's time compares with its start's; None if these do."""
+        plan, start = trial.candidate.plan, trial.candidate.start
+        if start is None or not trial.holds(self._limits):
+            return None
+        with self._progress.step(f"  Timing {trial.candidate.name} ({plan}) and its start in turns"):
+            measured = engine.seconds(plan, start)
+        layers = self._geometry.layers
+        longer = weighted(self._objective, *measured)
+        expected = weighted(self._objective, costs.seconds(plan, layers), costs.seconds(start, layers))
+        self._progress.say(f"    {longer:.3f} of its start's time; predicted: {expected:.3f}")
+        if max(longer, expected) <= AS_FAST * min(longer, expected):
+            return None
+        return costs.corrected(plan, start, measured)
 
     def _costs(self, name: VariantName, work: Path) -> Costs:
         if self._target is not Target.HERE:
@@ -264,7 +321,7 @@ class Planner:
         schemes = {p: FLOAT if p.layer < first else scheme for p, scheme in plan.schemes.items()}
         early = replace(plan, schemes=schemes)
         name = f"{trial.candidate.name.split(', first ')[0]}, first {first} layers float"
-        return Candidate(early, name, time_of(early), is_repair=True)
+        return trial.candidate.repaired(early, name, time_of(early))
 
     def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
         return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(
@@ -275,6 +332,10 @@ class Planner:
     def _simulation(self) -> Simulation:
         with self._progress.step(f"  Exact outputs of {len(self._texts.tuning)} tuning texts"):
             return Simulation(self._quantized, self._texts.tuning, self._texts.is_degenerate)
+
+
+def _predicted(costs: Costs, layers: int, one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+    return costs.seconds(one, layers), costs.seconds(other, layers)
 
 
 def _early_float_layers(plan: PrecisionPlan) -> int:

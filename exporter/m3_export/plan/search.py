@@ -2,8 +2,8 @@
 
 Candidates wait in the order of their predicted time. The fastest is written and measured; if it holds the budget, only
 candidates that could be faster are still tried. If it is over, its repair joins the queue: the same plan with those
-projections one precision up that save most excess per time. So the search ends where nothing faster remains that could
-hold.
+projections in a higher precision that save most excess per time. So the search ends where nothing faster remains that
+could hold.
 """
 
 import heapq
@@ -27,12 +27,28 @@ MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan under consideration: what it is called, and its predicted time in parts of a reference."""
+    """A plan under consideration.
+
+    Attributes:
+        plan: the schemes.
+        name: what it is called.
+        time: predicted, in parts of a reference.
+        start: the whole-model plan that was repaired; None for a whole-model candidate.
+    """
 
     plan: PrecisionPlan
     name: str
     time: float
-    is_repair: bool = False
+    start: PrecisionPlan | None = None
+
+    @property
+    def is_repair(self) -> bool:
+        """Whether it is another candidate with some precisions changed."""
+        return self.start is not None
+
+    def repaired(self, plan: PrecisionPlan, name: str, time: float) -> "Candidate":
+        """Another plan that was made from this one's."""
+        return Candidate(plan, name, time, self.start or self.plan)
 
 
 @dataclass(frozen=True)
@@ -180,7 +196,7 @@ class Repair:
             self._time(projection, scheme) - self._time(projection, start.schemes[projection])
             for projection, scheme in plan.schemes.items()
         )
-        return Candidate(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time, is_repair=True)
+        return trial.candidate.repaired(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time)
 
     def _covers(self, plan: PrecisionPlan, start: PrecisionPlan) -> bool:
         """Whether the losses of a plan's schemes are known, or will be needed anyway."""
@@ -195,14 +211,14 @@ class Repair:
         return _Anchor(measured, measured / np.maximum(self._in_parts(total), 1e-12), slack)
 
     def _best_move_up(self, state: "_State", excess: float, forecast: "_Forecast") -> "_State | None":
-        """The one step up that saves most excess per time, or None if none saves any.
+        """The one move up that saves most excess per time, or None if none saves any.
 
-        A simulation is needed to know what a step saves, but not what it saves at most: moves are looked at in the
+        A simulation is needed to know what a move saves, but not what it saves at most: moves are looked at in the
         order of that bound, and only until none left can be better (Minoux's lazy greedy, 1978).
         """
         bounds = [
             ((excess - self._excess(state.total - self._vector(*move.before), forecast)) / max(move.longer, 1e-9), move)
-            for move in self._moves(state, 1)
+            for move in self._moves(state, up=True)
         ]
         best, most = None, 0.0
         for bound, move in sorted(bounds, key=lambda found: -found[0]):
@@ -225,7 +241,7 @@ class Repair:
 
         Only what takes less than `longest` more than the state does.
         """
-        downs, ups = list(self._moves(state, -1)), list(self._moves(state, 1))
+        downs, ups = list(self._moves(state, up=False)), list(self._moves(state, up=True))
         exchanges = [(down, up) for down in downs for up in ups if down.projection != up.projection]
         found = [(sum(move.longer for move in moves), moves) for moves in (*zip(downs), *zip(ups), *exchanges)]
         for _, moves in sorted((f for f in found if f[0] < longest), key=lambda f: f[0]):
@@ -235,14 +251,14 @@ class Repair:
                 if self._excess(moved.total, forecast) == 0:
                     yield moved
 
-    def _moves(self, state: "_State", steps: int) -> Iterator["_Move"]:
-        """Every projection one precision up (1) or down (-1)."""
+    def _moves(self, state: "_State", *, up: bool) -> Iterator["_Move"]:
+        """Every projection to each higher, or each lower, precision."""
         for projection, scheme in state.schemes.items():
             ladder = self._ladder[projection]
-            place = [step.precision for step in ladder].index(scheme.precision) + steps
-            if 0 <= place < len(ladder):
-                longer = self._time(projection, ladder[place]) - self._time(projection, scheme)
-                yield _Move(projection, scheme, ladder[place], longer)
+            place = [step.precision for step in ladder].index(scheme.precision)
+            for to in ladder[place + 1 :] if up else ladder[:place]:
+                longer = self._time(projection, to) - self._time(projection, scheme)
+                yield _Move(projection, scheme, to, longer)
 
     def _moved(self, state: "_State", move: "_Move") -> "_State":
         total = state.total - self._vector(*move.before) + self._vector(move.projection, move.to)

@@ -34,6 +34,7 @@ Model: TypeAlias = tuple[Setting, int, Variation]  # of so many layers
 LAYERS = 3  # of the small models; a difference of layers is what is wanted, and two of them are measured against one
 WORDS = 1024  # of their vocabulary: looking up a word takes as long in a small table
 ROUNDS = {"query": 25, "passage": 9, "batch": 5}
+FEW_MODELS = 24  # of fewer small ones each is run more often: all take about as long, and noise evens out
 SCHEMES = {
     Precision.STATIC: Scheme(Precision.STATIC, smoothing=0.7),
     Precision.DYNAMIC: Scheme(Precision.DYNAMIC),
@@ -128,10 +129,18 @@ def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind
     return extra
 
 
-def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geometry) -> dict[K, Seconds]:
+def in_turns(
+    engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geometry, times: int = 1
+) -> dict[K, Seconds]:
     """Seconds of each engine for each shape; all take turns, a first round is discarded.
 
     A shape is cut to what the model takes.
+
+    Args:
+        engines: what is timed.
+        heads: what they compute.
+        geometry: the model's.
+        times: as many rounds as usual.
     """
     found: dict[K, dict[str, float]] = {key: {} for key in engines}
     rng = np.random.default_rng(0)
@@ -140,7 +149,7 @@ def in_turns(engines: Mapping[K, Engine], heads: Sequence[Head], geometry: Geome
         ids = rng.integers(5, min(geometry.vocab_size, WORDS), size, dtype=np.int32)
         batches = {key: _batch(ids, engine.packed_tokens) for key, engine in engines.items()}
         samples: dict[K, list[float]] = {key: [] for key in engines}
-        for number in range(ROUNDS[shape.name] + 1):
+        for number in range(times * ROUNDS[shape.name] + 1):
             for key, engine in engines.items():
                 start = time.perf_counter()
                 engine.run(batches[key], heads)
@@ -190,7 +199,7 @@ def _timed(
             folder, variant = written[schemes]
             timed = replace(variant, properties=properties_of(name, plan))
             engines[plan] = stack.enter_context(closing(open_graph(folder / timed.graph, timed, default_threads())))
-        seconds = in_turns(engines, small.heads, geometry)
+        seconds = in_turns(engines, small.heads, geometry, times=max(1, FEW_MODELS // len(engines)))
     return {key: seconds[_computed(plan)] for key, plan in plans.items()}
 
 
