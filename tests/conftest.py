@@ -151,6 +151,13 @@ def tiny_random_checkpoint(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reranker_checkpoint(shared_folder: Path) -> Path:
+    """tiny-random-reranker's checkpoint folder."""
+    name = "tiny-random-reranker"
+    return made_once(shared_folder / "checkpoints" / name, partial(m3_models.write_checkpoint, name))
+
+
+@pytest.fixture(scope="session")
 def bundles(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
     """Where exported bundles go."""
     kept: Path | None = request.config.getoption("--bundles")
@@ -176,6 +183,12 @@ def small_bundle(bundles: Path, tiny_random_checkpoint: Path) -> Path:
     return made_once(
         bundles / "small", lambda out: _run_quietly(sys.executable, "-c", EXPORT, tiny_random_checkpoint, out, *words)
     )
+
+
+@pytest.fixture(scope="session")
+def reranker_bundle(bundles: Path) -> Path:
+    """tiny-random-reranker with all three variants, by the plan of `tiny_bundle`: the encoder is the same."""
+    return _reranker_bundle(bundles)
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +218,7 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
     makers = {
         "tiny_bundle": partial(_tiny_bundle, bundles),
         "mini_bundle": partial(_mini_bundle, bundles),
+        "reranker_bundle": partial(_reranker_bundle, bundles),
         "bare_python": partial(_bare_python, shared_folder),
         "foreign_python": foreign.foreign_python,
     }
@@ -232,6 +246,13 @@ def _mini_bundle(bundles: Path) -> Path:
     return made_once(
         bundles / "mini-m3", lambda out: _run_quietly(sys.executable, "-c", EXPORT, "mini-m3", out, *words)
     )
+
+
+def _reranker_bundle(bundles: Path) -> Path:
+    # few probe pairs, and no budget for noise: what is over is part of what is tested
+    words = ("--plan", TINY_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--allow-over-budget")
+    name = "tiny-random-reranker"
+    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
 
 
 def _bare_python(shared_folder: Path) -> Path:

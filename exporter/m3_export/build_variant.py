@@ -11,7 +11,7 @@ import numpy as np
 from m3_export.errors import ExportError
 from m3_export.options import ExportOptions, VariantName
 from m3_export.plan.costs import Objective, Seconds, weighted
-from m3_export.plan.losses import Losses
+from m3_export.plan.losses import Figures, limits_of
 from m3_export.plan.plan import PrecisionPlan, plans_to_text
 from m3_export.plan.planner import Planned, Planner
 from m3_export.plan.simulation import QuantizedModel
@@ -100,9 +100,9 @@ class VariantBuilder:
     def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, _Written]]:
         written: dict[PrecisionPlan, _Written] = {}
 
-        def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
+        def evaluate(plan: PrecisionPlan) -> tuple[Figures, Figures]:
             written[plan] = self._write(name, plan, len(written))
-            losses, most = written[plan].measured.losses, 1 - self.options.budget.dense_min
+            losses, most = written[plan].measured.losses, limits_of(self.check.budget).worst_text
             return losses.figures(most), losses.upper_bounds(most, np.random.default_rng(SEED))
 
         def seconds(first: PrecisionPlan, second: PrecisionPlan) -> tuple[Seconds, Seconds]:
@@ -141,7 +141,7 @@ class VariantBuilder:
     def _result(
         self, variant: Variant, parity: Parity, reached: tuple[Parity, ...], planned: Planned | None
     ) -> VariantResult:
-        over = excesses(parity, self.options.budget, variant.precision, normalize=self.check.model.normalize)
+        over = excesses(parity, self.check.budget, variant.precision, normalize=self.check.model.normalize)
         if over:
             self.progress.say("  Over budget: " + "; ".join(map(str, over)))
         return VariantResult(variant, parity, over, reached, planned)
@@ -181,10 +181,13 @@ def over_budget_message(results: Sequence[VariantResult]) -> str:
 
 
 def _best(reached: Sequence[Parity]) -> str:
-    figures = [
-        f"dense cosine mean {max(p.dense.cosine_mean for p in reached):.6f}",
-        f"min {max(p.dense.cosine_min for p in reached):.6f}",
-    ]
+    figures = []
+    if dense := [p.dense for p in reached if p.dense]:
+        figures.append(f"dense cosine mean {max(one.cosine_mean for one in dense):.6f}")
+        figures.append(f"min {max(one.cosine_min for one in dense):.6f}")
+    if scores := [p.score for p in reached if p.score]:
+        figures.append(f"score difference p99 ÷ spread {min(s.difference_p99 / s.spread for s in scores):.4f}")
+        figures.append(f"max {min(s.difference_max / s.spread for s in scores):.4f}")
     if colbert := [p.colbert.cosine_p5 for p in reached if p.colbert]:
         figures.append(f"ColBERT p5 {max(colbert):.6f}")
     if sparse := [p.sparse.jaccard_mean for p in reached if p.sparse]:

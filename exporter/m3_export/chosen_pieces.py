@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m3_export.calibration.texts import ChosenTexts
+from m3_export.calibration.pairs import ChosenPairs
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import (
@@ -14,6 +14,8 @@ from m3_export.checkpoint.vocabulary import (
     pieces_of_corpora,
     pieces_of_languages,
 )
+from m3_export.errors import OptionsError
+from m3_export.material import Chosen
 from m3_export.options import ExportOptions
 from m3_export.verify.measure import MAX_PROBE_TOKENS
 from m3_export.verify.vocabulary import spelt, vocabulary_loss
@@ -34,7 +36,7 @@ class ChosenPieces:
     tokenizer: CheckpointTokenizer
     runtime: M3Tokenizer
     whole: M3Tokenizer
-    texts: ChosenTexts
+    texts: Chosen
     kept: KeptPieces | None = None
     loss: Mapping[str, VocabularyLoss] = field(default_factory=dict)
 
@@ -54,7 +56,7 @@ def choose_pieces(
     original: CheckpointTokenizer,
     whole: M3Tokenizer,
     checkpoint: Checkpoint,
-    texts: ChosenTexts,
+    texts: Chosen,
     options: ExportOptions,
     staging: Path,
     progress: Progress,
@@ -65,24 +67,26 @@ def choose_pieces(
         original: the checkpoint's tokenizer.
         whole: the same, as the runtime reads it.
         checkpoint: its weights.
-        texts: of the export.
+        texts: of the export; pairs, where it is a reranker's.
         options: which pieces stay.
         staging: the bundle's folder, with the whole tokenizer.json.
         progress: what the user sees.
 
     Raises:
         InputError: a corpus cannot be read.
-        OptionsError: every piece would stay, or no probe text could be spelt.
+        OptionsError: every piece would stay, no probe text could be spelt, or the model is a reranker.
         TokenizerMismatchError: the smaller tokenizer does not do what it should.
     """
+    if not (options.languages or options.vocabulary_from):
+        return ChosenPieces(original, whole, whole, texts)
+    if isinstance(texts, ChosenPairs):
+        raise OptionsError("--languages and --vocabulary-from are for encoders; a reranker keeps every piece")
     if options.languages:
         ours = [text.text for text in (*texts.calibration, *texts.probe) if text.lang in options.languages]
         kept = pieces_of_languages(original.saved, whole, options.languages, ours)
-    elif options.vocabulary_from:
+    else:
         with progress.step(f"Reading the pieces of {', '.join(options.vocabulary_from)}"):
             kept = pieces_of_corpora(original.saved, whole, options.vocabulary_from)
-    else:
-        return ChosenPieces(original, whole, whole, texts)
     progress.say(f"Vocabulary: {len(kept.ids)} of {checkpoint.geometry.vocab_size} rows, {kept.chosen_by}")
     cut, runtime = cut_tokenizer(original, whole, kept, staging, [text.text for text in texts.probe])
     left = replace(texts, probe=spelt(texts.probe, whole, runtime))

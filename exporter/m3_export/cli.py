@@ -13,19 +13,19 @@ from m3_export.checkpoint.languages import parse_languages
 from m3_export.errors import CheckpointError, OptionsError, OverBudgetError, SourceError
 from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.plan.costs import Objective
-from m3_export.verify.budget import Budget
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_export.verify.budget import Budget, ScoreBudget, check_budget
+from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
 from m3_runtime.version import __version__
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_OVER_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 DESCRIPTION = """\
-Turn a BGE-M3 checkpoint into a verified CPU bundle.
+Turn a BGE-M3 checkpoint, or a reranker of its family, into a verified CPU bundle.
 
 SOURCE is one of
   a folder     BAAI's checkpoint, or what FlagEmbedding's fine-tune writes (checkpoint-N/ too)
-  a hub id     BAAI/bge-m3, for instance; HF_ENDPOINT and HF_HUB_OFFLINE are honoured
+  a hub id     BAAI/bge-m3, BAAI/bge-reranker-v2-m3; HF_ENDPOINT and HF_HUB_OFFLINE are honoured
   a name       {names}
 
 Every variant is measured against PyTorch FP32 before the bundle is written. A variant that is over
@@ -35,6 +35,7 @@ EPILOG = """\
 examples:
   m3-export BAAI/bge-m3 bge-m3-cpu
   m3-export ./my-finetune/checkpoint-500 my-bundle --pooling cls
+  m3-export BAAI/bge-reranker-v2-m3 reranker-cpu
   m3-export mini-m3 mini-bundle --variants onnx-int8 --json > report.json
   m3-export BAAI/bge-m3 strict-bundle --budget strict
   m3-export BAAI/bge-m3 server-bundle --target vnni       made on a laptop, for a server
@@ -122,8 +123,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--heads",
         type=parse_heads,
-        default=tuple(Head),
-        help="'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)",
+        help="of an encoder: 'dense' for a dense-only bundle on purpose (default: dense,sparse,colbert)",
     )
     group.add_argument(
         "--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle"
@@ -140,10 +140,11 @@ def _add_accuracy(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--budget",
         metavar="NAME|NAME=VALUE,…",
-        type=Budget.parse,
-        default=Budget(),
-        help=f"lowest accepted parity: strict, balanced (default: {Budget().to_text().replace(',', ', ')}) or fast, "
-        "figures of your own, or both: strict,dense_min=0.999",
+        type=check_budget,
+        default="balanced",
+        help=f"lowest accepted parity: strict, balanced (default: {Budget().to_text().replace(',', ', ')}; of a "
+        f"reranker: {ScoreBudget().to_text().replace(',', ', ')}) or fast, figures of your own, or both: "
+        "strict,dense_min=0.999",
     )
     group.add_argument(
         "--allow-over-budget", action="store_true", help="write the bundle anyway, and report what is over"

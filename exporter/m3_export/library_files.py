@@ -9,7 +9,7 @@ modules.json, 1_Pooling/config.json, sentence_bert_config.json
                                     sentence-transformers: which graph, how to pool, whether to normalise
 config_sentence_transformers.json   the checkpoint's prompts, where it has some
 
-The runtime reads the last alone.
+The runtime reads the last alone. A reranker's bundle has the first two.
 """
 
 import json
@@ -52,6 +52,8 @@ def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTok
     """
     _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(model.geometry.max_tokens))
     _write(folder / SPECIAL_TOKENS_NAME, tokenizer.special_tokens())
+    if model.is_reranker:
+        return  # transformers' config.json, which says so, and the graph's `logits` are all that others look for
     if prompts.prompts:
         _write(folder / PROMPTS_NAME, prompts.to_json())
     written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]

@@ -1,17 +1,17 @@
 """What the user wants from an export."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from m3_export.errors import OptionsError
 from m3_export.plan.costs import Objective
-from m3_export.verify.budget import Budget
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_export.verify.budget import AnyBudget, Budget, ScoreBudget
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, Pooling
 
 M = TypeVar("M", bound=StrEnum)
-ALL_HEADS = tuple(Head)
 
 
 class VariantName(StrEnum):
@@ -32,16 +32,17 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Declared intent. None for pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing).
+    """Declared intent. None for heads, pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing).
 
-    At most one of `languages` and `vocabulary_from`, which are files of texts, says which pieces stay.
+    A budget given as text is read when it is known whether the checkpoint is an encoder or a reranker. At most one of
+    `languages` and `vocabulary_from`, which are files of texts, says which pieces stay.
     """
 
     variants: tuple[VariantName, ...] = tuple(VariantName)
-    heads: tuple[Head, ...] = ALL_HEADS
+    heads: tuple[Head, ...] | None = None
     pooling: Pooling | None = None
     normalize: bool | None = None
-    budget: Budget = field(default_factory=Budget)
+    budget: AnyBudget | str = "balanced"
     allow_over_budget: bool = False
     allow_silent_head: bool = False
     target: Target = Target.HERE
@@ -51,6 +52,15 @@ class ExportOptions:
     probe_texts: Path | None = None
     languages: tuple[str, ...] = ()
     vocabulary_from: tuple[str, ...] = ()
+
+    def budget_of(self, *, is_reranker: bool) -> AnyBudget:
+        """The budget of an encoder, or of a reranker.
+
+        Raises:
+            OptionsError: it names what such a model does not have.
+        """
+        text = self.budget if isinstance(self.budget, str) else self.budget.to_text()
+        return ScoreBudget.parse(text) if is_reranker else Budget.parse(text)
 
 
 def parse_variants(text: str) -> tuple[VariantName, ...]:
@@ -68,13 +78,13 @@ def parse_heads(text: str) -> tuple[Head, ...]:
     Raises:
         OptionsError: anything else; the two extra heads of a checkpoint come together.
     """
-    heads = _members(Head, text, "head")
-    if heads not in ((Head.DENSE,), ALL_HEADS):
+    heads = _members(ENCODER_HEADS, text, "head")
+    if heads not in ((Head.DENSE,), ENCODER_HEADS):
         raise OptionsError("heads must be 'dense' or 'dense,sparse,colbert'")
     return heads
 
 
-def _members(kind: type[M], text: str, what: str) -> tuple[M, ...]:
+def _members(kind: Iterable[M], text: str, what: str) -> tuple[M, ...]:
     known = [member.value for member in kind]
     wanted = {name.strip() for name in text.split(",") if name.strip()}
     if unknown := sorted(wanted - set(known)):

@@ -1,13 +1,11 @@
 """The export, as one paragraph: checkpoint → graph → variants → parity → bundle."""
 
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from m3_export.arrays import Ids
 from m3_export.build_variant import (
     VariantBuilder,
     VariantResult,
@@ -16,14 +14,12 @@ from m3_export.build_variant import (
     speed_order,
     write_plans,
 )
-from m3_export.calibration.statistics import CALIBRATION_TOKENS, ActivationStatistics, gather_statistics
-from m3_export.calibration.texts import ChosenTexts, chosen_texts, digest
-from m3_export.calibration.texts.text import Text
-from m3_export.checkpoint.added_tokens import probe_texts_with
+from m3_export.calibration.statistics import ActivationStatistics, gather_statistics
+from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice
 from m3_export.checkpoint.source import Source, resolve
-from m3_export.checkpoint.tokenizer import CheckpointTokenizer, prove_same_ids
+from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
 from m3_export.chosen_pieces import ChosenPieces, choose_pieces
 from m3_export.errors import CheckpointError, OverBudgetError
@@ -31,19 +27,21 @@ from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.library_files import write_library_files
+from m3_export.material import probe_of, proven, tuning_of
 from m3_export.options import ExportOptions
+from m3_export.plan.losses import limits_of
 from m3_export.plan.plan import read_plans
 from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs
 from m3_export.verify.budget import Excess
-from m3_export.verify.measure import MAX_PROBE_TOKENS, ParityCheck, Probe, ProbeTexts
-from m3_export.verify.reference import reference_outputs, silent_heads
-from m3_runtime import M3Encoder
+from m3_export.verify.measure import ParityCheck, ProbeTexts
+from m3_export.verify.reference import silent_heads, silent_scores
+from m3_export.verify.scores import Scores
+from m3_runtime import M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
-from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
@@ -81,31 +79,31 @@ def export(
             checkpoint = Checkpoint.open(
                 found.folder, heads=options.heads, pooling=options.pooling, normalize=options.normalize
             )
+        budget = options.budget_of(is_reranker=checkpoint.classifier is not None)
         plans = read_plans(options.plan, checkpoint.geometry) if options.plan else {}
         warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
-        texts = replace(texts, probe=(*texts.probe, *probe_texts_with(original.added, texts.probe)))
-        whole = prove_same_ids(original, staging, [text.text for text in texts.probe])
+        whole, chosen = proven(original, checkpoint, texts, staging)
         progress.say(f"Tokenizer: {whole.info.proof}, trailing blanks {whole.info.blank_rule}")
-        chosen = choose_pieces(original, whole, checkpoint, texts, options, staging, progress)
+        pieces = choose_pieces(original, whole, checkpoint, chosen, options, staging, progress)
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
-        model = _model_info(found, checkpoint, chosen)
-        probe = _probe(checkpoint, chosen.runtime, chosen.texts, progress)
-        warnings += _silence(probe.natural, chosen.runtime, options, progress)
-        check = ParityCheck(model, chosen.runtime, probe, options.budget.dense_min)
-        builder = _builder(checkpoint, chosen, check, staging, options, progress)
+        model = _model_info(found, checkpoint, pieces)
+        probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress)
+        warnings += _silence(probe.natural, pieces.runtime, options, progress)
+        check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
+        builder = _builder(checkpoint, pieces, tuning, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
         if over and not options.allow_over_budget:
             raise OverBudgetError(over_budget_message(results))
         write_plans(results, model.geometry, staging)
-        write_library_files(staging, model, chosen.tokenizer, checkpoint.prompts)
-        manifest = _manifest(model, results, checkpoint.pooling, options, staging, chosen)
+        write_library_files(staging, model, pieces.tokenizer, checkpoint.prompts)
+        manifest = _manifest(model, results, checkpoint.pooling, options, staging, pieces)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
-            _final_check(staging)
+            _final_check(staging, is_reranker=model.is_reranker)
         check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over, warnings)
@@ -126,9 +124,13 @@ def _silence(probe: ProbeTexts, tokenizer: M3Tokenizer, options: ExportOptions, 
     Raises:
         CheckpointError: there is one, and the options do not allow it.
     """
-    silent = silent_heads(probe.reference, probe.ids, tokenizer.info.unused_ids)
+    if isinstance(probe.reference, Scores):
+        silent = silent_scores(probe.reference.values)
+    else:
+        silent = silent_heads(probe.reference, probe.ids, tokenizer.info.unused_ids)
     if silent and not options.allow_silent_head:
-        dense_only = " For a dense-only bundle pass --heads dense." if Head.DENSE not in silent else ""
+        is_dense_spared = not silent.keys() & {Head.DENSE, Head.SCORE}
+        dense_only = " For a dense-only bundle pass --heads dense." if is_dense_spared else ""
         raise CheckpointError(
             f"{'; '.join(silent.values())}: the training run has failed, use an earlier checkpoint.{dense_only} "
             "To export it as it is pass --allow-silent-head"
@@ -164,44 +166,23 @@ def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
         )
 
 
-def _model_info(found: Source, checkpoint: Checkpoint, chosen: ChosenPieces) -> ModelInfo:
+def _model_info(found: Source, checkpoint: Checkpoint, pieces: ChosenPieces) -> ModelInfo:
     weights = checkpoint.weights_sha256()
     return ModelInfo(
-        space_id=chosen.space_id(checkpoint.space_id(weights, chosen.tokenizer.ids_sha256)),
+        space_id=pieces.space_id(checkpoint.space_id(weights, pieces.tokenizer.ids_sha256)),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
-        heads=tuple(Head) if checkpoint.sparse else (Head.DENSE,),
+        heads=checkpoint.heads,
         pooling=checkpoint.pooling.pooling,
         normalize=checkpoint.pooling.normalize,
-        tokenizer=chosen.runtime.info,
+        tokenizer=pieces.runtime.info,
     )
-
-
-def _probe(checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, progress: Progress) -> Probe:
-    """Run the reference over the probe texts."""
-    longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
-
-    def run(chosen: tuple[Text, ...]) -> ProbeTexts:
-        given = tuple(text.text for text in chosen)
-        ids = tokenizer.encode_batch(given, longest).ids
-        unused = tokenizer.info.unused_ids
-        outputs = reference_outputs(checkpoint, ids, unused, lambda rows: progress.bar(rows, "reference"))
-        return ProbeTexts(given, tuple(ids), outputs)
-
-    natural, degenerate = texts.probe, texts.degenerate_probe
-    title = f"Running the PyTorch FP32 reference on {len(natural)} + {len(degenerate)} probe texts"
-    with progress.step(title), library_errors("running the reference"):
-        return Probe(
-            natural=run(natural),
-            degenerate=run(degenerate),
-            sha256=digest((*natural, *degenerate)),
-            measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
-        )
 
 
 def _builder(
     checkpoint: Checkpoint,
-    chosen: ChosenPieces,
+    pieces: ChosenPieces,
+    tuning: TuningTexts,
     check: ParityCheck,
     staging: Path,
     options: ExportOptions,
@@ -211,30 +192,19 @@ def _builder(
 
     Statistics are those of the model with all its pieces: without some of them the same plan gives the same integers.
     """
-    model = M3Model(checkpoint, chosen.runtime.info.unused_ids)
-    tuning = _tuning_texts(chosen, check.model.geometry.max_tokens)
+    model = M3Model(checkpoint, pieces.runtime.info.unused_ids)
 
     def gather() -> ActivationStatistics:
-        title = f"Activation statistics of {len(tuning.ranges)} calibration texts"
+        title = f"Activation statistics of {len(tuning.ranges)} calibration {'pairs' if model.classifier else 'texts'}"
         with progress.step(title), library_errors("gathering activation statistics"):
             return gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
 
     quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):
-        fewer = model if chosen.kept is None else M3Model(checkpoint, model.unused_ids, chosen.kept.ids)
+        fewer = model if pieces.kept is None else M3Model(checkpoint, model.unused_ids, pieces.kept.ids)
         graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
-    planner = Planner(quantized, tuning, check.model.geometry, options, progress)
+    planner = Planner(quantized, tuning, check.model.geometry, limits_of(check.budget), options, progress)
     return VariantBuilder(graphs, quantized, planner, check, staging, options, progress)
-
-
-def _tuning_texts(chosen: ChosenPieces, max_tokens: int) -> TuningTexts:
-    """The calibration texts as ids of the whole tokenizer."""
-    longest, texts = min(CALIBRATION_TOKENS, max_tokens), chosen.texts
-
-    def ids(some: tuple[Text, ...]) -> tuple[Ids, ...]:
-        return tuple(chosen.whole.encode_batch([text.text for text in some], longest).ids)
-
-    return TuningTexts.split(ids(texts.calibration), ids(texts.degenerate_calibration))
 
 
 def _manifest(
@@ -243,7 +213,7 @@ def _manifest(
     pooling: PoolingChoice,
     options: ExportOptions,
     staging: Path,
-    chosen: ChosenPieces,
+    pieces: ChosenPieces,
 ) -> Manifest:
     """Everything that is known of a finished bundle; all its other files have been written."""
     return Manifest(
@@ -253,7 +223,7 @@ def _manifest(
         over_budget={result.variant.name: tuple(map(str, result.over)) for result in results if result.over},
         files=list_files(staging),
         recipe={
-            "budget": options.budget.to_text(),
+            "budget": options.budget_of(is_reranker=model.is_reranker).to_text(),
             "target": options.target.value,
             "objective": options.objective.value,
             "plan": "given" if options.plan else "measured",
@@ -262,10 +232,14 @@ def _manifest(
             **speed_order(results, options.objective),
         },
         tools={name: metadata.version(name) for name in TOOLS},
-        vocabulary=chosen.vocabulary(model.space_id),
+        vocabulary=pieces.vocabulary(model.space_id),
     )
 
 
-def _final_check(staging: Path) -> None:
+def _final_check(staging: Path, *, is_reranker: bool) -> None:
+    if is_reranker:
+        with M3Reranker.open(staging, verify="full") as reranker:
+            reranker.compute_score([("What is BGE M3?", "An embedding model.")])
+        return
     with M3Encoder.open(staging, verify="full") as encoder:
         encoder.encode(["What is BGE M3?"])

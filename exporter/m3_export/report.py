@@ -9,6 +9,10 @@ from m3_runtime.bundle.manifest import Manifest, Parity, Variant
 from m3_runtime.records import to_json
 
 MEBIBYTE = 1 << 20
+_VECTORS = f"{'dense mean':>10} {'min':>9}  {'ColBERT p5':>10} {'min':>9}  {'sparse Jaccard':>14} {'top-5':>6}"
+_SCORES = (
+    f"{'score mean':>10} {'p99':>9} {'max':>9}  {'Kendall tau':>11}  {'top-1':>6} {'ties aside':>10}  {'top-10':>6}"
+)
 
 
 def export_json(export: Export) -> dict[str, Any]:
@@ -44,14 +48,16 @@ def export_text(export: Export) -> str:
     """A table of parity per variant."""
     manifest = export.bundle.manifest
     first = next(iter(manifest.parity.values()))
+    kind = "reranker" if manifest.is_reranker else f"pooling {manifest.pooling.value}"
+    what = "pairs" if manifest.is_reranker else "texts"
     lines = [
         "",
-        f"Bundle {export.bundle.folder}: {manifest.source.name}, pooling {manifest.pooling.value}, {manifest.space_id}",
-        f"Parity with PyTorch FP32 on {first.texts} probe texts ({first.tokens} tokens) on {first.measured_on}:",
-        "",
-        f"{'variant':<14} {'MiB':>6}  {'dense mean':>10} {'min':>9}  {'ColBERT p5':>10} {'min':>9}  "
-        f"{'sparse Jaccard':>14} {'top-5':>6}  {'alone = batch':>13}",
+        f"Bundle {export.bundle.folder}: {manifest.source.name}, {kind}, {manifest.space_id}",
+        f"Parity with PyTorch FP32 on {first.texts} probe {what} ({first.tokens} tokens) on {first.measured_on}:",
     ]
+    if first.score:
+        lines.append(f"Scores before the sigmoid; their standard deviation is {first.score.spread:.4f}.")
+    lines += ["", f"{'variant':<14} {'MiB':>6}  {_SCORES if first.score else _VECTORS}  {'alone = batch':>13}"]
     for variant in manifest.variants:
         lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
         lines += [f"  OVER BUDGET (allowed): {excess}" for excess in export.excesses.get(variant.name, ())]
@@ -87,9 +93,11 @@ def _row_bytes(variant: Variant, width: int) -> int:
 
 def _degenerate_lines(export: Export) -> list[str]:
     """How the variants do on degenerate texts: one character, a word repeated, digits, code."""
+    is_reranker = export.bundle.manifest.is_reranker
+    what, figure = ("pairs", "1 - (difference ÷ spread)²") if is_reranker else ("texts", "dense cosine")
     parities = export.bundle.manifest.parity.items()
     return [
-        f"{name}: {found.below} of {found.texts} degenerate texts below {found.below_what:g} (dense cosine mean "
+        f"{name}: {found.below} of {found.texts} degenerate {what} below {found.below_what:g} ({figure} mean "
         f"{found.cosine_mean:.6f}, min {found.cosine_min:.6f})"
         for name, parity in parities
         if (found := parity.degenerate) is not None
@@ -97,11 +105,19 @@ def _degenerate_lines(export: Export) -> list[str]:
 
 
 def _row(variant: Variant, parity: Parity, size_bytes: int) -> str:
+    if score := parity.score:
+        figures = (
+            f"{score.difference_mean:>10.2g} {score.difference_p99:>9.2g} {score.difference_max:>9.2g}  "
+            f"{score.kendall_tau:>11.4f}  {score.top1_same:>6.1%} {score.top1_same_near_ties_aside:>10.1%}  "
+            f"{score.top10_overlap:>6.1%}"
+        )
+        return f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {figures}  {parity.batch_invariance_min:>13.7f}"
+    dense = f"{parity.dense.cosine_mean:>10.6f} {parity.dense.cosine_min:>9.6f}" if parity.dense else " " * 20
     colbert = f"{parity.colbert.cosine_p5:>10.6f} {parity.colbert.cosine_min:>9.6f}" if parity.colbert else " " * 20
     sparse = f"{parity.sparse.jaccard_mean:>14.5f} {parity.sparse.top5_same:>6.0%}" if parity.sparse else " " * 21
     return (
-        f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {parity.dense.cosine_mean:>10.6f} "
-        f"{parity.dense.cosine_min:>9.6f}  {colbert}  {sparse}  {parity.batch_invariance_min:>13.7f}"
+        f"{variant.name:<14} {size_bytes / MEBIBYTE:>6.0f}  {dense}  {colbert}  {sparse}  "
+        f"{parity.batch_invariance_min:>13.7f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that can be exported by name, without a hub: `mini-m3`, `tiny-random`, `synthetic-xlmr-large`.
+"""Checkpoints that can be exported by name, without a hub: `mini-m3`, `tiny-random`, `synthetic-xlmr-large`; rerankers.
 
 >>> from m3_models import names
 >>> names()[0]

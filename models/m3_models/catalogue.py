@@ -14,6 +14,10 @@ _DESCRIPTIONS = {
     "tiny-random": "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
     "synthetic-xlmr-large": "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real "
     "model's, for sizes, speed and quantization; its vectors mean nothing, it never ships",
+    "tiny-random-reranker": "tiny-random's encoder with a classifier, in bge-reranker-v2-m3's layout, for fast tests; "
+    "its scores mean nothing",
+    "synthetic-reranker-large": "synthetic-xlmr-large's encoder with a classifier, in bge-reranker-v2-m3's layout "
+    "(2.3 GB), for sizes and speed; its scores mean nothing, it never ships",
 }
 
 
@@ -21,7 +25,7 @@ def names() -> tuple[str, ...]:
     """Return the names that can be written.
 
     >>> names()
-    ('mini-m3', 'tiny-random', 'synthetic-xlmr-large')
+    ('mini-m3', 'tiny-random', 'synthetic-xlmr-large', 'tiny-random-reranker', 'synthetic-reranker-large')
     """
     return tuple(_DESCRIPTIONS)
 
@@ -47,7 +51,7 @@ def describe(name: str) -> str:
 
 
 def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None) -> None:
-    """Write a complete checkpoint folder in BGE-M3's layout; config.json keeps its name, as `_name_or_path`.
+    """Write a complete checkpoint folder in BGE-M3's layout, or bge-reranker-v2-m3's; config.json keeps its name.
 
     The files are written to a hidden folder beside the target and moved there at the end: a failure or a
     kill leaves no target.
@@ -98,6 +102,14 @@ def _writer(name: str) -> Callable[[Path, Callable[[str], None]], None]:
             from m3_models.synthetic import write_synthetic
 
             return write_synthetic
+        case "tiny-random-reranker":
+            from m3_models.tiny_random import write_tiny_random_reranker
+
+            return write_tiny_random_reranker
+        case "synthetic-reranker-large":
+            from m3_models.synthetic import write_synthetic_reranker
+
+            return write_synthetic_reranker
     raise _unknown(name)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from m3_models.optional_packages import import_package
 
 PAD_ID = 1
+_ENCODER = "roberta."  # before an encoder's own names where it has a task's head
 # XLM-R counts positions from pad id + 1: its table has two rows more than the longest text has tokens.
 POSITION_SHIFT = PAD_ID + 1
 
@@ -66,6 +67,23 @@ class Heads:
 
     sparse: Linear
     colbert: Linear
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The head of a reranker, read from the first token: out_proj (1, H) of tanh of dense (H, H)."""
+
+    dense: Linear
+    out_proj: Linear
+
+    def tensors(self) -> dict[str, FloatArray]:
+        """By the names that transformers' XLMRobertaForSequenceClassification gives them."""
+        parts = {"dense": self.dense, "out_proj": self.out_proj}
+        return {
+            f"classifier.{name}.{kind}": tensor
+            for name, part in parts.items()
+            for kind, tensor in (("bias", part.bias), ("weight", part.weight))
+        }
 
 
 def tensor_shapes(*, layers: int, hidden: int, ffn: int, vocabulary: int, positions: int) -> dict[str, tuple[int, ...]]:
@@ -139,6 +157,21 @@ def write_encoder(folder: Path, geometry: Geometry, source: TensorSource) -> Non
     """Write config.json and model.safetensors, asking the source for one tensor at a time."""
     write_json(folder / "config.json", config_json(geometry))
     write_safetensors(folder / "model.safetensors", geometry.tensor_shapes(), source)
+
+
+def write_reranker(folder: Path, geometry: Geometry, source: TensorSource, classifier: Classifier) -> None:
+    """Write config.json and model.safetensors as XLMRobertaForSequenceClassification with one label saves them."""
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    architecture = {"architectures": ["XLMRobertaForSequenceClassification"]}
+    write_json(folder / "config.json", config_json(geometry) | architecture | labels)
+    head = classifier.tensors()
+    shapes = {name: tensor.shape for name, tensor in head.items()}
+    shapes |= {f"{_ENCODER}{name}": shape for name, shape in geometry.tensor_shapes().items()}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> FloatArray:
+        return head[name] if name in head else source(name.removeprefix(_ENCODER), shape)
+
+    write_safetensors(folder / "model.safetensors", shapes, tensor)
 
 
 def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], source: TensorSource) -> None:

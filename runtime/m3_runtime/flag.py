@@ -1,6 +1,6 @@
 """FlagEmbedding's classes over a bundle, so that its users change an import and a path.
 
-`BGEM3FlagModel` has all heads, `FlagModel` the dense one, and `FlagAutoModel` chooses.
+`BGEM3FlagModel` has all heads, `FlagModel` the dense one, and `FlagAutoModel` chooses. `FlagReranker` scores pairs.
 
 docs/use/flagembedding.md lists what differs and why.
 """
@@ -19,8 +19,11 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
+from m3_runtime.flag_reranker import FlagAutoReranker, FlagReranker
 from m3_runtime.ignored import Devices, accept_unknown, check_devices
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
+
+__all__ = ["BGEM3FlagModel", "FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
 
 _Vectors = TypeVar("_Vectors")
 
@@ -250,14 +253,7 @@ class BGEM3FlagModel:
         """
         return self.encoder.convert_id_to_token(lexical_weights)
 
-    @staticmethod
-    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
-        r"""An instruction and a text in one; a literal ``\n`` in the format is a line break.
-
-        >>> BGEM3FlagModel.get_detailed_instruct("{}: {}", "query", "what is it")
-        'query: what is it'
-        """
-        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+    get_detailed_instruct = staticmethod(FlagReranker.get_detailed_instruct)
 
     def stop_self_pool(self) -> None:
         """Nothing to stop: there are no worker processes."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from m3_runtime.bundle.manifest import Variant
 from m3_runtime.bundle.reader import Bundle
@@ -16,7 +16,9 @@ from m3_runtime.errors import SpaceMismatchError
 from m3_runtime.tokenizer import M3Tokenizer
 
 if TYPE_CHECKING:
-    from m3_runtime.encoder import M3Encoder
+    from m3_runtime.opened_model import OpenedModel
+
+_Model = TypeVar("_Model", bound="OpenedModel")
 
 
 def load(
@@ -84,7 +86,7 @@ class OpenArguments:
     streams: int
     space_id: str
 
-    def open_again(self, open_bundle: Callable[..., "M3Encoder"]) -> "M3Encoder":
+    def open_again(self, open_bundle: Callable[..., _Model]) -> _Model:
         """The same encoder in another process.
 
         Args:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Manifest
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.pipeline import encode_tokens
@@ -181,7 +181,9 @@ def score_pairs(
         encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
         parts.append(head_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
     nothing = np.empty(0, np.float32)
-    dense, sparse, colbert = (np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in Head)
+    dense, sparse, colbert = (
+        np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in ENCODER_HEADS
+    )
     sides = (queries, passages)
     return PairScores(
         dense, sparse, colbert, sum(s.truncated() for s in sides), sum(s.out_of_vocabulary() for s in sides)
@@ -258,7 +260,7 @@ def head_scores(
         passages: vectors of some passages.
         passage_of: (P,) likewise.
     """
-    dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in Head)
+    dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in ENCODER_HEADS)
     pairs = list(zip(query_of.tolist(), passage_of.tolist(), strict=True))
     if queries.dense_vecs is not None and passages.dense_vecs is not None:
         dense = np.einsum("ph,ph->p", queries.dense_vecs[query_of], passages.dense_vecs[passage_of])

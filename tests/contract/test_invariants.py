@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_runtime import M3Encoder
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS
 from m3_runtime.encode.batching import pad_batch
 from m3_runtime.engines import Opening, TokenBatch
 from m3_runtime.engines.select import open_engine
@@ -131,7 +131,7 @@ def test_padding_the_graph_by_hand(padding, text, extra):
         np.pad(plain.input_ids, ((0, 0), (0, extra)), constant_values=encoder.tokenizer_info.pad_id),
         np.pad(plain.attention_mask, ((0, 0), (0, extra))),
     )
-    first, second = engine.run(plain, list(Head)), engine.run(wide, list(Head))
+    first, second = engine.run(plain, list(ENCODER_HEADS)), engine.run(wide, list(ENCODER_HEADS))
     length = ids.size
     assert not second.token_weights[:, length:].any()
     assert not second.colbert_vecs[:, length - 1 :].any()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from graphs import optimised
 
+from m3_export.checkpoint.classifier import ClassifierWeights
 from m3_export.checkpoint.folder import Checkpoint, encoder_shapes
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.checkpoint.pooling import PoolingChoice
@@ -16,7 +17,7 @@ from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.verify.reference import reference_outputs
-from m3_runtime.bundle.manifest import Geometry, Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Geometry, Pooling
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
 
@@ -33,9 +34,17 @@ CONFIG = {
 
 
 def checkpoint_of(
-    *, positions: int = 80, layers: int = 2, pooling=Pooling.CLS, normalize=True, dense_only=False, seed=0
+    *,
+    positions: int = 80,
+    layers: int = 2,
+    pooling=Pooling.CLS,
+    normalize=True,
+    dense_only=False,
+    reranker=False,
+    seed=0,
 ) -> Checkpoint:
-    """A tiny random checkpoint in memory: H 32, 2 heads, C 12, 50 ids."""
+    """A tiny random checkpoint in memory: H 32, 2 heads, C 12, 50 ids; or a reranker of that size."""
+    dense_only = dense_only or reranker
     geometry = Geometry(layers, 2, 32, 64, 50, positions - 2, None if dense_only else 12)
     generator = torch.Generator().manual_seed(seed)
 
@@ -63,6 +72,11 @@ def checkpoint_of(
         pooling=PoolingChoice(pooling, "flag", normalize, "flag"),
         geometry=geometry,
         pad_id=1,
+        classifier=ClassifierWeights(
+            HeadWeights(0.2 * noise((32, 32)), 0.1 * noise((32,))), HeadWeights(noise((1, 32)), noise((1,)))
+        )
+        if reranker
+        else None,
     )
 
 
@@ -137,7 +151,7 @@ def test_inputs_and_outputs_are_as_documented(sessions, form):
         ("input_ids", "tensor(int64)", ["batch", "tokens"]),
         ("attention_mask", "tensor(int64)", ["batch", "tokens"]),
     ]
-    assert [o.name for o in session.get_outputs()] == [head.output_name for head in Head]
+    assert [o.name for o in session.get_outputs()] == [head.output_name for head in ENCODER_HEADS]
 
 
 def test_unused_ids_and_padding_have_no_weight(sessions):

@@ -8,14 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_export.errors import OptionsError
-from m3_export.options import ALL_HEADS, ExportOptions, Target, VariantName, parse_heads, parse_variants
-from m3_export.verify.budget import BUDGETS, Budget, Excess, excesses
-from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, Head, Parity, SparseParity
+from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
+from m3_export.verify.budget import BUDGETS, SCORE_BUDGETS, Budget, Excess, ScoreBudget, check_budget, excesses
+from m3_runtime.bundle.manifest import (
+    ENCODER_HEADS,
+    ColbertParity,
+    DegenerateParity,
+    DenseParity,
+    Head,
+    Parity,
+    SparseParity,
+)
 
 
 def test_the_defaults_are_the_promised_ones():
     options = ExportOptions()
-    assert options == ExportOptions(tuple(VariantName), ALL_HEADS, None, None, Budget(0.9993, 0.998, 0.996, 0.98))
+    assert options == ExportOptions(tuple(VariantName), None, None, None, "balanced")
+    assert options.budget_of(is_reranker=False) == Budget(0.9993, 0.998, 0.996, 0.98)
+    assert options.budget_of(is_reranker=True) == ScoreBudget(0.05, 0.15, 0.98)
     assert (options.allow_over_budget, options.target) == (False, Target.HERE)
     assert [name.value for name in VariantName] == ["onnx-fp32", "onnx-int8", "openvino-int8"]
 
@@ -33,7 +43,7 @@ def test_variants_that_are_none_are_refused_with_the_names(text: str):
 
 def test_heads_are_dense_alone_or_all():
     assert parse_heads("dense") == (Head.DENSE,)
-    assert parse_heads("colbert, dense,sparse") == ALL_HEADS
+    assert parse_heads("colbert, dense,sparse") == ENCODER_HEADS
     for text in ("", "sparse", "dense,sparse", "sparse,colbert", "bm25"):
         with pytest.raises(OptionsError):
             parse_heads(text)
@@ -76,6 +86,44 @@ def test_budgets_by_name_and_changes_to_them():
     figures = [[getattr(BUDGETS[budget], name) for name in names] for budget in ("strict", "balanced", "fast")]
     for stricter, looser in pairwise(figures):
         assert all(a > b for a, b in zip(stricter, looser, strict=True))
+
+
+def test_a_budget_is_of_an_encoder_or_of_a_reranker():
+    of_reranker, of_encoder = ExportOptions(budget="score_p99=0.1"), ExportOptions(budget=Budget(dense_min=0.9))
+    assert of_reranker.budget_of(is_reranker=True) == ScoreBudget(score_p99=0.1)
+    with pytest.raises(OptionsError, match="the budget has no entry 'score_p99'; it has: dense_mean"):
+        of_reranker.budget_of(is_reranker=False)
+    assert of_encoder.budget_of(is_reranker=False) == Budget(dense_min=0.9)
+    with pytest.raises(OptionsError, match="of a reranker has no entry 'dense_mean'; it has: score_p99, score_max"):
+        of_encoder.budget_of(is_reranker=True)
+
+
+@pytest.mark.parametrize("text", ["", "strict", "strict,dense_min=0.9", "top1=0.5", "fast, score_max = 0.5"])
+def test_what_is_a_budget_of_either_kind_waits_for_the_checkpoint(text: str):
+    assert check_budget(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mild", "there is no budget 'mild'"),
+        ("score_p99=2", "score_p99: expected a number between 0 and 1"),
+        ("top1=-0.5", "top1: expected a number between 0 and 1"),
+        ("dense_min=2", "dense_min: expected a number between -1 and 1"),
+        ("dense_min=0.9,top1=0.9", "the budget of a reranker has no entry 'dense_min'"),
+    ],
+)
+def test_what_is_no_budget_of_either_kind_is_refused_at_once(text: str, said: str):
+    with pytest.raises(OptionsError, match=said):
+        check_budget(text)
+
+
+def test_budgets_of_rerankers_by_name():
+    for stricter, looser in pairwise(SCORE_BUDGETS[name] for name in ("strict", "balanced", "fast")):
+        assert stricter.score_p99 < looser.score_p99
+        assert stricter.score_max < looser.score_max
+        assert stricter.top1 > looser.top1
+        assert ScoreBudget.parse(looser.to_text()) == looser
 
 
 @pytest.mark.parametrize("value", ["", "high", "nan", "inf", "1.0001", "-1.5", "99.9%", "0,9"])

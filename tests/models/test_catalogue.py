@@ -21,7 +21,13 @@ from m3_models.optional_packages import import_package, package_folder
 
 
 def test_every_name_has_one_line_that_does_not_claim_to_be_bge_m3() -> None:
-    assert names() == ("mini-m3", "tiny-random", "synthetic-xlmr-large")
+    assert names() == (
+        "mini-m3",
+        "tiny-random",
+        "synthetic-xlmr-large",
+        "tiny-random-reranker",
+        "synthetic-reranker-large",
+    )
     for name in names():
         assert "\n" not in describe(name)
     assert "not BGE-M3" in describe("mini-m3")
@@ -34,7 +40,8 @@ def test_an_unknown_name_is_told_the_names(call: Callable[[str], object]) -> Non
     with pytest.raises(UnknownModelError) as caught:
         call("bge-m4")
     assert str(caught.value) == (
-        "there is no model named 'bge-m4'; the names are: mini-m3, tiny-random, synthetic-xlmr-large"
+        "there is no model named 'bge-m4'; the names are: mini-m3, tiny-random, synthetic-xlmr-large, "
+        "tiny-random-reranker, synthetic-reranker-large"
     )
     assert isinstance(caught.value, KeyError)
     assert isinstance(caught.value, ModelError)

@@ -13,6 +13,8 @@ from m3_models.checkpoint_files import Geometry, config_json, write_safetensors
 from m3_models.seeded_weights import SEED, Spread, seeded_heads, seeded_tensors
 from m3_models.synthetic import BGE_M3_GEOMETRY, Planting
 
+CLASSIFIER = ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
+
 SPREAD = Spread(word=1.0, weight=0.02, bias=0.02, gain=0.1)
 
 
@@ -38,6 +40,17 @@ def test_the_checkpoint_written_has_what_is_planted(tmp_path: Path, monkeypatch:
     assert sorted(np.flatnonzero(gains > 2)) == sorted(planting.outliers)
     sparse = torch.load(tmp_path / "thin/sparse_linear.pt", weights_only=True)
     assert sparse["weight"].argmax() == planting.lexical
+
+
+def test_the_reranker_is_the_same_encoder_with_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    thin = Geometry(hidden=16, layers=1, heads=2, ffn=64, vocabulary=250002, positions=10, epsilon=1e-5)
+    monkeypatch.setattr(synthetic, "BGE_M3_GEOMETRY", thin)
+    write_checkpoint("synthetic-reranker-large", tmp_path / "thin")
+    found = load_file(tmp_path / "thin/model.safetensors")
+    encoder = {f"roberta.{name}" for name in thin.tensor_shapes()}
+    assert found.keys() - encoder == {f"classifier.{part}" for part in CLASSIFIER}
+    gains = found["roberta.encoder.layer.0.attention.output.LayerNorm.weight"]
+    assert sorted(np.flatnonzero(gains > 2)) == sorted(Planting.of(SEED, 0, thin).outliers)
 
 
 def test_each_tensor_has_its_own_stream_whatever_the_order() -> None:

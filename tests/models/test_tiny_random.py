@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from m3_models import write_checkpoint
 
@@ -111,3 +111,13 @@ def test_config_has_the_layout_of_bge_m3(tiny_random_checkpoint: Path) -> None:
     assert (config["type_vocab_size"], config["pad_token_id"]) == (1, 1)
     assert not (tiny_random_checkpoint / "modules.json").exists(), "no such file means CLS pooling"
     assert np.isclose(config["layer_norm_eps"], 1e-5)
+
+
+def test_the_reranker_opens_in_transformers_and_tells_pairs_apart(reranker_checkpoint: Path) -> None:
+    model, found = AutoModelForSequenceClassification.from_pretrained(reranker_checkpoint, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    batch = AutoTokenizer.from_pretrained(reranker_checkpoint)(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        scores = model.eval()(**batch).logits
+    assert scores.shape == (len(TEXTS), 1)
+    assert scores.std() > 0.2

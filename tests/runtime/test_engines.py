@@ -17,7 +17,7 @@ from m3_runtime import (
     M3Encoder,
     VariantError,
 )
-from m3_runtime.bundle.manifest import EngineName, Head, Manifest, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, EngineName, Head, Manifest, Pooling
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS, Engine, Opening, TokenBatch, ort, select
@@ -191,7 +191,7 @@ def test_only_what_is_asked_for_comes_back(bundle, name):
     assert raw.dense_vecs is raw.colbert_vecs is None
     assert raw.token_weights is not None
     assert raw.token_weights.shape == (2, 3)
-    everything = engine.run(batch, list(Head))
+    everything = engine.run(batch, list(ENCODER_HEADS))
     assert everything.dense_vecs is not None
     assert everything.colbert_vecs is not None
     assert everything.dense_vecs.shape == (2, bundle.manifest.geometry.hidden_size)
@@ -221,7 +221,7 @@ def engine_and_noise(request, bundle):
 def test_dense_alone_is_dense_of_all_heads(bundle, engine_and_noise, lengths):
     engine, noise = engine_and_noise
     batch = batch_of(*lengths, vocabulary=bundle.manifest.geometry.vocab_size)
-    alone, everything = engine.run(batch, [Head.DENSE]), engine.run(batch, list(Head))
+    alone, everything = engine.run(batch, [Head.DENSE]), engine.run(batch, list(ENCODER_HEADS))
     assert alone.token_weights is alone.colbert_vecs is None
     assert everything.token_weights.shape == batch.input_ids.shape
     np.testing.assert_allclose(alone.dense_vecs, everything.dense_vecs, rtol=0, atol=noise)
@@ -230,7 +230,7 @@ def test_dense_alone_is_dense_of_all_heads(bundle, engine_and_noise, lengths):
 def test_padded_rows_are_refused_where_their_attention_is_left_out(bundle):
     engine = select.open_engine(bundle, bundle.variant("openvino-int8"), 1)
     with pytest.raises(EngineError, match="padded"):
-        engine.run(batch_of(3, 2, vocabulary=bundle.manifest.geometry.vocab_size), list(Head))
+        engine.run(batch_of(3, 2, vocabulary=bundle.manifest.geometry.vocab_size), list(ENCODER_HEADS))
     engine.close()
 
 
@@ -247,9 +247,9 @@ def test_dense_alone_of_a_text_and_of_a_batch(bundle, engine_and_noise):
 def test_all_heads_are_whole_again_after_a_dense_call(bundle, engine_and_noise):
     engine, noise = engine_and_noise
     batch = batch_of(25, 25, vocabulary=bundle.manifest.geometry.vocab_size)
-    before = engine.run(batch, list(Head))
+    before = engine.run(batch, list(ENCODER_HEADS))
     engine.run(batch, [Head.DENSE])
-    after = engine.run(batch, list(Head))
+    after = engine.run(batch, list(ENCODER_HEADS))
     for name in ("dense_vecs", "token_weights", "colbert_vecs"):
         np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=0, atol=noise)
 
@@ -273,13 +273,13 @@ def test_others_see_two_inputs_and_get_every_token(bundle, name):
         session = onnxruntime.InferenceSession(path, options)
         optional = {value.name for value in session.get_overridable_initializers()}
         required = [value.name for value in session.get_inputs()]
-        found = dict(zip([head.output_name for head in Head], session.run(None, feeds), strict=True))
+        found = dict(zip([head.output_name for head in ENCODER_HEADS], session.run(None, feeds), strict=True))
     assert sorted(required) == ["attention_mask", "input_ids"]
     assert KEPT_TOKENS in optional
     engine = select.open_engine(bundle, variant, 1)
-    ours = engine.run(batch, list(Head))
+    ours = engine.run(batch, list(ENCODER_HEADS))
     engine.close()
-    for head in Head:
+    for head in ENCODER_HEADS:
         wanted = getattr(ours, head.output_name)
         assert found[head.output_name].shape == wanted.shape
         np.testing.assert_allclose(found[head.output_name], wanted, rtol=0, atol=2e-3)
@@ -301,7 +301,7 @@ def test_what_a_packing_engine_has_run_before_changes_nothing(bundle):
         engine = select.open_engine(bundle, variant, 1)
         for _ in range(10):
             batch = some_batch(rng, bundle.manifest.geometry.vocab_size)
-            heads = list(Head) if rng.integers(2) else [Head.DENSE]
+            heads = list(ENCODER_HEADS) if rng.integers(2) else [Head.DENSE]
             first, again = engine.run(batch, heads), engine.run(batch, heads)
             for head in heads:
                 np.testing.assert_array_equal(getattr(first, head.output_name), getattr(again, head.output_name))
@@ -369,9 +369,9 @@ def test_a_graph_that_knows_no_kept_tokens(open_graph):
 def test_results_are_not_written_over_by_the_next_run(bundle, name):
     engine = select.open_engine(bundle, bundle.variant(name), 1)
     ones = np.ones((1, 3), np.int64)
-    first = engine.run(TokenBatch(np.array([[0, 5, 2]]), ones), list(Head))
+    first = engine.run(TokenBatch(np.array([[0, 5, 2]]), ones), list(ENCODER_HEADS))
     kept = [array.copy() for array in (first.dense_vecs, first.token_weights, first.colbert_vecs) if array is not None]
-    engine.run(TokenBatch(np.array([[0, 9, 2]]), ones), list(Head))
+    engine.run(TokenBatch(np.array([[0, 9, 2]]), ones), list(ENCODER_HEADS))
     for array, copy in zip((first.dense_vecs, first.token_weights, first.colbert_vecs), kept, strict=True):
         assert array is not None
         assert np.array_equal(array, copy)
@@ -383,7 +383,7 @@ def test_the_engines_own_errors_are_translated(bundle, name):
     engine = select.open_engine(bundle, bundle.variant(name), 1)
     wrong = TokenBatch(np.array([0, 5, 2]), np.ones(3, np.int64))  # one axis too few
     with pytest.raises(EngineError, match="failed on a batch") as caught:
-        engine.run(wrong, list(Head))
+        engine.run(wrong, list(ENCODER_HEADS))
     assert caught.value.__cause__ is not None
     engine.close()
 
@@ -393,7 +393,7 @@ def test_a_closed_engine_says_so(bundle, name):
     engine = select.open_engine(bundle, bundle.variant(name), 1)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
-        engine.run(TokenBatch(np.array([[0, 2]]), np.ones((1, 2), np.int64)), list(Head))
+        engine.run(TokenBatch(np.array([[0, 2]]), np.ones((1, 2), np.int64)), list(ENCODER_HEADS))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -14,14 +14,14 @@ from pathlib import Path
 from m3_runtime import Bundle
 from m3_runtime.engines import TokenBatch
 from m3_runtime.engines.select import open_engine
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 
 bundle = Bundle.open(sys.argv[1])
 engine = open_engine(bundle, bundle.variant(sys.argv[2]), 1)
 held = []
 for run in range(400):
     ids = np.full((1 + run // 100, 5 + run % 100), 7, np.int64)
-    engine.run(TokenBatch(ids, np.ones_like(ids)), list(Head))
+    engine.run(TokenBatch(ids, np.ones_like(ids)), list(ENCODER_HEADS))
     held.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20)
 print(json.dumps([held[99], held[-1]]))
 """

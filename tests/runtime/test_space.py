@@ -17,7 +17,9 @@ def test_another_space_is_an_error(encoder):
 
 
 def test_another_variant_is_a_warning_with_figures(encoder):
-    cosine = encoder.bundle.manifest.parity["onnx-int8"].dense.cosine_mean
+    dense = encoder.bundle.manifest.parity["onnx-int8"].dense
+    assert dense is not None
+    cosine = dense.cosine_mean
     with pytest.warns(VariantDriftWarning, match=f"filled by variant 'onnx-int8'.*{cosine:.5f}"):
         check_space(encoder.space_id, "onnx-int8", encoder)
 

@@ -19,7 +19,7 @@ from m3_runtime.server.settings import ServedBundle, ServerSettings
 def served(bundle: Path, **settings: Any) -> Iterator[TestClient]:
     """A client of the app that serves a bundle, with these settings."""
     given = ServerSettings(ServedBundle(bundle, threads=1, variant="onnx-fp32"), **settings)
-    service = Service(given.bundle.open(), given)
+    service = Service(given.bundle.open(), given, given.open_reranker())
     service.warm_up()
     with TestClient(create_app(service)) as client:
         yield client

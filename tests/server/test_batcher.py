@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from m3_runtime import EngineError, M3Encoder
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.batcher import Batcher
@@ -17,7 +17,7 @@ from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.queue import Ids, QueueLimits
 from patience import PATIENCE_S
 
-ALL = frozenset(Head)
+ALL = frozenset(ENCODER_HEADS)
 DENSE = frozenset({Head.DENSE})
 
 

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.server.queue import QueuedRequest, QueueLimits, TokenQueue
 
 DENSE = frozenset({Head.DENSE})
-ALL = frozenset(Head)
+ALL = frozenset(ENCODER_HEADS)
 
 
 def job(*lengths: int, client: str = "a", heads: frozenset[Head] = DENSE) -> QueuedRequest:

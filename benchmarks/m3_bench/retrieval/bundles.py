@@ -9,7 +9,7 @@ from pathlib import Path
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
 from m3_runtime import Bundle, M3Encoder
-from m3_runtime.bundle.manifest import Head, Variant
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Variant
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -101,6 +101,6 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> Bund
             raise VariantError(f"no variant of {name} can be measured here: {why}")
         chosen.append(ChosenBundle(name, bundle, tuple(one for one in wanted if one.name not in reasons)))
         notes += left_out
-        if missing := [head.value for head in Head if head not in bundle.manifest.heads]:
+        if missing := [head.value for head in ENCODER_HEADS if head not in bundle.manifest.heads]:
             notes.append(f"{name} has no {' and no '.join(missing)} head: methods that need it were left out")
     return BundleChoice(tuple(chosen), tuple(notes))

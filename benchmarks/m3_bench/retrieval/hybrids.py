@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.errors import InputError
 
 FloatArray = NDArray[np.float32]
@@ -39,7 +39,7 @@ class Hybrid:
     @property
     def heads(self) -> tuple[Head, ...]:
         """The heads that are added up."""
-        return tuple(Head)[: len(self.weights)]
+        return ENCODER_HEADS[: len(self.weights)]
 
     def fused(self, dense: FloatArray, sparse: FloatArray, colbert: FloatArray | None = None) -> FloatArray:
         """The sum, of arrays of one shape; as in the published scripts it is not divided, which changes no order."""

@@ -11,7 +11,7 @@ from m3_bench.retrieval.bundles import BundleChoice
 from m3_bench.retrieval.finetune import Example, FinetuneFile
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
 from m3_runtime import M3Encoder
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.io.progress import Progress
 
 _BLOCK_LINES = 64  # between two steps of the progress bar
@@ -82,7 +82,7 @@ def _scored(
 ) -> tuple[Mapping[Head, FloatArray], int]:
     """(P,) scores of all pairs of some lines by head, and how many of their 2 P texts were cut."""
     pairs = [(example.query, text) for example in examples for text in example.passages]
-    if set(Head) <= set(encoder.bundle.manifest.heads):
+    if set(ENCODER_HEADS) <= set(encoder.bundle.manifest.heads):
         found = encoder.score_pairs(pairs, max_query_length=max_length, max_passage_length=max_length)
         return {Head.DENSE: found.dense, Head.SPARSE: found.sparse, Head.COLBERT: found.colbert}, found.truncated
     queries, passages = (encoder.encode([pair[i] for pair in pairs], max_length=max_length) for i in (0, 1))

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from m3_export.checkpoint.classifier import ClassifierWeights, read_classifier
 from m3_export.checkpoint.heads import COLBERT_FILE, SPARSE_FILE, HeadWeights, read_heads
-from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
+from m3_export.checkpoint.pooling import OF_CLASSIFIER, PoolingChoice, read_pooling
 from m3_export.checkpoint.weights import (
     ADAPTER_REMEDY,
     WEIGHT_PATTERNS,
@@ -20,9 +21,9 @@ from m3_export.checkpoint.weights import (
     refuse_pointers,
     weight_files,
 )
-from m3_export.errors import CheckpointError
+from m3_export.errors import CheckpointError, OptionsError
 from m3_models.checkpoint_files import tensor_shapes
-from m3_runtime.bundle.manifest import FileEntry, Geometry, Head, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, FileEntry, Geometry, Head, Pooling
 from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.errors import InputError
@@ -39,10 +40,10 @@ TASK_PREFIXES = ("roberta.", "model.")  # what task heads of transformers put be
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of an M3 model in float32 and all that is known about them.
+    """The weights of an M3 model or a reranker in float32 and all that is known about them.
 
     `encoder` maps transformers' XLMRobertaModel names to tensors; `sparse` and `colbert` are None for a dense-only
-    export. `config` is config.json as it is.
+    export and for a reranker, `classifier` for an encoder. `config` is config.json as it is.
     """
 
     folder: Path
@@ -54,13 +55,14 @@ class Checkpoint:
     geometry: Geometry
     pad_id: int
     prompts: Prompts = field(default_factory=Prompts)
+    classifier: ClassifierWeights | None = None
 
     @classmethod
     def open(
         cls,
         folder: Path,
         *,
-        heads: tuple[Head, ...] = tuple(Head),
+        heads: tuple[Head, ...] | None = None,
         pooling: Pooling | None = None,
         normalize: bool | None = None,
     ) -> "Checkpoint":
@@ -68,21 +70,26 @@ class Checkpoint:
 
         Args:
             folder: holds config.json, weights, heads and tokenizer.
-            heads: all, or dense alone.
-            pooling: None: as the folder says.
-            normalize: None: as the folder says.
+            heads: an encoder's: all (None), or dense alone.
+            pooling: an encoder's. None: as the folder says.
+            normalize: an encoder's. None: as the folder says.
 
         Raises:
             CheckpointError: a file is missing, malformed, of another architecture, of wrong shape, or holds NaN.
+            OptionsError: what is for an encoder is said of a reranker.
         """
         refuse_adapter(folder)
-        unread = () if Head.SPARSE in heads else (SPARSE_FILE, COLBERT_FILE)
+        unread = () if Head.SPARSE in (heads or ENCODER_HEADS) else (SPARSE_FILE, COLBERT_FILE)
         _refuse_dangling(folder, unread)
         refuse_pointers(path for path in files_read(folder) if path.name not in unread)
         config = _read_config(folder / "config.json")
-        encoder = _encoder_only(read_encoder_weights(folder))
-        hidden = int(config["hidden_size"])
-        sparse, colbert = read_heads(folder, hidden) if Head.SPARSE in heads else (None, None)
+        weights = read_encoder_weights(folder)
+        classifier = read_classifier(folder, config, weights)
+        if classifier is not None:
+            _refuse_options_of_encoders({"--heads": heads, "--pooling": pooling, "--normalize": normalize})
+        encoder = _encoder_only(weights)
+        has_heads = classifier is None and Head.SPARSE in (heads or ENCODER_HEADS)
+        sparse, colbert = read_heads(folder, int(config["hidden_size"])) if has_heads else (None, None)
         geometry = _geometry(config, colbert)
         _check_encoder(folder, encoder, geometry, config["max_position_embeddings"])
         return cls(
@@ -91,11 +98,19 @@ class Checkpoint:
             encoder=encoder,
             sparse=sparse,
             colbert=colbert,
-            pooling=read_pooling(folder, pooling, normalize),
+            pooling=OF_CLASSIFIER if classifier else read_pooling(folder, pooling, normalize),
             geometry=geometry,
             pad_id=int(config.get("pad_token_id", 1)),
-            prompts=_read_prompts(folder / PROMPTS_NAME),
+            prompts=_read_prompts(folder / PROMPTS_NAME, is_reranker=classifier is not None),
+            classifier=classifier,
         )
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """What the model gives."""
+        if self.classifier is not None:
+            return (Head.SCORE,)
+        return ENCODER_HEADS if self.sparse is not None else (Head.DENSE,)
 
     @property
     def layer_norm_epsilon(self) -> float:
@@ -105,7 +120,7 @@ class Checkpoint:
     def weights_sha256(self) -> str:
         """Digest of all weights as float32, whatever files and dtypes hold them on disk."""
         digest = hashlib.sha256()
-        tensors = dict(self.encoder)
+        tensors = {**self.encoder, **(self.classifier.tensors() if self.classifier else {})}
         for name, head in (("sparse", self.sparse), ("colbert", self.colbert)):
             if head:
                 tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
@@ -167,11 +182,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_prompts(path: Path) -> Prompts:
+def _refuse_options_of_encoders(given: Mapping[str, object]) -> None:
+    """Refuse what means nothing for a reranker: it has one score a pair, read from the first token, and no vectors."""
+    if names := [name for name, value in given.items() if value is not None]:
+        raise OptionsError(
+            f"{names[0]} is for encoders; the checkpoint is a reranker, which has one score a pair and no vectors: "
+            "leave it out"
+        )
+
+
+def _read_prompts(path: Path, *, is_reranker: bool) -> Prompts:
     if not path.is_file():
         return Prompts()
     try:
-        return Prompts.from_json(json.loads(path.read_text(encoding="utf-8")))
+        prompts = Prompts.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if is_reranker and any(prompts.prompts.values()):
+            raise InputError(f"{path.name}: a reranker's bundle has no prompts; put them into the texts, and empty it")
+        return Prompts() if is_reranker else prompts
     except InputError as error:
         raise CheckpointError(str(error)) from error
     except (OSError, ValueError, RecursionError) as error:

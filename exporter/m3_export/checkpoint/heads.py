@@ -55,20 +55,27 @@ def _read(path: Path) -> HeadWeights:
     if not isinstance(state, dict) or set(state) != {"weight", "bias"}:
         names = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path.name}: expected exactly 'weight' and 'bias', got {names}. {REMEDY}")
-    return HeadWeights(_tensor(path, "weight", state["weight"], 2), _tensor(path, "bias", state["bias"], 1))
+    return HeadWeights(
+        checked_tensor(path.name, "weight", state["weight"], 2), checked_tensor(path.name, "bias", state["bias"], 1)
+    )
 
 
-def _tensor(path: Path, name: str, value: object, rank: int) -> torch.Tensor:
+def checked_tensor(where: str, name: str, value: object, rank: int) -> torch.Tensor:
+    """A head's tensor in float32.
+
+    Raises:
+        CheckpointError: it is none, or its dtype, layout, rank or values are not a head's.
+    """
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise CheckpointError(f"{path.name}: {name} is {kind}; expected a float32, float16 or bfloat16 tensor")
+        raise CheckpointError(f"{where}: {name} is {kind}; expected a float32, float16 or bfloat16 tensor")
     if value.layout is not torch.strided or value.is_meta:
-        raise CheckpointError(f"{path.name}: {name} is a sparse or an empty (meta) tensor; save it as a dense tensor")
+        raise CheckpointError(f"{where}: {name} is a sparse or an empty (meta) tensor; save it as a dense tensor")
     if value.dim() != rank or 0 in value.shape:
-        raise CheckpointError(f"{path.name}: {name} has shape {tuple(value.shape)}; expected {rank} dimensions, none 0")
+        raise CheckpointError(f"{where}: {name} has shape {tuple(value.shape)}; expected {rank} dimensions, none 0")
     if not torch.isfinite(value).all():
         raise CheckpointError(
-            f"{path.name}: {name} holds NaN or infinity; the training run has diverged; use an earlier checkpoint"
+            f"{where}: {name} holds NaN or infinity; the training run has diverged; use an earlier checkpoint"
         )
     return value.detach().to(torch.float32).contiguous()
 

@@ -1,4 +1,4 @@
-"""How the dense vector is pooled: a flag, the sentence-transformers files, or BGE-M3's own way."""
+"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's own way."""
 
 import json
 from dataclasses import dataclass, field
@@ -22,8 +22,9 @@ ST_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 @dataclass(frozen=True)
 class PoolingChoice:
-    """Pooling and normalisation, and where each was read: "flag", "sentence-transformers files" or "default".
+    """Pooling and normalisation, and where each was read.
 
+    That is "flag", "sentence-transformers files", "classifier" (a reranker's) or "default".
     `has_heads`: the folder has a sparse head.
     """
 
@@ -51,6 +52,10 @@ class PoolingChoice:
                 "The export follows them; say --normalize, or --no-normalize if it is right"
             )
         return None
+
+
+OF_CLASSIFIER = PoolingChoice(Pooling.CLS, "classifier", normalize=False, normalize_from="classifier")
+"""A reranker's: its classifier reads the first token as it is."""
 
 
 def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool | None = None) -> PoolingChoice:

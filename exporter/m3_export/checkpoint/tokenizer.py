@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer
 
+from m3_export.calibration.pairs import TextPair, pair_ids
 from m3_export.checkpoint.added_tokens import TOKENIZER_NAME, stated_ids, texts_with
 from m3_export.errors import CheckpointError, TokenizerMismatchError
 from m3_runtime.bundle.manifest import TokenizerInfo
@@ -147,6 +148,24 @@ def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence
                 f"the runtime {ids.tolist()[:20]}; the installed tokenizers package may not know this pipeline"
             )
     return runtime
+
+
+def prove_same_pairs(tokenizer: CheckpointTokenizer, runtime: M3Tokenizer, pairs: Sequence[TextPair]) -> None:
+    """Show that the ids of a pair are those that the checkpoint's tokenizer gives both texts at once.
+
+    Raises:
+        TokenizerMismatchError: names the first pair that differs.
+    """
+    longest = max(len(pair.text) for pair in pairs) * 16 + 64
+    queries, passages = [pair.query for pair in pairs], [pair.passage for pair in pairs]
+    # as lists: a single empty passage counts as none
+    originals = tokenizer.original(queries, passages, truncation=False, padding=False, verbose=False)["input_ids"]
+    for pair, expected, ids in zip(pairs, originals, pair_ids(runtime, pairs, longest), strict=True):
+        if list(expected) != ids.tolist():
+            raise TokenizerMismatchError(
+                f"the checkpoint's tokenizer joins {pair.query[:40]!r} and {pair.passage[:40]!r} to {expected[:20]}, "
+                f"expected {ids.tolist()[:20]}; it must be XLM-R's, <s> query </s></s> passage </s>"
+            )
 
 
 def _check_ids(vocabulary: Mapping[str, int], pieces: Mapping[str, int], vocab_size: int) -> None:

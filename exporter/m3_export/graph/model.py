@@ -1,8 +1,8 @@
-"""The M3 model as we trace it: an XLM-R encoder written plainly, and three heads.
+"""The model as we trace it: an XLM-R encoder written plainly, and three heads, or a reranker's classifier.
 
 It exists so that the graph has exactly the shape that the passes and engines like, whatever release of
 transformers is installed. That it computes what transformers computes is proven at every export: the reference
-(m3_export.verify.reference) runs transformers' own XLMRobertaModel on the same tensors.
+(m3_export.verify.reference) runs transformers' own XLM-R on the same tensors.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from m3_export.checkpoint.classifier import ClassifierWeights
 from m3_export.checkpoint.folder import Checkpoint
 from m3_runtime.bundle.manifest import Pooling
 
@@ -83,10 +84,26 @@ class Layer(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+class Classifier(nn.Module):
+    """A reranker's head: (B, H), the first token's rows, → (B, 1), scores before the sigmoid."""
+
+    def __init__(self, weights: ClassifierWeights) -> None:
+        super().__init__()
+        self.dense = Linear(weights.dense.weight, weights.dense.bias)
+        self.out_proj = Linear(weights.out_proj.weight, weights.out_proj.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H) → (B, 1)."""
+        return self.out_proj(torch.tanh(self.dense(x)))
+
+
 class M3Model(nn.Module):
     """input_ids, attention_mask (B, T) → dense_vecs (B, H), token_weights (B, T), colbert_vecs (B, T-1, C).
 
-    A dense-only checkpoint gives dense_vecs alone.
+    A dense-only checkpoint gives dense_vecs alone, a reranker logits (B, 1) alone.
+
+    Attributes:
+        outputs: the heads whose outputs the graph has, in order.
     """
 
     def __init__(
@@ -121,6 +138,8 @@ class M3Model(nn.Module):
         )
         self.sparse = Linear(checkpoint.sparse.weight, checkpoint.sparse.bias) if checkpoint.sparse else None
         self.colbert = Linear(checkpoint.colbert.weight, checkpoint.colbert.bias) if checkpoint.colbert else None
+        self.classifier = Classifier(checkpoint.classifier) if checkpoint.classifier else None
+        self.outputs = checkpoint.heads
         self.pad_id = checkpoint.pad_id
         self.unused_ids = unused_ids
         self.pooling = checkpoint.pooling.pooling
@@ -135,6 +154,8 @@ class M3Model(nn.Module):
         self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """The last layer's output (B, T, H) to the outputs."""
+        if self.classifier is not None:
+            return (self.classifier(self._pool(hidden, attention_mask)),)
         dense = self._normalized(self._pool(hidden, attention_mask))
         if self.sparse is None or self.colbert is None:
             return (dense,)

@@ -1,4 +1,4 @@
-"""M3Model to an ONNX graph with one, or three, outputs."""
+"""M3Model to an ONNX graph with an output for each head."""
 
 import contextlib
 import io
@@ -10,7 +10,6 @@ import onnx_ir as ir
 import torch
 
 from m3_export.graph.model import M3Model
-from m3_runtime.bundle.manifest import Head
 
 OPSET = 20  # the first with Gelu as one operator
 
@@ -23,7 +22,6 @@ def trace(model: M3Model) -> ir.Model:
     ids = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, model.pad_id, model.pad_id]], dtype=torch.int64)
     mask = (ids != model.pad_id).to(torch.int64)
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
-    heads = list(Head) if model.sparse is not None else [Head.DENSE]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model,
@@ -31,7 +29,7 @@ def trace(model: M3Model) -> ir.Model:
             dynamo=True,
             opset_version=OPSET,
             input_names=["input_ids", "attention_mask"],
-            output_names=[head.output_name for head in heads],
+            output_names=[head.output_name for head in model.outputs],
             dynamic_shapes=(axes, axes),
             verbose=False,
         )

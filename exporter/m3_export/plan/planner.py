@@ -1,18 +1,20 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from m3_export.arrays import Ids
+from m3_export.calibration.statistics import CALIBRATION_TOKENS
 from m3_export.options import ExportOptions, Target, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import Costs, Seconds, recorded, weighted
-from m3_export.plan.losses import Losses, TextLosses, limits_of
+from m3_export.plan.losses import Figures, LossesByText
 from m3_export.plan.plan import (
     DYNAMIC,
     FLOAT,
@@ -41,6 +43,8 @@ NO_SLOWER = 1.03  # a bf16 plan may take this much of the f32 plan's time for on
 
 # Texts of the sensitivity analysis: one run per projection and precision, so few and short ones.
 NATURAL, NATURAL_TOKENS, DEGENERATE, DEGENERATE_TOKENS = 10, 32, 16, 8
+PAIRS, DEGENERATE_PAIR_TOKENS = 24, 16
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,26 @@ class TuningTexts:
             is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
         )
 
+    @classmethod
+    def of_pairs(
+        cls, natural: Sequence[P], degenerate: Sequence[P], ids: Callable[[Sequence[P], int], Sequence[Ids]]
+    ) -> "TuningTexts":
+        """The same of pairs, of which the tokenizer knows what may be cut; more of them, as each gives one number.
+
+        Args:
+            natural: pairs.
+            degenerate: pairs.
+            ids: pairs, and the most tokens of one → their ids.
+        """
+        ranges = [[pair for i, pair in enumerate(pairs) if i % 5] or pairs for pairs in (natural, degenerate)]
+        chosen = ids(natural[::5][:PAIRS], NATURAL_TOKENS)
+        strange = ids(degenerate[::5][:DEGENERATE], DEGENERATE_PAIR_TOKENS)
+        return cls(
+            ranges=tuple(row for pairs in ranges for row in ids(pairs, CALIBRATION_TOKENS)),
+            tuning=(*chosen, *strange),
+            is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
+        )
+
 
 @dataclass(frozen=True)
 class _Engine:
@@ -75,7 +99,7 @@ class _Engine:
         reference: what seconds are counted in.
     """
 
-    evaluate: Callable[[PrecisionPlan], tuple[Losses, Losses]]
+    evaluate: Callable[[PrecisionPlan], tuple[Figures, Figures]]
     seconds: Callable[[PrecisionPlan, PrecisionPlan], tuple[Seconds, Seconds]]
     reference: Seconds
 
@@ -98,21 +122,22 @@ class Planner:
         quantized: QuantizedModel,
         texts: TuningTexts,
         geometry: Geometry,
+        limits: Figures,
         options: ExportOptions,
         progress: Progress,
     ) -> None:
         """Nothing is computed yet."""
         self._quantized, self._texts, self._geometry = quantized, texts, geometry
         self._small = timing.SmallModels(quantized)
-        self._limits, self._objective, self._target = limits_of(options.budget), options.objective, options.target
+        self._limits, self._objective, self._target = limits, options.objective, options.target
         self._progress = progress
-        self._known: dict[tuple[Projection, Scheme, int], TextLosses] = {}
+        self._known: dict[tuple[Projection, Scheme, int], LossesByText] = {}
 
     def plan(
         self,
         name: VariantName,
         work: Path,
-        evaluate: Callable[[PrecisionPlan], tuple[Losses, Losses]],
+        evaluate: Callable[[PrecisionPlan], tuple[Figures, Figures]],
         faster: Callable[[PrecisionPlan, PrecisionPlan], tuple[Seconds, Seconds]],
     ) -> Planned:
         """Search the fastest plan within the budget; again where the costs do not predict what the engine takes.
@@ -190,7 +215,7 @@ class Planner:
         with self._progress.step(title):
             trial = Trial(candidate, *engine.evaluate(candidate.plan))
         parts = trial.expected.in_parts_of(self._limits)
-        names = [f.name for f in fields(Losses)]
+        names = self._limits.names()
         self._progress.say("    of the budget: " + ", ".join(f"{n} {p:.0%}" for n, p in zip(names, parts, strict=True)))
         return trial
 
@@ -300,7 +325,7 @@ class Planner:
             for projection in projections(self._geometry.layers)
         }
 
-        def losses(projection: Projection, scheme: Scheme) -> TextLosses:
+        def losses(projection: Projection, scheme: Scheme) -> LossesByText:
             key = (projection, scheme, group if scheme.precision is Precision.DYNAMIC else 0)
             if key not in self._known:
                 self._known[key] = self._simulation.losses_of_projection(projection, scheme, group)

@@ -14,7 +14,7 @@ from itertools import count
 
 import numpy as np
 
-from m3_export.plan.losses import Floats, Losses, TextLosses
+from m3_export.plan.losses import Figures, Floats, LossesByText
 from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
@@ -56,17 +56,17 @@ class Trial:
     """A candidate as the engine measured it: its figures, and what a bootstrap expects of other texts."""
 
     candidate: Candidate
-    measured: Losses
-    expected: Losses
+    measured: Figures
+    expected: Figures
 
-    def holds(self, limits: Losses) -> bool:
+    def holds(self, limits: Figures) -> bool:
         """Whether other texts than the measured ones are expected within the limits, too."""
         return self.expected.worst(limits) <= 1
 
 
 def search(
     candidates: Sequence[Candidate],
-    limits: Losses,
+    limits: Figures,
     evaluate: Callable[[Candidate], Trial],
     repair: Callable[[Trial, Set[PrecisionPlan], Sequence[Trial]], Candidate | None],
     faster: Callable[[Trial, Trial], Trial],
@@ -125,7 +125,7 @@ def search(
     return (chosen, *(trial for trial in trials if trial is not chosen))
 
 
-def _is_better(one: Trial, than: Trial, limits: Losses) -> bool:
+def _is_better(one: Trial, than: Trial, limits: Figures) -> bool:
     """Whether a trial is as fast by its prediction, and nearer to the budget."""
     is_as_fast = one.candidate.time <= than.candidate.time * SAME_TIME
     return is_as_fast and one.expected.worst(limits) < than.expected.worst(limits)
@@ -141,10 +141,10 @@ class Repair:
     def __init__(
         self,
         ladder: Mapping[Projection, Sequence[Scheme]],
-        losses: Callable[[Projection, Scheme], TextLosses],
-        always: TextLosses,
+        losses: Callable[[Projection, Scheme], LossesByText],
+        always: LossesByText,
         time: Callable[[Projection, Scheme], float],
-        limits: Losses,
+        limits: Figures,
     ) -> None:
         """Nothing is computed yet.
 
@@ -266,40 +266,25 @@ class Repair:
 
     def _sum(self, schemes: Mapping[Projection, Scheme]) -> Floats:
         vectors = [self._vector(projection, scheme) for projection, scheme in schemes.items()]
-        return np.sum([_additive(self._always), *vectors], axis=0)
+        return np.sum([self._always.additive(), *vectors], axis=0)
 
     def _vector(self, projection: Projection, scheme: Scheme) -> Floats:
         if scheme.precision is Precision.FLOAT:
-            return np.zeros_like(_additive(self._always))
-        return _additive(self._losses(projection, scheme))
+            return np.zeros_like(self._always.additive())
+        return self._losses(projection, scheme).additive()
 
     def _excess(self, total: Floats, forecast: "_Forecast") -> float:
         """By how much all figures together are over, in parts of their limits."""
         return float(np.maximum(forecast.of(self._in_parts(total)) - 1, 0).sum())
 
     def _in_parts(self, total: Floats) -> Floats:
-        """(5,) predicted figures in parts of their limits, before scaling.
-
-        For the share of degenerate texts over the limit it is their mean loss, which drives it.
-        """
-        texts = self._always.dense.size
-        dense, squares, colbert = np.split(total, [texts, texts + self._always.sparse.size])
-        is_degenerate = self._always.is_degenerate
-        natural, strange = dense[~is_degenerate], np.minimum(dense[is_degenerate], self._limits.dense_min)
-        rows = colbert[~is_degenerate[self._always.text_of_row]]
-        figures = Losses(
-            dense_mean=float(natural.mean()),
-            dense_min=float(natural.max()),
-            colbert_p5=float(np.quantile(rows, 0.95)) if rows.size else 0.0,
-            sparse_jaccard=float(np.sqrt(np.maximum(squares[~is_degenerate], 0)).mean()) if squares.size else 0.0,
-            degenerate_share=float(strange.mean()) if strange.size else 0.0,
-        )
-        return figures.in_parts_of(self._limits)
+        """(F,) predicted figures in parts of their limits, before scaling."""
+        return self._always.predicted(total, self._limits.worst_text).in_parts_of(self._limits)
 
 
 @dataclass(frozen=True)
 class _Anchor:
-    """A measured plan, from which others are predicted; (5,) arrays in parts of the limits.
+    """A measured plan, from which others are predicted; (F,) arrays in parts of the limits.
 
     Attributes:
         measured: its figures.
@@ -323,7 +308,7 @@ class _Forecast:
     anchors: Sequence[_Anchor]
 
     def of(self, in_parts: Floats) -> Floats:
-        """(5,) from the sum of a plan's losses in parts of the limits; never less for larger sums."""
+        """(F,) from the sum of a plan's losses in parts of the limits; never less for larger sums."""
         return np.max([anchor.of(in_parts) for anchor in self.anchors], axis=0)
 
 
@@ -347,8 +332,3 @@ class _Move:
     @property
     def before(self) -> tuple[Projection, Scheme]:
         return self.projection, self.scheme
-
-
-def _additive(losses: TextLosses) -> Floats:
-    """One vector that adds up: 1 - cosine is quadratic in the error, 1 - Jaccard is linear in it, so its square."""
-    return np.concatenate([losses.dense, losses.sparse**2, losses.colbert])

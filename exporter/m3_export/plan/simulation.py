@@ -15,10 +15,11 @@ import torch
 from m3_export.arrays import Ids
 from m3_export.calibration.statistics import ActivationStatistics, linears, norm_before
 from m3_export.graph.model import MASKED_SCORE, M3Model
-from m3_export.plan.losses import TextLosses
+from m3_export.plan.losses import LossesByText, PairLosses, TextLosses
 from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Scheme
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import QuantizedProjection, fake_quantize, quantize_projection
+from m3_export.verify.budget import LEAST_SPREAD
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -201,33 +202,46 @@ class Simulation:
                 self._inputs.append(inputs)
                 self._outputs.append(quantized.model.heads(inputs[-1], batch.ids, batch.mask))
 
-    def losses_of_plan(self, plan: PrecisionPlan) -> TextLosses:
+    def losses_of_plan(self, plan: PrecisionPlan) -> LossesByText:
         """Losses of a whole plan, the embedding in int8 included; floats are fp32 whatever the plan's float type is."""
         with self._quantized.fake_quantized(plan.schemes, plan.group), self._quantized.int8_embedding():
             return self._losses(None)
 
-    def losses_of_embedding(self) -> TextLosses:
+    def losses_of_embedding(self) -> LossesByText:
         """Losses of the int8 embedding alone."""
         with self._quantized.int8_embedding():
             return self._losses(None)
 
-    def losses_of_projection(self, projection: Projection, scheme: Scheme, group: int) -> TextLosses:
+    def losses_of_projection(self, projection: Projection, scheme: Scheme, group: int) -> LossesByText:
         """Losses of one quantized projection in a model that is exact but for it."""
         with self._quantized.fake_quantized({projection: scheme}, group):
             return self._losses(projection.layer)
 
-    def _losses(self, first_layer: int | None) -> TextLosses:
-        model, dense, sparse, colbert = self._quantized.model, [], [], []
+    def _losses(self, first_layer: int | None) -> LossesByText:
+        model = self._quantized.model
+        outputs = []
         with torch.inference_mode():
-            for batch, inputs, exact in zip(self._batches, self._inputs, self._outputs, strict=True):
+            for batch, inputs in zip(self._batches, self._inputs, strict=True):
                 x = model.embedded(batch.ids) if first_layer is None else inputs[first_layer]
                 for layer in list(model.layers)[first_layer or 0 :]:
                     x = layer(x, batch.scores)
-                got = model.heads(x, batch.ids, batch.mask)
-                dense.append(_cosine_loss(exact[0], got[0]))
-                if len(exact) > 1:
-                    sparse.append(_jaccard_loss(exact[1], got[1]))
-                    colbert.append(_cosine_loss(exact[2], got[2])[batch.mask[:, 1:] == 1])
+                outputs.append(model.heads(x, batch.ids, batch.mask))
+            return self._of_scores(outputs) if model.classifier else self._of_vectors(outputs)
+
+    def _of_scores(self, outputs: Sequence[tuple[torch.Tensor, ...]]) -> PairLosses:
+        exact, got = (
+            torch.cat([scores for (scores,) in each])[:, 0].double().numpy() for each in (self._outputs, outputs)
+        )
+        spread = max(exact[~self._is_degenerate].std(), LEAST_SPREAD)
+        return PairLosses(((got - exact) / spread) ** 2, self._is_degenerate)
+
+    def _of_vectors(self, outputs: Sequence[tuple[torch.Tensor, ...]]) -> TextLosses:
+        dense, sparse, colbert = [], [], []
+        for batch, exact, got in zip(self._batches, self._outputs, outputs, strict=True):
+            dense.append(_cosine_loss(exact[0], got[0]))
+            if len(exact) > 1:
+                sparse.append(_jaccard_loss(exact[1], got[1]))
+                colbert.append(_cosine_loss(exact[2], got[2])[batch.mask[:, 1:] == 1])
         return TextLosses(
             dense=torch.cat(dense).numpy(),
             sparse=torch.cat(sparse).double().numpy() if sparse else np.zeros(0),

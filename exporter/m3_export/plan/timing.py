@@ -225,7 +225,7 @@ class SmallModels:
     @property
     def heads(self) -> tuple[Head, ...]:
         """The model's heads."""
-        return tuple(Head) if self._quantized.model.sparse is not None else (Head.DENSE,)
+        return self._quantized.model.outputs
 
     def write(self, name: VariantName, plan: PrecisionPlan, work: Path, folder: Path) -> Variant:
         """Write a variant of as many layers as the plan has; `work` is for graphs that an engine has to read."""

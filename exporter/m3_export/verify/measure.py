@@ -1,6 +1,6 @@
 """Parity of a written variant, measured with the very runtime that users get."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,25 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from m3_export.arrays import Ids
-from m3_export.plan.losses import TextLosses, joined
-from m3_export.verify.parity import (
-    Outputs,
-    colbert_parity,
-    degenerate_parity,
-    dense_parity,
-    lowest_cosine,
-    sparse_parity,
-    text_losses,
-)
+from m3_export.plan.losses import LossesByText
+from m3_export.verify.budget import AnyBudget
+from m3_export.verify.comparison import AnyOutputs, head_parity, losses_by_text, lowest_similarity, similarities
+from m3_export.verify.parity import Outputs, degenerate_figures, lowest_cosine
+from m3_export.verify.scores import Scores
 from m3_runtime.bundle.manifest import CpuFeature, Head, ModelInfo, Parity, Variant
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.encode.batching import pad_batch
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
-from m3_runtime.encode.pipeline import encode_texts, encode_tokens
-from m3_runtime.engines import Engine, Opening
+from m3_runtime.encode.pipeline import encode_tokens
+from m3_runtime.engines import POOLED_HEADS, Engine, Opening
 from m3_runtime.engines.select import open_graph
-from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
+from m3_runtime.tokenizer import TokenizedTexts
 
 # Where the processor cannot multiply int8 exactly, OpenVINO computes FakeQuantize and the products of what it gives in
 # float: the same integers, exactly added. Dynamic ranges are not taken there, so dynamic projections come out nearer
@@ -46,16 +41,15 @@ PADDED_TEXTS, MAX_PADDED_TOKENS = 8, 128
 
 @dataclass(frozen=True)
 class ProbeTexts:
-    """N texts, their (L,) ids, and what the reference gives for them."""
+    """N texts, or pairs, as (L,) ids, and what the reference gives for them."""
 
-    texts: tuple[str, ...]
     ids: tuple[Ids, ...]
-    reference: Outputs
+    reference: AnyOutputs
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What parity is measured on: natural and degenerate texts, the digest of both, and the machine."""
+    """What parity is measured on: natural and degenerate texts, or pairs, the digest of both, and the machine."""
 
     natural: ProbeTexts
     degenerate: ProbeTexts
@@ -68,7 +62,7 @@ class MeasuredParity:
     """The parity of a variant, and the losses of every text behind it."""
 
     parity: Parity
-    losses: TextLosses
+    losses: LossesByText
 
 
 @dataclass(frozen=True)
@@ -77,15 +71,13 @@ class ParityCheck:
 
     Attributes:
         model: what all its variants have in common.
-        tokenizer: the model's.
         probe: the texts.
-        dense_min: degenerate texts whose dense cosine is below are counted.
+        budget: degenerate texts whose similarity is below its least are counted.
     """
 
     model: ModelInfo
-    tokenizer: M3Tokenizer
     probe: Probe
-    dense_min: float
+    budget: AnyBudget
 
     def measure(self, variant: Variant, folder: Path) -> MeasuredParity:
         """Encode the probe texts with a variant and compare; then some of them in batches, and padded.
@@ -103,69 +95,79 @@ class ParityCheck:
         is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
         run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
         with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
-            outputs = self._encode(engine, natural.texts)
+            outputs = self._outputs(engine, natural)
             batch_invariance = self._batch_invariance(engine, natural.ids)
-            padded = self._lowest_cosine_padded(engine, natural)
-            of_degenerate = self._encode(engine, degenerate.texts) if variant.precision != "fp32" else None
-        losses, degenerate_figures = text_losses(natural.reference, outputs, is_degenerate=False), None
+            padded = self._lowest_padded(engine, natural)
+            of_degenerate = self._outputs(engine, degenerate) if variant.precision != "fp32" else None
+        found, degenerate_parity = head_parity(natural.reference, outputs), None
+        losses = found.losses
         if of_degenerate is not None:
-            losses = joined(losses, text_losses(degenerate.reference, of_degenerate, is_degenerate=True))
-            degenerate_figures = degenerate_parity(degenerate.reference, of_degenerate, self.dense_min)
+            losses = losses.joined(losses_by_text(degenerate.reference, of_degenerate, is_degenerate=True))
+            similar = similarities(degenerate.reference, of_degenerate)
+            degenerate_parity = degenerate_figures(similar, self.budget.least_similarity)
         parity = Parity(
-            texts=len(natural.texts),
+            texts=len(natural.ids),
             tokens=sum(len(row) for row in natural.ids),
             probe_sha256=self.probe.sha256,
             measured_on=self.probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
-            dense=dense_parity(natural.reference, outputs),
-            sparse=sparse_parity(natural.reference, outputs),
-            colbert=colbert_parity(natural.reference, outputs),
+            dense=found.dense,
+            sparse=found.sparse,
+            colbert=found.colbert,
             batch_invariance_min=batch_invariance,
             padded_dense_min=padded,
             is_simulated=is_simulated,
-            degenerate=degenerate_figures,
+            degenerate=degenerate_parity,
+            score=found.score,
         )
         return MeasuredParity(parity, losses)
 
-    def _encode(self, engine: Engine, texts: Sequence[str]) -> Outputs:
-        length = min(MAX_PROBE_TOKENS, self.model.geometry.max_tokens)
-        options = encode_options(
-            self.model,
-            self.model.heads,
-            batch_size=DEFAULT_BATCH_SIZE,
-            token_budget=TOKEN_BUDGET,
-            max_length=length,
-        )
-        return Outputs.of(encode_texts(texts, options, self.model, self.tokenizer, engine))
+    def _outputs(self, engine: Engine, probe: ProbeTexts) -> AnyOutputs:
+        encoding = self._encode(engine, probe.ids, self.model.heads)
+        if isinstance(probe.reference, Scores):
+            assert encoding.scores is not None
+            return replace(probe.reference, values=encoding.scores)
+        return Outputs.of(encoding)
+
+    def _encode(self, engine: Engine, ids: Sequence[Ids], heads: Collection[Head]) -> Encoding:
+        options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
+        tokens = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
+        return encode_tokens(tokens, options, self.model, engine)
 
     def _batch_invariance(self, engine: Engine, ids: Sequence[Ids]) -> float:
-        """Lowest cosine, of dense vectors and ColBERT rows, of a text alone and in the runtime's batches."""
+        """Lowest similarity, and cosine of ColBERT rows, of a text alone and in the runtime's batches."""
         rows = [
             np.append(row[: length - 1], row[-1])
             for length in INVARIANCE_LENGTHS
             for row in [row for row in ids if len(row) >= length][:INVARIANCE_TEXTS]
         ] or list(ids[:INVARIANCE_TEXTS])
-        lowest, together = 1.0, self._encode_ids(engine, rows)
-        for index, row in enumerate(rows):
-            alone = self._encode_ids(engine, [row])
-            assert alone.dense_vecs is not None and together.dense_vecs is not None
-            lowest = min(lowest, lowest_cosine(alone.dense_vecs, together.dense_vecs[index : index + 1]))
-            if alone.colbert_vecs is not None and together.colbert_vecs is not None:
-                lowest = min(lowest, lowest_cosine(alone.colbert_vecs[0], together.colbert_vecs[index]))
+        heads = POOLED_HEADS.union((Head.COLBERT,)).intersection(self.model.heads)
+        together = self._encode(engine, rows, heads)
+        alone = [self._encode(engine, [row], heads) for row in rows]
+        lowest = lowest_similarity(self._pooled([together]), self._pooled(alone))
+        if together.colbert_vecs is not None:
+            theirs = [one.colbert_vecs[0] for one in alone if one.colbert_vecs is not None]
+            lowest = min(lowest, lowest_cosine(np.concatenate(theirs), np.concatenate(list(together.colbert_vecs))))
         return lowest
 
-    def _encode_ids(self, engine: Engine, ids: Sequence[Ids]) -> Encoding:
-        heads = {Head.DENSE, Head.COLBERT}.intersection(self.model.heads)
-        options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
-        tokens = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
-        return encode_tokens(tokens, options, self.model, engine)
-
-    def _lowest_cosine_padded(self, engine: Engine, probe: ProbeTexts) -> float:
-        """Lowest dense cosine to the reference when texts of many lengths run in one padded batch."""
+    def _lowest_padded(self, engine: Engine, probe: ProbeTexts) -> float:
+        """Lowest similarity to the reference when texts of many lengths run in one padded batch."""
         chosen = padded_texts([len(row) for row in probe.ids])
         batch = pad_batch([probe.ids[i] for i in chosen], self.model.tokenizer.pad_id)
-        dense = engine.run(batch, [Head.DENSE]).dense_vecs
-        assert dense is not None
-        return lowest_cosine(dense, probe.reference.dense[chosen])
+        raw = engine.run(batch, list(POOLED_HEADS.intersection(self.model.heads)))
+        reference = probe.reference
+        if isinstance(reference, Scores):
+            assert raw.logits is not None
+            places = replace(reference, values=reference.values[chosen], query_of=reference.query_of[chosen])
+            return lowest_similarity(places, replace(places, values=raw.logits[:, 0]))
+        assert raw.dense_vecs is not None
+        return lowest_cosine(raw.dense_vecs, reference.dense[chosen])
+
+    def _pooled(self, encodings: Sequence[Encoding]) -> AnyOutputs:
+        """What is read of one token of a text: dense vectors, or scores, of all texts."""
+        if isinstance(self.probe.natural.reference, Scores):
+            values = np.concatenate([one.scores for one in encodings if one.scores is not None])
+            return Scores(values, np.zeros(len(values), np.int64), self.probe.natural.reference.spread)
+        return Outputs(np.concatenate([one.dense_vecs for one in encodings if one.dense_vecs is not None]), None, None)
 
 
 def padded_texts(lengths: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Parity: how far a variant's outputs are from the reference's, per head. Pure numpy."""
+"""Parity of an encoder: how far a variant's outputs are from the reference's, per head. Pure numpy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,22 +45,31 @@ def dense_parity(reference: Outputs, variant: Outputs) -> DenseParity:
     """Cosine of each text's dense vectors, and the largest difference of an element."""
     cosines = _cosines(reference.dense, variant.dense)
     return DenseParity(
-        cosine_mean=_rounded(cosines.mean()),
-        cosine_min=_rounded(cosines.min()),
-        max_abs=_rounded(np.abs(reference.dense - variant.dense).max()),
+        cosine_mean=rounded(cosines.mean()),
+        cosine_min=rounded(cosines.min()),
+        max_abs=rounded(np.abs(reference.dense - variant.dense).max()),
     )
 
 
 def degenerate_parity(reference: Outputs, variant: Outputs, dense_min: float) -> DegenerateParity:
     """Cosine of the dense vectors of degenerate texts; `dense_min` is what a budget asks of natural ones."""
-    cosines = _cosines(reference.dense, variant.dense)
+    return degenerate_figures(dense_cosines(reference, variant), dense_min)
+
+
+def degenerate_figures(similarities: NDArray[np.float64], least: float) -> DegenerateParity:
+    """The same of (N,) similarities, whatever they are of."""
     return DegenerateParity(
-        texts=len(cosines),
-        cosine_mean=_rounded(cosines.mean()),
-        cosine_min=_rounded(cosines.min()),
-        below=int((cosines < dense_min).sum()),
-        below_what=dense_min,
+        texts=len(similarities),
+        cosine_mean=rounded(similarities.mean()),
+        cosine_min=rounded(similarities.min()),
+        below=int((similarities < least).sum()),
+        below_what=least,
     )
+
+
+def dense_cosines(reference: Outputs, variant: Outputs) -> NDArray[np.float64]:
+    """(N,) cosine of each text's dense vectors."""
+    return _cosines(reference.dense, variant.dense)
 
 
 def text_losses(reference: Outputs, variant: Outputs, *, is_degenerate: bool) -> TextLosses:
@@ -89,10 +98,10 @@ def colbert_parity(reference: Outputs, variant: Outputs) -> ColbertParity | None
     expected, got = np.concatenate(reference.colbert), np.concatenate(variant.colbert)
     cosines = _cosines(expected, got)
     return ColbertParity(
-        cosine_mean=_rounded(cosines.mean()),
-        cosine_p5=_rounded(np.percentile(cosines, 5)),
-        cosine_min=_rounded(cosines.min()),
-        max_abs=_rounded(np.abs(expected - got).max()),
+        cosine_mean=rounded(cosines.mean()),
+        cosine_p5=rounded(np.percentile(cosines, 5)),
+        cosine_min=rounded(cosines.min()),
+        max_abs=rounded(np.abs(expected - got).max()),
     )
 
 
@@ -107,11 +116,11 @@ def sparse_parity(reference: Outputs, variant: Outputs) -> SparseParity | None:
     same = np.array([_top(expected) == _top(got) for expected, got in pairs])
     near_tie = np.array([smallest_top_gap(expected) < noise for expected, _ in pairs])
     return SparseParity(
-        jaccard_mean=_rounded(jaccards.mean()),
-        jaccard_min=_rounded(jaccards.min()),
-        top5_same=_rounded(same.mean()),
-        top5_same_near_ties_aside=_rounded((same | near_tie).mean()),
-        max_abs=_rounded(moves.max() if moves.size else 0.0),
+        jaccard_mean=rounded(jaccards.mean()),
+        jaccard_min=rounded(jaccards.min()),
+        top5_same=rounded(same.mean()),
+        top5_same_near_ties_aside=rounded((same | near_tie).mean()),
+        max_abs=rounded(moves.max() if moves.size else 0.0),
     )
 
 
@@ -138,7 +147,7 @@ def smallest_top_gap(weights: Mapping[int, float]) -> float:
 
 def lowest_cosine(a: Float32Array, b: Float32Array) -> float:
     """Lowest cosine between rows of two (N, H) arrays."""
-    return _rounded(_cosines(a, b).min())
+    return rounded(_cosines(a, b).min())
 
 
 def _top(weights: Mapping[int, float]) -> list[int]:
@@ -158,5 +167,6 @@ def _cosines(a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
     return cosines
 
 
-def _rounded(value: float | np.floating) -> float:
+def rounded(value: float | np.floating) -> float:
+    """A figure as it is stored."""
     return round(float(value), DIGITS)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import XLMRobertaConfig, XLMRobertaModel
+from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaModel
 
-from m3_export.arrays import Ids
+from m3_export.arrays import Float32Array, Ids
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
+from m3_export.verify.budget import LEAST_SPREAD
 from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.manifest import Head, Pooling
 
@@ -53,6 +54,38 @@ def reference_outputs(
                     colbert[i] = _normalized(_linear(hidden[1:], checkpoint.colbert), checkpoint).numpy()
     has_heads = checkpoint.sparse is not None
     return Outputs(np.stack(dense), lexical if has_heads else None, colbert if has_heads else None)
+
+
+def reference_scores(
+    checkpoint: Checkpoint,
+    ids: Sequence[Ids],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
+) -> Float32Array:
+    """Run N pairs, given as ids, through a reranker: (N,) scores before the sigmoid.
+
+    Args:
+        checkpoint: the weights, a classifier among them.
+        ids: (L,) ids of each pair.
+        track: wraps the iteration, for a progress bar.
+    """
+    assert checkpoint.classifier is not None
+    with torch.device("meta"):
+        model = XLMRobertaForSequenceClassification(_config(checkpoint, num_labels=1))
+    tensors = {f"roberta.{name}": tensor for name, tensor in checkpoint.encoder.items()}
+    _take(model, tensors | checkpoint.classifier.tensors())
+    _fill_buffers(model.roberta)
+    scores = np.zeros(len(ids), np.float32)
+    with torch.inference_mode():
+        for batch in track(batches_of_one_length(ids)):
+            inputs = torch.from_numpy(np.stack([ids[i] for i in batch]).astype(np.int64))
+            scores[batch] = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[:, 0].numpy()
+    return scores
+
+
+def silent_scores(scores: Float32Array) -> dict[Head, str]:
+    """A reranker that tells no pair from another, as `silent_heads` says it of an encoder; (N,) scores."""
+    is_alike = float(scores.astype(np.float64).std()) <= LEAST_SPREAD
+    return {Head.SCORE: "every probe pair has the same score"} if is_alike else {}
 
 
 def silent_heads(outputs: Outputs, ids: Sequence[Ids], unused_ids: Iterable[int]) -> dict[Head, str]:
@@ -110,16 +143,31 @@ def batches_of_one_length(ids: Sequence[Ids], most: int = 32) -> list[list[int]]
 
 def encoder_of(checkpoint: Checkpoint) -> XLMRobertaModel:
     """The encoder as transformers has it, on the checkpoint's own tensors; nothing is copied."""
-    config = XLMRobertaConfig.from_dict({**checkpoint.config, "torch_dtype": None, "dtype": None})
     with torch.device("meta"):
-        encoder = XLMRobertaModel(config, add_pooling_layer=False)
-    missing, unexpected = encoder.load_state_dict(dict(checkpoint.encoder), strict=False, assign=True)
-    assert not unexpected and all(name.startswith("embeddings.") for name in missing), (missing, unexpected)
-    # position and type ids are buffers, left on the meta device by the empty construction
-    length = config.max_position_embeddings
+        encoder = XLMRobertaModel(_config(checkpoint), add_pooling_layer=False)
+    _take(encoder, checkpoint.encoder)
+    _fill_buffers(encoder)
+    return encoder
+
+
+def _config(checkpoint: Checkpoint, **changes: int) -> XLMRobertaConfig:
+    labels = ("id2label", "label2id", "num_labels")
+    config = {key: value for key, value in checkpoint.config.items() if key not in labels}
+    return XLMRobertaConfig.from_dict({**config, "torch_dtype": None, "dtype": None, **changes})
+
+
+def _take(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors into a model that was constructed empty; only its embeddings' buffers may lack."""
+    missing, unexpected = model.load_state_dict(dict(tensors), strict=False, assign=True)
+    assert not unexpected and all("embeddings." in name for name in missing), (missing, unexpected)
+    model.eval()
+
+
+def _fill_buffers(encoder: XLMRobertaModel) -> None:
+    """Position and type ids are buffers, left on the meta device by the empty construction."""
+    length = encoder.config.max_position_embeddings
     encoder.embeddings.position_ids = torch.arange(length)[None]
     encoder.embeddings.token_type_ids = torch.zeros((1, length), dtype=torch.int64)
-    return encoder.eval()
 
 
 def _pooled(hidden: torch.Tensor, pooling: Pooling) -> torch.Tensor:

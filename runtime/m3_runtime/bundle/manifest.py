@@ -33,16 +33,23 @@ class Pooling(StrEnum):
 
 
 class Head(StrEnum):
-    """A head of the model."""
+    """A head of the model: an encoder's three, or a reranker's one."""
 
     DENSE = "dense"
     SPARSE = "sparse"
     COLBERT = "colbert"
+    SCORE = "score"
 
     @property
     def output_name(self) -> str:
         """Name of the graph output that this head writes."""
-        return {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}[self.value]
+        return _OUTPUT_NAMES[self.value]
+
+
+_OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs", "score": "logits"}
+
+ENCODER_HEADS = (Head.DENSE, Head.SPARSE, Head.COLBERT)
+"""All heads that an encoder can have, in FlagEmbedding's order."""
 
 
 class EngineName(StrEnum):
@@ -142,10 +149,30 @@ class ColbertParity:
 
 
 @dataclass(frozen=True)
+class ScoreParity:
+    """A reranker's scores against the reference's, before the sigmoid, over the probe pairs.
+
+    The differences are absolute; `spread` is the standard deviation of the reference's scores. The order of each
+    query's passages: Kendall's tau, and how many of the best passage and of the best ten are the same.
+    `top1_same_near_ties_aside` leaves out queries whose two best passages are too close in FP32 to tell apart.
+    """
+
+    difference_mean: float
+    difference_p99: float
+    difference_max: float
+    spread: float
+    kendall_tau: float
+    top1_same: float
+    top1_same_near_ties_aside: float
+    top10_overlap: float
+
+
+@dataclass(frozen=True)
 class DegenerateParity:
     """Dense cosines over degenerate texts: one character, a word repeated, digits, code, literal special tokens.
 
-    `below` of them have a cosine below `below_what`.
+    `below` of them have a cosine below `below_what`. A reranker's are of pairs, and 1 - (difference ÷ spread)² stands
+    for the cosine.
     """
 
     texts: int
@@ -159,9 +186,12 @@ class DegenerateParity:
 class Parity:
     """What was measured for one variant against PyTorch FP32 on the probe texts, per head.
 
+    Encoders have `dense`, rerankers have `score` and none of the others.
+
     `batch_invariance_min` is the lowest cosine, of dense vectors and ColBERT rows, between a text alone and among
     others, as the runtime batches. `padded_dense_min` is the lowest dense cosine to the
     reference when texts of many lengths are padded into one batch, which is what others may do with the graph.
+    A reranker's two are of pairs, with 1 - (difference ÷ spread)² for a cosine.
     `is_simulated` means that the processor lacks what the variant needs, so that its integers were computed in float.
     """
 
@@ -169,13 +199,14 @@ class Parity:
     tokens: int
     probe_sha256: str
     measured_on: str
-    dense: DenseParity
+    dense: DenseParity | None
     sparse: SparseParity | None
     colbert: ColbertParity | None
     batch_invariance_min: float
     padded_dense_min: float
     is_simulated: bool = False
     degenerate: DegenerateParity | None = field(default=None, metadata=OPTIONAL)
+    score: ScoreParity | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -255,6 +286,11 @@ class ModelInfo:
     normalize: bool
     tokenizer: TokenizerInfo
 
+    @property
+    def is_reranker(self) -> bool:
+        """Whether the model scores pairs of texts, and gives no vectors."""
+        return Head.SCORE in self.heads
+
 
 @dataclass(frozen=True)
 class Manifest(ModelInfo):
@@ -305,6 +341,7 @@ class Manifest(ModelInfo):
         manifest = from_json(cls, data, MANIFEST_NAME)
         _check_numbers(data, MANIFEST_NAME)
         _check_sizes(manifest)
+        _check_heads(manifest)
         return manifest
 
 
@@ -343,6 +380,17 @@ def _check_numbers(data: Any, where: str) -> None:
         raise BundleFormatError(f"{where}: expected an integer from 0 to {_MOST_BYTES}, got {data}")
     elif isinstance(data, float) and not abs(data) <= _MOST_BYTES:
         raise BundleFormatError(f"{where}: expected a number of at most {_MOST_BYTES}, got {data}")
+
+
+def _check_heads(manifest: Manifest) -> None:
+    """Refuse a mixture of an encoder and a reranker, and parity that is not of the heads that there are."""
+    heads = [head.value for head in manifest.heads]
+    if manifest.is_reranker and len(heads) > 1:
+        raise BundleFormatError(f"{MANIFEST_NAME}: heads: a reranker has the score head alone, got {heads}")
+    needed = "score" if manifest.is_reranker else "dense"
+    for name, parity in manifest.parity.items():
+        if getattr(parity, needed) is None:
+            raise BundleFormatError(f"{MANIFEST_NAME}: parity.{name}: {needed} is missing, which {heads} must have")
 
 
 def _check_sizes(manifest: Manifest) -> None:

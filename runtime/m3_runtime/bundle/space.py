@@ -88,6 +88,6 @@ def check_space(index_space_id: str, index_variant: str, encoder: InSpace) -> No
 
 def _drift(encoder: InSpace, variant: str) -> str:
     parity = encoder.bundle.manifest.parity.get(variant)
-    if parity is None:
+    if parity is None or parity.dense is None:
         return "unknown"
     return f"{parity.dense.cosine_mean:.5f} (lowest {parity.dense.cosine_min:.5f})"

@@ -7,8 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from m3_runtime.bundle.manifest import Head
-from m3_runtime.bundle.reader import Verify
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cli.environment import CommandParser
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
@@ -17,6 +17,7 @@ from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.rows import PairRow, Row
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -160,6 +161,12 @@ def opening(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def open_model(arguments: argparse.Namespace) -> M3Encoder | M3Reranker:
+    """Open the bundle, an encoder's or a reranker's, as the arguments say."""
+    kind = M3Reranker if Bundle.open(arguments.bundle).manifest.is_reranker else M3Encoder
+    return kind.open(arguments.bundle, **opening(arguments))
+
+
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
     """Open the bundle as the arguments say."""
     return M3Encoder.open(arguments.bundle, **opening(arguments))
@@ -194,6 +201,6 @@ def _source_format(text: str) -> SourceFormat | None:
 
 def _heads(text: str) -> tuple[Head, ...]:
     names = {name.strip() for name in text.split(",")}
-    if not names <= set(Head):
+    if not names <= set(ENCODER_HEADS):
         raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
-    return tuple(head for head in Head if head in names)  # in one order, so that a bulk job is recognized
+    return tuple(head for head in ENCODER_HEADS if head in names)  # in one order, so that a bulk job is recognized

@@ -82,7 +82,10 @@ def _model_lines(manifest: Manifest) -> Iterator[str]:
     yield f"source: {source.name}{revision}"
     yield f"space_id: {manifest.space_id}"
     yield f"heads: {', '.join(head.value for head in manifest.heads)}"
-    yield f"dense: {manifest.pooling.value} pooling, {'unit length' if manifest.normalize else 'not normalized'}"
+    if manifest.is_reranker:
+        yield "score: of a query and a passage together, before the sigmoid"
+    else:
+        yield f"dense: {manifest.pooling.value} pooling, {'unit length' if manifest.normalize else 'not normalized'}"
     yield (
         f"encoder: {geometry.layers} layers, hidden size {geometry.hidden_size}{width}, "
         f"vocabulary {geometry.vocab_size}, up to {geometry.max_tokens} tokens"
@@ -130,13 +133,24 @@ def _plan_lines(plan: tuple[ProjectionPrecision, ...]) -> Iterator[str]:
 def _parity_lines(parity: Parity) -> Iterator[str]:
     how = "simulated in float, " if parity.is_simulated else ""
     yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({how}{parity.tokens} tokens):"
-    yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
+    if parity.dense is not None:
+        yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
     if parity.sparse is not None:
         sparse = parity.sparse
         yield f"    sparse  weighted Jaccard {sparse.jaccard_mean:.4f}, lowest {sparse.jaccard_min:.4f}"
     if parity.colbert is not None:
         colbert = parity.colbert
         yield f"    colbert cosine {colbert.cosine_mean:.5f}, 5th percentile {colbert.cosine_p5:.5f}"
+    if parity.score is not None:
+        score = parity.score
+        yield (
+            f"    score   difference {score.difference_mean:.5f}, 99th percentile {score.difference_p99:.5f}, at most "
+            f"{score.difference_max:.5f} (before the sigmoid; scores spread by {score.spread:.3f})"
+        )
+        yield (
+            f"    order   Kendall's tau {score.kendall_tau:.4f}, same best passage {score.top1_same:.1%} (near ties "
+            f"aside {score.top1_same_near_ties_aside:.1%}), of the best ten the same {score.top10_overlap:.1%}"
+        )
 
 
 def _core_lines(usable: UsableCores) -> Iterator[str]:

@@ -14,11 +14,12 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
+from m3_runtime.opened_model import OpenedModel
 
 _LOOK_S = 0.5  # Windows does not wake a thread that waits
 _Result = TypeVar("_Result")
+_Model = TypeVar("_Model", bound=OpenedModel)
 _abandoned: list[object] = []
 
 
@@ -83,18 +84,18 @@ def end_without_waiting(code: int) -> None:
         os._exit(code)
 
 
-def interruptible(open_encoder: Callable[[], M3Encoder]) -> M3Encoder:
-    """An encoder whose opening and whose batches Ctrl-C does not wait for; the vectors are the same."""
-    opening: Future[M3Encoder] = Future()
-    thread = threading.Thread(target=_fulfil, args=(opening, open_encoder), name="m3-opening", daemon=True)
+def interruptible(open_model: Callable[[], _Model]) -> _Model:
+    """A model whose opening and whose batches Ctrl-C does not wait for; the results are the same."""
+    opening: Future[_Model] = Future()
+    thread = threading.Thread(target=_fulfil, args=(opening, open_model), name="m3-opening", daemon=True)
     try:
         thread.start()
-        encoder = _waited_for(opening)
+        model = _waited_for(opening)
     except KeyboardInterrupt:
         _abandoned.append(opening)
         raise
-    encoder.engine = InterruptibleEngine(encoder.engine)
-    return encoder
+    model.engine = InterruptibleEngine(model.engine)
+    return model
 
 
 def _fulfil(future: Future[_Result], work: Callable[[], _Result]) -> None:

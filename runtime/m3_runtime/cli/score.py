@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,23 +11,29 @@ from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
     add_input_format,
+    add_integer,
     add_max_length,
     add_on_truncate,
     add_parser,
-    open_encoder,
+    open_model,
     placed,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.errors import InputError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import STDOUT, json_line, opened_output
 from m3_runtime.io.readers import read_pairs
 from m3_runtime.io.rows import PairRow
+from m3_runtime.pairs import LEAST_PAIR_TOKENS, check_not_empty
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.scoring import FusionWeights
 
 _STEP_PAIRS = 1024
 
 _DESCRIPTION = """\
-Score pairs of a query and a passage with every head, and combined. Writes a line of JSON for each pair.
+Score pairs of a query and a passage: by an encoder's heads, each and combined, or by a reranker. Writes a line of JSON
+for each pair.
 """
 
 _EPILOG = """\
@@ -58,6 +64,9 @@ def add_command(commands: Any) -> None:
     )
     add_max_length(command, "--max-query-length")
     add_max_length(command, "--max-passage-length")
+    text = "of a reranker: tokens per pair, its four special tokens included, where the passage is cut (default: 512)"
+    add_integer(command, "--max-length", text, least=LEAST_PAIR_TOKENS)
+    command.add_argument("--normalize", action="store_true", help="of a reranker: scores from 0 to 1, by the sigmoid")
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help="default: standard output")
     add_on_truncate(command)
     add_batching(command)
@@ -66,33 +75,84 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
-    weights = FusionWeights.from_sequence(arguments.weights)
     texts = truncated = respelled = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
-    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
+    with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
+        score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
             with placed(step):
-                scores = encoder.score_pairs(
-                    [(pair.query, pair.passage) for pair in step],
-                    arguments.batch_size,
-                    arguments.max_query_length,
-                    arguments.max_passage_length,
-                    token_budget=arguments.token_budget,
-                    on_truncate=arguments.on_truncate,
-                )
+                rows, cut, lacking = score(step)
             texts += 2 * len(step)
-            truncated += scores.truncated
-            respelled += scores.out_of_vocabulary
-            combined = scores.combined(weights)
-            for row in zip(*combined.values(), strict=True):
-                file.write(json_line(dict(zip(combined, row, strict=True))))
+            truncated, respelled = truncated + cut, respelled + lacking
+            for row in rows:
+                file.write(json_line(row))
     if truncated:
         sys.stderr.write(
-            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length or --max-passage-length "
-            "and were cut\n"
+            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length, --max-passage-length or "
+            "--max-length and were cut\n"
         )
     if respelled:
         sys.stderr.write(f"m3-runtime: {respelled} of {texts} texts have pieces that the bundle dropped\n")
+
+
+_Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int, int]]
+"""A line of scores for each of some pairs, how many of their texts were cut, and how many have a dropped piece."""
+
+
+def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
+    """An encoder's scores, of every head and combined.
+
+    Raises:
+        InputError: an argument is for a reranker.
+    """
+    _refuse(arguments, ("max_length", "normalize"), "a reranker's bundle")
+    weights = FusionWeights.from_sequence(arguments.weights)
+
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
+        scores = encoder.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_passage_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
+        )
+        combined = scores.combined(weights)
+        rows = [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)]
+        return rows, scores.truncated, scores.out_of_vocabulary
+
+    return score
+
+
+def _by_pairs(reranker: M3Reranker, arguments: argparse.Namespace) -> _Scores:
+    """A reranker's one score.
+
+    Raises:
+        InputError: an argument is for an encoder.
+    """
+    _refuse(arguments, ("weights", "max_passage_length"), "an encoder's bundle")
+
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
+        for pair in step:
+            check_not_empty(pair.query, f"{pair.place}: the query")
+            check_not_empty(pair.passage, f"{pair.place}: the passage")
+        scores = reranker.score_pairs(
+            [(pair.query, pair.passage) for pair in step],
+            arguments.batch_size,
+            arguments.max_query_length,
+            arguments.max_length,
+            token_budget=arguments.token_budget,
+            on_truncate=arguments.on_truncate,
+        )
+        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated, 0
+
+    return score
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], needed: str) -> None:
+    for name in names:
+        if getattr(arguments, name):
+            raise InputError(f"--{name.replace('_', '-')} is for {needed}, which this is not; leave it out")
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:

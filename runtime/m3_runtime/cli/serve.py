@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser, opening
 from m3_runtime.cpu import default_threads
+from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError
 from m3_runtime.server.auth import A_KEY, is_key
 from m3_runtime.server.logs import LogFormat, LogLevel
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Serve a bundle over HTTP: OpenAI's /v1/embeddings, the routes of text-embeddings-inference, and /m3/encode for all
-three heads at once. Texts of many requests are batched together; short queries do not wait behind long passages.
+three heads at once. A reranker's bundle, alone or beside it, scores for the rerank routes. Texts of many requests are
+batched together; short queries do not wait behind long passages.
 Needs the extra "serve": pip install "m3-runtime[serve]"
 """
 
@@ -29,6 +31,7 @@ examples:
   m3-runtime serve my-bundle
   m3-runtime serve my-bundle --host 0.0.0.0 --port 8080 --api-key-file keys.txt
   m3-runtime serve my-bundle --max-length 512 --auto-truncate --deadline-s 10
+  m3-runtime serve my-bundle --reranker my-reranker
 
   curl localhost:8080/v1/embeddings -H "content-type: application/json" -d '{"input": "Hello"}'
   curl localhost:8080/rerank -H "content-type: application/json" -d '{"query": "M3?", "texts": ["A model.", "A road."]}'
@@ -44,10 +47,25 @@ def add_command(commands: Any) -> None:
     summary = "a bundle behind HTTP (extra serve)"
     command = add_parser(commands, "serve", run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     add_bundle(command)
+    _add_reranker(command)
     _add_service(command)
     _add_limits(command)
     _add_surroundings(command)
     command.take_environment()
+
+
+def _add_reranker(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("reranking")
+    group.add_argument(
+        "--reranker",
+        type=Path,
+        metavar="BUNDLE",
+        help="a reranker's bundle, which scores for /rerank, /v1/rerank and /v2/rerank instead of the encoder's heads; "
+        "opened as the first bundle is (default: none)",
+    )
+    group.add_argument(
+        "--reranker-variant", default=AUTO, metavar="VARIANT", help="its variant (default: the fastest that runs here)"
+    )
 
 
 def _add_service(command: argparse.ArgumentParser) -> None:
@@ -192,8 +210,11 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
         "max_result_bytes": 1024**2 * arguments.max_result_mib,
     }
     threads = arguments.threads or max(1, default_threads() // arguments.workers)
+    how = opening(arguments) | {"threads": threads}
     others: dict[str, Any] = {
-        "bundle": ServedBundle(Path(arguments.bundle), **opening(arguments) | {"threads": threads}),
+        "bundle": ServedBundle(Path(arguments.bundle), **how),
+        "reranker": arguments.reranker
+        and ServedBundle(arguments.reranker, **how | {"variant": arguments.reranker_variant}),
         "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),

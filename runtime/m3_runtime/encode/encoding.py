@@ -30,6 +30,7 @@ class Encoding(Mapping[str, Any]):
         out_of_vocabulary: how many texts have a piece that the bundle dropped, so that their vectors are not the full
             model's; 0 where the bundle has the whole vocabulary.
         is_single: the input was one text, not a list.
+        scores: (S,) float32, before the sigmoid, where the S texts are pairs and the model is a reranker; else None.
     """
 
     dense_vecs: NDArray[np.float32] | None
@@ -39,6 +40,7 @@ class Encoding(Mapping[str, Any]):
     truncated: int = 0
     out_of_vocabulary: int = 0
     is_single: bool = False
+    scores: NDArray[np.float32] | None = None
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, float]] | dict[str, float] | None:
@@ -52,8 +54,8 @@ class Encoding(Mapping[str, Any]):
         """Memory of the vectors."""
         colbert = [] if self.colbert_vecs is None else list(self.colbert_vecs)
         sparse = [] if self.sparse is None else [self.sparse.indptr, self.sparse.ids, self.sparse.weights]
-        dense = [] if self.dense_vecs is None else [self.dense_vecs]
-        return sum(array.nbytes for array in (*dense, *sparse, *colbert, self.token_counts))
+        pooled = [array for array in (self.dense_vecs, self.scores) if array is not None]
+        return sum(array.nbytes for array in (*pooled, *sparse, *colbert, self.token_counts))
 
     def single(self) -> "Encoding":
         """The encoding of the only text, unwrapped."""
@@ -119,6 +121,7 @@ class EncodingBuilder:
         self._sparse = [_NO_WEIGHTS] * texts
         self._vocab_size = 0
         self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
+        self._scores = np.empty(texts, np.float32)
 
     def take(self, index: int, batch: Encoding, row: int) -> None:
         """Copy the vectors of text `index`, which is row `row` of a batch; its batch mates are not kept."""
@@ -131,6 +134,8 @@ class EncodingBuilder:
             self._sparse[index], self._vocab_size = batch.sparse.row(row), batch.sparse.vocab_size
         if Head.COLBERT in self._heads and batch.colbert_vecs is not None:
             self._colbert[index] = batch.colbert_vecs[row]
+        if Head.SCORE in self._heads and batch.scores is not None:
+            self._scores[index] = batch.scores[row]
         self._is_here[index] = True
         self.missing -= 1
 
@@ -147,6 +152,7 @@ class EncodingBuilder:
             sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
             colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
             token_counts=self._token_counts,
+            scores=self._scores if Head.SCORE in self._heads else None,
         )
 
 

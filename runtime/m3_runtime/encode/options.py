@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from m3_runtime.bundle.manifest import Head, ModelInfo
+from m3_runtime.bundle.manifest import LEAST_TOKENS, Head, ModelInfo
 from m3_runtime.errors import HeadError, InputError
-from m3_runtime.tokenizer import SPECIALS, OnTruncate
+from m3_runtime.tokenizer import OnTruncate
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -77,17 +77,17 @@ def checked_heads(manifest: ModelInfo, wanted: Collection[Head]) -> frozenset[He
     return frozenset(wanted)
 
 
-def checked_max_length(value: int | None, limit: int, name: str) -> int:
+def checked_max_length(value: int | None, limit: int, name: str, least: int = LEAST_TOKENS) -> int:
     """A usable maximum length; None is 512 or the model's limit, whichever is less.
 
     Raises:
-        InputError: fewer than 3 tokens (two specials and one of content), or more than the model takes.
+        InputError: fewer than `least` tokens (two specials and one of content), or more than the model takes.
     """
     if value is None:
         return min(DEFAULT_MAX_LENGTH, limit)
-    length = checked_integer(value, name, SPECIALS + 1)
+    length = checked_integer(value, name, least)
     if length > limit:
-        raise InputError(f"{name} is {length}, but the model takes at most {limit} tokens (both specials included)")
+        raise InputError(f"{name} is {length}, but the model takes at most {limit} tokens (specials included)")
     return length
 
 

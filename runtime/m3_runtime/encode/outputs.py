@@ -64,7 +64,8 @@ def colbert_rows(
 
 def _check_finite(raw: RawOutputs) -> None:
     """NaN hides well: it is not above 0, so lexical weights would just be missing."""
-    for head, values in zip(Head, (raw.dense_vecs, raw.token_weights, raw.colbert_vecs), strict=True):
+    for head in Head:
+        values = getattr(raw, head.output_name)
         if values is not None and not np.isfinite(values).all():
             raise EngineError(f"the graph's {head.output_name} are not all finite; export the bundle again")
 
@@ -80,6 +81,7 @@ class Results:
         self._truncated = self._out_of_vocabulary = 0
         width = manifest.geometry.hidden_size if Head.DENSE in options.heads else 0
         self._dense = np.empty((texts, width), dtype=np.float32)
+        self._scores = np.empty(texts, dtype=np.float32)
         self._sparse: list[SparseVectors] = []
         self._order: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._colbert: list[NDArray[Any]] = [np.empty((0, 0), np.float32)] * texts
@@ -106,6 +108,10 @@ class Results:
             rows = colbert_rows(batch, raw.colbert_vecs, self._options.colbert_dtype.value)
             for index, vectors in zip(indices, rows, strict=True):
                 self._colbert[index] = vectors
+        if raw.logits is not None:
+            if raw.logits.shape[1:] != (1,):
+                raise EngineError(f"the graph gives {raw.logits.shape[1:]} scores a pair, expected one")
+            self._scores[indices] = raw.logits[:, 0]
 
     def encoding(self) -> Encoding:
         """All results, in input order."""
@@ -117,4 +123,5 @@ class Results:
             token_counts=self._lengths,
             truncated=self._truncated,
             out_of_vocabulary=self._out_of_vocabulary,
+            scores=self._scores if Head.SCORE in heads else None,
         )

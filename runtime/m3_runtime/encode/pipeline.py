@@ -7,6 +7,7 @@ is a matter of speed alone. Texts that may run together find each other across w
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import TypeVar
 
 from m3_runtime.bundle.manifest import ModelInfo
 from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
@@ -24,6 +25,8 @@ from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 _FIRST_WINDOW = RunLimit(256, 250_000)
 _WINDOW = RunLimit(2048, 2_000_000)
 
+_Window = TypeVar("_Window")
+
 BatchObserver = Callable[[TokenBatch], None]
 """Called with every batch before it runs, in the thread that runs it."""
 
@@ -38,7 +41,7 @@ def encode_texts(
         EngineError: the engine refused a batch.
     """
     with closing(tokenized_windows(texts, options, tokenizer)) as windows:
-        return _encoded(windows, len(texts), options, manifest, engine)
+        return encode_windows(windows, len(texts), options, manifest, engine)
 
 
 def encode_tokens(
@@ -53,10 +56,10 @@ def encode_tokens(
     Raises:
         EngineError: the engine refused a batch, or returned numbers that are not finite.
     """
-    return _encoded([tokenized], len(tokenized.ids), options, manifest, engine, on_batch)
+    return encode_windows([tokenized], len(tokenized.ids), options, manifest, engine, on_batch)
 
 
-def _encoded(
+def encode_windows(
     windows: Iterable[TokenizedTexts],
     texts: int,
     options: EncodeOptions,
@@ -64,7 +67,13 @@ def _encoded(
     engine: Engine,
     on_batch: BatchObserver | None = None,
 ) -> Encoding:
-    """Run all windows. Only results grow with the number of texts; batches are bounded by the token budget."""
+    """Encode the S = `texts` texts of all windows, in their order.
+
+    Only results grow with the number of texts; batches are bounded by the token budget.
+
+    Raises:
+        EngineError: the engine refused a batch, or returned numbers that are not finite.
+    """
 
     def run(ready: Ready) -> tuple[TokenBatch, RawOutputs]:
         batch = ready.tokens(manifest.tokenizer.pad_id, manifest.pooling)
@@ -95,19 +104,32 @@ def tokenized_windows(
 ) -> Generator[TokenizedTexts]:
     """Yield all texts as ids, in order.
 
-    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
-
     Raises:
         TextTooLongError: a text is too long and `options` say that this is an error; its index is among all texts.
     """
-    parts = list(greedy_runs(map(len, texts), _WINDOW, first=_FIRST_WINDOW))
+    return windows_ahead(map(len, texts), lambda part: _window(part, texts, options, tokenizer))
+
+
+def windows_ahead(sizes: Iterable[int], tokenize: Callable[[range], _Window]) -> Generator[_Window]:
+    """Yield windows of texts as ids, in order.
+
+    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
+
+    Args:
+        sizes: characters of each text.
+        tokenize: makes the window of the texts of these indices; called from another thread.
+
+    Raises:
+        Exception: what `tokenize` raised.
+    """
+    parts = list(greedy_runs(sizes, _WINDOW, first=_FIRST_WINDOW))
     if len(parts) < 2:
-        yield from (_window(part, texts, options, tokenizer) for part in parts)
+        yield from map(tokenize, parts)
         return
     with ThreadPoolExecutor(1, "m3-ahead") as ahead:
-        following = ahead.submit(_window, parts[0], texts, options, tokenizer)
+        following = ahead.submit(tokenize, parts[0])
         for part in parts[1:]:
-            window, following = following.result(), ahead.submit(_window, part, texts, options, tokenizer)
+            window, following = following.result(), ahead.submit(tokenize, part)
             yield window
         yield following.result()
 

@@ -65,17 +65,22 @@ class TokenBatch:
 class RawOutputs:
     """What a graph returned; None for a head that was not asked for.
 
-    dense_vecs (N, H), token_weights (R, T), colbert_vecs (R, T-1, C), all float32.
+    dense_vecs (N, H), token_weights (R, T), colbert_vecs (R, T-1, C), logits (N, 1), all float32.
     """
 
     dense_vecs: NDArray[np.float32] | None = None
     token_weights: NDArray[np.float32] | None = None
     colbert_vecs: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
 
 
-def is_dense_only(heads: Collection[Head]) -> bool:
+POOLED_HEADS = frozenset((Head.DENSE, Head.SCORE))
+"""Heads that read one token of a text."""
+
+
+def is_pooled_only(heads: Collection[Head]) -> bool:
     """Whether a call needs the pooled token alone."""
-    return set(heads) == {Head.DENSE}
+    return POOLED_HEADS.issuperset(heads)
 
 
 @dataclass(frozen=True)

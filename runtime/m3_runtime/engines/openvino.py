@@ -22,11 +22,12 @@ from m3_runtime.engines import (
     KEPT_TOKENS,
     PACKED_TEXTS,
     PADDED_ROWS,
+    POOLED_HEADS,
     WHOLE_ROWS,
     Opening,
     RawOutputs,
     TokenBatch,
-    is_dense_only,
+    is_pooled_only,
 )
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
 from m3_runtime.engines.no_telemetry import without_telemetry
@@ -150,7 +151,7 @@ class OpenVinoEngine:
     def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **self._defaults}
-        if KEPT_TOKENS in inputs and is_dense_only(heads):
+        if KEPT_TOKENS in inputs and is_pooled_only(heads):
             inputs[KEPT_TOKENS] = np.array([batch.leading])
         if PACKED_TEXTS in inputs:
             inputs |= batch.packing()
@@ -226,8 +227,9 @@ class OpenVinoEngine:
 def _check_rows(batch: TokenBatch, raw: RawOutputs) -> None:
     """OpenVINO 2026.4 loses errors that come up while it infers shapes, and gives what the last run has left."""
     texts = len(batch.attention_mask) if batch.packed_texts is None else len(batch.packed_texts)
-    wanted = (texts, len(batch.attention_mask), len(batch.attention_mask))
-    for values, rows in zip((raw.dense_vecs, raw.token_weights, raw.colbert_vecs), wanted, strict=True):
+    for head in Head:
+        values = getattr(raw, head.output_name)
+        rows = texts if head in POOLED_HEADS else len(batch.attention_mask)
         if values is not None and len(values) != rows:
             raise EngineError(f"OpenVINO gave {len(values)} rows where {rows} were expected; update openvino")
 

@@ -9,7 +9,15 @@ import numpy as np
 
 from m3_runtime.bundle.manifest import LEAST_TOKENS, Head
 from m3_runtime.cpu import cpu_info
-from m3_runtime.engines import DEFAULT_OPENING, KEPT_TOKENS, Opening, RawOutputs, TokenBatch, is_dense_only
+from m3_runtime.engines import (
+    DEFAULT_OPENING,
+    KEPT_TOKENS,
+    POOLED_HEADS,
+    Opening,
+    RawOutputs,
+    TokenBatch,
+    is_pooled_only,
+)
 from m3_runtime.engines.no_telemetry import without_telemetry
 from m3_runtime.engines.resident import trim_heap
 from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
@@ -92,7 +100,7 @@ class OrtEngine:
             raise EngineError("the engine is closed")
         names = [head.output_name for head in heads]
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._keeps_tokens and is_dense_only(heads):
+        if self._keeps_tokens and is_pooled_only(heads):
             inputs[KEPT_TOKENS] = np.array([batch.leading])
         self._started += 1
         try:
@@ -122,9 +130,10 @@ class OrtEngine:
             binding = session.io_binding()
             binding.bind_cpu_input("input_ids", ids)
             binding.bind_cpu_input("attention_mask", ids + 1)
-            (dense,) = (value for value in session.get_outputs() if value.name == Head.DENSE.output_name)
-            vector = np.empty((1, dense.shape[-1]), np.float32)
-            binding.bind_output(dense.name, "cpu", 0, np.float32, vector.shape, vector.ctypes.data)
+            names = {head.output_name for head in POOLED_HEADS}
+            (pooled,) = (value for value in session.get_outputs() if value.name in names)
+            vector = np.empty((1, pooled.shape[-1]), np.float32)
+            binding.bind_output(pooled.name, "cpu", 0, np.float32, vector.shape, vector.ctypes.data)
             session.run_with_iobinding(binding, self._shrinking)
         trim_heap()
         if self._started != started:  # a run that went on meanwhile held its regions; there is more to give back

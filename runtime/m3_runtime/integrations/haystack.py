@@ -1,4 +1,4 @@
-"""Haystack: text and document embedders of the dense head, of the sparse head, and of both from one encode.
+"""Haystack: text and document embedders of the dense head, of the sparse head, and of both; a reranker's ranker.
 
 Needs the extra `haystack`.
 
@@ -9,7 +9,7 @@ them.
 """
 
 import asyncio
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -17,7 +17,10 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.integrations.plain_ranks import PlainRanks, checked_most
 from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder
+from m3_runtime.loading import OpenArguments
+from m3_runtime.reranker import M3Reranker
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -29,6 +32,7 @@ __all__ = [
     "M3DocumentEmbedder",
     "M3HybridDocumentEmbedder",
     "M3HybridTextEmbedder",
+    "M3Ranker",
     "M3SparseDocumentEmbedder",
     "M3SparseTextEmbedder",
     "M3TextEmbedder",
@@ -58,13 +62,10 @@ class _Embedder(PlainVectors):
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for a bad `max_length`.
         """
         super().__init__(bundle, max_length=max_length, **opening)
-        values: dict[str, Any] = {**opening, "path": str(bundle)}
-        if isinstance(bundle, M3Encoder):
-            values = asdict(bundle.opened_with)
-        self.bundle, self.max_length = values["path"], max_length
-        self.variant, self.threads = values.get("variant", AUTO), values.get("threads")
-        self.cache_dir = None if (cache_dir := values.get("cache_dir")) is None else str(cache_dir)
-        self.low_memory = values.get("low_memory", False)
+        given = bundle.opened_with if isinstance(bundle, M3Encoder) else bundle
+        self._opening = _opening_values(given, opening)
+        vars(self).update(self._opening)
+        self.max_length = max_length
         self._vectors([])  # a head that is not there, or a bad length, is an error now
         # Haystack's decorator of `run` would need a `run` in each class, as the outputs are not the same.
         component.set_output_types(self, **self._outputs)
@@ -74,8 +75,7 @@ class _Embedder(PlainVectors):
 
     def to_dict(self) -> dict[str, Any]:
         """The values it was made of, as Haystack writes them."""
-        names = ("bundle", "variant", "threads", "cache_dir", "low_memory", "max_length")
-        return default_to_dict(self, **{name: getattr(self, name) for name in names})
+        return default_to_dict(self, **self._opening, max_length=self.max_length)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -96,6 +96,19 @@ class _Embedder(PlainVectors):
         if found.sparse is not None:
             columns[_SPARSE] = [SparseEmbedding(ids.tolist(), weights.tolist()) for ids, weights in found.sparse.rows()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _opening_values(bundle: OpenArguments | str | Path, opening: EncoderArguments) -> dict[str, Any]:
+    """How a component's bundle is opened, in values that Haystack can write."""
+    values: dict[str, Any] = asdict(bundle) if isinstance(bundle, OpenArguments) else {**opening, "path": str(bundle)}
+    cache_dir = values.get("cache_dir")
+    return {
+        "bundle": values["path"],
+        "variant": values.get("variant", AUTO),
+        "threads": values.get("threads"),
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "low_memory": values.get("low_memory", False),
+    }
 
 
 class _TextEmbedder(_Embedder):
@@ -149,21 +162,14 @@ class _DocumentEmbedder(_Embedder):
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for another bad argument.
         """
-        if isinstance(meta_fields_to_embed, str):  # its letters would pass for names
-            raise InputError(f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}")
-        if not isinstance(embedding_separator, str):
-            raise InputError(f"embedding_separator must be a str, got {type(embedding_separator).__name__}")
+        self._read = _ReadFields.of(meta_fields_to_embed, embedding_separator)
         super().__init__(bundle, max_length=max_length, **opening)
-        self.meta_fields_to_embed = list(meta_fields_to_embed or ())
-        self.embedding_separator = embedding_separator
+        self.meta_fields_to_embed, self.embedding_separator = list(self._read.names), embedding_separator
 
     def to_dict(self) -> dict[str, Any]:
         """The values it was made of, as Haystack writes them."""
         written = super().to_dict()
-        written["init_parameters"] |= {
-            "meta_fields_to_embed": self.meta_fields_to_embed,
-            "embedding_separator": self.embedding_separator,
-        }
+        written["init_parameters"] |= self._read.to_dict()
         return written
 
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -178,18 +184,43 @@ class _DocumentEmbedder(_Embedder):
         Raises:
             InputError: a document or its text is not what it must be; it is named by its index.
         """
-        rows = self._vectors([self._text(document) for document in _checked(documents)])
+        rows = self._vectors([self._read.text(document) for document in _checked(documents)])
         return {"documents": [replace(document, **row) for document, row in zip(documents, rows, strict=True)]}
 
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """`run`, in a thread."""
         return await asyncio.to_thread(self.run, documents)
 
-    def _text(self, document: Document) -> str:
+
+@dataclass(frozen=True)
+class _ReadFields:
+    """What of a document is read: some of its metadata, and its content."""
+
+    names: tuple[str, ...]
+    separator: str
+
+    @classmethod
+    def of(cls, meta_fields_to_embed: list[str] | None, embedding_separator: str) -> Self:
+        """By Haystack's names for them.
+
+        Raises:
+            InputError: one is not what it must be.
+        """
+        if isinstance(meta_fields_to_embed, str):  # its letters would pass for names
+            raise InputError(f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}")
+        if not isinstance(embedding_separator, str):
+            raise InputError(f"embedding_separator must be a str, got {type(embedding_separator).__name__}")
+        return cls(tuple(meta_fields_to_embed or ()), embedding_separator)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As Haystack writes them."""
+        return {"meta_fields_to_embed": list(self.names), "embedding_separator": self.separator}
+
+    def text(self, document: Document) -> str:
         """As Haystack's own embedders put it together: fields that are not there, or None, are left out."""
-        values = (document.meta.get(name) for name in self.meta_fields_to_embed)
+        values = (document.meta.get(name) for name in self.names)
         known = [str(value) for value in values if value is not None]
-        return self.embedding_separator.join([*known, document.content or ""])
+        return self.separator.join([*known, document.content or ""])
 
 
 def _checked(documents: object) -> list[Document]:
@@ -257,3 +288,87 @@ class M3HybridDocumentEmbedder(_DocumentEmbedder):
     """Documents with both vectors, `embedding` and `sparse_embedding`, from one encode: half the time of one each."""
 
     _heads = (Head.DENSE, Head.SPARSE)
+
+
+@component
+class M3Ranker(PlainRanks):
+    """The best of the documents that a retriever has found, with scores from 0 to 1.
+
+    >>> M3Ranker("bge-reranker-cpu").run("How do bees talk?", found)["documents"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        bundle: M3Reranker | str | Path,
+        *,
+        top_k: int | None = 10,
+        meta_fields_to_embed: list[str] | None = None,
+        embedding_separator: str = "\n",
+        score_threshold: float | None = None,
+        max_length: int | None = None,
+        query_max_length: int | None = None,
+        **opening: Unpack[EncoderArguments],
+    ) -> None:
+        """Open the bundle, or share what another component has opened.
+
+        Args:
+            bundle: a reranker's bundle, or an open reranker, which stays yours to close.
+            top_k: how many documents are kept; None keeps all.
+            meta_fields_to_embed: names of metadata that are put before a document's content, in this order.
+            embedding_separator: what stands between them.
+            score_threshold: documents with a lower score are left out; None leaves out none.
+            max_length: tokens per pair; None as in `M3Reranker.compute_score`.
+            query_max_length: tokens per query, likewise.
+            **opening: see `EncoderArguments`.
+
+        Raises:
+            M3Error: as `M3Reranker.open`, and InputError for another bad argument.
+        """
+        self._read = _ReadFields.of(meta_fields_to_embed, embedding_separator)
+        super().__init__(bundle, max_length=max_length, query_max_length=query_max_length, **opening)
+        given = bundle.opened_with if isinstance(bundle, M3Reranker) else bundle
+        self._opening = _opening_values(given, opening)
+        self.top_k, self.score_threshold = checked_most(top_k, "top_k"), score_threshold
+
+    def warm_up(self) -> None:
+        """Nothing is left to do; for code that was written for rankers which load late."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values it was made of, as Haystack writes them."""
+        values = {**self._opening, **self._lengths, **self._read.to_dict()}
+        return default_to_dict(self, **values, top_k=self.top_k, score_threshold=self.score_threshold)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """A component of the values that `to_dict` gave.
+
+        Raises:
+            M3Error: as when it is made.
+            haystack.DeserializationError: these are the values of another class.
+        """
+        return default_from_dict(cls, data)
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, Any]:
+        """Copies of the best documents, with their scores; those that came in stay as they are.
+
+        Args:
+            query: the query.
+            documents: S of them.
+            top_k: instead of the component's.
+
+        Returns:
+            "documents": the best first.
+
+        Raises:
+            InputError: the query, a document or its text is not what it must be, or empty; it is named by its index.
+        """
+        texts = [self._read.text(document) for document in _checked(documents)]
+        found = self.best(query, texts, self.top_k if top_k is None else checked_most(top_k, "top_k"))
+        least = float("-inf") if self.score_threshold is None else self.score_threshold
+        return {"documents": [replace(documents[i], score=score) for i, score in found if score >= least]}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, Any]:
+        """`run`, in a thread."""
+        return await asyncio.to_thread(self.run, query, documents, top_k)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
@@ -154,7 +154,7 @@ class LanceIndex:
         def rerank(question: Encoding, hits: list[Hit]) -> list[Hit]:
             return self._ranking(question, Head.COLBERT, len(hits), _is_one_of([hit.passage.id for hit in hits]))
 
-        heads = list(Head) if self._keeps_rows else [Head.DENSE, Head.SPARSE]
+        heads = list(ENCODER_HEADS) if self._keeps_rows else [Head.DENSE, Head.SPARSE]
         chosen = rerank if self._keeps_rows else None
         try:
             return find(
@@ -166,7 +166,7 @@ class LanceIndex:
             raise InputError(f"LanceDB cannot search with the filter {filter!r}: {error}") from error
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> pa.Table:
-        heads = set(Head) if self._keeps_rows else {Head.DENSE, Head.SPARSE}
+        heads = set(ENCODER_HEADS) if self._keeps_rows else {Head.DENSE, Head.SPARSE}
         found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length)
         assert found.dense_vecs is not None and found.sparse is not None
         starts = pa.array(found.sparse.indptr, pa.int32())
@@ -218,7 +218,7 @@ class LanceIndex:
 
 def _schema(encoder: M3Encoder, *, with_colbert: bool) -> pa.Schema:
     manifest = encoder.bundle.manifest
-    needed = list(Head) if with_colbert else [Head.DENSE, Head.SPARSE]
+    needed = list(ENCODER_HEADS) if with_colbert else [Head.DENSE, Head.SPARSE]
     if missing := [head.value for head in needed if head not in manifest.heads]:
         raise HeadError(f"the table has the heads {', '.join(needed)}, the bundle has no {', '.join(missing)} head")
     fields = [pa.field("id", pa.string(), nullable=False), ("text", pa.string()), ("payload", pa.json_())]

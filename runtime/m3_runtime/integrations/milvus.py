@@ -1,9 +1,10 @@
-"""Milvus: pymilvus' `BGEM3EmbeddingFunction` over a bundle, and a collection with dense and sparse search.
+"""Milvus: pymilvus' `BGEM3EmbeddingFunction` and `BGERerankFunction` over bundles, and a collection for search.
 
 Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) or a server.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.flag import BGEM3FlagModel
+from m3_runtime.flag_reranker import FlagReranker
+from m3_runtime.ignored import Devices
 from m3_runtime.integrations.hits import Hit, by_colbert, weights_of
 from m3_runtime.integrations.passages import (
     Added,
@@ -25,6 +28,7 @@ from m3_runtime.integrations.passages import (
     why_too_long,
 )
 from m3_runtime.integrations.plain_vectors import NEGLIGIBLE_WEIGHT
+from m3_runtime.tokenizer import checked_texts
 
 try:
     from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker
@@ -32,7 +36,17 @@ try:
 except ImportError as error:
     raise ExtraNotInstalledError('this needs pymilvus and scipy; pip install "m3-runtime[milvus]"') from error
 
-__all__ = ["Added", "BGEM3EmbeddingFunction", "CsrRows", "Hit", "MilvusIndex", "Mode", "Passage"]
+__all__ = [
+    "Added",
+    "BGEM3EmbeddingFunction",
+    "BGERerankFunction",
+    "CsrRows",
+    "Hit",
+    "MilvusIndex",
+    "Mode",
+    "Passage",
+    "RerankResult",
+]
 
 _SPACE_KEY, _VARIANT_KEY = "m3.space_id", "m3.variant"
 _MAX_TEXT_BYTES = 65_535  # of a VARCHAR
@@ -133,6 +147,77 @@ class BGEM3EmbeddingFunction:
         if found.colbert_vecs is not None:
             results["colbert_vecs"] = found.colbert_vecs
         return results
+
+
+@dataclass(frozen=True)
+class RerankResult:
+    """pymilvus' class of that name: a document, its score, and its index among the documents."""
+
+    text: str
+    score: float
+    index: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its three values."""
+        return {"text": self.text, "score": self.score, "index": self.index}
+
+
+class BGERerankFunction:
+    """pymilvus' class of that name: the same calls and results, with a reranker's bundle as the model.
+
+    >>> rerank = BGERerankFunction("bge-reranker-cpu")  # doctest: +SKIP
+    >>> rerank("How do bees talk?", ["Bees dance.", "A road."], top_k=1)  # doctest: +SKIP
+
+    Attributes:
+        reranker: the `FlagReranker` that does the work.
+    """
+
+    def __init__(
+        self,
+        model_name: str | Path = "BAAI/bge-reranker-v2-m3",
+        use_fp16: bool = True,
+        batch_size: int = 32,
+        normalize: bool = True,
+        device: Devices | None = None,
+        query_max_length: int | None = 256,
+        max_length: int | None = 512,
+        **more: Any,
+    ) -> None:
+        """Open a bundle.
+
+        Args:
+            model_name: a bundle's folder; nothing is downloaded, so the default is one only if that folder is there.
+            use_fp16: accepted; the bundle's variant says how scores are computed.
+            batch_size: most pairs that run together.
+            normalize: give scores from 0 to 1.
+            device: None or a device; it is the CPU that computes, and a warning says so.
+            query_max_length: tokens per query; None as in `FlagReranker`.
+            max_length: tokens per pair, likewise.
+            **more: further arguments of `FlagReranker`.
+
+        Raises:
+            M3Error: as `FlagReranker`.
+
+        Warns:
+            IgnoredArgumentWarning: as `FlagReranker`.
+        """
+        lengths: dict[str, Any] = {"query_max_length": query_max_length, "max_length": max_length}
+        how: dict[str, Any] = {"batch_size": batch_size, "normalize": normalize, **lengths}
+        devices = more.pop("devices", device)
+        self.reranker = FlagReranker(model_name, use_fp16, devices=devices, **how, **more)
+        self.model_name, self.batch_size = str(model_name), batch_size
+        self.normalize, self.device = normalize, device
+
+    def __call__(self, query: str, documents: Sequence[str], top_k: int | None = 5) -> list[RerankResult]:
+        """The best documents, the best first; all of them where `top_k` is 0 or None.
+
+        Raises:
+            InputError: the query or a document is not what it must be, or empty; it is named by its index.
+        """
+        texts = checked_texts(documents)
+        scores = self.reranker.compute_score([(query, text) for text in texts])
+        order = sorted(range(len(texts)), key=lambda i: -scores[i])
+        return [RerankResult(texts[i], scores[i], i) for i in order[: top_k or None]]
 
 
 class MilvusIndex:

@@ -9,7 +9,7 @@ from itertools import islice
 from numbers import Integral
 from typing import Any
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.bundle.space import check_space
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, PartlyAddedError
@@ -37,7 +37,7 @@ class Mode(StrEnum):
     @property
     def heads(self) -> frozenset[Head]:
         """Heads of the query that it takes."""
-        several = {Mode.HYBRID: frozenset((Head.DENSE, Head.SPARSE)), Mode.RERANKED: frozenset(Head)}
+        several = {Mode.HYBRID: frozenset((Head.DENSE, Head.SPARSE)), Mode.RERANKED: frozenset(ENCODER_HEADS)}
         return several.get(self) or frozenset((Head(self.value),))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
@@ -195,7 +195,7 @@ class PgvectorIndex:
         return find(self._encoder, rank, query, mode=mode, limit=limit, candidates=candidates, heads=heads)
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, str]]:
-        heads = {head for head in Head if head.value in self._columns}
+        heads = {head for head in ENCODER_HEADS if head.value in self._columns}
         found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length)
         return [
             {"id": str(p.id), "text": p.text, "payload": payload_as_json(p)}

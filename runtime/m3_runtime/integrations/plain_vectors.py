@@ -1,9 +1,9 @@
-"""What the adapters have in common: an encoder, given or opened by path and shared, and vectors as plain lists."""
+"""What the adapters have in common: a model, given or opened by path and shared, and vectors as plain lists."""
 
 import os
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 from weakref import WeakValueDictionary
 
 from m3_runtime.bundle.reader import Bundle
@@ -12,13 +12,16 @@ from m3_runtime.encode.options import checked_threads
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO, choose_variant
 from m3_runtime.errors import InputError
+from m3_runtime.opened_model import OpenedModel
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import checked_texts
 
 NEGLIGIBLE_WEIGHT = 2.0**-20
 """Of a special token in a text that has no lexical weights, for a store that takes no empty vector."""
 
-_encoders: WeakValueDictionary[tuple[Any, ...], M3Encoder] = WeakValueDictionary()
-_opening = Lock()  # two threads that ask at the same time get one encoder
+_Model = TypeVar("_Model", bound=OpenedModel)
+_models: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+_opening = Lock()  # two threads that ask at the same time get one model
 
 
 def _forked() -> None:
@@ -31,7 +34,32 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_forked)
 
 
-def shared_encoder(
+def shared_encoder(bundle: str | Path, **opening: Any) -> M3Encoder:
+    """The encoder of adapters with this bundle, variant, threads, low_memory and streams; opened if there is none.
+
+    It is open for as long as somebody holds it. Do not close it: others may use it.
+
+    Args:
+        bundle: a bundle's folder.
+        **opening: `EncoderArguments`, and `streams`.
+
+    Raises:
+        M3Error: as `M3Encoder.open`.
+    """
+    return _shared(M3Encoder, bundle, **opening)
+
+
+def shared_reranker(bundle: str | Path, **opening: Any) -> M3Reranker:
+    """The reranker of adapters; see `shared_encoder`, whose arguments these are.
+
+    Raises:
+        M3Error: as `M3Reranker.open`.
+    """
+    return _shared(M3Reranker, bundle, **opening)
+
+
+def _shared(
+    kind: type[_Model],
     bundle: str | Path,
     *,
     variant: str = AUTO,
@@ -39,28 +67,20 @@ def shared_encoder(
     cache_dir: str | Path | None = None,
     low_memory: bool = False,
     streams: int = 1,
-) -> M3Encoder:
-    """The encoder of adapters with this bundle, variant, threads, low_memory and streams; opened if there is none.
-
-    It is open for as long as somebody holds it. Do not close it: others may use it. Arguments are those of
-    `M3Encoder.open`.
-
-    Raises:
-        M3Error: as `M3Encoder.open`.
-    """
+) -> _Model:
     thread_count = default_threads() if threads is None else checked_threads(threads)
     opened = Bundle.open(bundle)
     chosen = choose_variant(opened, variant)
     # The digests are in the key because another export may have taken the folder's place.
-    key = (opened.folder.resolve(), opened.manifest.files, chosen.name, thread_count, low_memory, streams)
+    key = (kind, opened.folder.resolve(), opened.manifest.files, chosen.name, thread_count, low_memory, streams)
     with _opening:
-        encoder = _encoders.get(key)
-        if encoder is None or not encoder.is_open:
-            encoder = M3Encoder.from_bundle(
+        model: _Model | None = _models.get(key)
+        if model is None or not model.is_open:
+            model = kind.from_bundle(
                 opened, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory, streams=streams
             )
-            _encoders[key] = encoder
-        return encoder
+            _models[key] = model
+        return model
 
 
 class EncoderArguments(TypedDict, total=False):

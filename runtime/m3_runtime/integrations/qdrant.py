@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
@@ -141,7 +141,7 @@ class QdrantIndex:
     def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
         """The passages' points, and how many numbers of ColBERT each has."""
         texts = [passage.text for passage in passages]
-        encoding = self._encoder.encode_heads(texts, set(Head), max_length=max_length)
+        encoding = self._encoder.encode_heads(texts, set(ENCODER_HEADS), max_length=max_length)
         assert encoding.colbert_vecs is not None
         points = [
             models.PointStruct(id=point_id(passage.id), vector=vectors, payload={**passage.payload, **_ours(passage)})
@@ -202,7 +202,7 @@ def sparse_vector(encoding: Encoding, row: int) -> models.SparseVector:
 
 def _vectors_config(encoder: M3Encoder) -> dict[str, models.VectorParams]:
     manifest = encoder.bundle.manifest
-    missing = [head.value for head in Head if head not in manifest.heads]
+    missing = [head.value for head in ENCODER_HEADS if head not in manifest.heads]
     rows_of = manifest.geometry.colbert_dim
     if missing or rows_of is None:
         raise HeadError(f"a collection has all three heads, the bundle has no {', '.join(missing)} head")

@@ -229,11 +229,10 @@ def refusal_of(path: str, error: Exception) -> Response:
     return refusal(path, HTTPStatus.INTERNAL_SERVER_ERROR, Problem.BACKEND, message)
 
 
-def not_found(path: str) -> Response:
-    """The answer where nothing is."""
-    message = (
-        "there is nothing at this path; vectors: POST /v1/embeddings or /embed, scores: POST /rerank, all: GET /docs"
-    )
+def not_found(path: str, *, has_vectors: bool) -> Response:
+    """The answer where nothing is; a reranker that is served alone has no vectors."""
+    vectors = "POST /v1/embeddings or /embed" if has_vectors else "none, a reranker is served alone here"
+    message = f"there is nothing at this path; vectors: {vectors}, scores: POST /rerank, all: GET /docs"
     return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message)
 
 

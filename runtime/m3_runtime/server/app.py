@@ -57,16 +57,22 @@ def create_app(service: Service) -> ASGIApp:
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.router.redirect_slashes = False  # addresses have one spelling by then
-    for routes in (openai_routes(service), tei_routes(service), rerank_routes(service), m3_routes(service)):
+    for routes in (openai_routes(service), tei_routes(service), rerank_routes(service)):
         app.include_router(routes)
+    if service.has_encoder:
+        app.include_router(m3_routes(service))
     _add_operation(app, service)
-    if settings.has_ui:
+    if _has_playground(service):
         _add_playground(app, settings.root_path)
-    _add_errors(app)
+    _add_errors(app, service)
     paths = ["/", "/docs", "/openapi.json", *app.openapi()["paths"]]
     addresses = Addresses([path for path in paths if "{" not in path], settings.root_path)
     admission = Admission(app, service, keys)
     return RequestTracing(_with_cors(admission, settings), tracer, addresses)
+
+
+def _has_playground(service: Service) -> bool:
+    return service.settings.has_ui and service.has_encoder
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
@@ -91,7 +97,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
     # some load balancers ask so
     operation.head("/health", include_in_schema=False)(health)
-    if not service.settings.has_ui:  # others ask so, as of text-embeddings-inference
+    if not _has_playground(service):  # others ask so, as of text-embeddings-inference
         operation.get("/", include_in_schema=False)(health)
         operation.head("/", include_in_schema=False)(health)
 
@@ -127,7 +133,7 @@ def _add_playground(app: FastAPI, root_path: str) -> None:
     app.head("/", include_in_schema=False)(playground)
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Exception)
     @app.exception_handler(M3Error)
     async def failed(request: Request, error: Exception) -> Response:
@@ -143,7 +149,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
         if error.status_code == HTTPStatus.NOT_FOUND:
-            return not_found(request.url.path)
+            return not_found(request.url.path, has_vectors=service.has_encoder)
         answer = refusal(request.url.path, error.status_code, Problem.VALIDATION, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer

@@ -49,6 +49,7 @@ class Batcher:
         kept: KeptVectors,
         streams: int = 1,
         packed_tokens: int = 0,
+        packed_pair_tokens: int = 0,
         rest: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Nothing waits yet.
@@ -60,12 +61,13 @@ class Batcher:
             kept: takes the vectors of requests that end before they are done.
             streams: runs that compute at a time.
             packed_tokens: texts of at most so many tokens are packed.
+            packed_pair_tokens: a reranker's pairs, likewise.
             rest: gives back memory if a run had so many tokens.
         """
         self.kept = kept
         self._encode = encode
         self._metrics = metrics
-        self._queue = TokenQueue(limits, packed_tokens)
+        self._queue = TokenQueue(limits, packed_tokens, packed_pair_tokens)
         self.estimate = ThroughputEstimate()
         self._running: list[int] = []  # tokens of each run
         self._ended_s = 0.0  # when the last run did

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,9 +16,9 @@ from prometheus_client import (
     start_http_server,
 )
 
-from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines import TokenBatch
 from m3_runtime.errors import InputError
+from m3_runtime.opened_model import OpenedModel
 from m3_runtime.version import __version__
 
 _log = logging.getLogger("m3_runtime.server")
@@ -34,8 +34,8 @@ _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 class Metrics:
     """All counts of one worker."""
 
-    def __init__(self, encoder: M3Encoder) -> None:
-        """Counts that start at zero."""
+    def __init__(self, models: Sequence[OpenedModel]) -> None:
+        """Counts that start at zero, and what the models are."""
         self.registry = r = CollectorRegistry()
         self.requests = Counter("m3_requests", "Requests answered", ("route", "status"), registry=r)
         self.request_seconds = Histogram(
@@ -43,8 +43,9 @@ class Metrics:
             buckets=_SECONDS,
         )  # fmt: skip
         self.rejections = Counter("m3_rejections", "Requests refused", ("reason",), registry=r)
-        self.texts = Counter("m3_texts", "Texts encoded", registry=r)
-        self.tokens = Counter("m3_tokens", "Tokens encoded", registry=r)
+        self.texts = Counter("m3_texts", "Texts encoded, and pairs scored", registry=r)
+        self.tokens = Counter("m3_tokens", "Tokens of these", registry=r)
+        self.pairs = Counter("m3_pairs", "Pairs that the reranker scored", registry=r)
         self.reused_texts = Counter("m3_reused_texts", "Texts whose vectors an unanswered request left", registry=r)
         self.padding = Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r)
         self.truncated = Counter("m3_truncated_texts", "Texts that were cut", registry=r)
@@ -60,14 +61,10 @@ class Metrics:
         self.engine_seconds = Histogram("m3_engine_seconds", "A batch in the engine", registry=r, buckets=_SECONDS)
         self.batch_texts = Histogram("m3_batch_texts", "Texts of a batch", registry=r, buckets=_TEXTS)
         self.batch_tokens = Histogram("m3_batch_tokens", "Tokens of a batch", registry=r, buckets=_TOKENS)
-        labels = {
-            "version": __version__,
-            "variant": encoder.variant.name,
-            "engine": encoder.variant.engine.value,
-            "space_id": encoder.space_id,
-        }
-        build = Gauge("m3_build_info", "What is served", tuple(labels), registry=r, multiprocess_mode="livemax")
-        build.labels(**labels).set(1)
+        names = ("version", "variant", "engine", "space_id")
+        build = Gauge("m3_build_info", "What is served", names, registry=r, multiprocess_mode="livemax")
+        for model in models:
+            build.labels(__version__, model.variant.name, model.variant.engine.value, model.space_id).set(1)
 
     def waiting(self, tokens: int, texts: int) -> None:
         """So much waits now."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.batching import ENOUGH_TOKENS, BatchLimits
-from m3_runtime.engines import is_dense_only
+from m3_runtime.engines import is_pooled_only
 
 Ids = NDArray[np.int32]
 
@@ -61,7 +61,7 @@ class QueueLimits:
 
 @dataclass(eq=False, slots=True)
 class QueuedText:
-    """One text of a request: its ids (L,), both special tokens included, and its index in the request."""
+    """One text of a request, or a reranker's pair: its ids (L,), special tokens included, and its index in it."""
 
     request: "QueuedRequest"
     index: int
@@ -95,17 +95,21 @@ class QueuedRequest:
         self.tokens = sum(text.tokens for text in self.texts)
 
 
-_Kind = tuple[int, bool]
-"""What texts of a batch have in common. A dense-only run computes less, so it is another computation."""
+_Kind = tuple[int, bool, bool]
+"""What texts of a batch have in common. A reranker's pairs are another model's, and a run for the pooled token alone
+computes less, so it is another computation."""
 
 
 class TokenQueue:
     """All texts that wait. Not thread-safe: one event loop owns it."""
 
-    def __init__(self, limits: QueueLimits, packed_tokens: int = 0) -> None:
-        """Nothing waits yet; texts of at most `packed_tokens` tokens are packed."""
+    def __init__(self, limits: QueueLimits, packed_tokens: int = 0, packed_pair_tokens: int = 0) -> None:
+        """Nothing waits yet; texts, and a reranker's pairs, of at most so many tokens are packed."""
         self.limits = limits
-        self._batch = BatchLimits(limits.batch_tokens, limits.batch_texts, packed_tokens)
+        packed = {False: packed_tokens, True: packed_pair_tokens}
+        self._batches = {
+            is_pair: BatchLimits(limits.batch_tokens, limits.batch_texts, most) for is_pair, most in packed.items()
+        }
         self._clients: dict[str, _Client] = {}
         self._kinds: dict[_Kind, dict[QueuedText, None]] = {}
         self._now = 0  # tokens that every waiting client should have had
@@ -188,7 +192,9 @@ class TokenQueue:
             yield text
 
     def _kind(self, text: QueuedText) -> _Kind:
-        return self._batch.kind(text.tokens), is_dense_only(text.request.heads)
+        heads = text.request.heads
+        is_pair = Head.SCORE in heads
+        return self._batches[is_pair].kind(text.tokens), is_pair, is_pooled_only(heads)
 
     def _leave(self, text: QueuedText) -> None:
         text.is_waiting = False

@@ -225,10 +225,13 @@ class RerankRequest(TextWishes):
     top_n: Annotated[Whole, Field(ge=0, description="So many of the best; 0 is all.")] = 0
     return_documents: Flag = False
     return_text: Flag = False
-    raw_scores: Annotated[Flag, Field(description="Ranks have scores as they are, whichever this says.")] = False
+    raw_scores: Annotated[
+        Flag, Field(description="Ranks have a reranker's scores before the sigmoid; heads' are as they are anyway.")
+    ] = False
     max_tokens_per_doc: Annotated[Whole | None, Field(description="No less than the model's limit.")] = None
     mode: Annotated[
-        Literal["dense", "sparse", "colbert", "hybrid"] | None, Field(description="Null is all heads of the bundle.")
+        Literal["dense", "sparse", "colbert", "hybrid", "score"] | None,
+        Field(description="Null is the reranker (score) where one is served, else all heads of the bundle."),
     ] = None
     weights: RerankWeights = RerankWeights()
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,33 +16,27 @@ from m3_runtime.bundle.prompts import read_prompts
 from m3_runtime.encode.encoding import Encoding, leading
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import FieldError, InputError, QueueFullError, RequestTooLargeError, TextTooLongError
-from m3_runtime.server.answers import TOO_LONG, TOO_MANY
+from m3_runtime.errors import FieldError, InputError, QueueFullError, RequestTooLargeError
+from m3_runtime.pairs import PairLimits, pair_limits
+from m3_runtime.reranker import SCORE_HEADS, M3Reranker
+from m3_runtime.server.answers import TOO_MANY
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.dimensions import DimensionLoss, Dimensions, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
-from m3_runtime.server.schemas import Texts, TokenIds
+from m3_runtime.server.schemas import Texts
 from m3_runtime.server.settings import MIB, ServerSettings
 from m3_runtime.server.shares import Holding, Shares
+from m3_runtime.server.tokenizing import NameOf, RequestTokenizer, Truncation, name_with
 from m3_runtime.server.tracing import request_times
 from m3_runtime.splitting import RunLimit, greedy_runs
-from m3_runtime.tokenizer import OnTruncate, TokenizedTexts, joined
+from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
 
 _T = TypeVar("_T")
-_NameOf = Callable[[int], str]
-"""What errors call a text, by its index."""
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
 
-_SEND_TEXTS = "Send texts: with LangChain's OpenAIEmbeddings set check_embedding_ctx_length=False"
-
-# Handing so little to another thread would take longer than tokenizing it.
-_FEW_CHARS = 4096
-_MANY_CHARS = 2**17
-_MOST_CHARS = 2**21
-"""Of one text. Without blanks, so many take seconds to tokenize and some hundred MiB."""
 _SHOWN_SHARE = 16
 """/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
@@ -75,14 +68,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Truncation:
-    """How long a text may be, and what becomes of a longer one."""
-
-    max_length: int
-    on_truncate: OnTruncate
-
-
-@dataclass(frozen=True)
 class EncodedTexts:
     """The vectors of S texts.
 
@@ -110,29 +95,37 @@ Score = Callable[[Encoding], list[float]]
 
 
 class Service:
-    """An open encoder, its batcher and its counts. Belongs to one event loop."""
+    """An open model, perhaps a reranker beside it, their batcher and its counts. Belongs to one event loop.
 
-    def __init__(self, encoder: M3Encoder, settings: ServerSettings) -> None:
-        """Take over an encoder, which `close` closes.
+    Attributes:
+        model: an encoder, or a reranker that is served alone; answers call it by its name.
+        reranker: what scores for rerank; None where the encoder's heads do.
+    """
+
+    def __init__(
+        self, model: M3Encoder | M3Reranker, settings: ServerSettings, reranker: M3Reranker | None = None
+    ) -> None:
+        """Take over a model and a reranker beside it, which `close` closes.
 
         Raises:
             InputError: the settings' `max_length` is more than the model takes, or than the queue does.
         """
-        self.encoder = encoder
+        self.model = model
+        self.reranker = model if isinstance(model, M3Reranker) else reranker
         self.settings = settings
-        self.max_length = checked_max_length(
-            settings.max_length or encoder.max_tokens, encoder.max_tokens, "max_length"
-        )
+        self.max_length = checked_max_length(settings.max_length or model.max_tokens, model.max_tokens, "max_length")
+        self.pair_max_length = self._pair_limits(self.max_length).max_length if self.reranker else self.max_length
         if (most := settings.limits.queue.max_tokens) < self.max_length:
             message = f"the queue takes {most} tokens, but a text may have {self.max_length}"
             raise InputError(f"{message}; raise --max-queue-tokens or lower --max-length")
         self.model_names = settings.model_names or (self.manifest.source.name,)
-        found = read_prompts(encoder.bundle)
+        found = read_prompts(model.bundle)
         self.prompts, self.default_prompt_name = found.prompts, found.default
-        self.dimensions = Dimensions.of(encoder.bundle, is_any_taken=settings.cuts_dimensions)
+        self.dimensions = Dimensions.of(model.bundle, is_any_taken=settings.cuts_dimensions)
         self.dimension_losses: tuple[DimensionLoss, ...] = ()
-        self.metrics = Metrics(encoder)
-        engine, limits = encoder.engine, settings.limits
+        self._models = (model,) if reranker is None else (model, reranker)
+        self.metrics = Metrics(self._models)
+        engine, limits = model.engine, settings.limits
         self._kept = KeptVectors(limits.max_kept_bytes, limits.kept_s)
         self._results = Shares(limits.max_result_bytes, limits.max_result_bytes // 2)
         self.batcher = Batcher(
@@ -142,22 +135,33 @@ class Service:
             self._kept,
             engine.streams,
             engine.packed_tokens,
-            engine.rest,
+            self.reranker.engine.packed_tokens if self.reranker else 0,
+            self._rest,
         )
         self.is_draining = False
         self.on_stop: list[Callable[[], None]] = []
-        self._tokenizing = ThreadPoolExecutor(1, "m3-tokenizer")
-        self._tokenizing_much = ThreadPoolExecutor(1, "m3-long-tokenizer")
+        self.tokenizer = RequestTokenizer(model, self.reranker, takes_token_ids=settings.takes_token_ids)
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
-        return self.encoder.bundle.manifest
+        return self.model.bundle.manifest
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether there are vectors; a reranker alone has none."""
+        return isinstance(self.model, M3Encoder)
 
     @property
     def model_name(self) -> str:
         """What answers call the model."""
         return self.model_names[0]
+
+    @property
+    def reranker_name(self) -> str:
+        """What answers call the model that reranks."""
+        is_beside = self.reranker is not None and self.reranker is not self.model
+        return self.reranker.bundle.manifest.source.name if self.reranker and is_beside else self.model_name
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,14 +175,17 @@ class Service:
         return any(_is_same_model(name, own) for own in self.names)
 
     def warm_up(self) -> None:
-        """Encode a text. Engines pack weights when they first run: no client shall wait for it, and it takes memory.
+        """Run a text, and a pair. Engines pack weights when they first run: no client shall wait for it.
 
         Raises:
             EngineError: the engine cannot run the graph.
         """
-        self.encoder.encode_heads(_FIRST_TEXT, self.manifest.heads)
-        if self.settings.cuts_dimensions:
-            self.dimension_losses = measured_losses(self.encoder)
+        if self.reranker is not None:
+            self.reranker.score_pairs([(_FIRST_TEXT, _FIRST_TEXT)])
+        if isinstance(self.model, M3Encoder):
+            self.model.encode_heads(_FIRST_TEXT, self.manifest.heads)
+            if self.settings.cuts_dimensions:
+                self.dimension_losses = measured_losses(self.model)
 
     def prompted(self, texts: Texts, prompt_name: str | None, field: str = "prompt_name") -> Texts:
         """The texts, each after the prompt of that name; as they are where no name is given.
@@ -239,7 +246,7 @@ class Service:
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
         """
-        tokenized = await self._checked_ids(texts, partial(_name_of, name, first), heads, truncation, call)
+        tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation, call)
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
@@ -254,7 +261,7 @@ class Service:
         Vectors of many passages would take gigabytes, so passages are scored in parts: only their scores are held.
         Arguments and errors are those of `encode`; `score` makes scores of text 0 and the others of an encoding.
         """
-        tokenized = await self._checked_ids(texts, partial(_name_of, name, "query"), heads, truncation, call)
+        tokenized = await self._checked_ids(texts, partial(name_with, name, "query"), heads, truncation, call)
         query, *passages = tokenized.ids
         tokens = sum(row.size for row in tokenized.ids)
         self.batcher.check_room(tokens, call.client, call.deadline_s)
@@ -269,21 +276,54 @@ class Service:
         return ScoredTexts(scores, tokens, _cut(tokenized), _respelled(tokenized))
 
     async def _checked_ids(
-        self, texts: Texts, name_of: _NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
+        self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
     ) -> TokenizedTexts:
         """Texts as ids; the time that this takes is gone from the call's."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
         start_s = time.perf_counter()
-        tokenized = await self._tokenized(texts, name_of, truncation)
+        tokenized = await self.tokenizer.texts(texts, name_of, truncation)
+        self._note_tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokenized, start_s, call)
+        return tokenized
+
+    def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float, call: Call) -> None:
         used_s = time.perf_counter() - start_s
         call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - used_s)
         self.metrics.tokenize_seconds.observe(used_s)
-        tokens = sum(row.size for row in tokenized.ids)
-        request_times().tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokens, used_s)
+        request_times().tokenized(chars, sum(row.size for row in tokenized.ids), used_s)
         self.metrics.truncated.inc(tokenized.truncated)
         self.metrics.out_of_vocabulary.inc(tokenized.out_of_vocabulary)
-        return tokenized
+
+    async def rerank(
+        self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
+    ) -> ScoredTexts:
+        """The reranker's scores of a query and P passages, before the sigmoid. Errors are those of `encode`.
+
+        Args:
+            query: the query.
+            passages: they and the query have passed `check_text`.
+            name: what errors call the passages.
+            truncation: how long a pair may be.
+            call: who asks, and how long there is for it.
+        """
+        self._check_number(len(passages) + 1)
+        limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
+        found = await self.tokenizer.pairs(query, passages, name, limits)
+        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s, call)
+        self._hold_results(found.ids, SCORE_HEADS, call)
+        encoding = await self.batcher.encode(found.ids, SCORE_HEADS, call.client, call.deadline_s)
+        call.found.append((found.ids, SCORE_HEADS, encoding))
+        self.metrics.pairs.inc(len(passages))
+        assert encoding.scores is not None
+        cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
+        return ScoredTexts(
+            encoding.scores.tolist(), int(encoding.token_counts.sum()), tuple(np.flatnonzero(cut).tolist()), ()
+        )
+
+    def _pair_limits(self, max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE) -> PairLimits:
+        assert self.reranker is not None
+        most = self.reranker.max_tokens
+        return pair_limits(min(max_length, most), None, most, on_truncate)
 
     def _hold_results(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> int:
         tokens, geometry = sum(row.size for row in ids), self.manifest.geometry
@@ -303,14 +343,19 @@ class Service:
         return size
 
     def _encode_batch(self, ids: Sequence[Ids], heads: frozenset[Head]) -> Encoding:
-        return self.encoder.encode_ids(
+        model = self.reranker if self.reranker is not None and Head.SCORE in heads else self.model
+        return model.encode_ids(
             ids,
             heads,
             batch_size=len(ids),
             # one run, whole: the queue has bounded them, and packed rows are padded a little
-            token_budget=2 * self.encoder.engine.streams * sum(row.size for row in ids),
+            token_budget=2 * model.engine.streams * sum(row.size for row in ids),
             on_batch=self.metrics.count_padding,
         )
+
+    def _rest(self, least_tokens: int) -> None:
+        for model in self._models:
+            model.engine.rest(least_tokens)
 
     def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
         """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
@@ -327,7 +372,7 @@ class Service:
             RequestTooLargeError: too many texts.
         """
         self._check_number(len(rows))
-        return await self._in_thread(sum(map(len, rows)), work)
+        return await self.tokenizer.in_thread(sum(map(len, rows)), work)
 
     async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
         """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
@@ -339,7 +384,7 @@ class Service:
         chars, most = sum(map(len, texts)), self.settings.limits.max_body_bytes // _SHOWN_SHARE
         if chars > most:
             raise RequestTooLargeError(f"the texts have {chars} characters, the limit is {most}; send them in parts")
-        return await self._in_thread(chars, work)
+        return await self.tokenizer.in_thread(chars, work)
 
     def _check_number(self, texts: int) -> None:
         most = self.settings.limits.max_texts
@@ -347,94 +392,18 @@ class Service:
             message = f"the request has {texts} texts, the limit is {most}; send it in parts"
             raise RequestTooLargeError(message, code=TOO_MANY)
 
-    async def _tokenized(self, texts: Texts, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
-        chars = sum(len(item) for item in texts)
-        for i, item in enumerate(texts):
-            if len(item) > _MOST_CHARS:
-                message = f"{name_of(i)} has {len(item)} characters, the limit is {_MOST_CHARS}; split the text"
-                raise RequestTooLargeError(message, name_of(i), TOO_LONG)
-        if chars <= _FEW_CHARS:
-            return self._to_ids(texts, range(len(texts)), name_of, truncation)
-        found: list[TokenizedTexts] = []
-        for part in greedy_runs(map(len, texts), RunLimit(len(texts), _MANY_CHARS)):  # long requests take turns
-            found.append(await self._in_thread(chars, partial(self._to_ids, texts, part, name_of, truncation)))
-        return joined(found)
-
-    async def _in_thread(self, chars: int, work: Callable[[], _T]) -> _T:
-        """Do something with so many characters in another thread. Megabytes take seconds, and have one of their own."""
-        threads = self._tokenizing if chars <= _MANY_CHARS else self._tokenizing_much
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
-
-    def _to_ids(self, items: Texts, part: range, name_of: _NameOf, truncation: Truncation) -> TokenizedTexts:
-        of_ids = {i: item for i in part if isinstance(item := items[i], list)}
-        for i, item in of_ids.items():
-            self._check_ids(item, name_of(i))
-        found = {i: self._whole_ids(item, name_of(i), truncation) for i, item in of_ids.items()}
-        texts = {i: item for i in part if isinstance(item := items[i], str)}
-        try:
-            tokenized = self.encoder.tokenizer.encode_batch(
-                list(texts.values()), truncation.max_length, truncation.on_truncate
-            )
-        except TextTooLongError as error:
-            raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
-        found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
-        respelled = None if tokenized.is_respelled is None else np.zeros(len(part), np.bool_)
-        if respelled is not None and tokenized.is_respelled is not None:
-            respelled[[i - part.start for i in texts]] = tokenized.is_respelled  # ids of a client have all their rows
-        cut = np.array([found[i][1] for i in part], np.bool_)
-        return TokenizedTexts(tuple(found[i][0] for i in part), cut, respelled)
-
-    def _check_ids(self, ids: TokenIds, name: str) -> None:
-        vocab_size = self.manifest.geometry.vocab_size
-        for i, number in enumerate(ids):
-            if not 0 <= number < vocab_size:
-                raise FieldError(
-                    f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}; ids come from "
-                    f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
-                    f"{name}[{i}]",
-                )
-        try:
-            self.encoder.tokenizer.check_ids(np.array(ids, np.int32), name)
-        except InputError as error:
-            raise FieldError(str(error), name) from error
-
-    def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
-        """A client's token ids with both special tokens; and whether they were cut."""
-        info = self.manifest.tokenizer
-        is_whole = len(ids) > 1 and (ids[0], ids[-1]) == (info.cls_id, info.eos_id)
-        if not is_whole and not self.settings.takes_token_ids:
-            raise self._of_another_tokenizer(name)
-        start = [] if ids[:1] == [info.cls_id] else [info.cls_id]
-        end = [] if ids[-1:] == [info.eos_id] and start + ids != [info.eos_id] else [info.eos_id]
-        whole = np.array([*start, *ids, *end], np.int32)
-        if whole.size <= truncation.max_length:
-            return whole, False
-        if truncation.on_truncate is OnTruncate.ERROR:
-            raise _too_long(name, whole.size, truncation.max_length)
-        return np.append(whole[: truncation.max_length - 1], np.int32(info.eos_id)), True
-
-    def _of_another_tokenizer(self, name: str) -> FieldError:
-        info, decode = self.manifest.tokenizer, self.encoder.tokenizer.decode
-        start, end = (f"{number} ({decode([number])})" for number in (info.cls_id, info.eos_id))
-        return FieldError(
-            f"{name} holds integers that do not begin with {start} and end with {end}, as this model's token ids do "
-            "(POST /tokenize); ids of another tokenizer, such as OpenAI's, would give vectors of unrelated "
-            f"words. {_SEND_TEXTS}. A server that is started with --accept-token-ids takes any",
-            name,
-        )
-
     def stop(self) -> None:
         """The time to drain is over: whatever has no answer yet gets none but a refusal."""
         for act in self.on_stop:
             act()
 
     async def close(self) -> None:
-        """Take no more requests, and close the encoder once what runs has ended; nobody waits for it."""
+        """Take no more requests, and close the models once what runs has ended; nobody waits for it."""
         self.is_draining = True
         self.batcher.close()
-        for threads in (self._tokenizing, self._tokenizing_much):
-            threads.shutdown(wait=False, cancel_futures=True)
-        self.encoder.close()
+        self.tokenizer.close()
+        for model in self._models:
+            model.close()
 
 
 def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
@@ -444,15 +413,6 @@ def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
 def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
     found = tokenized.is_respelled
     return () if found is None else tuple(np.flatnonzero(found).tolist())
-
-
-def _name_of(name: str, first: str, index: int) -> str:
-    return first if first and index == 0 else f"{name}[{index - bool(first)}]"
-
-
-def _too_long(name: str, tokens: int, max_length: int) -> RequestTooLargeError:
-    message = f"{name} has {tokens} tokens, the limit is {max_length}; split the text, or let it be truncated"
-    return RequestTooLargeError(message, name, TOO_LONG)
 
 
 def _is_same_model(name: str, own: str) -> bool:

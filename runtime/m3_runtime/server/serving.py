@@ -37,12 +37,13 @@ def serve(settings: ServerSettings) -> None:
 
     Raises:
         M3Error: the bundle or a setting is not what it must be.
-        InputError: the address cannot be listened on.
+        InputError: the address cannot be listened on, or a bundle is of the other kind.
         EngineError: one of several workers cannot start; its own log says why.
     """
     log_to_stderr(settings.logs)
     if settings.port and settings.metrics_port == settings.port:
         raise InputError(f"port and metrics port are both {settings.port}; choose another --metrics-port")
+    settings.check_kinds()
     with listening(settings) as at:
         if settings.workers == 1:
             run_worker(settings, at)

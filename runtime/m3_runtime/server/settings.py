@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m3_runtime.bundle.reader import Verify
+from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
+from m3_runtime.errors import InputError
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.server.logs import LogSettings
 from m3_runtime.server.queue import QueueLimits
 from m3_runtime.tokenizer import OnTruncate
@@ -15,7 +17,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """Which bundle each worker opens, and how: the arguments of `M3Encoder.open`."""
+    """Which bundle each worker opens, and how: the arguments of `M3Encoder.open` and `M3Reranker.open`."""
 
     path: Path
     threads: int
@@ -26,13 +28,21 @@ class ServedBundle:
     low_memory: bool = False
     streams: int | str = 1
 
-    def open(self) -> M3Encoder:
-        """Open the bundle.
+    def open(self) -> M3Encoder | M3Reranker:
+        """Open the bundle, whichever kind it is.
 
         Raises:
             M3Error: as `M3Encoder.open`.
         """
-        return M3Encoder.open(**vars(self))
+        return M3Reranker.open(**vars(self)) if self.is_reranker() else M3Encoder.open(**vars(self))
+
+    def is_reranker(self) -> bool:
+        """Whether it is a reranker's bundle.
+
+        Raises:
+            BundleError: as `M3Encoder.open`.
+        """
+        return Bundle.open(self.path).manifest.is_reranker
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ class ServerSettings:
     """A server: what it serves, where, and within which limits.
 
     Attributes:
-        bundle: the bundle, and how each worker opens it.
+        bundle: the bundle, an encoder's or a reranker's, and how each worker opens it.
+        reranker: a reranker's bundle that scores for the encoder's rerank routes.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
         workers: processes that serve.
@@ -105,6 +116,7 @@ class ServerSettings:
     """
 
     bundle: ServedBundle
+    reranker: ServedBundle | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
@@ -126,3 +138,31 @@ class ServerSettings:
     cors_allow_origins: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
     logs: LogSettings = field(default_factory=LogSettings)
+
+    def open_reranker(self) -> M3Reranker | None:
+        """Open the reranker beside the bundle, if there is to be one.
+
+        Raises:
+            M3Error: as `M3Reranker.open`, and InputError where the bundle itself is a reranker's.
+        """
+        self.check_kinds()
+        return None if self.reranker is None else M3Reranker.open(**vars(self.reranker))
+
+    def check_kinds(self) -> None:
+        """See that a reranker stands beside an encoder.
+
+        Raises:
+            InputError: one of the two bundles is of the other kind.
+            BundleError: as `M3Encoder.open`.
+        """
+        if self.reranker is None:
+            return
+        if self.bundle.is_reranker():
+            path = str(self.bundle.path)
+            raise InputError(f"{path!r} is a reranker's bundle; serve it alone, or name an encoder's beside --reranker")
+        if not self.reranker.is_reranker():
+            path = str(self.reranker.path)
+            raise InputError(
+                f"--reranker {path!r} is an encoder's bundle, expected a reranker's; make one with m3-export "
+                "BAAI/bge-reranker-v2-m3 OUT, or leave --reranker out: the encoder's heads score then"
+            )

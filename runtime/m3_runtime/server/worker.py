@@ -45,8 +45,12 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
     raise_file_limit()
     with ExitStack() as opened:
         with ending_at_once():
-            encoder = opened.enter_context(settings.bundle.open())
-            service = Service(encoder, settings)
+            reranker = settings.open_reranker()
+            if reranker is not None:
+                opened.enter_context(reranker)
+            model = settings.bundle.open()
+            opened.enter_context(model)
+            service = Service(model, settings, reranker)
             service.warm_up()
             app = create_app(service)
         if settings.metrics_port is not None and settings.workers == 1:
@@ -65,14 +69,16 @@ def run_worker(settings: ServerSettings, at: socket.socket, on_start: Callable[[
 
 
 def _log_serving(service: Service, at: socket.socket, loaded_s: float) -> None:
+    settings = service.settings
     host, port = at.getsockname()[:2]
     _log.info(
         "serving",
         extra={
             "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
-            "bundle": str(service.settings.bundle.path),
-            "variant": service.encoder.variant.name,
-            "threads": service.settings.bundle.threads,
+            "bundle": str(settings.bundle.path),
+            "variant": service.model.variant.name,
+            **({} if settings.reranker is None else {"reranker": str(settings.reranker.path)}),
+            "threads": settings.bundle.threads,
             "loaded_s": round(loaded_s, 2),
             **memory_mib(),
         },

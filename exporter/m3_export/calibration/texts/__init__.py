@@ -4,9 +4,11 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.calibration.texts.text import Text, folded
@@ -132,7 +134,12 @@ def check_disjoint(calibration: tuple[Text, ...], probe: tuple[Text, ...]) -> No
             )
 
 
-def digest(texts: tuple[Text, ...]) -> str:
+class _HasText(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+def digest(texts: Sequence[_HasText]) -> str:
     """SHA-256 over the texts, which shows whether two parities were measured on the same ones."""
     return hashlib.sha256("\0".join(text.text for text in texts).encode()).hexdigest()
 

@@ -6,8 +6,8 @@ Keys and values of the last layer are of all tokens. Its queries, and everything
     attention_mask[:, :kept_tokens]  and the same of input_ids are what shapes are taken of and heads multiply with
 
 `kept_tokens` is a graph input with a default, all tokens, so whoever does not know it feeds two inputs as before. With
-1, `dense_vecs` are the same and the other outputs are those of one token. Any other pooling reads every row: such a
-graph is left alone.
+1, `dense_vecs` (a reranker's `logits`) are the same and the other outputs are those of one token. Any other pooling
+reads every row: such a graph is left alone.
 """
 
 import re
@@ -24,7 +24,7 @@ from m3_runtime.engines import KEPT_TOKENS
 ALL_TOKENS = 1 << 30
 KEPT = "kept"  # the dynamic axis of what was narrowed
 
-ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Clip"})
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Clip", "Tanh"})
 OVER_LAST_AXIS = frozenset({"Softmax", "LayerNormalization", "ReduceL2", "Squeeze"})
 # What may lie between the graph's inputs and an operand that follows the rows: a shape, or something per token.
 FOR_SHAPES = frozenset({"Shape", "Concat"})

@@ -238,7 +238,7 @@ def _choose_attention(graph: ir.Graph, found: Attention, rows: _Rows, name: str)
 
 
 def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
-    """One dense vector for each row that is a text, and for each packed text."""
+    """One dense vector, or score, for each row that is a text, and for each packed text."""
     hidden = [node for node in graph if node.op_type == "LayerNormalization"][-1].outputs[0]
     old = _pooled(graph.outputs[0])
     readers = list(old.uses())
@@ -271,9 +271,23 @@ def _count_texts(value: ir.Value) -> None:
             _count_texts(output)
 
 
-def _pooled(dense: ir.Value) -> ir.Value:
-    """The dense vectors before they are normalised."""
-    division = made_by(dense, "Div")
+def _pooled(output: ir.Value) -> ir.Value:
+    """What a head reads of each text: the dense vectors before they are normalised, or what a classifier reads."""
+    classifier = made_by(output, "Add")
+    hidden = split_operands(classifier, "MatMul") if classifier else None
+    tanh = made_by(hidden[0].inputs[0], "Tanh") if hidden else None
+    if tanh is not None:
+        return _pooled_by_classifier(tanh)
+    division = made_by(output, "Div")
     if division is None or made_by(division.inputs[1], "Clip") is None:
-        return dense
+        return output
     return division.inputs[0]
+
+
+def _pooled_by_classifier(tanh: ir.Node) -> ir.Value:
+    total = made_by(tanh.inputs[0], "Add")
+    product = split_operands(total, "MatMul") if total else None
+    pooled = product[0].inputs[0] if product else None
+    if pooled is None:
+        raise ValueError("the graph's classifier is not M3Model's")
+    return pooled

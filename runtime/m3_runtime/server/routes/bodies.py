@@ -10,11 +10,14 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.responses import Response
 
+from m3_runtime.bundle.manifest import LEAST_TOKENS
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.errors import FieldError, InputError
+from m3_runtime.pairs import LEAST_PAIR_TOKENS
 from m3_runtime.server.admission import only_value
 from m3_runtime.server.schemas import DenseWishes, LengthWishes
-from m3_runtime.server.service import Service, Truncation
+from m3_runtime.server.service import Service
+from m3_runtime.server.tokenizing import Truncation
 from m3_runtime.tokenizer import OnTruncate, check_text
 
 _MODEL_LIMIT = -1
@@ -92,14 +95,17 @@ def _named_texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _named_texts(item, f"{name}.{key}" if name else key)
 
 
-def truncation_of(body: LengthWishes, service: Service, *, cuts: bool, max_length: int | None = None) -> Truncation:
-    """How long a request's texts may be.
+def truncation_of(
+    body: LengthWishes, service: Service, *, cuts: bool, max_length: int | None = None, of_pairs: bool = False
+) -> Truncation:
+    """How long a request's texts, or a reranker's pairs, may be.
 
     Args:
         body: what it wishes.
         service: what the server was started with.
         cuts: whether the route cuts longer texts if the request does not say.
         max_length: what /m3/encode calls the most tokens.
+        of_pairs: whether the reranker reads them.
 
     Raises:
         FieldError: wishes that contradict each other, or cannot be granted.
@@ -121,10 +127,11 @@ def truncation_of(body: LengthWishes, service: Service, *, cuts: bool, max_lengt
     if is_cutting is None and cuts:
         is_cutting = True
     on_truncate = {None: service.settings.on_truncate, True: OnTruncate.TRUNCATE, False: OnTruncate.ERROR}[is_cutting]
+    most, least = (service.pair_max_length, LEAST_PAIR_TOKENS) if of_pairs else (service.max_length, LEAST_TOKENS)
     if max_length is None:
-        return Truncation(service.max_length, on_truncate)
+        return Truncation(most, on_truncate)
     try:
-        return Truncation(checked_max_length(max_length, service.max_length, name), on_truncate)
+        return Truncation(checked_max_length(max_length, most, name, least), on_truncate)
     except InputError as error:
         raise FieldError(str(error), name) from error
 

@@ -32,6 +32,24 @@ def openai_routes(service: Service) -> APIRouter:
     """POST /v1/embeddings (also /embeddings), GET /v1/models (also /models)."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=refusals(OpenAiRefusal), route_class=OneParseRoute)
 
+    if service.has_encoder:
+        _add_embeddings(routes, service)
+
+    @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
+    async def models() -> Response:
+        answer: OpenAiModels = {"object": "list", "data": [_model(name, service) for name in service.model_names]}
+        return json_answer(answer)
+
+    @routes.get("/models/{model:path}", summary="One model", responses=answered_by(OpenAiModel))
+    async def model(model: str, request: Request) -> Response:
+        if not service.is_served(model):
+            return _no_such_model(request.url.path, model, service)
+        return json_answer(_model(model if model in service.model_names else service.model_name, service))
+
+    return routes
+
+
+def _add_embeddings(routes: APIRouter, service: Service) -> None:
     @routes.post("/embeddings", summary="Dense vectors, as OpenAI gives them", responses=answered_by(OpenAiVectors))
     async def embeddings(body: OpenAiRequest, request: Request) -> Response:
         if not service.is_served(body.model):
@@ -57,19 +75,6 @@ def openai_routes(service: Service) -> APIRouter:
 
         return await vectors_answer(found.vectors, answer, text_headers(found))
 
-    @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
-    async def models() -> Response:
-        answer: OpenAiModels = {"object": "list", "data": [_model(name, service) for name in service.model_names]}
-        return json_answer(answer)
-
-    @routes.get("/models/{model:path}", summary="One model", responses=answered_by(OpenAiModel))
-    async def model(model: str, request: Request) -> Response:
-        if not service.is_served(model):
-            return _no_such_model(request.url.path, model, service)
-        return json_answer(_model(model if model in service.model_names else service.model_name, service))
-
-    return routes
-
 
 def _prompted(body: OpenAiRequest, service: Service) -> Texts:
     """The texts after the prompt that is asked for: by its name, or by what other APIs call a text's kind.
@@ -93,7 +98,7 @@ def _model(name: str, service: Service) -> OpenAiModel:
         "created": 0,
         "owned_by": "m3-runtime",
         "space_id": service.manifest.space_id,
-        "variant": service.encoder.variant.name,
+        "variant": service.model.variant.name,
     }
 
 

@@ -61,7 +61,7 @@ def _encoded(found: EncodedTexts, service: Service) -> Encoded:
     return {
         "model": service.model_name,
         "space_id": service.manifest.space_id,
-        "variant": service.encoder.variant.name,
+        "variant": service.model.variant.name,
         "token_counts": vectors.token_counts,
         "truncated": vectors.truncated,
         "truncated_texts": list(found.cut),
@@ -83,7 +83,7 @@ def _binary(found: EncodedTexts, body: EncodeRequest, service: Service) -> Respo
         arrays["colbert_vecs"] = arrays["colbert_vecs"].astype(body.colbert_dtype, copy=False)
     facts = {
         "space_id": service.manifest.space_id,
-        "variant": service.encoder.variant.name,
+        "variant": service.model.variant.name,
         "truncated": str(found.vectors.truncated),
         "out_of_vocabulary": str(found.vectors.out_of_vocabulary),
     }

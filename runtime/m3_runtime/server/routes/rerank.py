@@ -4,6 +4,9 @@
 in hybrid mode their weighted mean. `documents` is answered by an object, whose relevance is the same score cut off at 0
 and 1: below 0 a passage has nothing to do with the query, above 1 sums of lexical weights alone can get. So scores of
 different requests can be compared, and thresholds mean the same in both forms. The order is that of the scores.
+
+Where a reranker is served, it scores unless `mode` or `weights` ask for the encoder's heads. Its relevance, and the
+score of a rank, is the sigmoid of what it gives; with `raw_scores` a rank has what it gives.
 """
 
 from collections.abc import Mapping
@@ -14,10 +17,11 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_heads
 from m3_runtime.errors import FieldError
+from m3_runtime.reranker import sigmoid
 from m3_runtime.scoring import FusionWeights, head_scores
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
@@ -35,6 +39,7 @@ from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, T
 from m3_runtime.server.service import ScoredTexts, Service
 from m3_runtime.tokenizer import check_text
 
+_RERANKED = Head.SCORE.value
 DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
 
 
@@ -43,29 +48,56 @@ def rerank_routes(service: Service) -> APIRouter:
     routes = APIRouter(tags=["rerank"], route_class=OneParseRoute)
 
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        weights = _head_weights(body, service)
-        _check_wishes(body, service)
         passages = body.documents if body.documents is not None else body.texts or []
-        truncation = truncation_of(body, service, cuts=True)
         name = "texts" if body.documents is None else "documents"
-        texts, heads = query_and_passages(body.query, "query", passages, name), frozenset(weights)
-        score = partial(pair_scores, weights=weights)
-        found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
+        texts = query_and_passages(body.query, "query", passages, name)
+        if is_by_reranker := _is_by_reranker(body, service):
+            _check_wishes(body, service.pair_max_length)
+            truncation = truncation_of(body, service, cuts=True, of_pairs=True)
+            found = await service.rerank(body.query, passages, name, truncation, request.scope[CALL])
+            scored_by = [Head.SCORE]
+        else:
+            weights = _head_weights(body, service)
+            _check_wishes(body, service.max_length)
+            truncation, heads = truncation_of(body, service, cuts=True), frozenset(weights)
+            score = partial(pair_scores, weights=weights)
+            found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
+            scored_by = [head for head in ENCODER_HEADS if head in weights]
         scores = found.scores
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
-        scored_by = [head for head in Head if head in weights]
+        if is_by_reranker and not (body.raw_scores and body.documents is None):
+            scores = sigmoid(np.array(scores, np.float32)).tolist()
         headers = {**text_headers(found, "query"), SCORED_BY: ",".join(scored_by)}
         if body.documents is None:
             return json_answer(_ranks(body, best, scores, passages), headers)
-        return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, service), headers)
+        model = service.reranker_name if is_by_reranker else service.model_name
+        return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, model), headers)
 
     answers = answered_by(list[TextRank] | Reranked)
-    summary = "Passages by their score, by one head or all three"
+    summary = "Passages by their score: a reranker's, or that of one head or all three"
     routes.post("/rerank", summary=summary, responses={**refusals(), **answers})(rerank)
     for version in ("v1", "v2"):
         documented = {**refusals(OpenAiRefusal), **answers}
         routes.post(f"/{version}/rerank", summary=summary, responses=documented, name=f"rerank_{version}")(rerank)
     return routes
+
+
+def _is_by_reranker(body: RerankRequest, service: Service) -> bool:
+    """Whether the reranker scores, rather than the encoder's heads.
+
+    Raises:
+        FieldError: what is asked for is not served.
+    """
+    if body.mode == _RERANKED and service.reranker is None:
+        message = "mode is 'score', but no reranker is served; leave it out, or start the server with --reranker"
+        raise FieldError(message, "mode", "unsupported_value")
+    asked = "mode" if body.mode not in (None, _RERANKED) else "weights" if "weights" in body.model_fields_set else ""
+    if asked and body.mode != _RERANKED and service.has_encoder:
+        return False
+    if asked and service.reranker is not None:
+        message = f"{asked} asks for an encoder's heads, and a reranker is to score here; leave it out"
+        raise FieldError(message, asked, "unsupported_value")
+    return service.reranker is not None
 
 
 def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]:
@@ -79,13 +111,13 @@ def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]
     if body.mode not in (None, "hybrid"):
         return dict.fromkeys(checked_heads(service.manifest, {Head(body.mode)}), 1.0)
     weighed = {head for head in body.weights.model_fields_set if getattr(body.weights, head) > 0}
-    wanted = {head for head in Head if head in own or body.mode == "hybrid" or head in weighed}
+    wanted = {head for head in ENCODER_HEADS if head in own or body.mode == "hybrid" or head in weighed}
     weights = {head: float(getattr(body.weights, head)) for head in checked_heads(service.manifest, wanted)}
-    FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    FusionWeights.from_sequence([weights.get(head, 0.0) for head in ENCODER_HEADS])
     return {head: weight for head, weight in weights.items() if weight}
 
 
-def _check_wishes(body: RerankRequest, service: Service) -> None:
+def _check_wishes(body: RerankRequest, most: int) -> None:
     """Refuse what would give other scores elsewhere and cannot be done here."""
     if body.prompt_name is not None:
         message = (
@@ -93,10 +125,8 @@ def _check_wishes(body: RerankRequest, service: Service) -> None:
         )
         raise FieldError(message, "prompt_name", "unsupported_value")
     tokens = body.max_tokens_per_doc
-    if tokens is not None and tokens < service.max_length:
-        message = (
-            f"max_tokens_per_doc must be at least {service.max_length}, where texts are cut, or left out, got {tokens}"
-        )
+    if tokens is not None and tokens < most:
+        message = f"max_tokens_per_doc must be at least {most}, where texts are cut, or left out, got {tokens}"
         raise FieldError(f"{message}; truncate_prompt_tokens cuts query and documents alike", "max_tokens_per_doc")
 
 
@@ -112,7 +142,7 @@ def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float
     """Weighted mean of the heads' scores of text 0, the query, and all other texts, the P passages."""
     passages = np.arange(1, len(encoding.token_counts))
     scores = head_scores(encoding, np.zeros_like(passages), encoding, passages)
-    counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in Head])
+    counted = FusionWeights.from_sequence([weights.get(head, 0.0) for head in ENCODER_HEADS])
     return scores.combined(counted)["colbert+sparse+dense"]
 
 
@@ -134,11 +164,11 @@ def _relevant(body: RerankRequest, best: list[int], scores: list[float], passage
     return results
 
 
-def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], service: Service) -> Reranked:
+def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], model: str) -> Reranked:
     tokens = found.tokens
     answer: Reranked = {
         "id": f"rerank-{uuid4().hex}",
-        "model": service.model_name,
+        "model": model,
         "results": results,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": tokens, "output_tokens": 0}},

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.errors import FieldError
 from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
@@ -37,14 +37,15 @@ from m3_runtime.server.service import EncodedTexts, Service
 from m3_runtime.tokenizer import check_text
 from m3_runtime.version import __version__
 
-_DENSE, _SPARSE, _COLBERT = (frozenset({head}) for head in Head)
+_DENSE, _SPARSE, _COLBERT = (frozenset({head}) for head in ENCODER_HEADS)
 
 
 def tei_routes(service: Service) -> APIRouter:
-    """POST /embed, /embed_sparse, /embed_all, /similarity, /tokenize, /decode; GET /info."""
+    """POST /embed, /embed_sparse, /embed_all, /similarity, where there are vectors; /tokenize, /decode; GET /info."""
     routes = APIRouter(tags=["text-embeddings-inference"], responses=refusals(), route_class=OneParseRoute)
-    _add_vectors(routes, service)
-    _add_scores(routes, service)
+    if service.has_encoder:
+        _add_vectors(routes, service)
+        _add_scores(routes, service)
     _add_tokens(routes, service)
     _add_info(routes, service)
     return routes
@@ -120,12 +121,12 @@ def _add_tokens(routes: APIRouter, service: Service) -> None:
         return await service.show_tokens(texts, lambda: json_answer([tokens(text, body) for text in texts]))
 
     def tokens(text: str, body: TokenizeRequest) -> list[TokenSpan]:
-        pieces = service.encoder.tokenizer.pieces(text, with_specials=body.add_special_tokens)
+        pieces = service.model.tokenizer.pieces(text, with_specials=body.add_special_tokens)
         return [{"id": p.id, "text": p.text, "special": p.is_special, "start": p.start, "stop": p.stop} for p in pieces]
 
     @routes.post("/decode", summary="Texts of token ids", responses=answered_by(list[str]))
     async def decode(body: DecodeRequest) -> Response:
-        tokenizer = service.encoder.tokenizer
+        tokenizer = service.model.tokenizer
         hidden = tokenizer.special_ids if body.skip_special_tokens else frozenset()
         _check_ids(body.ids, tokenizer.vocab_size)
         return await service.show_ids(
@@ -144,28 +145,32 @@ def _check_ids(rows: Sequence[Sequence[int]], vocab_size: int) -> None:
 def _add_info(routes: APIRouter, service: Service) -> None:
     @routes.get("/info", summary="What is served, and its limits")
     async def info() -> Response:
-        return json_answer(_info(service))
+        return json_answer(_info(service, as_reranker=not service.has_encoder))
 
     @routes.get(RERANKER_INFO, summary="The same, of a server that is asked for scores")
     async def reranker_info() -> Response:
-        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-        return json_answer(_info(service) | {"model_type": {"reranker": labels}})
+        return json_answer(_info(service, as_reranker=True))
 
 
-def _info(service: Service) -> dict[str, Any]:
-    manifest, variant, limits = service.manifest, service.encoder.variant, service.settings.limits
-    return {
-        "model_id": service.model_name,
+def _info(service: Service, *, as_reranker: bool) -> dict[str, Any]:
+    """What text-embeddings-inference says, of the model that gives vectors or of the one that reranks; and more."""
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    model = service.reranker if as_reranker and service.reranker is not None else service.model
+    manifest, variant, limits = model.bundle.manifest, model.variant, service.settings.limits
+    name = service.reranker_name if as_reranker else service.model_name
+    max_length = service.pair_max_length if as_reranker else service.max_length
+    facts = {
+        "model_id": name,
         "model_sha": manifest.source.revision,
         "model_dtype": variant.precision,
-        "served_model_name": service.model_name,
-        "model_type": {"embedding": {"pooling": manifest.pooling.value}},
+        "served_model_name": name,
+        "model_type": {"reranker": labels} if as_reranker else {"embedding": {"pooling": manifest.pooling.value}},
         "max_concurrent_requests": limits.max_requests,
-        "max_input_length": service.max_length,
+        "max_input_length": max_length,
         "max_batch_tokens": limits.queue.batch_tokens,
         "max_batch_requests": limits.queue.batch_texts,
         # so many of the longest texts fit into the queue
-        "max_client_batch_size": max(1, min(limits.max_texts, limits.queue.max_tokens // service.max_length)),
+        "max_client_batch_size": max(1, min(limits.max_texts, limits.queue.max_tokens // max_length)),
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": __version__,
@@ -175,12 +180,20 @@ def _info(service: Service) -> dict[str, Any]:
         "variant": variant.name,
         "engine": variant.engine.value,
         "heads": [head.value for head in manifest.heads],
-        "dimensions": manifest.geometry.hidden_size,
-        "smaller_dimensions": sorted(service.dimensions.trained),
-        "dimension_losses": [asdict(loss) for loss in service.dimension_losses],
-        "colbert_dimensions": manifest.geometry.colbert_dim,
         "max_queue_tokens": limits.queue.max_tokens,
         "model_names": service.names,
+        "reranker": service.reranker_name if service.reranker is not None else None,
+    }
+    return facts if manifest.is_reranker else facts | _encoder_info(service)
+
+
+def _encoder_info(service: Service) -> dict[str, Any]:
+    geometry = service.manifest.geometry
+    return {
+        "dimensions": geometry.hidden_size,
+        "smaller_dimensions": sorted(service.dimensions.trained),
+        "dimension_losses": [asdict(loss) for loss in service.dimension_losses],
+        "colbert_dimensions": geometry.colbert_dim,
         "prompts": list(service.prompts),
         "default_prompt_name": service.default_prompt_name,
     }

@@ -1,0 +1,111 @@
+"""Parity of a reranker: scores of pairs, and the order in which they put each query's passages. Pure numpy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_export.arrays import Float32Array
+from m3_export.plan.losses import PairLosses
+from m3_export.verify.budget import LEAST_SPREAD
+from m3_export.verify.parity import NOISE_PERCENTILE, rounded
+from m3_runtime.bundle.manifest import ScoreParity
+
+_BEST = 10
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reranker gives for N pairs.
+
+    Attributes:
+        values: (N,) scores before the sigmoid.
+        query_of: (N,) which query a pair is of; its passages are ordered by their scores.
+        spread: what a difference is measured in: the standard deviation of the reference's scores of natural pairs.
+    """
+
+    values: Float32Array
+    query_of: NDArray[np.int64]
+    spread: float
+
+    @classmethod
+    def of_reference(cls, values: Float32Array, query_of: NDArray[np.int64], spread: float | None = None) -> "Scores":
+        """The reference's scores; without a spread they are those of natural pairs, which give it."""
+        own = max(float(values.astype(np.float64).std()), LEAST_SPREAD)
+        return cls(values, query_of, own if spread is None else spread)
+
+    def differences(self, other: "Scores") -> NDArray[np.float64]:
+        """(N,) how much the other's scores are higher."""
+        found: NDArray[np.float64] = other.values.astype(np.float64) - self.values.astype(np.float64)
+        return found
+
+    def losses(self, other: "Scores") -> NDArray[np.float64]:
+        """(N,) (difference ÷ spread)²."""
+        found: NDArray[np.float64] = (self.differences(other) / self.spread) ** 2
+        return found
+
+    def by_query(self, other: "Scores") -> Iterator[tuple[Float32Array, Float32Array]]:
+        """The two scores of each query's passages, of queries with two passages or more."""
+        for query in np.unique(self.query_of):
+            places = np.flatnonzero(self.query_of == query)
+            if places.size > 1:
+                yield self.values[places], other.values[places]
+
+
+def score_parity(reference: Scores, variant: Scores) -> ScoreParity:
+    """Differences of the scores, and how far each query's passages keep their order."""
+    moves = np.abs(reference.differences(variant))
+    noise = 2 * float(np.percentile(moves, NOISE_PERCENTILE))
+    orders = list(reference.by_query(variant))
+    same = np.array([expected.argmax() == got.argmax() for expected, got in orders] or [True])
+    near_tie = np.array([_best_gap(expected) < noise for expected, _ in orders] or [False])
+    return ScoreParity(
+        difference_mean=rounded(moves.mean()),
+        difference_p99=rounded(np.percentile(moves, 99)),
+        difference_max=rounded(moves.max()),
+        spread=rounded(reference.spread),
+        kendall_tau=rounded(np.mean([kendall_tau(expected, got) for expected, got in orders] or [1.0])),
+        top1_same=rounded(same.mean()),
+        top1_same_near_ties_aside=rounded((same | near_tie).mean()),
+        top10_overlap=rounded(np.mean([top_overlap(expected, got) for expected, got in orders] or [1.0])),
+    )
+
+
+def pair_losses(reference: Scores, variant: Scores, *, is_degenerate: bool) -> PairLosses:
+    """The same comparison pair by pair, as losses."""
+    return PairLosses(
+        squares=reference.losses(variant),
+        is_degenerate=np.full(len(reference.values), is_degenerate),
+        top1=1 - score_parity(reference, variant).top1_same_near_ties_aside,
+    )
+
+
+def kendall_tau(a: Float32Array, b: Float32Array) -> float:
+    """Kendall's tau-b of two (P,) scores of the same passages: 1 the same order, -1 the reverse.
+
+    Where all scores of one are equal there is no order to keep or lose: 1 if those of the other are too, else 0.
+
+    >>> kendall_tau(np.float32([3, 2, 1]), np.float32([9, 7, 8]))
+    0.3333333333333333
+    """
+    first, second = (np.sign(np.subtract.outer(x, x)) for x in (a, b))
+    pairs = np.sqrt(float((first != 0).sum()) * float((second != 0).sum()))
+    if not pairs:
+        return float(first.any() == second.any())
+    return float((first * second).sum() / pairs)
+
+
+def top_overlap(a: Float32Array, b: Float32Array, most: int = _BEST) -> float:
+    """Share of the best passages, ten at most, that two scorings have in common.
+
+    >>> top_overlap(np.float32([3, 2, 1]), np.float32([9, 7, 8]), most=2)
+    0.5
+    """
+    best = [set(np.argsort(-x, kind="stable")[:most].tolist()) for x in (a, b)]
+    return len(best[0] & best[1]) / len(best[0])
+
+
+def _best_gap(scores: Float32Array) -> float:
+    second, first = np.partition(scores, -2)[-2:]
+    return float(first - second)
