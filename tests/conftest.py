@@ -180,6 +180,7 @@ def tiny_bundle(bundles: Path) -> Path:
 def small_bundle(bundles: Path, tiny_random_checkpoint: Path) -> Path:
     """tiny-random with the pieces of English and Chinese alone."""
     words = ("--languages", "en,zh", "--plan", TINY_PLAN)
+    words += ("--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")  # few texts are measured faster
     return made_once(
         bundles / "small", lambda out: _run_quietly(sys.executable, "-c", EXPORT, tiny_random_checkpoint, out, *words)
     )

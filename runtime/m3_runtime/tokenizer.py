@@ -10,6 +10,7 @@ threads fails ("Already borrowed") or gives another call's lengths. So ids are c
 
 import json
 import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -136,7 +137,7 @@ class M3Tokenizer:
             raise ValueError(f"its model is {model['type']}, expected XLM-R's: Unigram without byte_fallback")
         vocab, self._dropped = model["vocab"], None if fewer is None else fewer.dropped
         self._names = [piece for piece, _ in vocab] if fewer is None else fewer.names
-        scores = [score for _, score in vocab] if fewer is None else fewer.scores.tolist()
+        scores = [score for _, score in vocab] if fewer is None else array("d", fewer.scores.tobytes())
         self._unigram = Unigram(self._names, scores, model["unk_id"])
         self._full = self._unigram if self._dropped is None else self._unigram.with_pieces(self._dropped)
         rest = {**spec, "truncation": None, "padding": None, "model": _NO_PIECES}

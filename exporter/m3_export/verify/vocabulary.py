@@ -11,11 +11,11 @@ from m3_export.verify.reference import reference_outputs
 from m3_runtime.bundle.manifest import VocabularyLoss
 from m3_runtime.tokenizer import M3Tokenizer
 
-Track = Callable[[Sequence[list[int]]], Iterable[list[int]]]
+_Track = Callable[[Sequence[list[int]]], Iterable[list[int]]]
 
 
 def vocabulary_loss(
-    checkpoint: Checkpoint, full: M3Tokenizer, cut: M3Tokenizer, texts: Sequence[Text], longest: int, track: Track
+    checkpoint: Checkpoint, full: M3Tokenizer, cut: M3Tokenizer, texts: Sequence[Text], longest: int, track: _Track
 ) -> Mapping[str, VocabularyLoss]:
     """Per language: how many texts keep all their pieces, and how far the others' dense vectors move.
 
