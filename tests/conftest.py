@@ -145,6 +145,13 @@ def mini_m3_checkpoint(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini_reranker_checkpoint(shared_folder: Path) -> Path:
+    """mini-reranker's checkpoint folder: mini-m3's encoder, fine-tuned to score pairs."""
+    name = "mini-reranker"
+    return made_once(shared_folder / "checkpoints" / name, partial(m3_models.write_checkpoint, name))
+
+
+@pytest.fixture(scope="session")
 def tiny_random_checkpoint(shared_folder: Path) -> Path:
     """tiny-random's checkpoint folder: CLS pooling, C ≠ H."""
     return made_once(shared_folder / "checkpoints" / "tiny-random", partial(m3_models.write_checkpoint, "tiny-random"))
@@ -168,6 +175,12 @@ def bundles(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
 def mini_bundle(bundles: Path) -> Path:
     """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
     return _mini_bundle(bundles)
+
+
+@pytest.fixture(scope="session")
+def mini_reranker_bundle(bundles: Path) -> Path:
+    """mini-reranker in FP32 alone: its golden scores are about nothing else."""
+    return _mini_reranker_bundle(bundles)
 
 
 @pytest.fixture(scope="session")
@@ -219,6 +232,7 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
     makers = {
         "tiny_bundle": partial(_tiny_bundle, bundles),
         "mini_bundle": partial(_mini_bundle, bundles),
+        "mini_reranker_bundle": partial(_mini_reranker_bundle, bundles),
         "reranker_bundle": partial(_reranker_bundle, bundles),
         "bare_python": partial(_bare_python, shared_folder),
         "foreign_python": foreign.foreign_python,
@@ -258,6 +272,12 @@ def _reranker_bundle(bundles: Path) -> Path:
 
 def _bare_python(shared_folder: Path) -> Path:
     return made_once(shared_folder / "wheel", _install_wheel) / "venv" / "bin" / "python"
+
+
+def _mini_reranker_bundle(bundles: Path) -> Path:
+    words = ("--variants", "onnx-fp32", "--probe-texts", GOLDEN / "mini_m3_probe.txt")
+    name = "mini-reranker"
+    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
 
 
 def _install_wheel(folder: Path) -> None:

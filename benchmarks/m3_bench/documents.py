@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from m3_bench.cycles import Cycle
-from m3_bench.errors import DocumentError
+from m3_bench.errors import BenchError, DocumentError
 from m3_bench.machine import Machine
 from m3_runtime.bundle.manifest import ColbertParity, DenseParity, SparseParity
 from m3_runtime.errors import BundleFormatError
@@ -475,9 +475,9 @@ def write(document: Document, path: Path) -> None:
     """Write a document, whole or not at all.
 
     Raises:
-        DocumentError: it cannot be written.
+        BenchError: it cannot be written.
     """
     try:
         write_whole(path, to_text(document).encode())
     except OSError as error:
-        raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error
+        raise BenchError(f"{str(path)!r} cannot be written: {error}") from error

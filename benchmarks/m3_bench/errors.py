@@ -5,7 +5,7 @@ M3Error
     ├── PeerError           a peer's environment or model could not be made
     ├── WorkerError         a contender's process failed, died, or did other work than it was asked for
     ├── NotApplicableError  this processor cannot run the contender; the row says so and the run goes on
-    ├── DocumentError       a result file cannot be read or written, or does not fit the others
+    ├── DocumentError       a result file cannot be read, or does not fit the others
     └── DatasetError        texts or labels are not what they must be; file and line are named
 """
 
@@ -29,8 +29,12 @@ class NotApplicableError(BenchError):
 
 
 class DocumentError(BenchError):
-    """A result file cannot be read or written, or does not fit the others."""
+    """A result file cannot be read, or does not fit the others."""
+
+    is_of_input = True
 
 
 class DatasetError(BenchError):
     """Texts or labels are not what they must be."""
+
+    is_of_input = True

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from m3_bench import documents
 from m3_bench.documents import Run
-from m3_bench.errors import DocumentError
+from m3_bench.errors import BenchError, DocumentError
 from m3_bench.workers.vectors import DENSE, Vectors, from_arrays, to_arrays
 from m3_export.verify.parity import Outputs
 from m3_runtime.io.atomic import write_whole
@@ -44,7 +44,7 @@ def write_recording(recording: Recording, path: Path) -> None:
     """Write a reference, whole or not at all.
 
     Raises:
-        DocumentError: it cannot be written.
+        BenchError: it cannot be written.
     """
     header = {RUN_KEY: documents.to_text(recording.run), TEXTS_KEY: json.dumps(recording.texts, ensure_ascii=False)}
     write_outputs(recording.outputs, path, header)
@@ -80,13 +80,13 @@ def write_outputs(outputs: Outputs, path: Path, header: Mapping[str, str] | None
     """Write vectors, whole or not at all.
 
     Raises:
-        DocumentError: they cannot be written.
+        BenchError: they cannot be written.
     """
     arrays = to_arrays(Vectors(outputs.dense, outputs.lexical, outputs.colbert))
     try:
         write_whole(path, save({name: np.ascontiguousarray(v) for name, v in arrays.items()}, dict(header or {})))
     except (OSError, SafetensorError) as error:
-        raise DocumentError(f"{str(path)!r} cannot be written: {error}") from error
+        raise BenchError(f"{str(path)!r} cannot be written: {error}") from error
 
 
 def read_outputs(path: Path) -> Outputs:

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from queue import Queue
@@ -33,6 +34,7 @@ from m3_bench.machine import this_machine
 from m3_bench.run.contenders import model_of
 from m3_bench.stats import FEWEST_CYCLES
 from m3_runtime import M3Encoder
+from m3_runtime.cli.interrupt import interruptible
 
 SHAPES = ((1, 6), (4, 40), (2, 150), (6, 120))  # texts of a request and words of a text, on average
 OVERLOAD = 4.0  # requests offered ÷ requests that were answered
@@ -64,7 +66,8 @@ def soak(plan: SoakPlan) -> Iterator[Soak]:
     Raises:
         M3Error: the bundle cannot be opened, or the server ends.
     """
-    with M3Encoder.open(plan.bundle, variant=plan.variant, threads=plan.threads) as encoder:
+    opening = partial(M3Encoder.open, plan.bundle, variant=plan.variant, threads=plan.threads)
+    with interruptible(opening) as encoder:
         variant, model = encoder.variant.name, model_of(encoder.bundle.manifest)
         versions = {name: metadata.version(name) for name in (encoder.variant.engine, *BESIDE_ENGINE)}
         options = ("--variant", variant, "--threads", str(plan.threads), *_QUEUE_OPTIONS)
@@ -156,6 +159,9 @@ def _served(bundle: Path, options: Sequence[str]) -> Iterator[tuple[Server, psut
             if not (url := told.get()).startswith("http"):
                 raise BenchError(f"the server did not start: {url}")
             yield Server.parse(url, None), psutil.Process(started.pid)
+        except KeyboardInterrupt:
+            started.kill()  # it would finish what was asked of it
+            raise
         finally:
             started.terminate()
             with suppress(subprocess.TimeoutExpired):

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from m3_bench.cycles import Cycle
 from m3_bench.documents import Ceiling, MethodRun, PairScoresOf, Round, Scenario, Soak
 from m3_bench.errors import BenchError
 
@@ -263,13 +264,18 @@ class Growth:
         return [words for words, is_over in found if is_over]
 
 
+def settled_cycles(soak: Soak) -> list[Cycle]:
+    """The cycles after a soak has settled, which count as growth."""
+    return [one for one in soak.cycles if one.seconds >= soak.settle_s]
+
+
 def growth(soak: Soak) -> Growth:
     """What a soak shows.
 
     Raises:
         BenchError: too few cycles after the soak has settled.
     """
-    settled = [one for one in soak.cycles if one.seconds >= soak.settle_s]
+    settled = settled_cycles(soak)
     if len(settled) < FEWEST_CYCLES:
         raise BenchError(
             f"{len(settled)} cycles after {soak.settle_s:.0f} s: a slope needs {FEWEST_CYCLES}; give --minutes more"

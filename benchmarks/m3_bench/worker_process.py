@@ -91,6 +91,9 @@ class WorkerProcess:
                 raise WorkerError(f"{name} does not start: {error}") from error
             try:
                 yield cls(name, process, errors)
+            except KeyboardInterrupt:
+                process.kill()  # it computes, and nobody waits for that
+                raise
             finally:
                 _end(process)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import m3_models
 from m3_export.checkpoint.languages import parse_languages
-from m3_export.errors import CheckpointError, OptionsError, OverBudgetError, SourceError
+from m3_export.errors import OptionsError, OverBudgetError
 from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget, ScoreBudget, check_budget
 from m3_runtime.bundle.manifest import Pooling
-from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
+from m3_runtime.cli.interrupt import end_without_waiting
+from m3_runtime.errors import InputError, M3Error
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code
 from m3_runtime.version import __version__
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_OVER_BUDGET, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 DESCRIPTION = """\
 Turn a BGE-M3 checkpoint, or a reranker of its family, into a verified CPU bundle.
@@ -44,7 +44,7 @@ examples:
   m3-export mini-m3 mini-checkpoint --checkpoint-only
   m3-export verify-golden bge-m3-cpu        compare with BGE-M3's published numbers
 
-exit codes: 0 done, 1 failed, 2 wrong usage or wrong input, 3 over budget, 130 interrupted"""
+exit codes: 0 done, 1 failed, 2 wrong usage, a wrong input or a missing extra, 3 over budget, 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        return FAILED
     except (M3Error, OSError, MemoryError, KeyboardInterrupt, ModuleNotFoundError) as error:
         message, code = _failure(error, "" if is_golden else ", nothing was written")
         sys.stderr.write(f"m3-export: {message}\n")
+        if code == INTERRUPTED:
+            end_without_waiting(code)
     return code
 
 
@@ -68,18 +70,16 @@ def _failure(error: BaseException, consequence: str) -> tuple[str, int]:
     """What to say, and the exit code."""
     match error:
         case OverBudgetError():
-            return str(error), EXIT_OVER_BUDGET
-        case InputError() | SourceError() | CheckpointError() | OptionsError() | ExtraNotInstalledError():
-            return str(error), EXIT_USAGE
+            return str(error), OVER_LIMIT
         case M3Error():
-            return str(error), EXIT_FAILED
+            return str(error), exit_code(error)
         case KeyboardInterrupt():
-            return f"interrupted{consequence}", EXIT_INTERRUPTED
+            return f"interrupted{consequence}", INTERRUPTED
         case OSError():
-            return f"{error.filename or 'file system'}: {error.strerror or error}{consequence}", EXIT_FAILED
+            return f"{error.filename or 'file system'}: {error.strerror or error}{consequence}", FAILED
         case ModuleNotFoundError():
-            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', EXIT_USAGE
-    return f"out of memory{consequence}; exporting BGE-M3 needs about 9 GB", EXIT_FAILED
+            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', USAGE
+    return f"out of memory{consequence}; exporting BGE-M3 needs about 9 GB", FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,7 +228,7 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     progress = Progress(quiet=args.quiet)
     done = export(args.source, args.out, options, force=args.force, revision=args.revision, progress=progress)
     sys.stdout.write(_json(report.export_json(done)) if args.json else report.export_text(done))
-    return EXIT_OK
+    return OK
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -253,7 +253,7 @@ def _write_checkpoint(args: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({"checkpoint": str(args.out), "source": args.source}) + "\n")
     else:
         sys.stdout.write(f"{args.out}: checkpoint {args.source} ({m3_models.describe(args.source)})\n")
-    return EXIT_OK
+    return OK
 
 
 def _silence_libraries(*, quiet: bool) -> None:
@@ -271,7 +271,8 @@ def _golden_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="m3-export verify-golden",
         description="Compare a bundle of the real BAAI/bge-m3 with the numbers that BAAI published.",
-        epilog="exit codes: 0 they agree, or the bundle is of another model (skipped); 1 they do not; 2 wrong usage",
+        epilog="exit codes: 0 they agree; 1 they do not; 2 wrong usage, or nothing to compare: the bundle is of "
+        "another model, damaged or dense-only; 130 interrupted",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle's folder")
     parser.add_argument("--variant", default="onnx-fp32", help="variant to check (default: onnx-fp32)")
@@ -285,7 +286,9 @@ def _verify_golden(args: argparse.Namespace) -> int:
 
     result = golden.verify_golden(args.bundle, args.variant, force=args.force)
     sys.stdout.write(_json(golden.golden_json(result)) if args.json else golden.golden_text(result))
-    return EXIT_FAILED if result.failed else EXIT_OK
+    if result.skipped is not None:
+        return USAGE
+    return FAILED if result.failed else OK
 
 
 def _json(content: object) -> str:

@@ -21,6 +21,8 @@ class ExportError(M3Error):
 class SourceError(ExportError):
     """SOURCE is no folder, no known name and no repository of the hub."""
 
+    is_of_input = True
+
 
 class HubError(ExportError):
     """The hub cannot be reached, or does not hand out the repository."""
@@ -29,9 +31,13 @@ class HubError(ExportError):
 class CheckpointError(ExportError):
     """A file of the checkpoint is missing or wrong."""
 
+    is_of_input = True
+
 
 class OptionsError(ExportError):
     """An option, a budget or a file of texts is invalid."""
+
+    is_of_input = True
 
 
 class PlanError(OptionsError):

@@ -26,11 +26,18 @@ Messages say what was expected, what came, and what to do about it.
 """
 
 import copyreg
-from typing import Any
+from typing import Any, ClassVar
 
 
 class M3Error(Exception):
-    """Root of the tree: catch it to catch everything that this project raises on purpose."""
+    """Root of the tree: catch it to catch everything that this project raises on purpose.
+
+    Attributes:
+        is_of_input: what was given is wrong, a file or a bundle too, or a package is missing: the same call fails
+            again. Commands end with exit code 2 for it, and with 1 for the rest.
+    """
+
+    is_of_input: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the default calls the class with the message alone, which those with attributes do not take
@@ -39,6 +46,8 @@ class M3Error(Exception):
 
 class BundleError(M3Error):
     """The folder may not be opened as a bundle."""
+
+    is_of_input = True
 
 
 class BundleNotFoundError(BundleError):
@@ -56,6 +65,8 @@ class BundleDamagedError(BundleError):
 class VariantError(M3Error):
     """The bundle has no such variant, or the variant does not run on the engine asked for."""
 
+    is_of_input = True
+
 
 class EngineError(M3Error):
     """An engine failed to load or to run a graph."""
@@ -64,13 +75,19 @@ class EngineError(M3Error):
 class EngineNotInstalledError(EngineError):
     """The package behind an engine is not installed."""
 
+    is_of_input = True
+
 
 class HeadError(M3Error):
     """The bundle does not have the head that was asked for."""
 
+    is_of_input = True
+
 
 class ExtraNotInstalledError(M3Error):
     """A package that an extra brings is not installed."""
+
+    is_of_input = True
 
 
 class BulkError(M3Error):
@@ -79,6 +96,8 @@ class BulkError(M3Error):
 
 class SpaceMismatchError(M3Error):
     """An index was filled from another vector space: its vectors may not be compared with the encoder's."""
+
+    is_of_input = True
 
 
 class PartlyAddedError(M3Error):
@@ -124,6 +143,8 @@ class DrainingError(ServiceError):
 
 class InputError(M3Error, ValueError):
     """An argument or a text is not what it must be."""
+
+    is_of_input = True
 
 
 class FieldError(InputError):

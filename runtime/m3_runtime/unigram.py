@@ -21,6 +21,8 @@ _UNKNOWN_PENALTY = 10.0
 _KEPT_WORDS = 16_384
 _KEPT_WORD_CHARS = 32
 _BLOCK_CHARS = 256
+# In a word that repeats, paths may meet only at its end. One this long without a meeting is left to the package.
+_MOST_UNDECIDED_CHARS = 16_384
 
 
 class Unigram:
@@ -105,8 +107,13 @@ class Unigram:
         they meet. What lies before is decided. Where they meet nowhere, the block doubles.
         """
         starts, best = [0] * (len(word) + 1), [0.0] + [-math.inf] * len(word)
-        decided, done, block = 0, 0, _BLOCK_CHARS
+        decided, done, block, has_asked = 0, 0, _BLOCK_CHARS, False
         while done < len(word):
+            if not has_asked and done - decided > _MOST_UNDECIDED_CHARS:
+                has_asked = True
+                if ends := self._packages_boundaries(word, len(word) - done):
+                    yield from (end for end in ends if end > decided)
+                    return
             stop = min(done + block, len(word))
             self._extend(word, range(done, stop), starts, best)
             reached = range(stop, min(stop + self._longest, len(word) + 1))
@@ -114,6 +121,24 @@ class Unigram:
             block = _BLOCK_CHARS if met > decided else 2 * block
             yield from _path(starts, decided, met)
             decided, done = met, stop
+
+    def _packages_boundaries(self, word: str, most_pieces: int) -> list[int]:
+        """The same ends, by the package, of the whole word: sums that begin elsewhere would round otherwise.
+
+        A vocabulary of what the word can be made of is small where paths do not meet; none is made of more than
+        `most_pieces`, and no end given. Its first piece, without characters, stands for unknown ones, and for the worst
+        score, by which the package scores those.
+        """
+        from tokenizers import Tokenizer
+        from tokenizers.models import Unigram as PackageUnigram
+
+        characters = set(word)
+        known = [(piece, self._scores[number]) for piece, number in self._ids.items() if characters.issuperset(piece)]
+        if len(known) > most_pieces:
+            return []
+        model = PackageUnigram([("", min(self._scores)), *(one for one in known if one[0])], 0, False)
+        (found,) = Tokenizer(model).encode_batch([word], add_special_tokens=False)  # `encode` would hold Python's lock
+        return [end for _, end in found.offsets]
 
     def _extend(self, word: str, places: range, starts: list[int], best: list[float]) -> None:
         """Try all pieces from `places` on: `best[e]` is the score up to e, `starts[e]` where the piece to e began."""

@@ -278,7 +278,7 @@ def test_an_older_comparison_is_replaced_only_by_force(written, tmp_path, capsys
 
 
 def test_what_is_no_reference_is_told(written, capsys):
-    assert main(words(written.run, written.run)) == 1
+    assert main(words(written.run, written.run)) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert main(words(written.reference.with_name("none.safetensors"), written.run)) == 1
+    assert main(words(written.reference.with_name("none.safetensors"), written.run)) == 2
     assert "none.safetensors" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_before_and_after_with_bad_lines(tiny_bundle, tmp_path, capsys):
 def test_without_negatives_there_is_nothing_to_measure(tiny_bundle, tmp_path, capsys):
     path = tmp_path / "train.jsonl"
     path.write_text('{"query": "a", "pos": ["b"], "neg": [""]}\n')
-    assert margins(path, tiny_bundle, "--variants", "onnx-fp32") == 1
+    assert margins(path, tiny_bundle, "--variants", "onnx-fp32") == 2
     assert "not one query has negatives" in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ def test_a_bundle_without_the_other_heads_is_scored_by_dense(tiny_bundle, tmp_pa
 def test_a_file_that_is_no_lines_is_explained(tiny_bundle, tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"query": "a", "pos": ["b"], "neg": ["c"]}, indent=2))
-    assert margins(path, tiny_bundle, "-o", tmp_path / "m.json") == 1
+    assert margins(path, tiny_bundle, "-o", tmp_path / "m.json") == 2
     captured = capsys.readouterr()
     assert "Expected one object on each line; jq -c . a.jsonl makes such lines" in captured.err
     assert not (tmp_path / "m.json").exists()

@@ -314,12 +314,12 @@ def test_a_bad_file_leaves_the_old_report(comparison, tmp_path, capsys):
     out, bars, newer = tmp_path / "report.html", tmp_path / "bars.json", tmp_path / "newer.json"
     out.write_text("old")
     bars.write_text('{"schema_version": 1, "machine": {}, "rows": []}')
-    assert report(comparison, bars, "-o", out, "--force") == 1
+    assert report(comparison, bars, "-o", out, "--force") == 2
     assert "bars.json is no document of m3-bench" in capsys.readouterr().err
     newer.write_text(json.dumps(json.loads(comparison.read_text()) | {"schema_version": 9}))
-    assert report(newer, "-o", out, "--force") == 1
+    assert report(newer, "-o", out, "--force") == 2
     assert "schema version 9, this release reads 1" in capsys.readouterr().err
-    assert report(tmp_path / "none.json", "-o", out, "--force") == 1
+    assert report(tmp_path / "none.json", "-o", out, "--force") == 2
     assert "none.json" in capsys.readouterr().err
     assert out.read_text() == "old"
 

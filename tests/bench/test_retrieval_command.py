@@ -119,7 +119,7 @@ def test_wrong_words_are_explained(tiny_bundle, capsys, words, code, message):
 
 def test_a_result_is_not_begun_where_the_dataset_is_bad(tiny_bundle, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("")
-    assert retrieval(tmp_path / "a.jsonl", tiny_bundle, "-o", tmp_path / "r.json") == 1
+    assert retrieval(tmp_path / "a.jsonl", tiny_bundle, "-o", tmp_path / "r.json") == 2
     assert "a.jsonl' is empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 

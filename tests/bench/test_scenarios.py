@@ -80,6 +80,13 @@ def test_what_is_no_scenario_is_refused_by_number(tmp_path, text, message):
     assert message in str(error.value)
 
 
+def test_no_times_are_asked_for_by_name_and_alone():
+    assert read_plan(["none"]) == Plan((), ())
+    for words in ([], ["none", "quick"]):
+        with pytest.raises(InputError, match="or none alone"):
+            read_plan(words)
+
+
 def test_a_missing_file_names_what_comes_with_the_package():
     with pytest.raises(InputError, match=r"expected a TOML file, or one of standard, long, quick"):
         read_scenarios(["fastest"])

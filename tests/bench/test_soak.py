@@ -70,7 +70,33 @@ def test_a_server_is_loaded_and_its_document_is_a_chart(tiny_bundle: Path, tmp_p
     assert section.charts and section.tables[0].rows[0][0].text == "onnx-fp32"
 
 
+def test_a_soak_that_was_stopped_early_is_shown_without_a_slope(tmp_path: Path):
+    documents.write(soak_of(*steady(3)), tmp_path / "soak.json")
+    (section,) = build_page(read_inputs([tmp_path / "soak.json"])).sections
+    (table,) = section.tables
+    assert section.charts and table.rows[0][0].text == "onnx-int8"
+    assert "MB/h" not in table.head
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--settle-minutes", "nan"), "expected a number from 0"),
+        (("--settle-minutes", "-1"), "expected a number from 0"),
+        (("--mb-per-hour", "inf"), "expected a number from"),
+        (("--minutes", "3", "--settle-minutes", "3"), "--settle-minutes 3 must be less than --minutes 3"),
+    ],
+)
+def test_lengths_that_make_no_soak_are_refused(tmp_path: Path, capsys, words, message):
+    try:
+        code = main(["soak", str(tmp_path / "bundle"), "-o", str(tmp_path / "a.json"), *words])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_server_that_does_not_start_is_an_error(tmp_path: Path, capsys):
     (tmp_path / "none").mkdir()
-    assert main(["soak", str(tmp_path / "none"), "-o", str(tmp_path / "a.json")]) == 1
+    assert main(["soak", str(tmp_path / "none"), "-o", str(tmp_path / "a.json")]) == 2
     assert "is not a bundle" in capsys.readouterr().err

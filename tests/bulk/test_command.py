@@ -101,9 +101,14 @@ def test_a_shard_of_bad_rows_alone_has_no_file(work):
 
 
 def test_an_input_without_rows(work):
-    done = work.run(work.write([], "empty.txt"))
-    assert done.returncode == 0, done.stderr
-    assert "0 rows in 0 shards" in done.stderr
+    source = work.write([], "empty.txt")
+    for more in ((), (), ("--check",), ("--max-rejected", "100%")):  # again, too: the job is finished then
+        done = work.run(source, *more)
+        assert done.returncode == 4, done.stderr
+        assert done.stderr.endswith("m3-runtime: there is not one row in the input\n")
+    beside = work.write([{"text": "a"}])
+    work.out = work.folder / "both"
+    assert work.run(source, beside).returncode == 0  # one of several files may be empty
 
 
 def test_progress_tells_rate_and_time_left(work):

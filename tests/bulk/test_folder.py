@@ -213,7 +213,7 @@ def test_a_shard_that_was_changed_is_noticed_and_one_taken_away_is_not_made_agai
         assert folder.done == {0, 1, 2}
         assert folder.taken_away() == 1
     (out / "vectors" / "part-00000002.parquet").write_text("longer than before")
-    with pytest.raises(BulkError, match=r"part-00000002\.parquet' has 18 bytes, the journal says 7"):
+    with pytest.raises(InputError, match=r"part-00000002\.parquet' has 18 bytes, the journal says 7"):
         finished(out, 3)
 
 
@@ -229,5 +229,5 @@ def test_files_of_others_among_the_shards_stay(tmp_path):
 def test_rejected_rows_that_are_missing_are_noticed(tmp_path):
     finished(tmp_path / "out")
     (tmp_path / "out" / "rejected.jsonl").write_text("")
-    with pytest.raises(BulkError, match="shorter than the journal says"):
+    with pytest.raises(InputError, match="shorter than the journal says"):
         finished(tmp_path / "out")

@@ -36,11 +36,11 @@ def make_dense_only(bundle: Path) -> None:
 
 def test_verify_golden_skips_another_model_with_the_reason(tiny_bundle: Path):
     done = export("verify-golden", tiny_bundle)
-    assert (done.code, done.stderr) == (0, "")
+    assert (done.code, done.stderr) == (2, "")
     assert done.stdout.startswith("SKIPPED: the bundle is of 'tiny-random'; the published numbers are of BAAI/bge-m3's")
     assert "m3-export BAAI/bge-m3 OUT" in done.stdout
     done = export("verify-golden", "--json", tiny_bundle)
-    assert done.code == 0
+    assert done.code == 2
     result = json.loads(done.stdout)
     assert (result["failed"], result["checks"]) == (False, []) and "tiny-random" in result["skipped"]
 
@@ -98,7 +98,7 @@ def test_a_number_that_is_none_does_not_hold():
 
 
 @pytest.mark.parametrize("flaw", ["missing", "no bundle", "damaged", "variant", "dense-only"])
-def test_verify_golden_on_what_cannot_be_compared_is_exit_1(flaw: str, tiny_bundle: Path, tmp_path: Path):
+def test_verify_golden_on_what_cannot_be_compared_is_wrong_input(flaw: str, tiny_bundle: Path, tmp_path: Path):
     bundle, words = tmp_path / "bundle", []
     if flaw == "no bundle":
         bundle.mkdir()
@@ -110,7 +110,7 @@ def test_verify_golden_on_what_cannot_be_compared_is_exit_1(flaw: str, tiny_bund
     elif flaw == "dense-only":
         make_dense_only(as_if_real(tiny_bundle, bundle))
     done = export("verify-golden", *words, bundle)
-    assert (done.code, done.stdout) == (1, "")
+    assert (done.code, done.stdout) == (2, "")
     assert done.stderr.startswith("m3-export: ") and done.stderr.count("\n") == 1
     named = {"variant": "onnx-fp16", "dense-only": "dense-only", "damaged": "tokenizer.json"}.get(flaw, "bundle")
     assert named in done.stderr

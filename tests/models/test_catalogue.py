@@ -21,18 +21,14 @@ from m3_models.optional_packages import import_package, package_folder
 
 
 def test_every_name_has_one_line_that_does_not_claim_to_be_bge_m3() -> None:
-    assert names() == (
-        "mini-m3",
-        "tiny-random",
-        "synthetic-xlmr-large",
-        "tiny-random-reranker",
-        "synthetic-reranker-large",
-    )
+    encoders = ("mini-m3", "tiny-random", "synthetic-xlmr-large")
+    assert names() == (*encoders, "mini-reranker", "tiny-random-reranker", "synthetic-reranker-large")
     for name in names():
         assert "\n" not in describe(name)
     assert "not BGE-M3" in describe("mini-m3")
-    assert "mean nothing" in describe("tiny-random")
-    assert "mean nothing" in describe("synthetic-xlmr-large")
+    assert "not bge-reranker-v2-m3" in describe("mini-reranker")
+    for name in ("tiny-random", "synthetic-xlmr-large", "tiny-random-reranker", "synthetic-reranker-large"):
+        assert "mean nothing" in describe(name)
 
 
 @pytest.mark.parametrize("call", [describe, lambda name: write_checkpoint(name, Path("never"))])
@@ -40,7 +36,7 @@ def test_an_unknown_name_is_told_the_names(call: Callable[[str], object]) -> Non
     with pytest.raises(UnknownModelError) as caught:
         call("bge-m4")
     assert str(caught.value) == (
-        "there is no model named 'bge-m4'; the names are: mini-m3, tiny-random, synthetic-xlmr-large, "
+        "there is no model named 'bge-m4'; the names are: mini-m3, tiny-random, synthetic-xlmr-large, mini-reranker, "
         "tiny-random-reranker, synthetic-reranker-large"
     )
     assert isinstance(caught.value, KeyError)

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -228,7 +229,7 @@ def test_wrong_usage(arguments):
 
 def test_a_missing_bundle(tmp_path):
     done = command("encode", tmp_path / "nowhere", text="a\n")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("m3-runtime: no bundle at")
 
 
@@ -418,3 +419,49 @@ def test_columns_by_name(tiny_bundle, tmp_path):
     assert done.returncode == 2
     assert "has no column 'text'" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.txt", ""), ("empty.jsonl", "\n"), ("empty.json", "[]"), ("header.csv", "id,text\n"),
+        ("none.txt.gz", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["jsonl", "npz"])
+def test_an_input_without_a_row_is_no_success(tiny_bundle, tmp_path, name, content, form):
+    path, out = tmp_path / name, tmp_path / "vectors"
+    path.write_bytes(gzip.compress(b"") if content is None else content.encode())
+    done = encode(tiny_bundle, path, "--format", form, "-o", out)
+    assert (done.returncode, done.stderr) == (2, f"m3-runtime: {str(path)!r} has no texts to encode\n")
+    assert not out.exists()
+
+
+def test_no_rows_on_standard_input_are_no_success(tiny_bundle):
+    done = encode(tiny_bundle)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "m3-runtime: standard input has no texts to encode\n"
+    done = command("score", tiny_bundle, "--pairs", "-", "--variant", "onnx-fp32", "--threads", 1, text="\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "m3-runtime: standard input has no pairs to score\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("encode",), ("score", "--pairs", "-"), ("info",), ("serve",), ("bulk", "-o", "out")]
+)
+@pytest.mark.parametrize("flaw", ["missing", "no bundle", "damaged", "no such variant"])
+def test_a_wrong_bundle_is_wrong_input(bundle_copy, tmp_path, monkeypatch, words, flaw):
+    monkeypatch.chdir(tmp_path)
+    verb, *more = words
+    (tmp_path / "texts.txt").write_text("a text\n")
+    if verb == "bulk":
+        more.append("texts.txt")
+    if flaw == "no such variant":
+        more += [] if verb == "info" else ["--variant", "onnx-fp7"]
+    bundle = {"missing": tmp_path / "missing", "no bundle": tmp_path}.get(flaw, bundle_copy)
+    if flaw == "damaged" or verb == "info":
+        (bundle_copy / "manifest.json").unlink()  # a link to the one of all tests
+        (bundle_copy / "manifest.json").write_text("{}")
+    done = command(verb, bundle, *more, text="a\n")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("m3-runtime: ")

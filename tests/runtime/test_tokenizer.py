@@ -162,6 +162,28 @@ def test_long_words_are_decided_block_by_block_as_at_once(block, pipelines, monk
             assert ids.tolist()[:8] == whole[:8]
 
 
+REPEATED = st.sampled_from(UNITS) | st.text(st.sampled_from("ab01.日\U0001f9ff"), min_size=1, max_size=5)
+
+
+@settings(max_examples=60)
+@given(before=TEXT, unit=REPEATED, times=st.integers(50, 2000), after=REPEATED)
+def test_words_whose_paths_do_not_meet_are_the_packages_too(before, unit, times, after, pipelines, monkeypatch):
+    monkeypatch.setattr(unigram, "_BLOCK_CHARS", 16)
+    monkeypatch.setattr(unigram, "_MOST_UNDECIDED_CHARS", 32)
+    text = before + unit * times + after
+    for each in pipelines:
+        whole = each.plain.encode(text).ids
+        assert each.ours.encode_batch([text], 20_000).ids[0].tolist() == whole
+        assert each.ours.encode_batch([text], 9).ids[0].tolist()[:8] == whole[:8]
+        assert [piece.id for piece in each.ours.pieces(text)] == whole
+
+
+@pytest.mark.parametrize("word", ["x" * 99_991, "ab" * 30_011, "a1" * 99 + "=" * 50_000, "xy" * 9_999 + "日本語" * 99])
+def test_long_words_of_one_unit(mini_tokenizer, pipelines, word):
+    plain = pipelines[1].plain.encode(word).ids
+    assert mini_tokenizer.encode_batch([word], 200_000).ids[0].tolist() == plain
+
+
 def test_the_same_vocabulary(pipelines):
     for each in pipelines:
         size = each.plain.get_vocab_size()

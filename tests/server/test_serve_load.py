@@ -1,8 +1,10 @@
 """`m3-bench serve-load` against a running server: counts are right, and nothing but answers has a latency."""
 
 import json
+import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,7 +62,7 @@ def test_a_sweep_doubles_the_clients_until_the_server_is_saturated(server, tmp_p
 
 
 @contextmanager
-def answering(*statuses: int) -> Iterator[str]:
+def answering(*statuses: int, when_asked: Callable[[], object] = int) -> Iterator[str]:
     """A server that answers one status after the other, and vectors in chunks where it answers 200."""
     turns = iter(range(10**6))
 
@@ -70,6 +72,7 @@ def answering(*statuses: int) -> Iterator[str]:
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             asked = asked.get("inputs", [])
+            when_asked()
             status = statuses[next(turns) % len(statuses)]
             self.send_response(status)
             if status == 429:
@@ -100,6 +103,25 @@ def test_refusals_and_errors_are_counted_and_never_averaged_into_latencies(tmp_p
     assert stage.tokens == 0  # TEI does not say
 
 
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path: Path, capsys):
+    """Ctrl-C comes once a stage is written; a background process would not take it."""
+    out, before = tmp_path / "a.json", signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = threading.Event()
+
+    def interrupt() -> None:
+        if out.exists() and not interrupted.is_set():
+            interrupted.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with answering(200, when_asked=interrupt) as url:
+            assert load(url, "--api", "tei", "--sweep", *FEW, "--seconds", "0.1", "--quiet", "-o", out) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "m3-bench: interrupted\n" in capsys.readouterr().err  # and what the server says of broken connections
+    assert [stage.clients for stage in documents.read_as(Load, out).stages] == [1]
+
+
 def test_answers_that_are_none_of_the_api_are_errors(capsys):
     with answering(200) as url:
         assert load(url, "--api", "m3", "--clients", 1, *FEW, "--seconds", "0.2") == 1
@@ -124,9 +146,9 @@ def test_a_server_that_is_not_there_is_named(capsys):
     ("words", "message"),
     [
         (("localhost:8080",), "expected http://HOST:PORT"),
-        (("http://localhost", "--clients", "0"), "--clients: must be at least 1, got 0"),
-        (("http://localhost", "--rate", "0"), "--rate: must be more than 0, got 0"),
-        (("http://localhost", "--seconds", "inf"), "--seconds: must be more than 0, got inf"),
+        (("http://localhost", "--clients", "0"), "--clients: expected an integer from 1 to 2147483647, got '0'"),
+        (("http://localhost", "--rate", "0"), "--rate: expected a number above 0, at most 1000000, got '0'"),
+        (("http://localhost", "--seconds", "inf"), "--seconds: expected a number above 0, at most 1000000, got 'inf'"),
         (("http://localhost", "--api", "grpc"), "--api grpc: expected some of openai, tei, m3"),
         (("http://localhost", "--api", "tei", "--pid", str(2**22 + 1)), "--pid: "),
         (("http://localhost", "--key-file", "none.txt"), "--key-file 'none.txt'"),

@@ -59,7 +59,7 @@ def test_a_bundle_that_cannot_be_opened_ends_all(tiny_bundle: Path):
     words = [str(tiny_bundle), "--port", "0", "--variant", "none", "--workers", "2"]
     command = [sys.executable, "-m", "m3_runtime", "serve", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "the bundle has no variant 'none'; it has: onnx-fp32" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("m3-runtime: a worker cannot start")
 

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from m3_runtime.cli import FAILED, USAGE
-from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
+from m3_runtime.cli.interrupt import end_without_waiting
+from m3_runtime.errors import InputError, M3Error
+from m3_runtime.exit_codes import INTERRUPTED, USAGE, exit_code
 from m3_runtime.version import __version__
 
 _DESCRIPTION = """\
@@ -43,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
-        return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
+        return exit_code(error)
     except KeyboardInterrupt:
-        sys.stderr.write("m3-bench: interrupted; what was measured until now is kept\n")
-        return FAILED
+        sys.stderr.write("m3-bench: interrupted\n")
+        end_without_waiting(INTERRUPTED)
+        return INTERRUPTED
     return code
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from m3_bench.scenarios import NAMES
+from m3_bench.scenarios import NAMES, NO_TIMES
 from m3_runtime.errors import InputError
 from m3_runtime.io.output import check_no_input
 
@@ -17,17 +17,10 @@ def names(words: str) -> list[str]:
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
-def positive(text: str) -> float:
-    """An argparse type: a number above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
-    return number
-
-
 def add_scenarios(parser: argparse.ArgumentParser) -> None:
     """`--scenarios`."""
-    text = f"{', '.join(NAMES)}, or TOML files (default: standard); docs/use/benchmarking.md has the format"
+    text = f"{', '.join(NAMES)}, or TOML files (default: standard); {NO_TIMES} keeps vectors without times; "
+    text += "docs/use/benchmarking.md has the format"
     parser.add_argument("--scenarios", type=names, default=["standard"], metavar="NAME|FILE,…", help=text)
 
 

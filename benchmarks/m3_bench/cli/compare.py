@@ -33,7 +33,7 @@ examples:
 
   then:  m3-bench report comparison.json -o report.html
 
-exit codes: 0 compared; 1 files cannot be read or do not belong together; 2 usage"""
+exit codes: 0 compared; 1 failed; 2 wrong usage, or files cannot be read or do not belong together"""
 
 
 def add_to(commands: Commands) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from m3_bench import documents
@@ -15,14 +16,13 @@ from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
 from m3_runtime.bundle.space import full_space_of
-from m3_runtime.cli import OK
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
+from m3_runtime.exit_codes import OK, OVER_LIMIT
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.readers import read_texts
-
-_BELOW = 3  # exit code: compared, and below the least overlap
 
 _DESCRIPTION = """\
 Is one index as good as another? Both are searched with the same queries, which need no labels, and what they find is
@@ -45,7 +45,7 @@ examples:
   m3-bench equivalence qdrant:http://gpu-host:6333/docs --queries q.txt --bundle out/bge-m3 -o gpu.json   there
   m3-bench equivalence gpu.json qdrant:http://cpu-host:6333/docs --queries q.txt --bundle out/bge-m3      here
 
-exit codes: 0 equivalent; 3 a method's overlap is below --min-overlap; 1 files cannot be read; 2 usage"""
+exit codes: 0 equivalent; 3 a method's overlap is below --min-overlap; 1 failed; 2 wrong usage or input"""
 
 
 def add_to(commands: Commands) -> None:
@@ -63,16 +63,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--queries", type=Path, metavar="FILE", help="texts, or a recording of them")
     parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="encodes queries (default: an INDEX that is one)")
     parser.add_argument("--variant", metavar="NAME", default="auto", help="of the bundle (default: the fastest here)")
-    add_integer(parser, "--depth", f"best documents of each query to compare, at most {DEPTH}", default=10)
-    parser.add_argument("--min-overlap", type=_share, default=0.95, metavar="X", help="(default: 0.95)")
-    add_integer(parser, "--threads", "of a run", default=default_threads())
+    add_integer(parser, "--depth", f"best documents of each query to compare, at most {DEPTH}", most=DEPTH, default=10)
+    parser.add_argument(
+        "--min-overlap", type=number(least=0, most=1), default=0.95, metavar="X", help="(default: 0.95)"
+    )
+    add_threads(parser, "of a run", default=default_threads())
     add_output(parser, "json")
-
-
-def _share(word: str) -> float:
-    if not 0 <= (value := float(word)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected 0 to 1, got {word}")
-    return value
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -81,8 +77,6 @@ def _run(args: argparse.Namespace) -> int:
     checked_output(args.output, force=args.force, inputs=inputs)
     if args.output is None and len(places) == 1:
         raise InputError("one index alone is compared with nothing: give another, or -o FILE for its rankings")
-    if args.depth > DEPTH:
-        raise InputError(f"--depth {args.depth}: rankings have {DEPTH} documents at most")
     rankings = _rankings(args, places)
     if len(rankings) == 1:
         documents.write(rankings[0], args.output)
@@ -93,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         documents.write(found, args.output)
     sys.stdout.write("\n".join(_table(found, args.min_overlap)) + "\n")
     holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
-    return OK if holds else _BELOW
+    return OK if holds else OVER_LIMIT
 
 
 def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
@@ -105,7 +99,8 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
         raise InputError(f"{'--queries FILE' if args.queries is None else '--bundle BUNDLE'} is missing")
     progress = Progress(quiet=args.quiet)
     texts, recorded = _queries(args.queries)
-    with M3Encoder.open(bundle, variant=args.variant, threads=args.threads) as encoder:
+    opening = partial(M3Encoder.open, bundle, variant=args.variant, threads=args.threads)
+    with interruptible(opening) as encoder:
         space = full_space_of(encoder.space_id)  # what fewer pieces cost is to be measured, not refused
         if recorded is not None and full_space_of(recorded.run.model.space_id) != space:
             raise InputError(

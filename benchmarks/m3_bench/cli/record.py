@@ -6,7 +6,7 @@ from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_output, add_scenarios, checked_output
 from m3_runtime.bundle.manifest import Pooling
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 
 _DESCRIPTION = """\
@@ -21,6 +21,7 @@ examples:
   m3-bench record BAAI/bge-m3 --device cuda --dtype fp16 -o a100-fp16.safetensors
   m3-bench record BAAI/bge-m3 --device cuda --dtype fp32 --scenarios standard,long -o a100-fp32.safetensors
   m3-bench record ./my-finetune --device cpu --dtype fp32 --texts my-texts.jsonl -o cpu.safetensors
+  m3-bench record ./my-finetune --device cuda --texts corpus.txt --scenarios none -o vectors.safetensors   no times
 
 Texts are encoded one by one, so that padding can hide nothing; scenarios in padded batches, as FlagEmbedding
 runs them."""
@@ -37,7 +38,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--pooling", choices=[pooling.value for pooling in Pooling], help="as for m3-export")
     add_scenarios(parser)
     add_integer(parser, "--rounds", "turns of each scenario", default=3)
-    add_integer(parser, "--threads", "of PyTorch on cpu", default=default_threads())
+    add_threads(parser, "of PyTorch on cpu", default=default_threads())
     add_output(parser, "safetensors", is_required=True)
 
 

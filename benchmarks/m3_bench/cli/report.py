@@ -27,7 +27,7 @@ more examples:
   m3-bench report comparison.json roofline.json retrieval-*.json -o report.html
   m3-bench report comparison.json --model my-finetune-v2 -o report.html
 
-exit codes: 0 written; 1 a file cannot be read, or runs are of different checkpoints or machines; 2 usage"""
+exit codes: 0 written; 1 failed; 2 wrong usage, a file cannot be read, or runs are of other checkpoints or machines"""
 
 
 def add_to(commands: Commands) -> None:

@@ -19,14 +19,14 @@ from m3_bench.report.searches import (
 )
 from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 from m3_runtime.io.progress import Progress
 
 _RETRIEVAL = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
-the published weights. Gives nDCG@10, recall and reciprocal rank, and what each INT8 variant loses against its bundle's
-FP32 variant, with a paired bootstrap over the queries.
+the published weights, and reranked by a reranker's bundle. Gives nDCG@10, recall and reciprocal rank, and what each
+INT8 variant loses against its bundle's FP32 variant, with a paired bootstrap over the queries.
 
 Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
 folders' names, and the table compares each with the first."""
@@ -44,10 +44,11 @@ of the queries. Documents that are candidates are encoded a second time for thei
 examples:
   m3-bench retrieval benchmarks/data/multilingual out/mini-m3 -o retrieval.json
   m3-bench retrieval xquad.en.json out/bge-m3 --variants onnx-fp32,onnx-int8
+  m3-bench retrieval xquad.en.json out/bge-m3 --reranker out/bge-reranker-v2-m3 --weights 1,0.3,1 --reranked 50
   m3-bench retrieval miracl-v1.0-sw out/before out/after --limit-documents 20000 --limit-queries 200
   m3-bench retrieval mldr-v1.0-de out/bge-m3 --max-length 8192 --candidates 200 --weights 0.15,0.5,0.35
 
-exit codes: 0 measured; 1 a dataset or bundle cannot be used; 2 usage"""
+exit codes: 0 measured; 1 failed; 2 wrong usage, or a dataset or bundle cannot be used"""
 
 
 _MARGINS = """\
@@ -74,7 +75,7 @@ examples:
   m3-bench margins held_out.jsonl out/before out/after -o margins.json
   m3-bench margins held_out.jsonl out/after --variants onnx-fp32,onnx-int8 --weights 1,0.3,1
 
-exit codes: 0 measured, bad lines or not; 1 no line or no bundle can be used; 2 usage"""
+exit codes: 0 measured, bad lines or not; 1 failed; 2 wrong usage, or no line or no bundle can be used"""
 
 
 def add_to(commands: Commands) -> None:
@@ -90,6 +91,9 @@ def add_to(commands: Commands) -> None:
     add_integer(retrieval, "--candidates", "documents that ColBERT ranks", default=100)
     text = "variant that encodes all documents (default: the queries' own): FP32 passages, INT8 queries"
     retrieval.add_argument("--documents-by", metavar="NAME", default="", help=text)
+    text = "a reranker's bundle: every ranking, BM25's too, is also measured as each of its variants reorders it"
+    retrieval.add_argument("--reranker", type=Path, metavar="BUNDLE", help=text)
+    add_integer(retrieval, "--reranked", "documents of a ranking that the reranker orders", default=20)
 
     epilog = _MARGINS_EPILOG.format(published=published)
     summary = "how far positives score above negatives on fine-tuning lines"
@@ -107,7 +111,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", action="append", metavar="D,S[,C]", help=text)
     add_integer(command, "--limit-queries", "the first N queries, or good lines")
     add_integer(command, "--max-length", "tokens of a text (default: 512 or the model's limit)", least=3)
-    add_integer(command, "--threads", "of a run", default=default_threads())
+    add_threads(command, "of a run", default=default_threads())
     add_output(command, "json")
 
 
@@ -122,9 +126,10 @@ def _retrieval(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         threads=args.threads,
         documents_by=args.documents_by,
+        reranked=args.reranked,
     )
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)
-    choice, progress = choose_bundles(args.bundles, args.variants), Progress(quiet=args.quiet)
+    choice, progress = choose_bundles(args.bundles, args.variants, args.reranker), Progress(quiet=args.quiet)
     document = measure_retrieval(data, choice, settings, progress)
     return _finish(args, document, retrieval_table(document), INTERVALS, retrieval_notes(document))
 

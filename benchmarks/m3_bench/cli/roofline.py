@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_output, checked_output
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
 
@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     summary = "this machine's fp32, bf16 and int8 ceilings"
     parser = add_parser(commands, "roofline", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
-    add_integer(parser, "--threads", "of each engine", default=default_threads())
+    add_threads(parser, "of each engine", default=default_threads())
     add_integer(parser, "--rounds", "turns of each engine, ten products a turn", default=3)
     add_integer(parser, "--rows", "rows of the product, tokens in a model", default=2048)
     add_output(parser, "json", is_required=True)

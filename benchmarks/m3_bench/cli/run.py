@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_scenarios, names
-from m3_runtime.cli import FAILED, OK
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
+from m3_runtime.exit_codes import FAILED, OK
 
 _RUN = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
@@ -35,7 +35,7 @@ Each peer has an environment of its own, made on first use from pinned requireme
 hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
 wrong.
 Peers: lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
-llama-q8, llama-f16.
+llama-q8, llama-f16; beside a reranker's bundle flagreranker-fp32.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table; `targets` has this project's."""
 
@@ -43,12 +43,13 @@ _PEERS_EXAMPLES = """\
 examples:
   m3-bench peers out/ckpt-large out/large-balanced --scenarios quick -o peers.json
   m3-bench peers out/ckpt-large out/large-balanced --scenarios targets --rounds 5 -o targets.json
+  m3-bench peers CHECKPOINT my-reranker --scenarios reranker --encoder bge-m3-cpu -o reranker.json
   m3-bench peers ./my-finetune bge-m3-cpu --peers lite-int8,flagembedding-fp32 --reference cpu.safetensors -o peers.json
 """
 
 _EXIT_CODES = """
 exit codes: 0 measured, whether targets are reached or not; 1 something could not be measured (the rest is kept);
-2 usage"""
+2 wrong usage or input; 130 interrupted (what was measured is kept)"""
 
 
 def add_to(commands: Commands) -> None:
@@ -66,13 +67,15 @@ def add_to(commands: Commands) -> None:
     for parser in (run, peers):
         parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
         _add_names(parser, "--variants", "NAME,…", "only these (default: all that this processor runs)")
+        text = "an encoder's bundle, which a reranker's of the same size is held against"
+        parser.add_argument("--encoder", type=Path, metavar="BUNDLE", help=text)
         _add_names(parser, "--targets", "NAME,…", "of the scenario files: only what these need is measured")
         text = "of m3-bench record: its texts are encoded"
         parser.add_argument("--reference", type=Path, metavar="FILE", help=text)
         parser.add_argument("--texts", type=Path, metavar="FILE", help="other texts (default: 97 in 26 languages)")
         add_scenarios(parser)
         add_integer(parser, "--rounds", "turns of each contender", default=3)
-        add_integer(parser, "--threads", "of each", default=default_threads())
+        add_threads(parser, "of each", default=default_threads())
         text = "continued if it is there"
         parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json", help=text)
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")

@@ -3,14 +3,17 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.arguments import Commands, add_output, checked_output, names, positive
-from m3_runtime.cli import FAILED, OK
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_bench.cli.arguments import Commands, add_output, checked_output, names
+from m3_runtime.cli.arguments import MOST_SECONDS, add_integer, add_parser, add_threads, integer, number
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError
+from m3_runtime.exit_codes import FAILED, OK
 from m3_runtime.io.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ examples:
   m3-bench serve-load http://localhost:8080 --times 5 --seconds 60 --bundle my-bundle --api openai,m3 --pid $!
   m3-bench serve-load https://tei.example.org --api tei --rate 20 --key-file key.txt
 
-exit codes: 0 measured; 1 something else than answers and refusals came, or a wrong vector; 2 usage"""
+exit codes: 0 measured; 1 something else than answers and refusals came, or a wrong vector; 2 wrong usage or input; 130
+interrupted (the loops until then are in FILE)"""
 
 
 def add_to(commands: Commands) -> None:
@@ -49,6 +53,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("url", metavar="URL", help="http://HOST:PORT of a server")
     how = parser.add_argument_group("load").add_mutually_exclusive_group()
     add_integer(how, "--clients", "a closed loop", default=8)
+    positive = number(above=0, most=MOST_SECONDS)
     how.add_argument("--rate", type=positive, metavar="R", help="an open loop: requests per second")
     how.add_argument("--sweep", action="store_true", help="closed loops of 1, 2, 4 … clients until saturation")
     how.add_argument("--times", type=positive, metavar="X", help="a sweep, then an open loop at X times its best")
@@ -63,8 +68,9 @@ def add_to(commands: Commands) -> None:
     more = parser.add_argument_group("what else is looked at")
     more.add_argument("--bundle", type=Path, metavar="DIR", help="the server's bundle: compare every vector")
     more.add_argument("--variant", default="auto", help="the server's (default: auto)")
-    add_integer(more, "--threads", "of the encoder here (default: the cores)")
-    more.add_argument("--pid", type=int, action="append", default=[], help="a process of the server: watch its memory")
+    add_threads(more, "of the encoder here (default: the cores)")
+    text = "a process of the server: watch its memory"
+    more.add_argument("--pid", type=integer(1), action="append", default=[], help=text)
     add_output(parser, "json")
 
 
@@ -83,15 +89,17 @@ def _run(args: argparse.Namespace) -> int:
     checked_output(args.output, force=args.force, inputs=inputs)
     server = Server.parse(args.url, _key(args.key_file))
     model = args.model or (server.first_model() if "openai" in args.api else "")
-    opened = args.bundle and M3Encoder.open(args.bundle, variant=args.variant, threads=args.threads)
-    with opened or nullcontext() as encoder:
+    opening = partial(M3Encoder.open, args.bundle, variant=args.variant, threads=args.threads)
+    opened: AbstractContextManager[M3Encoder | None] = interruptible(opening) if args.bundle else nullcontext()
+    with opened as encoder:
         requests = list(made_requests(args.api, model, args.texts, args.words, encoder))
-    stages = tuple(_stages(Loader(server, requests, args.seconds, args.pid), args))
-    load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, stages)
+    load = Load(this_machine(), args.url, tuple(args.api), args.texts, args.words, ())
+    for stage in _stages(Loader(server, requests, args.seconds, args.pid), args):
+        load = replace(load, stages=(*load.stages, stage))
+        if args.output is not None:
+            documents.write(load, args.output)
     sys.stdout.write(printed([load_table(load)]) + "\n")
-    if args.output is not None:
-        documents.write(load, args.output)
-    is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in stages)
+    is_good = all(not one.errors and (one.cosine_min is None or one.cosine_min >= SAME) for one in load.stages)
     return OK if is_good else FAILED
 
 
@@ -120,6 +128,9 @@ def _key(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8").strip()
+        key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--key-file {str(path)!r}: {error}") from error
+    if not key:
+        raise InputError(f"--key-file {str(path)!r} is empty; expected an API key")
+    return key

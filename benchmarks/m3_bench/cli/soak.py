@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.arguments import Commands, checked_output, positive
-from m3_runtime.cli import OK
-from m3_runtime.cli.arguments import add_integer, add_parser
+from m3_bench.cli.arguments import Commands, checked_output
+from m3_runtime.cli.arguments import MOST_SECONDS, add_integer, add_parser, add_threads, number
+from m3_runtime.errors import InputError
+from m3_runtime.exit_codes import OK, OVER_LIMIT
 
 if TYPE_CHECKING:
     from m3_bench.cycles import Cycle
 
-OVER_LIMIT = 3
+_SETTLE_MINUTES = 5.0
 
 _DESCRIPTION = """\
 Serve a bundle for long, under load that changes, and see whether the server holds more and more.
@@ -29,7 +30,8 @@ examples:
   m3-bench soak my-bundle --variant onnx-int8 --minutes 1440 -o day.json
   m3-bench report soak.json -o report.html                                    # the chart
 
-exit codes: 0 steady; 1 not measured; 2 usage; 3 over a limit: memory grows, a wrong answer, something leaked"""
+exit codes: 0 steady; 1 not measured; 2 wrong usage or bundle; 3 over a limit: memory grows, a wrong answer, something
+leaked; 130 interrupted (the cycles until then are in FILE)"""
 
 
 def add_to(commands: Commands) -> None:
@@ -38,14 +40,14 @@ def add_to(commands: Commands) -> None:
     parser = add_parser(commands, "soak", _run, summary=summary, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--variant", default="auto", help="of the bundle (default: the fastest that runs here)")
-    add_integer(parser, "--threads", "of the server's engine", default=1)
+    add_threads(parser, "of the server's engine", default=1)
     add_integer(parser, "--clients", "at a time", default=8)
+    positive = number(above=0, most=MOST_SECONDS)
     parser.add_argument("--minutes", type=positive, default=30.0, help="of load (default: %(default)s)")
-    parser.add_argument(
-        "--settle-minutes", type=float, default=5.0, metavar="M", help="before growth counts (default: %(default)s)"
-    )
+    text = "before growth counts (default: 5, or half of --minutes where that is less)"
+    parser.add_argument("--settle-minutes", type=number(least=0, most=MOST_SECONDS), metavar="M", help=text)
     parser.add_argument("--phase-s", type=positive, default=4.0, metavar="S", help="of a phase (default: %(default)s)")
-    parser.add_argument("--mb-per-hour", type=float, default=1.0, help="most growth (default: %(default)s)")
+    parser.add_argument("--mb-per-hour", type=number(), default=1.0, help="most growth (default: %(default)s)")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE.json", help="written after each cycle"
     )
@@ -58,7 +60,10 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.stats import growth
 
     checked_output(args.output, force=args.force, inputs=[args.bundle])
-    lengths_s = (60 * args.minutes, 60 * args.settle_minutes, args.phase_s)
+    settle_minutes = min(_SETTLE_MINUTES, args.minutes / 2) if args.settle_minutes is None else args.settle_minutes
+    if settle_minutes >= args.minutes:
+        raise InputError(f"--settle-minutes {settle_minutes:g} must be less than --minutes {args.minutes:g}")
+    lengths_s = (60 * args.minutes, 60 * settle_minutes, args.phase_s)
     plan = SoakPlan(args.bundle, args.variant, args.threads, args.clients, *lengths_s)
     for found in soak(plan):
         documents.write(found, args.output)

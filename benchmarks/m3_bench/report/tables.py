@@ -170,23 +170,27 @@ def load_table(load: Load) -> Table:
 
 
 def soak_table(found: Sequence[Soak]) -> Table:
-    """What servers held at the end of their soaks; in brackets 90 % of the slope, Theil and Sen's."""
+    """What servers held at the end of their soaks; in brackets 90 % of the slope, Theil and Sen's.
+
+    A soak that was stopped early, or goes on, has no slope yet.
+    """
 
     def row(soak: Soak) -> Cells:
-        shown, last = stats.growth(soak), soak.cycles[-1]
+        settled, last = stats.settled_cycles(soak), soak.cycles[-1]
+        shown = stats.growth(soak) if len(settled) >= stats.FEWEST_CYCLES else None
         counts = {
             name: str(sum(getattr(one, name) for one in soak.cycles)) for name in ("answered", "refused", "dropped")
         }
         return {
             "": soak.variant,
-            "MB/h": f"{shown.mb_per_hour:+.2f} ({shown.low:+.2f} to {shown.high:+.2f})",
+            "MB/h": f"{shown.mb_per_hour:+.2f} ({shown.low:+.2f} to {shown.high:+.2f})" if shown else NOTHING,
             "hours": f"{last.seconds / 3600:.2f}",
             **counts,
-            "errors": str(shown.errors),
+            "errors": str(sum(sum(one.errors.values()) for one in soak.cycles)),
             "resident": formats.size(last.resident_bytes),
-            "wrong": str(shown.wrong),
-            "descriptors": f"{shown.descriptors:+g}",
-            "threads": f"{shown.threads:+g}",
+            "wrong": str(sum(one.wrong for one in soak.cycles)),
+            "descriptors": f"{shown.descriptors:+g}" if shown else NOTHING,
+            "threads": f"{shown.threads:+g}" if shown else NOTHING,
         }
 
     return Table.of("Long under load", map(row, found))

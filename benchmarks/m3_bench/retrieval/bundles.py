@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
-from m3_runtime import Bundle, M3Encoder
+from m3_runtime import Bundle, M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Variant
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
 
@@ -27,6 +29,11 @@ class ChosenBundle:
         """What a document says about the weights."""
         return model_of(self.bundle.manifest)
 
+    @property
+    def is_reranker(self) -> bool:
+        """Whether it scores pairs, and gives no vectors."""
+        return self.bundle.manifest.is_reranker
+
     def opened(self, name: str, threads: int, encoder: M3Encoder) -> AbstractContextManager[M3Encoder]:
         """The variant of this name; for "" and its own name the encoder, which stays open.
 
@@ -38,7 +45,7 @@ class ChosenBundle:
         variants = {variant.name: variant for variant in self.bundle.manifest.variants}
         if name not in variants:
             raise InputError(f"--documents-by {name}: {self.name} has {', '.join(variants)}")
-        return M3Encoder.from_bundle(self.bundle, variants[name], threads)
+        return interruptible(partial(M3Encoder.from_bundle, self.bundle, variants[name], threads))
 
 
 @dataclass(frozen=True)
@@ -53,40 +60,47 @@ class BundleChoice:
         """Models by bundle."""
         return {one.name: one.model for one in self.chosen}
 
+    @property
+    def has_reranker(self) -> bool:
+        """Whether rankings are reranked."""
+        return any(one.is_reranker for one in self.chosen)
+
     def encoders(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Encoder]]:
-        """Open each variant in turn, and close it before the next."""
+        """Open each encoder's variants in turn, and close one before the next."""
+        for one, variant in self._variants(progress, rerankers=False):
+            with interruptible(partial(M3Encoder.from_bundle, one.bundle, variant, threads)) as encoder:
+                yield one, variant, encoder
+
+    def rerankers(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Reranker]]:
+        """Open the reranker's variants in turn, and close one before the next."""
+        for one, variant in self._variants(progress, rerankers=True):
+            with interruptible(partial(M3Reranker.from_bundle, one.bundle, variant, threads)) as reranker:
+                yield one, variant, reranker
+
+    def _variants(self, progress: Progress, *, rerankers: bool) -> Iterator[tuple[ChosenBundle, Variant]]:
         for one in self.chosen:
-            for variant in one.variants:
-                with (
-                    progress.step(f"{one.name}, {variant.name}"),
-                    M3Encoder.from_bundle(one.bundle, variant, threads) as encoder,
-                ):
-                    yield one, variant, encoder
+            for variant in one.variants if one.is_reranker == rerankers else ():
+                with progress.step(f"{one.name}, {variant.name}"):
+                    yield one, variant
 
 
-def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> BundleChoice:
+def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None, reranker: Path | None = None) -> BundleChoice:
     """Open bundles and choose their variants.
 
     Args:
-        folders: of the bundles.
+        folders: of the encoders' bundles.
         names: of variants; None takes each.
+        reranker: folder of a reranker's bundle; None is without.
 
     Raises:
-        InputError: two folders of one name, or a variant that no bundle has.
+        InputError: two folders of one name, a variant that no bundle has, or a reranker in an encoder's place or the
+            other way round.
         VariantError: nothing of a bundle runs here.
         BundleError: a folder is no whole bundle.
     """
-    by_name: dict[str, Path] = {}
-    for folder in folders:
-        # a folder's own name, also of "." and "..", but a link's and not its target's
-        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
-        if name in by_name:
-            raise InputError(
-                f"{str(by_name[name])!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
-                "the folder's name; rename one, or link to it under another name"
-            )
-        by_name[name] = folder
-    bundles = {name: Bundle.open(folder) for name, folder in by_name.items()}
+    bundles = _opened(folders, is_reranker=False)
+    if reranker is not None:
+        bundles |= _opened([reranker], is_reranker=True, taken=bundles)
     known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
     if names is not None and (not names or not set(names) <= set(known)):
         words = ", ".join(name for name in names if name not in known) or "(none given)"
@@ -101,6 +115,28 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None) -> Bund
             raise VariantError(f"no variant of {name} can be measured here: {why}")
         chosen.append(ChosenBundle(name, bundle, tuple(one for one in wanted if one.name not in reasons)))
         notes += left_out
-        if missing := [head.value for head in ENCODER_HEADS if head not in bundle.manifest.heads]:
+        missing = [head.value for head in ENCODER_HEADS if head not in bundle.manifest.heads]
+        if missing and not bundle.manifest.is_reranker:
             notes.append(f"{name} has no {' and no '.join(missing)} head: methods that need it were left out")
     return BundleChoice(tuple(chosen), tuple(notes))
+
+
+def _opened(
+    folders: Sequence[Path], *, is_reranker: bool, taken: Mapping[str, Bundle] | None = None
+) -> dict[str, Bundle]:
+    """Open bundles of one kind, by their folders' names, none of which is `taken`."""
+    found: dict[str, Bundle] = {}
+    for folder in folders:
+        # a folder's own name, also of "." and "..", but a link's and not its target's
+        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
+        if other := found.get(name) or (taken or {}).get(name):
+            raise InputError(
+                f"{str(other.folder)!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
+                "the folder's name; rename one, or link to it under another name"
+            )
+        bundle = found[name] = Bundle.open(folder)
+        if bundle.manifest.is_reranker and not is_reranker:
+            raise InputError(f"{str(folder)!r} is a reranker's bundle: m3-bench retrieval takes it by --reranker")
+        if is_reranker and not bundle.manifest.is_reranker:
+            raise InputError(f"--reranker {str(folder)!r}: expected a reranker's bundle, this is an encoder's")
+    return found

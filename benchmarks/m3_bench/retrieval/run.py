@@ -9,6 +9,7 @@ from m3_bench.retrieval import search
 from m3_bench.retrieval.bundles import BundleChoice
 from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import Hybrid, possible
+from m3_bench.retrieval.reranking import PairScorer
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder
@@ -16,6 +17,7 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.progress import Progress
 
 BM25 = "BM25 words"
+RERANKED = "reranked"
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ class SearchSettings:
     max_length: int | None  # tokens of a text, both special tokens included; None is 512 or the model's limit
     threads: int  # of a run
     documents_by: str = ""  # the variant that encodes the documents; "" for the one that encodes the queries
+    reranked: int = 20  # documents of each ranking that a reranker orders, where there is one
 
 
 def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSettings, progress: Progress) -> Retrieval:
     """Search and measure.
 
     Raises:
-        M3Error: an encoder failed, or `max_length` is more than a model takes.
+        M3Error: an encoder or reranker failed, or `max_length` is more than a model takes.
     """
     machine = this_machine()  # first: its load is what was before
     progress.say(f"{data.name}: {len(data.queries)} queries, {len(data.documents)} documents")
@@ -42,12 +45,20 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         documents = [*map(search.words_of, _texts(data.documents))]
         ranking = search.bm25(documents, map(search.words_of, _texts(data.queries)), DEPTH)
         runs = _method_runs("", "", {BM25: ranking}, data)
+    rankings = {f"{RERANKED} {BM25}": ranking}
+    is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
             found, cut = _searched(encoder, writer, data, settings, progress)
         runs += _method_runs(one.name, variant.name, found, data)
         notes += [f"{one.name}: {note}" for note in cut]
-    length = settings.max_length
+        by = variant.name if is_alone else f"{one.name} {variant.name}"
+        rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
+    for one, variant, reranker in choice.rerankers(settings.threads, progress):
+        scorer = PairScorer(reranker, settings.max_length, settings.reranked, progress)
+        ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
+        runs += _method_runs(one.name, variant.name, ordered.rankings, data)
+        notes += [f"{one.name}: {note}" for note in ordered.notes]
     return Retrieval(
         machine=machine,
         models=choice.models,
@@ -55,10 +66,11 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         dataset=data.facts,
         query_ids=tuple(query.id for query in data.queries),
         settings={
-            "max_length": "512, or the model's limit if that is less" if length is None else str(length),
+            "max_length": str(settings.max_length or "512, or the model's limit if that is less"),
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
+            **({RERANKED: f"the best {settings.reranked} of each ranking"} if choice.has_reranker else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {search.K1}, b {search.B}, whole texts",
         },
         methods=tuple(runs),

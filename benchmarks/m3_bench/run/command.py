@@ -15,13 +15,14 @@ from m3_bench.run.contenders import (
     ContenderSpec,
     asked_keys,
     auto_variant,
+    encoder_beside,
     model_of,
     products_of,
     resolved,
     variants_of,
     variants_of_plans,
 )
-from m3_bench.run.peers import PEERS, peer_contenders
+from m3_bench.run.peers import peer_contenders, peers_of
 from m3_bench.run.results import Evaluation, run_table, target_table
 from m3_bench.run.run import RunSpec, run
 from m3_bench.scenarios import Plan, ProcessorClass, read_plan
@@ -51,6 +52,10 @@ class _Opened:
         progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
         plan, max_tokens = read_plan(args.scenarios).only(args.targets), bundle.manifest.geometry.max_tokens
         fitting = plan.within(max_tokens).with_auto(auto_variant(bundle))
+        heads = {head.value for head in bundle.manifest.heads}
+        if plan.scenarios and not any(heads & {*one.heads} for one in plan.scenarios):
+            kind, remedy = ("a reranker", "reranker") if bundle.manifest.is_reranker else ("an encoder", "standard")
+            raise InputError(f"no scenario is for {kind}, which {str(args.bundle)!r} is; pass --scenarios {remedy}")
         names = {one.name for one in fitting.scenarios}
         if too_long := [one.name for one in plan.scenarios if one.name not in names]:
             progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
@@ -92,8 +97,8 @@ def run_peers(args: argparse.Namespace) -> bool:
         progress=opened.progress,
     )
     texts, contenders = _texts(args, opened.bundle), list(opened.variants(args.variants))
-    asked = asked_keys(opened.plan.scenarios, PEERS)
-    chosen = args.peers or [key for key in PEERS if key in asked]
+    asked = asked_keys(opened.plan.scenarios, peers_of(opened.bundle))
+    chosen = args.peers or [key for key in peers_of(opened.bundle) if key in asked]
     absent = {}
     for key, contender, reason in peer_contenders(chosen, setup, is_chosen=bool(args.peers)):
         if contender is None:
@@ -133,6 +138,8 @@ def _measure(
     args, bundle, plan = opened.args, opened.bundle, opened.plan
     if not contenders:
         raise InputError(f"none of the variants of {str(bundle.folder)!r} can run on this processor")
+    if args.encoder is not None:
+        contenders = [*contenders, encoder_beside(bundle, args.encoder, args.threads)]
     products, missing = products_of(plan.scenarios, args.threads)
     everybody = (*contenders, *products)
     names = {one.key: one.name for one in everybody}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3_bench.documents import Model, Scenario
+from m3_bench.scenarios import SCORE
 from m3_bench.worker_process import Command, own
 from m3_bench.workers.gemm import ROWS
 from m3_runtime import Bundle
@@ -42,6 +43,11 @@ class ContenderSpec:
     def is_product(self) -> bool:
         """It multiplies matrices instead of encoding texts."""
         return not self.heads
+
+    @property
+    def gives_vectors(self) -> bool:
+        """It encodes texts; a reranker and a product do not."""
+        return bool(self.heads) and SCORE not in self.heads
 
 
 def flop_per_token(layers: int, hidden: int, ffn: int) -> float:
@@ -111,6 +117,21 @@ def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], th
         for variant in other.manifest.variants:
             if variant.name in names and variant.precision != "fp32" and not reason_against(variant):
                 yield _variant(other, variant, f"{other.folder.name} {variant.name}", threads)
+
+
+def encoder_beside(reranker: Bundle, folder: Path, threads: int) -> ContenderSpec:
+    """The encoder, as `M3Encoder.open` opens it, that a reranker of the same size is held against.
+
+    Raises:
+        InputError: the bundle is no encoder's, or of another size.
+        M3Error: it cannot be opened, or nothing of it runs here.
+    """
+    bundle = Bundle.open(folder)
+    sizes = [model_of(one.manifest).flop_per_token for one in (reranker, bundle)]
+    if bundle.manifest.is_reranker or not reranker.manifest.is_reranker or sizes[0] != sizes[1]:
+        raise InputError(f"--encoder {str(folder)!r}: expected an encoder's bundle of the size of BUNDLE, a reranker's")
+    variant = find_variant(bundle).variant
+    return replace(_variant(bundle, variant, f"{bundle.folder.name} {variant.name}", threads), key="encoder")
 
 
 def products_of(scenarios: Sequence[Scenario], threads: int) -> tuple[tuple[ContenderSpec, ...], Mapping[str, str]]:

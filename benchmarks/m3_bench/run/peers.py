@@ -8,8 +8,9 @@ from m3_bench.errors import BenchError
 from m3_bench.peers.environments import Peer
 from m3_bench.peers.models import Setup, gguf_model, lite_model
 from m3_bench.run.contenders import ContenderSpec
-from m3_bench.scenarios import ALL_HEADS
+from m3_bench.scenarios import ALL_HEADS, SCORE
 from m3_bench.worker_process import Command
+from m3_runtime import Bundle
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 
@@ -31,6 +32,12 @@ def _flagembedding(key: str, setup: Setup, precision: str) -> ContenderSpec:
     return ContenderSpec(key, f"FlagEmbedding {precision}", False, "torch", precision, ALL_HEADS, size, command)
 
 
+def _flagreranker(key: str, setup: Setup) -> ContenderSpec:
+    options = {"peer": f"{Peer.FLAGEMBEDDING} reranker", "checkpoint": str(setup.checkpoint.absolute())}
+    command = _command(Peer.FLAGEMBEDDING, setup, **options)
+    return ContenderSpec(key, "FlagReranker fp32", False, "torch", "fp32", (SCORE,), _weights_bytes(setup), command)
+
+
 def _sentence_transformers(key: str, setup: Setup, backend: str, precision: str) -> ContenderSpec:
     # OpenVINO's own default, which the backend leaves as it is
     computes = "bf16" if backend == "openvino" and cpu_info().has_bf16 else precision
@@ -50,7 +57,7 @@ def _llama_cpp(key: str, setup: Setup, precision: str) -> ContenderSpec:
 
 
 def _command(peer: Peer, setup: Setup, **options: Any) -> Command:
-    options |= {"peer": peer.value, "threads": setup.threads}
+    options = {"peer": peer.value, "threads": setup.threads} | options
     return Command(setup.environment(peer), "m3_bench.workers.peers", options)
 
 
@@ -74,7 +81,15 @@ PEERS: Mapping[str, Callable[[str, Setup], ContenderSpec]] = {
     "st-openvino": partial(_sentence_transformers, backend="openvino", precision="fp32"),
     "llama-q8": partial(_llama_cpp, precision="q8_0"),
     "llama-f16": partial(_llama_cpp, precision="f16"),
+    "flagreranker-fp32": _flagreranker,
 }
+RERANKERS = ("flagreranker-fp32",)
+"""Those of `PEERS` that run a reranker's checkpoint; the others run an encoder's."""
+
+
+def peers_of(bundle: Bundle) -> list[str]:
+    """Names of the peers that run a model of this kind."""
+    return [key for key in PEERS if (key in RERANKERS) == bundle.manifest.is_reranker]
 
 
 def peer_contenders(
@@ -88,10 +103,13 @@ def peer_contenders(
         is_chosen: a person named them, so even what is slow on this processor runs.
 
     Raises:
-        InputError: there is no such peer.
+        InputError: there is no such peer, or it runs no such model.
     """
     if unknown := sorted(set(names) - PEERS.keys()):
         raise InputError(f"there is no peer {unknown[0]!r}; peers are {', '.join(PEERS)} (candding is gone)")
+    if others := [key for key in names if key not in peers_of(setup.bundle)]:
+        kind = "a reranker" if setup.bundle.manifest.is_reranker else "an encoder"
+        raise InputError(f"{others[0]} does not run {kind}; peers that do are {', '.join(peers_of(setup.bundle))}")
     for key in names:
         if key.endswith("bf16") and not is_chosen and not cpu_info().has_bf16:
             yield key, None, "this processor has no bf16 (name it in --peers to run it all the same)"

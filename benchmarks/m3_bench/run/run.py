@@ -84,7 +84,7 @@ def _continued(begun: Run, spec: RunSpec, maker: TextMaker, progress: Progress) 
         return now
 
     for contender in spec.contenders:
-        if done[contender.name].outputs is None and spec.texts and not contender.is_product:
+        if done[contender.name].outputs is None and spec.texts and contender.gives_vectors:
             with progress.step(f"{contender.name}: vectors of {len(spec.texts)} texts"):
                 done[contender.name] = _with_outputs(contender, done[contender.name], spec, progress)
                 written()

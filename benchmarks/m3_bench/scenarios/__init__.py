@@ -17,7 +17,10 @@ from m3_runtime.records import OPTIONAL, from_json
 
 T = TypeVar("T")
 ALL_HEADS = ("dense", "sparse", "colbert")
-NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret")
+SCORE = "score"
+"""The head of a reranker, whose texts are pairs."""
+NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret", "reranker")
+NO_TIMES = "none"
 _RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
 _SHORTEST, _LONGEST = 3, 8192
 
@@ -152,11 +155,15 @@ def read_plan(words: Sequence[str]) -> Plan:
     """Scenarios and targets of files, or of those that come with the package.
 
     Args:
-        words: each a name of `NAMES` or the path of a TOML file.
+        words: each a name of `NAMES` or the path of a TOML file; or NO_TIMES alone.
 
     Raises:
         InputError: a file cannot be read, or a scenario or target is not what it must be; it is named.
     """
+    if list(words) == [NO_TIMES]:
+        return Plan((), ())
+    if not words or NO_TIMES in words:
+        raise InputError(f"scenarios: expected some of {', '.join(NAMES)} and TOML files, or {NO_TIMES} alone")
     scenarios: list[Scenario] = []
     targets: list[Target] = []
     for word in words:
@@ -218,9 +225,11 @@ def _scenario(table: dict[str, Any], where: str) -> Scenario:
     defaults: dict[str, Any] = {"title": table.get("name"), "heads": list(ALL_HEADS), "calls": 1, "clients": 1}
     rest = {key: value for key, value in table.items() if key not in ("texts", "tokens", "shortest", "longest")}
     scenario = from_json(Scenario, defaults | rest | {"lengths": list(lengths)}, where)
-    if not scenario.name or not set(scenario.heads) <= set(ALL_HEADS) or not scenario.heads:
-        raise InputError(f"{where}: a scenario has a name, and heads are some of {', '.join(ALL_HEADS)}")
-    return replace(scenario, heads=tuple(head for head in ALL_HEADS if head in scenario.heads))
+    if not scenario.name or not (scenario.heads == (SCORE,) or {*scenario.heads} <= {*ALL_HEADS}) or not scenario.heads:
+        raise InputError(
+            f"{where}: a scenario has a name, and heads are some of {', '.join(ALL_HEADS)}, or {SCORE} of a reranker"
+        )
+    return replace(scenario, heads=tuple(head for head in (*ALL_HEADS, SCORE) if head in scenario.heads))
 
 
 def _number(table: Mapping[str, Any], key: str, least: int, most: int, where: str, default: int | None = None) -> int:

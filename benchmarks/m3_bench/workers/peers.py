@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m3_bench.workers.pairs import pairs_of
 from m3_bench.workers.serve import Encoder, serve
 from m3_bench.workers.vectors import Vectors, by_id, largest_by_id
 
@@ -100,6 +101,43 @@ class FlagEncoder(Encoder):
         )
 
 
+class FlagScorer(Encoder):
+    """FlagEmbedding's `FlagReranker`: its tokenizer and model, as `compute_score` calls them in FP32.
+
+    `compute_score` itself runs its first batch twice, to see whether it fits into memory: ours shall not win by that.
+    """
+
+    packages = ("FlagEmbedding", "torch", "transformers")
+
+    def __init__(self, checkpoint: str, threads: int) -> None:
+        from FlagEmbedding import FlagReranker
+
+        # isort: split
+        import torch
+
+        torch.set_num_threads(threads)
+        self._no_grad = torch.no_grad
+        self._flag = FlagReranker(checkpoint, use_fp16=False, devices="cpu")
+        self._flag.model.eval()
+
+    def run(self, texts: Sequence[str], _heads: Sequence[str]) -> tuple[Any, Any]:
+        """(B,) scores before the sigmoid, and what the tokenizer gave."""
+        queries, passages = zip(*pairs_of(texts), strict=True)
+        with self._no_grad():
+            batch = self._flag.tokenizer(
+                list(queries),
+                list(passages),
+                padding=True,
+                truncation="only_second",
+                max_length=_LONGEST,
+                return_tensors="pt",
+            )
+            return self._flag.model(**batch, return_dict=True).logits.view(-1).float().numpy(), batch
+
+    def work(self, result: tuple[Any, Any]) -> float:
+        return float(result[1]["attention_mask"].sum())
+
+
 class SentenceEncoder(Encoder):
     """sentence-transformers, dense only: PyTorch, or its own export on ONNX Runtime or OpenVINO.
 
@@ -184,13 +222,14 @@ class LlamaEncoder(Encoder):
 _ENCODERS: dict[str, type[Encoder]] = {
     "bge-m3-lite": LiteEncoder,
     "flagembedding": FlagEncoder,
+    "flagembedding reranker": FlagScorer,
     "sentence-transformers": SentenceEncoder,
     "llama-cpp": LlamaEncoder,
 }
 
 
 def open_peer(peer: str, **options: Any) -> Encoder:
-    """The encoder of a peer, by the name of its environment."""
+    """What a peer runs, by the name of its environment."""
     return _ENCODERS[peer](**options)
 
 

@@ -6,14 +6,16 @@ its README differ from them by up to 5e-4 and are not used.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m3_export.errors import ExportError
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import Head, Manifest
+from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.errors import HeadError
 
 QUERIES = ("What is BGE M3?", "Defination of BM25")
 PASSAGES = (
@@ -71,9 +73,9 @@ def verify_golden(bundle: Path, variant: str, *, force: bool = False) -> GoldenR
 
     Raises:
         M3Error: the bundle does not open, or has no such variant.
-        ExportError: the bundle is dense-only.
+        HeadError: the bundle is dense-only.
     """
-    with M3Encoder.open(bundle, variant=variant) as encoder:
+    with interruptible(partial(M3Encoder.open, bundle, variant=variant)) as encoder:
         if not force and (reason := why_not(encoder.bundle.manifest)):
             return GoldenResult(variant, reason, ())
         return GoldenResult(variant, None, compare(encoder))
@@ -92,7 +94,7 @@ def why_not(manifest: Manifest) -> str | None:
 def compare(encoder: M3Encoder) -> tuple[Check, ...]:
     """Every published number next to the encoder's."""
     if Head.SPARSE not in encoder.bundle.manifest.heads:
-        raise ExportError("the bundle is dense-only; the published numbers need all three heads")
+        raise HeadError("the bundle is dense-only; the published numbers need all three heads")
     tolerance = TOLERANCE[encoder.variant.precision]
     texts = [*QUERIES, *PASSAGES]
     found = encoder.encode(texts, max_length=100, return_sparse=True, return_colbert_vecs=True)

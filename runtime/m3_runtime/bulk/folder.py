@@ -20,7 +20,7 @@ from pathlib import Path
 from m3_runtime.bulk.job import BulkJob, difference
 from m3_runtime.bulk.journal import Complete, Journal, ShardDone, writing
 from m3_runtime.bulk.shards import ShardDraft
-from m3_runtime.errors import BulkError, InputError
+from m3_runtime.errors import InputError
 from m3_runtime.io.atomic import flush, flush_folder, put_in_place
 from m3_runtime.io.rows import BadRow
 
@@ -47,8 +47,8 @@ class JobFolder:
             job: its inputs and settings.
 
         Raises:
-            InputError: the folder holds something else, or another job.
-            BulkError: another process is at work on it, it cannot be written, or a shard in it was changed.
+            InputError: the folder holds something else, or another job, or a shard in it was changed.
+            BulkError: another process is at work on it, or it cannot be written.
         """
         if out.exists() and not out.is_dir():
             raise InputError(f"{str(out)!r} is not a folder; choose another name")
@@ -159,7 +159,7 @@ class JobFolder:
     def _check_rejected(self) -> None:
         path = self._out / REJECTED
         if (path.stat().st_size if path.exists() else 0) < self._rejected_bytes:
-            raise BulkError(f"{str(path)!r} is shorter than the journal says; put it back, or begin in another folder")
+            raise InputError(f"{str(path)!r} is shorter than the journal says; put it back, or begin in another folder")
 
     def _check_part(self, path: Path) -> None:
         if (found := _NAME.fullmatch(path.name)) is None:
@@ -167,7 +167,7 @@ class JobFolder:
         if (entry := self._shards.get(int(found[1]))) is None:
             path.unlink()
         elif path.stat().st_size != entry.size_bytes:
-            raise BulkError(
+            raise InputError(
                 f"{str(path)!r} has {path.stat().st_size} bytes, the journal says {entry.size_bytes}: it was changed; "
                 "put it back, or begin in another folder"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.errors import BulkError
+from m3_runtime.errors import InputError
 from m3_runtime.extras import import_extra
 
 
@@ -19,7 +19,7 @@ def repeated_ids(shards: Sequence[Path]) -> tuple[int, str]:
         shards: files that are complete.
 
     Raises:
-        BulkError: one cannot be read: it was changed.
+        InputError: one cannot be read: it was changed.
     """
     repeated = came_again([np.fromiter(map(hash, _ids(path)), np.int64) for path in shards])
     if not len(repeated):
@@ -40,6 +40,6 @@ def _ids(path: Path) -> Iterator[str]:
             for batch in file.iter_batches(columns=["id"], use_threads=False):
                 yield from batch.column("id").to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise BulkError(
+        raise InputError(
             f"cannot read {str(path)!r} ({error}): it was changed; put it back, or begin in another folder"
         ) from error

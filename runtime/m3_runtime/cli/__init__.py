@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from m3_runtime.cli import bulk, encode, info, score, serve
 from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
 from m3_runtime.cli.interrupt import end_without_waiting
-from m3_runtime.errors import ExtraNotInstalledError, InputError, M3Error
+from m3_runtime.errors import M3Error
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, exit_code
 from m3_runtime.version import __version__
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors on CPU, from a bundle that m3-export made."
 
@@ -22,8 +21,8 @@ examples:
   m3-runtime bulk my-bundle corpus.parquet -o vectors-of-corpus
   m3-runtime score my-bundle "What is BGE M3?" "BGE M3 is an embedding model."
 
-exit codes: 0 done, 1 failed, 2 wrong usage, wrong input or a missing extra, 4 done but too many rows were rejected
-  (bulk), 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong usage, a wrong input or bundle or a missing extra, 4 done but too many rows were
+  rejected or there was not one good row (bulk), 130 interrupted
 environment: serve and bulk read every option from a variable too, --port from M3_PORT; their help names them
 m3-runtime COMMAND --help explains a command.
 """
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-runtime: {error}\n")
-        return USAGE if isinstance(error, InputError | ExtraNotInstalledError) else FAILED
+        return exit_code(error)
     except KeyboardInterrupt:
         sys.stderr.write("m3-runtime: interrupted\n")
         end_without_waiting(INTERRUPTED)

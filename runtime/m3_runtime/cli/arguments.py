@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,12 +16,15 @@ from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError, TextTooLongError
-from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.rows import PairRow, Row
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
 
 Member = TypeVar("Member", bound=StrEnum)
+
+MOST_THREADS, MOST_SECONDS = 4096, 1e6
+_MOST = 2**31 - 1  # of what has no limit of its own: what engines and operating systems count with
 
 
 def add_parser(
@@ -53,23 +57,48 @@ def add_parser(
     return command
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least`."""
+def number(*, least: float = -_MOST, most: float = _MOST, above: float | None = None) -> Callable[[str], float]:
+    """An argparse type: a finite number from `least` to `most`, or above `above`."""
+    range_in_words = f"from {least:.10g} to {most:.10g}" if above is None else f"above {above:g}, at most {most:.10g}"
 
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-        return number
+    def parse(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            found = math.nan
+        if not least <= found <= most or (above is not None and found <= above):  # nan is not in any range
+            raise argparse.ArgumentTypeError(f"expected a number {range_in_words}, got {text!r}")
+        return found
 
-    parse.__name__ = "integer"  # argparse shows it: "invalid integer value"
     return parse
 
 
-def add_integer(group: Any, name: str, text: str, *, least: int = 1, default: int | None = None) -> None:
-    """An option that takes an integer of at least `least`; its help ends with the default where there is one."""
+def integer(least: int, most: int = _MOST) -> Callable[[str], int]:
+    """An argparse type: an integer from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            found = least - 1
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text!r}")
+        return found
+
+    return parse
+
+
+def add_integer(
+    group: Any, name: str, text: str, *, least: int = 1, most: int = _MOST, default: int | None = None
+) -> None:
+    """An option that takes an integer from `least` to `most`; its help ends with the default where there is one."""
     shown = "" if default is None else " (default: %(default)s)"
-    group.add_argument(name, type=integer(least), default=default, metavar="N", help=text + shown)
+    group.add_argument(name, type=integer(least, most), default=default, metavar="N", help=text + shown)
+
+
+def add_threads(group: Any, text: str, default: int | None = None) -> None:
+    """`--threads`."""
+    add_integer(group, "--threads", text, most=MOST_THREADS, default=default)
 
 
 def add_choice(group: Any, name: str, text: str, default: Member) -> None:
@@ -91,7 +120,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("opening the bundle")
     group.add_argument("--variant", default=AUTO, help="a variant's name (default: the fastest that runs here)")
     group.add_argument("--engine", default=AUTO, choices=(AUTO, "onnxruntime", "openvino"), help="default: auto")
-    add_integer(group, "--threads", "threads of all runs together (default: the cores this process may use)")
+    add_threads(group, "threads of all runs together (default: the cores this process may use)")
     group.add_argument(
         "--streams",
         type=_streams,
@@ -167,6 +196,11 @@ def open_model(arguments: argparse.Namespace) -> M3Encoder | M3Reranker:
     return kind.open(arguments.bundle, **opening(arguments))
 
 
+def in_words(file: str) -> str:
+    """What messages call an input."""
+    return "standard input" if file == STDIN else repr(file)
+
+
 def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
     """Open the bundle as the arguments say."""
     return M3Encoder.open(arguments.bundle, **opening(arguments))
@@ -186,10 +220,12 @@ def placed(rows: Sequence[Row | PairRow]) -> Iterator[None]:
 
 
 def _streams(text: str) -> int | str:
+    if text == AUTO:
+        return text
     try:
-        return text if text == AUTO else integer(1)(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected an integer or {AUTO}, got {text!r}") from error
+        return integer(1, MOST_THREADS)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or {AUTO}") from error
 
 
 def _source_format(text: str) -> SourceFormat | None:

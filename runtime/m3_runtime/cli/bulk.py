@@ -28,6 +28,8 @@ from m3_runtime.cli.arguments import (
     add_integer,
     add_max_length,
     add_parser,
+    integer,
+    number,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cores import cpus_of_workers, usable_cores
@@ -35,13 +37,11 @@ from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
+from m3_runtime.exit_codes import OK, TOO_MANY_REJECTED
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import Columns
-
-TOO_MANY_REJECTED = 4
-"""The exit code of a job in which all was done, but too many rows were rejected."""
 
 _MOST_REASONS = 5
 _SHARD_ROWS, _COLBERT_SHARD_ROWS = 10_000, 1_000
@@ -144,21 +144,19 @@ class _Share:
     def is_exceeded(self, rows: int, rejected: int) -> bool:
         """Whether so many rejected rows, beside `rows` good ones, are too many."""
         most = self.amount * (rows + rejected) / 100 if self.is_percent else self.amount
-        return rejected > most or (rejected > 0 and rows == 0)
+        return rejected > most or rows == 0
 
     def __str__(self) -> str:
         return f"{self.amount:g}%" if self.is_percent else f"{self.amount:g}"
 
 
 def _share(text: str) -> _Share:
-    number, is_percent = text.removesuffix("%"), text.endswith("%")
+    is_percent = text.endswith("%")
+    kind: Callable[[str], float] = number(least=0, most=100) if is_percent else integer(0)
     try:
-        amount = float(number) if is_percent else int(number)
-    except ValueError:
-        amount = -1
-    if not 0 <= amount <= (100 if is_percent else float("inf")):
-        raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}")
-    return _Share(amount, is_percent)
+        return _Share(kind(text.removesuffix("%")), is_percent)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}") from error
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -192,8 +190,11 @@ def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, a
 
 def _ended(rows: int, rejected: int, arguments: argparse.Namespace) -> int:
     if not arguments.max_rejected.is_exceeded(rows, rejected):
-        return 0
-    _say([f"{rejected} of {rows + rejected} rows were rejected, more than --max-rejected {arguments.max_rejected}"])
+        return OK
+    if rows + rejected == 0:
+        _say(["there is not one row in the input"])
+    else:
+        _say([f"{rejected} of {rows + rejected} rows were rejected, more than --max-rejected {arguments.max_rejected}"])
     return TOO_MANY_REJECTED
 
 

@@ -16,6 +16,7 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_on_truncate,
     add_parser,
+    in_words,
     open_encoder,
     placed,
 )
@@ -98,9 +99,9 @@ def run(arguments: argparse.Namespace) -> None:
             else:
                 ids += [row.id for row in rows]
                 parts.append(encoding)
+        if not texts:
+            raise InputError(f"{in_words(arguments.file)} has no texts to encode")
         if arguments.format == "npz":
-            if not parts:
-                raise InputError("there are no texts to encode")
             write_npz(file, npz_arrays(ids, parts))
     if truncated:
         sys.stderr.write(f"m3-runtime: {truncated} of {texts} texts were longer than --max-length and were cut\n")

@@ -104,12 +104,12 @@ def _value(action: argparse.Action, text: str) -> Any:
 
 def _converted(action: argparse.Action, text: str) -> Any:
     kind = action.type if callable(action.type) else str
+    hint = _OF_A_SERVICE if text.startswith("tcp://") else ""
     try:
         value = kind(text)
     except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{error}{hint}") from error
     except (TypeError, ValueError) as error:
-        hint = _OF_A_SERVICE if text.startswith("tcp://") else ""
         raise ValueError(f"invalid {getattr(kind, '__name__', 'value')}: {text!r}{hint}") from error
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {text!r}")

@@ -15,6 +15,8 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_on_truncate,
     add_parser,
+    in_words,
+    number,
     open_model,
     placed,
 )
@@ -57,7 +59,7 @@ def add_command(commands: Any) -> None:
     add_input_format(command, [SourceFormat.JSONL, SourceFormat.LINES])
     command.add_argument(
         "--weights",
-        type=float,
+        type=number(),
         nargs=3,
         metavar=("DENSE", "SPARSE", "COLBERT"),
         help="weight of each head in the combined scores (default: 1 1 1)",
@@ -75,28 +77,31 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
-    texts = truncated = respelled = 0
+    count = truncated = respelled = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
     with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
         score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
             with placed(step):
                 rows, cut, lacking = score(step)
-            texts += 2 * len(step)
+            count += len(step)
             truncated, respelled = truncated + cut, respelled + lacking
             for row in rows:
                 file.write(json_line(row))
+        if not count:
+            raise InputError(f"{in_words(arguments.pairs)} has no pairs to score")
     if truncated:
-        sys.stderr.write(
-            f"m3-runtime: {truncated} of {texts} texts were longer than --max-query-length, --max-passage-length or "
-            "--max-length and were cut\n"
-        )
+        is_reranker = isinstance(model, M3Reranker)
+        counted = f"{count} pairs" if is_reranker else f"{2 * count} texts"
+        limits = f"--max-query-length or {'--max-length' if is_reranker else '--max-passage-length'}"
+        sys.stderr.write(f"m3-runtime: {truncated} of {counted} were longer than {limits} and were cut\n")
     if respelled:
-        sys.stderr.write(f"m3-runtime: {respelled} of {texts} texts have pieces that the bundle dropped\n")
+        sys.stderr.write(f"m3-runtime: {respelled} of {2 * count} texts have pieces that the bundle dropped\n")
 
 
 _Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int, int]]
-"""A line of scores for each of some pairs, how many of their texts were cut, and how many have a dropped piece."""
+"""A line of scores for each of some pairs; how many of their texts, or of the pairs, were cut; and how many of their
+texts have a piece that the bundle dropped."""
 
 
 def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:

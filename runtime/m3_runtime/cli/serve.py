@@ -7,7 +7,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3_runtime.cli.arguments import add_bundle, add_choice, add_integer, add_parser, opening
+from m3_runtime.cli.arguments import (
+    MOST_SECONDS,
+    MOST_THREADS,
+    add_bundle,
+    add_choice,
+    add_integer,
+    add_parser,
+    number,
+    opening,
+)
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError
@@ -18,6 +27,8 @@ from m3_runtime.tokenizer import OnTruncate
 
 if TYPE_CHECKING:
     from m3_runtime.server.settings import ServerSettings
+
+_MOST_PORT = 65535
 
 _DESCRIPTION = """\
 Serve a bundle over HTTP: OpenAI's /v1/embeddings, the routes of text-embeddings-inference, and /m3/encode for all
@@ -71,9 +82,9 @@ def _add_reranker(command: argparse.ArgumentParser) -> None:
 def _add_service(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("serving")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, default=8080)
+    add_integer(group, "--port", "port to listen on; 0 takes a free one", least=0, most=_MOST_PORT, default=8080)
     text = "processes that serve, each with its own queue and, without --threads, its share of the cores"
-    add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", default=1)
+    add_integer(group, "--workers", f"{text}; 1 is fastest unless answers are large", most=MOST_THREADS, default=1)
     _add_names(group)
     group.add_argument(
         "--api-key-file",
@@ -90,7 +101,9 @@ def _add_service(command: argparse.ArgumentParser) -> None:
         "put it into M3_API_KEY or a file (default: none)",
     )
     group.add_argument("--open-metrics", action="store_true", help="answer /metrics without a key")
-    add_integer(group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0)
+    add_integer(
+        group, "--metrics-port", "answer /metrics, without a key, at another port too", least=0, most=_MOST_PORT
+    )
     group.add_argument("--no-ui", action="store_true", help="do not serve the playground at /")
     add_integer(group, "--max-length", "tokens per text (default: as many as the model takes)", least=3)
     text = "cut longer texts on /v1/embeddings and /m3/encode too, where a request does not say what to do with them"
@@ -165,17 +178,8 @@ def _add_surroundings(command: argparse.ArgumentParser) -> None:
 
 
 def _add_seconds(group: Any, name: str, text: str, default: float, *, above: float | None = None) -> None:
-    def parse(given: str) -> float:
-        wanted = "a number of seconds" if above is None else f"a number of seconds above {above}"
-        try:
-            number = float(given)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given!r}") from error
-        if not 0 <= number < 1e6 or (above is not None and number <= above):
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {given}")
-        return number
-
-    group.add_argument(name, type=parse, default=default, metavar="S", help=f"{text} (default: %(default)s)")
+    kind = number(least=0, most=MOST_SECONDS, above=above)
+    group.add_argument(name, type=kind, default=default, metavar="S", help=f"{text} (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _METRICS = "/metrics"
 _NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
-_MILLISECONDS = re.compile(r"0*[1-9]\d{0,8}", re.ASCII)
+_MILLISECONDS = re.compile(r"0{0,9}[1-9]\d{0,8}", re.ASCII)
 
 _MIN_BYTES_PER_S = 64 * 1024
 """A body that takes longer than `body_timeout_s` must come at least so fast."""

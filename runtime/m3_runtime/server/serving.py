@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from m3_runtime.cores import bind_to, cpus_of_workers, usable_cores
 from m3_runtime.errors import EngineError, InputError, M3Error
+from m3_runtime.exit_codes import FAILED, USAGE, exit_code
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
 from m3_runtime.server.settings import ServerSettings
@@ -27,7 +28,7 @@ _log = logging.getLogger("m3_runtime.server")
 _spawn = multiprocessing.get_context("spawn")  # engines have threads, which a fork would lose
 
 _CHECK_EVERY_S = 0.2
-_CANNOT_START = 3
+_CANNOT_START = {FAILED: 64, USAGE: 65}  # how a worker ends, by how the command is to end
 _MIN_LIFE_S = 5.0
 """A worker that dies sooner is replaced only after so long: something is wrong, and must not spin."""
 
@@ -37,8 +38,9 @@ def serve(settings: ServerSettings) -> None:
 
     Raises:
         M3Error: the bundle or a setting is not what it must be.
-        InputError: the address cannot be listened on, or a bundle is of the other kind.
-        EngineError: one of several workers cannot start; its own log says why.
+        InputError: the address cannot be listened on, a bundle is of the other kind, or one of several workers cannot
+            start for what it was given; its own log says why.
+        EngineError: one of several workers cannot start for another reason.
     """
     log_to_stderr(settings.logs)
     if settings.port and settings.metrics_port == settings.port:
@@ -141,8 +143,9 @@ class _Supervisor:
             if worker.may_be_replaced:
                 self._workers[place] = _Worker(self._settings, self._at, self._cpus[place])
             elif not worker.is_buried and not worker.process.is_alive():
-                if worker.process.exitcode == _CANNOT_START:
-                    raise EngineError("a worker cannot start; the log above says why")
+                if worker.process.exitcode in _CANNOT_START.values():
+                    is_of_input = worker.process.exitcode == _CANNOT_START[USAGE]
+                    raise (InputError if is_of_input else EngineError)("a worker cannot start; the log above says why")
                 facts = {"worker": worker.process.pid, "exit": worker.process.exitcode}
                 _log.error("worker_died", extra={**facts, "lived_s": round(time.monotonic() - worker.started_s, 1)})
                 worker.bury()
@@ -183,7 +186,7 @@ def _work(settings: ServerSettings, at: socket.socket, voice: Connection, cpus: 
         run_worker(settings, at, lambda: voice.send(True))
     except M3Error as error:
         _log.error("cannot_start", extra={"reason": str(error)})
-        sys.exit(_CANNOT_START)
+        sys.exit(_CANNOT_START[exit_code(error)])
 
 
 def _end_with_parent() -> None:

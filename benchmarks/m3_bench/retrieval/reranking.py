@@ -1,0 +1,73 @@
+"""Reranking: the best of every ranking in the order of a cross-encoder's scores; each distinct pair is scored once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from m3_bench.retrieval.hybrids import FloatArray
+from m3_bench.retrieval.search import Indices, Ranking
+from m3_runtime import M3Reranker
+from m3_runtime.io.progress import Progress
+
+_PART_PAIRS = 1024
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What a reranker makes of rankings of P distinct pairs; some have an empty side, some were cut."""
+
+    rankings: Mapping[str, Ranking]
+    pairs: int
+    empty: int
+    truncated: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not read as it is."""
+        empty = [f"{self.empty} of {self.pairs} pairs have an empty text and go last"] if self.empty else []
+        cut = [f"{self.truncated} of {self.pairs} pairs were longer and were cut"] if self.truncated else []
+        return empty + cut
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    """A reranker with the settings of a measurement; `max_length` counts a pair's tokens, None is the usual."""
+
+    reranker: M3Reranker
+    max_length: int | None
+    depth: int  # documents of each ranking that are scored
+    progress: Progress
+
+    def reranked(self, rankings: Mapping[str, Ranking], queries: Sequence[str], documents: Sequence[str]) -> Reranked:
+        """Put the best of each ranking into the order of their scores; what comes after them stays where it is.
+
+        Raises:
+            M3Error: the reranker failed, or `max_length` is more than the model takes.
+        """
+        wanted = [self._wanted([ranking[q] for ranking in rankings.values()]) for q in range(len(queries))]
+        pairs = [(queries[q], documents[n]) for q, indices in enumerate(wanted) for n in indices.tolist()]
+        readable = [n for n, (query, document) in enumerate(pairs) if query.strip() and document.strip()]
+        scores, truncated = np.full(len(pairs), -np.inf, np.float32), 0
+        starts = range(0, len(readable), _PART_PAIRS)
+        for start in self.progress.bar(starts, "pairs", unit=f"×{_PART_PAIRS} pairs"):
+            part = readable[start : start + _PART_PAIRS]
+            found = self.reranker.score_pairs([pairs[n] for n in part], max_length=self.max_length)
+            scores[part] = found.scores
+            truncated += found.truncated
+        ends = np.cumsum([len(indices) for indices in wanted])
+        by_query = list(zip(wanted, np.split(scores, ends[:-1]), strict=True))
+        ordered = {
+            name: [self._ordered(found, *by_query[q]) for q, found in enumerate(ranking)]
+            for name, ranking in rankings.items()
+        }
+        return Reranked(ordered, len(pairs), len(pairs) - len(readable), truncated)
+
+    def _wanted(self, found: Sequence[Indices]) -> Indices:
+        """Documents that any of a query's rankings has among its best, ascending."""
+        return np.unique(np.concatenate([indices[: self.depth] for indices in found]))
+
+    def _ordered(self, found: Indices, scored: Indices, scores: FloatArray) -> Indices:
+        best = found[: self.depth]
+        order = np.argsort(-scores[np.searchsorted(scored, best)], kind="stable")
+        return np.concatenate([best[order], found[self.depth :]])
