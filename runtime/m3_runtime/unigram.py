@@ -39,8 +39,9 @@ class Unigram:
         Raises:
             ValueError: no pieces, another number of scores, a score that is not finite, or `unk_id` is no piece's.
         """
-        known = {piece: index for index, piece in enumerate(pieces) if piece}
-        self._id_of: Callable[[str], int | None] = known.get
+        self._ids = {piece: index for index, piece in enumerate(pieces) if piece}
+        self._id_of: Callable[[str], int | None] = self._ids.get
+        self._dropped: DroppedPieces | None = None
         self._scores = array("d", scores)
         self._unk_id = unk_id
         if not (len(self._scores) == len(pieces) > unk_id >= 0 and math.isfinite(sum(self._scores))):
@@ -51,13 +52,13 @@ class Unigram:
 
     def with_pieces(self, dropped: DroppedPieces) -> "Unigram":
         """The same with pieces that have an id and a score here, but no text."""
-        fuller, known = copy.copy(self), self._id_of
+        fuller, known = copy.copy(self), self._ids.get
 
         def id_of(piece: str) -> int | None:
             index = known(piece)
             return dropped.id_of(piece) if index is None else index
 
-        fuller._id_of, fuller._longest = id_of, max(self._longest, dropped.longest)
+        fuller._dropped, fuller._id_of, fuller._longest = dropped, id_of, max(self._longest, dropped.longest)
         fuller._kept = lru_cache(_KEPT_WORDS)(fuller._all_ids)
         return fuller
 
@@ -132,11 +133,12 @@ class Unigram:
         from tokenizers import Tokenizer
         from tokenizers.models import Unigram as PackageUnigram
 
-        characters = set(word)
-        known = [(piece, self._scores[number]) for piece, number in self._ids.items() if characters.issuperset(piece)]
+        characters, dropped = set(word), () if self._dropped is None else self._dropped.items()
+        pieces = chain(self._ids.items(), dropped)
+        known = [(piece, self._scores[number]) for piece, number in pieces if characters.issuperset(piece)]
         if len(known) > most_pieces:
             return []
-        model = PackageUnigram([("", min(self._scores)), *(one for one in known if one[0])], 0, False)
+        model = PackageUnigram([("", min(self._scores)), *known], 0, False)
         (found,) = Tokenizer(model).encode_batch([word], add_special_tokens=False)  # `encode` would hold Python's lock
         return [end for _, end in found.offsets]
 

@@ -250,8 +250,8 @@ class Service:
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
-        counts = {"truncated": tokenized.truncated, "out_of_vocabulary": tokenized.out_of_vocabulary}
-        return EncodedTexts(replace(encoding, **counts), _cut(tokenized), _respelled(tokenized))
+        told = replace(encoding, truncated=tokenized.truncated, out_of_vocabulary=tokenized.out_of_vocabulary)
+        return EncodedTexts(told, _cut(tokenized), _respelled(tokenized))
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
