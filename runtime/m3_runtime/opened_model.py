@@ -115,7 +115,7 @@ class OpenedModel:
             InputError: the bundle is of the other kind, `cache_dir` cannot be used, or there are more streams than
                 threads.
         """
-        _check_kind(bundle, is_reranker=cls._is_reranker)
+        check_kind(bundle, is_reranker=cls._is_reranker)
         count = checked_streams(streams, threads)
         tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
         model = cls(bundle, variant, tokenizer, engine)
@@ -228,8 +228,12 @@ class OpenedModel:
                         self.engine.rest(_PEAK_TOKENS)
 
 
-def _check_kind(bundle: Bundle, *, is_reranker: bool) -> None:
-    """Refuse a reranker's bundle where an encoder's is wanted, and the other way round."""
+def check_kind(bundle: Bundle, *, is_reranker: bool) -> None:
+    """Refuse a reranker's bundle where an encoder's is wanted, and the other way round.
+
+    Raises:
+        InputError: the bundle is of the other kind.
+    """
     manifest = bundle.manifest
     if manifest.is_reranker == is_reranker:
         return

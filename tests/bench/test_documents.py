@@ -6,7 +6,7 @@ import pytest
 
 from m3_bench import documents
 from m3_bench.documents import Ceiling, Roofline, Run
-from m3_bench.errors import DocumentError
+from m3_bench.errors import BenchError, DocumentError
 from m3_bench.machine import this_machine
 
 ROOFLINE = Roofline(
@@ -60,5 +60,5 @@ def test_another_kind_is_told(tmp_path):
 def test_a_missing_file_and_a_full_disk_are_named(tmp_path):
     with pytest.raises(DocumentError, match="cannot be read"):
         documents.read(tmp_path / "none.json")
-    with pytest.raises(DocumentError, match="cannot be written"):
+    with pytest.raises(BenchError, match="cannot be written"):
         documents.write(ROOFLINE, tmp_path / "no" / "a.json")

@@ -8,8 +8,6 @@ import pytest
 from m3_bench import cli, documents
 from m3_bench.documents import MethodRun, Retrieval
 from m3_bench.retrieval.reranking import PairScorer
-from m3_bench.texts import TextMaker
-from m3_bench.workers.pairs import pairs_of
 from m3_runtime import M3Reranker
 from m3_runtime.io.progress import Progress
 
@@ -90,17 +88,3 @@ def test_an_encoder_in_a_rerankers_place(tiny_bundle, tmp_path, capsys):
     (tmp_path / "other").symlink_to(tiny_bundle)
     assert cli.main([*words, str(tmp_path / "other")]) == 2
     assert "expected a reranker's bundle, this is an encoder's" in capsys.readouterr().err
-
-
-def test_a_scenario_for_encoders_is_refused_for_a_reranker(reranker_bundle, tmp_path, capsys):
-    words = ["run", str(reranker_bundle), "--scenarios", "quick", "-o", str(tmp_path / "run.json")]
-    assert cli.main(words) == 2
-    assert "no scenario is for a reranker" in capsys.readouterr().err
-
-
-def test_texts_as_pairs_keep_their_tokens(reranker_bundle, tokenizer):
-    texts = [TextMaker(tokenizer).text(tokens) for tokens in (12, 40, 128)]
-    with M3Reranker.open(reranker_bundle, variant="onnx-fp32", threads=1) as reranker:
-        found = reranker.score_pairs(pairs_of(texts), max_length=reranker.max_tokens)
-    assert found.token_counts.tolist() == [12, 40, 128]
-    assert np.isfinite(found.scores).all()

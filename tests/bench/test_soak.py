@@ -76,6 +76,8 @@ def test_a_soak_that_was_stopped_early_is_shown_without_a_slope(tmp_path: Path):
     (table,) = section.tables
     assert section.charts and table.rows[0][0].text == "onnx-int8"
     assert "MB/h" not in table.head
+    documents.write(soak_of(), tmp_path / "none.json")
+    assert build_page(read_inputs([tmp_path / "none.json"])).sections == ()
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ def test_where_costs_mislead_the_engines_times_decide(quantized, simulation, mon
 
     def planned(times) -> PrecisionPlan:
         budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
-        planner = Planner(quantized, tuning, GEOMETRY, ExportOptions(budget=budget), Progress(quiet=True))
+        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
         return planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, times).plan
 
     mistaken = planned(lambda one, other: (wrong.seconds(one, 2), wrong.seconds(other, 2)))

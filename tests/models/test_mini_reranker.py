@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
@@ -60,6 +59,9 @@ def test_every_update_is_used() -> None:
     assert read == set(updates)
 
 
-@pytest.mark.parametrize("key", ["sources", "figures", "held_out_share"])
-def test_the_report_names_sources_and_figures(key: str) -> None:
-    assert json.loads((DATA / "mini_reranker.json").read_text("utf-8"))[key]
+def test_the_report_names_sources_and_figures() -> None:
+    report = json.loads((DATA / "mini_reranker.json").read_text("utf-8"))
+    assert {source["licence"] for source in report["sources"]} == {"CC BY-SA 4.0", "CC BY-SA 3.0"}
+    for name, row in report["figures"].items():
+        assert 0.5 < row["reranked"]["ndcg_at_10"] <= 1, name
+    assert report["values"] == sum(tensor.size for tensor in trained_updates().values())

@@ -101,7 +101,7 @@ few, many = ["a b"] * 3, ["word " * 600] * 32
 with M3Encoder.open(sys.argv[1], variant=sys.argv[2], threads=1) as encoder:
     encoder.encode(few, return_colbert_vecs=True)
     before = mib("VmRSS")
-    encoder.encode(many, return_colbert_vecs=True)
+    encoder.encode(many, return_colbert_vecs=True, token_budget=16384)
     print(before, mib("VmHWM"), mib("VmRSS"))
 """
 

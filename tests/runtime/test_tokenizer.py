@@ -165,7 +165,7 @@ def test_long_words_are_decided_block_by_block_as_at_once(block, pipelines, monk
 REPEATED = st.sampled_from(UNITS) | st.text(st.sampled_from("ab01.日\U0001f9ff"), min_size=1, max_size=5)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(before=TEXT, unit=REPEATED, times=st.integers(50, 2000), after=REPEATED)
 def test_words_whose_paths_do_not_meet_are_the_packages_too(before, unit, times, after, pipelines, monkeypatch):
     monkeypatch.setattr(unigram, "_BLOCK_CHARS", 16)

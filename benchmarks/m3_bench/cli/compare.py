@@ -93,5 +93,6 @@ def _printed(comparison: Comparison) -> Iterator[str]:
     parities = list(parities_of(comparison, figures.entries))
     currency = comparison.prices.currency
     scenarios = (scenario_table(figures, scenario, currency, None, ()) for scenario in figures.scenarios)
-    yield "\n" + printed([*parity_tables(parities), overview(figures), *scenarios]) + "\n"
+    speed = [overview(figures)] if figures.scenarios else []
+    yield "\n" + printed([*parity_tables(parities), *speed, *scenarios]) + "\n"
     yield from (f"* {doubt}" for doubt in (*figures.doubts, *figures.gaps))

@@ -35,7 +35,7 @@ Each peer has an environment of its own, made on first use from pinned requireme
 hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
 wrong.
 Peers: lite-int8, lite-fp32, flagembedding-fp32, flagembedding-bf16, st-torch, st-torch-bf16, st-onnx, st-openvino,
-llama-q8, llama-f16; beside a reranker's bundle flagreranker-fp32.
+llama-q8, llama-f16, flagreranker-fp32. The last one runs rerankers.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table; `targets` has this project's."""
 

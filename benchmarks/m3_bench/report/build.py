@@ -41,12 +41,13 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
     parities = [parity for one in inputs.of(Comparison) for parity in parities_of(one, figures.entries)]
     top = _highlights(figures, parities)
     name = model or (inputs.model.name if inputs.model else "")
+    soaks = [one for one in inputs.of(Soak) if one.cycles]
     sections = (
         _speed(inputs, top),
         _section("accuracy", charts.parity_of_texts(parities), tables.parity_tables(parities)),
         _ceiling(inputs),
         _section("load", (), map(tables.load_table, inputs.of(Load))),
-        _section("soak", [charts.memory_over_time(inputs.of(Soak))], [tables.soak_table(inputs.of(Soak))]),
+        _section("soak", [charts.memory_over_time(soaks)], [tables.soak_table(soaks)]),
         _retrieval(inputs.of(Retrieval)),
         _margins(inputs.of(Margins)),
         _facts(inputs, name),

@@ -53,7 +53,10 @@ def read_inputs(paths: Sequence[Path]) -> Inputs:
         DocumentError: a file cannot be read, or is nothing to draw, runs are of different checkpoints or machines, or
             prices in different currencies.
     """
-    found = {digest: Input(path, digest, documents.read(path)) for path in paths for digest in [sha256_of(path)]}
+    found: dict[str, Input] = {}
+    for path in paths:
+        document, digest = documents.read(path), sha256_of(path)
+        found[digest] = Input(path, digest, document)
     files = tuple(found.values())
     for file in files:
         if isinstance(file.document, Rankings | Equivalence):

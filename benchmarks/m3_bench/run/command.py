@@ -66,7 +66,7 @@ class _Opened:
         for contender, reason in variants_of(self.bundle, names, self.args.threads):
             if reason:
                 self.progress.say(f"{contender.name} is left out: {reason}")
-            elif contender.key in asked_keys(self.plan.scenarios, [contender.key]):
+            elif not self.plan.scenarios or contender.key in asked_keys(self.plan.scenarios, [contender.key]):
                 yield contender
 
 

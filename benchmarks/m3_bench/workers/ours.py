@@ -52,8 +52,9 @@ class BundleReranker(Encoder):
 
 def open_bundle(bundle: str, variant: str, threads: int) -> Encoder:
     """What a bundle's manifest says it is."""
-    kind = BundleReranker if Bundle.open(bundle).manifest.is_reranker else BundleEncoder
-    return kind(bundle, variant, threads)
+    if Bundle.open(bundle).manifest.is_reranker:
+        return BundleReranker(bundle, variant, threads)
+    return BundleEncoder(bundle, variant, threads)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import Columns
+from m3_runtime.opened_model import check_kind
 
 _MOST_REASONS = 5
 _SHARD_ROWS, _COLBERT_SHARD_ROWS = 10_000, 1_000
@@ -165,6 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_apart(arguments.output, arguments.inputs)
     check_no_input(arguments.output, [arguments.bundle])
     bundle = Bundle.open(arguments.bundle, verify=arguments.verify)
+    check_kind(bundle, is_reranker=False)
     variant = choose_variant(bundle, arguments.variant, arguments.engine)
     job = _job(bundle.manifest, variant, found, arguments)
     if not arguments.quiet:

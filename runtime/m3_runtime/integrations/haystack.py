@@ -290,12 +290,8 @@ class M3HybridDocumentEmbedder(_DocumentEmbedder):
     _heads = (Head.DENSE, Head.SPARSE)
 
 
-@component
-class M3Ranker(PlainRanks):
-    """The best of the documents that a retriever has found, with scores from 0 to 1.
-
-    >>> M3Ranker("bge-reranker-cpu").run("How do bees talk?", found)["documents"]  # doctest: +SKIP
-    """
+class _Ranker(PlainRanks):
+    """The values that a ranker is made of, and the reranker. Haystack's decorator breaks `super()` in what it takes."""
 
     def __init__(
         self,
@@ -347,6 +343,14 @@ class M3Ranker(PlainRanks):
             haystack.DeserializationError: these are the values of another class.
         """
         return default_from_dict(cls, data)
+
+
+@component
+class M3Ranker(_Ranker):
+    """The best of the documents that a retriever has found, with scores from 0 to 1.
+
+    >>> M3Ranker("bge-reranker-cpu").run("How do bees talk?", found)["documents"]  # doctest: +SKIP
+    """
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, Any]:

@@ -230,8 +230,8 @@ class RerankRequest(TextWishes):
     ] = False
     max_tokens_per_doc: Annotated[Whole | None, Field(description="No less than the model's limit.")] = None
     mode: Annotated[
-        Literal["dense", "sparse", "colbert", "hybrid", "score"] | None,
-        Field(description="Null is the reranker (score) where one is served, else all heads of the bundle."),
+        Literal["dense", "sparse", "colbert", "hybrid"] | None,
+        Field(description="Null is the reranker where one is served, else all heads of the bundle."),
     ] = None
     weights: RerankWeights = RerankWeights()
 

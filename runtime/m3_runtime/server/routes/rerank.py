@@ -39,7 +39,6 @@ from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, T
 from m3_runtime.server.service import ScoredTexts, Service
 from m3_runtime.tokenizer import check_text
 
-_RERANKED = Head.SCORE.value
 DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
 
 
@@ -86,18 +85,13 @@ def _is_by_reranker(body: RerankRequest, service: Service) -> bool:
     """Whether the reranker scores, rather than the encoder's heads.
 
     Raises:
-        FieldError: what is asked for is not served.
+        FieldError: the heads are asked for, and there are none.
     """
-    if body.mode == _RERANKED and service.reranker is None:
-        message = "mode is 'score', but no reranker is served; leave it out, or start the server with --reranker"
-        raise FieldError(message, "mode", "unsupported_value")
-    asked = "mode" if body.mode not in (None, _RERANKED) else "weights" if "weights" in body.model_fields_set else ""
-    if asked and body.mode != _RERANKED and service.has_encoder:
-        return False
-    if asked and service.reranker is not None:
-        message = f"{asked} asks for an encoder's heads, and a reranker is to score here; leave it out"
+    asked = "weights" if "weights" in body.model_fields_set else "mode" if body.mode is not None else ""
+    if asked and not service.has_encoder:
+        message = f"{asked} must be left out: it is for an encoder's heads, and a reranker is served alone here"
         raise FieldError(message, asked, "unsupported_value")
-    return service.reranker is not None
+    return service.reranker is not None and not asked
 
 
 def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]:

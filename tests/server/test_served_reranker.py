@@ -89,7 +89,7 @@ def test_refusals_name_the_item(client, body, status, named):
     assert named in answer.json()["error"]
 
 
-def test_mode_and_weights_choose_the_encoders_heads_where_there_is_one(beside, alone, app, scores):
+def test_mode_and_weights_choose_the_encoders_heads_where_there_is_one(beside, alone, app):
     for more in ({"mode": "dense"}, {"mode": "hybrid"}, {"weights": {"dense": 1, "sparse": 0, "colbert": 1}}):
         heads = beside.post("/rerank", json={**BODY, **more})
         assert heads.json() == app.post("/rerank", json={**BODY, **more}).json()
@@ -97,12 +97,6 @@ def test_mode_and_weights_choose_the_encoders_heads_where_there_is_one(beside, a
         refused = alone.post("/rerank", json={**BODY, **more})
         assert refused.status_code == 422
         assert "an encoder's heads" in refused.json()["error"]
-    for client in (beside, alone):
-        insisted = client.post("/rerank", json={**BODY, "mode": "score", "raw_scores": True}).json()
-        assert [rank["score"] for rank in insisted] == sorted(scores[0], reverse=True)
-    refused = app.post("/rerank", json={**BODY, "mode": "score"})
-    assert refused.status_code == 422
-    assert "--reranker" in refused.json()["error"]
 
 
 def test_what_it_says_of_itself(beside, alone, app):

@@ -1,0 +1,96 @@
+"""`m3-bench run` on a reranker's bundle: pairs of exact lengths, beside an encoder of the same size."""
+
+import pytest
+
+from commands import Done, run_main
+from m3_bench import documents
+from m3_bench.cli import main
+from m3_bench.documents import Run
+from m3_bench.scenarios import read_plan
+from m3_bench.texts import TextMaker
+from m3_bench.workers.pairs import pairs_of
+from m3_runtime import M3Reranker
+
+PLAN = """
+[[scenario]]
+name = "pairs"
+texts = 2
+tokens = 24
+heads = ["score"]
+group = "both"
+contenders = ["onnx-fp32"]
+
+[[scenario]]
+name = "texts"
+texts = 2
+tokens = 24
+heads = ["dense"]
+group = "both"
+contenders = ["encoder"]
+
+[[target]]
+name = "as-encoder"
+measure = "throughput"
+scenarios = ["pairs"]
+contender = "onnx-fp32"
+against = ["encoder"]
+against_scenario = "texts"
+limits = { avx2 = 0.95 }
+"""
+
+
+def bench(*words) -> Done:
+    return run_main(main, *words)
+
+
+def test_pairs_and_texts_take_turns(reranker_bundle, tiny_bundle, tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    words = ("--scenarios", tmp_path / "plan.toml", "--variants", "onnx-fp32", "--encoder", tiny_bundle, "--rounds", 1)
+    done = bench("run", reranker_bundle, *words, "--threads", 1, "-o", tmp_path / "run.json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "| as-encoder" in done.stdout
+    run = documents.read_as(Run, tmp_path / "run.json")
+    ours, encoder = run.contenders
+    assert (ours.name, ours.heads, ours.outputs) == ("onnx-fp32", ("score",), None)
+    assert [one.scenario for one in ours.scenarios] == ["pairs"]
+    assert encoder.name.startswith(f"{tiny_bundle.name} ")
+    assert [one.scenario for one in encoder.scenarios] == ["texts"]
+    assert not any(one.error for each in run.contenders for one in each.scenarios)
+
+
+def test_what_comes_with_the_package_asks_for_pairs():
+    plan = read_plan(["reranker"])
+    assert {one.heads for one in plan.scenarios} == {("score",), ("dense",)}
+    assert [one.name for one in plan.targets] == ["flagreranker", "as-encoder"]
+
+
+def test_texts_as_pairs_keep_their_tokens(reranker_bundle, tokenizer):
+    texts = [TextMaker(tokenizer).text(tokens) for tokens in (12, 40, 128)]
+    with M3Reranker.open(reranker_bundle, variant="onnx-fp32", threads=1) as reranker:
+        found = reranker.score_pairs(pairs_of(texts), max_length=reranker.max_tokens)
+    assert found.token_counts.tolist() == [12, 40, 128]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "words", "message"),
+    [
+        ("reranker_bundle", ("--scenarios", "quick"), "no scenario is for a reranker"),
+        ("tiny_bundle", ("--scenarios", "reranker", "--targets", "flagreranker"), "no scenario is for an encoder"),
+        ("tiny_bundle", ("--encoder", "BUNDLE"), "expected an encoder's bundle of the size of BUNDLE, a reranker's"),
+        ("reranker_bundle", ("--scenarios", "reranker", "--encoder", "BUNDLE"), "expected an encoder's bundle"),
+    ],
+)
+def test_what_does_not_fit_is_refused(request, tmp_path, bundle, words, message):
+    folder = request.getfixturevalue(bundle)
+    given = [folder if word == "BUNDLE" else word for word in words]
+    done = bench("run", folder, *given, "-o", tmp_path / "run.json")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_peer_for_encoders_is_refused_beside_a_reranker(reranker_bundle, reranker_checkpoint, tmp_path):
+    words = ("--scenarios", "reranker", "--peers", "lite-int8", "-o", tmp_path / "p.json")
+    done = bench("peers", reranker_checkpoint, reranker_bundle, *words)
+    assert done.returncode == 2
+    assert "lite-int8 does not run a reranker; peers that do are flagreranker-fp32" in done.stderr
