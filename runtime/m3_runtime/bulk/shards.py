@@ -90,8 +90,8 @@ class ShardDraft:
         bad: rows that could not be encoded.
         tokens: that were encoded, both special tokens of each text included.
         truncated: how many texts were cut.
-        out_of_vocabulary: how many texts have a piece that the bundle dropped.
         input_bytes: how much of the inputs the shard takes.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped.
     """
 
     index: int
@@ -100,8 +100,8 @@ class ShardDraft:
     bad: tuple[BadRow, ...]
     tokens: int
     truncated: int
-    out_of_vocabulary: int
     input_bytes: int
+    out_of_vocabulary: int = 0
 
 
 def read_shards(
@@ -172,7 +172,7 @@ def encode_shard(
         rows, tokenized, long = without_long(encoder.tokenizer, settings, rows)
         ids, bad, respelled = tokenized.ids, (*bad, *long), tokenized.out_of_vocabulary
     if not rows:
-        yield ShardDraft(shard.index, None, 0, bad, 0, 0, 0, shard.input_bytes)
+        yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
         return
     path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
     limit = _COLBERT_STEP if Head.COLBERT in settings.heads else _STEP
@@ -185,7 +185,7 @@ def encode_shard(
             tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
             respelled += encoding.out_of_vocabulary  # 0 for ids, whose texts were counted above
             yield StepDone(len(step), step_tokens, shard.input_bytes * len(step) // len(rows))
-    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, respelled, shard.input_bytes)
+    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes, respelled)
 
 
 def without_long(

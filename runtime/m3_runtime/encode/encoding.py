@@ -27,10 +27,10 @@ class Encoding(Mapping[str, Any]):
         colbert_vecs: S arrays (L-1, C) that own their memory, or one for a single text; float32 or float16.
         token_counts: (S,) int64, tokens that were encoded, both special tokens included.
         truncated: how many texts were cut to max_length.
-        out_of_vocabulary: how many texts have a piece that the bundle dropped, so that their vectors are not the full
-            model's; 0 where the bundle has the whole vocabulary.
         is_single: the input was one text, not a list.
         scores: (S,) float32, before the sigmoid, where the S texts are pairs and the model is a reranker; else None.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped, so that their vectors are not the full
+            model's; 0 where the bundle has the whole vocabulary.
     """
 
     dense_vecs: NDArray[np.float32] | None
@@ -38,9 +38,9 @@ class Encoding(Mapping[str, Any]):
     colbert_vecs: list[NDArray[Any]] | NDArray[Any] | None
     token_counts: NDArray[np.int64]
     truncated: int = 0
-    out_of_vocabulary: int = 0
     is_single: bool = False
     scores: NDArray[np.float32] | None = None
+    out_of_vocabulary: int = 0
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, float]] | dict[str, float] | None:
