@@ -190,6 +190,16 @@ def tiny_bundle(bundles: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_bundle(bundles: Path, tiny_random_checkpoint: Path) -> Path:
+    """tiny-random with the pieces of English and Chinese alone."""
+    words = ("--languages", "en,zh", "--plan", TINY_PLAN)
+    words += ("--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")  # few texts are measured faster
+    return made_once(
+        bundles / "small", lambda out: _run_quietly(sys.executable, "-c", EXPORT, tiny_random_checkpoint, out, *words)
+    )
+
+
+@pytest.fixture(scope="session")
 def reranker_bundle(bundles: Path) -> Path:
     """tiny-random-reranker with all three variants, by the plan of `tiny_bundle`: the encoder is the same."""
     return _reranker_bundle(bundles)

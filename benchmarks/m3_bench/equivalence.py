@@ -10,6 +10,7 @@ from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of
 from m3_bench.retrieval.indexes import Index, Queries
 from m3_bench.stats import Difference, paired_difference
+from m3_runtime.bundle.space import full_space_of
 from m3_runtime.errors import InputError
 
 FEW_QUERIES = 50
@@ -62,7 +63,7 @@ def check_comparable(found: Equivalence) -> None:
     _check_whole(a)
     _check_whole(b)
     for what, one, other in (
-        ("vector spaces", a.space_id, b.space_id),
+        ("vector spaces", full_space_of(a.space_id), full_space_of(b.space_id)),
         ("queries", a.queries_sha256, b.queries_sha256),
         ("depths", a.depth, b.depth),
         ("numbers of documents", a.documents, b.documents),

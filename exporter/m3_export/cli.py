@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import m3_models
-from m3_export.errors import OverBudgetError
+from m3_export.checkpoint.languages import parse_languages
+from m3_export.errors import OptionsError, OverBudgetError
 from m3_export.options import ExportOptions, Target, VariantName, parse_heads, parse_variants
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget, ScoreBudget, check_budget
@@ -39,6 +40,7 @@ examples:
   m3-export BAAI/bge-m3 strict-bundle --budget strict
   m3-export BAAI/bge-m3 server-bundle --target vnni       made on a laptop, for a server
   m3-export ./next-checkpoint next --plan bge-m3-cpu/plan.json   the same precisions again, without a search
+  m3-export BAAI/bge-m3 small --languages zh,en       without the pieces of other languages
   m3-export mini-m3 mini-checkpoint --checkpoint-only
   m3-export verify-golden bge-m3-cpu        compare with BGE-M3's published numbers
 
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(parser.add_argument_group("what to write"))
     _add_pooling(parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls)"))
     _add_accuracy(parser.add_argument_group("accuracy"))
+    _add_vocabulary(parser.add_argument_group("vocabulary (default: every piece stays)"))
     _add_planning(parser.add_argument_group("planning (which projection runs in which precision)"))
     parser.add_argument(
         "--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)"
@@ -159,6 +162,23 @@ def _add_accuracy(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_vocabulary(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--languages",
+        metavar="CODES",
+        type=parse_languages,
+        default=(),
+        help="zh,en,de: keep only pieces that these languages can spell; token ids stay the same",
+    )
+    group.add_argument(
+        "--vocabulary-from",
+        metavar="CORPUS",
+        nargs="+",
+        default=(),
+        help="keep only pieces that your texts have: files as m3-runtime encode reads them",
+    )
+
+
 def _add_planning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--plan", type=Path, metavar="FILE", help="follow a plan instead of searching: a bundle's plan.json"
@@ -202,6 +222,8 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         plan=args.plan,
         calibration_texts=args.calibration_texts,
         probe_texts=args.probe_texts,
+        languages=args.languages,
+        vocabulary_from=tuple(args.vocabulary_from),
     )
     progress = Progress(quiet=args.quiet)
     done = export(args.source, args.out, options, force=args.force, revision=args.revision, progress=progress)
@@ -210,8 +232,12 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
+    if args.languages and args.vocabulary_from:
+        raise OptionsError("--languages and --vocabulary-from both say which pieces stay; give one of them")
     if not args.checkpoint_only:
         return
+    if args.languages or args.vocabulary_from:
+        raise OptionsError("--checkpoint-only writes the whole vocabulary; leave --languages and --vocabulary-from out")
     if not m3_models.is_name(args.source):
         raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {args.source!r}")
     if args.out.exists():

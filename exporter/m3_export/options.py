@@ -34,7 +34,8 @@ class Target(StrEnum):
 class ExportOptions:
     """Declared intent. None for heads, pooling and normalize: as the checkpoint says (BGE-M3's where it says nothing).
 
-    A budget given as text is read when it is known whether the checkpoint is an encoder or a reranker.
+    A budget given as text is read when it is known whether the checkpoint is an encoder or a reranker. At most one of
+    `languages` and `vocabulary_from`, which are files of texts, says which pieces stay.
     """
 
     variants: tuple[VariantName, ...] = tuple(VariantName)
@@ -49,6 +50,8 @@ class ExportOptions:
     plan: Path | None = None
     calibration_texts: Path | None = None
     probe_texts: Path | None = None
+    languages: tuple[str, ...] = ()
+    vocabulary_from: tuple[str, ...] = ()
 
     def budget_of(self, *, is_reranker: bool) -> AnyBudget:
         """The budget of an encoder, or of a reranker.

@@ -21,6 +21,8 @@ from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice
 from m3_export.checkpoint.source import Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
+from m3_export.checkpoint.vocabulary import check_corpora
+from m3_export.chosen_pieces import ChosenPieces, choose_pieces
 from m3_export.errors import CheckpointError, OverBudgetError
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
@@ -67,7 +69,8 @@ def export(
         OverBudgetError: a variant's parity is outside the budget and the options do not allow it.
     """
     check_target(out, force=force)
-    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts)
+    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts, *options.vocabulary_from)
+    check_corpora(options.vocabulary_from)
     texts = _texts(options, progress)
     with staging_folder(out) as staging:
         work = staging / ".work"
@@ -82,25 +85,25 @@ def export(
         warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
-        tokenizer, chosen = proven(original, checkpoint, texts, staging)
-        progress.say(f"Tokenizer: {tokenizer.info.proof}, trailing blanks {tokenizer.info.blank_rule}")
+        whole, chosen = proven(original, checkpoint, texts, staging)
+        progress.say(f"Tokenizer: {whole.info.proof}, trailing blanks {whole.info.blank_rule}")
+        pieces = choose_pieces(original, whole, checkpoint, chosen, options, staging, progress)
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
-        model = _model_info(found, checkpoint, original.ids_sha256, tokenizer.info)
-        probe = probe_of(checkpoint, tokenizer, chosen, progress)
-        warnings += _silence(probe.natural, tokenizer, options, progress)
+        model = _model_info(found, checkpoint, pieces)
+        probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress)
+        warnings += _silence(probe.natural, pieces.runtime, options, progress)
         with library_errors("running the reference"):
-            write_colbert_pca(staging, checkpoint, tokenizer, texts.calibration, progress)
-        check = ParityCheck(model, probe, budget)
-        tuning = tuning_of(checkpoint, tokenizer, chosen)
-        builder = _builder(M3Model(checkpoint, tokenizer.info.unused_ids), tuning, check, staging, options, progress)
+            write_colbert_pca(staging, checkpoint, whole, texts.calibration, progress)
+        check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
+        builder = _builder(checkpoint, pieces, tuning, check, staging, options, progress)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
         if over and not options.allow_over_budget:
             raise OverBudgetError(over_budget_message(results))
         write_plans(results, model.geometry, staging)
-        write_library_files(staging, model, original, checkpoint.prompts)
-        manifest = _manifest(model, results, checkpoint.pooling, options, staging)
+        write_library_files(staging, model, pieces.tokenizer, checkpoint.prompts)
+        manifest = _manifest(model, results, checkpoint.pooling, options, staging, pieces)
         write_manifest(staging, manifest)
         with progress.step("Opening the bundle as a user would, every digest compared"):
             _final_check(staging, is_reranker=model.is_reranker)
@@ -166,23 +169,33 @@ def _check_padding(checkpoint: Checkpoint, info: TokenizerInfo) -> None:
         )
 
 
-def _model_info(found: Source, checkpoint: Checkpoint, ids_sha256: str, tokenizer: TokenizerInfo) -> ModelInfo:
+def _model_info(found: Source, checkpoint: Checkpoint, pieces: ChosenPieces) -> ModelInfo:
     weights = checkpoint.weights_sha256()
     return ModelInfo(
-        space_id=checkpoint.space_id(weights, ids_sha256),
+        space_id=pieces.space_id(checkpoint.space_id(weights, pieces.tokenizer.ids_sha256)),
         source=SourceInfo(found.name, found.revision, weights, checkpoint.files()),
         geometry=checkpoint.geometry,
         heads=checkpoint.heads,
         pooling=checkpoint.pooling.pooling,
         normalize=checkpoint.pooling.normalize,
-        tokenizer=tokenizer,
+        tokenizer=pieces.runtime.info,
     )
 
 
 def _builder(
-    model: M3Model, tuning: TuningTexts, check: ParityCheck, staging: Path, options: ExportOptions, progress: Progress
+    checkpoint: Checkpoint,
+    pieces: ChosenPieces,
+    tuning: TuningTexts,
+    check: ParityCheck,
+    staging: Path,
+    options: ExportOptions,
+    progress: Progress,
 ) -> VariantBuilder:
-    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of."""
+    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of.
+
+    Statistics are those of the model with all its pieces: without some of them the same plan gives the same integers.
+    """
+    model = M3Model(checkpoint, pieces.runtime.info.unused_ids)
 
     def gather() -> ActivationStatistics:
         title = f"Activation statistics of {len(tuning.ranges)} calibration {'pairs' if model.classifier else 'texts'}"
@@ -191,7 +204,8 @@ def _builder(
 
     quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):
-        graphs = Graphs(passes.portable(trace(model)), staging / ".work")
+        fewer = model if pieces.kept is None else M3Model(checkpoint, model.unused_ids, pieces.kept.ids)
+        graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, limits_of(check.budget), options, progress)
     return VariantBuilder(graphs, quantized, planner, check, staging, options, progress)
 
@@ -202,6 +216,7 @@ def _manifest(
     pooling: PoolingChoice,
     options: ExportOptions,
     staging: Path,
+    pieces: ChosenPieces,
 ) -> Manifest:
     """Everything that is known of a finished bundle; all its other files have been written."""
     return Manifest(
@@ -220,6 +235,7 @@ def _manifest(
             **speed_order(results, options.objective),
         },
         tools={name: metadata.version(name) for name in TOOLS},
+        vocabulary=pieces.vocabulary(model.space_id),
     )
 
 

@@ -4,7 +4,8 @@ import sys
 from typing import Any
 
 from m3_export.pipeline import Export
-from m3_runtime.bundle.manifest import Parity, Variant
+from m3_export.quantize.embedding import widest_group
+from m3_runtime.bundle.manifest import Manifest, Parity, Variant
 from m3_runtime.records import to_json
 
 MEBIBYTE = 1 << 20
@@ -35,6 +36,7 @@ def export_json(export: Export) -> dict[str, Any]:
             }
             for v in manifest.variants
         },
+        "vocabulary": to_json(manifest.vocabulary),
         "budget": manifest.recipe["budget"],
         "warnings": list(export.warnings),
         "tools": dict(manifest.tools),
@@ -60,8 +62,33 @@ def export_text(export: Export) -> str:
         lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
         lines += [f"  OVER BUDGET (allowed): {excess}" for excess in export.excesses.get(variant.name, ())]
     lines += ["", *_degenerate_lines(export), f"budget: {manifest.recipe['budget']}"]
+    lines += _vocabulary_lines(manifest)
     lines += [*(f"WARNING: {warning}" for warning in export.warnings), ""]
     return "\n".join(lines)
+
+
+def _vocabulary_lines(manifest: Manifest) -> list[str]:
+    """How many pieces have a row, what that saves, and what it costs the probe texts of each language."""
+    kept = manifest.vocabulary
+    if kept is None:
+        return []
+    total, width = manifest.geometry.vocab_size, manifest.geometry.hidden_size
+    saved = {v.name: (total - kept.rows) * _row_bytes(v, width) / MEBIBYTE for v in manifest.variants}
+    lines = [
+        "",
+        f"{kept.rows} of {total} pieces have a row ({kept.chosen_by}); the word embedding is smaller by "
+        + ", ".join(f"{size:.1f} MiB ({name})" for name, size in saved.items()),
+        f"{'probe texts in':<14} {'texts':>6} {'exact':>6}   dense cosine of the others to the full model's, in FP32",
+    ]
+    for language, loss in kept.loss.items():
+        rest = f"mean {loss.cosine_mean:.4f}, min {loss.cosine_min:.4f}" if loss.exact < loss.texts else "-"
+        lines.append(f"{language:<14} {loss.texts:>6} {loss.exact / loss.texts:>6.0%}   {rest}")
+    return lines
+
+
+def _row_bytes(variant: Variant, width: int) -> int:
+    """Bytes of a row of the word embedding: float32, or int8 with a float16 scale for each group."""
+    return 4 * width if variant.precision == "fp32" else width + 2 * (width // widest_group(width))
 
 
 def _degenerate_lines(export: Export) -> list[str]:

@@ -14,7 +14,7 @@ from m3_runtime.cpu import check_processor, cpu_info
 check_processor(cpu_info())
 
 from m3_runtime.bundle.reader import Bundle, Verify
-from m3_runtime.bundle.space import VariantDriftWarning, check_space
+from m3_runtime.bundle.space import VariantDriftWarning, VocabularyDriftWarning, check_space
 from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.sparse import SparseVectors
@@ -62,6 +62,7 @@ __all__ = [
     "VariantDriftWarning",
     "VariantError",
     "Verify",
+    "VocabularyDriftWarning",
     "__version__",
     "check_space",
 ]

@@ -181,6 +181,12 @@ class M3Encoder(OpenedModel):
             token_budget=token_budget,
             on_truncate=on_truncate,
         )
+        if scores.out_of_vocabulary:
+            _log.warning(
+                "%d of the %d texts that were scored have pieces that the bundle dropped; their scores are approximate",
+                scores.out_of_vocabulary,
+                2 * len(pairs),
+            )
         if scores.truncated:
             _log.warning(
                 "%d of the %d texts that were scored had more than the maximum of tokens and were cut; "

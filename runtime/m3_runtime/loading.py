@@ -59,8 +59,19 @@ def load(
 def _tokenizer_after(is_busy: threading.Event, bundle: Bundle) -> M3Tokenizer:
     """Open the tokenizer when the engine needs the interpreter no longer: reading its file keeps it for long."""
     is_busy.wait()
-    info = bundle.manifest.tokenizer
-    return M3Tokenizer.open(bundle.file(info.path), info)
+    return open_tokenizer(bundle)
+
+
+def open_tokenizer(bundle: Bundle) -> M3Tokenizer:
+    """The bundle's tokenizer.
+
+    Raises:
+        BundleError: a file of it is not what it must be.
+    """
+    info, fewer = bundle.manifest.tokenizer, bundle.manifest.vocabulary
+    if fewer is None:
+        return M3Tokenizer.open(bundle.file(info.path), info)
+    return M3Tokenizer.open(bundle.file(fewer.pipeline_path), info, bundle.file(fewer.pieces_path))
 
 
 @dataclass(frozen=True)

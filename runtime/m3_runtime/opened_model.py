@@ -144,10 +144,12 @@ class OpenedModel:
         those of `encode_heads`.
 
         Raises:
-            InputError: no head is asked for, or an argument is out of range.
+            InputError: no head is asked for, an argument is out of range, or an id is of a piece that was dropped.
             HeadError: the bundle has no such head.
             EngineError: the engine failed, or the encoder is closed.
         """
+        for index, row in enumerate(ids):
+            self.tokenizer.check_ids(row, f"text {index}")
         options = encode_options(
             self.bundle.manifest,
             heads,

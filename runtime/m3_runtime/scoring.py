@@ -59,12 +59,17 @@ class FusionWeights:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of P pairs, (P,) float32 each; `truncated` of their 2P texts were cut to the maximum length."""
+    """Scores of P pairs, (P,) float32 each.
+
+    Of their 2P texts `truncated` were cut to the maximum length, and `out_of_vocabulary` have a piece that the bundle
+    dropped.
+    """
 
     dense: NDArray[np.float32]
     sparse: NDArray[np.float32]
     colbert: NDArray[np.float32]
     truncated: int = 0
+    out_of_vocabulary: int = 0
 
     def combined(self, weights: FusionWeights) -> dict[str, list[float]]:
         """All five scores under FlagEmbedding's keys, in its order.
@@ -182,7 +187,10 @@ def score_pairs(
     dense, sparse, colbert = (
         np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in ENCODER_HEADS
     )
-    return PairScores(dense, sparse, colbert, queries.truncated() + passages.truncated())
+    sides = (queries, passages)
+    return PairScores(
+        dense, sparse, colbert, sum(s.truncated() for s in sides), sum(s.out_of_vocabulary() for s in sides)
+    )
 
 
 def checked_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
@@ -227,6 +235,10 @@ class _Side:
 
     def truncated(self) -> int:
         return int(self.tokenized.is_cut[self.index].sum())
+
+    def out_of_vocabulary(self) -> int:
+        respelled = self.tokenized.is_respelled
+        return 0 if respelled is None else int(respelled[self.index].sum())
 
 
 def _side(name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> _Side:

@@ -10,7 +10,8 @@ threads fails ("Already borrowed") or gives another call's lengths. So ids are c
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import TokenizerInfo
 from m3_runtime.errors import BundleDamagedError, BundleFormatError, InputError, TextTooLongError
+from m3_runtime.fewer_pieces import FewerPieces
 from m3_runtime.sequences import listed
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.unigram import Unigram
@@ -51,6 +53,10 @@ _PREPEND = frozenset(
 )
 
 
+_Respelled = tuple[NDArray[np.int32], bool]
+"""A text's ids, and whether a piece of it was dropped."""
+
+
 class OnTruncate(StrEnum):
     """What to do with a text of more than max_length tokens."""
 
@@ -63,10 +69,18 @@ class TokenizedTexts:
     """S texts as ids.
 
     `ids[s]` is (L,) int32 and includes both special tokens; `is_cut` is (S,), whether a text lost tokens.
+    `is_respelled` is (S,), whether a text has a piece that this bundle dropped, so that its ids are not the full
+    model's; None where nothing was dropped.
     """
 
     ids: tuple[NDArray[np.int32], ...]
     is_cut: NDArray[np.bool_]
+    is_respelled: NDArray[np.bool_] | None = None
+
+    @property
+    def out_of_vocabulary(self) -> int:
+        """How many texts have a piece that this bundle dropped."""
+        return 0 if self.is_respelled is None else int(self.is_respelled.sum())
 
     @property
     def truncated(self) -> int:
@@ -77,6 +91,16 @@ class TokenizedTexts:
     def lengths(self) -> NDArray[np.int64]:
         """(S,) int64: tokens of each text, both special tokens included."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
+
+
+def joined(parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
+    """The texts of one or more parts, all by one tokenizer."""
+    respelled = [part.is_respelled for part in parts if part.is_respelled is not None]
+    return TokenizedTexts(
+        tuple(row for part in parts for row in part.ids),
+        np.concatenate([part.is_cut for part in parts]),
+        np.concatenate(respelled) if respelled else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -93,12 +117,14 @@ class Piece:
 class M3Tokenizer:
     """The bundle's tokenizer. Safe to use from several threads: nothing that tells changes after `open`."""
 
-    def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo) -> None:
+    def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo, fewer: FewerPieces | None = None) -> None:
         """Make the pipeline.
 
         Args:
             spec: what tokenizer.json holds.
             info: what the manifest says of it.
+            fewer: the pieces, instead of those of `spec`, where not all have a row. A text with none that was dropped
+                gets the full vocabulary's ids; another one those that are left, and is counted.
 
         Raises:
             BundleFormatError: it wraps a text in other special ids than `info` names.
@@ -109,12 +135,19 @@ class M3Tokenizer:
         model, added = spec["model"], spec["added_tokens"]
         if model["type"] != "Unigram" or model.get("byte_fallback"):
             raise ValueError(f"its model is {model['type']}, expected XLM-R's: Unigram without byte_fallback")
-        self._names = [piece for piece, _ in model["vocab"]]
-        self._unigram = Unigram(self._names, [score for _, score in model["vocab"]], model["unk_id"])
+        vocab, self._dropped = model["vocab"], None if fewer is None else fewer.dropped
+        self._names = [piece for piece, _ in vocab] if fewer is None else fewer.names
+        scores = [score for _, score in vocab] if fewer is None else array("d", fewer.scores.tobytes())
+        self._unigram = Unigram(self._names, scores, model["unk_id"])
+        self._full = self._unigram if self._dropped is None else self._unigram.with_pieces(self._dropped)
         rest = {**spec, "truncation": None, "padding": None, "model": _NO_PIECES}
         self._words = Tokenizer.from_str(json.dumps(rest))
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
         self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
+        self._is_dropped = np.zeros(max(len(self._names), *self._added_names, 0) + 1, np.bool_)
+        if self._dropped is not None:
+            self._is_dropped[self._dropped.ids] = True
+        self._drops = self._is_dropped.tobytes()  # of single ids it is asked faster
         self._added = {self._words.token_to_id(name): number for number, name in self._added_names.items()}
         has_blanks = any(character.isspace() for name in self._added_names.values() for character in name)
         self._blanks = () if has_blanks else tuple(blank for blank in (" ", "\n") if _splits_at(self._words, blank))
@@ -126,16 +159,17 @@ class M3Tokenizer:
             )
 
     @classmethod
-    def open(cls, path: str | Path, info: TokenizerInfo) -> "M3Tokenizer":
-        """Read a tokenizer.json.
+    def open(cls, path: str | Path, info: TokenizerInfo, pieces: Path | None = None) -> "M3Tokenizer":
+        """Read a tokenizer.json; or one without pieces, and the file that has them.
 
         Raises:
-            BundleDamagedError: the file cannot be read as a tokenizer.
+            BundleDamagedError: a file cannot be read as what it is.
             BundleFormatError: it does not wrap a text in the special ids that `info` names.
         """
         try:
-            return cls(json.loads(Path(path).read_bytes()), info)
-        except BundleFormatError:
+            spec = json.loads(Path(path).read_bytes())
+            return cls(spec, info, None if pieces is None else FewerPieces.open(pieces))
+        except (BundleFormatError, BundleDamagedError):
             raise
         except Exception as error:  # see __init__
             raise BundleDamagedError(
@@ -149,7 +183,7 @@ class M3Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included, as `convert_id_to_token` shows it."""
-        names = [self._added_names.get(number) or self._names[number] for number in ids]
+        names = [self._added_names.get(number) or self._names[number] or self._dropped_name(number) for number in ids]
         decoder = self._words.decoder
         return str(decoder.decode(names)) if decoder is not None else " ".join(names)
 
@@ -167,10 +201,37 @@ class M3Tokenizer:
                 pieces.append(Piece(index, word if is_special else text[start:stop], bool(is_special), start, stop))
                 continue
             inside = list(islice(places, len(word)))
-            for index, first, end in self._unigram.pieces(word):
+            for index, first, end in self._pieces(word):
                 start, stop = inside[first][0], inside[end - 1][1]
                 pieces.append(Piece(index, text[start:stop], False, start, stop))
         return tuple(pieces)
+
+    def check_ids(self, ids: NDArray[np.int32], name: str) -> None:
+        """Refuse ids that have no embedding row; `name` is how the error calls the text.
+
+        Raises:
+            InputError: an id is of a piece that this bundle dropped.
+        """
+        if self._dropped is None:
+            return
+        found = np.flatnonzero(self._is_dropped[np.minimum(ids, len(self._is_dropped) - 1)])
+        if found.size:
+            number = int(ids[found[0]])
+            raise InputError(
+                f"{name} has the id {number} ({self._dropped.text_of(number)!r}), a piece that this bundle of fewer "
+                "pieces dropped; send the text, or use a bundle with the whole vocabulary"
+            )
+
+    def _pieces(self, word: str) -> Sequence[tuple[int, int, int]]:
+        """(id, start, stop) of a word's pieces, by the full vocabulary if all of them are left."""
+        pieces = tuple(self._full.pieces(word))
+        return tuple(self._unigram.pieces(word)) if self._lacks(number for number, _, _ in pieces) else pieces
+
+    def _lacks(self, ids: Iterable[int]) -> bool:
+        return self._dropped is not None and any(map(self._drops.__getitem__, ids))
+
+    def _dropped_name(self, number: int) -> str:
+        return "" if self._dropped is None else self._dropped.text_of(number)
 
     @cached_property
     def _characters(self) -> Any:
@@ -196,44 +257,54 @@ class M3Tokenizer:
         """
         rows: list[NDArray[np.int32]] = []
         is_cut: list[bool] = []
+        is_respelled: list[bool] = []
         for run in greedy_runs(map(len, texts), _GROUP):
             group = texts[run.start : run.stop]
-            for text, ids in zip(group, self._leading_ids(group, max_length), strict=True):
+            for text, (ids, lacks) in zip(group, self._leading_ids(group, max_length), strict=True):
                 is_long = ids.size > max_length
                 if is_long and on_truncate is OnTruncate.ERROR:
                     raise self._too_long(text, len(rows), max_length)
                 rows.append(self._cut(ids, max_length) if is_long else ids)
                 is_cut.append(is_long)
-        return TokenizedTexts(ids=tuple(rows), is_cut=np.array(is_cut, dtype=np.bool_))
+                is_respelled.append(lacks)
+        respelled = None if self._dropped is None else np.array(is_respelled, np.bool_)
+        return TokenizedTexts(tuple(rows), np.array(is_cut, np.bool_), respelled)
 
-    def _leading_ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
+    def _leading_ids(self, texts: Sequence[str], max_length: int) -> list[_Respelled]:
         """Per text: all its ids, or of a much longer text exact leading ids (over `max_length`), `</s>`.
 
         A long text's prefix doubles until it gives more than `max_length` ids, or is the whole text.
         """
         limit = max(_MIN_PREFIX_CHARS, max_length * _CHARS_PER_TOKEN)
-        rows: dict[int, NDArray[np.int32]] = {}
+        rows: dict[int, _Respelled] = {}
         while missing := [i for i in range(len(texts)) if i not in rows]:
             prefixes = [self._prefix(texts[i], limit) for i in missing]
-            for i, prefix, ids in zip(missing, prefixes, self._ids(prefixes, max_length), strict=True):
-                if ids.size > max_length or len(prefix) == len(texts[i]):
-                    rows[i] = ids
+            for i, prefix, found in zip(missing, prefixes, self._ids(prefixes, max_length), strict=True):
+                if found[0].size > max_length or len(prefix) == len(texts[i]):
+                    rows[i] = found
             limit *= 2
         return [rows[i] for i in range(len(texts))]
 
-    def _ids(self, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
+    def _ids(self, texts: Sequence[str], max_length: int) -> list[_Respelled]:
         """Per text: all its ids, or if they are more than `max_length`, at least that many."""
         encoded = self._words.encode_batch(list(texts), add_special_tokens=False)
-        wrapped = ((self.info.cls_id, *self._inner_ids(found, max_length), self.info.eos_id) for found in encoded)
-        return [np.array(ids, dtype=np.int32) for ids in wrapped]
+        return [self._wrapped(found, max_length) for found in encoded]
 
-    def _inner_ids(self, found: Any, limit: int) -> list[int]:
+    def _wrapped(self, found: Any, max_length: int) -> _Respelled:
+        """Ids by the full vocabulary, unless one that is to be encoded was dropped: then by what is left."""
+        inner = self._inner_ids(found, max_length, self._full)
+        lacks = self._lacks(inner[: max_length - SPECIALS])
+        if lacks:
+            inner = self._inner_ids(found, max_length, self._unigram)
+        return np.array((self.info.cls_id, *inner, self.info.eos_id), dtype=np.int32), lacks
+
+    def _inner_ids(self, found: Any, limit: int, unigram: Unigram) -> list[int]:
         """Ids of the words and special tokens that the pipeline found: all, or at least `limit`."""
         if not any(found.ids):  # words alone
-            return self._unigram.ids(found.tokens, limit)
+            return unigram.ids(found.tokens, limit)
         ids: list[int] = []
         for number, word in zip(found.ids, found.tokens, strict=True):
-            ids += [self._added[number]] if number != _WORD else self._unigram.ids([word], limit)
+            ids += [self._added[number]] if number != _WORD else unigram.ids([word], limit)
             if len(ids) >= limit:
                 break
         return ids
@@ -262,7 +333,7 @@ class M3Tokenizer:
         return cut
 
     def _too_long(self, text: str, index: int, max_length: int) -> TextTooLongError:
-        return TextTooLongError(f"text {index}", index, self._ids([text], sys.maxsize)[0].size, max_length)
+        return TextTooLongError(f"text {index}", index, self._ids([text], sys.maxsize)[0][0].size, max_length)
 
 
 def checked_texts(sentences: object) -> list[str]:

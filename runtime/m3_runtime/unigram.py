@@ -5,11 +5,14 @@ Here they are one dict. The ids are the package's: the same scores in the same p
 of equally good segmentations the same one. Kudo, "Subword Regularization", 2018, section 3.1, has the model.
 """
 
+import copy
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, islice
+
+from m3_runtime.fewer_pieces import DroppedPieces
 
 _UNKNOWN_PENALTY = 10.0
 """How much less than the worst piece an unknown character scores; the package's constant, and SentencePiece's."""
@@ -29,14 +32,16 @@ class Unigram:
         """Take over a vocabulary.
 
         Args:
-            pieces: V texts; a piece's id is its place.
+            pieces: V texts; a piece's id is its place. An empty one is the place of a piece that was dropped.
             scores: V log-probabilities.
             unk_id: the id of characters that no piece covers.
 
         Raises:
             ValueError: no pieces, another number of scores, a score that is not finite, or `unk_id` is no piece's.
         """
-        self._ids = {piece: index for index, piece in enumerate(pieces)}
+        self._ids = {piece: index for index, piece in enumerate(pieces) if piece}
+        self._id_of: Callable[[str], int | None] = self._ids.get
+        self._dropped: DroppedPieces | None = None
         self._scores = array("d", scores)
         self._unk_id = unk_id
         if not (len(self._scores) == len(pieces) > unk_id >= 0 and math.isfinite(sum(self._scores))):
@@ -44,6 +49,18 @@ class Unigram:
         self._unk_score = min(self._scores) - _UNKNOWN_PENALTY
         self._longest = max(map(len, pieces))
         self._kept = lru_cache(_KEPT_WORDS)(self._all_ids)
+
+    def with_pieces(self, dropped: DroppedPieces) -> "Unigram":
+        """The same with pieces that have an id and a score here, but no text."""
+        fuller, known = copy.copy(self), self._ids.get
+
+        def id_of(piece: str) -> int | None:
+            index = known(piece)
+            return dropped.id_of(piece) if index is None else index
+
+        fuller._dropped, fuller._id_of, fuller._longest = dropped, id_of, max(self._longest, dropped.longest)
+        fuller._kept = lru_cache(_KEPT_WORDS)(fuller._all_ids)
+        return fuller
 
     def ids(self, words: Sequence[str], limit: int) -> list[int]:
         """The words' ids: all of them, or if they are more than `limit`, at least the first `limit`."""
@@ -65,8 +82,8 @@ class Unigram:
         unknown_from, end = -1, 0
         for stop in self._boundaries(word):
             start, end = end, stop
-            number = self._ids.get(word[start:stop], self._unk_id)
-            if number == self._unk_id:
+            number = self._id_of(word[start:stop])
+            if number is None or number == self._unk_id:
                 unknown_from = start if unknown_from < 0 else unknown_from
                 continue
             if unknown_from >= 0:
@@ -81,8 +98,8 @@ class Unigram:
 
     def _joined(self, word: str, start: int, stop: int) -> tuple[int, int, int]:
         """Unknown characters in a row; the package looks even these up."""
-        known = self._ids.get(word[start:stop], self._unk_id) if stop - start <= self._longest else self._unk_id
-        return known, start, stop
+        known = self._id_of(word[start:stop]) if stop - start <= self._longest else None
+        return self._unk_id if known is None else known, start, stop
 
     def _boundaries(self, word: str) -> Iterator[int]:
         """Where the best segmentation has a piece end, in order.
@@ -116,17 +133,18 @@ class Unigram:
         from tokenizers import Tokenizer
         from tokenizers.models import Unigram as PackageUnigram
 
-        characters = set(word)
-        known = [(piece, self._scores[number]) for piece, number in self._ids.items() if characters.issuperset(piece)]
+        characters, dropped = set(word), () if self._dropped is None else self._dropped.items()
+        pieces = chain(self._ids.items(), dropped)
+        known = [(piece, self._scores[number]) for piece, number in pieces if characters.issuperset(piece)]
         if len(known) > most_pieces:
             return []
-        model = PackageUnigram([("", min(self._scores)), *(one for one in known if one[0])], 0, False)
+        model = PackageUnigram([("", min(self._scores)), *known], 0, False)
         (found,) = Tokenizer(model).encode_batch([word], add_special_tokens=False)  # `encode` would hold Python's lock
         return [end for _, end in found.offsets]
 
     def _extend(self, word: str, places: range, starts: list[int], best: list[float]) -> None:
         """Try all pieces from `places` on: `best[e]` is the score up to e, `starts[e]` where the piece to e began."""
-        known, scores, length, longest = self._ids.get, self._scores, len(word), self._longest
+        known, scores, length, longest = self._id_of, self._scores, len(word), self._longest
         for start in places:
             score, single = best[start], start + 1
             for end in range(single, min(start + longest, length) + 1):

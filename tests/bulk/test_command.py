@@ -339,3 +339,15 @@ def test_what_a_folder_has_besides_is_told(work):
     for name in ("a.txt", "b.bak", "_SUCCESS"):
         (folder / name).write_text("a\n")
     assert f"left out of '{folder}': _SUCCESS, b.bak\n" in work.run(folder).stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--on-truncate", "reject")])
+def test_texts_with_pieces_that_the_bundle_dropped_are_counted(work, small_bundle, flags):
+    small = type(work)(work.folder, small_bundle)
+    source = small.write(["на что", "the model", "на", "search", "на"])
+    check = small.run(source, *flags, "--check", "--shard-rows", 2, "--input-format", "lines")
+    assert "3 texts have pieces that the bundle dropped" in check.stdout, check
+    done = small.run(source, *flags, "--shard-rows", 2, "--input-format", "lines")
+    assert "3 texts have pieces that the bundle dropped" in done.stderr, done.stderr
+    again = small.run(source, *flags, "--shard-rows", 2, "--input-format", "lines")
+    assert "3 texts have pieces that the bundle dropped" in again.stderr, again.stderr

@@ -15,6 +15,7 @@ from m3_bench.retrieval.indexes import RECORDED, Queries, open_index, path_of
 from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
+from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
@@ -100,7 +101,8 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
     texts, recorded = _queries(args.queries)
     opening = partial(M3Encoder.open, bundle, variant=args.variant, threads=args.threads)
     with interruptible(opening) as encoder:
-        if recorded is not None and recorded.run.model.space_id != encoder.space_id:
+        space = full_space_of(encoder.space_id)  # what fewer pieces cost is to be measured, not refused
+        if recorded is not None and full_space_of(recorded.run.model.space_id) != space:
             raise InputError(
                 f"{str(args.queries)!r} has vectors of the space {recorded.run.model.space_id}, the bundle gives "
                 f"{encoder.space_id}: they are of other weights and do not compare"
@@ -114,7 +116,7 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
             other = next((p for p in places if p != place), None)
             with progress.step(f"Searching {place} with {len(texts)} queries"):
                 index = open_index(place, encoder, other, progress)
-                if index.space_id != encoder.space_id:
+                if full_space_of(index.space_id) != space:
                     raise InputError(
                         f"{place!r} holds vectors of the space {index.space_id}, the bundle gives {encoder.space_id}: "
                         "they are of other weights and do not compare"

@@ -29,10 +29,11 @@ from m3_bench.scenarios import Plan, ProcessorClass, read_plan
 from m3_bench.texts import TextMaker
 from m3_export.calibration.texts import probe_texts, read_texts
 from m3_runtime import Bundle
+from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
-from m3_runtime.tokenizer import M3Tokenizer
+from m3_runtime.loading import open_tokenizer
 
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
 
@@ -116,7 +117,7 @@ def _texts(args: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
     if args.texts is not None:
         raise InputError("give either --reference, whose texts are taken, or --texts")
     recording = read_recording(args.reference)
-    if recording.run.model.space_id != bundle.manifest.space_id:
+    if full_space_of(recording.run.model.space_id) != full_space_of(bundle.manifest.space_id):
         raise InputError(
             f"{str(args.reference)!r} is of {recording.run.model.name} ({recording.run.model.space_id}), the bundle of "
             f"{bundle.manifest.source.name} ({bundle.manifest.space_id}): other weights or another tokenizer; record "
@@ -151,8 +152,7 @@ def _measure(
         threads=args.threads,
         output=args.output,
     )
-    info = bundle.manifest.tokenizer
-    done = run(spec, TextMaker(M3Tokenizer.open(bundle.file(info.path), info)), opened.progress)
+    done = run(spec, TextMaker(open_tokenizer(bundle)), opened.progress)
     is_whole = True
     if plan.targets:
         over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}

@@ -7,7 +7,9 @@ transformers is installed. That it computes what transformers computes is proven
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +19,7 @@ from m3_runtime.bundle.manifest import Pooling
 
 # Added to the scores of padded keys. Far below any score, and finite in bfloat16 too (the FP32 minimum is not).
 MASKED_SCORE = -1e9
+ROW_OF_ID = "row_of_id"  # the table from ids to rows, where not all ids have one
 NORM_EPSILON = 1e-12  # torch.nn.functional.normalize's default, which FlagEmbedding uses
 
 
@@ -103,8 +106,17 @@ class M3Model(nn.Module):
         outputs: the heads whose outputs the graph has, in order.
     """
 
-    def __init__(self, checkpoint: Checkpoint, unused_ids: tuple[int, ...]) -> None:
-        """Build from a checkpoint; tensors are shared, not copied. `unused_ids` carry no lexical weight."""
+    def __init__(
+        self, checkpoint: Checkpoint, unused_ids: tuple[int, ...], kept_ids: NDArray[np.int64] | None = None
+    ) -> None:
+        """Build from a checkpoint; tensors are shared, not copied.
+
+        Args:
+            checkpoint: the weights.
+            unused_ids: carry no lexical weight.
+            kept_ids: (K,), ascending: ids with a row in the word embedding; None where all have one. Any other id gets
+                the first row; no tokenizer of the bundle gives it.
+        """
         super().__init__()
         tensors, geometry = checkpoint.encoder, checkpoint.geometry
         epsilon = checkpoint.layer_norm_epsilon
@@ -112,7 +124,13 @@ class M3Model(nn.Module):
         positions = (
             tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"]
         )
-        self.words = nn.Parameter(tensors["embeddings.word_embeddings.weight"], requires_grad=False)
+        words, row_of_id = tensors["embeddings.word_embeddings.weight"], None
+        if kept_ids is not None:
+            row_of_id = torch.zeros(len(words), dtype=torch.int32)
+            row_of_id[kept_ids] = torch.arange(len(kept_ids), dtype=torch.int32)
+            words = words[kept_ids]
+        self.words = nn.Parameter(words, requires_grad=False)
+        self.register_buffer(ROW_OF_ID, row_of_id)
         self.positions = nn.Parameter(positions, requires_grad=False)
         self.embedding_norm = Norm(tensors, "embeddings.LayerNorm", epsilon)
         self.layers = nn.ModuleList(
@@ -148,8 +166,13 @@ class M3Model(nn.Module):
         is_token = (input_ids != self.pad_id).to(torch.int64)
         position_ids = torch.cumsum(is_token, dim=1) * is_token + self.pad_id
         return self.embedding_norm(
-            functional.embedding(input_ids, self.words) + functional.embedding(position_ids, self.positions)
+            functional.embedding(self.rows(input_ids), self.words) + functional.embedding(position_ids, self.positions)
         )
+
+    def rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) ids → (B, T) rows of the word embedding."""
+        table: torch.Tensor | None = getattr(self, ROW_OF_ID)
+        return input_ids if table is None else table[input_ids]
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         x = self.embedded(input_ids)

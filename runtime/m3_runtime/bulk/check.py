@@ -47,6 +47,7 @@ class JobCheck:
         p95_tokens: of 95 % of the texts at most.
         most_tokens: of the longest.
         truncated: texts that would be cut.
+        out_of_vocabulary: texts with a piece that the bundle dropped.
         repeated_ids: rows with an id that a row before them has.
         tokens_per_s: of the sample, in this process; 0 where there is nothing to encode.
         size_bytes: of the vectors, about: they hardly compress.
@@ -62,6 +63,7 @@ class JobCheck:
     p95_tokens: int
     most_tokens: int
     truncated: int
+    out_of_vocabulary: int
     repeated_ids: int
     tokens_per_s: float
     size_bytes: int
@@ -71,7 +73,7 @@ class _Count:
     """What was counted so far."""
 
     def __init__(self, max_length: int) -> None:
-        self.shards = self.truncated = self.distinct = 0
+        self.shards = self.truncated = self.out_of_vocabulary = self.distinct = 0
         self.lengths = np.zeros(max_length + 1, np.int64)
         self.hashes: list[NDArray[np.int64]] = []
         self.reasons: Counter[str] = Counter()
@@ -82,6 +84,7 @@ class _Count:
         """Count a shard of which these rows would be encoded, and these are too long."""
         self.shards += 1
         self.truncated += tokenized.truncated
+        self.out_of_vocabulary += tokenized.out_of_vocabulary
         np.add.at(self.lengths, tokenized.lengths, 1)
         self.distinct += sum(np.unique(ids).size for ids in tokenized.ids)
         self.hashes.append(np.fromiter((hash(row.id) for row in rows), np.int64))
@@ -131,6 +134,7 @@ def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Pr
         p95_tokens=count.percentile(0.95),
         most_tokens=count.percentile(1.0),
         truncated=count.truncated,
+        out_of_vocabulary=count.out_of_vocabulary,
         repeated_ids=len(came_again(count.hashes)),
         tokens_per_s=_tokens_per_s(encoder, job, limits, sample),
         size_bytes=_size_bytes(job, encoder.bundle.manifest.geometry, rows, tokens, count.distinct),

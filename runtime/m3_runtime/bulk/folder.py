@@ -110,6 +110,7 @@ class JobFolder:
             size_bytes=size_bytes,
             rejected_bytes=self._rejected_bytes,
             input_bytes=draft.input_bytes,
+            out_of_vocabulary=draft.out_of_vocabulary,
         )
         self._journal.add(entry)
         self._shards[draft.index] = entry

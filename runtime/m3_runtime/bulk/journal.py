@@ -57,6 +57,7 @@ class ShardDone:
         size_bytes: of its file.
         rejected_bytes: length of `rejected.jsonl` when this shard was done.
         input_bytes: how much of the inputs the shard takes.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped.
     """
 
     index: int
@@ -67,6 +68,7 @@ class ShardDone:
     size_bytes: int
     rejected_bytes: int
     input_bytes: int
+    out_of_vocabulary: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class BulkSummary:
         rejected: rows that could not be encoded.
         tokens: that were encoded, both special tokens of each text included.
         truncated: how many texts were cut.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped.
         already_done: shards that an earlier run had done.
         taken_away: how many of these are no longer in the folder.
         repeated_ids: rows with an id that a row before them has, as far as their shards were in the folder at the end.
@@ -43,6 +44,7 @@ class BulkSummary:
     rejected: int
     tokens: int
     truncated: int
+    out_of_vocabulary: int
     already_done: int
     taken_away: int
     repeated_ids: int
@@ -86,6 +88,7 @@ def run_job(
         rejected=sum(one.rejected for one in shards),
         tokens=sum(one.tokens for one in shards),
         truncated=sum(one.truncated for one in shards),
+        out_of_vocabulary=sum(one.out_of_vocabulary for one in shards),
         already_done=already_done,
         taken_away=taken_away,
         repeated_ids=complete.repeated_ids,

@@ -92,6 +92,7 @@ class ShardDraft:
         tokens: that were encoded, both special tokens of each text included.
         truncated: how many texts were cut.
         input_bytes: how much of the inputs the shard takes.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped.
     """
 
     index: int
@@ -101,6 +102,7 @@ class ShardDraft:
     tokens: int
     truncated: int
     input_bytes: int
+    out_of_vocabulary: int = 0
 
 
 def read_shards(
@@ -166,16 +168,15 @@ def encode_shard(
     settings = job.vectors
     rows: Sequence[Row] = shard.rows
     ids: Sequence[NDArray[np.int32]] | None = None
-    bad = shard.bad
+    bad, tokens, truncated, respelled = shard.bad, 0, 0, 0
     if settings.on_long is OnLong.REJECT:
         rows, tokenized, long = without_long(encoder.tokenizer, settings, rows)
-        ids, bad = tokenized.ids, (*bad, *long)
+        ids, bad, respelled = tokenized.ids, (*bad, *long), tokenized.out_of_vocabulary
     if not rows:
         yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
         return
     path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
     limit = _COLBERT_STEP if Head.COLBERT in settings.heads else _STEP
-    tokens = truncated = 0
     with writing(path), new_file(path) as file, _writer(file, job, encoder) as writer:
         for run in greedy_runs((len(row.text) for row in rows), limit):
             step = rows[run.start : run.stop]
@@ -183,8 +184,9 @@ def encode_shard(
             writer.write_table(_table([row.id for row in step], encoding, settings, writer.schema))
             step_tokens = int(encoding.token_counts.sum())
             tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
+            respelled += encoding.out_of_vocabulary  # 0 for ids, whose texts were counted above
             yield StepDone(len(step), step_tokens, shard.input_bytes * len(step) // len(rows))
-    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes)
+    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes, respelled)
 
 
 def without_long(
@@ -197,7 +199,8 @@ def without_long(
     bad = [BadRow(rows[i].place, reason) for i in np.flatnonzero(is_bad).tolist()]
     kept = np.flatnonzero(~is_bad).tolist()
     ids = tuple(tokenized.ids[i] for i in kept)
-    return [rows[i] for i in kept], TokenizedTexts(ids, tokenized.is_cut[kept]), bad
+    respelled = None if tokenized.is_respelled is None else tokenized.is_respelled[kept]
+    return [rows[i] for i in kept], TokenizedTexts(ids, tokenized.is_cut[kept], respelled), bad
 
 
 def _encoded(

@@ -214,7 +214,8 @@ def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
 
 def _check_references(manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
-    used = {manifest.tokenizer.path}
+    used, fewer = {manifest.tokenizer.path}, manifest.vocabulary
+    used |= set() if fewer is None else {fewer.pieces_path, fewer.pipeline_path}
     for variant in manifest.variants:
         used |= {variant.graph, *variant.files}
     if unlisted := sorted(used - listed):

@@ -1,6 +1,8 @@
 """Whether an index and an encoder share a vector space."""
 
+import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import Protocol
 
 from m3_runtime.bundle.manifest import Variant
@@ -10,6 +12,29 @@ from m3_runtime.errors import SpaceMismatchError
 
 class VariantDriftWarning(UserWarning):
     """An index was filled by another variant of the same space: scores move by a measured drift."""
+
+
+class VocabularyDriftWarning(UserWarning):
+    """An index was filled with another choice of pieces of the same model: some texts' vectors are not the same."""
+
+
+def space_of_fewer_pieces(full_space_id: str, kept_ids: Sequence[int]) -> str:
+    """The space of a bundle in which only these ids have embedding rows: the full model's, "+", and which they are.
+
+    >>> space_of_fewer_pieces("m3-0f", [0, 1, 2, 3, 7])
+    'm3-0f+7091a181'
+    """
+    digest = hashlib.sha256(" ".join(map(str, kept_ids)).encode()).hexdigest()
+    return f"{full_space_id}+{digest[:8]}"
+
+
+def full_space_of(space_id: str) -> str:
+    """The space of the model with all its pieces. Texts whose pieces two bundles both have get the same vectors.
+
+    >>> full_space_of("m3-0f+7091a181"), full_space_of("m3-0f")
+    ('m3-0f', 'm3-0f')
+    """
+    return space_id.partition("+")[0]
 
 
 class InSpace(Protocol):
@@ -32,15 +57,24 @@ def check_space(index_space_id: str, index_variant: str, encoder: InSpace) -> No
         encoder: what will encode the queries.
 
     Raises:
-        SpaceMismatchError: another space_id.
+        SpaceMismatchError: the space of another model.
 
     Warns:
+        VocabularyDriftWarning: the same model with other pieces.
         VariantDriftWarning: the same space, computed by another variant.
     """
-    if index_space_id != encoder.space_id:
+    if full_space_of(index_space_id) != full_space_of(encoder.space_id):
         raise SpaceMismatchError(
             f"the index holds vectors of space {index_space_id}, the encoder makes vectors of space "
             f"{encoder.space_id}; open the bundle that the index was filled with, or fill the index again"
+        )
+    if index_space_id != encoder.space_id:
+        warnings.warn(
+            f"the index was filled in {index_space_id}, queries are encoded in {encoder.space_id}: the same model with "
+            "another choice of pieces. Texts whose pieces both have got the same vectors, others did not: "
+            "`out_of_vocabulary` counts them",
+            VocabularyDriftWarning,
+            stacklevel=2,
         )
     variant = encoder.variant.name
     if index_variant != variant:

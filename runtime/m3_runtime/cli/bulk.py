@@ -262,6 +262,8 @@ def _summary_lines(summary: BulkSummary) -> Sequence[str]:
         lines.append(f"{summary.taken_away} finished shards are no longer in vectors/, and are not made again")
     if summary.truncated:
         lines.append(f"{_counted(summary.truncated, 'text was', 'texts were')} longer than --max-length and cut")
+    if summary.out_of_vocabulary:
+        lines.append(f"{_counted(summary.out_of_vocabulary, 'text has', 'texts have')} pieces that the bundle dropped")
     if summary.rejected:
         lines.append(f"{_counted(summary.rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons")
     if summary.repeated_ids:
@@ -282,6 +284,8 @@ def _check_lines(found: JobCheck) -> Sequence[str]:
     )
     if found.truncated:
         lines.append(f"{_counted(found.truncated, 'text is', 'texts are')} longer than --max-length and would be cut")
+    if found.out_of_vocabulary:
+        lines.append(f"{_counted(found.out_of_vocabulary, 'text has', 'texts have')} pieces that the bundle dropped")
     if found.repeated_ids:
         lines.append(f"{_counted(found.repeated_ids, 'row has', 'rows have')} an id that a row before has")
     if found.tokens_per_s:

@@ -88,11 +88,12 @@ def run(arguments: argparse.Namespace) -> None:
     source_format = known_format(arguments.file, arguments.input_format)  # before the model is loaded
     ids: list[str] = []
     parts: list[Encoding] = []
-    texts = truncated = 0
+    texts = truncated = respelled = 0
     inputs = (arguments.file, arguments.bundle)
     with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
         for rows, encoding in _encoded(encoder, source_format, arguments):
             texts, truncated = texts + len(rows), truncated + encoding.truncated
+            respelled += encoding.out_of_vocabulary
             if arguments.format == "jsonl":
                 file.writelines(jsonl_lines([row.id for row in rows], encoding))
             else:
@@ -104,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
             write_npz(file, npz_arrays(ids, parts))
     if truncated:
         sys.stderr.write(f"m3-runtime: {truncated} of {texts} texts were longer than --max-length and were cut\n")
+    if respelled:
+        sys.stderr.write(f"m3-runtime: {respelled} of {texts} texts have pieces that the bundle dropped\n")
 
 
 def _encoded(

@@ -90,6 +90,9 @@ def _model_lines(manifest: Manifest) -> Iterator[str]:
         f"encoder: {geometry.layers} layers, hidden size {geometry.hidden_size}{width}, "
         f"vocabulary {geometry.vocab_size}, up to {geometry.max_tokens} tokens"
     )
+    if (kept := manifest.vocabulary) is not None:
+        yield f"pieces: {kept.rows} of {geometry.vocab_size} have a row, {kept.chosen_by}"
+        yield f"  texts with no other piece have the vectors of {kept.full_space_id}"
     yield f"size: {_mb(sum(entry.size_bytes for entry in manifest.files))} in {len(manifest.files)} files"
 
 

@@ -77,15 +77,15 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Score what the arguments name."""
     pairs = _pairs(arguments)
-    count = truncated = 0
+    count = truncated = respelled = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
     with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
         score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
             with placed(step):
-                rows, cut = score(step)
+                rows, cut, lacking = score(step)
             count += len(step)
-            truncated += cut
+            truncated, respelled = truncated + cut, respelled + lacking
             for row in rows:
                 file.write(json_line(row))
         if not count:
@@ -95,10 +95,13 @@ def run(arguments: argparse.Namespace) -> None:
         counted = f"{count} pairs" if is_reranker else f"{2 * count} texts"
         limits = f"--max-query-length or {'--max-length' if is_reranker else '--max-passage-length'}"
         sys.stderr.write(f"m3-runtime: {truncated} of {counted} were longer than {limits} and were cut\n")
+    if respelled:
+        sys.stderr.write(f"m3-runtime: {respelled} of {2 * count} texts have pieces that the bundle dropped\n")
 
 
-_Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int]]
-"""A line of scores for each of some pairs, and how many of their texts, or of the pairs, were cut."""
+_Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int, int]]
+"""A line of scores for each of some pairs; how many of their texts, or of the pairs, were cut; and how many of their
+texts have a piece that the bundle dropped."""
 
 
 def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
@@ -110,7 +113,7 @@ def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
     _refuse(arguments, ("max_length", "normalize"), "a reranker's bundle")
     weights = FusionWeights.from_sequence(arguments.weights)
 
-    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int]:
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
         scores = encoder.score_pairs(
             [(pair.query, pair.passage) for pair in step],
             arguments.batch_size,
@@ -120,7 +123,8 @@ def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
             on_truncate=arguments.on_truncate,
         )
         combined = scores.combined(weights)
-        return [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)], scores.truncated
+        rows = [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)]
+        return rows, scores.truncated, scores.out_of_vocabulary
 
     return score
 
@@ -133,7 +137,7 @@ def _by_pairs(reranker: M3Reranker, arguments: argparse.Namespace) -> _Scores:
     """
     _refuse(arguments, ("weights", "max_passage_length"), "an encoder's bundle")
 
-    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int]:
+    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
         for pair in step:
             check_not_empty(pair.query, f"{pair.place}: the query")
             check_not_empty(pair.passage, f"{pair.place}: the passage")
@@ -145,7 +149,7 @@ def _by_pairs(reranker: M3Reranker, arguments: argparse.Namespace) -> _Scores:
             token_budget=arguments.token_budget,
             on_truncate=arguments.on_truncate,
         )
-        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated
+        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated, 0
 
     return score
 

@@ -138,6 +138,8 @@ class _Embedding(Generic[_Vectors]):
             )
             if found.truncated:
                 _log.warning("%d of %d texts had more tokens than the model takes", found.truncated, len(texts))
+            if found.out_of_vocabulary:
+                _log.warning("%d of %d texts have pieces that the bundle dropped", found.out_of_vocabulary, len(texts))
             yield from self._each(found)
             done += len(texts)
 

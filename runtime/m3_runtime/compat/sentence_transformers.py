@@ -289,17 +289,20 @@ class SentenceTransformer:
     def _dense(self, texts: Sequence[str], batch_size: int, *, is_shown: bool) -> NDArray[np.float32]:
         step = checked_integer(batch_size, "batch_size") * _BATCHES_OF_A_STEP if is_shown else max(len(texts), 1)
         vectors = [np.empty((0, self.encoder.bundle.manifest.geometry.hidden_size), np.float32)]
-        truncated = 0
+        truncated = respelled = 0
         for start in Progress(quiet=not is_shown).bar(range(0, len(texts), step), "Batches", "step"):
             found = self.encoder.encode(texts[start : start + step], batch_size, self.max_seq_length)
             assert found.dense_vecs is not None
             vectors.append(found.dense_vecs)
             truncated += found.truncated
+            respelled += found.out_of_vocabulary
         if truncated:
             _log.warning(
                 "%d of %d texts had more than max_seq_length, %d tokens, and were cut",
                 truncated, len(texts), self.max_seq_length,
             )  # fmt: skip
+        if respelled:
+            _log.warning("%d of %d texts have pieces that the bundle dropped", respelled, len(texts))
         return np.concatenate(vectors)
 
 

@@ -31,6 +31,8 @@ class Encoding(Mapping[str, Any]):
         truncated: how many texts were cut to max_length.
         is_single: the input was one text, not a list.
         scores: (S,) float32, before the sigmoid, where the S texts are pairs and the model is a reranker; else None.
+        out_of_vocabulary: how many texts have a piece that the bundle dropped, so that their vectors are not the full
+            model's; 0 where the bundle has the whole vocabulary.
     """
 
     dense_vecs: NDArray[np.float32] | None
@@ -40,6 +42,7 @@ class Encoding(Mapping[str, Any]):
     truncated: int = 0
     is_single: bool = False
     scores: NDArray[np.float32] | None = None
+    out_of_vocabulary: int = 0
 
     @cached_property
     def lexical_weights(self) -> list[dict[str, float]] | dict[str, float] | None:

@@ -76,7 +76,7 @@ class Results:
         self._options = options
         self._vocab_size, self._normalize = manifest.geometry.vocab_size, manifest.normalize
         self._lengths = np.zeros(texts, dtype=np.int64)
-        self._truncated = 0
+        self._truncated = self._out_of_vocabulary = 0
         width = manifest.geometry.hidden_size if Head.DENSE in options.heads else 0
         self._dense = np.empty((texts, width), dtype=np.float32)
         self._scores = np.empty(texts, dtype=np.float32)
@@ -89,6 +89,7 @@ class Results:
         lengths = tokenized.lengths
         self._lengths[start : start + lengths.size] = lengths
         self._truncated += tokenized.truncated
+        self._out_of_vocabulary += tokenized.out_of_vocabulary
 
     def take(self, indices: NDArray[np.int64], batch: TokenBatch, raw: RawOutputs) -> None:
         """Put the results of one batch, which holds the texts at `indices` row by row, in their places."""
@@ -120,5 +121,6 @@ class Results:
             colbert_vecs=self._colbert if Head.COLBERT in heads else None,
             token_counts=self._lengths,
             truncated=self._truncated,
+            out_of_vocabulary=self._out_of_vocabulary,
             scores=self._scores if Head.SCORE in heads else None,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import groupby
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import orjson
 from numpy.typing import NDArray
@@ -29,8 +29,12 @@ JSON = "application/json"
 
 PROBLEM, RETRY_AFTER = "x-m3-problem", "retry-after"
 TRUNCATED, TRUNCATED_TEXTS = "x-m3-truncated", "x-m3-truncated-texts"
+OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS = "x-m3-out-of-vocabulary", "x-m3-out-of-vocabulary-texts"
 SCORED_BY, SPACE_ID, VARIANT = "x-m3-scored-by", "x-m3-space-id", "x-m3-variant"
-ANSWER_HEADERS = (PROBLEM, RETRY_AFTER, TRUNCATED, TRUNCATED_TEXTS, SCORED_BY, SPACE_ID, VARIANT)
+ANSWER_HEADERS = (
+    PROBLEM, RETRY_AFTER, TRUNCATED, TRUNCATED_TEXTS, OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, SCORED_BY, SPACE_ID,
+    VARIANT,
+)  # fmt: skip
 """What answers say beside their bodies; a browser shows it to pages of other origins."""
 
 TOO_LONG = "context_length_exceeded"
@@ -149,16 +153,35 @@ def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
     >>> cut_headers([0, 2], "query")
     {'x-m3-truncated': '2', 'x-m3-truncated-texts': 'query,1'}
     """
-    if not cut:
-        return {}
-    names = [first] if first and cut[0] == 0 else []
-    texts = [i - bool(first) for i in cut[len(names) :]]
+    return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: _in_runs(cut, first)} if cut else {}
+
+
+class ToldTexts(Protocol):
+    """What became of texts: the indexes, ascending, of those that were cut, and of those with a dropped piece."""
+
+    @property
+    def cut(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def respelled(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+def text_headers(found: ToldTexts, first: str = "") -> dict[str, str]:
+    """`cut_headers`, and the same of texts that have a piece which the bundle dropped."""
+    headers, respelled = cut_headers(found.cut, first), found.respelled
+    if respelled:
+        headers |= {OUT_OF_VOCABULARY: str(len(respelled)), OUT_OF_VOCABULARY_TEXTS: _in_runs(respelled, first)}
+    return headers
+
+
+def _in_runs(indexes: Sequence[int], first: str) -> str:
+    """Indexes, ascending and at least one, as a header shows them."""
+    names = [first] if first and indexes[0] == 0 else []
+    texts = [i - bool(first) for i in indexes[len(names) :]]
     # of a run of neighbours, index minus place is the same
     for _, run in groupby(enumerate(texts), lambda pair: pair[1] - pair[0]):
         places = [text for _, text in run]
         names.append(str(places[0]) if len(places) == 1 else f"{places[0]}-{places[-1]}")
-    shown = ",".join(names[:_MOST_CUT_SHOWN]) + (",..." if len(names) > _MOST_CUT_SHOWN else "")
-    return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: shown}
+    return ",".join(names[:_MOST_CUT_SHOWN]) + (",..." if len(names) > _MOST_CUT_SHOWN else "")
 
 
 def refusal(

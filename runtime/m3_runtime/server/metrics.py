@@ -49,6 +49,9 @@ class Metrics:
         self.reused_texts = Counter("m3_reused_texts", "Texts whose vectors an unanswered request left", registry=r)
         self.padding = Counter("m3_padding_tokens", "Padding computed beside the tokens", registry=r)
         self.truncated = Counter("m3_truncated_texts", "Texts that were cut", registry=r)
+        self.out_of_vocabulary = Counter(
+            "m3_out_of_vocabulary_texts", "Texts with a piece that the bundle dropped", registry=r
+        )
         self.queue_tokens = Gauge("m3_queue_tokens", "Tokens that wait", registry=r, multiprocess_mode="livesum")
         self.queue_texts = Gauge("m3_queue_texts", "Texts that wait", registry=r, multiprocess_mode="livesum")
         self.queue_seconds = Histogram("m3_queue_seconds", "How long a text waited", registry=r, buckets=_SECONDS)

@@ -376,7 +376,7 @@ class RerankMeta(TypedDict):
 
     billed_units: RerankUnits
     tokens: RerankTokens
-    warnings: NotRequired[Annotated[list[str], Field(description="What was cut.")]]
+    warnings: NotRequired[Annotated[list[str], Field(description="What was cut, or has dropped pieces.")]]
 
 
 class Reranked(TypedDict):
@@ -409,6 +409,10 @@ class Encoded(TypedDict):
     token_counts: Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "integer"}})]
     truncated: int
     truncated_texts: Annotated[list[int], Field(description="Which texts were cut.")]
+    out_of_vocabulary: int
+    out_of_vocabulary_texts: Annotated[
+        list[int], Field(description="Which texts have a piece that the bundle dropped; their vectors are approximate.")
+    ]
     dense_vecs: Matrix | None
     lexical_weights: Annotated[
         list[dict[str, Number]] | None, Field(description="Decimal token id to weight, in order of first occurrence.")

@@ -69,19 +69,25 @@ class Call:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The vectors of S texts; `cut` are the indexes of those that were cut to the maximum length."""
+    """The vectors of S texts.
+
+    `cut` are the indexes of those that were cut to the maximum length, `respelled` of those that have a piece which the
+    bundle dropped.
+    """
 
     vectors: Encoding
     cut: tuple[int, ...]
+    respelled: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """The scores of a query and P passages; `tokens` of all, and `cut` as in `EncodedTexts`."""
+    """The scores of a query and P passages; `tokens` of all, and `cut` and `respelled` as in `EncodedTexts`."""
 
     scores: list[float]
     tokens: int
     cut: tuple[int, ...]
+    respelled: tuple[int, ...]
 
 
 Score = Callable[[Encoding], list[float]]
@@ -244,7 +250,8 @@ class Service:
         self._hold_results(tokenized.ids, heads, call)
         encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
         call.found.append((tokenized.ids, heads, encoding))
-        return EncodedTexts(replace(encoding, truncated=tokenized.truncated), _cut(tokenized))
+        told = replace(encoding, truncated=tokenized.truncated, out_of_vocabulary=tokenized.out_of_vocabulary)
+        return EncodedTexts(told, _cut(tokenized), _respelled(tokenized))
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -266,7 +273,7 @@ class Service:
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
             call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, _cut(tokenized))
+        return ScoredTexts(scores, tokens, _cut(tokenized), _respelled(tokenized))
 
     async def _checked_ids(
         self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
@@ -285,6 +292,7 @@ class Service:
         self.metrics.tokenize_seconds.observe(used_s)
         request_times().tokenized(chars, sum(row.size for row in tokenized.ids), used_s)
         self.metrics.truncated.inc(tokenized.truncated)
+        self.metrics.out_of_vocabulary.inc(tokenized.out_of_vocabulary)
 
     async def rerank(
         self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
@@ -309,7 +317,7 @@ class Service:
         assert encoding.scores is not None
         cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
         return ScoredTexts(
-            encoding.scores.tolist(), int(encoding.token_counts.sum()), tuple(np.flatnonzero(cut).tolist())
+            encoding.scores.tolist(), int(encoding.token_counts.sum()), tuple(np.flatnonzero(cut).tolist()), ()
         )
 
     def _pair_limits(self, max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE) -> PairLimits:
@@ -400,6 +408,11 @@ class Service:
 
 def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
     return tuple(np.flatnonzero(tokenized.is_cut).tolist())
+
+
+def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
+    found = tokenized.is_respelled
+    return () if found is None else tuple(np.flatnonzero(found).tolist())
 
 
 def _is_same_model(name: str, own: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from m3_runtime.errors import FieldError, RequestTooLargeError, TextTooLongError
+from m3_runtime.errors import FieldError, InputError, RequestTooLargeError, TextTooLongError
 from m3_runtime.opened_model import OpenedModel
 from m3_runtime.pairs import PairLimits, TokenizedPairs, check_not_empty, tokenized_pairs
 from m3_runtime.reranker import M3Reranker
@@ -17,7 +17,7 @@ from m3_runtime.server.answers import TOO_LONG
 from m3_runtime.server.queue import Ids
 from m3_runtime.server.schemas import Texts, TokenIds
 from m3_runtime.splitting import RunLimit, greedy_runs
-from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
+from m3_runtime.tokenizer import OnTruncate, TokenizedTexts, joined
 
 _T = TypeVar("_T")
 NameOf = Callable[[int], str]
@@ -66,8 +66,7 @@ class RequestTokenizer:
         found = await self._in_turns(
             list(map(len, texts)), 0, lambda part: self._to_ids(texts, part, name_of, truncation)
         )
-        ids = tuple(row for some in found for row in some.ids)
-        return TokenizedTexts(ids, np.concatenate([some.is_cut for some in found]))
+        return joined(found)
 
     async def pairs(self, query: str, passages: Sequence[str], name: str, limits: PairLimits) -> TokenizedPairs:
         """The ids of P pairs for the reranker; errors call the passages `name`.
@@ -119,7 +118,11 @@ class RequestTokenizer:
         except TextTooLongError as error:
             raise _too_long(name_of(list(texts)[error.index]), error.tokens, error.max_length) from error
         found.update(zip(texts, zip(tokenized.ids, tokenized.is_cut.tolist(), strict=True), strict=True))
-        return TokenizedTexts(tuple(found[i][0] for i in part), np.array([found[i][1] for i in part], np.bool_))
+        respelled = None if tokenized.is_respelled is None else np.zeros(len(part), np.bool_)
+        if respelled is not None and tokenized.is_respelled is not None:
+            respelled[[i - part.start for i in texts]] = tokenized.is_respelled  # ids of a client have all their rows
+        cut = np.array([found[i][1] for i in part], np.bool_)
+        return TokenizedTexts(tuple(found[i][0] for i in part), cut, respelled)
 
     def _check_ids(self, ids: TokenIds, name: str) -> None:
         vocab_size = self._model.vocab_size
@@ -130,6 +133,10 @@ class RequestTokenizer:
                     f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
                     f"{name}[{i}]",
                 )
+        try:
+            self._model.tokenizer.check_ids(np.array(ids, np.int32), name)
+        except InputError as error:
+            raise FieldError(str(error), name) from error
 
     def _whole_ids(self, ids: TokenIds, name: str, truncation: Truncation) -> tuple[Ids, bool]:
         """A client's token ids with both special tokens; and whether they were cut."""

@@ -14,11 +14,11 @@ from m3_runtime.server.answers import (
     OpenAiRefusal,
     Problem,
     answered_by,
-    cut_headers,
     json_answer,
     refusal,
     refusals,
     row_json,
+    text_headers,
     vectors_answer,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
@@ -73,7 +73,7 @@ def _add_embeddings(routes: APIRouter, service: Service) -> None:
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
 
-        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
+        return await vectors_answer(found.vectors, answer, text_headers(found))
 
 
 def _prompted(body: OpenAiRequest, service: Service) -> Texts:

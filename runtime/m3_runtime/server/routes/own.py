@@ -11,13 +11,14 @@ from m3_runtime.bundle.manifest import Head
 from m3_runtime.io.output import npz_arrays, write_npz
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
+    OUT_OF_VOCABULARY,
     SPACE_ID,
     TRUNCATED,
     VARIANT,
     answered_by,
-    cut_headers,
     refusals,
     row_json,
+    text_headers,
     vectors_answer,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
@@ -48,7 +49,7 @@ def m3_routes(service: Service) -> APIRouter:
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
         most = service.settings.limits.max_colbert_json_tokens
-        return await vectors_answer(found.vectors, lambda: _encoded(found, service), cut_headers(found.cut), most)
+        return await vectors_answer(found.vectors, lambda: _encoded(found, service), text_headers(found), most)
 
     return routes
 
@@ -64,6 +65,8 @@ def _encoded(found: EncodedTexts, service: Service) -> Encoded:
         "token_counts": vectors.token_counts,
         "truncated": vectors.truncated,
         "truncated_texts": list(found.cut),
+        "out_of_vocabulary": vectors.out_of_vocabulary,
+        "out_of_vocabulary_texts": list(found.respelled),
         "dense_vecs": None if vectors.dense_vecs is None else [row_json(vector) for vector in vectors.dense_vecs],
         "lexical_weights": None
         if rows is None
@@ -82,8 +85,10 @@ def _binary(found: EncodedTexts, body: EncodeRequest, service: Service) -> Respo
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
         "truncated": str(found.vectors.truncated),
+        "out_of_vocabulary": str(found.vectors.out_of_vocabulary),
     }
-    headers = dict(zip((SPACE_ID, VARIANT, TRUNCATED), facts.values(), strict=True)) | cut_headers(found.cut)
+    names = (SPACE_ID, VARIANT, TRUNCATED, OUT_OF_VOCABULARY)
+    headers = dict(zip(names, facts.values(), strict=True)) | text_headers(found)
     if body.format == "npz":
         file = io.BytesIO()
         write_npz(file, arrays)

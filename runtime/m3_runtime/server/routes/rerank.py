@@ -25,13 +25,14 @@ from m3_runtime.reranker import sigmoid
 from m3_runtime.scoring import FusionWeights, head_scores
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
+    OUT_OF_VOCABULARY_TEXTS,
     SCORED_BY,
     TRUNCATED_TEXTS,
     OpenAiRefusal,
     answered_by,
-    cut_headers,
     json_answer,
     refusals,
+    text_headers,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
 from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, TextRank, Texts
@@ -65,7 +66,7 @@ def rerank_routes(service: Service) -> APIRouter:
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         if is_by_reranker and not (body.raw_scores and body.documents is None):
             scores = sigmoid(np.array(scores, np.float32)).tolist()
-        headers = {**cut_headers(found.cut, "query"), SCORED_BY: ",".join(scored_by)}
+        headers = {**text_headers(found, "query"), SCORED_BY: ",".join(scored_by)}
         if body.documents is None:
             return json_answer(_ranks(body, best, scores, passages), headers)
         model = service.reranker_name if is_by_reranker else service.model_name
@@ -167,7 +168,13 @@ def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list
         "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": tokens, "output_tokens": 0}},
         "scored_by": scored_by,
     }
+    told, warnings = text_headers(found, "query"), []
     if found.cut:
-        which = cut_headers(found.cut, "query")[TRUNCATED_TEXTS]
-        answer["meta"]["warnings"] = [f"{len(found.cut)} texts were cut to the limit of tokens: {which}"]
+        warnings.append(f"{len(found.cut)} texts were cut to the limit of tokens: {told[TRUNCATED_TEXTS]}")
+    if found.respelled:
+        warnings.append(
+            f"{len(found.respelled)} texts have pieces that the bundle dropped: {told[OUT_OF_VOCABULARY_TEXTS]}"
+        )
+    if warnings:
+        answer["meta"]["warnings"] = warnings
     return answer

@@ -13,10 +13,10 @@ from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     answered_by,
-    cut_headers,
     json_answer,
     refusals,
     row_json,
+    text_headers,
     vectors_answer,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
@@ -66,7 +66,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         def answer() -> list[Any]:
             return [row_json(vector) for vector in service.dense_of(found, size, normalize=body.normalize)]
 
-        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
+        return await vectors_answer(found.vectors, answer, text_headers(found))
 
     # where clients post that are given the server's address alone, LangChain's for one
     routes.post("/", include_in_schema=False)(embed)
@@ -83,7 +83,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
                 for ids, weights in sparse.rows()
             ]
 
-        return await vectors_answer(found.vectors, answer, cut_headers(found.cut))
+        return await vectors_answer(found.vectors, answer, text_headers(found))
 
     @routes.post("/embed_all", summary="ColBERT vectors", responses=answered_by(list[Matrix]))
     async def embed_all(body: EmbedRequest, request: Request) -> Response:
@@ -95,7 +95,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         found = await encode(body, _COLBERT, request)
         most = service.settings.limits.max_colbert_json_tokens
         vectors = found.vectors
-        return await vectors_answer(vectors, lambda: vectors.colbert_vecs, cut_headers(found.cut), most)
+        return await vectors_answer(vectors, lambda: vectors.colbert_vecs, text_headers(found), most)
 
 
 def _add_scores(routes: APIRouter, service: Service) -> None:
@@ -106,7 +106,7 @@ def _add_scores(routes: APIRouter, service: Service) -> None:
         texts = service.prompted(texts, wishes.prompt_name)
         truncation = truncation_of(wishes, service, cuts=True)
         found = await service.encode(texts, "sentences", _DENSE, truncation, request.scope[CALL], name)
-        return json_answer(pair_scores(found.vectors, DENSE_ALONE), cut_headers(found.cut, name))
+        return json_answer(pair_scores(found.vectors, DENSE_ALONE), text_headers(found, name))
 
 
 def _add_tokens(routes: APIRouter, service: Service) -> None:
