@@ -109,13 +109,17 @@ def record(checkpoint: Path) -> dict:
 
 
 def weights_sha256(checkpoint: Path) -> str:
-    """Digest of all weights as float32, whatever bytes the file has: name, shape and values, sorted by name."""
-    digest = hashlib.sha256()
+    """Digest of all weights as float32, whatever bytes the file has: name, shape and values, sorted by name.
+
+    The encoder's names are without the prefix that a task's head brings.
+    """
     with safe_open(checkpoint / "model.safetensors", "np") as file:
-        for name in sorted(file.keys()):
-            tensor = np.ascontiguousarray(file.get_tensor(name), np.float32)
-            digest.update(f"{name}{tensor.shape}".encode())
-            digest.update(tensor.tobytes())
+        tensors = {name.removeprefix("roberta."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name], np.float32)
+        digest.update(f"{name}{tensor.shape}".encode())
+        digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 

@@ -69,8 +69,7 @@ def test_llama_index(reranker_bundle, reranker, texts, best):
 def test_haystack(reranker_bundle, texts, best):
     documents = [HaystackDocument(content=text, meta={"index": i}) for i, text in enumerate(texts)]
     pipeline = Pipeline()
-    pipeline.add_component("ranker", M3Ranker(reranker_bundle, top_k=4, **OPENED))
-    pipeline = Pipeline.loads(pipeline.dumps())
+    pipeline.add_component("ranker", M3Ranker.from_dict(M3Ranker(reranker_bundle, top_k=4, **OPENED).to_dict()))
     found = pipeline.run({"ranker": {"query": QUERY, "documents": documents}})["ranker"]["documents"]
     assert [(one.meta["index"], one.score) for one in found] == best[:4]
     assert documents[0].score is None
