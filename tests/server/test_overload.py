@@ -199,7 +199,7 @@ def test_what_cannot_be_served_says_why(tiny_bundle: Path, tmp_path: Path, serve
         return capsys.readouterr().err
 
     bundle, keys = str(tiny_bundle), tmp_path / "keys"
-    assert "the folder does not exist" in words(1, str(tmp_path / "none"))
+    assert "the folder does not exist" in words(2, str(tmp_path / "none"))
     assert f"cannot listen on 127.0.0.1:{server.port}" in words(2, bundle, "--port", str(server.port))
     keys.write_text("# none\n")
     assert "holds no key; write one on each line" in words(2, bundle, "--port", "0", "--api-key-file", str(keys))
