@@ -120,7 +120,7 @@ def test_cut_pairs_are_counted_and_logged(reranker, caplog):
     [
         ([("a", "")], "the passage of pair 0 is empty"),
         ([("a", "b"), (" ", "b")], "the query of pair 1 is empty"),
-        ([("a", "\u200b\x01 \ufeff")], "the passage of pair 0 is empty"),
+        ([("a", "\u200b\x01 \ufeff\ufffd")], "the passage of pair 0 is empty"),
         ([("a", "b"), ("a",)], "pair 1 must be"),
         ([("a", "b", "c")], "pair 0 must be"),
         (["a"], "pair 0 must be"),
