@@ -5,6 +5,7 @@ passage, and it alone, until the pair has `max_length`. Where even a passage of 
 library sends the pair uncut, however long it is; here it is an error.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ PAIR_SPECIALS = 4
 
 LEAST_PAIR_TOKENS = PAIR_SPECIALS + 2
 """Each text has one token of its own."""
+
+# Beside blanks: what SentencePiece's normalization of XLM-R (nmt_nfkc) drops or makes a blank of.
+_BLANK = re.compile(r"[\s\x01-\x1f\x7f\x8f\x9f\u061c\u200b-\u200f\u2581\ufeff\ufffd]*")
 
 Pair = tuple[str, str]
 PairNames = Callable[[int, int], str]
@@ -111,14 +115,30 @@ def check_not_empty(text: str, name: str) -> None:
     Raises:
         InputError: it is empty, or blank.
     """
-    if not text.strip():
+    if is_blank(text):
         raise InputError(f"{name} is empty; a reranker scores a query and a passage, leave such pairs out")
 
 
+def is_blank(text: str) -> bool:
+    r"""Whether a text has nothing to read: blanks, and characters of which XLM-R's tokenizer makes no token.
+
+    >>> is_blank(" \u200b\x01"), is_blank("a\u200b")
+    (True, False)
+    """
+    return _BLANK.fullmatch(text) is not None
+
+
 def tokenized_pairs(
-    pairs: Sequence[Pair], limits: PairLimits, tokenizer: M3Tokenizer, name_of: PairNames
+    pairs: Sequence[Pair], limits: PairLimits, tokenizer: M3Tokenizer, name_of: PairNames, start: int = 0
 ) -> TokenizedPairs:
     """Tokenize P pairs; their texts have passed `check_text` and `check_not_empty`. A text that recurs is read once.
+
+    Args:
+        pairs: P pairs.
+        limits: how long they may be.
+        tokenizer: the reranker's.
+        name_of: what errors call a text.
+        start: the index of the first pair, where these are a part of others.
 
     Raises:
         TextTooLongError: `limits` say that a text that is too long is an error; it is named.
@@ -127,7 +147,7 @@ def tokenized_pairs(
     queries = _inner_ids([query for query, _ in pairs], limits.query_max_length, tokenizer)
     passages = _inner_ids([passage for _, passage in pairs], limits.max_length, tokenizer)
     ids, cut = [], np.zeros((2, len(pairs)), np.bool_)
-    for i, (query, passage) in enumerate(pairs):
+    for i, (query, passage) in enumerate(pairs, start):
         (first, is_query_cut), (second, is_passage_cut) = queries[query], passages[passage]
         room = limits.max_length - PAIR_SPECIALS - first.size
         is_passage_cut = is_passage_cut or second.size > room
@@ -141,7 +161,7 @@ def tokenized_pairs(
         if is_passage_cut and limits.on_truncate is OnTruncate.ERROR:
             raise _too_long(passage, name_of(i, 1), i, room, tokenizer)
         ids.append(_joined(first, second[:room], tokenizer))
-        cut[:, i] = is_query_cut, is_passage_cut
+        cut[:, i - start] = is_query_cut, is_passage_cut
     return TokenizedPairs(tuple(ids), *cut)
 
 

@@ -14,7 +14,7 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
 from m3_runtime.encode.pipeline import encode_windows, windows_ahead
 from m3_runtime.opened_model import OpenedModel
-from m3_runtime.pairs import Pair, PairLimits, TokenizedPairs, checked_sides, pair_limits, side_name, tokenized_pairs
+from m3_runtime.pairs import checked_sides, pair_limits, side_name, tokenized_pairs
 from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
 
 _log = logging.getLogger("m3_runtime")
@@ -39,6 +39,16 @@ class RerankScores:
     def values(self, *, normalize: bool) -> list[float]:
         """The scores as FlagEmbedding's `compute_score` gives them; from 0 to 1 with `normalize`."""
         return (sigmoid(self.scores) if normalize else self.scores).tolist()
+
+    def warn_of_cuts(self) -> None:
+        """Log how many pairs were cut, where the result has no place for it."""
+        if self.truncated:
+            _log.warning(
+                "%d of the %d pairs that were scored had more than the maximum of tokens and were cut; raise "
+                "max_length or query_max_length, or pass on_truncate='error'",
+                self.truncated,
+                len(self.scores),
+            )
 
 
 def sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -105,13 +115,7 @@ class M3Reranker(OpenedModel):
             token_budget=token_budget,
             on_truncate=on_truncate,
         )
-        if found.truncated:
-            _log.warning(
-                "%d of the %d pairs that were scored had more than the maximum of tokens and were cut; raise "
-                "max_length or query_max_length, or pass on_truncate='error'",
-                found.truncated,
-                len(found.scores),
-            )
+        found.warn_of_cuts()
         return found.values(normalize=normalize)
 
     def score_pairs(
@@ -139,16 +143,11 @@ class M3Reranker(OpenedModel):
         pairs = checked_sides(sentence_pairs)
 
         def tokenize(part: range) -> TokenizedTexts:
-            return self._tokenized(pairs, part, limits).as_texts()
+            of_part = pairs[part.start : part.stop]
+            return tokenized_pairs(of_part, limits, self.tokenizer, side_name, part.start).as_texts()
 
         sizes = (len(query) + len(passage) for query, passage in pairs)
         with self._running() as engine, closing(windows_ahead(sizes, tokenize)) as windows:
             found = encode_windows(windows, len(pairs), options, self.bundle.manifest, engine)
         assert found.scores is not None
         return RerankScores(found.scores, found.token_counts, found.truncated)
-
-    def _tokenized(self, pairs: list[Pair], part: range, limits: PairLimits) -> TokenizedPairs:
-        def name_of(index: int, side: int) -> str:
-            return side_name(part.start + index, side)
-
-        return tokenized_pairs(pairs[part.start : part.stop], limits, self.tokenizer, name_of)

@@ -78,6 +78,8 @@ def test_texts_as_pairs_keep_their_tokens(reranker_bundle, tokenizer):
         ("tiny_bundle", ("--scenarios", "reranker", "--targets", "flagreranker"), "no scenario is for an encoder"),
         ("tiny_bundle", ("--encoder", "BUNDLE"), "expected an encoder's bundle of the size of BUNDLE, a reranker's"),
         ("reranker_bundle", ("--scenarios", "reranker", "--encoder", "BUNDLE"), "expected an encoder's bundle"),
+        ("reranker_bundle", ("--scenarios", "reranker", "--plans", "BUNDLE"), "--plans compares encoders"),
+        ("reranker_bundle", ("--scenarios", "regret", "--plans", "BUNDLE"), "no scenario is for a reranker"),
     ],
 )
 def test_what_does_not_fit_is_refused(request, tmp_path, bundle, words, message):

@@ -1,5 +1,8 @@
 """`m3-bench retrieval --reranker`: rankings in the order of a cross-encoder's scores."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +72,22 @@ def test_one_document_is_as_it_was(tiny_bundle, reranker_bundle, tmp_path):
         assert again.metrics == rows["onnx-fp32", method].metrics
 
 
-def test_pairs_that_are_cut_are_told(tiny_bundle, reranker_bundle, tmp_path):
-    words = (tiny_bundle, "--reranker", reranker_bundle, "--variants", "onnx-fp32", "--max-length", 20)
+def test_a_reranker_of_fewer_tokens_takes_what_it_can_and_cut_pairs_are_told(tiny_bundle, reranker_bundle, tmp_path):
+    short = shutil.copytree(reranker_bundle, tmp_path / "short", copy_function=os.link)
+    manifest = json.loads((short / "manifest.json").read_text())
+    manifest["geometry"]["max_tokens"] = 20
+    (short / "manifest.json").unlink()
+    (short / "manifest.json").write_text(json.dumps(manifest))
+    words = (tiny_bundle, "--reranker", short, "--variants", "onnx-fp32", "--max-length", 64)
     document, _ = found(tmp_path, *words)
+    assert "short: it takes pairs of 20 tokens, fewer than the texts' 64" in document.notes
     assert any(" pairs were longer and were cut" in note for note in document.notes)
+
+
+def test_a_length_below_a_pair_is_refused_before_anything_is_measured(tiny_bundle, reranker_bundle, capsys):
+    words = [str(DATA), str(tiny_bundle), "--reranker", str(reranker_bundle), "--max-length", "5"]
+    assert cli.main(["retrieval", *words]) == 2
+    assert "--max-length must be at least 6 for a reranker's pairs, got 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["retrieval", "margins"])

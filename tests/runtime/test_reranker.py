@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from m3_runtime import InputError, M3Encoder, M3Reranker, TextTooLongError
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.cli import main
+from m3_runtime.compat.fastembed import TextEmbedding
 from m3_runtime.flag import FlagAutoReranker, FlagReranker
 from m3_runtime.ignored import IgnoredArgumentWarning
 from m3_runtime.integrations.plain_ranks import PlainRanks
@@ -109,6 +110,9 @@ def test_cut_pairs_are_counted_and_logged(reranker, caplog):
     with caplog.at_level(logging.WARNING, "m3_runtime"):
         reranker.compute_score(PAIRS, max_length=40)
     assert "3 of the 8 pairs that were scored had more than the maximum of tokens and were cut" in caplog.text
+    with caplog.at_level(logging.WARNING, "m3_runtime"):
+        PlainRanks(reranker, max_length=40).best(QUERY, [LONG, "a"])
+    assert "1 of the 2 pairs that were scored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,7 @@ def test_cut_pairs_are_counted_and_logged(reranker, caplog):
     [
         ([("a", "")], "the passage of pair 0 is empty"),
         ([("a", "b"), (" ", "b")], "the query of pair 1 is empty"),
+        ([("a", "\u200b\x01 \ufeff\ufffd")], "the passage of pair 0 is empty"),
         ([("a", "b"), ("a",)], "pair 1 must be"),
         ([("a", "b", "c")], "pair 0 must be"),
         (["a"], "pair 0 must be"),
@@ -156,6 +161,9 @@ def test_longer_texts_can_be_refused(reranker):
     with pytest.raises(TextTooLongError, match=r"the query of pair 0 has .* the limit is 30"):
         reranker.compute_score([(LONG, "a")], max_length=40, on_truncate="error")
     assert reranker.compute_score(PAIRS[:1], on_truncate="error")
+    with pytest.raises(TextTooLongError, match="the passage of pair 259 has") as refused:
+        reranker.compute_score([("a", "b")] * 259 + [("a", LONG)], max_length=40, on_truncate="error")
+    assert refused.value.index == 259  # the tokenizer is given 256 of them first
 
 
 def test_it_pickles_by_path_and_closes(reranker_bundle, reranker):
@@ -181,6 +189,10 @@ def test_the_other_kind_of_bundle_is_refused_with_the_remedy(tiny_bundle, rerank
     for kinds in ([tiny_bundle, tiny_bundle], [reranker_bundle, reranker_bundle]):
         assert main(["serve", str(kinds[0]), "--reranker", str(kinds[1]), "--port", "0"]) == 2
         assert "'s bundle" in capsys.readouterr().err
+    assert main(["serve", str(tiny_bundle), "--reranker-variant", "onnx-fp32", "--port", "0"]) == 2
+    assert "--reranker-variant is for --reranker, which is not given" in capsys.readouterr().err
+    with pytest.raises(InputError, match="reranker's bundle"):
+        TextEmbedding.get_embedding_size(reranker_bundle)
 
 
 def test_score_and_info_take_a_reranker(reranker_bundle, reranker, capsys):

@@ -109,6 +109,7 @@ def test_what_it_says_of_itself(beside, alone, app):
         assert other["model_id"] == "tiny-random-reranker"
         assert other["heads"] == ["score"]
         assert other["max_input_length"] == 512
+        assert other["max_client_batch_size"] == 2047  # the query is a text too
     spaces = [line for line in beside.get("/metrics").text.splitlines() if line.startswith("m3_build_info{")]
     assert len(spaces) == 2
 

@@ -21,7 +21,9 @@ from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
+from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
+from m3_runtime.pairs import LEAST_PAIR_TOKENS
 
 _RETRIEVAL = """\
 Search a labelled dataset with BM25 and with every variant of bundles: dense, sparse, ColBERT, and heads added up with
@@ -128,6 +130,9 @@ def _retrieval(args: argparse.Namespace) -> int:
         documents_by=args.documents_by,
         reranked=args.reranked,
     )
+    if args.reranker is not None and args.max_length is not None and args.max_length < LEAST_PAIR_TOKENS:
+        least = f"--max-length must be at least {LEAST_PAIR_TOKENS} for a reranker's pairs"
+        raise InputError(f"{least}, got {args.max_length}")
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)
     choice, progress = choose_bundles(args.bundles, args.variants, args.reranker), Progress(quiet=args.quiet)
     document = measure_retrieval(data, choice, settings, progress)

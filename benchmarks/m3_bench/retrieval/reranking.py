@@ -9,6 +9,7 @@ from m3_bench.retrieval.hybrids import FloatArray
 from m3_bench.retrieval.search import Indices, Ranking
 from m3_runtime import M3Reranker
 from m3_runtime.io.progress import Progress
+from m3_runtime.pairs import is_blank
 
 _PART_PAIRS = 1024
 
@@ -47,7 +48,7 @@ class PairScorer:
         """
         wanted = [self._wanted([ranking[q] for ranking in rankings.values()]) for q in range(len(queries))]
         pairs = [(queries[q], documents[n]) for q, indices in enumerate(wanted) for n in indices.tolist()]
-        readable = [n for n, (query, document) in enumerate(pairs) if query.strip() and document.strip()]
+        readable = [n for n, (query, document) in enumerate(pairs) if not (is_blank(query) or is_blank(document))]
         scores, truncated = np.full(len(pairs), -np.inf, np.float32), 0
         starts = range(0, len(readable), _PART_PAIRS)
         for start in self.progress.bar(starts, "pairs", unit=f"×{_PART_PAIRS} pairs"):

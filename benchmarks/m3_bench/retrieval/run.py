@@ -71,7 +71,10 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
     for one, variant, reranker in choice.rerankers(settings.threads, progress):
-        scorer = PairScorer(reranker, settings.max_length, settings.reranked, progress)
+        most = settings.max_length and min(settings.max_length, reranker.max_tokens)
+        if most != settings.max_length:
+            notes.append(f"{one.name}: it takes pairs of {most} tokens, fewer than the texts' {settings.max_length}")
+        scorer = PairScorer(reranker, most, settings.reranked, progress)
         ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
         runs += _method_runs(one.name, variant.name, ordered.rankings, data)
         notes += [f"{one.name}: {note}" for note in ordered.notes]

@@ -44,7 +44,7 @@ def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path)
         folder: of the run's document, and so of the vectors.
 
     Raises:
-        InputError: there are no vectors of the FP32 variant to compare with.
+        InputError: there are no vectors of the FP32 variant to compare with; a reranker has none.
     """
     reference = _outputs(run, FP32, folder)
     bundle = contenders[FP32].of if FP32 in contenders else None

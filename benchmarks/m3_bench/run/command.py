@@ -74,6 +74,11 @@ def run_variants(args: argparse.Namespace) -> bool:
     """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
     opened = _Opened.of(args)
     plans = [Path(name) for name in args.plans]
+    if plans and opened.bundle.manifest.is_reranker:
+        raise InputError(
+            f"--plans compares encoders by their vectors, and {str(args.bundle)!r} is a reranker's bundle, which has "
+            "none; leave --plans out"
+        )
     # plans are compared with the vectors of FP32
     names = [*args.variants, FP32] if plans and args.variants else args.variants
     if plans and args.reference is not None:

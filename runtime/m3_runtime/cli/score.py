@@ -64,7 +64,8 @@ def add_command(commands: Any) -> None:
         metavar=("DENSE", "SPARSE", "COLBERT"),
         help="weight of each head in the combined scores (default: 1 1 1)",
     )
-    add_max_length(command, "--max-query-length")
+    text = "tokens per query, both special tokens included (default: 512); of a reranker, without special tokens "
+    add_integer(command, "--max-query-length", f"{text}(default: three quarters of --max-length)", least=3)
     add_max_length(command, "--max-passage-length")
     text = "of a reranker: tokens per pair, its four special tokens included, where the passage is cut (default: 512)"
     add_integer(command, "--max-length", text, least=LEAST_PAIR_TOKENS)

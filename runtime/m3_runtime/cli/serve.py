@@ -19,7 +19,7 @@ from m3_runtime.cli.arguments import (
 )
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import AUTO
-from m3_runtime.errors import ExtraNotInstalledError
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.server.auth import A_KEY, is_key
 from m3_runtime.server.logs import LogFormat, LogLevel
 from m3_runtime.server.stopping import ending_at_once
@@ -197,7 +197,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> "ServerSettings":
-    """The arguments as settings: those that are called as a setting is are one."""
+    """The arguments as settings: those that are called as a setting is are one.
+
+    Raises:
+        InputError: a variant is chosen of a reranker that is not given.
+    """
     from m3_runtime.server.logs import LogSettings
     from m3_runtime.server.queue import QueueLimits
     from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
@@ -205,6 +209,8 @@ def settings(arguments: argparse.Namespace) -> "ServerSettings":
     def named(kind: type[RequestLimits | ServerSettings]) -> dict[str, Any]:
         return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
+    if arguments.reranker is None and arguments.reranker_variant != AUTO:
+        raise InputError("--reranker-variant is for --reranker, which is not given; name its bundle, or leave it out")
     given = vars(arguments)
     body_bytes = 1024 * arguments.max_body_kib
     limits: dict[str, Any] = {

@@ -20,6 +20,7 @@ from m3_runtime.encode.options import checked_integer
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.ignored import check_devices, warn_ignored
+from m3_runtime.opened_model import check_kind
 from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text, checked_texts
 
@@ -184,8 +185,11 @@ class _SizedEmbedding(_Embedding[NDArray[np.float32]]):
 
         Raises:
             BundleError: there is none.
+            InputError: it is a reranker's, which has no vectors.
         """
-        return _size(Bundle.open(model_name), cls._head)
+        bundle = Bundle.open(model_name)
+        check_kind(bundle, is_reranker=False)
+        return _size(bundle, cls._head)
 
 
 class TextEmbedding(_SizedEmbedding):

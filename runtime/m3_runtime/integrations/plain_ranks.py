@@ -58,7 +58,7 @@ class PlainRanks:
         vars(self).update(state, reranker=state["reranker"].open_again(shared_reranker))
 
     def best(self, query: str, texts: Sequence[str], most: int | None = None) -> list[tuple[int, float]]:
-        """The best of S texts first: their indexes and scores.
+        """The best of S texts first: their indexes and scores. The logger "m3_runtime" is told how many were cut.
 
         Args:
             query: the query.
@@ -69,6 +69,7 @@ class PlainRanks:
             InputError: a text is not what it must be, or empty; its pair is named by its index.
         """
         found = self.reranker.score_pairs([(query, text) for text in texts], **self._lengths)
+        found.warn_of_cuts()
         scores, order = found.values(normalize=True), sorted(range(len(texts)), key=lambda i: -found.scores[i])
         return [(i, scores[i]) for i in order[:most]]
 

@@ -85,7 +85,7 @@ class RequestTokenizer:
             pairs = [(query, passages[i]) for i in part]
             try:
                 return tokenized_pairs(
-                    pairs, limits, tokenizer, lambda i, side: name_with(name, "query", side * (part.start + i + 1))
+                    pairs, limits, tokenizer, lambda i, side: name_with(name, "query", side * (i + 1)), part.start
                 )
             except TextTooLongError as error:
                 raise _too_long(error.name, error.tokens, error.max_length) from error
@@ -93,9 +93,9 @@ class RequestTokenizer:
         return TokenizedPairs.joined(await self._in_turns(list(map(len, passages)), len(query), tokenize))
 
     async def _in_turns(self, sizes: Sequence[int], more: int, work: Callable[[range], _T]) -> list[_T]:
-        """Do something with items of these sizes, and so many characters more; long requests take turns."""
+        """Do something with items of these sizes, and in each turn so many characters more; long ones take turns."""
         chars = sum(sizes) + more
-        parts = greedy_runs(sizes, RunLimit(len(sizes), _MANY_CHARS))
+        parts = greedy_runs(sizes, RunLimit(len(sizes), max(_MANY_CHARS, more)))
         if chars <= _FEW_CHARS:
             return [work(part) for part in parts]
         return [await self.in_thread(chars, partial(work, part)) for part in parts]

@@ -169,8 +169,8 @@ def _info(service: Service, *, as_reranker: bool) -> dict[str, Any]:
         "max_input_length": max_length,
         "max_batch_tokens": limits.queue.batch_tokens,
         "max_batch_requests": limits.queue.batch_texts,
-        # so many of the longest texts fit into the queue
-        "max_client_batch_size": max(1, min(limits.max_texts, limits.queue.max_tokens // max_length)),
+        # so many of the longest texts fit into the queue; a query is one of its request's texts
+        "max_client_batch_size": max(1, min(limits.max_texts - as_reranker, limits.queue.max_tokens // max_length)),
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": __version__,
