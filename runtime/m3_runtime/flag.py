@@ -398,7 +398,8 @@ class FlagAutoModel:
 def _dense(encoding: Encoding) -> NDArray[np.float32]:
     if encoding.dense_vecs is None:
         raise InputError("this class gives dense vectors alone; for other heads take BGEM3FlagModel")
-    return encoding.logged().dense_vecs
+    encoding.logged()
+    return encoding.dense_vecs
 
 
 def _instructed(sentences: Any, instruction: str | None, instruction_format: str) -> Any:
