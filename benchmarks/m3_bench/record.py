@@ -1,5 +1,6 @@
 """A reference recorded: PyTorch's vectors of fixed texts, and its time in every scenario, by the engine of `run`."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -86,14 +87,14 @@ def check_device(device: str, dtype: Dtype) -> None:
     if device == "cpu":
         if dtype in (Dtype.TF32, Dtype.FP16):
             raise InputError(f"--dtype {dtype} is for GPUs; on cpu choose fp32 or bf16")
-    elif not device.startswith("cuda"):
+    elif not re.fullmatch(r"cuda(:\d{1,9})?", device, re.ASCII):
         raise InputError(f"--device must be cpu, cuda, or cuda:N, got {device!r}")
     elif not torch.cuda.is_available():
         raise InputError(
             f"--device {device}: this PyTorch ({torch.__version__}) sees no CUDA device; install a CUDA build of torch "
             "on a machine with an NVIDIA GPU, or record with --device cpu"
         )
-    elif ":" in device and not 0 <= int(device.split(":")[1]) < torch.cuda.device_count():
+    elif ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices")
 
 

@@ -398,6 +398,7 @@ class FlagAutoModel:
 def _dense(encoding: Encoding) -> NDArray[np.float32]:
     if encoding.dense_vecs is None:
         raise InputError("this class gives dense vectors alone; for other heads take BGEM3FlagModel")
+    encoding.logged()
     return encoding.dense_vecs
 
 

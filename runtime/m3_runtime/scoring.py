@@ -24,6 +24,7 @@ from m3_runtime.sequences import listed
 from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 
+_PACKED = {np.dtype(np.int8), np.dtype(np.uint8)}
 LexicalWeights = Mapping[str, float]
 TokenId = TypeVar("TokenId", int, str)
 
@@ -141,8 +142,8 @@ def colbert_score(q_reps: NDArray[Any] | PackedRows, p_reps: NDArray[Any] | Pack
         InputError: not two matrices of the same width, one has no rows, or one holds packed bytes without their scales.
     """
     q, p = np.asarray(q_reps), np.asarray(p_reps)
-    if np.uint8 in (q.dtype, p.dtype):
-        raise InputError("uint8 ColBERT rows are packed values; give them as PackedRows, with dtype, scales and dim")
+    if {q.dtype, p.dtype} & _PACKED:
+        raise InputError("8-bit ColBERT rows are packed values; give them as PackedRows, with dtype, scales and dim")
     if q.ndim != 2 or p.ndim != 2 or q.shape[1] != p.shape[1] or 0 in (q.shape[0], p.shape[0]):
         raise InputError(f"ColBERT vectors must be two (rows, C) matrices of one width, got {q.shape} and {p.shape}")
     similarity = q.astype(np.float32, copy=False) @ p.astype(np.float32, copy=False).T

@@ -144,7 +144,8 @@ class M3Tokenizer:
         self._words = Tokenizer.from_str(json.dumps(rest))
         self._added_names = {int(token["id"]): str(token["content"]) for token in added}
         self.special_ids = frozenset(int(token["id"]) for token in added if token.get("special"))
-        self._is_dropped = np.zeros(max(len(self._names), *self._added_names, 0) + 1, np.bool_)
+        self._is_dropped = np.ones(max(len(self._names), *self._added_names, 0) + 2, np.bool_)  # so are ids of no piece
+        self._is_dropped[: len(self._names)] = self._is_dropped[list(self._added_names)] = False
         if self._dropped is not None:
             self._is_dropped[self._dropped.ids] = True
         self._drops = self._is_dropped.tobytes()  # of single ids it is asked faster

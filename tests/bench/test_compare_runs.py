@@ -1,6 +1,8 @@
 """`m3-bench compare` on stored runs: what belongs together is compared, what does not is refused."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +223,15 @@ def test_one_name_for_two_scenarios_is_refused(written):
 
 def words(*more) -> list[str]:
     return ["compare", *map(str, more), "--quiet"]
+
+
+def test_a_reader_that_is_gone_makes_the_command_fail_without_a_word(written, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main(["compare", str(written.reference), str(written.run), "--quiet"]) == 1
+    assert not capsys.readouterr().err
 
 
 def test_the_command_prints_parity_speed_cost_and_doubts(written, tmp_path, capsys):

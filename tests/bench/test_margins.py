@@ -122,6 +122,14 @@ def test_limits_and_notes(tiny_bundle, tmp_path):
     assert found.notes[1].endswith("texts of pairs were longer and were cut")
 
 
+def test_texts_with_dropped_pieces_are_counted(small_bundle, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"query": "the model", "pos": ["на"], "neg": ["search"]}\n')
+    assert margins(path, small_bundle, "--variants", "onnx-fp32", "-o", tmp_path / "m.json") == 0
+    (note,) = documents.read_as(Margins, tmp_path / "m.json").notes
+    assert note.endswith(": 1 texts of pairs have pieces that the bundle dropped")
+
+
 def test_a_bundle_without_the_other_heads_is_scored_by_dense(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "dense", copy_function=os.link)
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())

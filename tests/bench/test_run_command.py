@@ -218,6 +218,7 @@ def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle,
     [
         (("--device", "cuda"), "sees no CUDA device; install a CUDA build of torch"),
         (("--device", "tpu"), "--device must be cpu, cuda, or cuda:N"),
+        (("--device", "cuda:x"), "--device must be cpu, cuda, or cuda:N"),
         (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
     ],
 )

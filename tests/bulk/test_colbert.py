@@ -92,6 +92,15 @@ def test_packed_rows_that_do_not_fit():
 
 
 @pytest.mark.parametrize("dtype", FORMS)
+def test_packed_rows_may_be_none_and_are_always_a_new_array(dtype):
+    none = stored(np.empty((0, 9), np.float32), dtype)
+    assert np.asarray(none).shape == none.shape == (0, 9)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        with pytest.raises(ValueError, match="copy=False"):
+            np.asarray(none, copy=False)
+
+
+@pytest.mark.parametrize("dtype", FORMS)
 def test_an_encoder_packs_what_it_would_have_returned(encoder, dtype):
     texts = ["one text", "another, longer text", ""]
     rows = encoder.encode(texts, return_colbert_vecs=True).colbert_vecs
@@ -116,6 +125,13 @@ def test_fewer_dimensions_are_the_bundles_principal_axes(encoder):
         np.testing.assert_allclose(found * lengths, expected, atol=1e-5)
     axes = encoder.bundle.colbert_axes(width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(width), atol=1e-5)  # all of them: scores stay
+
+
+def test_dimensions_are_any_integer(encoder):
+    assert encoder.bundle.colbert_axes(np.int64(3)).shape == (encoder.bundle.manifest.geometry.colbert_dim, 3)
+    for dim in (0, 10**6, -1, 2.0, "2", True):
+        with pytest.raises(InputError, match="colbert_dim must be a number from 1 to"):
+            encoder.bundle.colbert_axes(dim)
 
 
 def test_a_bundle_without_axes_opens_and_says_so(encoder):

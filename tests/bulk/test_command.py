@@ -202,6 +202,7 @@ def test_a_changed_input_is_refused(work):
         (("--heads", "dense,splade"), "expected some of dense,sparse,colbert, got 'dense,splade'"),
         (("--dense-dtype", "float64"), "expected float32 or float16, got 'float64'"),
         (("--max-length", 100_000), "--max-length is 100000, but the model takes at most"),
+        (("--colbert-dim", 4), "--colbert-dim is of ColBERT rows, which --heads does not ask for"),
         (("missing.txt",), "cannot read 'missing.txt': no such file"),
     ],
 )

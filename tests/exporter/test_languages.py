@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from export_command import export
+from qdrant_client import QdrantClient
 from tokenizers import Tokenizer
 
+from m3_bench.retrieval.vectors import TextEncoder
 from m3_export.calibration.texts import calibration_texts
 from m3_export.checkpoint.languages import Characters, known_languages
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer, prove_same_ids
 from m3_export.checkpoint.vocabulary import cut_tokenizer, pieces_of_corpora
 from m3_runtime import Bundle, InputError, M3Encoder, SpaceMismatchError, VocabularyDriftWarning, check_space
-from m3_runtime.bundle.manifest import EngineName
+from m3_runtime.bundle.manifest import EngineName, Head
 from m3_runtime.encode.encoding import Encoding
+from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.qdrant import Passage, QdrantIndex
+from m3_runtime.io.progress import Progress
 
 KEPT = ("What is the model?", "", "search 什么模型 2024!", "向量检索 and dense vectors", "a" * 300, "<mask> 你好")
 DROPPED = ("текст на русском", "日本語です ます", "search ไม่ 3", "the การ")
@@ -50,6 +55,32 @@ def test_texts_whose_pieces_are_left_have_the_same_bits_alone_and_in_a_batch(bot
     for row, text in enumerate(KEPT):
         assert_same(expected, found, row, row)
         assert_same(encode(whole, [text]), encode(small, [text]), 0, 0)
+
+
+def test_classes_that_hand_on_vectors_alone_log_what_was_dropped_and_cut(small_bundle, caplog):
+    with M3Encoder.open(small_bundle, variant="onnx-fp32", threads=1) as small:
+        plain = PlainVectors(small, max_length=8)
+        index = QdrantIndex.create(QdrantClient(":memory:"), "small", small)
+        for call in (
+            lambda: plain.dense([*DROPPED, *KEPT]),
+            lambda: plain.lexical([*DROPPED, *KEPT]),
+            lambda: index.add([Passage(n, text) for n, text in enumerate((*DROPPED, *KEPT))], max_length=8),
+        ):
+            caplog.clear()
+            call()
+            cut, dropped = caplog.messages
+            assert cut.endswith("of 10 texts had more tokens than the maximum and were cut")
+            assert dropped == "4 of 10 texts have pieces that the bundle dropped"
+        caplog.clear()
+        index.search(DROPPED[0])
+        assert caplog.messages == ["1 of 1 texts have pieces that the bundle dropped"]
+
+
+def test_the_benchmarks_vectors_count_them(small_bundle):
+    with M3Encoder.open(small_bundle, variant="onnx-fp32", threads=1) as small:
+        assert TextEncoder(small, None, Progress(quiet=True)).vectors([*DROPPED, *KEPT], "texts").out_of_vocabulary == 4
+        with pytest.raises(InputError, match="text 0 has the id"):
+            small.encode_ids([np.array([0, small.vocab_size + 7, 2], np.int32)], {Head.DENSE})
 
 
 def test_texts_with_dropped_pieces_are_counted_and_do_not_change_their_company(both):

@@ -288,6 +288,20 @@ def test_figures_that_are_no_numbers(bundle_copy, value):
         Bundle.open(bundle_copy)
 
 
+@pytest.mark.parametrize(
+    "change", [{"space_id": "m3-1+0f"}, {"vocabulary": True}, {"vocabulary": True, "space_id": "b+1"}]
+)
+def test_a_space_of_fewer_pieces_without_what_was_dropped_and_the_other_way_round(bundle_copy, change):
+    def forge(data):
+        paths = {"pieces_path": "tokenizer.json", "pipeline_path": "tokenizer.json"}
+        fewer = {"rows": 9, "full_space_id": data["space_id"], "chosen_by": "hand", "loss": {}, **paths}
+        data.update(change | ({"vocabulary": fewer} if "vocabulary" in change else {}))
+
+    change_manifest(bundle_copy, forge)
+    with pytest.raises(BundleFormatError, match=r"space_id .* and vocabulary do not fit"):
+        Bundle.open(bundle_copy)
+
+
 # A snapshot in the cache of huggingface_hub; what it downloads itself is opened in tests/exporter/test_hub.py
 
 

@@ -66,6 +66,14 @@ def test_colbert_score_refuses_other_shapes(shapes):
         colbert_score(np.zeros(shapes[0]), np.zeros(shapes[1]))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_colbert_score_refuses_values_without_their_scales(dtype):
+    rows = np.ones((2, 3), np.float32)
+    for pair in ((rows, rows.astype(dtype)), (rows.astype(dtype), rows)):
+        with pytest.raises(InputError, match="PackedRows, with dtype, scales and dim"):
+            colbert_score(*pair)
+
+
 def test_combination_of_the_published_example():
     # BGE-M3 README, fp16 on GPU, weights [0.4, 0.2, 0.4], pair Q1 P1.
     result = scores(0.6259765625, 0.195556640625, 0.7796499729156494).combined(FusionWeights(0.4, 0.2, 0.4))

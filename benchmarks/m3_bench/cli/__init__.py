@@ -1,12 +1,13 @@
 """The command line: `m3-bench`. Each module adds its commands; the function of a command returns an exit code."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import InputError, M3Error
-from m3_runtime.exit_codes import INTERRUPTED, USAGE, exit_code
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, USAGE, exit_code
 from m3_runtime.version import __version__
 
 _DESCRIPTION = """\
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(_GONE[gone])
         args = _parser().parse_args(words)
         code: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except ModuleNotFoundError as error:
         sys.stderr.write(f"m3-bench: {_remedy(error)}\n")
         return USAGE

@@ -19,6 +19,7 @@ from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.options import checked_max_length
 from m3_runtime.errors import InputError
 from m3_runtime.exit_codes import OK, OVER_LIMIT
 from m3_runtime.io.progress import Progress
@@ -108,6 +109,9 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
                 f"{encoder.space_id}: they are of other weights and do not compare"
             )
         queries = Queries(texts, encoder, recorded, progress)
+        tokenized = encoder.tokenizer.encode_batch(texts, checked_max_length(None, encoder.max_tokens, "max_length"))
+        if lacking := tokenized.out_of_vocabulary:
+            progress.say(f"{lacking} of {len(texts)} queries have pieces that the bundle dropped")
         found = []
         for place in places:
             if place in kept:

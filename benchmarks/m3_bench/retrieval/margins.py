@@ -60,9 +60,11 @@ def measure_margins(
     blocks = [examples[start : start + _BLOCK_LINES] for start in range(0, len(examples), _BLOCK_LINES)]
     for one, variant, encoder in choice.encoders(threads, progress):
         scored = [_scored(encoder, block, max_length) for block in progress.bar(blocks, "lines", "block")]
-        if truncated := sum(count for _, count in scored):
+        if truncated := sum(cut for _, cut, _ in scored):
             notes.append(f"{one.name}: {truncated} texts of pairs were longer and were cut")
-        of_head = {head: np.concatenate([block[head] for block, _ in scored]) for head in scored[0][0]}
+        if respelled := sum(lacking for _, _, lacking in scored):
+            notes.append(f"{one.name}: {respelled} texts of pairs have pieces that the bundle dropped")
+        of_head = {head: np.concatenate([block[head] for block, _, _ in scored]) for head in scored[0][0]}
         for method, values in _methods(of_head, hybrids).items():
             scores.append(PairScoresOf(one.name, one.model, variant.name, method, *_by_line(examples, values)))
     return Margins(
@@ -79,16 +81,18 @@ def measure_margins(
 
 def _scored(
     encoder: M3Encoder, examples: Sequence[Example], max_length: int | None
-) -> tuple[Mapping[Head, FloatArray], int]:
-    """(P,) scores of all pairs of some lines by head, and how many of their 2 P texts were cut."""
+) -> tuple[Mapping[Head, FloatArray], int, int]:
+    """(P,) scores of all pairs of some lines by head; how many of their 2 P texts were cut, and have dropped pieces."""
     pairs = [(example.query, text) for example in examples for text in example.passages]
     if set(ENCODER_HEADS) <= set(encoder.bundle.manifest.heads):
         found = encoder.score_pairs(pairs, max_query_length=max_length, max_passage_length=max_length)
-        return {Head.DENSE: found.dense, Head.SPARSE: found.sparse, Head.COLBERT: found.colbert}, found.truncated
+        scores = {Head.DENSE: found.dense, Head.SPARSE: found.sparse, Head.COLBERT: found.colbert}
+        return scores, found.truncated, found.out_of_vocabulary
     queries, passages = (encoder.encode([pair[i] for pair in pairs], max_length=max_length) for i in (0, 1))
     assert queries.dense_vecs is not None and passages.dense_vecs is not None
     dense = np.einsum("ph,ph->p", queries.dense_vecs, passages.dense_vecs)
-    return {Head.DENSE: dense}, queries.truncated + passages.truncated
+    lacking = queries.out_of_vocabulary + passages.out_of_vocabulary
+    return {Head.DENSE: dense}, queries.truncated + passages.truncated, lacking
 
 
 def _methods(of_head: Mapping[Head, FloatArray], hybrids: Sequence[Hybrid]) -> Mapping[str, FloatArray]:

@@ -141,11 +141,12 @@ def _searched(
     passages, asked = _texts(data.documents), _texts(data.queries)
     documents, queries = written.vectors(passages, "documents"), texts.vectors(asked, "queries")
     stage = search.first_stage(queries, documents, hybrids, settings.candidates)
-    notes = [
-        f"{vectors.truncated} of {len(items)} {what} were longer and were cut"
-        for vectors, items, what in ((documents, passages, "documents"), (queries, asked, "queries"))
-        if vectors.truncated
-    ]
+    notes = []
+    for vectors, items, what in ((documents, passages, "documents"), (queries, asked, "queries")):
+        if vectors.truncated:
+            notes.append(f"{vectors.truncated} of {len(items)} {what} were longer and were cut")
+        if lacking := vectors.out_of_vocabulary:
+            notes.append(f"{lacking} of {len(items)} {what} have pieces that the bundle dropped")
     ranked, kept = dict(stage.ranked), dict[int, NDArray[Any]]()
     if Head.COLBERT in texts.heads:
         wanted = stage.wanted.tolist()

@@ -23,6 +23,7 @@ class TextVectors:
     sparse: Any  # (S, V) scipy CSR float32, or None without the head
     truncated: int  # how many texts were cut
     tokens: int = 0  # that were encoded, both special tokens of each text included
+    out_of_vocabulary: int = 0  # how many texts have a piece that the bundle dropped
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,18 @@ class TextEncoder:
         """
         from scipy.sparse import csr_matrix, vstack
 
-        dense, sparse, truncated, tokens = [], [], 0, 0
+        dense, sparse, truncated, tokens, respelled = [], [], 0, 0, 0
         has_sparse = Head.SPARSE in self.heads
         for part in self._parts(texts, title):
             found = self.encoder.encode(part, max_length=self.max_length, return_sparse=has_sparse)
             assert isinstance(found.dense_vecs, np.ndarray)  # dense is always asked for
             dense.append(found.dense_vecs)
             truncated, tokens = truncated + found.truncated, tokens + int(found.token_counts.sum())
+            respelled += found.out_of_vocabulary
             if (rows := found.sparse) is not None:
                 sparse.append(csr_matrix(rows.to_csr(), shape=(len(rows), rows.vocab_size), dtype=np.float32))
-        return TextVectors(np.concatenate(dense), vstack(sparse, "csr") if has_sparse else None, truncated, tokens)
+        whole = vstack(sparse, "csr") if has_sparse else None
+        return TextVectors(np.concatenate(dense), whole, truncated, tokens, respelled)
 
     def colbert_rows(self, texts: Sequence[str], title: str, dim: int | None = None) -> Iterator[NDArray[np.float16]]:
         """Yield the ColBERT rows (L-1, C) of each text; with `dim` on so many principal axes."""

@@ -414,6 +414,12 @@ def _check_sizes(manifest: Manifest) -> None:
             f"{MANIFEST_NAME}: vocabulary: rows: expected an integer from 1 to {geometry.vocab_size - 1}, got "
             f"{vocabulary.rows}"
         )
+    full_space, has_fewer, _ = manifest.space_id.partition("+")
+    if bool(has_fewer) != (vocabulary is not None) or (vocabulary and vocabulary.full_space_id != full_space):
+        raise BundleFormatError(
+            f"{MANIFEST_NAME}: space_id {manifest.space_id!r} and vocabulary do not fit: expected a '+' and the full "
+            "model's space_id before it exactly where pieces were dropped; export the bundle again"
+        )
     for variant in manifest.variants:
         if variant.packed_tokens > _MOST:
             raise BundleFormatError(

@@ -100,7 +100,7 @@ class Bundle:
         width = self.manifest.geometry.colbert_dim
         if width is None:
             raise HeadError(f"colbert_dim={dim}: the bundle has no colbert head")
-        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= width:
+        if isinstance(dim, bool) or not hasattr(dim, "__index__") or not 1 <= dim <= width:
             raise InputError(f"colbert_dim must be a number from 1 to {width}, got {dim!r}")
         if self.colbert_pca is None:
             raise InputError(f"colbert_dim={dim}: the bundle has no {COLBERT_PCA}, as older exports; export it again")

@@ -37,6 +37,7 @@ from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
+from m3_runtime.errors import InputError
 from m3_runtime.exit_codes import OK, TOO_MANY_REJECTED
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
@@ -230,6 +231,8 @@ def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argpa
     manifest, dim = bundle.manifest, arguments.colbert_dim
     if dim is not None:
         bundle.colbert_axes(dim)  # fails here, before anything is written
+        if Head.COLBERT not in arguments.heads:
+            raise InputError("--colbert-dim is of ColBERT rows, which --heads does not ask for; add colbert there")
     checked_heads(manifest, arguments.heads)
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
     return BulkJob(

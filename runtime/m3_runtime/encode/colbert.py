@@ -108,14 +108,20 @@ class PackedRows:
         return iter(np.asarray(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The (R, C) matrix; `numpy.asarray` calls it."""
+        """The (R, C) matrix, always a new one; `numpy.asarray` calls it.
+
+        Raises:
+            ValueError: `copy` is False.
+        """
+        if copy is False:
+            raise ValueError("packed rows become a new array; leave copy=False out")
         if self.dtype is ColbertDtype.INT8:
             levels = self.values
         elif self.dtype is ColbertDtype.BINARY:
             levels = np.unpackbits(self.values, axis=1, count=self.dim).view(np.int8) * 2 - 1
         else:
-            codes = np.stack([self.values >> 4, self.values & 15], axis=2).reshape(len(self), -1)[:, : self.dim]
-            levels = codes.view(np.int8) * 2 - 15
+            codes = np.stack([self.values >> 4, self.values & 15], axis=2).reshape(-1, 2 * self.values.shape[1])
+            levels = codes[:, : self.dim].view(np.int8) * 2 - 15
         rows = levels * self.scales.astype(np.float32, copy=False)[:, None]
         return rows if dtype is None else rows.astype(dtype, copy=False)
 

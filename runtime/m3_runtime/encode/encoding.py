@@ -1,5 +1,6 @@
 """What `encode` returns."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.sparse import SparseRow, SparseVectors
+
+_log = logging.getLogger("m3_runtime")
 
 KEYS = ("dense_vecs", "lexical_weights", "colbert_vecs")
 """FlagEmbedding's result keys, always all three; None for a head that was not asked for."""
@@ -69,6 +72,15 @@ class Encoding(Mapping[str, Any]):
             colbert_vecs=None if self.colbert_vecs is None else self.colbert_vecs[0],
             is_single=True,
         )
+
+    def logged(self) -> "Encoding":
+        """The same; its counts go to the logger "m3_runtime", for callers that hand on the vectors alone."""
+        texts = len(self.token_counts)
+        if self.truncated:
+            _log.warning("%d of %d texts had more tokens than the maximum and were cut", self.truncated, texts)
+        if self.out_of_vocabulary:
+            _log.warning("%d of %d texts have pieces that the bundle dropped", self.out_of_vocabulary, texts)
+        return self
 
     def leading_dimensions(self, size: int, *, normalize: bool) -> "Encoding":
         """The same texts with the first `size` dimensions of their dense and ColBERT vectors.

@@ -89,7 +89,7 @@ class _Embedder(PlainVectors):
 
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self.encoder.encode_heads(texts, self._heads, max_length=self.max_length)
+        found = self.encoder.encode_heads(texts, self._heads, max_length=self.max_length).logged()
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()

@@ -61,9 +61,9 @@ def find(
         raise InputError(f"mode {chosen.value!r}: this store does not rank by {names}; use one of {others}")
     if chosen not in (Mode.HYBRID, Mode.RERANKED):
         head = Head(chosen.value)
-        return rank(encoder.encode_heads([query], {head}), head, limit)
+        return rank(encoder.encode_heads([query], {head}).logged(), head, limit)
     fused_heads = [head for head in (Head.DENSE, Head.SPARSE) if head in heads]
-    question = encoder.encode_heads([query], chosen.heads & {*fused_heads, Head.COLBERT})
+    question = encoder.encode_heads([query], chosen.heads & {*fused_heads, Head.COLBERT}).logged()
     most = max(limit, candidates)
     found = fused([rank(question, head, most) for head in fused_heads])
     if chosen is Mode.HYBRID:

@@ -167,7 +167,7 @@ class LanceIndex:
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> pa.Table:
         heads = set(ENCODER_HEADS) if self._keeps_rows else {Head.DENSE, Head.SPARSE}
-        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length)
+        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length).logged()
         assert found.dense_vecs is not None and found.sparse is not None
         starts = pa.array(found.sparse.indptr, pa.int32())
         columns: dict[str, Any] = {

@@ -136,7 +136,7 @@ class BGEM3EmbeddingFunction:
             InputError: a text is not what it must be, or no head is asked for.
         """
         texts = [documents] if isinstance(documents, str) else documents
-        found = self.model.encode(texts, self.batch_size, None, *self._heads)
+        found = self.model.encode(texts, self.batch_size, None, *self._heads).logged()
         results: dict[str, Any] = {}
         if found.dense_vecs is not None:
             results["dense"] = list(found.dense_vecs)
@@ -324,7 +324,7 @@ class MilvusIndex:
         check_counts(limit, candidates)
         if chosen is Mode.COLBERT:
             raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
-        question = self._encoder.encode_heads([query], chosen.heads)
+        question = self._encoder.encode_heads([query], chosen.heads).logged()
         if chosen is not Mode.RERANKED:
             return self._hits(question, limit, max(limit, candidates), filter)
         most = max(limit, candidates)
@@ -332,7 +332,7 @@ class MilvusIndex:
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, Any]]:
         texts = [passage.text for passage in passages]
-        found = self._encoder.encode(texts, max_length=max_length, return_sparse=True)
+        found = self._encoder.encode(texts, max_length=max_length, return_sparse=True).logged()
         assert found.dense_vecs is not None
         rows = []
         for place, passage in enumerate(passages):

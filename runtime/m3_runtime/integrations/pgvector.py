@@ -196,7 +196,7 @@ class PgvectorIndex:
 
     def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, str]]:
         heads = {head for head in ENCODER_HEADS if head.value in self._columns}
-        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length)
+        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length).logged()
         return [
             {"id": str(p.id), "text": p.text, "payload": payload_as_json(p)}
             | {head.value: self._vector(found, head, row) for head in heads}

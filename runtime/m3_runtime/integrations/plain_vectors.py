@@ -141,7 +141,7 @@ class PlainVectors:
         Raises:
             InputError: a text is not what it must be; it is named by its index.
         """
-        found = self.encoder.encode(checked_texts(texts), max_length=self._max_length).dense_vecs
+        found = self.encoder.encode(checked_texts(texts), max_length=self._max_length).logged().dense_vecs
         assert found is not None
         return found.tolist()
 
@@ -153,7 +153,8 @@ class PlainVectors:
             HeadError: the bundle has no sparse head.
         """
         whole = checked_texts(texts)
-        found = self.encoder.encode(whole, max_length=self._max_length, return_dense=False, return_sparse=True).sparse
+        encoding = self.encoder.encode(whole, max_length=self._max_length, return_dense=False, return_sparse=True)
+        found = encoding.logged().sparse
         assert found is not None
         return [(ids.tolist(), weights.tolist()) for ids, weights in found.rows()]
 

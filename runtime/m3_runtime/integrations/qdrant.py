@@ -135,13 +135,14 @@ class QdrantIndex:
         """
         chosen = checked_mode(mode)
         check_counts(limit, candidates)
-        asked = _query(self._encoder.encode_heads([query], chosen.heads), chosen, max(limit, candidates))
+        question = self._encoder.encode_heads([query], chosen.heads).logged()
+        asked = _query(question, chosen, max(limit, candidates))
         return self._client.query_points(self._collection, limit=limit, **asked).points
 
     def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
         """The passages' points, and how many numbers of ColBERT each has."""
         texts = [passage.text for passage in passages]
-        encoding = self._encoder.encode_heads(texts, set(ENCODER_HEADS), max_length=max_length)
+        encoding = self._encoder.encode_heads(texts, set(ENCODER_HEADS), max_length=max_length).logged()
         assert encoding.colbert_vecs is not None
         points = [
             models.PointStruct(id=point_id(passage.id), vector=vectors, payload={**passage.payload, **_ours(passage)})

@@ -148,7 +148,7 @@ class SearchEngineDocuments(ABC):
         """
         some = [checked_passage(passage) for passage in in_order(passages, "expected passages")]
         heads = {Head.DENSE, Head.SPARSE}
-        found = self._encoder.encode_heads([passage.text for passage in some], heads, max_length=max_length)
+        found = self._encoder.encode_heads([passage.text for passage in some], heads, max_length=max_length).logged()
         assert found.dense_vecs is not None
         actions = []
         for row, passage in enumerate(some):
@@ -180,7 +180,7 @@ class SearchEngineDocuments(ABC):
             raise InputError(f"mode {chosen.value!r}: documents have no ColBERT rows; use mode 'hybrid', then `rerank`")
         if (most := max(limit, candidates)) > _MOST_HITS:
             raise InputError(f"limit and candidates must be at most {_MOST_HITS}, got {limit} and {candidates}")
-        found = self._encoder.encode_heads([query], chosen.heads)
+        found = self._encoder.encode_heads([query], chosen.heads).logged()
         dense = {} if found.dense_vecs is None else self._dense(found.dense_vecs[0].tolist(), most)
         weights = {} if found.sparse is None else _features(found, 0)
         sparse = self._sparse(dict(sorted(weights.items(), key=lambda item: -item[1])[:_MOST_CLAUSES]))
