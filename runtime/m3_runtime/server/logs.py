@@ -40,8 +40,12 @@ _USUAL_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None)))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What a line says beside time, level and event. Of an error only its kind: its message may hold a text."""
-    fields: dict[str, object] = {key: value for key, value in vars(record).items() if key not in _USUAL_FIELDS}
+    """What a line says beside time, level and event. Of an error only its kind: its message may hold a text.
+
+    Names with an underscore are other packages' own, which Ray gives every record.
+    """
+    extra = {key: value for key, value in vars(record).items() if not key.startswith("_")}
+    fields: dict[str, object] = {key: value for key, value in extra.items() if key not in _USUAL_FIELDS}
     fields |= log_fields.get() or {}
     if record.exc_info and record.exc_info[0] is not None:
         fields["error"] = record.exc_info[0].__name__
