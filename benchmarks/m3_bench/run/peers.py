@@ -56,7 +56,7 @@ def _llama_cpp(key: str, setup: Setup, precision: str) -> ContenderSpec:
     return ContenderSpec(key, name, False, "llama.cpp", precision, ("dense",), size, command)
 
 
-def _command(peer: Peer, setup: Setup, **options: Any) -> Command:
+def _command(peer: Peer, setup: Setup, /, **options: Any) -> Command:
     options = {"peer": peer.value, "threads": setup.threads} | options
     return Command(setup.environment(peer), "m3_bench.workers.peers", options)
 
