@@ -47,16 +47,19 @@ def proven(
     return tokenizer, pairs
 
 
-def probe_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, progress: Progress) -> Probe:
-    """Run the reference over the probe texts, or pairs."""
+def probe_of(
+    checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, progress: Progress, *, has_int8: bool
+) -> Probe:
+    """Run the reference over the probe texts, or pairs, degenerate ones too if INT8 is to be measured on them."""
     natural, degenerate, what = chosen.probe, chosen.degenerate_probe, "pairs" if checkpoint.classifier else "texts"
-    title = f"Running the PyTorch FP32 reference on {len(natural)} + {len(degenerate)} probe {what}"
+    count = f"{len(natural)} + {len(degenerate)}" if has_int8 else f"{len(natural)}"
+    title = f"Running the PyTorch FP32 reference on {count} probe {what}"
     track = partial(progress.bar, title="reference")
     with progress.step(title), library_errors("running the reference"):
         if isinstance(chosen, ChosenPairs):
-            texts = _of_pairs(checkpoint, tokenizer, chosen, track)
+            texts = _of_pairs(checkpoint, tokenizer, chosen, track, has_int8=has_int8)
         else:
-            texts = _of_texts(checkpoint, tokenizer, chosen, track)
+            texts = _of_texts(checkpoint, tokenizer, chosen, track, has_int8=has_int8)
         return Probe(
             *texts,
             sha256=digest((*natural, *degenerate)),
@@ -65,8 +68,8 @@ def probe_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, pro
 
 
 def _of_texts(
-    checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, track: Track
-) -> tuple[ProbeTexts, ProbeTexts]:
+    checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, track: Track, *, has_int8: bool
+) -> tuple[ProbeTexts, ProbeTexts | None]:
     """What the reference gives for natural and for degenerate texts."""
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
 
@@ -74,12 +77,12 @@ def _of_texts(
         ids = tokenizer.encode_batch([text.text for text in chosen], longest).ids
         return ProbeTexts(tuple(ids), reference_outputs(checkpoint, ids, tokenizer.info.unused_ids, track))
 
-    return run(texts.probe), run(texts.degenerate_probe)
+    return run(texts.probe), run(texts.degenerate_probe) if has_int8 else None
 
 
 def _of_pairs(
-    checkpoint: Checkpoint, tokenizer: M3Tokenizer, pairs: ChosenPairs, track: Track
-) -> tuple[ProbeTexts, ProbeTexts]:
+    checkpoint: Checkpoint, tokenizer: M3Tokenizer, pairs: ChosenPairs, track: Track, *, has_int8: bool
+) -> tuple[ProbeTexts, ProbeTexts | None]:
     """The same of pairs. Differences of all scores are measured in the spread of those of natural pairs."""
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
 
@@ -89,8 +92,7 @@ def _of_pairs(
         return ProbeTexts(ids, scores), scores
 
     natural, scores = run(pairs.probe, None)
-    degenerate, _ = run(pairs.degenerate_probe, scores.spread)
-    return natural, degenerate
+    return natural, run(pairs.degenerate_probe, scores.spread)[0] if has_int8 else None
 
 
 def tuning_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen) -> TuningTexts:
