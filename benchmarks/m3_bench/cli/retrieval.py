@@ -40,6 +40,9 @@ layouts, each file plain, .gz, .bz2, .xz, .zst or .lz4:
 published weights, which are measured unless --weights is given:
 {published}
 
+The result is written when all is measured; a run that is interrupted leaves none. Split what takes hours: some of the
+--variants at a time, or one bundle. m3-bench report takes several results.
+
 memory: texts, dense vectors (4 H bytes a document) and lexical weights of the whole corpus are held, and ColBERT rows
 of the queries. Documents that are candidates are encoded a second time for theirs, some at a time.
 
@@ -68,6 +71,8 @@ a line:
 
 published weights, which are measured unless --weights is given:
 {published}
+
+The result is written when all is measured; a run that is interrupted leaves none.
 
 The first bundle is what others are compared with; bundles are called by their folders' names. Margins of two models lie
 on two scales (fine-tuning spreads scores out), so compare their pair accuracies first.
