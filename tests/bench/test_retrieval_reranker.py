@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,13 @@ def test_a_length_below_a_pair_is_refused_before_anything_is_measured(tiny_bundl
 
 
 @pytest.mark.parametrize("command", ["retrieval", "margins"])
+def test_a_query_that_leaves_no_room_is_named(tiny_bundle, reranker_bundle, tmp_path, capsys):
+    words = (tiny_bundle, "--reranker", reranker_bundle, "--variants", "onnx-fp32", "--max-length", 8)
+    assert cli.main(["retrieval", str(DATA), *map(str, words), *QUICK, "-o", str(tmp_path / "r.json")]) == 2
+    assert re.search(r"the query '.+' has 6 tokens, which leave no room for a document in 8; ", capsys.readouterr().err)
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_a_reranker_in_an_encoders_place(reranker_bundle, capsys, command):
     data = DATA if command == "retrieval" else DATA.parent / "finetune_sample.jsonl"
     assert cli.main([command, str(data), str(reranker_bundle)]) == 2

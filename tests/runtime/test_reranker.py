@@ -212,6 +212,21 @@ def test_score_and_info_take_a_reranker(reranker_bundle, reranker, capsys):
     assert reranker.bundle.manifest.heads == (Head.SCORE,)
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--max-length", "20", "--max-query-length", "16"], "query of pair 1029 has 16 tokens, which leave no room"),
+        (["--max-length", "30", "--max-query-length", "15", "--on-truncate", "error"], "query of pair 1029 has 30"),
+    ],
+)
+def test_score_names_the_line_of_a_pair_that_does_not_fit(reranker_bundle, tmp_path, capsys, more, named):
+    pairs = tmp_path / "pairs.tsv"  # longer than what is scored at a time
+    pairs.write_text("a\tb\n" * 1029 + "word " * 30 + "\tb\n")
+    assert main(["score", str(reranker_bundle), "--pairs", str(pairs), "-o", str(tmp_path / "out"), *more]) == 2
+    assert f"pairs.tsv:1030: the {named}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_score_of_an_encoder_takes_no_arguments_of_a_reranker(tiny_bundle, capsys):
     for more in (["--normalize"], ["--max-length", "20"]):
         assert main(["score", str(tiny_bundle), "a", "b", *more]) == 2

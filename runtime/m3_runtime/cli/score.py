@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
         score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
-            with placed(step):
+            with placed(step, count):
                 rows, cut, lacking = score(step)
             count += len(step)
             truncated, respelled = truncated + cut, respelled + lacking
