@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient
@@ -20,6 +21,7 @@ from m3_export.verify.parity import Outputs
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
 from m3_runtime.bundle.reader import COLBERT_PCA
+from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.bundle.writer import list_files, write_manifest
 from m3_runtime.cli import main as m3_runtime
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
@@ -109,7 +111,12 @@ def test_packed_rows_of_fewer_dimensions_are_searched(tiny_bundle, queries, tmp_
     capsys.readouterr()
     without = copied_without(tiny_bundle, tmp_path / "without", COLBERT_PCA)
     assert equivalence(half, packed, "--queries", queries, "--bundle", without, *FLOAT) == 2
-    assert "has ColBERT rows on 6 principal axes of another bundle" in capsys.readouterr().err
+    assert "the bundle has no colbert_pca.npy" in capsys.readouterr().err
+    other = with_other_axes(tiny_bundle, tmp_path / "other")
+    assert equivalence(half, packed, "--queries", queries, "--bundle", other, *FLOAT) == 2
+    said = capsys.readouterr().err
+    for folder in (tiny_bundle, other):
+        assert colbert_space_of(Bundle.open(folder), 6) in said
 
 
 def copied_without(bundle: Path, to: Path, name: str) -> Path:
@@ -118,6 +125,14 @@ def copied_without(bundle: Path, to: Path, name: str) -> Path:
     for gone in (name, MANIFEST_NAME):
         (to / gone).unlink()
     write_manifest(to, replace(Bundle.open(bundle).manifest, files=list_files(to)))
+    return to
+
+
+def with_other_axes(bundle: Path, to: Path) -> Path:
+    """A bundle of hard links with the principal axes in another order."""
+    copied_without(bundle, to, COLBERT_PCA)
+    np.save(to / COLBERT_PCA, np.ascontiguousarray(np.load(bundle / COLBERT_PCA)[:, ::-1]))
+    write_manifest(to, replace(Bundle.open(to).manifest, files=list_files(to)))
     return to
 
 

@@ -202,7 +202,11 @@ def test_a_changed_input_is_refused(work):
         (("--heads", "dense,splade"), "expected some of dense,sparse,colbert, got 'dense,splade'"),
         (("--dense-dtype", "float64"), "expected float32 or float16, got 'float64'"),
         (("--max-length", 100_000), "--max-length is 100000, but the model takes at most"),
-        (("--colbert-dim", 4), "--colbert-dim is of ColBERT rows, which --heads does not ask for"),
+        (("--colbert-dim", 4), "--colbert-dim is of colbert vectors, which --heads does not ask for"),
+        (("--colbert-dtype", "int8"), "--colbert-dtype is of colbert vectors"),
+        (("--colbert-pool", 1), "--colbert-pool is of colbert vectors"),
+        (("--heads", "sparse", "--dense-dtype", "float32"), "--dense-dtype is of dense vectors"),
+        (("--colbert-dtype", "float64"), "expected float32 or float16 or int8 or int4 or binary, got 'float64'"),
         (("missing.txt",), "cannot read 'missing.txt': no such file"),
     ],
 )
