@@ -15,6 +15,7 @@ from m3_export.options import ExportOptions, Target, VariantName, parse_heads, p
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget, ScoreBudget, check_budget
 from m3_runtime.bundle.manifest import Pooling
+from m3_runtime.cli.arguments import refuse_given
 from m3_runtime.cli.interrupt import end_without_waiting, second_ends_at_once
 from m3_runtime.errors import InputError, M3Error
 from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code, out_of_memory
@@ -46,6 +47,13 @@ examples:
 
 exit codes: 0 done, 1 failed, 2 wrong usage, a wrong input or a missing extra, 3 over budget, 130 interrupted
 Ctrl-C waits for what computes, up to a minute with a large model; a second one does not."""
+
+_OF_INT8 = ("budget", "plan", "target", "optimise")
+_OF_BUNDLES = (
+    "variants", "heads", "pooling", "normalize", "allow_over_budget", "allow_silent_head", "calibration_texts",
+    "probe_texts", "revision", *_OF_INT8,
+)  # fmt: skip
+"""Options without effect where nothing of that kind is made."""
 
 _ENDED_AT_ONCE = "interrupted twice, ended at once; the next export to the same folder removes what is left beside it"
 
@@ -207,7 +215,7 @@ def _add_planning(group: argparse._ArgumentGroup) -> None:
 
 def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     args = parser.parse_args(words)
-    _check_usage(args)
+    _check_usage(args, parser)
     if args.checkpoint_only:
         return _write_checkpoint(args)
     _silence_libraries(quiet=args.quiet)
@@ -237,13 +245,16 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     return OK
 
 
-def _check_usage(args: argparse.Namespace) -> None:
+def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.languages and args.vocabulary_from:
         raise OptionsError("--languages and --vocabulary-from both say which pieces stay; give one of them")
     if not args.checkpoint_only:
+        if args.variants == (VariantName.ONNX_FP32,):
+            refuse_given(args, parser, _OF_INT8, "is for INT8 variants, and --variants asks for none; leave it out")
         return
     if args.languages or args.vocabulary_from:
         raise OptionsError("--checkpoint-only writes the whole vocabulary; leave --languages and --vocabulary-from out")
+    refuse_given(args, parser, _OF_BUNDLES, "is for bundles, and --checkpoint-only writes none; leave it out")
     if not m3_models.is_name(args.source):
         raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {args.source!r}")
     if args.out.exists():

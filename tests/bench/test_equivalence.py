@@ -247,7 +247,9 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+def test_what_is_no_index_is_refused_and_nothing_is_written(
+    tiny_bundle, index, rankings, queries, encoder, tmp_path, capsys
+):
     out = tmp_path / "out.json"
     foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
     twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
@@ -266,6 +268,8 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, 
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
         ((index, index, *encoded_by), "--queries FILE is missing"),
+        ((rankings, rankings, "--queries", queries), "--queries is for searching, and what is given are rankings"),
+        ((rankings, rankings, "--depth", "5"), "--depth is for searching"),
         ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):

@@ -207,6 +207,8 @@ def test_a_changed_input_is_refused(work):
         (("--colbert-pool", 1), "--colbert-pool is of colbert vectors"),
         (("--heads", "sparse", "--dense-dtype", "float32"), "--dense-dtype is of dense vectors"),
         (("--colbert-dtype", "float64"), "expected float32 or float16 or int8 or int4 or binary, got 'float64'"),
+        (("--input-format", "lines", "--text", "body"), "--text names a column, and lines of text have none"),
+        (("--input-format", "lines", "--id", "key"), "--id names a column"),
         (("missing.txt",), "cannot read 'missing.txt': no such file"),
     ],
 )

@@ -109,15 +109,23 @@ def test_colbert_rows_in_every_form(tiny_bundle, tmp_path, encoder, texts, dtype
         (("--colbert-pool", 1, "--heads", "dense,sparse"), "--colbert-pool is of colbert vectors"),
         (("--colbert-dim", 4), "--colbert-dim is of colbert vectors"),
         (("--heads", "colbert", "--colbert-dim", 10**6), "colbert_dim must be a number from 1 to"),
+        (("--text", "body"), "--text names a column, and lines of text have none"),
+        (("--id", "key"), "--id names a column"),
         (("--heads", "colbert", "--colbert-dtype", "int2"), "expected float32 or float16 or int8 or int4 or binary"),
     ],
 )
-def test_colbert_options_that_fit_nothing_are_refused(tiny_bundle, tmp_path, more, message):
+def test_options_that_fit_nothing_are_refused(tiny_bundle, tmp_path, more, message):
     out = tmp_path / "out.jsonl"
     done = encode(tiny_bundle, *more, "-o", out, text="a word")
     assert done.returncode == 2
     assert message in done.stderr
     assert not out.exists()
+
+
+def test_a_format_without_a_file_of_pairs_is_refused(tiny_bundle):
+    done = command("score", tiny_bundle, "a", "b", "--input-format", "jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--input-format is for --pairs FILE" in done.stderr
 
 
 def test_more_texts_than_one_step(tiny_bundle):

@@ -191,6 +191,9 @@ def test_the_other_kind_of_bundle_is_refused_with_the_remedy(tiny_bundle, rerank
         assert "'s bundle" in capsys.readouterr().err
     assert main(["serve", str(tiny_bundle), "--reranker-variant", "onnx-fp32", "--port", "0"]) == 2
     assert "--reranker-variant is for --reranker, which is not given" in capsys.readouterr().err
+    for option in ("--accept-token-ids", "--allow-dimensions"):
+        assert main(["serve", str(reranker_bundle), option, "--port", "0"]) == 2
+        assert f"{option} is for an encoder's bundle" in capsys.readouterr().err
     with pytest.raises(InputError, match="reranker's bundle"):
         TextEmbedding.get_embedding_size(reranker_bundle)
 

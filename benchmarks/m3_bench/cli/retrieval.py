@@ -19,7 +19,7 @@ from m3_bench.report.searches import (
 )
 from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, refuse_given
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -135,7 +135,9 @@ def _retrieval(args: argparse.Namespace) -> int:
         documents_by=args.documents_by,
         reranked=args.reranked,
     )
-    if args.reranker is not None and args.max_length is not None and args.max_length < LEAST_PAIR_TOKENS:
+    if args.reranker is None:
+        refuse_given(args, args.command_parser, ["reranked"], "is for --reranker BUNDLE, which is not given")
+    elif args.max_length is not None and args.max_length < LEAST_PAIR_TOKENS:
         least = f"--max-length must be at least {LEAST_PAIR_TOKENS} for a reranker's pairs"
         raise InputError(f"{least}, got {args.max_length}")
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)

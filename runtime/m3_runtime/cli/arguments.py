@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError, NoRoomError, TextTooLongError
 from m3_runtime.io.formats import STDIN, SourceFormat
-from m3_runtime.io.rows import PairRow, Row
+from m3_runtime.io.rows import Columns, PairRow, Row
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
 
@@ -173,6 +173,31 @@ def colbert_settings(arguments: argparse.Namespace, default: ColbertDtype) -> di
     refuse_without_head(arguments, Head.COLBERT, names)
     given = {name: getattr(arguments, name) for name in names}
     return {**given, "colbert_dtype": given["colbert_dtype"] or default, "colbert_pool": given["colbert_pool"] or 1}
+
+
+def refuse_given(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, names: Sequence[str], reason: str
+) -> None:
+    """Refuse options that would have no effect: those of these names with another value than their default.
+
+    Raises:
+        InputError: there is one; the message names it and gives the reason.
+    """
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} {reason}")
+
+
+def checked_columns(arguments: argparse.Namespace, formats: Iterable[SourceFormat]) -> Columns:
+    """What `add_columns` adds.
+
+    Raises:
+        InputError: columns are named, and no file of these formats has any.
+    """
+    if set(formats) == {SourceFormat.LINES}:
+        reason = "names a column, and lines of text have none; leave it out, or say how to read them: --input-format"
+        refuse_given(arguments, arguments.command_parser, ("text", "id"), reason)
+    return Columns(arguments.text, arguments.id)
 
 
 def refuse_without_head(arguments: argparse.Namespace, head: Head, names: Sequence[str]) -> None:

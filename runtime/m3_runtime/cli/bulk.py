@@ -29,6 +29,7 @@ from m3_runtime.cli.arguments import (
     add_integer,
     add_max_length,
     add_parser,
+    checked_columns,
     colbert_settings,
     integer,
     number,
@@ -45,7 +46,6 @@ from m3_runtime.exit_codes import OK, TOO_MANY_REJECTED
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.rows import Columns
 from m3_runtime.opened_model import check_kind
 
 _MOST_REASONS = 5
@@ -247,7 +247,7 @@ def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argpa
             colbert_pca=bundle.colbert_pca.sha256 if dim and bundle.colbert_pca else "",
         ),
         shard_rows=arguments.shard_rows or default_rows,
-        columns=Columns(arguments.text, arguments.id),
+        columns=checked_columns(arguments, [source.format for source in found.files]),
         sources=found.files,
     )
 

@@ -17,6 +17,7 @@ from m3_runtime.cli.arguments import (
     add_max_length,
     add_on_truncate,
     add_parser,
+    checked_columns,
     colbert_settings,
     in_words,
     open_encoder,
@@ -31,7 +32,7 @@ from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.output import STDOUT, jsonl_lines, npz_arrays, opened_output, write_npz
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.readers import known_format, read_texts
-from m3_runtime.io.rows import Columns, Row
+from m3_runtime.io.rows import Row
 
 # Texts per call of `encode`: enough to sort by length, few enough that results appear and memory stays small.
 _STEP_TEXTS = 1024
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.command_parser.error("--format npz needs -o FILE")
     colbert_settings(arguments, ColbertDtype.FLOAT32)
     source_format = known_format(arguments.file, arguments.input_format)  # before the model is loaded
+    checked_columns(arguments, [source_format])
     ids: list[str] = []
     parts: list[Encoding] = []
     texts = truncated = respelled = 0
@@ -119,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _encoded(
     encoder: M3Encoder, source_format: SourceFormat, arguments: argparse.Namespace
 ) -> Iterator[tuple[list[Row], Encoding]]:
-    rows = read_texts(arguments.file, source_format, Columns(arguments.text, arguments.id))
+    rows = read_texts(arguments.file, source_format, checked_columns(arguments, [source_format]))
     texts = 0
     with Progress(quiet=not (arguments.progress or sys.stderr.isatty())).meter() as meter:
         while step := list(islice(rows, _STEP_TEXTS)):
