@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from m3_bench.retrieval.costs import median_ms
 from m3_bench.retrieval.hybrids import FloatArray
 from m3_bench.retrieval.search import Indices, Ranking
 from m3_runtime import InputError, M3Reranker, NoRoomError
@@ -64,6 +65,16 @@ class PairScorer:
             for name, ranking in rankings.items()
         }
         return Reranked(ordered, len(pairs), len(pairs) - len(readable), truncated)
+
+    def query_ms(self, ranking: Ranking, queries: Sequence[str], documents: Sequence[str]) -> float:
+        """Time of putting the best of a query's documents into order; see `median_ms`."""
+        found = dict(zip(queries, ranking, strict=True))
+
+        def order(query: str) -> None:
+            best = (documents[n] for n in found[query][: self.depth].tolist())
+            self._scored([(query, text) for text in best if not (is_blank(query) or is_blank(text))])
+
+        return median_ms(order, queries)
 
     def _scored(self, pairs: Sequence[Pair]) -> RerankScores:
         try:
