@@ -71,8 +71,10 @@ class Bundle:
             BundleNotFoundError: no such folder, or no manifest in it.
             BundleFormatError: malformed manifest, another schema, a path that leaves the folder.
             BundleDamagedError: a listed file is missing, cut off or changed.
-            InputError: `verify` is neither "size" nor "full".
+            InputError: the path is none, or `verify` is neither "size" nor "full".
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"expected a bundle's folder, got {type(path).__name__}")
         folder = Path(path)
         level = _verify_level(verify)
         manifest = _read_manifest(folder, level)
