@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient
@@ -20,6 +21,7 @@ from m3_export.verify.parity import Outputs
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
 from m3_runtime.bundle.reader import COLBERT_PCA
+from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.bundle.writer import list_files, write_manifest
 from m3_runtime.cli import main as m3_runtime
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
@@ -109,7 +111,12 @@ def test_packed_rows_of_fewer_dimensions_are_searched(tiny_bundle, queries, tmp_
     capsys.readouterr()
     without = copied_without(tiny_bundle, tmp_path / "without", COLBERT_PCA)
     assert equivalence(half, packed, "--queries", queries, "--bundle", without, *FLOAT) == 2
-    assert "has ColBERT rows on 6 principal axes of another bundle" in capsys.readouterr().err
+    assert "the bundle has no colbert_pca.npy" in capsys.readouterr().err
+    other = with_other_axes(tiny_bundle, tmp_path / "other")
+    assert equivalence(half, packed, "--queries", queries, "--bundle", other, *FLOAT) == 2
+    said = capsys.readouterr().err
+    for folder in (tiny_bundle, other):
+        assert colbert_space_of(Bundle.open(folder), 6) in said
 
 
 def copied_without(bundle: Path, to: Path, name: str) -> Path:
@@ -118,6 +125,14 @@ def copied_without(bundle: Path, to: Path, name: str) -> Path:
     for gone in (name, MANIFEST_NAME):
         (to / gone).unlink()
     write_manifest(to, replace(Bundle.open(bundle).manifest, files=list_files(to)))
+    return to
+
+
+def with_other_axes(bundle: Path, to: Path) -> Path:
+    """A bundle of hard links with the principal axes in another order."""
+    copied_without(bundle, to, COLBERT_PCA)
+    np.save(to / COLBERT_PCA, np.ascontiguousarray(np.load(bundle / COLBERT_PCA)[:, ::-1]))
+    write_manifest(to, replace(Bundle.open(to).manifest, files=list_files(to)))
     return to
 
 
@@ -232,7 +247,9 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+def test_what_is_no_index_is_refused_and_nothing_is_written(
+    tiny_bundle, index, rankings, queries, encoder, tmp_path, capsys
+):
     out = tmp_path / "out.json"
     foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
     twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
@@ -251,6 +268,8 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, 
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
         ((index, index, *encoded_by), "--queries FILE is missing"),
+        ((rankings, rankings, "--queries", queries), "--queries is for searching, and what is given are rankings"),
+        ((rankings, rankings, "--depth", "5"), "--depth is for searching"),
         ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):

@@ -43,6 +43,19 @@ def test_observing_leaves_no_trace():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_colbert_moments_are_of_natural_texts_alone():
+    model = M3Model(checkpoint_of(), UNUSED)
+    texts = texts_of(5, 12, 5, 30)  # of one length: the first and the third, which is degenerate with the last
+    with torch.inference_mode():
+        given = [
+            model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))[2][0].numpy()
+            for text in texts[:2]
+        ]
+    rows = np.concatenate(given).astype(np.float64)
+    found = gather_statistics(model, texts, lambda batches: batches, natural=2).colbert_moments
+    np.testing.assert_allclose(found, rows.T @ rows, atol=1e-4)
+
+
 def test_outlier_neurons_are_those_of_the_activations():
     model = M3Model(checkpoint_of(), UNUSED)
     with torch.no_grad():  # what one neuron of the first layer reads for one word, and little else

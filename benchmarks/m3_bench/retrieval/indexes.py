@@ -27,8 +27,9 @@ from m3_runtime import M3Encoder
 from m3_runtime.bulk.folder import JOURNAL, VECTORS
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bundle.manifest import MANIFEST_NAME, Head
+from m3_runtime.bundle.space import full_space_of, space_on_axes
 from m3_runtime.encode.colbert import ColbertDtype, PackedRows
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import InputError, M3Error, SpaceMismatchError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.progress import Progress
 
@@ -119,15 +120,17 @@ class HeldIndex(Index):
         """The dimensions that queries need.
 
         Raises:
-            InputError: the encoder's bundle has other axes.
+            InputError: the encoder's bundle has none, or no axes.
+            SpaceMismatchError: it has other axes.
         """
         if self.colbert_axes is None:
             return None
         sha256, dim = self.colbert_axes
-        found = encoder.bundle.colbert_pca
-        if found is None or found.sha256 != sha256:
-            raise InputError(
-                f"{self.name} has ColBERT rows on {dim} principal axes of another bundle; give the bundle that made it"
+        space, own = space_on_axes(self.space_id, dim, sha256), encoder.colbert_space_id(dim)
+        if full_space_of(space) != full_space_of(own):
+            raise SpaceMismatchError(
+                f"{self.name} has ColBERT rows of the space {space}, the bundle gives rows of the space {own}, which "
+                "are on other principal axes; give the bundle that made it"
             )
         return dim
 

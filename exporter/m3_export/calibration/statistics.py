@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m3_export.arrays import Float32Array, Ids
 from m3_export.graph.model import Linear, M3Model, Norm
 from m3_export.plan.plan import Kind, Projection, projections
 from m3_export.quantize.projection import InputStatistics
 from m3_export.verify.reference import batches_of_one_length
+from m3_runtime.bundle.manifest import Head
 
 CALIBRATION_TOKENS = 128  # of each text: many texts say more about a channel's range than long ones
 MAX_ROWS = 512  # kept of each input
@@ -37,11 +39,14 @@ class ActivationStatistics:
         means: (H,) float32 per normalisation, in the order in which they run.
         outlier_neurons: indices of outlier FFN neurons per layer, ascending.
         inputs: statistics of every projection's input, centred, outlier neurons at zero.
+        colbert_moments: (C, C) float64, second moments of the natural texts' ColBERT rows, summed; None without that
+            head.
     """
 
     means: tuple[Float32Array, ...]
     outlier_neurons: tuple[tuple[int, ...], ...]
     inputs: Mapping[Projection, InputStatistics]
+    colbert_moments: NDArray[np.float64] | None = None
 
 
 def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
@@ -55,7 +60,10 @@ def norm_before(projection: Projection) -> int | None:
 
 
 def gather_statistics(
-    model: M3Model, ids: Sequence[Ids], track: Callable[[Sequence[list[int]]], Iterable[list[int]]]
+    model: M3Model,
+    ids: Sequence[Ids],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
+    natural: int = 0,
 ) -> ActivationStatistics:
     """Run the calibration texts through the exact model.
 
@@ -63,9 +71,11 @@ def gather_statistics(
         model: the model that was traced.
         ids: (L,) ids of each text, both special tokens included.
         track: wraps the iteration, for a progress bar.
+        natural: so many of the texts, the first, are natural, and have their ColBERT rows looked at.
     """
     tokens = sum(len(row) for row in ids)
     first = Projection(0, Kind.QKV)
+    colbert = _ColbertMoments(model, natural)
     norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
     inputs = {
         projection: _InputObserver(linears(model, projection)[0], tokens)
@@ -80,7 +90,7 @@ def gather_statistics(
         with torch.inference_mode():
             for indices in track(batches_of_one_length(ids)):
                 batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
-                model(batch, torch.ones_like(batch))
+                colbert.add(indices, model(batch, torch.ones_like(batch)))
             for embedded in _vocabulary(model):
                 inputs[first].widen(embedded)
     finally:
@@ -98,7 +108,7 @@ def gather_statistics(
         zeroed = list(outliers[projection.layer]) if after_gelu else []
         offset = None if norm is None else means[norm]
         found[projection] = observer.statistics(offset, zeroed, after_gelu=after_gelu)
-    return ActivationStatistics(means=means, outlier_neurons=outliers, inputs=found)
+    return ActivationStatistics(means, outliers, found, colbert.total)
 
 
 def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:
@@ -120,6 +130,27 @@ def _vocabulary(model: M3Model) -> Iterator[Float32Array]:
     positions = len(model.positions) - model.pad_id - 1
     for ids in torch.arange(len(model.words)).split(min(positions, CALIBRATION_TOKENS)):
         yield model.embedded(ids[None])[0].numpy()
+
+
+class _ColbertMoments:
+    """Sums the second moments of natural texts' ColBERT rows. They are not centred, because MaxSim is of dot products.
+
+    Attributes:
+        total: (C, C); None without a ColBERT head.
+    """
+
+    def __init__(self, model: M3Model, natural: int) -> None:
+        self._place = model.outputs.index(Head.COLBERT) if Head.COLBERT in model.outputs else -1
+        self._natural = natural
+        self.total = None if model.colbert is None else np.zeros((model.colbert.weight.shape[1],) * 2)
+
+    def add(self, indices: Sequence[int], outputs: Sequence[torch.Tensor]) -> None:
+        """Of some texts, which have no padding: what the model gives for them."""
+        if self.total is None:
+            return
+        texts = outputs[self._place].numpy()[[i < self._natural for i in indices]]
+        rows = texts.reshape(-1, texts.shape[-1]).astype(np.float64)
+        self.total += rows.T @ rows
 
 
 class _MeanObserver:
