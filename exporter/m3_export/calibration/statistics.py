@@ -74,7 +74,6 @@ def gather_statistics(
         natural: so many of the texts, the first, are natural, and have their ColBERT rows looked at.
     """
     tokens = sum(len(row) for row in ids)
-    first = Projection(0, Kind.QKV)
     colbert = _ColbertMoments(model, natural)
     norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
     inputs = {
@@ -91,11 +90,11 @@ def gather_statistics(
             for indices in track(batches_of_one_length(ids)):
                 batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
                 colbert.add(indices, model(batch, torch.ones_like(batch)))
-            for embedded in _vocabulary(model):
-                inputs[first].widen(embedded)
     finally:
         for hook in hooks:
             hook.remove()
+    for embedded in _vocabulary(model):
+        inputs[Projection(0, Kind.QKV)].widen(embedded)
     means = tuple((observer.total / tokens).astype(np.float32) for observer in norms.values())
     outliers = tuple(
         outlier_neurons(observer.highest, np.concatenate(observer.of_token))
@@ -129,7 +128,9 @@ def _vocabulary(model: M3Model) -> Iterator[Float32Array]:
     """What the first layer reads of every token, each at one position; (N, H) at a time."""
     positions = len(model.positions) - model.pad_id - 1
     for ids in torch.arange(len(model.words)).split(min(positions, CALIBRATION_TOKENS)):
-        yield model.embedded(ids[None])[0].numpy()
+        with torch.inference_mode():
+            embedded = model.embedded(ids[None])[0].numpy()
+        yield embedded
 
 
 class _ColbertMoments:
