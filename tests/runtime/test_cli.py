@@ -326,10 +326,11 @@ def test_want_of_memory_is_one_line_with_the_remedy(tiny_bundle, monkeypatch):
 
 
 def test_score_names_a_bad_line(tiny_bundle, tmp_path):
-    (tmp_path / "pairs.tsv").write_text("a\tb\nno tab\n")
-    done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
-    assert done.returncode == 2
-    assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
+    for line, got in (("no tab", "'no tab'"), ("a\tb\t1", "3 columns; texts with tabs go into JSONL")):
+        (tmp_path / "pairs.tsv").write_text(f"a\tb\n{line}\n")
+        done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"pairs.tsv:2: expected a query, a tab and a passage, got {got}" in done.stderr
 
 
 def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):
