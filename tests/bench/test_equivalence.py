@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient
@@ -233,6 +234,42 @@ def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, que
         assert equivalence(index, place, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("dense_vecs", "NaN or infinity in the dense vector of document 'p0'"),
+        ("dense_vecs narrow", "has dense vectors of 8 dimensions, the bundle's have 64"),
+        ("lexical_weights", "the lexical weights of document 'p0' have the token id 100000000"),
+        ("colbert_vecs", "NaN or infinity in the ColBERT rows of document 'p0'"),
+        ("colbert_vecs int8", "int8 rows and colbert_scales do not fit"),
+    ],
+)
+def test_vectors_that_no_model_gives_are_refused(tiny_bundle, index, queries, tmp_path, capsys, column, message):
+    shutil.copytree(index, tmp_path / "index")
+    part = tmp_path / "index" / "vectors" / "part-00000000.parquet"
+    name, _, how = column.partition(" ")
+    table = pq.read_table(part)
+    kind = pa.list_(pa.float32(), 8) if how == "narrow" else table.schema.field(name).type
+    rows = table.column(name).to_pylist()
+    if name == "lexical_weights":
+        rows[0][0]["id"] = 10**8
+    elif how == "narrow":
+        rows = [row[:8] for row in rows]
+    elif not how:
+        (rows[0] if name == "dense_vecs" else rows[0][0])[0] = np.float16(np.nan) if name == "colbert_vecs" else np.nan
+    schema = table.schema.set(table.schema.get_field_index(name), pa.field(name, kind, nullable=False))
+    if how == "int8":
+        schema = schema.with_metadata({**schema.metadata, b"m3.colbert_dtype": b"int8"})
+    columns = [rows if one == name else table.column(one).to_pylist() for one in table.column_names]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    pq.write_table(pa.table(arrays, schema=schema), part)
+    out = tmp_path / "out.json"
+    words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", out)
+    assert equivalence(index, tmp_path / "index", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, capsys):

@@ -49,6 +49,19 @@ def test_lines_to_jsonl(tiny_bundle, encoder):
         assert list(record["lexical_weights"]) == list(expected.lexical_weights[row])
 
 
+def test_what_may_be_left_out_may_also_come_after_options(tiny_bundle, tmp_path):
+    (tmp_path / "in.txt").write_text("a word\n")
+    done = command("encode", tiny_bundle, "--variant", "onnx-fp32", tmp_path / "in.txt", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(records(done.stdout)) == 1
+    for words in (("--threads", 1, "a", "b"), ("a", "--threads", 1, "b"), ("a", "b", "--threads", 1)):
+        assert len(records(command("score", tiny_bundle, *words).stdout)) == 1
+    for words in (("encode", tmp_path / "in.txt", "--threads", 1, "more"), ("encode", "--none", tmp_path / "in.txt")):
+        done = command(words[0], tiny_bundle, *words[1:])
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"unrecognized arguments: {'more' if 'more' in words else '--none'}" in done.stderr
+
+
 def test_jsonl_keeps_ids_and_order(tiny_bundle, tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": "b", "text": "long text here"}\n\n{"text": "a", "id": 7, "more": 1}\n"bare"\n')
@@ -326,10 +339,11 @@ def test_want_of_memory_is_one_line_with_the_remedy(tiny_bundle, monkeypatch):
 
 
 def test_score_names_a_bad_line(tiny_bundle, tmp_path):
-    (tmp_path / "pairs.tsv").write_text("a\tb\nno tab\n")
-    done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
-    assert done.returncode == 2
-    assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
+    for line, got in (("no tab", "'no tab'"), ("a\tb\t1", "3 columns; texts with tabs go into JSONL")):
+        (tmp_path / "pairs.tsv").write_text(f"a\tb\n{line}\n")
+        done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"pairs.tsv:2: expected a query, a tab and a passage, got {got}" in done.stderr
 
 
 def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.encode.colbert import joined_rows
+from m3_runtime.encode.colbert import PackedRows, joined_rows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import InputError
 from m3_runtime.io.atomic import whole_file
@@ -147,9 +147,9 @@ def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding], colbert_space_id: 
     if colbert:
         arrays["colbert_indptr"] = _starts(np.array([len(rows) for rows in colbert]))
         arrays["colbert_vecs"], scales = joined_rows(colbert)
-        if scales is not None:
+        if scales is not None and isinstance(first := colbert[0], PackedRows):
             arrays["colbert_scales"] = scales
-            arrays["colbert_dtype"], arrays["colbert_dim"] = np.array(colbert[0].dtype.value), np.array(colbert[0].dim)
+            arrays["colbert_dtype"], arrays["colbert_dim"] = np.array(first.dtype.value), np.array(first.dim)
         if colbert_space_id:
             arrays["colbert_space_id"] = np.array(colbert_space_id)
     return arrays

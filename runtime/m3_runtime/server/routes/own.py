@@ -43,11 +43,11 @@ def m3_routes(service: Service) -> APIRouter:
     @routes.post("/encode", summary="All heads asked for, from one pass", responses=answers)
     async def encode(body: EncodeRequest, request: Request) -> Response:
         heads = frozenset(map(Head, body.heads or service.manifest.heads))
+        form = _checked_form(body, heads, service)
         size = service.dimensions.checked(body.dimensions)
         check_unit_length(body, service)
         texts = service.prompted(body.texts, body.prompt_name)
         truncation = truncation_of(body, service, cuts=False, max_length=body.max_length)
-        form = _checked_form(body, heads, service)
         found = await service.encode(texts, "texts", heads, truncation, request.scope[CALL])
         if form is not None:
             found = await asyncio.to_thread(_formed, found, form, normalize=service.manifest.normalize)
