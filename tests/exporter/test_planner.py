@@ -16,12 +16,14 @@ from m3_export.graph.model import M3Model
 from m3_export.options import ExportOptions, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
+    PAIR_SHAPES,
     SHAPES,
     Costs,
     Objective,
     Seconds,
     read_costs,
     recorded,
+    shapes_of,
     weighted,
     write_costs,
 )
@@ -44,7 +46,7 @@ from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.variants import Graphs, properties_of, write_int8
 from m3_export.verify.budget import Budget
 from m3_export.verify.measure import SIMULATED
-from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_runtime.bundle.manifest import EngineName, Geometry, Head
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.io.progress import Progress
 
@@ -239,6 +241,33 @@ def test_bf16_is_no_plan_for_onnxruntime():
         properties_of(VariantName.ONNX_INT8, replace(everywhere(DYNAMIC, 0), float_type=FloatType.BF16))
 
 
+def test_where_one_token_is_wanted_the_last_layer_adds_keys_and_values_alone():
+    costs, layers = replace(costs_of(), is_one_token=True), 2
+    for kind, share in {Kind.QKV: 2 / 3, Kind.ATTENTION_OUT: 0.0, Kind.FFN_IN: 0.0, Kind.FFN_OUT: 0.0}.items():
+        first, last = (costs.added(SETTING, Projection(n, kind), Precision.FLOAT, layers)["batch"] for n in range(2))
+        assert (first, last) == (0.5, pytest.approx(share * 0.5))
+    assert costs.seconds(everywhere(FLOAT), layers)["batch"] == pytest.approx(2 + 4 * 0.5 + 2 / 3 * 0.5)
+    measured = {shape.name: 6.0 for shape in SHAPES}, {shape.name: 2.0 for shape in SHAPES}
+    corrected = costs.corrected(everywhere(FLOAT), everywhere(STATIC), measured)
+    assert corrected.seconds(everywhere(FLOAT), layers)["batch"] == pytest.approx(6.0)
+    start = everywhere(STATIC)
+    last = replace(start, schemes={**start.schemes, Projection(1, Kind.FFN_IN): FLOAT})
+    assert costs.corrected(last, start, measured) == costs  # nothing to correct: it adds nothing
+
+
+def test_recorded_costs_keep_that_one_token_is_wanted(tmp_path):
+    for costs in (costs_of(), replace(costs_of(), is_one_token=True)):
+        write_costs(tmp_path / "costs.json", [costs])
+        assert read_costs(tmp_path / "costs.json") == (costs,)
+
+
+def test_a_reranker_is_timed_with_pairs():
+    assert shapes_of((Head.DENSE, Head.SPARSE)) == SHAPES
+    assert shapes_of((Head.SCORE,)) == PAIR_SHAPES
+    assert [one.name for one in PAIR_SHAPES] == [one.name for one in SHAPES]
+    assert min(one.tokens for one in PAIR_SHAPES) > 16
+
+
 def test_corrected_costs_predict_what_was_measured_of_two_plans():
     costs, start = costs_of(), everywhere(STATIC)
     plan = replace(start, schemes={p: FLOAT if p.kind is Kind.FFN_IN else s for p, s in start.schemes.items()})
@@ -372,33 +401,56 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
     assert repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), everything) is None
 
 
-def test_where_costs_mislead_the_engines_times_decide(quantized, simulation, monkeypatch, tmp_path):
-    """Small models say that attention's output costs next to nothing in float; the whole model disagrees."""
-    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
-    wrong = costs_of(**{**others, "attention_out_float": 0.01})
-    truth = costs_of(**{**others, "attention_out_float": 3.0})
-    monkeypatch.setattr(timing, "measure_costs", lambda *_: wrong)
-    timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
+@pytest.fixture
+def planned(quantized, simulation, monkeypatch, tmp_path):
+    """The plan by given costs, where an engine of other costs says how long whole models take."""
     tuning = TuningTexts.split(texts_of(*range(8, 48, 2)), texts_of(3, 4, 5))
-
-    def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
-        timed.append((one, other))
-        return truth.seconds(one, 2), truth.seconds(other, 2)
+    budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
 
     def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
         found = losses_of_plan(quantized, simulation, plan).figures(LIMITS.dense_min)
         return found, found
 
-    def planned(times) -> PrecisionPlan:
-        budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
-        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
-        return planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, times).plan
+    def by(costs: Costs, truth: Costs) -> PrecisionPlan:
+        timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
 
-    mistaken = planned(lambda one, other: (wrong.seconds(one, 2), wrong.seconds(other, 2)))
-    chosen = planned(seconds)
+        def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+            timed.append((one, other))
+            return truth.seconds(one, 2), truth.seconds(other, 2)
+
+        monkeypatch.setattr(timing, "measure_costs", lambda *_: costs)
+        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
+        plan = planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, seconds).plan
+        assert evaluate(plan)[0].dense_mean <= 0.00035
+        assert len(timed) == len(set(timed))  # nothing is timed twice
+        return plan
+
+    return by
+
+
+def test_where_costs_mislead_the_engines_times_decide(planned):
+    """Small models say that attention's output costs next to nothing in float; the whole model disagrees."""
+    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
+    wrong = costs_of(**{**others, "attention_out_float": 0.01})
+    truth = costs_of(**{**others, "attention_out_float": 3.0})
+    mistaken, chosen = planned(wrong, wrong), planned(wrong, truth)
     assert truth.seconds(chosen, 2)["batch"] < truth.seconds(mistaken, 2)["batch"]
-    assert evaluate(chosen)[0].dense_mean <= 0.00035
-    assert len(timed) == len(set(timed))  # nothing is timed twice
+
+
+@pytest.mark.parametrize("faster", list(FloatType))
+def test_where_small_models_mislead_about_the_float_type_the_engine_decides(planned, faster):
+    costs = costs_of()
+
+    def with_slower(slow: FloatType) -> Costs:
+        names = [shape.name for shape in SHAPES]
+        zero = dict.fromkeys(names, 0.0)
+        layer = {kind: dict.fromkeys(names, 1.1 if kind is slow else 1.0) for kind in FloatType}
+        base = {Setting(kind, 32): (zero, layer[kind]) for kind in FloatType}
+        return replace(costs, base=base, extra=dict.fromkeys(base, costs.extra[SETTING]))
+
+    slower = next(kind for kind in FloatType if kind is not faster)
+    assert planned(with_slower(slower), with_slower(slower)).float_type is faster
+    assert planned(with_slower(faster), with_slower(slower)).float_type is faster
 
 
 def test_tuning_texts_are_none_of_those_that_ranges_are_measured_on():
