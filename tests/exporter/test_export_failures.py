@@ -130,12 +130,13 @@ from m3_export.cli import main
 from m3_runtime.engines.ort import OrtEngine
 
 def run(*_):
-    print("computing", flush=True)
+    state = "computing"
     while True:
         try:
+            print(state, flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
-            print("waiting", flush=True)
+            state = "waiting"
 
 OrtEngine.run = run
 sys.exit(main(sys.argv[1:]))
