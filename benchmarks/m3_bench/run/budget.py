@@ -1,4 +1,4 @@
-"""Which plans hold the budget: on their probe texts, and on texts that nobody has tuned anything on."""
+"""Which plans hold the budget: on their probe texts, and on texts that no plan was tuned on."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from m3_bench.run.contenders import FP32, ContenderSpec
 from m3_export.calibration.texts import chosen_texts, read_texts
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.verify.budget import Budget, excesses
-from m3_export.verify.parity import Outputs, colbert_parity, degenerate_parity, dense_parity, sparse_parity
+from m3_export.verify.parity import Outputs, degenerate_figures
 from m3_runtime.errors import InputError
 
 NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
@@ -30,18 +30,15 @@ def unseen_texts(natural: Path | None) -> tuple[str, ...]:
     texts = [text.text for text in read_texts(natural or NATURAL, "unseen texts")]
     known = {text.text for text in chosen_texts(None, None).degenerate_probe}
     made = degenerate_texts(Purpose.PROBE, " ".join(texts).split(), 2 * DEGENERATE)
-    strange = [text.text for text in made if text.text not in known][:DEGENERATE]
-    assert len(strange) == DEGENERATE  # whatever the words, there are characters and digits enough
-    return (*texts, *strange)
+    made_of_them = [text.text for text in made if text.text not in known][:DEGENERATE]
+    assert len(made_of_them) == DEGENERATE  # whatever the words, there are characters and digits enough
+    return (*texts, *made_of_them)
 
 
 def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """What of each INT8 variant is outside the budget of the bundle that is measured; it holds where there is nothing.
+    """What of each INT8 variant is outside the budget of the measured bundle; empty where it holds.
 
-    Args:
-        run: whose contenders' vectors of `unseen_texts` are kept.
-        contenders: those of the run, by name.
-        folder: of the run's document, and so of the vectors.
+    The run kept vectors of `unseen_texts` in `folder`; `contenders` are those of the run by name.
 
     Raises:
         InputError: there are no vectors of the FP32 variant to compare with; a reranker has none.
@@ -61,15 +58,12 @@ def _excesses(one: ContenderSpec, reference: Outputs, found: Outputs | None, bud
     manifest, variant = one.of.manifest, one.command.options["variant"]
     probed = manifest.parity[variant]
     natural = slice(len(reference.dense) - DEGENERATE)
-    degenerate = slice(natural.stop, None)
-    expected, got = _part(reference, natural), _part(found, natural)
+    degenerate = reference.similarities(found)[natural.stop :]
     unseen = replace(
         probed,
-        texts=len(got.dense),
-        dense=dense_parity(expected, got),
-        sparse=sparse_parity(expected, got),
-        colbert=colbert_parity(expected, got),
-        degenerate=degenerate_parity(_part(reference, degenerate), _part(found, degenerate), budget.dense_min),
+        texts=natural.stop,
+        degenerate=degenerate_figures(degenerate, budget.dense_min),
+        **_part(reference, natural).parity(_part(found, natural)),
     )
     return tuple(
         f"{where}: {excess}"

@@ -27,17 +27,11 @@ MOST_OUTLIERS = 32  # of a layer; more would no longer be a thin product
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        means: (H,) float32 per normalisation, in the order in which they run.
-        outlier_neurons: indices of outlier FFN neurons per layer, ascending.
-        inputs: statistics of every projection's input, centred, outlier neurons at zero.
-    """
-
-    means: tuple[Float32Array, ...]
-    outlier_neurons: tuple[tuple[int, ...], ...]
-    inputs: Mapping[Projection, InputStatistics]
+    means: tuple[Float32Array, ...]  # (H,) float32 per normalisation, in the order in which they run
+    outlier_neurons: tuple[tuple[int, ...], ...]  # indices of outlier FFN neurons per layer, ascending
+    inputs: Mapping[Projection, InputStatistics]  # of every projection's input, centred, outlier neurons at zero
 
 
 def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
@@ -53,13 +47,7 @@ def norm_before(projection: Projection) -> int | None:
 def gather_statistics(
     model: M3Model, ids: Sequence[Ids], track: Callable[[Sequence[list[int]]], Iterable[list[int]]]
 ) -> ActivationStatistics:
-    """Run the calibration texts through the exact model.
-
-    Args:
-        model: the model that was traced.
-        ids: (L,) ids of each text, both special tokens included.
-        track: wraps the iteration, for a progress bar.
-    """
+    """Run texts, (L,) ids each with both special tokens, through the exact model; `track` shows progress."""
     tokens = sum(len(row) for row in ids)
     norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
     inputs = {

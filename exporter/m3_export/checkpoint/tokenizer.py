@@ -118,10 +118,7 @@ class CheckpointTokenizer:
 def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence[str]) -> M3Tokenizer:
     """Save the tokenizer and show that the runtime reads the file to the same ids.
 
-    Args:
-        tokenizer: the checkpoint's.
-        folder: where tokenizer.json is written.
-        texts: compared besides `HARD_TEXTS` and texts with every added token.
+    Compared are `texts`, `HARD_TEXTS`, and texts with every added token.
 
     Returns:
         The runtime's tokenizer; `info.proof` says how much was compared.

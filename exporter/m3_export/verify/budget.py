@@ -54,7 +54,7 @@ class ScoreBudget:
 
     Differences of scores before the sigmoid are in parts of the spread, the standard deviation of the reference's
     scores over the probe pairs. `score_p99` is the 99th percentile, `score_max` the largest one. `top1` is the lowest
-    accepted share of queries whose best passage stays the best, those aside whose two best FP32 cannot tell apart.
+    accepted share of queries whose best passage stays the best, but for those whose two best are a near tie in FP32.
     `degenerate_share` is the largest accepted share of degenerate pairs whose difference is above `score_max`.
     """
 

@@ -2,7 +2,8 @@
 
 `portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph that ONNX
 Runtime runs fastest, `for_openvino` one that packs short texts into rows. A pass that does not recognise its pattern
-leaves the graph as it is, so the order matters only where one pass makes what the next one looks for.
+leaves the graph as it is, so the order matters only where one pass makes what the next one looks for. Two go by the
+names of M3Model's weights and refuse a graph without them: `CentreActivations` and `ShiftBiases`.
 """
 
 from collections.abc import Sequence
