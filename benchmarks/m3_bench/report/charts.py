@@ -85,7 +85,7 @@ def is_single(scenario: Scenario) -> bool:
 
 
 def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """Those with the most heads, so that a dense-only call is not held against a whole one."""
+    """Those with the most heads, so that a dense-only call is not compared with a whole one."""
     most = max((len(s.heads) for s in scenarios), default=0)
     return [s for s in scenarios if len(s.heads) == most]
 

@@ -1,7 +1,6 @@
 """Searching without the model's heads: BM25, TF-IDF, and static word vectors. What came before, to compare with."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,31 +48,31 @@ class TfIdf:
 
     def __init__(self, documents: Tokens) -> None:
         """Index the tokens of each document."""
-        from scipy.sparse import csr_matrix
-
-        self._columns: dict[str, int] = {}
-        starts: list[int] = [0]
-        columns: list[int] = []
-        counts: list[int] = []
-        for tokens in documents:
-            found = Counter(tokens)
-            columns += [self._columns.setdefault(token, len(self._columns)) for token in found]
-            counts += found.values()
-            starts.append(len(columns))
-        shape = (len(documents), max(1, len(self._columns)))
-        self._idf = idf(np.bincount(np.array(columns, np.int64), minlength=shape[1]), len(documents))
-        weights = np.array(counts, np.float32) * self._idf[columns]
-        rows = csr_matrix((weights, columns, starts), shape=shape, dtype=np.float32)
-        lengths = np.sqrt(rows.multiply(rows).sum(axis=1))
-        self._postings = rows.multiply(1 / np.maximum(lengths, np.finfo(np.float32).tiny)).T.tocsr()
+        self._columns = {token: n for n, token in enumerate(dict.fromkeys(t for tokens in documents for t in tokens))}
+        counts = self._counts(documents)
+        self._idf = idf(counts.getnnz(axis=0), len(documents))
+        self._postings = self._weighted(counts).T.tocsr()
 
     def scores(self, tokens: Iterable[str]) -> FloatArray:
         """(N,) cosines, 0 where no token is shared."""
-        counts = Counter(self._columns[token] for token in tokens if token in self._columns)
-        columns = list(counts)
-        weights = np.array(list(counts.values()), np.float32) * self._idf[columns]
-        length = max(float(np.linalg.norm(weights)), float(np.finfo(np.float32).tiny))
-        return np.asarray(self._postings[columns].T @ (weights / length), dtype=np.float32)
+        return np.asarray((self._weighted(self._counts([list(tokens)])) @ self._postings).toarray()[0])
+
+    def _counts(self, texts: Tokens) -> Any:
+        """(S, V) CSR of float32: how often each text has each token of the documents."""
+        from scipy.sparse import csr_matrix
+
+        rows = [[self._columns[token] for token in tokens if token in self._columns] for tokens in texts]
+        columns, starts = np.array([column for row in rows for column in row]), np.cumsum([0, *map(len, rows)])
+        shape = (len(rows), max(1, len(self._columns)))
+        counts = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=shape)
+        counts.sum_duplicates()
+        return counts
+
+    def _weighted(self, counts: Any) -> Any:
+        """Counts times inverse document frequencies, each row of unit length, or all 0."""
+        weights = counts.multiply(self._idf).tocsr()
+        lengths = np.sqrt(weights.multiply(weights).sum(axis=1))
+        return weights.multiply(1 / np.maximum(lengths, np.finfo(np.float32).tiny)).tocsr()
 
     @property
     def nbytes(self) -> int:
@@ -108,16 +107,15 @@ class WordTable:
             InputError: the bundle has no graph with a word embedding for every token id.
             ExtraNotInstalledError: onnx is not installed.
         """
-        onnx = import_extra("onnx", "export")
+        onnx_ir = import_extra("onnx_ir", "export")
         for variant in bundle.manifest.variants:
             if not variant.graph.endswith(".onnx"):
                 continue
-            path = bundle.file(variant.graph)
-            found = {one.name: one for one in onnx.load(path, load_external_data=False).graph.initializer}
-            values = next((found[name] for name in ("words", "words.int8") if name in found), None)
-            if values is not None and values.dims[0] == bundle.manifest.geometry.vocab_size:
+            found = onnx_ir.load(bundle.file(variant.graph)).graph.initializers
+            values = next((found[name].const_value for name in ("words", "words.int8") if name in found), None)
+            if values is not None and values.shape[0] == bundle.manifest.geometry.vocab_size:
                 scales = found.get("words.scale")
-                return cls(_mapped(path, values), None if scales is None else _mapped(path, scales))
+                return cls(values.numpy(), None if scales is None else scales.const_value.numpy())
         raise InputError("the bundle has no ONNX variant with a word embedding for every token id")
 
     def rows(self, ids: NDArray[np.int32]) -> FloatArray:
@@ -126,14 +124,6 @@ class WordTable:
         if self.scales is not None:
             rows *= self.scales[ids].astype(np.float32)
         return rows.reshape(len(ids), math.prod(self.values.shape[1:]))
-
-
-def _mapped(path: Any, tensor: Any) -> NDArray[Any]:
-    from onnx import helper
-
-    at = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(path.parent / at["location"], dtype, "r", int(at.get("offset", 0)), tuple(tensor.dims))
 
 
 class StaticVectors:
