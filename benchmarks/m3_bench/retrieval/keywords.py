@@ -48,31 +48,25 @@ class TfIdf:
 
     def __init__(self, documents: Tokens) -> None:
         """Index the tokens of each document."""
+        from scipy.sparse import csr_matrix
+
         self._columns = {token: n for n, token in enumerate(dict.fromkeys(t for tokens in documents for t in tokens))}
-        counts = self._counts(documents)
+        columns = np.array([self._columns[token] for tokens in documents for token in tokens], np.int64)
+        starts, shape = np.cumsum([0, *map(len, documents)]), (len(documents), max(1, len(self._columns)))
+        counts = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=shape)
+        counts.sum_duplicates()
         self._idf = idf(counts.getnnz(axis=0), len(documents))
-        self._postings = self._weighted(counts).T.tocsr()
+        rows = counts.multiply(self._idf).tocsr()
+        lengths = np.sqrt(rows.multiply(rows).sum(axis=1))
+        self._postings = rows.multiply(1 / np.maximum(lengths, np.finfo(np.float32).tiny)).T.tocsr()
 
     def scores(self, tokens: Iterable[str]) -> FloatArray:
         """(N,) cosines, 0 where no token is shared."""
-        return np.asarray((self._weighted(self._counts([list(tokens)])) @ self._postings).toarray()[0])
-
-    def _counts(self, texts: Tokens) -> Any:
-        """(S, V) CSR of float32: how often each text has each token of the documents."""
-        from scipy.sparse import csr_matrix
-
-        rows = [[self._columns[token] for token in tokens if token in self._columns] for tokens in texts]
-        columns, starts = np.array([column for row in rows for column in row]), np.cumsum([0, *map(len, rows)])
-        shape = (len(rows), max(1, len(self._columns)))
-        counts = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=shape)
-        counts.sum_duplicates()
-        return counts
-
-    def _weighted(self, counts: Any) -> Any:
-        """Counts times inverse document frequencies, each row of unit length, or all 0."""
-        weights = counts.multiply(self._idf).tocsr()
-        lengths = np.sqrt(weights.multiply(weights).sum(axis=1))
-        return weights.multiply(1 / np.maximum(lengths, np.finfo(np.float32).tiny)).tocsr()
+        known = np.array([self._columns[token] for token in tokens if token in self._columns], np.int64)
+        columns, counts = np.unique(known, return_counts=True)
+        weights = counts * self._idf[columns]
+        length = max(float(np.linalg.norm(weights)), float(np.finfo(np.float32).tiny))
+        return np.asarray(self._postings[columns].T @ (weights / length), dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
@@ -107,15 +101,16 @@ class WordTable:
             InputError: the bundle has no graph with a word embedding for every token id.
             ExtraNotInstalledError: onnx is not installed.
         """
-        onnx_ir = import_extra("onnx_ir", "export")
+        onnx = import_extra("onnx", "export")
         for variant in bundle.manifest.variants:
             if not variant.graph.endswith(".onnx"):
                 continue
-            found = onnx_ir.load(bundle.file(variant.graph)).graph.initializers
-            values = next((found[name].const_value for name in ("words", "words.int8") if name in found), None)
-            if values is not None and values.shape[0] == bundle.manifest.geometry.vocab_size:
+            path = bundle.file(variant.graph)
+            found = {one.name: one for one in onnx.load(path, load_external_data=False).graph.initializer}
+            values = next((found[name] for name in ("words", "words.int8") if name in found), None)
+            if values is not None and values.dims[0] == bundle.manifest.geometry.vocab_size:
                 scales = found.get("words.scale")
-                return cls(values.numpy(), None if scales is None else scales.const_value.numpy())
+                return cls(_mapped(path, values), None if scales is None else _mapped(path, scales))
         raise InputError("the bundle has no ONNX variant with a word embedding for every token id")
 
     def rows(self, ids: NDArray[np.int32]) -> FloatArray:
@@ -124,6 +119,15 @@ class WordTable:
         if self.scales is not None:
             rows *= self.scales[ids].astype(np.float32)
         return rows.reshape(len(ids), math.prod(self.values.shape[1:]))
+
+
+def _mapped(path: Any, tensor: Any) -> NDArray[Any]:
+    """Not by onnx_ir, which refuses hard links, as copies of bundles may be."""
+    from onnx import helper
+
+    at = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(path.parent / at["location"], dtype, "r", int(at.get("offset", 0)), tuple(tensor.dims))
 
 
 class StaticVectors:
