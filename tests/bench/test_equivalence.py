@@ -243,7 +243,7 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, 
     (tmp_path / "empty.txt").write_text("")
     encoded_by = ("--bundle", tiny_bundle, *FLOAT)
     for words, message in (
-        ((index,), "compared with nothing"),
+        ((index,), "nothing to compare one index with"),
         (
             (index, tmp_path / "none", "--queries", queries, *encoded_by),
             "is not an index: expected a folder of m3-runtime",
