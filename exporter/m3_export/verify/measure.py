@@ -124,9 +124,7 @@ class ParityCheck:
         heads = POOLED_HEADS.union((Head.COLBERT,)).intersection(self.model.heads)
         together = self._encode(engine, rows, heads)
         alone = [self._encode(engine, [row], heads) for row in rows]
-        pooled = _pooled(together)
-        assert pooled is not None
-        lowest = self._lowest(np.concatenate([_pooled(one) for one in alone]), pooled)
+        lowest = self._lowest(np.concatenate([_pooled(one) for one in alone]), _pooled(together))
         if together.colbert_vecs is not None:
             theirs = [one.colbert_vecs[0] for one in alone if one.colbert_vecs is not None]
             found = cosines(np.concatenate(theirs), np.concatenate(list(together.colbert_vecs)))
@@ -146,9 +144,11 @@ class ParityCheck:
         return rounded(self.probe.natural.reference.pooled_similarities(expected, got).min())
 
 
-def _pooled(encoding: Encoding) -> Float32Array | None:
+def _pooled(encoding: Encoding) -> Float32Array:
     """What is read of one token of a text: dense vectors, or scores, of all texts."""
-    return encoding.dense_vecs if encoding.scores is None else encoding.scores
+    found = encoding.dense_vecs if encoding.scores is None else encoding.scores
+    assert found is not None
+    return found
 
 
 def padded_texts(lengths: Sequence[int]) -> list[int]:
