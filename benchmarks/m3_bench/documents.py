@@ -242,7 +242,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """A way of searching with one variant; the n-th entry of each tuple is the n-th query.
+    """A search method with one variant; the n-th entry of each tuple is the n-th query.
 
     `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps
     "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values. `query_ms` is the median time of a query, one at a time;

@@ -47,7 +47,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Api:
-    """One way of asking for vectors: its path, the body for texts and a model's name, and how answers are read."""
+    """An HTTP API for vectors: its path, the body for texts and a model's name, and how answers are read."""
 
     path: str
     body: Callable[[Sequence[str], str], Mapping[str, Any]]

@@ -30,7 +30,7 @@ class Setup:
 
     bundle: Bundle  # whose checkpoint they run
     checkpoint: Path  # its source, as `check_source` has found it
-    work: Path  # for models that are made on the way
+    work: Path  # for converted models
     peers: PeerSource
     threads: int  # of every contender
     progress: Progress = field(repr=False)

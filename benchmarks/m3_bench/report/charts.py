@@ -266,7 +266,7 @@ def _lines(
 
 
 def _bars(name: str, title: str, caption: str, unit: str, bars: Sequence[Bar], *, is_log: bool = False) -> Chart | None:
-    """Lying bars, each with its name above, a whisker, and its figure behind both."""
+    """Horizontal bars, each with its name above, a whisker, and its figure behind both."""
     if not bars:
         return None
     left, right = _log_limits([end for one in bars for end in (one.low, one.high)]) if is_log else (0.0, 0.0)

@@ -83,8 +83,8 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None, reranke
     """Open bundles and choose their variants of these names; None takes each that runs here.
 
     Raises:
-        InputError: two folders of one name, a variant that no bundle has, or a reranker in an encoder's place or the
-            other way round.
+        InputError: two folders of one name, a variant that no bundle has, or a reranker where an encoder is
+            expected, or the reverse.
         VariantError: nothing of a bundle runs here.
         BundleError: a folder is no whole bundle.
     """

@@ -1,4 +1,4 @@
-"""What a way of searching costs: milliseconds for a query, bytes for the index.
+"""What a search method costs: milliseconds for a query, bytes for the index.
 
 Queries are asked one at a time, from text to ranking, on an exact index in memory: no network, no approximation.
 """

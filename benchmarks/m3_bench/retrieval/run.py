@@ -1,4 +1,4 @@
-"""Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
+"""Measuring retrieval: a labelled dataset, bundles, and every search method."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

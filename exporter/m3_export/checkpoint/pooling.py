@@ -1,4 +1,4 @@
-"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's own way."""
+"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's default."""
 
 import json
 from dataclasses import dataclass, field

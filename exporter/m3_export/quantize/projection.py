@@ -110,7 +110,7 @@ def fake_quantize(
 
 
 def dynamic_rounding(x: torch.Tensor, group: int, *, after_gelu: bool) -> torch.Tensor:
-    """X (…, K) as dynamic ranges render it: int8 per group on OpenVINO, uint8 per token (group 0) on ONNX Runtime."""
+    """X (…, K) as dynamic ranges round it: int8 per group on OpenVINO, uint8 per token (group 0) on ONNX Runtime."""
     if group:
         grouped = x.unflatten(-1, (-1, group)) if x.shape[-1] % group == 0 else x[..., None, :]
         scale = (grouped.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)

@@ -181,7 +181,7 @@ def _place(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     product = split_operands(total, "Mul") if total else None
     count = split_operands(product[0], "CumSum") if product else None
     if product is None or count is None:
-        raise ValueError("the graph counts positions in another way than M3Model's")
+        raise ValueError("the graph does not count positions as M3Model does")
     pad_id, is_token = product[1], count[1]
     ops = _Ops("rows.positions")
     unpacked = ops("Concat", rows.whole, rows.padded, axis=0)
