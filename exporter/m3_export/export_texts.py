@@ -10,7 +10,7 @@ import numpy as np
 
 from m3_export.arrays import Ids
 from m3_export.build_variant import library_errors
-from m3_export.calibration.pairs import ChosenPairs, TextPair, pair_ids
+from m3_export.calibration.pairs import ChosenPairs, TextPair, numbers, pair_ids
 from m3_export.calibration.statistics import CALIBRATION_TOKENS
 from m3_export.calibration.texts import ChosenTexts, digest
 from m3_export.calibration.texts.text import Text
@@ -61,8 +61,8 @@ def probe_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, pro
         ids = _ids(tokenizer, texts, longest)
         if checkpoint.classifier is None:
             return ProbeTexts(ids, reference_outputs(checkpoint, ids, tokenizer.info.unused_ids, track))
-        scores, query_of = reference_scores(checkpoint, ids, track), [one.number for one in _pairs(texts)]
-        return ProbeTexts(ids, Scores.of_reference(scores, np.array(query_of, np.int64), spread))
+        scores = reference_scores(checkpoint, ids, track)
+        return ProbeTexts(ids, Scores.of_reference(scores, numbers(_pairs(texts)), spread))
 
     title = f"Running the PyTorch FP32 reference on {len(natural)} + {len(degenerate)} probe {what}"
     with progress.step(title), library_errors("running the reference"):
@@ -97,3 +97,8 @@ def _ids(tokenizer: M3Tokenizer, texts: Sequence[Text] | Sequence[TextPair], lon
 
 def _pairs(texts: Sequence[Text] | Sequence[TextPair]) -> list[TextPair]:
     return [one for one in texts if isinstance(one, TextPair)]
+
+
+def natural_ranges(chosen: Chosen) -> int:
+    """How many of the texts, or pairs, that ranges are measured on are natural; `TuningTexts` has them first."""
+    return len(TuningTexts.split([np.zeros(1, np.int32)] * len(chosen.calibration), ()).ranges)

@@ -1,7 +1,7 @@
 """Measuring retrieval: a labelled dataset, bundles, and every search method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,9 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     with progress.step(f"{TF_IDF}, {BM25}"):
         words = [*map(search.words_of, _texts(data.documents))]
         tf_idf, bm25 = TfIdf(words), Bm25(words)
-        runs, _ = _by_scores(TF_IDF, lambda text: tf_idf.scores(search.words_of(text)), tf_idf.nbytes, data)
-        more, ranking = _by_scores(BM25, lambda text: bm25.scores(search.words_of(text)), bm25.nbytes, data)
-    runs, rankings = [*runs, *more], {f"{RERANKED} {BM25}": ranking}
+        first, _, _ = _by_scores(TF_IDF, lambda text: tf_idf.scores(search.words_of(text)), tf_idf.nbytes, data)
+        second, ranking, cost = _by_scores(BM25, lambda text: bm25.scores(search.words_of(text)), bm25.nbytes, data)
+    runs, rankings, first_costs = [first, second], {f"{RERANKED} {BM25}": ranking}, {f"{RERANKED} {BM25}": cost}
     is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
     for one, variant, encoder in choice.opened(M3Encoder, settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
@@ -65,13 +65,17 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         notes += [f"{one.name}: {note}" for note in cut]
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
+        first_costs |= {f"{RERANKED} {method}, {by}": cost for method, cost in costs.items()}
     for one, variant, reranker in choice.opened(M3Reranker, settings.threads, progress):
         most = settings.max_length and min(settings.max_length, reranker.max_tokens)
         if most != settings.max_length:
             notes.append(f"{one.name}: it takes pairs of {most} tokens, fewer than the texts' {settings.max_length}")
         scorer = PairScorer(reranker, most, settings.reranked, progress)
-        ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
-        runs += _method_runs(one.name, variant.name, ordered.rankings, data)
+        asked, passages = _texts(data.queries), _texts(data.documents)
+        ordered = scorer.reranked(rankings, asked, passages)
+        ms = scorer.query_ms(rankings[f"{RERANKED} {BM25}"], asked, passages)
+        costs = {name: replace(cost, query_ms=round(cost.query_ms + ms, 3)) for name, cost in first_costs.items()}
+        runs += _method_runs(one.name, variant.name, ordered.rankings, data, costs)
         notes += [f"{one.name}: {note}" for note in ordered.notes]
     return Retrieval(
         machine=machine,
@@ -84,7 +88,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
-            **({RERANKED: f"the best {settings.reranked} of each ranking"} if choice.has_reranker else {}),
+            **(_reranking(settings.reranked) if choice.has_reranker else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
             "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
             "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
@@ -94,9 +98,16 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     )
 
 
+def _reranking(depth: int) -> dict[str, str]:
+    return {
+        RERANKED: f"the best {depth} of each ranking",
+        "ms a query, reranked": f"its ranking's, and the reranker's for BM25's best {depth}",
+    }
+
+
 def _by_scores(
     method: str, scores_of: Callable[[str], FloatArray], index_bytes: int, data: Labelled, bundle: str = ""
-) -> tuple[list[MethodRun], Ranking]:
+) -> tuple[MethodRun, Ranking, Cost]:
     """By a method that gives every document a score; what has none above 0 is not found."""
 
     def ask(text: str) -> Indices:
@@ -104,7 +115,7 @@ def _by_scores(
 
     texts = _texts(data.queries)
     ranking, cost = [ask(text) for text in texts], Cost(median_ms(ask, texts), index_bytes)
-    return _method_runs(bundle, "", {method: ranking}, data, {method: cost}), ranking
+    return _method_runs(bundle, "", {method: ranking}, data, {method: cost})[0], ranking, cost
 
 
 def _static_runs(
@@ -114,7 +125,7 @@ def _static_runs(
     try:
         with progress.step(STATIC):
             index = StaticVectors(encoder, _texts(data.documents), settings.max_length)
-            return _by_scores(STATIC, index.scores, index.nbytes, data, bundle)[0], []
+            return [_by_scores(STATIC, index.scores, index.nbytes, data, bundle)[0]], []
     except (InputError, ExtraNotInstalledError) as error:
         return [], [f"{STATIC} were left out: {error}"]
 
@@ -150,11 +161,10 @@ def _searched(
 
 
 def _method_runs(
-    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost] | None = None
+    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost]
 ) -> list[MethodRun]:
-    cost_of = {method: vars(cost) for method, cost in (costs or {}).items()}
     return [
-        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **cost_of.get(method, {}))
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **vars(costs[method]))
         for method, ranking in found.items()
     ]
 

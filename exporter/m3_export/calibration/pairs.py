@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_export.arrays import Ids
 from m3_export.calibration.texts import ChosenTexts
 from m3_export.calibration.texts.text import Text
@@ -108,6 +111,11 @@ def pair_ids(tokenizer: M3Tokenizer, pairs: Sequence[TextPair], longest: int) ->
     """(L,) ids of each pair, as the runtime makes them; a query has at most half of the tokens."""
     limits = PairLimits(longest, (longest - PAIR_SPECIALS) // 2)
     return tokenized_pairs([(pair.query, pair.passage) for pair in pairs], limits, tokenizer, side_name).ids
+
+
+def numbers(pairs: Sequence[TextPair]) -> NDArray[np.int64]:
+    """(N,) which query each pair is of."""
+    return np.array([pair.number for pair in pairs], np.int64)
 
 
 def _in_turns(texts: Sequence[Text]) -> Iterator[int]:
