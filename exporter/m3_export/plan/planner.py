@@ -157,7 +157,7 @@ class Planner:
         engine = _Engine(cache(evaluate), cache(faster) if self._target is Target.HERE else predicted, reference)
         chosen, tried = None, dict[PrecisionPlan, Trial]()
         for _ in range(MOST_SEARCHES):
-            trials = self._search(costs, engine)
+            trials = self._search(costs, engine, chosen.candidate if chosen else None)
             tried |= {trial.candidate.plan: trial for trial in trials}
             if chosen is None:
                 chosen = trials[0]
@@ -172,13 +172,15 @@ class Planner:
         others = (trial for trial in tried.values() if trial.candidate.plan != plan)
         return Planned(plan, (chosen, *others), costs, costs.seconds(plan, layers))
 
-    def _search(self, costs: Costs, engine: "_Engine") -> tuple[Trial, ...]:
-        """One search by given costs; the first trial is the one to take."""
+    def _search(self, costs: Costs, engine: "_Engine", chosen: Candidate | None) -> tuple[Trial, ...]:
+        """One search by given costs, on from what an earlier one chose; the first trial is the one to take."""
 
         def time_of(plan: PrecisionPlan) -> float:
             return weighted(self._objective, costs.seconds(plan, self._geometry.layers), engine.reference)
 
         candidates = [Candidate(plan, title, time_of(plan)) for title, plan in self._candidates(costs, time_of)]
+        if chosen is not None:
+            candidates.append(replace(chosen, time=time_of(chosen.plan)))
         for candidate in sorted(candidates, key=lambda candidate: candidate.time):
             self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
         repairs: dict[Setting, Repair] = {}
