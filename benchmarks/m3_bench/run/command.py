@@ -159,11 +159,11 @@ def _measure(
     if args.encoder is not None:
         contenders = [*contenders, encoder_beside(bundle, args.encoder, args.threads)]
     products, missing = products_of(plan.scenarios, args.threads)
-    everybody = (*contenders, *products)
-    names = {one.key: one.name for one in everybody}
+    contenders = (*contenders, *products)
+    names = {one.key: one.name for one in contenders}
     spec = RunSpec(
         model=model_of(bundle.manifest),
-        contenders=everybody,
+        contenders=contenders,
         scenarios=resolved(plan.scenarios, names),
         texts=texts,
         rounds=args.rounds,
@@ -173,7 +173,7 @@ def _measure(
     done = run(spec, TextMaker(open_tokenizer(bundle)), opened.progress)
     is_whole = True
     if plan.targets:
-        over = judge(done, {one.name: one for one in everybody}) if judge else {}
+        over = judge(done, {one.name: one for one in contenders}) if judge else {}
         is_small, processor = bundle.manifest.geometry.hidden_size < FULL_SIZE, ProcessorClass.of(cpu_info())
         evaluation = Evaluation(done, names, {**absent, **missing}, over, processor, is_small)
         table, is_whole = target_table(plan.targets, evaluation)
