@@ -90,7 +90,8 @@ def _encode(ray: Any, actors: Sequence[Any], shards: Iterator[Shard], partial: P
             raise outcome
         if outcome is not None:
             encoding -= 1
-            yield StepDone(outcome.rows, outcome.tokens, outcome.input_bytes)
+            counts = outcome.counts
+            yield StepDone(counts.rows, counts.tokens, counts.input_bytes)
             yield outcome
         if (shard := next(shards, None)) is not None:
             waiting[actor.encode.remote(shard, partial)] = actor
