@@ -186,8 +186,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve as the arguments say."""
     try:
         with ending_at_once():
-            from m3_runtime.server.otel import check_traces
             from m3_runtime.server.serving import serve
+            from m3_runtime.server.tracing import check_traces
     except ImportError as error:
         raise ExtraNotInstalledError(
             f'the server cannot be loaded ({error}); install what it needs: pip install "m3-runtime[serve]"'

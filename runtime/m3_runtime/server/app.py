@@ -20,14 +20,13 @@ from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import ANSWER_HEADERS, Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
-from m3_runtime.server.otel import open_tracer
 from m3_runtime.server.routes.openai import openai_routes
 from m3_runtime.server.routes.own import m3_routes
 from m3_runtime.server.routes.rerank import rerank_routes
 from m3_runtime.server.routes.tei import tei_routes
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import ServerSettings
-from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing
+from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing, open_tracer
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
@@ -47,13 +46,13 @@ def create_app(service: Service) -> ASGIApp:
     """
     settings = service.settings
     keys = ApiKeys.of(settings.api_key_file, settings.api_key)
-    tracer = open_tracer(settings.otlp_endpoint)
+    tracer, send_last_spans = open_tracer(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close()
-        await asyncio.to_thread(tracer.close)
+        await asyncio.to_thread(send_last_spans)
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
     app.router.redirect_slashes = False  # addresses have one spelling by then

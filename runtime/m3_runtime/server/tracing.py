@@ -1,23 +1,40 @@
 """What is known about each request from outside: its ids, the trace it belongs to, and where its time went.
 
-A plain ASGI middleware around all others, so that refusals have ids too.
+A plain ASGI middleware around all others, so that refusals have ids too. Spans are made by OpenTelemetry's API, which
+takes over the caller's ids and does nothing else unless traces are sent; its SDK, the extra `otel`, sends them.
 """
 
+import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from importlib import import_module
 
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NoOpTracer,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    format_span_id,
+    format_trace_id,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
 from m3_runtime.server.answers import PROBLEM
 from m3_runtime.server.logs import log_fields
+from m3_runtime.version import __version__
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
@@ -31,7 +48,13 @@ TIMING_HEADERS = (
 """What text-embeddings-inference says about an answer; times are whole milliseconds."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
+_W3C = TraceContextTextMapPropagator()
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOL = "http/protobuf"
+_FLUSH_MS = 2000
+"""At the end; what cannot be sent meanwhile is given up."""
 
 
 @dataclass
@@ -73,35 +96,12 @@ class RequestTimes:
         self.ended_at_s = time.perf_counter()
 
 
-def _between(start_s: float | None, end_s: float | None) -> float:
-    return 0.0 if start_s is None or end_s is None else end_s - start_s
-
-
 _times: ContextVar[RequestTimes | None] = ContextVar("request_times", default=None)
 
 
 def request_times() -> RequestTimes:
     """Of the request that is answered here; outside of one, times that nobody reads."""
     return _times.get() or RequestTimes()
-
-
-@dataclass(frozen=True)
-class TraceContext:
-    """A request's place in a trace: W3C's header `traceparent`, level 1, and the ids that its log lines say."""
-
-    traceparent: str
-    fields: dict[str, str]
-
-    @classmethod
-    def of_caller(cls, headers: Headers) -> "TraceContext | None":
-        """None where there is no such header, several, or one that is malformed: the specification has it ignored.
-
-        >>> TraceContext.of_caller(Headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})).fields["parent_span_id"]
-        'bbbbbbbbbbbbbbbb'
-        """
-        given = headers.getlist(TRACEPARENT)
-        found = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        return None if found is None else cls(given[0], {"trace_id": found[1], "parent_span_id": found[2]})
 
 
 def request_id_of(headers: Headers) -> str:
@@ -122,7 +122,6 @@ class Answered:
         request_id: the caller's, or a new one.
         start_s: when it came, of `time.perf_counter`; `start_ns` is the same since 1970.
         times: where its time went.
-        trace: its place in a trace, if it has one.
         client: who asks, once that is known.
         status: of the answer; 0 as long as there is none.
         problem: why it was refused, if it was.
@@ -136,36 +135,16 @@ class Answered:
     start_s: float = field(default_factory=time.perf_counter)
     start_ns: int = field(default_factory=time.time_ns)
     times: RequestTimes = field(default_factory=RequestTimes)
-    trace: TraceContext | None = None
     client: str = ""
     status: int = 0
     problem: str = ""
-
-
-class Tracer:
-    """No spans of our own: the caller's ids are in the log, and go back in the answer."""
-
-    @contextmanager
-    def request(self, answered: Answered) -> Iterator[None]:
-        """Give a request its place in a trace, and say how it went when the block ends."""
-        answered.trace = TraceContext.of_caller(answered.headers)
-        yield
-
-    def close(self) -> None:
-        """Send what is left."""
 
 
 class RequestTracing:
     """Gives each request its ids, takes over its trace, and says in the answer where its time went."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer, addresses: Addresses) -> None:
-        """Wrap an app.
-
-        Args:
-            app: what answers.
-            tracer: what makes spans.
-            addresses: what its paths mean.
-        """
+        """Wrap an app; `tracer` makes the spans."""
         self._app = app
         self._tracer = tracer
         self._addresses = addresses
@@ -180,24 +159,81 @@ class RequestTracing:
         route = path if path in self._addresses.paths else None
         answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
         scope[ANSWERED] = answered
+        span = INVALID_SPAN if path in OPERATION_PATHS else self._span(answered)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", [])
                 said = MutableHeaders(scope=message)
                 answered.status, answered.problem = message["status"], said.get(PROBLEM, "")
-                _add_headers(said, answered)
+                _add_headers(said, answered, span)
             await send(message)
 
-        traced = nullcontext() if path in OPERATION_PATHS else self._tracer.request(answered)
-        with traced, _known(answered):
+        naming, timing = log_fields.set(_ids(answered, span)), _times.set(answered.times)
+        try:
             await self._app(scope, receive, sending)
+        finally:
+            log_fields.reset(naming)
+            _times.reset(timing)
+            if span.is_recording():
+                self._end(span, answered)
+
+    def _span(self, answered: Answered) -> Span:
+        """A span below the caller's; where traces are off, only what the caller says."""
+        is_one = len(answered.headers.getlist(TRACEPARENT)) == 1
+        return self._tracer.start_span(
+            answered.method,
+            _W3C.extract(answered.headers if is_one else {}),
+            SpanKind.SERVER,
+            {"http.request.method": answered.method, "m3.request_id": answered.request_id},
+            start_time=answered.start_ns,
+        )
+
+    def _end(self, span: Span, answered: Answered) -> None:
+        """Say how a request went, and where its time went."""
+        times = answered.times
+        if answered.route is not None:
+            span.update_name(f"{answered.method} {answered.route}")
+            span.set_attribute("http.route", answered.route)
+        span.set_attribute("http.response.status_code", answered.status)
+        if answered.status >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+        if times.tokens:
+            span.set_attributes({"m3.tokens": times.tokens, "m3.characters": times.characters})
+        queued, started = times.queued_at_s, times.started_at_s
+        parts = (
+            ("tokenize", None if queued is None else queued - times.tokenization_s, queued),
+            ("queue", queued, started),
+            ("inference", started, times.ended_at_s),
+        )
+        within = set_span_in_context(span)
+        for name, start_s, end_s in parts:
+            if start_s is not None and end_s is not None:
+                part = self._tracer.start_span(name, within, start_time=_ns(answered, start_s))
+                part.end(_ns(answered, end_s))
+        span.end()
 
 
-def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
+def _ids(answered: Answered, span: Span) -> dict[str, str]:
+    """What log lines say of a request."""
+    ids, context = {"request_id": answered.request_id}, span.get_span_context()
+    if context.is_valid:
+        ids["trace_id"] = format_trace_id(context.trace_id)
+        ids["parent_span_id" if context.is_remote else "span_id"] = format_span_id(context.span_id)
+    return ids
+
+
+def _ns(answered: Answered, at_s: float) -> int:
+    """A moment of `time.perf_counter` as nanoseconds since 1970."""
+    return answered.start_ns + round(1e9 * (at_s - answered.start_s))
+
+
+def _add_headers(headers: MutableHeaders, answered: Answered, span: Span) -> None:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, set_span_in_context(span))
+    if TRACEPARENT in carrier:
+        headers[TRACEPARENT] = carrier[TRACEPARENT]
     headers[REQUEST_ID] = answered.request_id
-    if answered.trace is not None:
-        headers[TRACEPARENT] = answered.trace.traceparent
     times = answered.times
     if not times.tokens or answered.status != HTTPStatus.OK:
         return
@@ -210,17 +246,63 @@ def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
         headers[name] = value
 
 
+def _between(start_s: float | None, end_s: float | None) -> float:
+    return 0.0 if start_s is None or end_s is None else end_s - start_s
+
+
 def _ms(seconds: float) -> str:
     return str(round(1000 * seconds))
 
 
-@contextmanager
-def _known(answered: Answered) -> Iterator[None]:
-    """Let log lines and those who do the work know the request."""
-    fields = {"request_id": answered.request_id} | ({} if answered.trace is None else answered.trace.fields)
-    naming, timing = log_fields.set(fields), _times.set(answered.times)
-    try:
-        yield
-    finally:
-        log_fields.reset(naming)
-        _times.reset(timing)
+def open_tracer(otlp_endpoint: str | None) -> tuple[Tracer, Callable[[], None]]:
+    """What makes spans, and what sends the last of them: to an endpoint that the option or the environment names.
+
+    OpenTelemetry's variables mean what they mean everywhere: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
+    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and the others that its library reads.
+
+    Raises:
+        ExtraNotInstalledError: as `check_traces`.
+        InputError: as `check_traces`.
+    """
+    if not check_traces(otlp_endpoint):
+        return NoOpTracer(), lambda: None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    url = None if otlp_endpoint is None else f"{otlp_endpoint.rstrip('/')}/v1/traces"
+    ours = Resource({"service.name": "m3-runtime", "service.version": __version__})
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+
+    def close() -> None:
+        provider.force_flush(_FLUSH_MS)
+        provider.shutdown()
+
+    return provider.get_tracer("m3_runtime", __version__), close
+
+
+def check_traces(otlp_endpoint: str | None) -> bool:
+    """Whether traces are wanted: off unless an endpoint is named.
+
+    Raises:
+        ExtraNotInstalledError: they are, and what sends them is not installed.
+        InputError: OpenTelemetry's variables ask for a protocol other than HTTP with protobuf.
+    """
+    by = "--otlp-endpoint" if otlp_endpoint else next((name for name in _ENDPOINTS if os.environ.get(name)), None)
+    is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if by is None or is_off or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    for name in _PROTOCOLS:
+        if (protocol := os.environ.get(name) or _PROTOCOL) != _PROTOCOL:
+            raise InputError(f"{name} must be {_PROTOCOL} or unset, got {protocol!r}: traces are sent by HTTP alone")
+    for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ExtraNotInstalledError(
+                f"{by} asks for traces and {module.rpartition('.')[0]} is not installed; install what sends them: "
+                'pip install "m3-runtime[serve,otel]"'
+            ) from error
+    return True
