@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -37,9 +37,6 @@ _T = TypeVar("_T")
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
 
-_SHOWN_SHARE = 16
-"""/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
-
 _BYTES_PER_TOKEN = 8
 """A token of a body takes about half of that, more if it is escaped."""
 _BODY_SHARE = 8
@@ -64,30 +61,29 @@ class Call:
     deadline_s: float
     body_bytes: int
     results: Holding
-    found: list[tuple[tuple[Ids, ...], frozenset[Head], Encoding]] = field(default_factory=list)
+    found: list[tuple[Sequence[Ids], frozenset[Head], Encoding]] = field(default_factory=list)
+
+    def spend(self, seconds: float) -> None:
+        """So much of its time is gone; a last moment is left, in which it is refused as any late one."""
+        self.deadline_s = max(_LAST_MOMENT_S, self.deadline_s - seconds)
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The vectors of S texts.
-
-    `cut` are the indexes of those that were cut to the maximum length, `respelled` of those that have a piece which the
-    bundle dropped.
-    """
+    """The vectors of S texts; and these as ids, with which of them were cut or have a piece that the bundle dropped."""
 
     vectors: Encoding
-    cut: tuple[int, ...]
-    respelled: tuple[int, ...]
+    tokenized: TokenizedTexts
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """The scores of a query and P passages; `tokens` of all, and `cut` and `respelled` as in `EncodedTexts`."""
+    """The scores of a query and P passages, and the tokens of all; (1 + P,) flags as `TokenizedTexts` has them."""
 
     scores: list[float]
     tokens: int
-    cut: tuple[int, ...]
-    respelled: tuple[int, ...]
+    is_cut: NDArray[np.bool_]
+    is_respelled: NDArray[np.bool_] | None = None
 
 
 Score = Callable[[Encoding], list[float]]
@@ -247,11 +243,7 @@ class Service:
             EngineError: the engine failed.
         """
         tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation, call)
-        self._hold_results(tokenized.ids, heads, call)
-        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
-        call.found.append((tokenized.ids, heads, encoding))
-        told = replace(encoding, truncated=tokenized.truncated, out_of_vocabulary=tokenized.out_of_vocabulary)
-        return EncodedTexts(told, _cut(tokenized), _respelled(tokenized))
+        return EncodedTexts(await self._encoded(tokenized.ids, heads, call), tokenized)
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -272,8 +264,25 @@ class Service:
             encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
-            call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, _cut(tokenized), _respelled(tokenized))
+            call.spend(time.perf_counter() - start_s)
+        return ScoredTexts(scores, tokens, tokenized.is_cut, tokenized.is_respelled)
+
+    async def rerank(
+        self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
+    ) -> ScoredTexts:
+        """The reranker's scores of a query and P passages, before the sigmoid.
+
+        Texts have passed `check_text`; `truncation` is of pairs. Arguments and errors are those of `encode`.
+        """
+        self._check_number(len(passages) + 1)
+        limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
+        found = await self.tokenizer.pairs(query, passages, name, limits)
+        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s, call)
+        encoding = await self._encoded(found.ids, SCORE_HEADS, call)
+        self.metrics.pairs.inc(len(passages))
+        assert encoding.scores is not None
+        is_cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
+        return ScoredTexts(encoding.scores.tolist(), int(encoding.token_counts.sum()), is_cut)
 
     async def _checked_ids(
         self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
@@ -288,37 +297,17 @@ class Service:
 
     def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float, call: Call) -> None:
         used_s = time.perf_counter() - start_s
-        call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - used_s)
+        call.spend(used_s)
         self.metrics.tokenize_seconds.observe(used_s)
         request_times().tokenized(chars, sum(row.size for row in tokenized.ids), used_s)
         self.metrics.truncated.inc(tokenized.truncated)
         self.metrics.out_of_vocabulary.inc(tokenized.out_of_vocabulary)
 
-    async def rerank(
-        self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
-    ) -> ScoredTexts:
-        """The reranker's scores of a query and P passages, before the sigmoid. Errors are those of `encode`.
-
-        Args:
-            query: the query.
-            passages: they and the query have passed `check_text`.
-            name: what errors call the passages.
-            truncation: how long a pair may be.
-            call: who asks, and how long there is for it.
-        """
-        self._check_number(len(passages) + 1)
-        limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
-        found = await self.tokenizer.pairs(query, passages, name, limits)
-        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s, call)
-        self._hold_results(found.ids, SCORE_HEADS, call)
-        encoding = await self.batcher.encode(found.ids, SCORE_HEADS, call.client, call.deadline_s)
-        call.found.append((found.ids, SCORE_HEADS, encoding))
-        self.metrics.pairs.inc(len(passages))
-        assert encoding.scores is not None
-        cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
-        return ScoredTexts(
-            encoding.scores.tolist(), int(encoding.token_counts.sum()), tuple(np.flatnonzero(cut).tolist()), ()
-        )
+    async def _encoded(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> Encoding:
+        self._hold_results(ids, heads, call)
+        encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s)
+        call.found.append((ids, heads, encoding))
+        return encoding
 
     def _pair_limits(self, max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE) -> PairLimits:
         assert self.reranker is not None
@@ -365,26 +354,18 @@ class Service:
             return dense
         return leading(dense, size, normalize=is_unit or bool(normalize))
 
-    async def show_ids(self, rows: Sequence[Sequence[int]], work: Callable[[], _T]) -> _T:
-        """Do something with the ids of S texts, in another thread.
-
-        Raises:
-            RequestTooLargeError: too many texts.
-        """
-        self._check_number(len(rows))
-        return await self.tokenizer.in_thread(sum(map(len, rows)), work)
-
-    async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
-        """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
+    async def show_tokens(self, sizes: Sequence[int], work: Callable[[], _T], most: int | None = None) -> _T:
+        """Do something with S texts of these many characters or ids, `most` together, in another thread.
 
         Raises:
             RequestTooLargeError: too many texts, or too long ones.
         """
-        self._check_number(len(texts))
-        chars, most = sum(map(len, texts)), self.settings.limits.max_body_bytes // _SHOWN_SHARE
-        if chars > most:
-            raise RequestTooLargeError(f"the texts have {chars} characters, the limit is {most}; send them in parts")
-        return await self.tokenizer.in_thread(chars, work)
+        self._check_number(len(sizes))
+        if most is not None and sum(sizes) > most:
+            raise RequestTooLargeError(
+                f"the texts have {sum(sizes)} characters, the limit is {most}; send them in parts"
+            )
+        return await self.tokenizer.in_thread(sum(sizes), work)
 
     def _check_number(self, texts: int) -> None:
         most = self.settings.limits.max_texts
@@ -404,15 +385,6 @@ class Service:
         self.tokenizer.close()
         for model in self._models:
             model.close()
-
-
-def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(tokenized.is_cut).tolist())
-
-
-def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
-    found = tokenized.is_respelled
-    return () if found is None else tuple(np.flatnonzero(found).tolist())
 
 
 def _is_same_model(name: str, own: str) -> bool:

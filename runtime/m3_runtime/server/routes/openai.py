@@ -18,10 +18,8 @@ from m3_runtime.server.answers import (
     refusal,
     refusals,
     row_json,
-    text_headers,
-    vectors_answer,
 )
-from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
+from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of, vectors_answer
 from m3_runtime.server.schemas import OpenAiModel, OpenAiModels, OpenAiRequest, OpenAiVectors, Texts
 from m3_runtime.server.service import Service
 
@@ -73,7 +71,7 @@ def _add_embeddings(routes: APIRouter, service: Service) -> None:
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
 
-        return await vectors_answer(found.vectors, answer, text_headers(found))
+        return await vectors_answer(found, answer, service)
 
 
 def _prompted(body: OpenAiRequest, service: Service) -> Texts:

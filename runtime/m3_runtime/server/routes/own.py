@@ -4,6 +4,7 @@ import asyncio
 import io
 from dataclasses import replace
 
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -19,9 +20,8 @@ from m3_runtime.server.answers import (
     refusals,
     row_json,
     text_headers,
-    vectors_answer,
 )
-from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
+from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of, vectors_answer
 from m3_runtime.server.schemas import Encoded, EncodeRequest
 from m3_runtime.server.service import EncodedTexts, Service
 
@@ -48,25 +48,24 @@ def m3_routes(service: Service) -> APIRouter:
             found = replace(found, vectors=replace(found.vectors, dense_vecs=dense))
         if body.format != "json":
             return await asyncio.to_thread(_binary, found, body, service)
-        most = service.settings.limits.max_colbert_json_tokens
-        return await vectors_answer(found.vectors, lambda: _encoded(found, service), text_headers(found), most)
+        return await vectors_answer(found, lambda: _encoded(found, service), service)
 
     return routes
 
 
 def _encoded(found: EncodedTexts, service: Service) -> Encoded:
     """Lexical weights stay float32, so that JSON has no digits beyond their precision."""
-    vectors = found.vectors
+    vectors, told = found.vectors, found.tokenized
     rows = None if vectors.sparse is None else vectors.sparse.rows()
     return {
         "model": service.model_name,
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
         "token_counts": vectors.token_counts,
-        "truncated": vectors.truncated,
-        "truncated_texts": list(found.cut),
-        "out_of_vocabulary": vectors.out_of_vocabulary,
-        "out_of_vocabulary_texts": list(found.respelled),
+        "truncated": told.truncated,
+        "truncated_texts": np.flatnonzero(told.is_cut).tolist(),
+        "out_of_vocabulary": told.out_of_vocabulary,
+        "out_of_vocabulary_texts": [] if told.is_respelled is None else np.flatnonzero(told.is_respelled).tolist(),
         "dense_vecs": None if vectors.dense_vecs is None else [row_json(vector) for vector in vectors.dense_vecs],
         "lexical_weights": None
         if rows is None
@@ -77,18 +76,18 @@ def _encoded(found: EncodedTexts, service: Service) -> Encoded:
 
 def _binary(found: EncodedTexts, body: EncodeRequest, service: Service) -> Response:
     """Arrays as `m3-runtime encode --format npz` writes them, without ids."""
-    arrays = npz_arrays([], [found.vectors])
+    arrays, told = npz_arrays([], [found.vectors]), found.tokenized
     del arrays["ids"]
     if "colbert_vecs" in arrays:
         arrays["colbert_vecs"] = arrays["colbert_vecs"].astype(body.colbert_dtype, copy=False)
     facts = {
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
-        "truncated": str(found.vectors.truncated),
-        "out_of_vocabulary": str(found.vectors.out_of_vocabulary),
+        "truncated": str(told.truncated),
+        "out_of_vocabulary": str(told.out_of_vocabulary),
     }
     names = (SPACE_ID, VARIANT, TRUNCATED, OUT_OF_VOCABULARY)
-    headers = dict(zip(names, facts.values(), strict=True)) | text_headers(found)
+    headers = dict(zip(names, facts.values(), strict=True)) | text_headers(told.is_cut, told.is_respelled)
     if body.format == "npz":
         file = io.BytesIO()
         write_npz(file, arrays)

@@ -25,8 +25,10 @@ from m3_runtime.reranker import sigmoid
 from m3_runtime.scoring import FusionWeights, head_scores
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
+    OUT_OF_VOCABULARY,
     OUT_OF_VOCABULARY_TEXTS,
     SCORED_BY,
+    TRUNCATED,
     TRUNCATED_TEXTS,
     OpenAiRefusal,
     answered_by,
@@ -36,7 +38,7 @@ from m3_runtime.server.answers import (
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
 from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, TextRank, Texts
-from m3_runtime.server.service import ScoredTexts, Service
+from m3_runtime.server.service import Service
 from m3_runtime.tokenizer import check_text
 
 DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
@@ -66,11 +68,13 @@ def rerank_routes(service: Service) -> APIRouter:
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         if is_by_reranker and not (body.raw_scores and body.documents is None):
             scores = sigmoid(np.array(scores, np.float32)).tolist()
-        headers = {**text_headers(found, "query"), SCORED_BY: ",".join(scored_by)}
+        told = text_headers(found.is_cut, found.is_respelled, "query")
+        headers = {**told, SCORED_BY: ",".join(scored_by)}
         if body.documents is None:
             return json_answer(_ranks(body, best, scores, passages), headers)
         model = service.reranker_name if is_by_reranker else service.model_name
-        return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, model), headers)
+        results = _relevant(body, best, scores, passages)
+        return json_answer(_reranked(results, scored_by, model, found.tokens, told), headers)
 
     answers = answered_by(list[TextRank] | Reranked)
     summary = "Passages by their score: a reranker's, or that of one head or all three"
@@ -158,8 +162,9 @@ def _relevant(body: RerankRequest, best: list[int], scores: list[float], passage
     return results
 
 
-def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], model: str) -> Reranked:
-    tokens = found.tokens
+def _reranked(
+    results: list[RankedDocument], scored_by: list[Head], model: str, tokens: int, told: Mapping[str, str]
+) -> Reranked:
     answer: Reranked = {
         "id": f"rerank-{uuid4().hex}",
         "model": model,
@@ -168,13 +173,11 @@ def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list
         "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": tokens, "output_tokens": 0}},
         "scored_by": scored_by,
     }
-    told, warnings = text_headers(found, "query"), []
-    if found.cut:
-        warnings.append(f"{len(found.cut)} texts were cut to the limit of tokens: {told[TRUNCATED_TEXTS]}")
-    if found.respelled:
-        warnings.append(
-            f"{len(found.respelled)} texts have pieces that the bundle dropped: {told[OUT_OF_VOCABULARY_TEXTS]}"
-        )
-    if warnings:
-        answer["meta"]["warnings"] = warnings
+    warnings = (
+        (TRUNCATED, TRUNCATED_TEXTS, "were cut to the limit of tokens"),
+        (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, "have pieces that the bundle dropped"),
+    )
+    for number, which, what in warnings:
+        if number in told:
+            answer["meta"].setdefault("warnings", []).append(f"{told[number]} texts {what}: {told[which]}")
     return answer

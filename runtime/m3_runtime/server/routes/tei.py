@@ -1,6 +1,5 @@
 """The routes of Hugging Face's text-embeddings-inference (TEI), except rerank."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,9 +16,8 @@ from m3_runtime.server.answers import (
     refusals,
     row_json,
     text_headers,
-    vectors_answer,
 )
-from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of
+from m3_runtime.server.routes.bodies import OneParseRoute, check_unit_length, truncation_of, vectors_answer
 from m3_runtime.server.routes.rerank import DENSE_ALONE, pair_scores, query_and_passages
 from m3_runtime.server.schemas import (
     DecodeRequest,
@@ -34,10 +32,14 @@ from m3_runtime.server.schemas import (
     Vector,
 )
 from m3_runtime.server.service import EncodedTexts, Service
+from m3_runtime.server.tokenizing import check_known
 from m3_runtime.tokenizer import check_text
 from m3_runtime.version import __version__
 
 _DENSE, _SPARSE, _COLBERT = (frozenset({head}) for head in ENCODER_HEADS)
+
+_SHOWN_SHARE = 16
+"""/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
 
 def tei_routes(service: Service) -> APIRouter:
@@ -66,7 +68,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
         def answer() -> list[Any]:
             return [row_json(vector) for vector in service.dense_of(found, size, normalize=body.normalize)]
 
-        return await vectors_answer(found.vectors, answer, text_headers(found))
+        return await vectors_answer(found, answer, service)
 
     # where clients post that are given the server's address alone, LangChain's for one
     routes.post("/", include_in_schema=False)(embed)
@@ -83,7 +85,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
                 for ids, weights in sparse.rows()
             ]
 
-        return await vectors_answer(found.vectors, answer, text_headers(found))
+        return await vectors_answer(found, answer, service)
 
     @routes.post("/embed_all", summary="ColBERT vectors", responses=answered_by(list[Matrix]))
     async def embed_all(body: EmbedRequest, request: Request) -> Response:
@@ -93,9 +95,7 @@ def _add_vectors(routes: APIRouter, service: Service) -> None:
             raise FieldError(message, "dimensions")
         check_unit_length(body, service)
         found = await encode(body, _COLBERT, request)
-        most = service.settings.limits.max_colbert_json_tokens
-        vectors = found.vectors
-        return await vectors_answer(vectors, lambda: vectors.colbert_vecs, text_headers(found), most)
+        return await vectors_answer(found, lambda: found.vectors.colbert_vecs, service)
 
 
 def _add_scores(routes: APIRouter, service: Service) -> None:
@@ -106,7 +106,9 @@ def _add_scores(routes: APIRouter, service: Service) -> None:
         texts = service.prompted(texts, wishes.prompt_name)
         truncation = truncation_of(wishes, service, cuts=True)
         found = await service.encode(texts, "sentences", _DENSE, truncation, request.scope[CALL], name)
-        return json_answer(pair_scores(found.vectors, DENSE_ALONE), text_headers(found, name))
+        told = found.tokenized
+        headers = text_headers(told.is_cut, told.is_respelled, name)
+        return json_answer(pair_scores(found.vectors, DENSE_ALONE), headers)
 
 
 def _add_tokens(routes: APIRouter, service: Service) -> None:
@@ -118,7 +120,10 @@ def _add_tokens(routes: APIRouter, service: Service) -> None:
         for i, text in enumerate(sent):
             check_text(text, f"inputs[{i}]")
         texts = [text for text in service.prompted(tuple(sent), body.prompt_name) if isinstance(text, str)]
-        return await service.show_tokens(texts, lambda: json_answer([tokens(text, body) for text in texts]))
+        most = service.settings.limits.max_body_bytes // _SHOWN_SHARE
+        return await service.show_tokens(
+            list(map(len, texts)), lambda: json_answer([tokens(text, body) for text in texts]), most
+        )
 
     def tokens(text: str, body: TokenizeRequest) -> list[TokenSpan]:
         pieces = service.model.tokenizer.pieces(text, with_specials=body.add_special_tokens)
@@ -128,18 +133,12 @@ def _add_tokens(routes: APIRouter, service: Service) -> None:
     async def decode(body: DecodeRequest) -> Response:
         tokenizer = service.model.tokenizer
         hidden = tokenizer.special_ids if body.skip_special_tokens else frozenset()
-        _check_ids(body.ids, tokenizer.vocab_size)
-        return await service.show_ids(
-            body.ids, lambda: json_answer([tokenizer.decode([i for i in row if i not in hidden]) for row in body.ids])
+        for i, row in enumerate(body.ids):
+            check_known(row, tokenizer.vocab_size, f"ids[{i}]")
+        return await service.show_tokens(
+            list(map(len, body.ids)),
+            lambda: json_answer([tokenizer.decode([i for i in row if i not in hidden]) for row in body.ids]),
         )
-
-
-def _check_ids(rows: Sequence[Sequence[int]], vocab_size: int) -> None:
-    for i, row in enumerate(rows):
-        for k, number in enumerate(row):
-            if not 0 <= number < vocab_size:
-                message = f"ids[{i}][{k}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}"
-                raise FieldError(message, f"ids[{i}][{k}]")
 
 
 def _add_info(routes: APIRouter, service: Service) -> None:
