@@ -51,7 +51,7 @@ def encode_on_cluster(
         threads: of each, which takes as many of Ray's CPUs; None is `DEFAULT_ACTOR_THREADS`, or what the largest node
             has if that is less.
         job: its settings say which vectors to make.
-        limits: how much runs together, in each actor.
+        limits: of each actor.
 
     Raises:
         ExtraNotInstalledError: Ray is not installed.

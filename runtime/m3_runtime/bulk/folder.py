@@ -42,10 +42,6 @@ class JobFolder:
     def open(cls, out: Path, job: BulkJob) -> Iterator["JobFolder"]:
         """Begin a job's folder, or resume it. Where all is done nothing has to be writable.
 
-        Args:
-            out: the folder; made if it is not there.
-            job: its inputs and settings.
-
         Raises:
             InputError: the folder holds something else, or another job, or a shard in it was changed.
             BulkError: another process is at work on it, or it cannot be written.

@@ -149,7 +149,8 @@ class Journal:
             InputError: it is no journal.
         """
         with _opened(path) as file:
-            _lock(file, path)
+            if file.writable():
+                _lock(file, path)
             file.seek(0)
             data = file.read()
             text = read_journal(data, str(path))

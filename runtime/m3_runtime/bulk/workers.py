@@ -34,11 +34,8 @@ def encode_in_processes(
 ) -> Iterator[EncodeShards]:
     """Encode in several processes, a shard each at a time; drafts come as they are done.
 
-    Args:
-        open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
-        workers: of each the CPUs that it is bound to; none leave it to the system.
-        job: its settings say which vectors to make.
-        limits: how much runs together, in each worker.
+    `open_encoder` is sent to the workers, so it must pickle. `workers` has the CPUs that each is bound to; none leave
+    it to the system.
 
     Raises:
         BulkError: a worker was killed, or failed with an error that is none of this project's.
@@ -90,12 +87,12 @@ def _encode(workers: Mapping[Connection, SpawnProcess], shards: Iterator[Shard],
                 pipe.send((shard, folder))
         if not busy:
             return
-        for pipe in wait(list(busy)):
-            assert isinstance(pipe, Connection)
-            event = _received(pipe, workers[pipe])
+        for ready in wait(list(busy)):
+            assert isinstance(ready, Connection)
+            event = _received(ready, workers[ready])
             if isinstance(event, ShardDraft):
-                busy.remove(pipe)
-                idle.append(pipe)
+                busy.remove(ready)
+                idle.append(ready)
             yield event
 
 

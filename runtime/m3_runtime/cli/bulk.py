@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--max-rejected",
         type=_share,
-        default=_share("10%"),
+        default="10%",
         metavar="N|P%",
         help="rows, or per cent of them, that may be rejected; more of them, or not one good row: exit code 4 "
         "(default: 10%%)",
@@ -139,29 +138,20 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     add_integer(group, "--colbert-dim", "project ColBERT rows on N principal axes of the bundle's (default: all)")
 
 
-@dataclass(frozen=True)
-class _Share:
-    """How many rows may be rejected: a number, or per cent of all."""
-
-    amount: float
-    is_percent: bool
-
-    def is_exceeded(self, rows: int, rejected: int) -> bool:
-        """Whether so many rejected rows, beside `rows` good ones, are too many."""
-        most = self.amount * (rows + rejected) / 100 if self.is_percent else self.amount
-        return rejected > most or rows == 0
-
-    def __str__(self) -> str:
-        return f"{self.amount:g}%" if self.is_percent else f"{self.amount:g}"
-
-
-def _share(text: str) -> _Share:
+def _most_rejected(text: str, rows: int) -> float:
+    """How many of so many rows may be rejected: a number, or per cent of them."""
     is_percent = text.endswith("%")
     kind: Callable[[str], float] = number(least=0, most=100) if is_percent else integer(0)
     try:
-        return _Share(kind(text.removesuffix("%")), is_percent)
+        amount = kind(text.removesuffix("%"))
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}") from error
+    return amount * rows / 100 if is_percent else amount
+
+
+def _share(text: str) -> str:
+    _most_rejected(text, 0)
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -196,7 +186,7 @@ def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, a
 
 
 def _ended(rows: int, rejected: int, arguments: argparse.Namespace) -> int:
-    if not arguments.max_rejected.is_exceeded(rows, rejected):
+    if rows and rejected <= _most_rejected(arguments.max_rejected, rows + rejected):
         return OK
     if rows + rejected == 0:
         _say(["there is not one row in the input"])

@@ -8,9 +8,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TypeVar
 
 from m3_runtime.bundle.manifest import Head
@@ -35,9 +34,7 @@ class InterruptibleEngine:
         self.streams, self.packed_tokens = engine.streams, engine.packed_tokens
         self.is_abandoned = False
         self._under_way: set[object] = set()
-        self._runs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "m3-engine")
 
     def run(self, batch: TokenBatch, outputs: Collection[Head]) -> RawOutputs:
         """As the engine's own."""
@@ -51,9 +48,7 @@ class InterruptibleEngine:
 
         if threading.current_thread() is not threading.main_thread():
             return compute()
-        future: Future[RawOutputs] = Future()
-        self._runs.put(lambda: _fulfil(future, compute))
-        return _waited_for(future)
+        return _waited_for(self._thread.submit(compute))
 
     def rest(self, least_tokens: int) -> None:
         """As the engine's own; nothing while runs are under way, which nobody waits for after Ctrl-C."""
@@ -66,13 +61,8 @@ class InterruptibleEngine:
             self.is_abandoned = True
             _abandoned.append(self)
             return
-        self._runs.put(None)
-        self._thread.join()  # it has nothing to do
+        self._thread.shutdown()  # it has nothing to do
         self._engine.close()
-
-    def _work(self) -> None:
-        while (run := self._runs.get()) is not None:
-            run()
 
 
 def end_without_waiting(code: int) -> None:
@@ -86,23 +76,16 @@ def end_without_waiting(code: int) -> None:
 
 def interruptible(open_model: Callable[[], _Model]) -> _Model:
     """A model whose opening and whose batches Ctrl-C does not wait for; the results are the same."""
-    opening: Future[_Model] = Future()
-    thread = threading.Thread(target=_fulfil, args=(opening, open_model), name="m3-opening", daemon=True)
+    thread = ThreadPoolExecutor(1, "m3-opening")
+    opening = thread.submit(open_model)
+    thread.shutdown(wait=False)
     try:
-        thread.start()
         model = _waited_for(opening)
     except KeyboardInterrupt:
         _abandoned.append(opening)
         raise
     model.engine = InterruptibleEngine(model.engine)
     return model
-
-
-def _fulfil(future: Future[_Result], work: Callable[[], _Result]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _waited_for(future: Future[_Result]) -> _Result:

@@ -31,11 +31,7 @@ class Addresses:
     """The paths that a server answers, and the prefix under which a proxy shows them."""
 
     def __init__(self, paths: Iterable[str], root_path: str = "") -> None:
-        """Know a server's paths.
-
-        Args:
-            paths: in their one spelling.
-            root_path: the prefix, "/m3" for instance.
+        """Know a server's paths, in their one spelling, and the prefix, "/m3" for instance.
 
         Raises:
             InputError: with this prefix a path would mean two things.

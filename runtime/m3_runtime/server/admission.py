@@ -25,7 +25,6 @@ from m3_runtime.server.addresses import OPERATION_PATHS
 from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Service
-from m3_runtime.server.settings import RequestLimits
 from m3_runtime.server.shares import Holding, Shares
 from m3_runtime.server.tracing import ANSWERED, Answered
 
@@ -37,7 +36,6 @@ CALL = "m3.call"
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered without a key (POST / is /embed, and needs one)."""
 
-_METRICS = "/metrics"
 _NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
 _MILLISECONDS = re.compile(r"0{0,9}[1-9]\d{0,8}", re.ASCII)
@@ -62,19 +60,10 @@ class Admission:
     """Lets in what the limits allow. Counts, logs and bounds it."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
-        """Wrap an app.
-
-        Args:
-            app: what answers.
-            service: whose limits hold and whose counts are kept.
-            keys: keys that let in; None lets everyone in.
-        """
-        self._app = app
-        self._service = service
-        self._limits: RequestLimits = service.settings.limits
-        self._keys = keys
-        self._open_paths = OPEN_PATHS | ({_METRICS} if service.settings.open_metrics else frozenset())
-        limits = self._limits
+        """Wrap an app; with `keys` None everyone is let in."""
+        self._app, self._service, self._keys = app, service, keys
+        self._limits = limits = service.settings.limits
+        self._open_paths = OPEN_PATHS | ({"/metrics"} if service.settings.open_metrics else frozenset())
         self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
         self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
         self._unanswered: dict[Answered, asyncio.Timeout] = {}
@@ -117,7 +106,9 @@ class Admission:
             await self._app(scope, _replay(b""), send)
             return
         is_queued = answered.path not in _NOT_QUEUED
-        deadline_s, announced_bytes = self._deadline_s(answered.headers), self._announced_bytes(answered.headers)
+        deadline_s, announced = self._deadline_s(answered.headers), answered.headers.get("content-length", "0")
+        announced_bytes = int(announced) if announced.isdecimal() else 0
+        self._check_size(announced_bytes)
         with (
             self._service.call(client, deadline_s, announced_bytes) as call,
             self._requests.holding(client) as requests,
@@ -128,10 +119,10 @@ class Admission:
                 self._service.check_room(call)
             async with self._until_stopped(answered):
                 if not self._requests.has_room(client, 1):
-                    raise self._too_many()
+                    raise _busy(f"{self._requests.total} requests are under way")
                 body = await self._body(receive, held_bytes)
                 if not requests.take(1):
-                    raise self._too_many()
+                    raise _busy(f"{self._requests.total} requests are under way")
                 if is_queued and len(body) > call.body_bytes:  # its size was not announced
                     call.body_bytes = len(body)
                     self._service.check_room(call)
@@ -165,12 +156,6 @@ class Admission:
             )
         return name
 
-    def _announced_bytes(self, headers: Headers) -> int:
-        announced = headers.get("content-length", "0")
-        size = int(announced) if announced.isdecimal() else 0
-        self._check_size(size)
-        return size
-
     def _check_size(self, size: int) -> None:
         most = self._limits.max_body_bytes
         if size > most:
@@ -183,9 +168,6 @@ class Admission:
         if not _MILLISECONDS.fullmatch(wanted):
             raise InputError(f"the header {_DEADLINE_HEADER} must be a whole number of milliseconds above 0")
         return min(self._limits.deadline_s, int(wanted) / 1000)
-
-    def _too_many(self) -> QueueFullError:
-        return _busy(f"{self._requests.total} requests are under way")
 
     async def _body(self, receive: Receive, held_bytes: Holding) -> bytes:
         """A request's body, of bounded size and in bounded time, counted as it arrives."""

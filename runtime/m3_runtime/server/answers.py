@@ -117,10 +117,7 @@ def text_headers(
 ) -> dict[str, str]:
     """Headers that tell how many texts were cut or have a piece that the bundle dropped, and which; none where none.
 
-    Args:
-        is_cut: (S,).
-        is_respelled: (S,); None where nothing was dropped.
-        first: what text 0 is called, where it is a query; then the others count from 0.
+    Flags are (S,). `first` is what text 0 is called, where it is a query; then the others count from 0.
 
     >>> text_headers(np.array([1, 1, 1, 0, 1], np.bool_))
     {'x-m3-truncated': '4', 'x-m3-truncated-texts': '0-2,4'}
@@ -159,14 +156,8 @@ def refusal(
 ) -> Response:
     """An error, in the form that the path's clients expect: OpenAI's under /v1, else text-embeddings-inference's.
 
-    Args:
-        path: that was asked for.
-        status: the answer's, outside /v1; there what is 422 elsewhere is 400.
-        problem: what kind of error.
-        message: what was expected, what came, and what to do about it.
-        retry_after_s: when to ask again.
-        field: the field that is wrong, or the item in it.
-        code: of OpenAI's codes, where there is a closer one than the problem's.
+    Under /v1 what is 422 elsewhere is 400. `field` may be an item in a field; `code` is one of OpenAI's, where there is
+    a closer one than the problem's.
     """
     body: Refusal | OpenAiRefusal = {"error": message, "error_type": problem}
     if path.startswith(("/v1/", "/v2/")):

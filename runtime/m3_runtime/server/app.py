@@ -45,7 +45,8 @@ def create_app(service: Service) -> ASGIApp:
         ExtraNotInstalledError: traces are asked for and OpenTelemetry is not installed.
     """
     settings = service.settings
-    keys = ApiKeys.of(settings.api_key_file, settings.api_key)
+    is_open = settings.api_key_file is None and settings.api_key is None
+    keys = None if is_open else ApiKeys(settings.api_key_file, settings.api_key)
     tracer, send_last_spans = open_tracer(settings.otlp_endpoint)
 
     @asynccontextmanager

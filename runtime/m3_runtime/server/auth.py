@@ -40,16 +40,10 @@ class ApiKeys:
         self._seen = None if path is None else _state(path)
         self._checked_s = time.monotonic()
 
-    @classmethod
-    def of(cls, path: Path | None, key: str | None) -> "ApiKeys | None":
-        """None where neither is given, and everyone is let in."""
-        return None if path is None and key is None else cls(path, key)
-
     def name_of(self, shown: str) -> str | None:
         """The name of a key, or None if there is no such key. Takes the same time for every wrong key."""
         self._reload_if_changed()
-        digest = _digest(shown)
-        found = None
+        digest, found = _digest(shown), None
         for known, name in (*self._own_keys.items(), *self._keys.items()):
             if hmac.compare_digest(known, digest):
                 found = name

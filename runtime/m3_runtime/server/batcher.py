@@ -54,15 +54,8 @@ class Batcher:
     ) -> None:
         """Nothing waits yet.
 
-        Args:
-            encode: encodes a batch.
-            limits: of the queue.
-            metrics: counts what happens, on the event loop.
-            kept: takes the vectors of requests that end before they are done.
-            streams: runs that compute at a time.
-            packed_tokens: texts of at most so many tokens are packed.
-            packed_pair_tokens: a reranker's pairs, likewise.
-            rest: gives back memory if a run had so many tokens.
+        `streams` runs compute at a time; `rest` gives back memory if a run had so many tokens. The other arguments are
+        those of `TokenQueue`.
         """
         self.kept = kept
         self._encode = encode
@@ -89,12 +82,7 @@ class Batcher:
         return bool(self._running)
 
     def check_room(self, tokens: int, client: str, deadline_s: float) -> None:
-        """Refuse a request that cannot be served.
-
-        Args:
-            tokens: tokens of the request, or fewer where they are not known yet.
-            client: who asks.
-            deadline_s: seconds from now in which it must be done.
+        """Refuse a request that cannot be served within `deadline_s` from now; of its tokens some may be known only.
 
         Raises:
             DrainingError: the server is about to stop.
@@ -129,12 +117,8 @@ class Batcher:
     ) -> Encoding:
         """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
-        Args:
-            ids: each text's ids, both special tokens included.
-            heads: heads that are wanted.
-            client: who asks; clients share the engine evenly.
-            deadline_s: seconds from now in which it must be done.
-            is_admitted: this is a part of a request for which `check_room` has been asked.
+        It must be done within `deadline_s` from now. With `is_admitted` it is a part of a request for which
+        `check_room` has been asked.
 
         Raises:
             QueueFullError: the queue is full, or those in it kept the request from being done in time.

@@ -25,10 +25,6 @@ Texts = tuple[str | TokenIds, ...]
 def parse_texts(value: Any, name: str) -> Texts:
     """The texts of a field: one text, a list of texts, one text's token ids, or a list of those.
 
-    Args:
-        value: what the client sent.
-        name: of the field.
-
     Raises:
         FieldError: something is neither a text nor token ids; the item is named.
 

@@ -21,7 +21,7 @@ from m3_runtime.pairs import PairLimits, pair_limits
 from m3_runtime.reranker import SCORE_HEADS, M3Reranker
 from m3_runtime.server.answers import TOO_MANY
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.dimensions import DimensionLoss, Dimensions, measured_losses
+from m3_runtime.server.dimensions import Dimensions, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
@@ -118,7 +118,7 @@ class Service:
         found = read_prompts(model.bundle)
         self.prompts, self.default_prompt_name = found.prompts, found.default
         self.dimensions = Dimensions.of(model.bundle, is_any_taken=settings.cuts_dimensions)
-        self.dimension_losses: tuple[DimensionLoss, ...] = ()
+        self.dimension_losses: list[dict[str, float]] = []
         self._models = (model,) if reranker is None else (model, reranker)
         self.metrics = Metrics(self._models)
         engine, limits = model.engine, settings.limits
@@ -225,15 +225,7 @@ class Service:
     async def encode(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, first: str = ""
     ) -> EncodedTexts:
-        """The vectors of S texts, in their order.
-
-        Args:
-            texts: the texts.
-            name: what errors call them.
-            heads: heads that are wanted.
-            truncation: how long texts may be.
-            call: who asks, and how long there is for it.
-            first: what errors call text 0, where it is a query; then the others count from 0.
+        """The vectors of S texts, in their order. Errors call them `name`, and text 0 `first` where it is a query.
 
         Raises:
             HeadError: the bundle has no such head.

@@ -156,11 +156,7 @@ class _Server(uvicorn.Server):
 
 
 def memory_mib(process: int | None = None) -> dict[str, float]:
-    """What is resident of a process, and its share where pages are held together with others; {} where not known.
-
-    Args:
-        process: on Linux; None is this one.
-    """
+    """What is resident of a process, this one by default, and its share of pages that others hold too; {} off Linux."""
     try:
         text = Path(f"/proc/{process or 'self'}/smaps_rollup").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -103,14 +103,7 @@ def _named_texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 def truncation_of(
     body: LengthWishes, service: Service, *, cuts: bool, max_length: int | None = None, of_pairs: bool = False
 ) -> Truncation:
-    """How long a request's texts, or a reranker's pairs, may be.
-
-    Args:
-        body: what it wishes.
-        service: what the server was started with.
-        cuts: whether the route cuts longer texts if the request does not say.
-        max_length: what /m3/encode calls the most tokens.
-        of_pairs: whether the reranker reads them.
+    """How long a request's texts, or a reranker's pairs, may be; `cuts` if longer ones are where it does not say.
 
     Raises:
         FieldError: wishes that contradict each other, or cannot be granted.

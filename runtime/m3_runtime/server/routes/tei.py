@@ -1,6 +1,5 @@
 """The routes of Hugging Face's text-embeddings-inference (TEI), except rerank."""
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -191,7 +190,7 @@ def _encoder_info(service: Service) -> dict[str, Any]:
     return {
         "dimensions": geometry.hidden_size,
         "smaller_dimensions": sorted(service.dimensions.trained),
-        "dimension_losses": [asdict(loss) for loss in service.dimension_losses],
+        "dimension_losses": service.dimension_losses,
         "colbert_dimensions": geometry.colbert_dim,
         "prompts": list(service.prompts),
         "default_prompt_name": service.default_prompt_name,
