@@ -190,6 +190,12 @@ def not_found(path: str, *, has_vectors: bool) -> Response:
     return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message)
 
 
+def no_such_model(path: str, model: str | None, names: Sequence[str]) -> Response:
+    """The answer where a model is asked for that is not served."""
+    message = f"there is no model {model!r} here; this server has: {', '.join(names)}"
+    return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message, field="model", code="model_not_found")
+
+
 _STATUSES = {
     400: "The request is not understood; under /v1, what is 422 elsewhere.",
     401: "No key, or a wrong one.",

@@ -338,9 +338,9 @@ class Service:
         for model in self._models:
             model.engine.rest(least_tokens)
 
-    def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
+    def dense_of(self, vectors: Encoding, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
         """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
-        dense, is_unit = found.vectors.dense_vecs, self.manifest.normalize
+        dense, is_unit = vectors.dense_vecs, self.manifest.normalize
         assert dense is not None
         if size == dense.shape[1] and (is_unit or not normalize):
             return dense

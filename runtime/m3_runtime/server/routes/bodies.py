@@ -1,6 +1,5 @@
-"""What every route does: a body is parsed once and checked against what is served, and vectors are answered as JSON."""
+"""What every route does with a body: it is parsed once, and its wishes are checked against what is served."""
 
-import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterator
 from http import HTTPStatus
@@ -16,14 +15,10 @@ from m3_runtime.encode.options import checked_max_length
 from m3_runtime.errors import FieldError, InputError
 from m3_runtime.pairs import LEAST_PAIR_TOKENS
 from m3_runtime.server.admission import only_value
-from m3_runtime.server.answers import json_answer, text_headers
-from m3_runtime.server.schemas import DenseWishes, LengthWishes
-from m3_runtime.server.service import EncodedTexts, Service
+from m3_runtime.server.schemas import LengthWishes
+from m3_runtime.server.service import Service
 from m3_runtime.server.tokenizing import Truncation
 from m3_runtime.tokenizer import OnTruncate, check_text
-
-_FEW_BYTES = 2**18
-"""So many bytes of vectors are written as JSON within some milliseconds."""
 
 _MODEL_LIMIT = -1
 """What vLLM's truncate_prompt_tokens calls as many tokens as the model takes."""
@@ -132,32 +127,3 @@ def truncation_of(
         return Truncation(checked_max_length(max_length, most, name, least), on_truncate)
     except InputError as error:
         raise FieldError(str(error), name) from error
-
-
-def check_unit_length(body: DenseWishes, service: Service) -> None:
-    """Refuse vectors of another length than one, where the graph gives no others.
-
-    Raises:
-        FieldError: they are asked for.
-    """
-    if body.normalize is False and service.manifest.normalize:
-        message = "normalize must be true or left out: the graph gives vectors of unit length, and no others"
-        raise FieldError(message, "normalize", "unsupported_value")
-
-
-async def vectors_answer(found: EncodedTexts, make: Callable[[], Any], service: Service) -> Response:
-    """The JSON answer that `make` gives. A long one is made and written in another thread: no query waits for it.
-
-    Raises:
-        InputError: its ColBERT vectors have more tokens than the server allows: they may be tens of megabytes.
-    """
-    vectors, headers = found.vectors, text_headers(found.tokenized.is_cut, found.tokenized.is_respelled)
-    tokens, most = int(vectors.token_counts.sum()), service.settings.limits.max_colbert_json_tokens
-    if vectors.colbert_vecs is not None and tokens > most:
-        raise InputError(
-            f"ColBERT vectors of {tokens} tokens are too much for JSON, the limit is {most}; "
-            'send less at a time, or ask POST /m3/encode for "format": "npz" or "safetensors"'
-        )
-    if vectors.nbytes <= _FEW_BYTES:
-        return json_answer(make(), headers)
-    return await asyncio.to_thread(lambda: json_answer(make(), headers))
