@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bulk.job import BulkJob, ShardDenseDtype
-from m3_runtime.bulk.run import came_again
+from m3_runtime.bulk.run import repeated_hashes
 from m3_runtime.bulk.shards import BulkLimits, read_shards, without_long
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
@@ -76,8 +76,10 @@ def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Pr
     watch.check()
     found = np.concatenate(lengths)
     size_bytes = _size_bytes(job, encoder.bundle.manifest.geometry, rows, int(found.sum()), distinct)
-    speed = _tokens_per_s(encoder, job, limits, sample)
-    return JobCheck(shards, found, rejected, reasons, truncated, respelled, len(came_again(hashes)), speed, size_bytes)
+    repeated, speed = len(repeated_hashes(hashes)), _tokens_per_s(encoder, job, limits, sample)
+    return JobCheck(
+        shards, found, rejected, reasons, truncated, respelled, len(repeated_hashes(hashes)), speed, size_bytes
+    )
 
 
 def _tokens_per_s(encoder: M3Encoder, job: BulkJob, limits: BulkLimits, sample: Sequence[Row]) -> float:

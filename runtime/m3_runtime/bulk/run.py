@@ -127,13 +127,13 @@ def repeated_ids(shards: Sequence[Path]) -> tuple[int, str]:
     Raises:
         InputError: one cannot be read: it was changed.
     """
-    repeated = came_again([np.fromiter(map(hash, _ids(path)), np.int64) for path in shards])
+    repeated = repeated_hashes([np.fromiter(map(hash, _ids(path)), np.int64) for path in shards])
     if not len(repeated):
         return 0, ""
     return len(repeated), next(name for path in shards for name in _ids(path) if hash(name) == repeated[0])
 
 
-def came_again(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def repeated_hashes(hashes: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Hashes that came before, once for each time that they came again."""
     ordered = np.sort(np.concatenate([np.zeros(0, np.int64), *hashes]))
     return ordered[1:][ordered[1:] == ordered[:-1]]

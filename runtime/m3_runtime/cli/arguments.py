@@ -192,11 +192,6 @@ def in_words(file: str) -> str:
     return "standard input" if file == STDIN else repr(file)
 
 
-def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
-    """Open the bundle as the arguments say."""
-    return M3Encoder.open(arguments.bundle, **opening(arguments))
-
-
 @contextmanager
 def placed(rows: Sequence[Row | PairRow]) -> Iterator[None]:
     """Name the place of a row whose text is too long.

@@ -2,6 +2,6 @@
 
 A request passes `tracing`, `addresses`, `admission`, a route (`routes`, `schemas`, `answers`), the
 `service`, the `batcher` and its `queue`. `shares` bounds what clients hold, and `kept` has what was computed for
-requests without an answer. `worker` is one process that serves, `protocol` its connections; `serving` starts one or
+requests without an answer. `serving` starts one process or
 several, `logs` what they log.
 """

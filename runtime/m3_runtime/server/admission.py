@@ -52,7 +52,7 @@ class _RefusedError(Exception):
         self.status, self.problem = status, problem
 
 
-class _GoneError(Exception):
+class _DisconnectedError(Exception):
     """The client has disconnected."""
 
 
@@ -83,7 +83,7 @@ class Admission:
             await answer(scope, receive, send)
         except M3Error as error:
             await refusal_of(answered.path, error)(scope, receive, send)
-        except _GoneError:
+        except _DisconnectedError:
             answered.status = 499  # as nginx calls it; nobody reads it
         except Exception as error:
             # Its message may hold a text, so only its kind and place are logged.
@@ -178,7 +178,7 @@ class Admission:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _GoneError
+                        raise _DisconnectedError
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     self._check_size(size)
@@ -201,7 +201,7 @@ class Admission:
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
-                raise _GoneError
+                raise _DisconnectedError
             answering.result()
         finally:
             for task in (answering, leaving):

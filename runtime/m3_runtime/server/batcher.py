@@ -235,7 +235,7 @@ class Batcher:
             return
         encoding, duration_s = done.result()
         self._metrics.ran(len(batch), tokens, duration_s)
-        orphans: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
+        unclaimed: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
                 under_way.times.ended()
@@ -243,6 +243,6 @@ class Batcher:
                 if not under_way.vectors.missing and not under_way.done.done():
                     under_way.done.set_result(None)
             else:
-                orphans.setdefault(text.request, []).append((text.ids, row))
-        for request, texts in orphans.items():
+                unclaimed.setdefault(text.request, []).append((text.ids, row))
+        for request, texts in unclaimed.items():
             self.kept.keep(request.client, request.heads, texts, encoding)

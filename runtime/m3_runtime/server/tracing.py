@@ -14,18 +14,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib import import_module
 
-from opentelemetry.trace import (
-    INVALID_SPAN,
-    NoOpTracer,
-    Span,
-    SpanKind,
-    Status,
-    StatusCode,
-    Tracer,
-    format_span_id,
-    format_trace_id,
-    set_span_in_context,
-)
+from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,15 +48,10 @@ _FLUSH_MS = 2000
 
 @dataclass
 class RequestTimes:
-    """Where a request's time went, filled in by those who do the work. Seconds of `time.perf_counter`.
+    """Where a request's time went, filled in by those who do the work. Moments are of `time.perf_counter`.
 
-    Attributes:
-        characters: of its texts.
-        tokens: of its texts, both special tokens included.
-        tokenization_s: how long its texts took to become ids.
-        queued_at_s: when its first text began to wait.
-        started_at_s: when its first text began to run.
-        ended_at_s: when its last text had run.
+    Characters and tokens are those of its texts, both special tokens included. It is queued and started when its first
+    text is, and has ended when its last text has.
     """
 
     characters: int = 0
@@ -114,17 +98,8 @@ def request_id_of(headers: Headers) -> str:
 class Answered:
     """A request while it is answered, and afterwards.
 
-    Attributes:
-        method: of HTTP.
-        path: in its one spelling.
-        route: the path, or None where there is nothing at it.
-        headers: of the request.
-        request_id: the caller's, or a new one.
-        start_s: when it came, of `time.perf_counter`; `start_ns` is the same since 1970.
-        times: where its time went.
-        client: who asks, once that is known.
-        status: of the answer; 0 as long as there is none.
-        problem: why it was refused, if it was.
+    The path is in its one spelling; `route` is None where there is nothing at it. `start_s` is of `time.perf_counter`,
+    `start_ns` the same since 1970. `status` is 0 as long as there is no answer.
     """
 
     method: str
@@ -143,7 +118,7 @@ class Answered:
 class RequestTracing:
     """Gives each request its ids, takes over its trace, and says in the answer where its time went."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer, addresses: Addresses) -> None:
+    def __init__(self, app: ASGIApp, tracer: trace.Tracer, addresses: Addresses) -> None:
         """Wrap an app; `tracer` makes the spans."""
         self._app = app
         self._tracer = tracer
@@ -159,7 +134,7 @@ class RequestTracing:
         route = path if path in self._addresses.paths else None
         answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
         scope[ANSWERED] = answered
-        span = INVALID_SPAN if path in OPERATION_PATHS else self._span(answered)
+        span = trace.INVALID_SPAN if path in OPERATION_PATHS else self._span(answered)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -178,18 +153,18 @@ class RequestTracing:
             if span.is_recording():
                 self._end(span, answered)
 
-    def _span(self, answered: Answered) -> Span:
+    def _span(self, answered: Answered) -> trace.Span:
         """A span below the caller's; where traces are off, only what the caller says."""
         is_one = len(answered.headers.getlist(TRACEPARENT)) == 1
         return self._tracer.start_span(
             answered.method,
             _W3C.extract(answered.headers if is_one else {}),
-            SpanKind.SERVER,
+            trace.SpanKind.SERVER,
             {"http.request.method": answered.method, "m3.request_id": answered.request_id},
             start_time=answered.start_ns,
         )
 
-    def _end(self, span: Span, answered: Answered) -> None:
+    def _end(self, span: trace.Span, answered: Answered) -> None:
         """Say how a request went, and where its time went."""
         times = answered.times
         if answered.route is not None:
@@ -197,7 +172,7 @@ class RequestTracing:
             span.set_attribute("http.route", answered.route)
         span.set_attribute("http.response.status_code", answered.status)
         if answered.status >= 500:
-            span.set_status(Status(StatusCode.ERROR))
+            span.set_status(trace.Status(trace.StatusCode.ERROR))
         if times.tokens:
             span.set_attributes({"m3.tokens": times.tokens, "m3.characters": times.characters})
         queued, started = times.queued_at_s, times.started_at_s
@@ -206,7 +181,7 @@ class RequestTracing:
             ("queue", queued, started),
             ("inference", started, times.ended_at_s),
         )
-        within = set_span_in_context(span)
+        within = trace.set_span_in_context(span)
         for name, start_s, end_s in parts:
             if start_s is not None and end_s is not None:
                 part = self._tracer.start_span(name, within, start_time=_ns(answered, start_s))
@@ -214,12 +189,12 @@ class RequestTracing:
         span.end()
 
 
-def _ids(answered: Answered, span: Span) -> dict[str, str]:
+def _ids(answered: Answered, span: trace.Span) -> dict[str, str]:
     """What log lines say of a request."""
     ids, context = {"request_id": answered.request_id}, span.get_span_context()
     if context.is_valid:
-        ids["trace_id"] = format_trace_id(context.trace_id)
-        ids["parent_span_id" if context.is_remote else "span_id"] = format_span_id(context.span_id)
+        ids["trace_id"] = trace.format_trace_id(context.trace_id)
+        ids["parent_span_id" if context.is_remote else "span_id"] = trace.format_span_id(context.span_id)
     return ids
 
 
@@ -228,9 +203,9 @@ def _ns(answered: Answered, at_s: float) -> int:
     return answered.start_ns + round(1e9 * (at_s - answered.start_s))
 
 
-def _add_headers(headers: MutableHeaders, answered: Answered, span: Span) -> None:
+def _add_headers(headers: MutableHeaders, answered: Answered, span: trace.Span) -> None:
     carrier: dict[str, str] = {}
-    _W3C.inject(carrier, set_span_in_context(span))
+    _W3C.inject(carrier, trace.set_span_in_context(span))
     if TRACEPARENT in carrier:
         headers[TRACEPARENT] = carrier[TRACEPARENT]
     headers[REQUEST_ID] = answered.request_id
@@ -254,7 +229,7 @@ def _ms(seconds: float) -> str:
     return str(round(1000 * seconds))
 
 
-def open_tracer(otlp_endpoint: str | None) -> tuple[Tracer, Callable[[], None]]:
+def open_tracer(otlp_endpoint: str | None) -> tuple[trace.Tracer, Callable[[], None]]:
     """What makes spans, and what sends the last of them: to an endpoint that the option or the environment names.
 
     OpenTelemetry's variables mean what they mean everywhere: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
@@ -265,7 +240,7 @@ def open_tracer(otlp_endpoint: str | None) -> tuple[Tracer, Callable[[], None]]:
         InputError: as `check_traces`.
     """
     if not check_traces(otlp_endpoint):
-        return NoOpTracer(), lambda: None
+        return trace.NoOpTracer(), lambda: None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

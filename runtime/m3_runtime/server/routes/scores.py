@@ -39,7 +39,7 @@ from m3_runtime.server.answers import (
     text_headers,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
-from m3_runtime.server.schemas import Reranked, RerankRequest, SimilarityRequest, TextRank, Texts, TextWishes
+from m3_runtime.server.schemas import Reranked, RerankRequest, SimilarityRequest, TextOptions, TextRank, Texts
 from m3_runtime.server.service import Service
 from m3_runtime.tokenizer import check_text
 
@@ -55,13 +55,13 @@ def score_routes(service: Service) -> APIRouter:
         name = "texts" if body.documents is None else "documents"
         texts = _checked(body.query, "query", passages, name)
         if is_by_reranker := _is_by_reranker(body, service):
-            _check_wishes(body, service.pair_max_length)
+            _check_options(body, service.pair_max_length)
             truncation = truncation_of(body, service, cuts=True, of_pairs=True)
             found = await service.rerank(body.query, passages, name, truncation, request.scope[CALL])
             scored_by = [Head.SCORE]
         else:
             weights = _head_weights(body, service)
-            _check_wishes(body, service.max_length)
+            _check_options(body, service.max_length)
             truncation, heads = truncation_of(body, service, cuts=True), frozenset(weights)
             score = partial(_scores, weights=weights)
             found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
@@ -98,10 +98,10 @@ def _add_similarity(routes: APIRouter, service: Service) -> None:
         responses={**refusals(), **answered_by(list[float])},
     )
     async def similarity(body: SimilarityRequest, request: Request) -> Response:
-        wishes, name = body.parameters or TextWishes(), "source_sentence"
+        options, name = body.parameters or TextOptions(), "source_sentence"
         texts = _checked(body.inputs.source_sentence, name, body.inputs.sentences, "sentences")
-        texts = service.prompted(texts, wishes.prompt_name)
-        truncation, heads = truncation_of(wishes, service, cuts=True), frozenset({Head.DENSE})
+        texts = service.prompted(texts, options.prompt_name)
+        truncation, heads = truncation_of(options, service, cuts=True), frozenset({Head.DENSE})
         found = await service.encode(texts, "sentences", heads, truncation, request.scope[CALL], name)
         headers = text_headers(found.tokenized.is_cut, found.tokenized.is_respelled, name)
         return json_answer(_scores(found.vectors, {Head.DENSE: 1.0}), headers)
@@ -137,7 +137,7 @@ def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]
     return {head: weight for head, weight in weights.items() if weight}
 
 
-def _check_wishes(body: RerankRequest, most: int) -> None:
+def _check_options(body: RerankRequest, most: int) -> None:
     """Refuse what would give other scores elsewhere and cannot be done here."""
     if body.prompt_name is not None:
         message = (

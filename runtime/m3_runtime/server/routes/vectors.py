@@ -31,7 +31,7 @@ from m3_runtime.server.answers import (
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
 from m3_runtime.server.schemas import (
-    DenseWishes,
+    DenseOptions,
     EmbedRequest,
     EmbedSparseRequest,
     Encoded,
@@ -40,8 +40,8 @@ from m3_runtime.server.schemas import (
     Matrix,
     OpenAiRequest,
     OpenAiVectors,
+    TextOptions,
     Texts,
-    TextWishes,
     Vector,
 )
 from m3_runtime.server.service import EncodedTexts, Service
@@ -158,7 +158,7 @@ def _add_own(routes: APIRouter, service: Service) -> None:
 
 
 async def _encode(
-    body: TextWishes,
+    body: TextOptions,
     texts: Texts,
     name: str,
     heads: frozenset[Head],
@@ -172,14 +172,14 @@ async def _encode(
     return await service.encode(texts, name, heads, truncation, request.scope[CALL])
 
 
-def _size(body: DenseWishes, service: Service) -> int:
+def _size(body: DenseOptions, service: Service) -> int:
     """How many dimensions a request gets."""
     size = service.dimensions.checked(body.dimensions)
     _check_unit_length(body, service)
     return size
 
 
-def _check_unit_length(body: DenseWishes, service: Service) -> None:
+def _check_unit_length(body: DenseOptions, service: Service) -> None:
     """Refuse vectors of another length than one, where the graph gives no others."""
     if body.normalize is False and service.manifest.normalize:
         message = "normalize must be true or left out: the graph gives vectors of unit length, and no others"
