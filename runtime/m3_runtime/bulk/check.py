@@ -77,9 +77,7 @@ def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Pr
     found = np.concatenate(lengths)
     size_bytes = _size_bytes(job, encoder.bundle.manifest.geometry, rows, int(found.sum()), distinct)
     repeated, speed = len(repeated_hashes(hashes)), _tokens_per_s(encoder, job, limits, sample)
-    return JobCheck(
-        shards, found, rejected, reasons, truncated, respelled, len(repeated_hashes(hashes)), speed, size_bytes
-    )
+    return JobCheck(shards, found, rejected, reasons, truncated, respelled, repeated, speed, size_bytes)
 
 
 def _tokens_per_s(encoder: M3Encoder, job: BulkJob, limits: BulkLimits, sample: Sequence[Row]) -> float:
