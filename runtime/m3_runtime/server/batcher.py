@@ -24,6 +24,7 @@ _SHORT_RUN_TOKENS = 256
 _MOST_RETRY_S = 60
 _IDLE_S, _RESTING_TOKENS = 1.0, 128  # nothing runs for so long after a run of so many: memory is given back
 
+_Run = asyncio.Future[tuple[Encoding, float]]
 EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
 """Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
 
@@ -72,11 +73,6 @@ class Batcher:
         self._is_draining = False
 
     @property
-    def requests(self) -> int:
-        """Requests that wait or run."""
-        return len(self._requests)
-
-    @property
     def is_running(self) -> bool:
         """Whether a batch is in the engine, which nothing can stop."""
         return bool(self._running)
@@ -107,13 +103,7 @@ class Batcher:
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
     async def encode(
-        self,
-        ids: Sequence[Ids],
-        heads: frozenset[Head],
-        client: str,
-        deadline_s: float,
-        *,
-        is_admitted: bool = False,
+        self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float, *, is_admitted: bool = False
     ) -> Encoding:
         """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
@@ -129,8 +119,7 @@ class Batcher:
         """
         vectors = EncodingBuilder(len(ids), heads)
         request = QueuedRequest(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
-        if reused := len(ids) - len(request.texts):
-            self._metrics.reused(reused)
+        self._metrics.reused_texts.inc(len(ids) - len(request.texts))
         try:
             if request.texts:
                 if not is_admitted:
@@ -157,7 +146,7 @@ class Batcher:
         finally:
             self._queue.remove(request)
             del self._requests[request]
-            self._metrics.waiting(self._queue.tokens, self._queue.texts)
+            self._count_waiting()
 
     def _late(
         self, request: QueuedRequest, vectors: EncodingBuilder, deadline_s: float
@@ -179,7 +168,11 @@ class Batcher:
         """Start all runs that may start now."""
         while batch := self._next():
             self._start(batch)
-        self._metrics.waiting(self._queue.tokens, self._queue.texts)
+        self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        self._metrics.queue_tokens.set(self._queue.tokens)
+        self._metrics.queue_texts.set(self._queue.texts)
 
     def _next(self) -> tuple[QueuedText, ...]:
         if len(self._running) < self._streams:
@@ -197,7 +190,7 @@ class Batcher:
         for text in batch:
             under_way = self._requests[text.request]
             under_way.times.started()
-            self._metrics.queued(loop.time() - under_way.added_s)
+            self._metrics.queue_seconds.observe(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -212,13 +205,7 @@ class Batcher:
         heads = frozenset[Head]().union(*(text.request.heads for text in batch))
         return self._encode([text.ids for text in batch], heads), time.perf_counter() - start_s
 
-    def _finished(
-        self,
-        batch: tuple[QueuedText, ...],
-        tokens: int,
-        start_s: float,
-        done: "asyncio.Future[tuple[Encoding, float]]",
-    ) -> None:
+    def _finished(self, batch: tuple[QueuedText, ...], tokens: int, start_s: float, done: _Run) -> None:
         self._running.remove(tokens)
         end_s = asyncio.get_running_loop().time()
         self.estimate.ran(tokens, end_s - max(start_s, self._ended_s))
@@ -234,8 +221,7 @@ class Batcher:
                     under_way.done.set_exception(error)
             return
         encoding, duration_s = done.result()
-        self._metrics.ran(len(batch), tokens, duration_s)
-        unclaimed: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
+        self._count_run(len(batch), tokens, duration_s)
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
                 under_way.times.ended()
@@ -243,6 +229,11 @@ class Batcher:
                 if not under_way.vectors.missing and not under_way.done.done():
                     under_way.done.set_result(None)
             else:
-                unclaimed.setdefault(text.request, []).append((text.ids, row))
-        for request, texts in unclaimed.items():
-            self.kept.keep(request.client, request.heads, texts, encoding)
+                self.kept.keep(text.request.client, text.request.heads, [(text.ids, row)], encoding)
+
+    def _count_run(self, texts: int, tokens: int, duration_s: float) -> None:
+        self._metrics.engine_seconds.observe(duration_s)
+        self._metrics.batch_texts.observe(texts)
+        self._metrics.batch_tokens.observe(tokens)
+        self._metrics.texts.inc(texts)
+        self._metrics.tokens.inc(tokens)
