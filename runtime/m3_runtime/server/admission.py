@@ -4,9 +4,9 @@ The body is read here, whole, before anything looks at it: so its size and time 
 thing that can still come from the client is that it has disconnected. Then the call is cancelled, and its texts leave
 the queue.
 
-Nobody can shut the door by sending slowly. Only a POST with a right key has a body; of anything else none is read, and
-it counts nowhere. A body counts as it arrives, not as it was announced; a request counts when its body is there. And
-one client can hold only a share of either.
+A client that sends slowly cannot keep the others out. Only the body of a POST with a valid key is read. A body counts
+as it arrives, not as it was announced; a request counts when its body is there; and one client can hold only a share of
+either.
 """
 
 import asyncio
@@ -110,22 +110,22 @@ class Admission:
         announced_bytes = int(announced) if announced.isdecimal() else 0
         self._check_size(announced_bytes)
         with (
-            self._service.call(client, deadline_s, announced_bytes) as call,
+            self._service.call(client) as call,
             self._requests.holding(client) as requests,
             self._bytes.holding(client) as held_bytes,
         ):
             scope[CALL] = call
             if is_queued:
-                self._service.check_room(call)
+                self._service.check_room(client, announced_bytes, deadline_s)
             async with self._until_stopped(answered):
                 if not self._requests.has_room(client, 1):
                     raise _busy(f"{self._requests.total} requests are under way")
                 body = await self._body(receive, held_bytes)
                 if not requests.take(1):
                     raise _busy(f"{self._requests.total} requests are under way")
-                if is_queued and len(body) > call.body_bytes:  # its size was not announced
-                    call.body_bytes = len(body)
-                    self._service.check_room(call)
+                if is_queued and len(body) > announced_bytes:  # its size was not announced
+                    self._service.check_room(client, len(body), deadline_s)
+                call.until_s = asyncio.get_running_loop().time() + deadline_s
                 await self._answer(scope, receive, send, body)
 
     @asynccontextmanager

@@ -125,8 +125,8 @@ def text_headers(
     {'x-m3-truncated': '2', 'x-m3-truncated-texts': 'query,1'}
     """
     headers: dict[str, str] = {}
-    told = (is_cut, TRUNCATED, TRUNCATED_TEXTS), (is_respelled, OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS)
-    for flags, number, which in told:
+    of_cut, of_respelled = (TRUNCATED, TRUNCATED_TEXTS), (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS)
+    for flags, (number, which) in ((is_cut, of_cut), (is_respelled, of_respelled)):
         if flags is not None and flags.any():
             indexes = np.flatnonzero(flags).tolist()
             headers |= {number: str(len(indexes)), which: _in_runs(indexes, first)}

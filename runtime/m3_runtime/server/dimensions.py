@@ -2,7 +2,7 @@
 
 The first dimensions of a vector are a vector of their own where a checkpoint was trained for it (Matryoshka
 representation learning, https://arxiv.org/abs/2205.13147). Its config.json says so, in the keys that vLLM reads too.
-Elsewhere a cut costs accuracy. Who wants it nevertheless gets told how much, measured on this model.
+Elsewhere a cut costs accuracy; where it is allowed nevertheless, GET /info says how much, measured on this model.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Texts of a request to vectors: what every route does, whatever its format."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,17 +56,17 @@ _LAST_MOMENT_S = 0.001
 
 @dataclass
 class Call:
-    """A request: who asks, the seconds left for the answer, the size of the body, and bytes held for the answer."""
+    """A request: who asks, the event loop's time at which it must be answered, and bytes held for its answer."""
 
     client: str
-    deadline_s: float
-    body_bytes: int
     results: Holding
+    until_s: float = math.inf
     found: list[tuple[Sequence[Ids], frozenset[Head], Encoding]] = field(default_factory=list)
 
-    def spend(self, seconds: float) -> None:
-        """So much of its time is gone; a last moment is left, in which it is refused as any late one."""
-        self.deadline_s = max(_LAST_MOMENT_S, self.deadline_s - seconds)
+    @property
+    def left_s(self) -> float:
+        """Seconds for its answer; a last moment is left to one that is late, in which it is refused as such."""
+        return max(_LAST_MOMENT_S, self.until_s - asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,10 @@ class Service:
         return tuple(prompt + text if isinstance(text, str) else text for text in texts)
 
     @contextmanager
-    def call(self, client: str, deadline_s: float, body_bytes: int) -> Iterator[Call]:
+    def call(self, client: str) -> Iterator[Call]:
         """A request, until it is answered; the vectors of one that fails are kept for a retry."""
         with self._results.holding(client) as results:
-            call = Call(client, deadline_s, body_bytes, results)
+            call = Call(client, results)
             try:
                 yield call
             except BaseException:
@@ -211,7 +212,7 @@ class Service:
                     self._kept.keep(client, heads, zip(ids, range(len(ids)), strict=True), encoding)
                 raise
 
-    def check_room(self, call: Call) -> None:
+    def check_room(self, client: str, body_bytes: int, deadline_s: float) -> None:
         """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
 
         How many tokens a body holds is guessed from its size. `encode` checks again with the true number.
@@ -220,7 +221,7 @@ class Service:
             ServiceError: the server is busy, or about to stop.
         """
         most = self.settings.limits.queue.max_tokens // _BODY_SHARE
-        self.batcher.check_room(min(most, call.body_bytes // _BYTES_PER_TOKEN), call.client, call.deadline_s)
+        self.batcher.check_room(min(most, body_bytes // _BYTES_PER_TOKEN), client, deadline_s)
 
     async def encode(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, first: str = ""
@@ -234,7 +235,7 @@ class Service:
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
         """
-        tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation, call)
+        tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation)
         return EncodedTexts(await self._encoded(tokenized.ids, heads, call), tokenized)
 
     async def score(
@@ -245,18 +246,17 @@ class Service:
         Vectors of many passages would take gigabytes, so passages are scored in parts: only their scores are held.
         Arguments and errors are those of `encode`; `score` makes scores of text 0 and the others of an encoding.
         """
-        tokenized = await self._checked_ids(texts, partial(name_with, name, "query"), heads, truncation, call)
+        tokenized = await self._checked_ids(texts, partial(name_with, name, "query"), heads, truncation)
         query, *passages = tokenized.ids
         tokens = sum(row.size for row in tokenized.ids)
-        self.batcher.check_room(tokens, call.client, call.deadline_s)
+        self.batcher.check_room(tokens, call.client, call.left_s)
         scores: list[float] = []
         for part in greedy_runs((row.size for row in passages), RunLimit(len(passages), _SCORED_TOKENS)):
-            ids, start_s = (query, *passages[part.start : part.stop]), time.perf_counter()
+            ids = (query, *passages[part.start : part.stop])
             size = self._hold_results(ids, heads, call)
-            encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
+            encoding = await self.batcher.encode(ids, heads, call.client, call.left_s, is_admitted=True)
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
-            call.spend(time.perf_counter() - start_s)
         return ScoredTexts(scores, tokens, tokenized.is_cut, tokenized.is_respelled)
 
     async def rerank(
@@ -269,7 +269,7 @@ class Service:
         self._check_number(len(passages) + 1)
         limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
         found = await self.tokenizer.pairs(query, passages, name, limits)
-        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s, call)
+        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s)
         encoding = await self._encoded(found.ids, SCORE_HEADS, call)
         self.metrics.pairs.inc(len(passages))
         assert encoding.scores is not None
@@ -277,19 +277,18 @@ class Service:
         return ScoredTexts(encoding.scores.tolist(), int(encoding.token_counts.sum()), is_cut)
 
     async def _checked_ids(
-        self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
+        self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation
     ) -> TokenizedTexts:
-        """Texts as ids; the time that this takes is gone from the call's."""
+        """Texts as ids."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
         start_s = time.perf_counter()
         tokenized = await self.tokenizer.texts(texts, name_of, truncation)
-        self._note_tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokenized, start_s, call)
+        self._note_tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokenized, start_s)
         return tokenized
 
-    def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float, call: Call) -> None:
+    def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float) -> None:
         used_s = time.perf_counter() - start_s
-        call.spend(used_s)
         self.metrics.tokenize_seconds.observe(used_s)
         request_times().tokenized(chars, sum(row.size for row in tokenized.ids), used_s)
         self.metrics.truncated.inc(tokenized.truncated)
@@ -297,7 +296,7 @@ class Service:
 
     async def _encoded(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> Encoding:
         self._hold_results(ids, heads, call)
-        encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s)
+        encoding = await self.batcher.encode(ids, heads, call.client, call.left_s)
         call.found.append((ids, heads, encoding))
         return encoding
 

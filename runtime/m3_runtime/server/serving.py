@@ -333,7 +333,7 @@ def _work(settings: ServerSettings, at: socket.socket, writer: Connection, cpus:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed ends nobody; an address without anyone to watch it would stay taken."""
+    """End when the parent is killed: a worker that nobody supervises would keep the address."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""What a request holds to ids: texts, token ids and pairs. In turns, so that long requests are in nobody's way."""
+"""Tokenizes what requests hold: texts, token ids and pairs. Long requests take turns, so that short ones go between."""
 
 import asyncio
 from collections.abc import Callable, Sequence

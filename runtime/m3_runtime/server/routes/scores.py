@@ -70,13 +70,15 @@ def score_routes(service: Service) -> APIRouter:
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         if is_by_reranker and not (body.raw_scores and body.documents is None):
             scores = sigmoid(np.array(scores, np.float32)).tolist()
-        told = text_headers(found.is_cut, found.is_respelled, "query")
-        headers = {**told, SCORED_BY: ",".join(scored_by)}
+        headers = {
+            **text_headers(found.is_cut, found.is_respelled, "query"),
+            SCORED_BY: ",".join(scored_by),
+        }
         results = _results(body, best, scores, passages)
         if body.documents is None:
             return json_answer(results, headers)
         model = service.reranker_name if is_by_reranker else service.model_name
-        return json_answer(_reranked(results, scored_by, model, found.tokens, told), headers)
+        return json_answer(_reranked(results, scored_by, model, found.tokens, headers), headers)
 
     for version in ("", "/v1", "/v2"):
         refused = refusals(OpenAiRefusal if version else Refusal)
@@ -178,7 +180,9 @@ def _results(body: RerankRequest, best: list[int], scores: list[float], passages
     ]
 
 
-def _reranked(results: list[Any], scored_by: list[Head], model: str, tokens: int, told: Mapping[str, str]) -> Reranked:
+def _reranked(
+    results: list[Any], scored_by: list[Head], model: str, tokens: int, headers: Mapping[str, str]
+) -> Reranked:
     answer: Reranked = {
         "id": f"rerank-{uuid4().hex}",
         "model": model,
@@ -192,6 +196,6 @@ def _reranked(results: list[Any], scored_by: list[Head], model: str, tokens: int
         (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, "have pieces that the bundle dropped"),
     )
     for number, which, what in warnings:
-        if number in told:
-            answer["meta"].setdefault("warnings", []).append(f"{told[number]} texts {what}: {told[which]}")
+        if number in headers:
+            answer["meta"].setdefault("warnings", []).append(f"{headers[number]} texts {what}: {headers[which]}")
     return answer

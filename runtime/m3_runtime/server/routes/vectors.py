@@ -221,17 +221,19 @@ async def _answer(found: EncodedTexts, make: Callable[[], Any], service: Service
 
 def _encoded(found: EncodedTexts, dense: NDArray[np.float32] | None, service: Service) -> Encoded:
     """Lexical weights stay float32, so that JSON has no digits beyond their precision."""
-    vectors, told = found.vectors, found.tokenized
+    vectors, tokenized = found.vectors, found.tokenized
     rows = None if vectors.sparse is None else vectors.sparse.rows()
     return {
         "model": service.model_name,
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
         "token_counts": vectors.token_counts,
-        "truncated": told.truncated,
-        "truncated_texts": np.flatnonzero(told.is_cut).tolist(),
-        "out_of_vocabulary": told.out_of_vocabulary,
-        "out_of_vocabulary_texts": [] if told.is_respelled is None else np.flatnonzero(told.is_respelled).tolist(),
+        "truncated": tokenized.truncated,
+        "truncated_texts": np.flatnonzero(tokenized.is_cut).tolist(),
+        "out_of_vocabulary": tokenized.out_of_vocabulary,
+        "out_of_vocabulary_texts": []
+        if tokenized.is_respelled is None
+        else np.flatnonzero(tokenized.is_respelled).tolist(),
         "dense_vecs": None if dense is None else [row_json(vector) for vector in dense],
         "lexical_weights": None
         if rows is None
@@ -242,18 +244,18 @@ def _encoded(found: EncodedTexts, dense: NDArray[np.float32] | None, service: Se
 
 def _binary(found: EncodedTexts, dense: NDArray[np.float32] | None, body: EncodeRequest, service: Service) -> Response:
     """Arrays as `m3-runtime encode --format npz` writes them, without ids."""
-    arrays, told = npz_arrays([], [replace(found.vectors, dense_vecs=dense)]), found.tokenized
+    arrays, tokenized = npz_arrays([], [replace(found.vectors, dense_vecs=dense)]), found.tokenized
     del arrays["ids"]
     if "colbert_vecs" in arrays:
         arrays["colbert_vecs"] = arrays["colbert_vecs"].astype(body.colbert_dtype, copy=False)
     facts = {
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
-        "truncated": str(told.truncated),
-        "out_of_vocabulary": str(told.out_of_vocabulary),
+        "truncated": str(tokenized.truncated),
+        "out_of_vocabulary": str(tokenized.out_of_vocabulary),
     }
     names = (SPACE_ID, VARIANT, TRUNCATED, OUT_OF_VOCABULARY)
-    headers = dict(zip(names, facts.values(), strict=True)) | text_headers(told.is_cut, told.is_respelled)
+    headers = dict(zip(names, facts.values(), strict=True)) | text_headers(tokenized.is_cut, tokenized.is_respelled)
     if body.format == "npz":
         file = io.BytesIO()
         write_npz(file, arrays)
