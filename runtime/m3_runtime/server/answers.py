@@ -112,6 +112,11 @@ def row_json(row: NDArray[Any]) -> Any:
     return orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
+def indexes_of(flags: NDArray[np.bool_] | None) -> list[int]:
+    """Which flags are set; none of None."""
+    return [] if flags is None else np.flatnonzero(flags).tolist()
+
+
 def text_headers(
     is_cut: NDArray[np.bool_], is_respelled: NDArray[np.bool_] | None = None, first: str = ""
 ) -> dict[str, str]:
@@ -127,8 +132,7 @@ def text_headers(
     headers: dict[str, str] = {}
     of_cut, of_respelled = (TRUNCATED, TRUNCATED_TEXTS), (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS)
     for flags, (number, which) in ((is_cut, of_cut), (is_respelled, of_respelled)):
-        if flags is not None and flags.any():
-            indexes = np.flatnonzero(flags).tolist()
+        if indexes := indexes_of(flags):
             headers |= {number: str(len(indexes)), which: _in_runs(indexes, first)}
     return headers
 

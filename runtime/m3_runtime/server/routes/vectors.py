@@ -23,6 +23,7 @@ from m3_runtime.server.answers import (
     VARIANT,
     OpenAiRefusal,
     answered_by,
+    indexes_of,
     json_answer,
     no_such_model,
     refusals,
@@ -229,11 +230,9 @@ def _encoded(found: EncodedTexts, dense: NDArray[np.float32] | None, service: Se
         "variant": service.model.variant.name,
         "token_counts": vectors.token_counts,
         "truncated": tokenized.truncated,
-        "truncated_texts": np.flatnonzero(tokenized.is_cut).tolist(),
+        "truncated_texts": indexes_of(tokenized.is_cut),
         "out_of_vocabulary": tokenized.out_of_vocabulary,
-        "out_of_vocabulary_texts": []
-        if tokenized.is_respelled is None
-        else np.flatnonzero(tokenized.is_respelled).tolist(),
+        "out_of_vocabulary_texts": indexes_of(tokenized.is_respelled),
         "dense_vecs": None if dense is None else [row_json(vector) for vector in dense],
         "lexical_weights": None
         if rows is None
