@@ -26,7 +26,7 @@ from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Service
 from m3_runtime.server.shares import Holding, Shares
-from m3_runtime.server.tracing import ANSWERED, Answered
+from m3_runtime.server.tracing import RECORD, RequestRecord
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -66,7 +66,7 @@ class Admission:
         self._open_paths = OPEN_PATHS | ({"/metrics"} if service.settings.open_metrics else frozenset())
         self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
         self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
-        self._unanswered: dict[Answered, asyncio.Timeout] = {}
+        self._unanswered: dict[RequestRecord, asyncio.Timeout] = {}
         self._is_stopped = False
         service.on_stop.append(self._stop)
 
@@ -75,38 +75,38 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answered: Answered = scope[ANSWERED]
+        record: RequestRecord = scope[RECORD]
         try:
-            await self._admit(scope, receive, send, answered)
+            await self._admit(scope, receive, send, record)
         except _RefusedError as error:
-            answer = refusal(answered.path, error.status, error.problem, str(error))
+            answer = refusal(record.path, error.status, error.problem, str(error))
             await answer(scope, receive, send)
         except M3Error as error:
-            await refusal_of(answered.path, error)(scope, receive, send)
+            await refusal_of(record.path, error)(scope, receive, send)
         except _DisconnectedError:
-            answered.status = 499  # as nginx calls it; nobody reads it
+            record.status = 499  # as nginx calls it; nobody reads it
         except Exception as error:
             # Its message may hold a text, so only its kind and place are logged.
-            _log.error("failed", extra={"path": answered.path, "error": type(error).__name__, "at": _place(error)})
-            if not answered.status:
-                await refusal_of(answered.path, error)(scope, receive, send)
+            _log.error("failed", extra={"path": record.path, "error": type(error).__name__, "at": _place(error)})
+            if not record.status:
+                await refusal_of(record.path, error)(scope, receive, send)
         finally:
-            self._record(answered)
+            self._count(record)
 
     def _stop(self) -> None:
         """Refuse, with 503, all requests that have no answer yet: the server ends now."""
         self._is_stopped = True
-        for answered, limit in self._unanswered.items():
-            if not answered.status:
+        for record, limit in self._unanswered.items():
+            if not record.status:
                 limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
-        answered.client = client = self._client(scope, answered)
-        if answered.method != "POST":
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        record.client = client = self._client(scope, record)
+        if record.method != "POST":
             await self._app(scope, _replay(b""), send)
             return
-        is_queued = answered.path not in _NOT_QUEUED
-        deadline_s, announced = self._deadline_s(answered.headers), answered.headers.get("content-length", "0")
+        is_queued = record.path not in _NOT_QUEUED
+        deadline_s, announced = self._deadline_s(record.headers), record.headers.get("content-length", "0")
         announced_bytes = int(announced) if announced.isdecimal() else 0
         self._check_size(announced_bytes)
         with (
@@ -117,7 +117,7 @@ class Admission:
             scope[CALL] = call
             if is_queued:
                 self._service.check_room(client, announced_bytes, deadline_s)
-            async with self._until_stopped(answered):
+            async with self._until_stopped(record):
                 if not self._requests.has_room(client, 1):
                     raise _busy(f"{self._requests.total} requests are under way")
                 body = await self._body(receive, held_bytes)
@@ -129,24 +129,24 @@ class Admission:
                 await self._answer(scope, receive, send, body)
 
     @asynccontextmanager
-    async def _until_stopped(self, answered: Answered) -> AsyncIterator[None]:
+    async def _until_stopped(self, record: RequestRecord) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(0 if self._is_stopped else None) as limit:
-                self._unanswered[answered] = limit
+                self._unanswered[record] = limit
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DrainingError("the server stops before the request is done; send it again, elsewhere") from None
         finally:
-            del self._unanswered[answered]
+            del self._unanswered[record]
 
-    def _client(self, scope: Scope, answered: Answered) -> str:
+    def _client(self, scope: Scope, record: RequestRecord) -> str:
         """Who asks: the name of its key, or its address."""
-        is_open = answered.path in self._open_paths and answered.method != "POST"
+        is_open = record.path in self._open_paths and record.method != "POST"
         if self._keys is None or is_open:
             return str((scope.get("client") or ("local",))[0])
-        scheme, _, key = (only_value(answered.headers, "authorization") or "").partition(" ")
+        scheme, _, key = (only_value(record.headers, "authorization") or "").partition(" ")
         name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             raise _RefusedError(
@@ -208,15 +208,15 @@ class Admission:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _record(self, answered: Answered) -> None:
-        metrics, duration_s, route = self._service.metrics, time.perf_counter() - answered.start_s, answered.route
+    def _count(self, record: RequestRecord) -> None:
+        metrics, duration_s, route = self._service.metrics, time.perf_counter() - record.start_s, record.route
         shown = route or "other"  # clients invent paths, and each would be counted by its own name
-        metrics.requests.labels(shown, str(answered.status)).inc()
+        metrics.requests.labels(shown, str(record.status)).inc()
         metrics.request_seconds.labels(shown).observe(duration_s)
-        if answered.problem:
-            metrics.rejections.labels(answered.problem).inc()
+        if record.problem:
+            metrics.rejections.labels(record.problem).inc()
         if route not in OPERATION_PATHS:
-            facts = {"method": answered.method, "route": shown, "status": answered.status, "client": answered.client}
+            facts = {"method": record.method, "route": shown, "status": record.status, "client": record.client}
             _log.info("request", extra={**facts, "duration_ms": round(1000 * duration_s, 2)})
 
 

@@ -55,7 +55,7 @@ def create_app(service: Service) -> ASGIApp:
         await asyncio.to_thread(send_last_spans)
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    app.router.redirect_slashes = False  # addresses have one spelling by then
+    app.router.redirect_slashes = False  # paths are canonical by then
     if service.has_encoder:
         app.include_router(vector_routes(service))
     for routes in (openai_models, score_routes, tei_facts):

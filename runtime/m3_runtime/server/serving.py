@@ -31,7 +31,7 @@ from m3_runtime.exit_codes import FAILED, USAGE, exit_code
 from m3_runtime.server.app import create_app
 from m3_runtime.server.logs import log_to_stderr
 from m3_runtime.server.metrics import WORKERS_FOLDER, all_workers, metrics_port
-from m3_runtime.server.protocol import PatientProtocol, raise_file_limit
+from m3_runtime.server.protocol import StrictProtocol, raise_file_limit
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import ServerSettings
 from m3_runtime.server.stopping import ending_at_once
@@ -164,7 +164,7 @@ class _Server(uvicorn.Server):
             app,
             lifespan="on",
             loop="asyncio",
-            http=PatientProtocol,
+            http=StrictProtocol,
             ws="none",
             log_config=None,
             access_log=False,  # admission logs, without query strings

@@ -27,8 +27,8 @@ from m3_runtime.version import __version__
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
-ANSWERED = "m3.answered"
-"""Where the middlewares behind this one find a request's `Answered` in the scope."""
+RECORD = "m3.record"
+"""Where the middlewares behind this one find a request's `RequestRecord` in the scope."""
 
 TIMING_HEADERS = (
     "x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens", "x-total-time",
@@ -84,7 +84,7 @@ _times: ContextVar[RequestTimes | None] = ContextVar("request_times", default=No
 
 
 def request_times() -> RequestTimes:
-    """Of the request that is answered here; outside of one, times that nobody reads."""
+    """The times of the request that is being answered; outside of one, an object that is thrown away."""
     return _times.get() or RequestTimes()
 
 
@@ -95,10 +95,10 @@ def request_id_of(headers: Headers) -> str:
 
 
 @dataclass(eq=False)
-class Answered:
-    """A request while it is answered, and afterwards.
+class RequestRecord:
+    """What is known about a request while it is answered, and afterwards.
 
-    The path is in its one spelling; `route` is None where there is nothing at it. `start_s` is of `time.perf_counter`,
+    The path is the canonical one; `route` is None where there is nothing at it. `start_s` is of `time.perf_counter`,
     `start_ns` the same since 1970. `status` is 0 as long as there is no answer.
     """
 
@@ -129,49 +129,49 @@ class RequestTracing:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = self._addresses.known(scope)
+        scope = self._addresses.canonical(scope)
         headers, path = Headers(scope=scope), scope["path"]
         route = path if path in self._addresses.paths else None
-        answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
-        scope[ANSWERED] = answered
-        span = trace.INVALID_SPAN if path in OPERATION_PATHS else self._span(answered)
+        record = RequestRecord(scope["method"], path, route, headers, request_id_of(headers))
+        scope[RECORD] = record
+        span = trace.INVALID_SPAN if path in OPERATION_PATHS else self._span(record)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", [])
                 said = MutableHeaders(scope=message)
-                answered.status, answered.problem = message["status"], said.get(PROBLEM, "")
-                _add_headers(said, answered, span)
+                record.status, record.problem = message["status"], said.get(PROBLEM, "")
+                _add_headers(said, record, span)
             await send(message)
 
-        naming, timing = log_fields.set(_ids(answered, span)), _times.set(answered.times)
+        naming, timing = log_fields.set(_ids(record, span)), _times.set(record.times)
         try:
             await self._app(scope, receive, sending)
         finally:
             log_fields.reset(naming)
             _times.reset(timing)
             if span.is_recording():
-                self._end(span, answered)
+                self._end(span, record)
 
-    def _span(self, answered: Answered) -> trace.Span:
+    def _span(self, record: RequestRecord) -> trace.Span:
         """A span below the caller's; where traces are off, only what the caller says."""
-        is_one = len(answered.headers.getlist(TRACEPARENT)) == 1
+        is_one = len(record.headers.getlist(TRACEPARENT)) == 1
         return self._tracer.start_span(
-            answered.method,
-            _W3C.extract(answered.headers if is_one else {}),
+            record.method,
+            _W3C.extract(record.headers if is_one else {}),
             trace.SpanKind.SERVER,
-            {"http.request.method": answered.method, "m3.request_id": answered.request_id},
-            start_time=answered.start_ns,
+            {"http.request.method": record.method, "m3.request_id": record.request_id},
+            start_time=record.start_ns,
         )
 
-    def _end(self, span: trace.Span, answered: Answered) -> None:
+    def _end(self, span: trace.Span, record: RequestRecord) -> None:
         """Say how a request went, and where its time went."""
-        times = answered.times
-        if answered.route is not None:
-            span.update_name(f"{answered.method} {answered.route}")
-            span.set_attribute("http.route", answered.route)
-        span.set_attribute("http.response.status_code", answered.status)
-        if answered.status >= 500:
+        times = record.times
+        if record.route is not None:
+            span.update_name(f"{record.method} {record.route}")
+            span.set_attribute("http.route", record.route)
+        span.set_attribute("http.response.status_code", record.status)
+        if record.status >= 500:
             span.set_status(trace.Status(trace.StatusCode.ERROR))
         if times.tokens:
             span.set_attributes({"m3.tokens": times.tokens, "m3.characters": times.characters})
@@ -184,35 +184,35 @@ class RequestTracing:
         within = trace.set_span_in_context(span)
         for name, start_s, end_s in parts:
             if start_s is not None and end_s is not None:
-                part = self._tracer.start_span(name, within, start_time=_ns(answered, start_s))
-                part.end(_ns(answered, end_s))
+                part = self._tracer.start_span(name, within, start_time=_ns(record, start_s))
+                part.end(_ns(record, end_s))
         span.end()
 
 
-def _ids(answered: Answered, span: trace.Span) -> dict[str, str]:
+def _ids(record: RequestRecord, span: trace.Span) -> dict[str, str]:
     """What log lines say of a request."""
-    ids, context = {"request_id": answered.request_id}, span.get_span_context()
+    ids, context = {"request_id": record.request_id}, span.get_span_context()
     if context.is_valid:
         ids["trace_id"] = trace.format_trace_id(context.trace_id)
         ids["parent_span_id" if context.is_remote else "span_id"] = trace.format_span_id(context.span_id)
     return ids
 
 
-def _ns(answered: Answered, at_s: float) -> int:
+def _ns(record: RequestRecord, at_s: float) -> int:
     """A moment of `time.perf_counter` as nanoseconds since 1970."""
-    return answered.start_ns + round(1e9 * (at_s - answered.start_s))
+    return record.start_ns + round(1e9 * (at_s - record.start_s))
 
 
-def _add_headers(headers: MutableHeaders, answered: Answered, span: trace.Span) -> None:
+def _add_headers(headers: MutableHeaders, record: RequestRecord, span: trace.Span) -> None:
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, trace.set_span_in_context(span))
     if TRACEPARENT in carrier:
         headers[TRACEPARENT] = carrier[TRACEPARENT]
-    headers[REQUEST_ID] = answered.request_id
-    times = answered.times
-    if not times.tokens or answered.status != HTTPStatus.OK:
+    headers[REQUEST_ID] = record.request_id
+    times = record.times
+    if not times.tokens or record.status != HTTPStatus.OK:
         return
-    total_ms = _ms(time.perf_counter() - answered.start_s)
+    total_ms = _ms(time.perf_counter() - record.start_s)
     values = (
         "cpu", total_ms, str(times.characters), str(times.tokens), total_ms, _ms(times.tokenization_s),
         _ms(_between(times.queued_at_s, times.started_at_s)), _ms(_between(times.started_at_s, times.ended_at_s)),
