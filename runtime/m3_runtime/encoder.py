@@ -6,12 +6,14 @@ from typing import Any
 
 from m3_runtime import scoring
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import (
     DEFAULT_BATCH_SIZE,
     checked_max_length,
+    colbert_form,
     encode_options,
 )
 from m3_runtime.encode.pipeline import encode_texts
@@ -41,7 +43,7 @@ class M3Encoder(OpenedModel):
         engine: what runs the variant.
     """
 
-    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and four of our own
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and five of our own
         self,
         sentences: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -54,6 +56,7 @@ class M3Encoder(OpenedModel):
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: str = "float32",
         colbert_dim: int | None = None,
+        colbert_pool: int = 1,
     ) -> Encoding:
         """Encode a text, or a list of texts, with the heads asked for.
 
@@ -77,7 +80,9 @@ class M3Encoder(OpenedModel):
             colbert_dtype: "float32", or "float16" (half the memory); "int8", "int4" and "binary" (a sign a value) give
                 `PackedRows`. They are for passages that are kept: leave queries in float.
             colbert_dim: project ColBERT rows on the first so many of the bundle's principal axes; None keeps all
-                dimensions. Queries and passages need the same.
+                dimensions. Queries and passages need the same, of one bundle: see `colbert_space_id`.
+            colbert_pool: pool so many similar ColBERT rows of a text into one, on average (extra bulk); 1 keeps all.
+                For passages that are kept.
 
         Raises:
             InputError: an argument or a text is not what it must be; a text is named by its index.
@@ -95,9 +100,10 @@ class M3Encoder(OpenedModel):
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
             colbert_dim=colbert_dim,
+            colbert_pool=colbert_pool,
         )
 
-    def encode_heads(
+    def encode_heads(  # noqa: PLR0913 - as `encode`
         self,
         sentences: str | Sequence[str],
         heads: Collection[Head],
@@ -108,6 +114,7 @@ class M3Encoder(OpenedModel):
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
         colbert_dim: int | None = None,
+        colbert_pool: int = 1,
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
         options = encode_options(
@@ -117,8 +124,7 @@ class M3Encoder(OpenedModel):
             token_budget=token_budget,
             max_length=max_length,
             on_truncate=on_truncate,
-            colbert_dtype=colbert_dtype,
-            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
+            colbert=colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool),
         )
         is_single = isinstance(sentences, str)
         if is_single:
@@ -127,6 +133,17 @@ class M3Encoder(OpenedModel):
         with self._running() as engine:
             result = encode_texts(texts, options, self.bundle.manifest, self.tokenizer, engine)
         return result.single() if is_single else result
+
+    def colbert_space_id(self, colbert_dim: int | None) -> str:
+        """Name of the space of ColBERT rows of so many dimensions; those of another must not be compared with them.
+
+        It is `space_id` for None, which keeps rows as they are. Other bundles of a checkpoint have other axes.
+
+        Raises:
+            HeadError: the bundle has no ColBERT head.
+            InputError: the dimensions are none that rows can have, or the bundle has no principal axes.
+        """
+        return colbert_space_of(self.bundle, colbert_dim)
 
     def encode_queries(self, queries: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
         """`encode` under FlagEmbedding's name for queries, with its other arguments; M3 has no query instruction."""

@@ -18,7 +18,7 @@ from m3_runtime.cpu import default_threads
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, checked_threads, encode_options
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, checked_threads, colbert_form, encode_options
 from m3_runtime.encode.pipeline import BatchObserver, encode_tokens
 from m3_runtime.engines import Engine
 from m3_runtime.engines.select import AUTO, choose_variant
@@ -136,6 +136,7 @@ class OpenedModel:
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
         colbert_dim: int | None = None,
+        colbert_pool: int = 1,
         on_batch: BatchObserver | None = None,
     ) -> Encoding:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
@@ -155,8 +156,7 @@ class OpenedModel:
             heads,
             batch_size=batch_size,
             token_budget=token_budget,
-            colbert_dtype=colbert_dtype,
-            colbert_axes=None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim),
+            colbert=colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool),
         )
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:

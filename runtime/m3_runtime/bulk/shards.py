@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.journal import ShardCounts, writing
 from m3_runtime.bulk.sources import SourceFile, SourceWatch
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.encode.colbert import ColbertDtype, PackedRows, stored
+from m3_runtime.encode.colbert import PackedRows, joined_rows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
@@ -33,9 +33,6 @@ from m3_runtime.version import __version__
 # 4 KB in BGE-M3: a character is a token at most, or nearly. Items are texts, sizes characters.
 _STEP = RunLimit(4096, 4_000_000)
 _COLBERT_STEP = RunLimit(512, 150_000)
-
-_WINDOW_ROWS = 512
-"""ColBERT rows are clustered among so many neighbours: a clustering compares each with each."""
 
 _COMPRESSION = {"id": "zstd", "tokens": "zstd", "lexical_weights.list.element.id": "zstd"}
 """By column; vectors are noise to a compressor."""
@@ -177,12 +174,12 @@ def _encoded(
     step: Sequence[Row],
     ids: Sequence[NDArray[np.int32]] | None,
 ) -> Encoding:
-    as_written = settings.colbert_dtype is ShardColbertDtype.FLOAT16 and settings.colbert_pool == 1
     how: dict[str, Any] = {
         "batch_size": limits.batch_size,
         "token_budget": limits.token_budget,
-        "colbert_dtype": "float16" if as_written else "float32",
+        "colbert_dtype": settings.colbert_dtype,
         "colbert_dim": settings.colbert_dim,
+        "colbert_pool": settings.colbert_pool,
     }
     if ids is not None:
         return encoder.encode_ids(ids, settings.heads, **how)
@@ -213,13 +210,14 @@ def _schema(job: BulkJob, geometry: Geometry) -> Any:
     if Head.SPARSE in settings.heads:
         columns.append(("lexical_weights", pa.list_(_lexical_struct(pa))))
     if Head.COLBERT in settings.heads:
-        dtype, dim = ColbertDtype(settings.colbert_dtype), settings.colbert_dim or geometry.colbert_dim or 0
+        dtype, dim = settings.colbert_dtype, settings.colbert_dim or geometry.colbert_dim or 0
         rows = pa.list_(pa.from_numpy_dtype(dtype.item), dtype.width(dim))
         columns.append(("colbert_vecs", pa.list_(rows)))
         if dtype.is_packed:
             columns.append(("colbert_scales", pa.list_(pa.float32())))
         metadata |= {"m3.colbert_dtype": dtype.value, "m3.colbert_pool": str(settings.colbert_pool)}
         metadata |= {"m3.colbert_dim": str(dim), "m3.colbert_pca": settings.colbert_pca}
+        metadata["m3.colbert_space_id"] = job.colbert_space_id
     return pa.schema([pa.field(*column, nullable=False) for column in columns], metadata)
 
 
@@ -234,19 +232,15 @@ def _table(ids: Sequence[str], encoding: Encoding, settings: VectorSettings, sch
         entries = pa.StructArray.from_arrays(pairs, fields=list(_lexical_struct(pa)))
         columns.append(pa.ListArray.from_arrays(sparse.indptr.astype(np.int32), entries))
     if encoding.colbert_vecs is not None:
-        columns += _colbert_columns(pa, list(encoding.colbert_vecs), settings)
+        columns += _colbert_columns(pa, list(encoding.colbert_vecs))
     return pa.table(columns, schema=schema)
 
 
-def _colbert_columns(pa: Any, colbert_vecs: Sequence[NDArray[Any]], settings: VectorSettings) -> list[Any]:
-    texts = [pooled(rows, settings.colbert_pool) for rows in colbert_vecs]
+def _colbert_columns(pa: Any, texts: Sequence[NDArray[Any] | PackedRows]) -> list[Any]:
     starts = np.cumsum([0, *map(len, texts)], dtype=np.int32)
-    rows = np.concatenate(texts)
-    small = stored(rows, settings.colbert_dtype)
-    if not isinstance(small, PackedRows):
-        return [pa.ListArray.from_arrays(starts, _fixed_rows(pa, small))]
-    vectors = pa.ListArray.from_arrays(starts, _fixed_rows(pa, small.values))
-    return [vectors, pa.ListArray.from_arrays(starts, pa.array(small.scales))]
+    values, scales = joined_rows(texts)
+    columns = [_fixed_rows(pa, values), *([] if scales is None else [pa.array(scales)])]
+    return [pa.ListArray.from_arrays(starts, column) for column in columns]
 
 
 def _fixed_rows(pa: Any, rows: NDArray[Any]) -> Any:
@@ -256,43 +250,3 @@ def _fixed_rows(pa: Any, rows: NDArray[Any]) -> Any:
 
 def _lexical_struct(pa: Any) -> Any:
     return pa.struct([pa.field("id", pa.int32()), pa.field("weight", pa.float32())])
-
-
-def pooled(rows: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Cluster a text's rows and keep one for each cluster: its mean, as long as its rows are on average.
-
-    Ward's hierarchical clustering, as in Clavié, Chaffin and Adams, "Reducing the Footprint of Multi-Vector Retrieval
-    with Minimal Performance Impact via Token Pooling" (2024), within windows of 512 rows. Rows come in the order of the
-    first of their cluster.
-
-    Args:
-        rows: (R, C) floats, at least one row.
-        factor: rows of a cluster, on average; 1 keeps all.
-
-    Returns:
-        (ceil(R / factor), C) for R up to 512, fewer where rows are alike, and so for each window of a longer text; the
-        dtype of `rows`.
-
-    Raises:
-        ExtraNotInstalledError: scipy is not installed.
-    """
-    if factor == 1 or len(rows) == 1:
-        return rows
-    windows = [rows[start : start + _WINDOW_ROWS] for start in range(0, len(rows), _WINDOW_ROWS)]
-    return np.concatenate([_pooled_window(window, factor) for window in windows])
-
-
-def _pooled_window(rows: NDArray[Any], factor: int) -> NDArray[Any]:
-    if len(rows) == 1:
-        return rows
-    hierarchy = import_extra("scipy.cluster.hierarchy", "bulk")
-    # On rows of one length Ward's squared distances are cosines, up to a factor.
-    tree = hierarchy.linkage(rows, method="ward")
-    numbers = hierarchy.fcluster(tree, t=-(-len(rows) // factor), criterion="maxclust")
-    _, first, clusters = np.unique(numbers, return_index=True, return_inverse=True)
-    members = clusters[:, None] == np.argsort(first)
-    weights = (members / members.sum(axis=0)).T.astype(np.float32)
-    means = weights @ rows
-    lengths = weights @ np.linalg.norm(rows, axis=1)
-    norms = np.linalg.norm(means, axis=1)
-    return np.asarray(means * (lengths / np.where(norms > 0, norms, 1))[:, None], dtype=rows.dtype)

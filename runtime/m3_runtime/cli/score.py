@@ -19,6 +19,7 @@ from m3_runtime.cli.arguments import (
     number,
     open_model,
     placed,
+    refuse_given,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encoder import M3Encoder
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         is_reranker = isinstance(model, M3Reranker)
         _check_kind(arguments, is_reranker=is_reranker)
         while step := list(islice(pairs, _STEP_PAIRS)):
-            with placed(step):
+            with placed(step, count):
                 rows, cut, lacking = _scored(model, step, arguments)
             count += len(step)
             truncated, respelled = truncated + cut, respelled + lacking
@@ -140,5 +141,6 @@ def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:
     if (arguments.pairs is not None) == has_texts or (arguments.query is not None and not has_texts):
         arguments.command_parser.error("give QUERY and PASSAGE, or --pairs FILE")
     if has_texts:
+        refuse_given(arguments, arguments.command_parser, ["input_format"], "is for --pairs FILE; leave it out")
         return iter([PairRow(arguments.query, arguments.passage, "command line")])
     return read_pairs(arguments.pairs, arguments.input_format)

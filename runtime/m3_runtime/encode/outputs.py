@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, ModelInfo
-from m3_runtime.encode.colbert import PackedRows, projected, stored
+from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.sparse import SparseVectors, gather_sparse
@@ -103,10 +103,8 @@ class Results:
         if raw.token_weights is not None:
             self._sparse.append(sparse_rows(batch, raw.token_weights, self._vocab_size))
         if raw.colbert_vecs is not None:
-            axes = self._options.colbert_axes
             for index, rows in zip(indices, colbert_rows(batch, raw.colbert_vecs), strict=True):
-                kept = rows if axes is None else projected(rows, axes, normalize=self._normalize)
-                self._colbert[index] = stored(kept, self._options.colbert_dtype)
+                self._colbert[index] = self._options.colbert.of(rows, normalize=self._normalize)
         if raw.logits is not None:
             if raw.logits.shape[1:] != (1,):
                 raise EngineError(f"the graph gives {raw.logits.shape[1:]} scores a pair, expected one")

@@ -138,5 +138,4 @@ def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer
     try:
         return tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
     except TextTooLongError as error:
-        index = part.start + error.index
-        raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
+        raise error.of_part(part.start) from error

@@ -21,6 +21,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     add_in_steps,
     check_collection,
+    check_encoder,
     last_of_each_id,
     payload_as_json,
 )
@@ -73,6 +74,7 @@ class LanceIndex:
             HeadError: the bundle lacks a head that the table has.
             InputError: there is a table of this name, or LanceDB takes no such name.
         """
+        check_encoder(encoder)
         try:
             return cls(db.create_table(table, schema=_schema(encoder, with_colbert=colbert)), encoder)
         except (ValueError, TypeError, RuntimeError) as error:

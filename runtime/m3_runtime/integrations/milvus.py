@@ -23,6 +23,7 @@ from m3_runtime.integrations.passages import (
     add_in_steps,
     check_collection,
     check_counts,
+    check_encoder,
     checked_mode,
     last_of_each_id,
     why_too_long,
@@ -240,8 +241,9 @@ class MilvusIndex:
         """A new, empty collection.
 
         Raises:
-            InputError: there is a collection of this name.
+            InputError: there is a collection of this name, or the bundle is a reranker's.
         """
+        check_encoder(encoder)
         if client.has_collection(collection):  # creating it again would do nothing, and say nothing
             raise InputError(f"there is a collection {collection!r}; open it, drop it, or choose another name")
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)

@@ -10,9 +10,11 @@ from numbers import Integral
 from typing import Any
 
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.space import check_space
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, PartlyAddedError
+from m3_runtime.opened_model import check_kind
 from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text
 
@@ -208,6 +210,18 @@ def checked_mode(mode: Mode | str) -> Mode:
         raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error
 
 
+def check_encoder(encoder: M3Encoder) -> None:
+    """See that what is to fill a store is an open encoder.
+
+    Raises:
+        InputError: it is a reranker, or something else.
+    """
+    bundle = getattr(encoder, "bundle", None)
+    if not isinstance(bundle, Bundle):
+        raise InputError(f"expected an open M3Encoder, got {type(encoder).__name__}")
+    check_kind(bundle, is_reranker=False)
+
+
 def check_collection(name: str, notes: Mapping[str, Any], keys: tuple[str, str], encoder: M3Encoder) -> None:
     """See that a collection was filled from the encoder's vector space.
 
@@ -218,12 +232,13 @@ def check_collection(name: str, notes: Mapping[str, Any], keys: tuple[str, str],
         encoder: whose vectors are to be added, or to search.
 
     Raises:
-        InputError: the collection does not say which vector space it holds.
+        InputError: the collection does not say which vector space it holds, or the encoder is none.
         SpaceMismatchError: it was filled from another vector space.
 
     Warns:
         VariantDriftWarning: the same space, computed by another variant.
     """
+    check_encoder(encoder)
     space_key, variant_key = keys
     if space_key not in notes or variant_key not in notes:
         raise InputError(

@@ -19,6 +19,7 @@ from m3_runtime.integrations.passages import (
     add_in_steps,
     check_collection,
     check_counts,
+    check_encoder,
     checked_mode,
 )
 from m3_runtime.splitting import RunLimit, greedy_runs
@@ -68,8 +69,10 @@ class QdrantIndex:
 
         Raises:
             HeadError: the bundle lacks one of the three heads.
+            InputError: it is a reranker's.
             ValueError: Qdrant has a collection of this name.
         """
+        check_encoder(encoder)
         client.create_collection(
             collection,
             vectors_config=_vectors_config(encoder),

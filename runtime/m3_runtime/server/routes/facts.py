@@ -5,6 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from m3_runtime.encoder import M3Encoder
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.server.addresses import RERANKER_INFO
 from m3_runtime.server.answers import OpenAiRefusal, answered_by, json_answer, no_such_model, refusals
 from m3_runtime.server.routes.bodies import OneParseRoute
@@ -22,28 +24,35 @@ def openai_models(service: Service) -> APIRouter:
     """GET /v1/models (also /models)."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=refusals(OpenAiRefusal))
 
-    @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
+    @routes.get("/models", summary="The models that are served", responses=answered_by(OpenAiModels))
     async def models() -> Response:
-        answer: OpenAiModels = {"object": "list", "data": [_model(name, service) for name in service.model_names]}
+        found = [_model(name, service.model) for name in service.model_names]
+        if (beside := service.reranker_beside) is not None:
+            found.append(_model(service.reranker_name, beside))
+        answer: OpenAiModels = {"object": "list", "data": found}
         return json_answer(answer)
 
     @routes.get("/models/{model:path}", summary="One model", responses=answered_by(OpenAiModel))
     async def model(model: str, request: Request) -> Response:
+        if (beside := service.reranker_beside) is not None and service.is_reranker_beside(model):
+            return json_answer(_model(service.reranker_name, beside))
         if not service.is_served(model):
-            return no_such_model(request.url.path, model, service.names)
-        return json_answer(_model(model if model in service.model_names else service.model_name, service))
+            names = (*service.names, *(service.reranker_names if beside else ()))
+            return no_such_model(request.url.path, model, names)
+        return json_answer(_model(model if model in service.model_names else service.model_name, service.model))
 
     return routes
 
 
-def _model(name: str, service: Service) -> OpenAiModel:
+def _model(name: str, model: M3Encoder | M3Reranker) -> OpenAiModel:
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "m3-runtime",
-        "space_id": service.manifest.space_id,
-        "variant": service.model.variant.name,
+        "capabilities": ["embed", "rerank"] if isinstance(model, M3Encoder) else ["rerank"],
+        "space_id": model.space_id,
+        "variant": model.variant.name,
     }
 
 
@@ -122,7 +131,7 @@ def _info(service: Service, *, as_reranker: bool) -> dict[str, Any]:
         "engine": variant.engine.value,
         "heads": [head.value for head in manifest.heads],
         "max_queue_tokens": limits.queue.max_tokens,
-        "model_names": service.names,
+        "model_names": service.reranker_names if as_reranker else service.names,
         "reranker": service.reranker_name if service.reranker is not None else None,
     }
     if manifest.is_reranker:

@@ -5,6 +5,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
-from m3_runtime.errors import FieldError, InputError
+from m3_runtime.bundle.space import colbert_space_of
+from m3_runtime.encode.colbert import ColbertDtype, ColbertForm, joined_rows
+from m3_runtime.encode.options import colbert_form
+from m3_runtime.errors import FieldError, HeadError, InputError
 from m3_runtime.io.output import npz_arrays, write_npz
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
@@ -149,13 +153,17 @@ def _add_own(routes: APIRouter, service: Service) -> None:
     )
     async def encode(body: EncodeRequest, request: Request) -> Response:
         heads = frozenset(map(Head, body.heads or service.manifest.heads))
-        size = _size(body, service)
+        form, size = _checked_form(body, heads, service), _size(body, service)
         texts = service.prompted(body.texts, body.prompt_name)
         found = await _encode(body, texts, "texts", heads, service, request)
-        dense = service.dense_of(found.vectors, size, normalize=body.normalize) if Head.DENSE in heads else None
+        if form is not None:
+            found = await asyncio.to_thread(_formed, found, form, normalize=service.manifest.normalize)
+        if Head.DENSE in heads:
+            dense = service.dense_of(found.vectors, size, normalize=body.normalize)
+            found = replace(found, vectors=replace(found.vectors, dense_vecs=dense))
         if body.format != "json":
-            return await asyncio.to_thread(_binary, found, dense, body, service)
-        return await _answer(found, lambda: _encoded(found, dense, service), service)
+            return await asyncio.to_thread(_binary, found, body, service)
+        return await _answer(found, lambda: _encoded(found, body, service), service)
 
 
 async def _encode(
@@ -220,10 +228,41 @@ async def _answer(found: EncodedTexts, make: Callable[[], Any], service: Service
     return await asyncio.to_thread(lambda: json_answer(make(), headers))
 
 
-def _encoded(found: EncodedTexts, dense: NDArray[np.float32] | None, service: Service) -> Encoded:
+def _checked_form(body: EncodeRequest, heads: frozenset[Head], service: Service) -> ColbertForm | None:
+    """How a request wants ColBERT rows; None where it does not say.
+
+    Raises:
+        FieldError: it says what is of a head that it does not ask for, or the bundle or server cannot make rows so.
+    """
+    given = [name for name in ("colbert_dtype", "colbert_dim", "colbert_pool") if name in body.model_fields_set]
+    if given and Head.COLBERT not in heads:
+        raise FieldError(f'{given[0]} is of ColBERT vectors, which are not asked for; add "colbert" to heads', given[0])
+    if body.dimensions is not None and Head.DENSE not in heads:
+        message = 'dimensions is of dense vectors, which are not asked for; add "dense" to heads'
+        raise FieldError(message, "dimensions")
+    if not given:
+        return None
+    if body.colbert_pool > 1 and find_spec("scipy") is None:
+        message = "colbert_pool must be 1 or left out: this server has no scipy, which comes with the extra bulk"
+        raise FieldError(message, "colbert_pool", "unsupported_value")
+    try:
+        return colbert_form(service.model.bundle, body.colbert_dtype, body.colbert_dim, body.colbert_pool)
+    except (HeadError, InputError) as error:  # the only one of them that needs the bundle
+        raise FieldError(str(error), "colbert_dim") from error
+
+
+def _formed(found: EncodedTexts, form: ColbertForm, *, normalize: bool) -> EncodedTexts:
+    assert isinstance(found.vectors.colbert_vecs, list)
+    rows = [form.of(text, normalize=normalize) for text in found.vectors.colbert_vecs]
+    return replace(found, vectors=replace(found.vectors, colbert_vecs=rows))
+
+
+def _encoded(found: EncodedTexts, body: EncodeRequest, service: Service) -> Encoded:
     """Lexical weights stay float32, so that JSON has no digits beyond their precision."""
     vectors, tokenized = found.vectors, found.tokenized
     rows = None if vectors.sparse is None else vectors.sparse.rows()
+    colbert = None if vectors.colbert_vecs is None else [joined_rows([text]) for text in vectors.colbert_vecs]
+    is_packed = ColbertDtype(body.colbert_dtype).is_packed
     return {
         "model": service.model_name,
         "space_id": service.manifest.space_id,
@@ -233,20 +272,22 @@ def _encoded(found: EncodedTexts, dense: NDArray[np.float32] | None, service: Se
         "truncated_texts": indexes_of(tokenized.is_cut),
         "out_of_vocabulary": tokenized.out_of_vocabulary,
         "out_of_vocabulary_texts": indexes_of(tokenized.is_respelled),
-        "dense_vecs": None if dense is None else [row_json(vector) for vector in dense],
+        "dense_vecs": None if vectors.dense_vecs is None else [row_json(vector) for vector in vectors.dense_vecs],
         "lexical_weights": None
         if rows is None
         else [dict(zip(map(str, ids.tolist()), weights, strict=True)) for ids, weights in rows],
-        "colbert_vecs": None if vectors.colbert_vecs is None else list(vectors.colbert_vecs),
+        "colbert_vecs": None if colbert is None else [values for values, _ in colbert],
+        "colbert_scales": [scales for _, scales in colbert] if colbert is not None and is_packed else None,
+        "colbert_dim": None if colbert is None else body.colbert_dim or service.manifest.geometry.colbert_dim,
+        "colbert_space_id": None if colbert is None else colbert_space_of(service.model.bundle, body.colbert_dim),
     }
 
 
-def _binary(found: EncodedTexts, dense: NDArray[np.float32] | None, body: EncodeRequest, service: Service) -> Response:
-    """Arrays as `m3-runtime encode --format npz` writes them, without ids."""
-    arrays, tokenized = npz_arrays([], [replace(found.vectors, dense_vecs=dense)]), found.tokenized
+def _binary(found: EncodedTexts, body: EncodeRequest, service: Service) -> Response:
+    """Arrays as `m3-runtime encode --format npz` writes them, without ids; safetensors has words as metadata."""
+    space_id = "" if body.colbert_dim is None else colbert_space_of(service.model.bundle, body.colbert_dim)
+    arrays, tokenized = npz_arrays([], [found.vectors], space_id), found.tokenized
     del arrays["ids"]
-    if "colbert_vecs" in arrays:
-        arrays["colbert_vecs"] = arrays["colbert_vecs"].astype(body.colbert_dtype, copy=False)
     facts = {
         "space_id": service.manifest.space_id,
         "variant": service.model.variant.name,
@@ -262,7 +303,8 @@ def _binary(found: EncodedTexts, dense: NDArray[np.float32] | None, body: Encode
 
     from safetensors.numpy import save
 
-    return Response(save(arrays, metadata=facts), media_type=_SAFETENSORS, headers=headers)
+    words = {name: str(arrays.pop(name)) for name in list(arrays) if arrays[name].dtype.kind == "U"}
+    return Response(save(arrays, metadata=facts | words), media_type=_SAFETENSORS, headers=headers)
 
 
 def _base64(vector: NDArray[np.float32]) -> str:
