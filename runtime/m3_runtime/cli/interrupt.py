@@ -111,12 +111,12 @@ def end_without_waiting(code: int) -> None:
 def interruptible(open_model: Callable[[], _Model]) -> _Model:
     """A model whose opening and whose batches Ctrl-C does not wait for; the results are the same."""
     thread = ThreadPoolExecutor(1, "m3-opening")
-    opening = thread.submit(open_model)
-    thread.shutdown(wait=False)
     try:
+        opening = thread.submit(open_model)
+        thread.shutdown(wait=False)
         model = _waited_for(opening)
     except KeyboardInterrupt:
-        _abandoned.append(opening)
+        _abandoned.append(thread)
         raise
     model.engine = InterruptibleEngine(model.engine)
     return model
