@@ -394,33 +394,56 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
     assert repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), everything) is None
 
 
-def test_where_costs_mislead_the_engines_times_decide(quantized, simulation, monkeypatch, tmp_path):
-    """Small models say that attention's output costs next to nothing in float; the whole model disagrees."""
-    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
-    wrong = costs_of(**{**others, "attention_out_float": 0.01})
-    truth = costs_of(**{**others, "attention_out_float": 3.0})
-    monkeypatch.setattr(timing, "measure_costs", lambda *_: wrong)
-    timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
+@pytest.fixture
+def planned(quantized, simulation, monkeypatch, tmp_path):
+    """The plan by given costs, where an engine of other costs says how long whole models take."""
     tuning = TuningTexts.split(texts_of(*range(8, 48, 2)), texts_of(3, 4, 5))
-
-    def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
-        timed.append((one, other))
-        return truth.seconds(one, 2), truth.seconds(other, 2)
+    budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
 
     def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
         found = simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
         return found, found
 
-    def planned(times) -> PrecisionPlan:
-        budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
-        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
-        return planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, times).plan
+    def by(costs: Costs, truth: Costs) -> PrecisionPlan:
+        timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
 
-    mistaken = planned(lambda one, other: (wrong.seconds(one, 2), wrong.seconds(other, 2)))
-    chosen = planned(seconds)
+        def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+            timed.append((one, other))
+            return truth.seconds(one, 2), truth.seconds(other, 2)
+
+        monkeypatch.setattr(timing, "measure_costs", lambda *_: costs)
+        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
+        plan = planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, seconds).plan
+        assert evaluate(plan)[0].dense_mean <= 0.00035
+        assert len(timed) == len(set(timed))  # nothing is timed twice
+        return plan
+
+    return by
+
+
+def test_where_costs_mislead_the_engines_times_decide(planned):
+    """Small models say that attention's output costs next to nothing in float; the whole model disagrees."""
+    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
+    wrong = costs_of(**{**others, "attention_out_float": 0.01})
+    truth = costs_of(**{**others, "attention_out_float": 3.0})
+    mistaken, chosen = planned(wrong, wrong), planned(wrong, truth)
     assert truth.seconds(chosen, 2)["batch"] < truth.seconds(mistaken, 2)["batch"]
-    assert evaluate(chosen)[0].dense_mean <= 0.00035
-    assert len(timed) == len(set(timed))  # nothing is timed twice
+
+
+@pytest.mark.parametrize("faster", list(FloatType))
+def test_where_small_models_mislead_about_the_float_type_the_engine_decides(planned, faster):
+    costs = costs_of()
+
+    def with_slower(slow: FloatType) -> Costs:
+        names = [shape.name for shape in SHAPES]
+        zero = dict.fromkeys(names, 0.0)
+        layer = {kind: dict.fromkeys(names, 1.1 if kind is slow else 1.0) for kind in FloatType}
+        base = {Setting(kind, 32): (zero, layer[kind]) for kind in FloatType}
+        return replace(costs, base=base, extra=dict.fromkeys(base, costs.extra[SETTING]))
+
+    slower = next(kind for kind in FloatType if kind is not faster)
+    assert planned(with_slower(slower), with_slower(slower)).float_type is faster
+    assert planned(with_slower(faster), with_slower(slower)).float_type is faster
 
 
 def test_tuning_texts_are_none_of_those_that_ranges_are_measured_on():
