@@ -3,11 +3,12 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from m3_runtime.bundle.manifest import Variant
-from m3_runtime.bundle.reader import Bundle
 from m3_runtime.errors import SpaceMismatchError
+
+if TYPE_CHECKING:
+    from m3_runtime.opened_model import OpenedModel
 
 
 class VariantDriftWarning(UserWarning):
@@ -37,18 +38,7 @@ def full_space_of(space_id: str) -> str:
     return space_id.partition("+")[0]
 
 
-class InSpace(Protocol):
-    """What makes vectors of a space: an `M3Encoder`."""
-
-    @property
-    def bundle(self) -> Bundle: ...  # noqa: D102
-    @property
-    def variant(self) -> Variant: ...  # noqa: D102
-    @property
-    def space_id(self) -> str: ...  # noqa: D102
-
-
-def check_space(index_space_id: str, index_variant: str, encoder: InSpace) -> None:
+def check_space(index_space_id: str, index_variant: str, encoder: "OpenedModel") -> None:
     """Compare what an index recorded when it was filled with the encoder that will query it.
 
     Args:
@@ -86,7 +76,7 @@ def check_space(index_space_id: str, index_variant: str, encoder: InSpace) -> No
         )
 
 
-def _drift(encoder: InSpace, variant: str) -> str:
+def _drift(encoder: "OpenedModel", variant: str) -> str:
     parity = encoder.bundle.manifest.parity.get(variant)
     if parity is None or parity.dense is None:
         return "unknown"

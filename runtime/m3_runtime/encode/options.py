@@ -2,18 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TypeVar
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import LEAST_TOKENS, Head, ModelInfo
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.errors import HeadError, InputError
+from m3_runtime.sequences import member
 from m3_runtime.tokenizer import OnTruncate
-
-_E = TypeVar("_E", bound=StrEnum)
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_LENGTH = 512
@@ -36,12 +35,22 @@ class EncodeOptions:
     colbert_axes: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
+class EncodeArguments(TypedDict, total=False):
+    """Arguments of `M3Encoder.encode` other than texts, heads and `colbert_dim`."""
+
+    batch_size: int
+    token_budget: int
+    max_length: int | None
+    on_truncate: OnTruncate | str
+    colbert_dtype: ColbertDtype | str
+
+
 def encode_options(
     manifest: ModelInfo,
     heads: Collection[Head],
     *,
-    batch_size: int,
-    token_budget: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
     max_length: int | None = None,
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
@@ -60,8 +69,8 @@ def encode_options(
         max_length=checked_max_length(max_length, manifest.geometry.max_tokens, "max_length"),
         batch_size=checked_integer(batch_size, "batch_size"),
         token_budget=checked_integer(token_budget, "token_budget"),
-        on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
-        colbert_dtype=_member(ColbertDtype, colbert_dtype, "colbert_dtype"),
+        on_truncate=member(OnTruncate, on_truncate, "on_truncate"),
+        colbert_dtype=member(ColbertDtype, colbert_dtype, "colbert_dtype"),
         colbert_axes=colbert_axes,
     )
 
@@ -121,11 +130,3 @@ def checked_integer(value: object, name: str, least: int = 1) -> int:
     if number < least:
         raise InputError(f"{name} must be at least {least}, got {number}")
     return number
-
-
-def _member(kind: type[_E], value: str, name: str) -> _E:
-    try:
-        return kind(value)
-    except ValueError as error:
-        names = " or ".join(repr(e.value) for e in kind)
-        raise InputError(f"{name} must be {names}, got {value!r}") from error
