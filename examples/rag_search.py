@@ -1,19 +1,22 @@
 """Retrieval for a chat model (RAG), small enough to read: every rung of the ladder side by side.
 
-Keywords (TF-IDF, BM25), static word vectors, dense, sparse, ColBERT, and the hybrid of the last three. It keeps a small
-document store in one folder, asks it every question in all seven ways, and shows what each finds. Needs the extras
-`bench`, for BM25, and `export`, which reads the word vectors from the bundle; without the latter they are left out.
+Keywords (TF-IDF, BM25), static word vectors, dense, sparse, ColBERT, the hybrid of the last three, and with a
+reranker's bundle the hybrid's best in its order. It keeps a small document store in one folder, asks it every question
+in all these ways, and shows what each finds. Needs the extras `bench`, for BM25, and `export`, which reads the word
+vectors from the bundle; without the latter they are left out.
 
     python examples/rag_search.py BUNDLE                             # questions in English and Chinese
     python examples/rag_search.py BUNDLE "谁发现了镭？"                # your own question
     python examples/rag_search.py BUNDLE --corpus docs.jsonl         # your own passages, {"_id": …, "text": …} a line
     python examples/rag_search.py BUNDLE --store my-store            # keep the vectors; the next start takes them again
+    python examples/rag_search.py BUNDLE --reranker RERANKER         # the last rung: m3-export mini-reranker RERANKER
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from m3_bench.retrieval.keywords import Bm25, StaticVectors, TfIdf
 from m3_bench.retrieval.search import words_of
-from m3_runtime import Encoding, M3Encoder, M3Error, check_space
+from m3_runtime import Encoding, M3Encoder, M3Error, M3Reranker, check_space
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 
 CORPUS = Path(__file__).parents[1] / "benchmarks" / "data" / "multilingual" / "corpus.jsonl"
@@ -34,7 +37,7 @@ QUESTIONS = (
 )
 WEIGHTS = (0.4, 0.2, 0.4)
 """Dense, sparse, ColBERT in the hybrid score: those of BGE-M3's README."""
-SHOWN = 3
+SHOWN, RERANKED = 3, 20
 
 Scores = NDArray[np.float32]
 
@@ -138,18 +141,27 @@ def ranked(method: str, scores: Scores) -> Ranked:
     return Ranked(method, tuple(best), tuple(float(scores[place]) for place in best))
 
 
-def search(encoder: M3Encoder, store: Store, words: Words, question: str) -> list[Ranked]:
-    """Ask in all ways; the question is encoded once."""
+def reranked(reranker: M3Reranker, question: str, scores: Scores, passages: Passages) -> Ranked:
+    """The best of other scores in the reranker's order, which reads question and passage together."""
+    best = [int(place) for place in np.argsort(-scores, kind="stable")[:RERANKED]]
+    found = reranker.compute_score([(question, passages.texts[place]) for place in best], normalize=True)
+    order = sorted(range(len(best)), key=lambda i: -found[i])[:SHOWN]
+    return Ranked("reranked", tuple(best[i] for i in order), tuple(found[i] for i in order))
+
+
+def search(encoder: M3Encoder, store: Store, words: Words, question: str) -> tuple[list[Ranked], Scores]:
+    """Ask in all ways; the question is encoded once. Gives the hybrid's scores too."""
     encoding = encoder.encode_queries(question, return_sparse=True, return_colbert_vecs=True)
     dense, sparse, colbert = store.scores(encoder, encoding)
-    hybrid = sum(weight * score for weight, score in zip(WEIGHTS, (dense, sparse, colbert), strict=True))
-    return [
+    hybrid = np.asarray(sum(weight * score for weight, score in zip(WEIGHTS, (dense, sparse, colbert), strict=True)))
+    found = [
         *(ranked(name, scores) for name, scores in words.scores(question).items()),
         ranked("dense", dense),
         ranked("sparse", sparse),
         ranked("ColBERT", colbert),
-        ranked("hybrid", np.asarray(hybrid)),
+        ranked("hybrid", hybrid),
     ]
+    return found, hybrid
 
 
 def show(question: str, found: Sequence[Ranked], passages: Passages) -> None:
@@ -175,13 +187,19 @@ def main() -> None:
     parser.add_argument("question", nargs="*", default=QUESTIONS, help="what to ask; several may be given")
     parser.add_argument("--corpus", type=Path, default=CORPUS, metavar="FILE", help="JSONL with _id and text")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep the vectors here")
-    given = parser.parse_args()
+    parser.add_argument("--reranker", metavar="BUNDLE", help="a reranker's folder: orders what the hybrid finds")
+    given = parser.parse_intermixed_args()  # questions may come after options
     passages = read(given.corpus)
-    with M3Encoder.open(given.bundle) as encoder:
+    with ExitStack() as models:
+        reranker = None if given.reranker is None else models.enter_context(M3Reranker.open(given.reranker))
+        encoder = models.enter_context(M3Encoder.open(given.bundle))
         store = opened(encoder, passages, given.store)
         words = Words(encoder, passages)
         for question in given.question:
-            show(question, search(encoder, store, words, question), passages)
+            found, hybrid = search(encoder, store, words, question)
+            if reranker is not None:
+                found.append(reranked(reranker, question, hybrid, passages))
+            show(question, found, passages)
 
 
 def opened(encoder: M3Encoder, passages: Passages, folder: Path | None) -> Store:

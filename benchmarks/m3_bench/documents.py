@@ -245,8 +245,9 @@ class MethodRun:
     """A way of searching with one variant; the n-th entry of each tuple is the n-th query.
 
     `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps
-    "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values. `query_ms` is the median time of a query, one at a time;
-    `index_bytes` what the documents take in memory; None where they were not measured.
+    "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values. `query_ms` is the median time of a query, one at a time, of a
+    reranked ranking with that of the ranking; `index_bytes` what the documents take in memory; None where they were not
+    measured.
     """
 
     bundle: str

@@ -15,9 +15,10 @@ from m3_export.options import ExportOptions, Target, VariantName, parse_heads, p
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget, ScoreBudget, check_budget
 from m3_runtime.bundle.manifest import Pooling
-from m3_runtime.cli.interrupt import end_without_waiting
+from m3_runtime.cli.arguments import refuse_given
+from m3_runtime.cli.interrupt import end_without_waiting, second_ends_at_once
 from m3_runtime.errors import InputError, M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code, out_of_memory
 from m3_runtime.version import __version__
 
 DESCRIPTION = """\
@@ -44,7 +45,17 @@ examples:
   m3-export mini-m3 mini-checkpoint --checkpoint-only
   m3-export verify-golden bge-m3-cpu        compare with BGE-M3's published numbers
 
-exit codes: 0 done, 1 failed, 2 wrong usage, a wrong input or a missing extra, 3 over budget, 130 interrupted"""
+exit codes: 0 done, 1 failed, 2 wrong usage, a wrong input or a missing extra, 3 over budget, 130 interrupted
+Ctrl-C waits for what computes, up to a minute with a large model; a second one does not."""
+
+_OF_INT8 = ("budget", "plan", "target", "optimise")
+_OF_BUNDLES = (
+    "variants", "heads", "pooling", "normalize", "allow_over_budget", "allow_silent_head", "calibration_texts",
+    "probe_texts", "revision", *_OF_INT8,
+)  # fmt: skip
+"""Options without effect where nothing of that kind is made."""
+
+_ENDED_AT_ONCE = "interrupted twice, ended at once; the next export to the same folder removes what is left beside it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     is_golden = words[:1] == ["verify-golden"]
     try:
-        code = _verify_golden(_golden_parser().parse_args(words[1:])) if is_golden else _export(_parser(), words)
+        with second_ends_at_once(INTERRUPTED, f"m3-export: {_ENDED_AT_ONCE}"):
+            code = _verify_golden(_golden_parser().parse_args(words[1:])) if is_golden else _export(_parser(), words)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
@@ -79,7 +91,9 @@ def _failure(error: BaseException, consequence: str) -> tuple[str, int]:
             return f"{error.filename or 'file system'}: {error.strerror or error}{consequence}", FAILED
         case ModuleNotFoundError():
             return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', USAGE
-    return f"out of memory{consequence}; exporting BGE-M3 needs about 9 GB", FAILED
+        case MemoryError():
+            return f"{out_of_memory(error)}{consequence}; exporting BGE-M3 needs about 9 GB", FAILED
+    raise error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,7 +215,7 @@ def _add_planning(group: argparse._ArgumentGroup) -> None:
 
 def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     args = parser.parse_args(words)
-    _check_usage(args)
+    _check_usage(args, parser)
     if args.checkpoint_only:
         return _write_checkpoint(args)
     _silence_libraries(quiet=args.quiet)
@@ -231,13 +245,16 @@ def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     return OK
 
 
-def _check_usage(args: argparse.Namespace) -> None:
+def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.languages and args.vocabulary_from:
         raise OptionsError("--languages and --vocabulary-from both say which pieces stay; give one of them")
     if not args.checkpoint_only:
+        if args.variants == (VariantName.ONNX_FP32,):
+            refuse_given(args, parser, _OF_INT8, "is for INT8 variants, and --variants asks for none; leave it out")
         return
     if args.languages or args.vocabulary_from:
         raise OptionsError("--checkpoint-only writes the whole vocabulary; leave --languages and --vocabulary-from out")
+    refuse_given(args, parser, _OF_BUNDLES, "is for bundles, and --checkpoint-only writes none; leave it out")
     if not m3_models.is_name(args.source):
         raise InputError(f"--checkpoint-only writes a named model: {', '.join(m3_models.names())}; not {args.source!r}")
     if args.out.exists():

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from m3_export.arrays import Ids
 from m3_export.build_variant import library_errors
 from m3_export.calibration.pairs import ChosenPairs, TextPair, numbers, pair_ids
@@ -106,3 +108,8 @@ def tuning_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen) ->
         return tuple(tokenizer.encode_batch([text.text for text in texts], min(CALIBRATION_TOKENS, most)).ids)
 
     return TuningTexts.split(ids(chosen.calibration), ids(chosen.degenerate_calibration))
+
+
+def natural_ranges(chosen: Chosen) -> int:
+    """How many of the texts, or pairs, that ranges are measured on are natural; `TuningTexts` has them first."""
+    return len(TuningTexts.split([np.zeros(1, np.int32)] * len(chosen.calibration), ()).ranges)

@@ -28,7 +28,7 @@ from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.library_files import write_library_files
-from m3_export.material import probe_of, proven, tuning_of
+from m3_export.material import natural_ranges, probe_of, proven, tuning_of
 from m3_export.options import ExportOptions
 from m3_export.plan.losses import limits_of
 from m3_export.plan.plan import read_plans
@@ -72,7 +72,7 @@ def export(
     _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts, *options.vocabulary_from)
     check_corpora(options.vocabulary_from)
     texts = _texts(options, progress)
-    with staging_folder(out) as staging:
+    with staging_folder(out, progress.say) as staging:
         work = staging / ".work"
         work.mkdir()
         found = resolve(source, work, revision=revision, progress=progress.say)
@@ -92,10 +92,10 @@ def export(
         model = _model_info(found, checkpoint, pieces)
         probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress)
         warnings += _silence(probe.natural, pieces.runtime, options, progress)
-        with library_errors("running the reference"):
-            write_colbert_pca(staging, checkpoint, whole, texts.calibration, progress)
         check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
-        builder = _builder(checkpoint, pieces, tuning, check, staging, options, progress)
+        builder = _builder(checkpoint, pieces, tuning, natural_ranges(chosen), check, staging, options, progress)
+        if (moments := builder.quantized.statistics.colbert_moments if checkpoint.colbert else None) is not None:
+            write_colbert_pca(staging, moments)
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
@@ -186,21 +186,23 @@ def _builder(
     checkpoint: Checkpoint,
     pieces: ChosenPieces,
     tuning: TuningTexts,
+    natural: int,
     check: ParityCheck,
     staging: Path,
     options: ExportOptions,
     progress: Progress,
 ) -> VariantBuilder:
-    """The model, its graph, and its activation statistics, which only INT8 needs: what variants are made of.
+    """The model, its graph, and its activation statistics: what variants are made of.
 
-    Statistics are those of the model with all its pieces: without some of them the same plan gives the same integers.
+    Only INT8 and ColBERT's principal axes need statistics, for which `natural` of the calibration texts are natural.
+    They are those of the model with all its pieces: without some of them the same plan gives the same integers.
     """
     model = M3Model(checkpoint, pieces.runtime.info.unused_ids)
 
     def gather() -> ActivationStatistics:
         title = f"Activation statistics of {len(tuning.ranges)} calibration {'pairs' if model.classifier else 'texts'}"
         with progress.step(title), library_errors("gathering activation statistics"):
-            return gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"))
+            return gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), natural)
 
     quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):

@@ -7,6 +7,7 @@ import numpy as np
 
 from m3_runtime import scoring
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.encoding import Encoding, log_losses
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, EncodeArguments, checked_max_length
@@ -27,7 +28,7 @@ class M3Encoder(OpenedModel):
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
     """
 
-    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and four of our own
+    def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and five of our own
         self,
         sentences: str | Sequence[str],
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -40,6 +41,7 @@ class M3Encoder(OpenedModel):
         on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
         colbert_dtype: str = "float32",
         colbert_dim: int | None = None,
+        colbert_pool: int = 1,
     ) -> Encoding:
         """Encode a text, or a list of texts, with the heads asked for.
 
@@ -63,7 +65,9 @@ class M3Encoder(OpenedModel):
             colbert_dtype: "float32", or "float16" (half the memory); "int8", "int4" and "binary" (a sign a value) give
                 `PackedRows`. They are for passages that are kept: leave queries in float.
             colbert_dim: project ColBERT rows on the first so many of the bundle's principal axes; None keeps all
-                dimensions. Queries and passages need the same.
+                dimensions. Queries and passages need the same, of one bundle: see `colbert_space_id`.
+            colbert_pool: pool so many similar ColBERT rows of a text into one, on average (extra bulk); 1 keeps all.
+                For passages that are kept.
 
         Raises:
             InputError: an argument or a text is not what it must be; a text is named by its index.
@@ -81,18 +85,17 @@ class M3Encoder(OpenedModel):
             on_truncate=on_truncate,
             colbert_dtype=colbert_dtype,
             colbert_dim=colbert_dim,
+            colbert_pool=colbert_pool,
         )
 
     def encode_heads(
         self,
         sentences: str | Sequence[str],
         heads: Collection[Head],
-        *,
-        colbert_dim: int | None = None,
         **more: Unpack[EncodeArguments],
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
-        options = self._options(heads, colbert_dim, **more)
+        options = self._options(heads, **more)
         is_single = isinstance(sentences, str)
         if is_single:
             check_text(sentences, "the text")
@@ -100,6 +103,17 @@ class M3Encoder(OpenedModel):
         with self._running() as engine:
             result = encode_texts(texts, options, self.bundle.manifest, self.tokenizer, engine)
         return result.single() if is_single else result
+
+    def colbert_space_id(self, colbert_dim: int | None) -> str:
+        """Name of the space of ColBERT rows of so many dimensions; those of another must not be compared with them.
+
+        It is `space_id` for None, which keeps rows as they are. Other bundles of a checkpoint have other axes.
+
+        Raises:
+            HeadError: the bundle has no ColBERT head.
+            InputError: the dimensions are none that rows can have, or the bundle has no principal axes.
+        """
+        return colbert_space_of(self.bundle, colbert_dim)
 
     def encode_queries(self, queries: str | Sequence[str], *options: Any, **more: Any) -> Encoding:
         """`encode` under FlagEmbedding's name for queries, with its other arguments; M3 has no query instruction."""

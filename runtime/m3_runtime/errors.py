@@ -19,6 +19,7 @@
     │   └── DrainingError         the server is about to stop
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
         ├── TextTooLongError      on_truncate="error" and a text is longer than allowed
+        ├── NoRoomError           a reranker's query leaves no room for its passage
         ├── FieldError            a field of a request to the server is not what it must be
         └── RequestTooLargeError  a request to the server has more texts, tokens or bytes than it takes
 
@@ -26,7 +27,7 @@ Messages say what was expected, what came, and what to do about it.
 """
 
 import copyreg
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class M3Error(Exception):
@@ -173,19 +174,41 @@ class RequestTooLargeError(InputError):
         self.field, self.code = field, code
 
 
-class TextTooLongError(InputError):
-    """A text is longer than allowed and truncation was not; `index` is its place in the list of texts or pairs.
+class _TooManyTokensError(InputError):
+    """A text of a list has too many tokens.
 
     Attributes:
         name: what the message calls the text.
         index: which text or pair.
         tokens: how many tokens the text has.
-        max_length: how many it may have.
+        max_length: how many it, or its pair, may have.
     """
 
+    _message: ClassVar[str]
+
     def __init__(self, name: str, index: int, tokens: int, max_length: int) -> None:
-        super().__init__(
-            f"{name} has {tokens} tokens, the limit is {max_length}; "
-            "split the text, raise the limit, or pass on_truncate='truncate'"
-        )
+        super().__init__(self._message.format(name=name, tokens=tokens, max_length=max_length))
         self.name, self.index, self.tokens, self.max_length = name, index, tokens, max_length
+
+    def of_part(self, start: int) -> Self:
+        """The same where its list is a part of another, from the place `start` on."""
+        index = start + self.index
+        return type(self)(f"{self.name.removesuffix(str(self.index))}{index}", index, self.tokens, self.max_length)
+
+
+class TextTooLongError(_TooManyTokensError):
+    """A text is longer than allowed and truncation was not; `index` is its place in the list of texts or pairs."""
+
+    _message = (
+        "{name} has {tokens} tokens, the limit is {max_length}; split the text, raise the limit, or pass "
+        "on_truncate='truncate'"
+    )
+
+
+class NoRoomError(_TooManyTokensError):
+    """A reranker's query leaves no room for its passage; `index` is the pair's place in the list of pairs."""
+
+    _message = (
+        "{name} has {tokens} tokens, which leave no room for its passage in {max_length}; shorten it, lower "
+        "query_max_length, or raise max_length"
+    )

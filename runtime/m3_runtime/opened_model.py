@@ -17,8 +17,16 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import EncodeArguments, EncodeOptions, checked_threads, encode_options
+from m3_runtime.encode.options import (
+    BatchArguments,
+    EncodeArguments,
+    EncodeOptions,
+    checked_threads,
+    colbert_form,
+    encode_options,
+)
 from m3_runtime.encode.pipeline import BatchObserver, encode_tokens
 from m3_runtime.engines import Engine, Opening
 from m3_runtime.engines.compiled_cache import cache_file, checked_cache_dir
@@ -164,7 +172,6 @@ class OpenedModel:
         heads: Collection[Head],
         *,
         on_batch: BatchObserver | None = None,
-        colbert_dim: int | None = None,
         **more: Unpack[EncodeArguments],
     ) -> Encoding:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
@@ -179,7 +186,7 @@ class OpenedModel:
         """
         for index, row in enumerate(ids):
             self.tokenizer.check_ids(row, f"text {index}")
-        options = self._options(heads, colbert_dim, **more)
+        options = self._options(heads, **more)
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:
             return encode_tokens(tokenized, options, self.bundle.manifest, engine, on_batch)
@@ -237,10 +244,16 @@ class OpenedModel:
         return OpenArguments.open_again, (self.opened_with, type(self).open)
 
     def _options(
-        self, heads: Collection[Head], colbert_dim: int | None = None, **more: Unpack[EncodeArguments]
+        self,
+        heads: Collection[Head],
+        *,
+        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
+        colbert_pool: int = 1,
+        **more: Unpack[BatchArguments],
     ) -> EncodeOptions:
-        axes = None if colbert_dim is None else self.bundle.colbert_axes(colbert_dim)
-        return encode_options(self.bundle.manifest, heads, colbert_axes=axes, **more)
+        form = colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool)
+        return encode_options(self.bundle.manifest, heads, colbert=form, **more)
 
     @contextmanager
     def _running(self) -> Iterator[Engine]:

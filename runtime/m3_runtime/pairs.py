@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.encode.options import checked_integer, checked_max_length
-from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.errors import InputError, NoRoomError, TextTooLongError
 from m3_runtime.scoring import checked_pairs
 from m3_runtime.tokenizer import SPECIALS, M3Tokenizer, OnTruncate, TokenizedTexts
 
@@ -134,7 +134,7 @@ def tokenized_pairs(
 
     Raises:
         TextTooLongError: `limits` say that a text that is too long is an error; it is named.
-        InputError: a query leaves no room for its passage.
+        NoRoomError: a query leaves no room for its passage.
     """
     queries = _inner_ids([query for query, _ in pairs], limits.query_max_length, tokenizer)
     passages = _inner_ids([passage for _, passage in pairs], limits.max_length, tokenizer)
@@ -146,10 +146,7 @@ def tokenized_pairs(
         if is_query_cut and limits.on_truncate is OnTruncate.ERROR:
             raise _too_long(query, name_of(i, 0), i, limits.query_max_length, tokenizer)
         if is_passage_cut and room < 1:
-            raise InputError(
-                f"{name_of(i, 0)} has {first.size} tokens, which leave no room for its passage in {limits.max_length}; "
-                "shorten it, lower query_max_length, or raise max_length"
-            )
+            raise NoRoomError(name_of(i, 0), i, first.size, limits.max_length)
         if is_passage_cut and limits.on_truncate is OnTruncate.ERROR:
             raise _too_long(passage, name_of(i, 1), i, room, tokenizer)
         ids.append(_joined(first, second[:room], tokenizer))

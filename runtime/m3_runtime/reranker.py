@@ -98,6 +98,7 @@ class M3Reranker(OpenedModel):
         Raises:
             InputError: an argument or a pair is not what it must be; a pair is named by its index.
             TextTooLongError: on_truncate="error" and a text has too many tokens; it is named.
+            NoRoomError: a query leaves no room for its passage; its pair is named.
             EngineError: the engine failed, or the reranker is closed.
         """
         found = self.score_pairs(

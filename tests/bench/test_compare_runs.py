@@ -263,6 +263,7 @@ def test_the_command_prints_parity_speed_cost_and_doubts(written, tmp_path, caps
         (("--price", "cpu=nan/h"), "--price cpu=nan/h: expected cpu=AMOUNT/h"),
         (("--price", "cpu=-1/h"), "--price cpu=-1/h: expected cpu=AMOUNT/h"),
         (("--price", "cpu=1/h", "cpu=2/h"), "is given twice"),
+        (("--currency", "EUR"), "--currency is for --price, which is not given"),
         (("-o", "no/such/folder/c.json"), "does not exist; create it first"),
     ],
 )

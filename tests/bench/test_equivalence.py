@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from qdrant_client import QdrantClient
@@ -20,6 +22,7 @@ from m3_export.verify.parity import Outputs
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
 from m3_runtime.bundle.reader import COLBERT_PCA
+from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.bundle.writer import list_files, write_manifest
 from m3_runtime.cli import main as m3_runtime
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
@@ -109,7 +112,12 @@ def test_packed_rows_of_fewer_dimensions_are_searched(tiny_bundle, queries, tmp_
     capsys.readouterr()
     without = copied_without(tiny_bundle, tmp_path / "without", COLBERT_PCA)
     assert equivalence(half, packed, "--queries", queries, "--bundle", without, *FLOAT) == 2
-    assert "has ColBERT rows on 6 principal axes of another bundle" in capsys.readouterr().err
+    assert "the bundle has no colbert_pca.npy" in capsys.readouterr().err
+    other = with_other_axes(tiny_bundle, tmp_path / "other")
+    assert equivalence(half, packed, "--queries", queries, "--bundle", other, *FLOAT) == 2
+    said = capsys.readouterr().err
+    for folder in (tiny_bundle, other):
+        assert colbert_space_of(Bundle.open(folder), 6) in said
 
 
 def copied_without(bundle: Path, to: Path, name: str) -> Path:
@@ -118,6 +126,14 @@ def copied_without(bundle: Path, to: Path, name: str) -> Path:
     for gone in (name, MANIFEST_NAME):
         (to / gone).unlink()
     write_manifest(to, replace(Bundle.open(bundle).manifest, files=list_files(to)))
+    return to
+
+
+def with_other_axes(bundle: Path, to: Path) -> Path:
+    """A bundle of hard links with the principal axes in another order."""
+    copied_without(bundle, to, COLBERT_PCA)
+    np.save(to / COLBERT_PCA, np.ascontiguousarray(np.load(bundle / COLBERT_PCA)[:, ::-1]))
+    write_manifest(to, replace(Bundle.open(to).manifest, files=list_files(to)))
     return to
 
 
@@ -220,6 +236,42 @@ def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, que
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("dense_vecs", "NaN or infinity in the dense vector of document 'p0'"),
+        ("dense_vecs narrow", "has dense vectors of 8 dimensions, the bundle's have 64"),
+        ("lexical_weights", "the lexical weights of document 'p0' have the token id 100000000"),
+        ("colbert_vecs", "NaN or infinity in the ColBERT rows of document 'p0'"),
+        ("colbert_vecs int8", "int8 rows and colbert_scales do not fit"),
+    ],
+)
+def test_vectors_that_no_model_gives_are_refused(tiny_bundle, index, queries, tmp_path, capsys, column, message):
+    shutil.copytree(index, tmp_path / "index")
+    part = tmp_path / "index" / "vectors" / "part-00000000.parquet"
+    name, _, how = column.partition(" ")
+    table = pq.read_table(part)
+    kind = pa.list_(pa.float32(), 8) if how == "narrow" else table.schema.field(name).type
+    rows = table.column(name).to_pylist()
+    if name == "lexical_weights":
+        rows[0][0]["id"] = 10**8
+    elif how == "narrow":
+        rows = [row[:8] for row in rows]
+    elif not how:
+        (rows[0] if name == "dense_vecs" else rows[0][0])[0] = np.float16(np.nan) if name == "colbert_vecs" else np.nan
+    schema = table.schema.set(table.schema.get_field_index(name), pa.field(name, kind, nullable=False))
+    if how == "int8":
+        schema = schema.with_metadata({**schema.metadata, b"m3.colbert_dtype": b"int8"})
+    columns = [rows if one == name else table.column(one).to_pylist() for one in table.column_names]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    pq.write_table(pa.table(arrays, schema=schema), part)
+    out = tmp_path / "out.json"
+    words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", out)
+    assert equivalence(index, tmp_path / "index", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, capsys):
     for path in (queries, tiny_bundle / "new.json"):
         before = path.read_bytes() if path.exists() else None
@@ -232,7 +284,9 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+def test_what_is_no_index_is_refused_and_nothing_is_written(
+    tiny_bundle, index, rankings, queries, encoder, tmp_path, capsys
+):
     out = tmp_path / "out.json"
     foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
     twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
@@ -251,6 +305,8 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(tiny_bundle, index, 
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
         ((index, index, *encoded_by), "--queries FILE is missing"),
+        ((rankings, rankings, "--queries", queries), "--queries is for searching, and what is given are rankings"),
+        ((rankings, rankings, "--depth", "5"), "--depth is for searching"),
         ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):

@@ -1,15 +1,23 @@
 """`m3-bench run` on a reranker's bundle: pairs of exact lengths, beside an encoder of the same size."""
 
+import re
+import shutil
+
 import pytest
 
 from commands import Done, run_main
 from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Run
+from m3_bench.run.budget import DEGENERATE, UnseenPairs, rerankers_over_budget
+from m3_bench.run.contenders import variants_of
 from m3_bench.scenarios import read_plan
 from m3_bench.texts import TextMaker
 from m3_bench.workers.pairs import pairs_of
-from m3_runtime import M3Reranker
+from m3_export.calibration.pairs import ChosenPairs
+from m3_export.calibration.texts import chosen_texts
+from m3_runtime import Bundle, M3Reranker
+from m3_runtime.errors import InputError
 
 PLAN = """
 [[scenario]]
@@ -71,6 +79,37 @@ def test_texts_as_pairs_keep_their_tokens(reranker_bundle, tokenizer):
     assert found.token_counts.tolist() == [12, 40, 128]
 
 
+def test_regret_is_over_pairs_that_no_plan_was_made_on(reranker_bundle, tmp_path):
+    other = tmp_path / "other-plan"
+    shutil.copytree(reranker_bundle, other)
+    words = ("--scenarios", "regret", "--variants", "onnx-int8", "--plans", other, "--threads", 1, "--rounds", 1)
+    done = bench("run", reranker_bundle, *words, "-o", tmp_path / "regret.json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "| regret-onnx-int8: time ÷ that of the fastest plan that holds the budget | ≤ 1.03 | 1." in done.stdout
+    run = documents.read_as(Run, tmp_path / "regret.json")
+    assert [one.name for one in run.contenders] == ["onnx-fp32", "onnx-int8", "other-plan onnx-int8"]
+    assert [one.name for one in run.scenarios] == ["short-pair", "one-pair", "sixteen-pairs"]
+
+
+def test_a_reranker_is_held_to_its_budget_on_other_pairs_too(reranker_bundle, tmp_path):
+    bundle = tmp_path / "strict"
+    shutil.copytree(reranker_bundle, bundle)
+    manifest = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(re.sub(r"score_p99=[0-9.]+", "score_p99=0.0", manifest))
+    plans = {one.name: one for one, _ in variants_of(Bundle.open(bundle), ["onnx-fp32", "onnx-int8"], 1)}
+    over = rerankers_over_budget(plans, UnseenPairs.of(None), 1)
+    assert over.keys() == {"onnx-int8"}
+    assert any(one.startswith("other texts: score difference p99 ÷ spread") for one in over["onnx-int8"])
+    with pytest.raises(InputError, match="regret needs the scores of onnx-fp32"):
+        rerankers_over_budget({"onnx-int8": plans["onnx-int8"]}, UnseenPairs.of(None), 1)
+
+
+def test_unseen_pairs_are_of_no_plan_and_as_many_as_an_export_probes():
+    found, known = UnseenPairs.of(None), ChosenPairs.of(chosen_texts(None, None))
+    assert not {*found.texts} & {one.text for one in (*known.calibration, *known.probe)}
+    assert (len(found.natural), len(found.degenerate)) == (384, DEGENERATE)
+
+
 @pytest.mark.parametrize(
     ("bundle", "words", "message"),
     [
@@ -78,13 +117,13 @@ def test_texts_as_pairs_keep_their_tokens(reranker_bundle, tokenizer):
         ("tiny_bundle", ("--scenarios", "reranker", "--targets", "flagreranker"), "no scenario is for an encoder"),
         ("tiny_bundle", ("--encoder", "BUNDLE"), "expected an encoder's bundle of the size of BUNDLE, a reranker's"),
         ("reranker_bundle", ("--scenarios", "reranker", "--encoder", "BUNDLE"), "expected an encoder's bundle"),
-        ("reranker_bundle", ("--scenarios", "reranker", "--plans", "BUNDLE"), "--plans compares encoders"),
-        ("reranker_bundle", ("--scenarios", "regret", "--plans", "BUNDLE"), "no scenario is for a reranker"),
+        ("reranker_bundle", ("--scenarios", "regret", "--plans", "tiny_bundle"), "is of other weights"),
     ],
 )
 def test_what_does_not_fit_is_refused(request, tmp_path, bundle, words, message):
     folder = request.getfixturevalue(bundle)
     given = [folder if word == "BUNDLE" else word for word in words]
+    given = [request.getfixturevalue(word) if word == "tiny_bundle" else word for word in given]
     done = bench("run", folder, *given, "-o", tmp_path / "run.json")
     assert done.returncode == 2
     assert message in done.stderr

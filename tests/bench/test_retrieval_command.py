@@ -118,6 +118,7 @@ def test_texts_that_are_cut_are_told(tiny_bundle, tmp_path):
         (("--layout", "miracl"), "--layout is gone: a dataset's layout is told by its files"),
         (("--queries-from=b.json",), "--queries-from is gone: write the other language's questions"),
         (("--colbert-memory", "100"), "--colbert-memory is gone"),
+        (("--reranked", "5"), "--reranked is for --reranker BUNDLE, which is not given"),
         (("--split", "dev"), "expected corpus.jsonl, queries.jsonl and qrels/dev.tsv"),
     ],
 )

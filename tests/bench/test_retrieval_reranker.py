@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def test_every_ranking_is_reordered_by_every_variant(tiny_bundle, reranker_bundl
     # all 12 documents are in these rankings, so that the scores alone decide
     whole = [rows["onnx-fp32", f"reranked {method}, onnx-fp32"].metrics for method in ("dense", "colbert")]
     assert whole[0] == whole[1] != rows["onnx-fp32", "dense"].metrics
+    first, again = rows["onnx-fp32", "dense"], rows["onnx-int8", "reranked dense, onnx-fp32"]
+    assert again.query_ms > first.query_ms
+    assert again.index_bytes == first.index_bytes
     table = capsys.readouterr().out
     name = f"{reranker_bundle.name} onnx-int8 reranked dense, onnx-fp32"
     line = next(line for line in table.splitlines() if name in line)
@@ -88,6 +92,13 @@ def test_a_length_below_a_pair_is_refused_before_anything_is_measured(tiny_bundl
     words = [str(DATA), str(tiny_bundle), "--reranker", str(reranker_bundle), "--max-length", "5"]
     assert cli.main(["retrieval", *words]) == 2
     assert "--max-length must be at least 6 for a reranker's pairs, got 5" in capsys.readouterr().err
+
+
+def test_a_query_that_leaves_no_room_is_named(tiny_bundle, reranker_bundle, tmp_path, capsys):
+    words = (tiny_bundle, "--reranker", reranker_bundle, "--variants", "onnx-fp32", "--max-length", 8)
+    assert cli.main(["retrieval", str(DATA), *map(str, words), *QUICK, "-o", str(tmp_path / "r.json")]) == 2
+    assert re.search(r"the query '.+' has 6 tokens, which leave no room for a document in 8; ", capsys.readouterr().err)
+    assert not (tmp_path / "r.json").exists()
 
 
 @pytest.mark.parametrize("command", ["retrieval", "margins"])

@@ -10,6 +10,7 @@ from m3_bench.machine import this_machine
 from m3_bench.run.contenders import flop_per_token
 from m3_bench.run.results import Evaluation, target_table
 from m3_bench.scenarios import Measure, Plan, ProcessorClass, Target, read_plan
+from m3_export.plan.costs import PAIR_SHAPES, SHAPES
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.errors import InputError
 
@@ -60,8 +61,14 @@ def test_the_projects_targets_are_all_there():
     ]  # fmt: skip
     assert [one.measure for one in targets("lite-long")] == [Measure.SPEED, Measure.PEAK_BYTES]
     assert [one.measure for one in targets("lite-start")] == [Measure.SPEED, Measure.RESIDENT_BYTES]
-    (regret,) = read_plan(["regret"]).targets
-    assert regret.scenarios == ("query", "passage", "batch")
+
+
+@pytest.mark.parametrize(("is_reranker", "shapes"), [(False, SHAPES), (True, PAIR_SHAPES)])
+def test_regret_is_over_the_shapes_that_the_planner_times(is_reranker, shapes):
+    plan = read_plan(["regret"]).of_kind(is_reranker=is_reranker)
+    (regret,) = plan.targets
+    lengths = {one.name: one.lengths for one in plan.scenarios}
+    assert [lengths[name] for name in regret.scenarios] == [(one.tokens,) * one.texts for one in shapes]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_other_work_is_compared_by_speed():
 
 
 def regret(over_budget: dict[str, tuple[str, ...]], **seconds: tuple[float, float, float]) -> str:
-    plan = read_plan(["regret"])
+    plan = read_plan(["regret"]).of_kind(is_reranker=False)
     run = stored(
         list(plan.scenarios),
         **{
@@ -248,6 +255,10 @@ def test_floating_point_operations_of_a_token_in_bge_m3s_geometry():
         ("[[target]]", "number 1: missing keys ['limits', 'measure', 'name', 'scenarios']"),
         (TARGET + 'measure = "fun"', "measure: expected one of ['speed', 'throughput'"),
         (TARGET.replace('["a"]', "[]") + 'measure = "speed"', "a target has scenarios and limits"),
+        (
+            TARGET + 'measure = "regret"',
+            "regret has a scenario for each of the planner's shapes, in",
+        ),
         (TARGET.replace("avx2", "vnni") + 'measure = "speed"', "limits are of avx2 and others"),
         (TARGET.replace("{ avx2 = 1 }", "1") + 'measure = "speed"', "limits: expected dict, got 1"),
         (TARGET.replace('["a"]', '["b"]') + 'measure = "speed"', "about the scenario 'b', which"),

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from m3_bench.retrieval.datasets import open_dataset
 from m3_bench.retrieval.search import best, measured
 from m3_runtime import M3Encoder
-from m3_runtime.bulk.colbert import pooled
 from m3_runtime.encode.colbert import ColbertDtype, projected, stored
+from m3_runtime.encode.pooling import pooled
 from m3_runtime.scoring import colbert_score
 
 CANDIDATES = 100

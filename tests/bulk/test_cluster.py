@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -165,14 +166,19 @@ def test_no_room_for_an_encoder(work, cluster):
 
 
 def test_a_node_with_another_bundle_is_refused(tiny_bundle):
-    space_id = Bundle.open(tiny_bundle).manifest.space_id
+    space_id, pca = Bundle.open(tiny_bundle).manifest.space_id, Bundle.open(tiny_bundle).colbert_pca.sha256
+    reduced = VectorSettings((Head.COLBERT,), 32, colbert_dim=4, colbert_pca=pca)
+    job = BulkJob(space_id, "onnx-fp32", reduced, 10, Columns(), ())
     opening = partial(M3Encoder.open, tiny_bundle, variant="onnx-fp32")
-    with open_on_node(opening, space_id, threads=1) as encoder:
+    with open_on_node(opening, job, threads=1) as encoder:
         assert encoder.space_id == space_id
     with pytest.raises(SpaceMismatchError, match="put the same bundle on every node"):
-        open_on_node(opening, "m3-another", threads=1)
+        open_on_node(opening, replace(job, space_id="m3-another"), threads=1)
+    other_axes = replace(job, vectors=replace(reduced, colbert_pca="f" * 64))
+    with pytest.raises(SpaceMismatchError, match=f"is {space_id}/4-{pca[:8]} on one node and {space_id}/4-ffffffff"):
+        open_on_node(opening, other_axes, threads=1)
     with pytest.raises(VariantError, match="onnx-fp64"):
-        open_on_node(partial(opening, variant="onnx-fp64"), space_id, threads=1)
+        open_on_node(partial(opening, variant="onnx-fp64"), job, threads=1)
 
 
 def actors() -> list[int]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from m3_runtime import BundleFormatError, HeadError, InputError, PackedRows
-from m3_runtime.bulk.colbert import pooled
 from m3_runtime.bundle.reader import COLBERT_PCA
 from m3_runtime.encode.colbert import ColbertDtype, stored
+from m3_runtime.encode.pooling import pooled
 from m3_runtime.scoring import colbert_score
 
 FLOATS = st.floats(-2, 2, width=32)

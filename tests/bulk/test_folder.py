@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from m3_runtime.bulk.folder import JobFolder
-from m3_runtime.bulk.job import BulkJob, ShardColbertDtype, VectorSettings
+from m3_runtime.bulk.job import BulkJob, VectorSettings
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bulk.sources import SourceFile
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.errors import BulkError, InputError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.rows import BadRow, Columns
@@ -164,7 +165,7 @@ def read_only():
             "heads: begun with dense, now dense, sparse",
         ),
         (
-            replace(JOB, vectors=replace(JOB.vectors, colbert_dtype=ShardColbertDtype.INT8)),
+            replace(JOB, vectors=replace(JOB.vectors, colbert_dtype=ColbertDtype.INT8)),
             "colbert dtype: begun with float16, now int8",
         ),
     ],

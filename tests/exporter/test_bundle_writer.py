@@ -139,9 +139,12 @@ def test_what_a_killed_export_left_is_cleared_and_only_that(tmp_path: Path, name
     (without_lock / "lock").unlink()
     with (running / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with staging_folder(tmp_path / name):
+        said: list[str] = []
+        with staging_folder(tmp_path / name, said.append):
             assert not left.exists()
     assert names(tmp_path) == set(others)
+    (line,) = said
+    assert repr(str(without_lock)) in line and "remove it if none does" in line
 
 
 def test_two_exports_in_one_process_do_not_meet(tmp_path: Path):
@@ -165,9 +168,11 @@ def test_without_locks_nothing_is_cleared_and_exports_work(
         monkeypatch.setattr(writer, "fcntl", None)
     else:
         monkeypatch.setattr(fcntl, "flock", refuse)
-    with staging_folder(tmp_path / "out") as staging:
+    said: list[str] = []
+    with staging_folder(tmp_path / "out", said.append) as staging:
         assert "lock" not in names(staging.parent), "others would find it free"
         publish(staging, tmp_path / "out")
+    assert [str(left) in line for line in said] == [True]
     assert names(tmp_path) == {left.name, "out"}
 
 
@@ -242,8 +247,10 @@ def test_an_older_bundle_comes_back_when_publishing_fails(tmp_path: Path):
 
 def test_what_a_kill_while_publishing_moved_aside_is_kept_until_the_next_success(tmp_path: Path):
     out, aside = tmp_path / "out", bundle_at(tmp_path / f".out.replaced-{DEAD}")
-    with pytest.raises(ValueError, match="failed"), staging_folder(out):
+    said: list[str] = []
+    with pytest.raises(ValueError, match="failed"), staging_folder(out, said.append):
         raise ValueError("failed")
+    assert [str(aside) in line for line in said] == [True]
     assert (aside / "content").read_text() == "old", "it is the only bundle there is"
     with staging_folder(out) as staging:
         publish(staging, out)

@@ -6,28 +6,56 @@ from test_graph import UNUSED, checkpoint_of, texts_of
 
 from m3_export.calibration.statistics import MOST_OUTLIERS, OUTLIER_FACTOR, gather_statistics, outlier_neurons
 from m3_export.graph.model import M3Model
+from m3_export.plan.plan import Kind, Projection
 
 
 def test_means_are_of_all_tokens_in_graph_order():
     model = M3Model(checkpoint_of(), UNUSED)
     texts = texts_of(5, 12, 30)
-    outputs: list[np.ndarray] = []
-    hook = model.layers[0].attention_norm.register_forward_hook(
-        lambda _m, _i, output: outputs.append(output[0].numpy())
-    )
+    outputs: dict[object, list[np.ndarray]] = {model.embedding_norm: [], model.layers[0].attention_norm: []}
+    hooks = [
+        norm.register_forward_hook(lambda norm, _i, output: outputs[norm].append(output[0].numpy())) for norm in outputs
+    ]
     with torch.inference_mode():
         for text in texts:
             model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     statistics = gather_statistics(model, texts, lambda rows: rows)
     assert len(statistics.means) == 5  # the embedding's, and two in each of two layers
-    np.testing.assert_allclose(statistics.means[1], np.concatenate(outputs).mean(axis=0), atol=1e-6)
+    for got, seen in zip(statistics.means, outputs.values(), strict=False):
+        np.testing.assert_allclose(got, np.concatenate(seen).mean(axis=0), atol=1e-6)
+
+
+def test_no_token_is_outside_the_first_layers_range():
+    model = M3Model(checkpoint_of(), UNUSED)
+    with torch.no_grad():
+        model.words[49, 3] = 90.0
+    texts = [np.where(ids == 49, 48, ids) for ids in texts_of(12, 30)]
+    statistics = gather_statistics(model, texts, lambda rows: rows)
+    inputs, mean = statistics.inputs[Projection(0, Kind.QKV)], statistics.means[0]
+    with torch.inference_mode():
+        embedded = model.embedded(torch.tensor([[49]]))[0, 0].numpy() - mean
+    assert inputs.highest[3] >= 0.99 * embedded[3] > 3 * inputs.rows[:, 3].max()  # at another position
 
 
 def test_observing_leaves_no_trace():
     model = M3Model(checkpoint_of(), UNUSED)
     gather_statistics(model, texts_of(4), lambda rows: rows)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_colbert_moments_are_of_natural_texts_alone():
+    model = M3Model(checkpoint_of(), UNUSED)
+    texts = texts_of(5, 12, 5, 30)  # of one length: the first and the third, which is degenerate with the last
+    with torch.inference_mode():
+        given = [
+            model(torch.from_numpy(text)[None], torch.ones((1, len(text)), dtype=torch.int64))[2][0].numpy()
+            for text in texts[:2]
+        ]
+    rows = np.concatenate(given).astype(np.float64)
+    found = gather_statistics(model, texts, lambda batches: batches, natural=2).colbert_moments
+    np.testing.assert_allclose(found, rows.T @ rows, atol=1e-4)
 
 
 def test_outlier_neurons_are_those_of_the_activations():

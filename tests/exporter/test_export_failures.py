@@ -123,6 +123,46 @@ def test_what_somebody_wrote_at_out_in_the_meantime_is_not_replaced(tiny_random_
     assert files(tmp_path) == {"bundle/thesis.tex": b"precious"}
 
 
+# As C code does, an engine's run does not end for Ctrl-C. This one would never end.
+ENDLESS = """
+import sys, time
+from m3_export.cli import main
+from m3_runtime.engines.ort import OrtEngine
+
+def run(*_):
+    print("computing", flush=True)
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("waiting", flush=True)
+
+OrtEngine.run = run
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_interrupt_ends_at_once_and_the_next_export_clears_up(tiny_random_checkpoint: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    words = [tiny_random_checkpoint, out, "--heads", "dense", "--variants", "onnx-fp32", "--quiet"]
+    command = [sys.executable, "-c", ENDLESS, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for said in ("computing\n", "waiting\n"):
+                assert process.stdout.readline() == said
+                process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stderr.startswith("m3-export: interrupted twice, ended at once; ")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".bundle.partial-")
+    assert export("no-such-model", out).code == 2
+    assert names(tmp_path) == set()
+
+
 def test_interrupted_exports_leave_no_bundle_and_the_next_one_clears_up(tmp_path: Path):
     def start(out: Path) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "m3_export", "tiny-random", str(out)]

@@ -24,6 +24,12 @@ from patience import PATIENCE_S
         (["--calibration-texts", "missing.txt"], ("calibration texts missing.txt", "No such file")),
         (["--pooling", "max"], ("--pooling", "last_token")),
         (["--bogus"], ("--bogus",)),
+        (["--variants", "onnx-fp32", "--plan", "p.json"], ("--plan is for INT8 variants", "leave it out")),
+        (["--variants", "onnx-fp32", "--budget", "strict"], ("--budget is for INT8 variants",)),
+        (["--variants", "onnx-fp32", "--optimise", "latency"], ("--optimise is for INT8 variants",)),
+        (["--checkpoint-only", "--heads", "dense"], ("--heads is for bundles, and --checkpoint-only writes none",)),
+        (["--checkpoint-only", "--target", "vnni"], ("--target is for bundles",)),
+        (["--checkpoint-only", "--revision", "main"], ("--revision is for bundles",)),
     ],
     ids=" ".join,
 )

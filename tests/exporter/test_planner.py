@@ -16,12 +16,14 @@ from m3_export.graph.model import M3Model
 from m3_export.options import ExportOptions, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
+    PAIR_SHAPES,
     SHAPES,
     Costs,
     Objective,
     Seconds,
     read_costs,
     recorded,
+    shapes_of,
     weighted,
     write_costs,
 )
@@ -44,7 +46,7 @@ from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.variants import Graphs, properties_of, write_int8
 from m3_export.verify.budget import Budget
 from m3_export.verify.measure import SIMULATED
-from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_runtime.bundle.manifest import EngineName, Geometry, Head
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.io.progress import Progress
 
@@ -230,6 +232,33 @@ def test_what_a_processor_offers():
 def test_bf16_is_no_plan_for_onnxruntime():
     with pytest.raises(PlanError, match="multiplies no bf16"):
         properties_of(VariantName.ONNX_INT8, replace(everywhere(DYNAMIC, 0), float_type=FloatType.BF16))
+
+
+def test_where_one_token_is_wanted_the_last_layer_adds_keys_and_values_alone():
+    costs, layers = replace(costs_of(), is_one_token=True), 2
+    for kind, share in {Kind.QKV: 2 / 3, Kind.ATTENTION_OUT: 0.0, Kind.FFN_IN: 0.0, Kind.FFN_OUT: 0.0}.items():
+        first, last = (costs.added(SETTING, Projection(n, kind), Precision.FLOAT, layers)["batch"] for n in range(2))
+        assert (first, last) == (0.5, pytest.approx(share * 0.5))
+    assert costs.seconds(everywhere(FLOAT), layers)["batch"] == pytest.approx(2 + 4 * 0.5 + 2 / 3 * 0.5)
+    measured = {shape.name: 6.0 for shape in SHAPES}, {shape.name: 2.0 for shape in SHAPES}
+    corrected = costs.corrected(everywhere(FLOAT), everywhere(STATIC), measured)
+    assert corrected.seconds(everywhere(FLOAT), layers)["batch"] == pytest.approx(6.0)
+    start = everywhere(STATIC)
+    last = replace(start, schemes={**start.schemes, Projection(1, Kind.FFN_IN): FLOAT})
+    assert costs.corrected(last, start, measured) == costs  # nothing to correct: it adds nothing
+
+
+def test_recorded_costs_keep_that_one_token_is_wanted(tmp_path):
+    for costs in (costs_of(), replace(costs_of(), is_one_token=True)):
+        write_costs(tmp_path / "costs.json", [costs])
+        assert read_costs(tmp_path / "costs.json") == (costs,)
+
+
+def test_a_reranker_is_timed_with_pairs():
+    assert shapes_of((Head.DENSE, Head.SPARSE)) == SHAPES
+    assert shapes_of((Head.SCORE,)) == PAIR_SHAPES
+    assert [one.name for one in PAIR_SHAPES] == [one.name for one in SHAPES]
+    assert min(one.tokens for one in PAIR_SHAPES) > 16
 
 
 def test_corrected_costs_predict_what_was_measured_of_two_plans():

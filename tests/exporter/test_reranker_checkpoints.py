@@ -67,9 +67,10 @@ def test_two_labels_and_more_are_refused(folder: Path, labels: int):
         Checkpoint.open(folder)
 
 
-def test_labels_that_config_and_weights_do_not_agree_on(folder: Path):
-    change_config(folder, id2label={"0": "no", "1": "yes"})
-    with pytest.raises(CheckpointError, match=r"id2label is .* but the classifier has one label"):
+@pytest.mark.parametrize("values", [{"id2label": {"0": "no", "1": "yes"}}, {"num_labels": 3}], ids=str)
+def test_labels_that_config_and_weights_do_not_agree_on(folder: Path, values: dict[str, object]):
+    change_config(folder, **values)
+    with pytest.raises(CheckpointError, match=rf"{next(iter(values))} is .* but the classifier has one label"):
         Checkpoint.open(folder)
 
 

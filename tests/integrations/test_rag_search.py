@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rag_search.py"
-METHODS = ["TF-IDF", "BM25", "static", "dense", "sparse", "ColBERT", "hybrid"]
+METHODS = ["TF-IDF", "BM25", "static", "dense", "sparse", "ColBERT", "hybrid", "reranked"]
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -35,8 +35,8 @@ def corpus(tmp_path, library):
     return path
 
 
-def test_english_and_chinese_side_by_side(mini_bundle):
-    done = run(mini_bundle)
+def test_english_and_chinese_side_by_side(mini_bundle, mini_reranker_bundle):
+    done = run(mini_bundle, "--reranker", mini_reranker_bundle)
     assert done.returncode == 0, done.stderr
     found = answers(done.stdout)
     assert [list(methods) for methods in found.values()] == [METHODS] * 4
@@ -59,6 +59,11 @@ def test_a_kept_store_is_taken_again(mini_bundle, tiny_bundle, corpus, tmp_path)
     assert again.stdout == first.stdout
     assert next(iter(answers(again.stdout).values()))["hybrid"][0] == "en-honeybee"
     assert (tmp_path / "store" / "store.npz").stat().st_mtime_ns == written
+
+    assert list(next(iter(answers(again.stdout).values()))) == METHODS[:-1]  # no reranker is given
+    no_reranker = run(mini_bundle, *asked, "--reranker", mini_bundle)
+    assert no_reranker.returncode == 1
+    assert "is an encoder's bundle (heads: dense, sparse, colbert), expected a reranker's" in no_reranker.stderr
 
     other_model = run(tiny_bundle, *asked)
     assert other_model.returncode == 1

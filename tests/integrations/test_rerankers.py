@@ -11,9 +11,13 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from m3_runtime import InputError, M3Reranker
 from m3_runtime.integrations.haystack import M3Ranker
+from m3_runtime.integrations.lancedb import LanceIndex
 from m3_runtime.integrations.langchain import M3DocumentCompressor
 from m3_runtime.integrations.llama_index import M3NodePostprocessor
-from m3_runtime.integrations.milvus import BGERerankFunction
+from m3_runtime.integrations.milvus import BGEM3EmbeddingFunction, BGERerankFunction, MilvusIndex
+from m3_runtime.integrations.pgvector import PgvectorIndex
+from m3_runtime.integrations.qdrant import QdrantIndex
+from m3_runtime.integrations.search_engines import ElasticsearchDocuments, OpenSearchDocuments
 
 OPENED = {"variant": "onnx-fp32", "threads": 1}
 QUERY = "Who first climbed the second highest mountain on Earth?"
@@ -87,6 +91,19 @@ def test_milvus(reranker_bundle, texts, best):
     assert found[0].to_dict() == {"text": texts[best[0][0]], "score": best[0][1], "index": best[0][0]}
     assert len(function(QUERY, texts, top_k=0)) == len(texts)
     assert len(function(QUERY, texts)) == 5
+
+
+def test_stores_refuse_a_reranker_before_they_ask_the_database(reranker, reranker_bundle):
+    for store in (QdrantIndex, MilvusIndex, LanceIndex, PgvectorIndex):
+        with pytest.raises(InputError, match="is a reranker's bundle"):
+            store.create(None, "library", reranker)
+    for documents in (ElasticsearchDocuments, OpenSearchDocuments):
+        with pytest.raises(InputError, match="is a reranker's bundle"):
+            documents(reranker)
+        with pytest.raises(InputError, match="expected an open M3Encoder, got str"):
+            documents(str(reranker_bundle))
+    with pytest.raises(InputError, match="expected a bundle's folder, got M3Reranker"):
+        BGEM3EmbeddingFunction(reranker)
 
 
 def test_one_reranker_is_shared_and_bad_input_is_named(reranker_bundle, tiny_bundle, texts):

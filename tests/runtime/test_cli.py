@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commands import Done, run_main
-from m3_runtime import M3Encoder
+from m3_runtime import M3Encoder, PackedRows
 from m3_runtime.cli import info, main
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.io.output import npz_arrays, write_npz
@@ -49,6 +49,19 @@ def test_lines_to_jsonl(tiny_bundle, encoder):
         assert list(record["lexical_weights"]) == list(expected.lexical_weights[row])
 
 
+def test_what_may_be_left_out_may_also_come_after_options(tiny_bundle, tmp_path):
+    (tmp_path / "in.txt").write_text("a word\n")
+    done = command("encode", tiny_bundle, "--variant", "onnx-fp32", tmp_path / "in.txt", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(records(done.stdout)) == 1
+    for words in (("--threads", 1, "a", "b"), ("a", "--threads", 1, "b"), ("a", "b", "--threads", 1)):
+        assert len(records(command("score", tiny_bundle, *words).stdout)) == 1
+    for words in (("encode", tmp_path / "in.txt", "--threads", 1, "more"), ("encode", "--none", tmp_path / "in.txt")):
+        done = command(words[0], tiny_bundle, *words[1:])
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"unrecognized arguments: {'more' if 'more' in words else '--none'}" in done.stderr
+
+
 def test_jsonl_keeps_ids_and_order(tiny_bundle, tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": "b", "text": "long text here"}\n\n{"text": "a", "id": 7, "more": 1}\n"bare"\n')
@@ -73,6 +86,59 @@ def test_npz(tiny_bundle, tmp_path, encoder, texts):
         assert arrays["colbert_vecs"].dtype == np.float16
         start, end = arrays["colbert_indptr"][3:5]
         np.testing.assert_allclose(arrays["colbert_vecs"][start:end], expected.colbert_vecs[3], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4", "binary"])
+def test_colbert_rows_in_every_form(tiny_bundle, tmp_path, encoder, texts, dtype):
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = (source, "--heads", "colbert", "--colbert-dtype", dtype, "--colbert-dim", 5, "--colbert-pool", 2)
+    how = {"colbert_dtype": dtype, "colbert_dim": 5, "colbert_pool": 2}
+    expected = encoder.encode(texts, return_dense=False, return_colbert_vecs=True, **how).colbert_vecs
+    lines = encode(tiny_bundle, *words)
+    assert lines.returncode == 0, lines.stderr
+    for record, theirs in zip(records(lines.stdout), expected, strict=True):
+        rows = record["colbert_vecs"]
+        if isinstance(theirs, PackedRows):
+            kind = "int8" if dtype == "int8" else "uint8"
+            scales = np.array(record["colbert_scales"], np.float32)
+            rows = PackedRows(dtype, np.array(rows, kind), scales, 5)
+        np.testing.assert_allclose(rows, theirs, atol=1e-6 if dtype != "float16" else 1e-3)
+    out = tmp_path / "out.npz"
+    assert encode(tiny_bundle, *words, "--format", "npz", "-o", out).returncode == 0
+    with np.load(out, allow_pickle=False) as arrays:
+        rows = arrays["colbert_vecs"]
+        if "colbert_scales" in arrays:
+            rows = PackedRows(str(arrays["colbert_dtype"]), rows, arrays["colbert_scales"], int(arrays["colbert_dim"]))
+        np.testing.assert_allclose(rows, np.concatenate(expected), atol=1e-6 if dtype != "float16" else 1e-3)
+        assert arrays["colbert_space_id"] == encoder.colbert_space_id(5)
+        assert len(arrays["colbert_indptr"]) == len(texts) + 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--colbert-dtype", "int8"), "--colbert-dtype is of colbert vectors, which --heads does not ask for"),
+        (("--colbert-pool", 1, "--heads", "dense,sparse"), "--colbert-pool is of colbert vectors"),
+        (("--colbert-dim", 4), "--colbert-dim is of colbert vectors"),
+        (("--heads", "colbert", "--colbert-dim", 10**6), "colbert_dim must be a number from 1 to"),
+        (("--text", "body"), "--text names a column, and lines of text have none"),
+        (("--id", "key"), "--id names a column"),
+        (("--heads", "colbert", "--colbert-dtype", "int2"), "expected float32 or float16 or int8 or int4 or binary"),
+    ],
+)
+def test_options_that_fit_nothing_are_refused(tiny_bundle, tmp_path, more, message):
+    out = tmp_path / "out.jsonl"
+    done = encode(tiny_bundle, *more, "-o", out, text="a word")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not out.exists()
+
+
+def test_a_format_without_a_file_of_pairs_is_refused(tiny_bundle):
+    done = command("score", tiny_bundle, "a", "b", "--input-format", "jsonl")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--input-format is for --pairs FILE" in done.stderr
 
 
 def test_more_texts_than_one_step(tiny_bundle):
@@ -260,11 +326,24 @@ def test_score_of_a_file(tiny_bundle, tmp_path, encoder, name, content):
         assert [scores[key] for scores in records(done.stdout)] == pytest.approx(values, abs=1e-5)
 
 
+def test_want_of_memory_is_one_line_with_the_remedy(tiny_bundle, monkeypatch):
+    def open_nothing(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 3.00 GiB")
+
+    monkeypatch.setattr(M3Encoder, "open", open_nothing)
+    done = encode(tiny_bundle, text="a")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("m3-runtime: out of memory (Unable to allocate 3.00 GiB); ")
+    assert "--token-budget" in line
+
+
 def test_score_names_a_bad_line(tiny_bundle, tmp_path):
-    (tmp_path / "pairs.tsv").write_text("a\tb\nno tab\n")
-    done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
-    assert done.returncode == 2
-    assert "pairs.tsv:2: expected a query, a tab and a passage" in done.stderr
+    for line, got in (("no tab", "'no tab'"), ("a\tb\t1", "3 columns; texts with tabs go into JSONL")):
+        (tmp_path / "pairs.tsv").write_text(f"a\tb\n{line}\n")
+        done = command("score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"pairs.tsv:2: expected a query, a tab and a passage, got {got}" in done.stderr
 
 
 def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):

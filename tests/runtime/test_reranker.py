@@ -191,6 +191,9 @@ def test_the_other_kind_of_bundle_is_refused_with_the_remedy(tiny_bundle, rerank
         assert "'s bundle" in capsys.readouterr().err
     assert main(["serve", str(tiny_bundle), "--reranker-variant", "onnx-fp32", "--port", "0"]) == 2
     assert "--reranker-variant is for --reranker, which is not given" in capsys.readouterr().err
+    for option in ("--accept-token-ids", "--allow-dimensions"):
+        assert main(["serve", str(reranker_bundle), option, "--port", "0"]) == 2
+        assert f"{option} is for an encoder's bundle" in capsys.readouterr().err
     with pytest.raises(InputError, match="reranker's bundle"):
         TextEmbedding.get_embedding_size(reranker_bundle)
 
@@ -210,6 +213,21 @@ def test_score_and_info_take_a_reranker(reranker_bundle, reranker, capsys):
     assert "score   difference" in shown
     assert "Kendall's tau" in shown
     assert reranker.bundle.manifest.heads == (Head.SCORE,)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--max-length", "20", "--max-query-length", "16"], "query of pair 1029 has 16 tokens, which leave no room"),
+        (["--max-length", "30", "--max-query-length", "15", "--on-truncate", "error"], "query of pair 1029 has 30"),
+    ],
+)
+def test_score_names_the_line_of_a_pair_that_does_not_fit(reranker_bundle, tmp_path, capsys, more, named):
+    pairs = tmp_path / "pairs.tsv"  # longer than what is scored at a time
+    pairs.write_text("a\tb\n" * 1029 + "word " * 30 + "\tb\n")
+    assert main(["score", str(reranker_bundle), "--pairs", str(pairs), "-o", str(tmp_path / "out"), *more]) == 2
+    assert f"pairs.tsv:1030: the {named}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_score_of_an_encoder_takes_no_arguments_of_a_reranker(tiny_bundle, capsys):

@@ -66,6 +66,12 @@ def test_bad_json_is_422(server, body, message):
         ("/m3/encode", {"texts": "a", "heads": ["dense", "best"]}, "heads[1]: Input should be 'dense', 'sparse'"),
         ("/m3/encode", {"texts": "a", "max_length": 10**6}, "max_length is 1000000, but the model takes at most"),
         ("/m3/encode", {"texts": "a", "batch": 3}, "batch: Extra inputs are not permitted"),
+        ("/m3/encode", {"texts": "a", "colbert_dtype": "int2"}, "'float32', 'float16', 'int8', 'int4' or 'binary'"),
+        ("/m3/encode", {"texts": "a", "colbert_dim": 10**6}, "colbert_dim must be a number from 1 to"),
+        ("/m3/encode", {"texts": "a", "colbert_pool": 0}, "colbert_pool: Input should be greater than or equal to 1"),
+        ("/m3/encode", {"texts": "a", "heads": ["dense"], "colbert_dtype": "int8"}, "colbert_dtype is of ColBERT"),
+        ("/m3/encode", {"texts": "a", "heads": ["sparse"], "colbert_pool": 2}, "colbert_pool is of ColBERT"),
+        ("/m3/encode", {"texts": "a", "heads": ["colbert"], "dimensions": 8}, "dimensions is of dense"),
     ],
 )
 def test_wrong_fields_are_422_and_named(server, path, body, message):

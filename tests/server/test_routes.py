@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from m3_runtime import PackedRows
+
 ALL = {"return_sparse": True, "return_colbert_vecs": True}
 
 
@@ -120,6 +122,34 @@ def test_encode_with_some_heads_half_precision_and_cutting(server, encoder, text
     )
     np.testing.assert_array_equal(found["colbert_vecs"], expected.colbert_vecs)
     assert answer.headers["x-m3-truncated"] == "1"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int4", "binary"])
+def test_colbert_rows_in_every_form(server, encoder, texts, dtype):
+    more = {"colbert_dtype": dtype, "colbert_dim": 5, "colbert_pool": 2}
+    expected = encoder.encode(texts, return_dense=False, return_colbert_vecs=True, **more).colbert_vecs
+    body = {"texts": texts, "heads": ["colbert"], **more}
+    found = server.post("/m3/encode", body).json()
+    said = {"colbert_dim": 5, "colbert_space_id": encoder.colbert_space_id(5)}
+    assert said.items() <= found.items()
+    for row, theirs in enumerate(expected):
+        if not isinstance(theirs, PackedRows):
+            assert found["colbert_scales"] is None
+            np.testing.assert_array_equal(np.array(found["colbert_vecs"][row], dtype), theirs)
+            continue
+        assert found["colbert_vecs"][row] == theirs.values.tolist()
+        np.testing.assert_array_equal(np.array(found["colbert_scales"][row], np.float32), theirs.scales)
+    for form in ("npz", "safetensors"):
+        content = server.post("/m3/encode", {**body, "format": form}).content
+        arrays = np.load(io.BytesIO(content)) if form == "npz" else safetensors.numpy.load(content)
+        rows = arrays["colbert_vecs"]
+        if dtype in ("int8", "int4", "binary"):
+            rows = PackedRows(dtype, rows, arrays["colbert_scales"], int(arrays["colbert_dim"]))
+        np.testing.assert_array_equal(rows, np.concatenate(expected))
+        starts = np.cumsum([0, *map(len, expected)])
+        assert arrays["colbert_indptr"].tolist() == starts.tolist()
+        if form == "npz":
+            assert arrays["colbert_space_id"] == said["colbert_space_id"]
 
 
 def test_operation(server):

@@ -149,6 +149,8 @@ def test_a_server_that_is_not_there_is_named(capsys):
         (("http://localhost", "--clients", "0"), "--clients: expected an integer from 1 to 2147483647, got '0'"),
         (("http://localhost", "--rate", "0"), "--rate: expected a number above 0, at most 1000000, got '0'"),
         (("http://localhost", "--seconds", "inf"), "--seconds: expected a number above 0, at most 1000000, got 'inf'"),
+        (("http://localhost", "--variant", "onnx-fp32"), "--variant is for --bundle DIR, which is not given"),
+        (("http://localhost", "--api", "tei", "--model", "m"), "--model is for OpenAI's API"),
         (("http://localhost", "--api", "grpc"), "--api grpc: expected some of openai, tei, m3"),
         (("http://localhost", "--api", "tei", "--pid", str(2**22 + 1)), "--pid: "),
         (("http://localhost", "--key-file", "none.txt"), "--key-file 'none.txt'"),

@@ -78,7 +78,11 @@ def metric(client, name):
         ({"query": "a " * 600, "texts": ["a"], "truncate": False}, 413, "query has 600 tokens"),
         ({**BODY, "truncate_prompt_tokens": 5}, 422, "truncate_prompt_tokens must be at least 6"),
         ({**BODY, "truncate_prompt_tokens": 600}, 422, "truncate_prompt_tokens is 600"),
-        ({"query": "a " * 30, "texts": ["a"], "truncate_prompt_tokens": 12}, 422, "no room for its passage"),
+        (
+            {"query": "a " * 30, "texts": ["a"], "truncate_prompt_tokens": 12},
+            422,
+            "query has 9 tokens, which leave",
+        ),
         ({**BODY, "max_tokens_per_doc": 9}, 422, "max_tokens_per_doc must be at least 512"),
         ({**BODY, "prompt_name": "query"}, 422, "prompt_name"),
     ],
@@ -87,6 +91,9 @@ def test_refusals_name_the_item(client, body, status, named):
     answer = client.post("/rerank", json=body)
     assert answer.status_code == status, answer.text
     assert named in answer.json()["error"]
+    problem = client.post("/v1/rerank", json=body).json()["error"]
+    assert problem["message"] == answer.json()["error"]
+    assert problem["param"] is None or problem["message"].startswith(problem["param"])
 
 
 def test_mode_and_weights_choose_the_encoders_heads_where_there_is_one(beside, alone, app):
@@ -112,6 +119,26 @@ def test_what_it_says_of_itself(beside, alone, app):
         assert other["max_client_batch_size"] == 2047  # the query is a text too
     spaces = [line for line in beside.get("/metrics").text.splitlines() if line.startswith("m3_build_info{")]
     assert len(spaces) == 2
+
+
+def test_models_lists_the_reranker_beside_the_encoder(beside, alone, app):
+    encoder, reranker = beside.get("/v1/models").json()["data"]
+    assert beside.get("/models").json() == beside.get("/v1/models").json()
+    assert [{**model, "id": encoder["id"]} for model in app.get("/v1/models").json()["data"]] == [encoder, encoder]
+    assert [reranker] == alone.get("/v1/models").json()["data"]
+    assert (encoder["id"], encoder["capabilities"]) == ("tiny-random", ["embed", "rerank"])
+    assert (reranker["id"], reranker["capabilities"]) == ("tiny-random-reranker", ["rerank"])
+    assert encoder["space_id"] != reranker["space_id"]
+    for name in (reranker["id"], reranker["space_id"]):
+        assert beside.get(f"/v1/models/{name}").json() == reranker
+    assert beside.get(f"/v1/models/{encoder['space_id']}").json() == encoder
+    assert beside.get("/reranker/info").json()["model_names"] == [reranker["id"], reranker["space_id"]]
+    assert beside.get("/info").json()["model_names"] == [encoder["id"], encoder["space_id"]]
+    unknown = beside.get("/v1/models/other")
+    assert unknown.status_code == 404
+    assert reranker["id"] in unknown.json()["error"]["message"]
+    refused = beside.post("/v1/embeddings", json={"input": "a", "model": reranker["id"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
 
 
 def test_alone_it_has_rerank_routes_only(alone):

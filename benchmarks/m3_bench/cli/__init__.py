@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import InputError, M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, USAGE, exit_code
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, USAGE, exit_code, out_of_memory
 from m3_runtime.version import __version__
 
 _DESCRIPTION = """\
@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-bench: {error}\n")
+        return exit_code(error)
+    except MemoryError as error:
+        remedy = "measure less: fewer documents or queries (--limit-documents, --limit-queries), a shorter --max-length"
+        sys.stderr.write(f"m3-bench: {out_of_memory(error)}; {remedy}\n")
         return exit_code(error)
     except KeyboardInterrupt:
         sys.stderr.write("m3-bench: interrupted\n")

@@ -13,7 +13,7 @@ from m3_bench.documents import Comparison, Prices
 from m3_bench.figures import figures_of, parities_of, runs_of
 from m3_bench.report.page import printed
 from m3_bench.report.tables import overview, parity_tables, scenario_table
-from m3_runtime.cli.arguments import add_parser
+from m3_runtime.cli.arguments import add_parser, refuse_given
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 
@@ -50,6 +50,8 @@ def add_to(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     checked_output(args.output, force=args.force, inputs=[args.reference, *args.runs])
+    if not args.price:
+        refuse_given(args, args.command_parser, ["currency"], "is for --price, which is not given")
     prices = parsed_prices(args.price, args.currency)
     found = compare(args.reference, args.runs, prices, Progress(quiet=args.quiet))
     if args.output is not None:

@@ -16,7 +16,7 @@ from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
 from m3_runtime.bundle.space import full_space_of
-from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number, refuse_given
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
 from m3_runtime.encode.options import checked_max_length
@@ -94,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
 def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
     kept = {p: documents.read_as(Rankings, Path(p)) for p in places if p.endswith(".json")}
     if all(place in kept for place in places):
+        reason = "is for searching, and what is given are rankings; leave it out"
+        refuse_given(args, args.command_parser, ("queries", "bundle", "variant", "depth"), reason)
         return [kept[place] for place in places]
     bundle = args.bundle or next((Path(p) for p in places if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:

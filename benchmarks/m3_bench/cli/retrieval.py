@@ -19,7 +19,7 @@ from m3_bench.report.searches import (
 )
 from m3_bench.retrieval import LAYOUTS
 from m3_bench.retrieval.hybrids import PUBLISHED, Hybrid, parse_weights
-from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
+from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, refuse_given
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -39,6 +39,9 @@ layouts, each file plain, .gz, .bz2, .xz, .zst or .lz4:
 
 published weights, which are measured unless --weights is given:
 {published}
+
+The result is written when all is measured; a run that is interrupted leaves none. Split what takes hours: some of the
+--variants at a time, or one bundle. m3-bench report takes several results.
 
 memory: texts, dense vectors (4 H bytes a document) and lexical weights of the whole corpus are held, and ColBERT rows
 of the queries. Documents that are candidates are encoded a second time for theirs, some at a time.
@@ -68,6 +71,8 @@ a line:
 
 published weights, which are measured unless --weights is given:
 {published}
+
+The result is written when all is measured; a run that is interrupted leaves none.
 
 The first bundle is what others are compared with; bundles are called by their folders' names. Margins of two models lie
 on two scales (fine-tuning spreads scores out), so compare their pair accuracies first.
@@ -130,7 +135,9 @@ def _retrieval(args: argparse.Namespace) -> int:
         documents_by=args.documents_by,
         reranked=args.reranked,
     )
-    if args.reranker is not None and args.max_length is not None and args.max_length < LEAST_PAIR_TOKENS:
+    if args.reranker is None:
+        refuse_given(args, args.command_parser, ["reranked"], "is for --reranker BUNDLE, which is not given")
+    elif args.max_length is not None and args.max_length < LEAST_PAIR_TOKENS:
         least = f"--max-length must be at least {LEAST_PAIR_TOKENS} for a reranker's pairs"
         raise InputError(f"{least}, got {args.max_length}")
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m3_bench.cli.arguments import Commands, add_output, checked_output, names
-from m3_runtime.cli.arguments import MOST_SECONDS, add_integer, add_parser, add_threads, integer, number
+from m3_runtime.cli.arguments import MOST_SECONDS, add_integer, add_parser, add_threads, integer, number, refuse_given
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError
 from m3_runtime.exit_codes import FAILED, OK
@@ -85,6 +85,10 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.api or not set(args.api) <= APIS.keys():
         raise InputError(f"--api {','.join(args.api)}: expected some of {', '.join(APIS)}")
+    if args.bundle is None:
+        refuse_given(args, args.command_parser, ("variant", "threads"), "is for --bundle DIR, which is not given")
+    if "openai" not in args.api:
+        refuse_given(args, args.command_parser, ["model"], "is for OpenAI's API, which --api does not name")
     inputs = [path for path in (args.bundle, args.key_file) if path]
     checked_output(args.output, force=args.force, inputs=inputs)
     server = Server.parse(args.url, _key(args.key_file))

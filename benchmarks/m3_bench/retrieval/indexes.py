@@ -27,8 +27,9 @@ from m3_runtime import M3Encoder
 from m3_runtime.bulk.folder import JOURNAL, VECTORS
 from m3_runtime.bulk.journal import read_journal
 from m3_runtime.bundle.manifest import MANIFEST_NAME, Head
+from m3_runtime.bundle.space import full_space_of, space_on_axes
 from m3_runtime.encode.colbert import ColbertDtype, PackedRows
-from m3_runtime.errors import InputError, M3Error
+from m3_runtime.errors import InputError, M3Error, SpaceMismatchError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.progress import Progress
 
@@ -95,7 +96,10 @@ class HeldIndex(Index):
         """See `Index.ranked`."""
         recorded = queries.recorded.outputs if self.is_recorded and queries.recorded else None
         encoder = TextEncoder(queries.encoder, None, queries.progress)
-        asked = _of_outputs(recorded, queries.encoder) if recorded else encoder.vectors(queries.texts, "queries")
+        if recorded:
+            asked = _of_outputs(recorded, queries.encoder, self.name)
+        else:
+            asked = encoder.vectors(queries.texts, "queries")
         heads = [Head.DENSE, *([Head.SPARSE] if self.vectors.sparse is not None else [])]
         heads += [Head.COLBERT] if self.colbert_rows else []
         hybrids = possible(_HYBRIDS, heads)
@@ -119,15 +123,17 @@ class HeldIndex(Index):
         """The dimensions that queries need.
 
         Raises:
-            InputError: the encoder's bundle has other axes.
+            InputError: the encoder's bundle has none, or no axes.
+            SpaceMismatchError: it has other axes.
         """
         if self.colbert_axes is None:
             return None
         sha256, dim = self.colbert_axes
-        found = encoder.bundle.colbert_pca
-        if found is None or found.sha256 != sha256:
-            raise InputError(
-                f"{self.name} has ColBERT rows on {dim} principal axes of another bundle; give the bundle that made it"
+        space, own = space_on_axes(self.space_id, dim, sha256), encoder.colbert_space_id(dim)
+        if full_space_of(space) != full_space_of(own):
+            raise SpaceMismatchError(
+                f"{self.name} has ColBERT rows of the space {space}, the bundle gives rows of the space {own}, which "
+                "are on other principal axes; give the bundle that made it"
             )
         return dim
 
@@ -173,7 +179,7 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
         progress: what the user sees.
 
     Raises:
-        InputError: there is no such index, it is not finished, or ids come twice.
+        InputError: there is no such index, it is not finished, ids come twice, or vectors are not the bundle's kind.
         DocumentError: a recording cannot be read.
     """
     kind, _, address = place.partition(":")
@@ -181,9 +187,9 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
         return _collection(kind, address, encoder)
     path = Path(place)
     if place.endswith(RECORDED) and path.is_file():
-        return _recorded(path.name, read_recording(path), encoder)
+        return _checked(_recorded(path.name, read_recording(path), encoder), encoder)
     if (path / JOURNAL).is_file():
-        return _bulk(path)
+        return _checked(_bulk(path), encoder)
     if (path / MANIFEST_NAME).is_file():
         if other is None or not other.endswith(RECORDED):
             raise InputError(
@@ -200,6 +206,65 @@ def path_of(place: str) -> Path:
     kind, _, address = place.partition(":")
     is_local = kind in _STORES and "://" not in address
     return Path((address.rpartition("/")[0] if is_local else "") or place)
+
+
+def _checked(index: HeldIndex, encoder: M3Encoder) -> HeldIndex:
+    """The index, whose vectors have been looked at; ColBERT rows are when they are read.
+
+    Raises:
+        InputError: vectors are not as wide as the encoder's, or a document's hold NaN or infinity.
+    """
+    geometry, dense, sparse = encoder.bundle.manifest.geometry, index.vectors.dense, index.vectors.sparse
+    widths = {"dense vectors": (dense.shape[1], geometry.hidden_size)}
+    widths |= {} if sparse is None else {"lexical weights": (sparse.shape[1], geometry.vocab_size)}
+    for what, (found, expected) in widths.items():
+        if found != expected:
+            raise InputError(
+                f"{index.name} has {what} of {found} dimensions, the bundle's have {expected}; give the bundle that "
+                "made it, or fill it again"
+            )
+    _refuse_strange(index.name, "dense vector", index.ids, np.flatnonzero(~np.isfinite(dense).all(axis=1)))
+    if (read := index.colbert_rows) is None:
+        return index
+    width = geometry.colbert_dim if index.colbert_axes is None else index.colbert_axes[1]
+
+    def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
+        for number, found in read(wanted):
+            if found.shape[1:] != (width,):
+                raise InputError(
+                    f"{index.name}: ColBERT rows of document {index.ids[number]!r} have not {width} values, as the "
+                    "bundle's; encode it again"
+                )
+            if not np.isfinite(found).all():
+                _refuse_strange(index.name, "ColBERT rows", index.ids, np.array([number]))
+            yield number, found
+
+    return replace(index, colbert_rows=rows)
+
+
+def _refuse_strange(index: str, what: str, ids: Sequence[str], documents: Indices) -> None:
+    if documents.size:
+        raise InputError(f"{index}: NaN or infinity in the {what} of document {ids[documents[0]]!r}; encode it again")
+
+
+def _sparse(
+    index: str, documents: Sequence[str], starts: Indices, ids: Indices, weights: FloatArray, columns: int
+) -> Any:
+    """(N, `columns`) CSR of N documents' lexical weights; scipy takes any ids, and reads memory that is not its own.
+
+    Raises:
+        InputError: an id is no token's, or a weight is NaN or infinite; the document is named.
+    """
+    from scipy.sparse import csr_matrix
+
+    of = np.repeat(np.arange(len(documents)), np.diff(starts))
+    _refuse_strange(index, "lexical weights", documents, of[~np.isfinite(weights)])
+    if (strangers := np.flatnonzero((ids < 0) | (ids >= columns))).size:
+        raise InputError(
+            f"{index}: the lexical weights of document {documents[of[strangers[0]]]!r} have the token id "
+            f"{ids[strangers[0]]}, and ids go from 0 to {columns - 1}; encode it again"
+        )
+    return csr_matrix((weights, ids, starts), shape=(len(documents), columns))
 
 
 def _encoded(name: str, encoder: M3Encoder, recording: Recording, progress: Progress) -> HeldIndex:
@@ -221,7 +286,7 @@ def _recorded(name: str, recording: Recording, encoder: M3Encoder) -> HeldIndex:
     def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
         return ((index, kept[index]) for index in wanted.tolist()) if kept else iter(())
 
-    vectors, space_id = _of_outputs(recording.outputs, encoder), recording.run.model.space_id
+    vectors, space_id = _of_outputs(recording.outputs, encoder, name), recording.run.model.space_id
     return HeldIndex(name, space_id, len(ids), ids, vectors, rows if kept else None, is_recorded=True)
 
 
@@ -229,15 +294,14 @@ def _numbered(recording: Recording) -> tuple[str, ...]:
     return tuple(f"{number:09d}" for number in range(len(recording.texts)))
 
 
-def _of_outputs(outputs: Outputs, encoder: M3Encoder) -> TextVectors:
-    from scipy.sparse import csr_matrix
-
+def _of_outputs(outputs: Outputs, encoder: M3Encoder, name: str) -> TextVectors:
     sparse = None
     if outputs.lexical is not None:
-        ids = [token for row in outputs.lexical for token in row]
+        ids = np.array([token for row in outputs.lexical for token in row], np.int64)
         starts = np.cumsum([0, *map(len, outputs.lexical)])
         weights = np.array([weight for row in outputs.lexical for weight in row.values()], np.float32)
-        sparse = csr_matrix((weights, ids, starts), shape=(len(outputs.lexical), _columns(encoder)))
+        numbers = [str(number) for number in range(len(outputs.lexical))]
+        sparse = _sparse(name, numbers, starts, ids, weights, _columns(encoder))
     return TextVectors(outputs.dense, sparse, 0)
 
 
@@ -263,8 +327,11 @@ def _bulk(folder: Path) -> HeldIndex:
         columns = [name for name in ("id", "dense_vecs", "lexical_weights") if name in schema.names]
         dtype, dim = ColbertDtype(notes.get("m3.colbert_dtype", "float16")), int(notes.get("m3.colbert_dim", 0))
         axes = (notes["m3.colbert_pca"], dim) if notes.get("m3.colbert_pca") else None
-        ids, vectors = _bulk_vectors(parquet.read_table(parts, columns=columns), int(notes["m3.vocab_size"]))
+        table = parquet.read_table(parts, columns=columns)
+        ids, vectors = _bulk_vectors(folder.resolve().name, table, int(notes["m3.vocab_size"]))
         space_id = notes["m3.space_id"]
+        if "colbert_vecs" in schema.names and dtype.is_packed != ("colbert_scales" in schema.names):
+            raise ValueError(f"{dtype.value} rows and colbert_scales do not fit")
     except (KeyError, ValueError, OSError) as error:  # Arrow's errors are ValueErrors
         if isinstance(error, InputError):
             raise
@@ -290,17 +357,16 @@ def _bulk(folder: Path) -> HeldIndex:
     return HeldIndex(folder.resolve().name, space_id, len(ids), ordered, vectors, found, colbert_axes=axes)
 
 
-def _bulk_vectors(table: Any, columns: int) -> tuple[list[str], TextVectors]:
-    from scipy.sparse import csr_matrix
-
+def _bulk_vectors(name: str, table: Any, columns: int) -> tuple[list[str], TextVectors]:
+    documents = table["id"].to_pylist()
     sparse, dense = None, table["dense_vecs"].combine_chunks()
     if "lexical_weights" in table.column_names:
         rows = table["lexical_weights"].combine_chunks()
         starts = np.concatenate([[0], np.cumsum(rows.value_lengths().to_numpy())])
-        weights, ids = (rows.flatten().field(name).to_numpy() for name in ("weight", "id"))
-        sparse = csr_matrix((weights, ids, starts), shape=(len(rows), columns))
+        weights, ids = (rows.flatten().field(part).to_numpy() for part in ("weight", "id"))
+        sparse = _sparse(name, documents, starts, ids, weights, columns)
     matrix = dense.flatten().to_numpy().astype(np.float32).reshape(len(dense), -1)
-    return table["id"].to_pylist(), TextVectors(matrix, sparse, 0)
+    return documents, TextVectors(matrix, sparse, 0)
 
 
 def _bulk_rows(

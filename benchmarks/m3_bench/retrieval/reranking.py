@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from m3_bench.retrieval.costs import median_ms
 from m3_bench.retrieval.hybrids import FloatArray
 from m3_bench.retrieval.search import Indices, Ranking
-from m3_runtime import M3Reranker
+from m3_runtime import InputError, M3Reranker, NoRoomError
 from m3_runtime.io.progress import Progress
-from m3_runtime.pairs import is_blank
+from m3_runtime.pairs import Pair, is_blank
+from m3_runtime.reranker import RerankScores
 
 _PART_PAIRS = 1024
 
@@ -44,7 +46,7 @@ class PairScorer:
         """Put the best of each ranking into the order of their scores; what comes after them stays where it is.
 
         Raises:
-            M3Error: the reranker failed, or `max_length` is more than the model takes.
+            M3Error: the reranker failed, `max_length` is more than the model takes, or too little for a query.
         """
         wanted = [self._wanted([ranking[q] for ranking in rankings.values()]) for q in range(len(queries))]
         pairs = [(queries[q], documents[n]) for q, indices in enumerate(wanted) for n in indices.tolist()]
@@ -53,7 +55,7 @@ class PairScorer:
         starts = range(0, len(readable), _PART_PAIRS)
         for start in self.progress.bar(starts, "pairs", unit=f"×{_PART_PAIRS} pairs"):
             part = readable[start : start + _PART_PAIRS]
-            found = self.reranker.score_pairs([pairs[n] for n in part], max_length=self.max_length)
+            found = self._scored([pairs[n] for n in part])
             scores[part] = found.scores
             truncated += found.truncated
         ends = np.cumsum([len(indices) for indices in wanted])
@@ -63,6 +65,25 @@ class PairScorer:
             for name, ranking in rankings.items()
         }
         return Reranked(ordered, len(pairs), len(pairs) - len(readable), truncated)
+
+    def query_ms(self, ranking: Ranking, queries: Sequence[str], documents: Sequence[str]) -> float:
+        """Time of putting the best of a query's documents into order; see `median_ms`."""
+        found = dict(zip(queries, ranking, strict=True))
+
+        def order(query: str) -> None:
+            best = (documents[n] for n in found[query][: self.depth].tolist())
+            self._scored([(query, text) for text in best if not (is_blank(query) or is_blank(text))])
+
+        return median_ms(order, queries)
+
+    def _scored(self, pairs: Sequence[Pair]) -> RerankScores:
+        try:
+            return self.reranker.score_pairs(pairs, max_length=self.max_length)
+        except NoRoomError as error:
+            message = (
+                f"the query {pairs[error.index][0]!r} has {error.tokens} tokens, which leave no room for a document"
+            )
+            raise InputError(f"{message} in {error.max_length}; raise --max-length") from error
 
     def _wanted(self, found: Sequence[Indices]) -> Indices:
         """Documents that any of a query's rankings has among its best, ascending."""

@@ -1,7 +1,7 @@
 """Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             data,
         )
         runs = _method_runs("", "", found, data, costs)
-    rankings = {f"{RERANKED} {BM25}": found[BM25]}
+    rankings, first_costs = {f"{RERANKED} {BM25}": found[BM25]}, {f"{RERANKED} {BM25}": costs[BM25]}
     is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
     for one, variant, encoder in choice.encoders(settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
@@ -70,13 +70,17 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         notes += [f"{one.name}: {note}" for note in cut]
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
+        first_costs |= {f"{RERANKED} {method}, {by}": cost for method, cost in costs.items()}
     for one, variant, reranker in choice.rerankers(settings.threads, progress):
         most = settings.max_length and min(settings.max_length, reranker.max_tokens)
         if most != settings.max_length:
             notes.append(f"{one.name}: it takes pairs of {most} tokens, fewer than the texts' {settings.max_length}")
         scorer = PairScorer(reranker, most, settings.reranked, progress)
-        ordered = scorer.reranked(rankings, _texts(data.queries), _texts(data.documents))
-        runs += _method_runs(one.name, variant.name, ordered.rankings, data)
+        asked, passages = _texts(data.queries), _texts(data.documents)
+        ordered = scorer.reranked(rankings, asked, passages)
+        ms = scorer.query_ms(rankings[f"{RERANKED} {BM25}"], asked, passages)
+        costs = {name: replace(cost, query_ms=round(cost.query_ms + ms, 3)) for name, cost in first_costs.items()}
+        runs += _method_runs(one.name, variant.name, ordered.rankings, data, costs)
         notes += [f"{one.name}: {note}" for note in ordered.notes]
     return Retrieval(
         machine=machine,
@@ -89,7 +93,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
-            **({RERANKED: f"the best {settings.reranked} of each ranking"} if choice.has_reranker else {}),
+            **(_reranking(settings.reranked) if choice.has_reranker else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
             "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
             "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
@@ -97,6 +101,13 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         methods=tuple(runs),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _reranking(depth: int) -> dict[str, str]:
+    return {
+        RERANKED: f"the best {depth} of each ranking",
+        "ms a query, reranked": f"its ranking's, and the reranker's for BM25's best {depth}",
+    }
 
 
 def _word_scores(index: TfIdf | Bm25, text: str) -> FloatArray:

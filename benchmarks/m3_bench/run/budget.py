@@ -1,20 +1,38 @@
 """Which plans hold the budget: on their probe texts, and on texts that nobody has tuned anything on."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from m3_bench.documents import Run
 from m3_bench.recording import read_outputs
 from m3_bench.run.contenders import FP32, ContenderSpec
+from m3_export.arrays import Float32Array, Ids
+from m3_export.calibration.pairs import TextPair, degenerate_pairs, natural_pairs, numbers, pair_ids
 from m3_export.calibration.texts import chosen_texts, read_texts
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
-from m3_export.verify.budget import Budget, excesses
-from m3_export.verify.parity import Outputs, colbert_parity, degenerate_parity, dense_parity, sparse_parity
+from m3_export.calibration.texts.text import Text
+from m3_export.verify.budget import AnyBudget, Budget, ScoreBudget, excesses
+from m3_export.verify.comparison import AnyOutputs, head_parity, similarities
+from m3_export.verify.measure import MAX_PROBE_TOKENS
+from m3_export.verify.parity import Outputs, degenerate_figures
+from m3_export.verify.scores import Scores
+from m3_runtime import Bundle
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
+from m3_runtime.encode.pipeline import encode_tokens
+from m3_runtime.engines.select import open_graph
 from m3_runtime.errors import InputError
+from m3_runtime.opened_model import open_tokenizer
+from m3_runtime.tokenizer import TokenizedTexts
 
 NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
 DEGENERATE = 200
+QUERIES, PASSAGES = 24, 16
 
 
 def unseen_texts(natural: Path | None) -> tuple[str, ...]:
@@ -25,14 +43,34 @@ def unseen_texts(natural: Path | None) -> tuple[str, ...]:
     Raises:
         InputError: the default is not there, as in an installed wheel.
     """
-    if natural is None and not NATURAL.is_file():
-        raise InputError(f"no {str(NATURAL)!r} outside the source tree; give texts that no plan was made on: --texts")
-    texts = [text.text for text in read_texts(natural or NATURAL, "unseen texts")]
-    known = {text.text for text in chosen_texts(None, None).degenerate_probe}
-    made = degenerate_texts(Purpose.PROBE, " ".join(texts).split(), 2 * DEGENERATE)
-    strange = [text.text for text in made if text.text not in known][:DEGENERATE]
-    assert len(strange) == DEGENERATE  # whatever the words, there are characters and digits enough
-    return (*texts, *strange)
+    texts = _natural(natural)
+    return (*(text.text for text in texts), *(text.text for text in _degenerate(texts)))
+
+
+@dataclass(frozen=True)
+class UnseenPairs:
+    """Pairs that no plan was made on, of the exporter's kinds."""
+
+    natural: tuple[TextPair, ...]
+    degenerate: tuple[TextPair, ...]
+
+    @classmethod
+    def of(cls, natural: Path | None) -> "UnseenPairs":
+        """Pairs of what `unseen_texts` gives.
+
+        Raises:
+            InputError: there are no texts, or they give no pairs.
+        """
+        texts = _natural(natural)
+        pairs = natural_pairs(texts, QUERIES, PASSAGES)
+        if len(pairs) < 2:
+            raise InputError("--texts gives fewer than two pairs of a query and a passage; give more and longer texts")
+        return cls(pairs, degenerate_pairs(_degenerate(texts), texts, DEGENERATE))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All pairs, as they are digested."""
+        return tuple(pair.text for pair in (*self.natural, *self.degenerate))
 
 
 def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
@@ -44,38 +82,118 @@ def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path)
         folder: of the run's document, and so of the vectors.
 
     Raises:
-        InputError: there are no vectors of the FP32 variant to compare with; a reranker has none.
+        InputError: there are no vectors of the FP32 variant to compare with.
     """
-    reference = _outputs(run, FP32, folder)
-    bundle = contenders[FP32].of if FP32 in contenders else None
+    reference, bundle = _outputs(run, FP32, folder), _bundle_of_fp32(contenders)
     if reference is None or bundle is None:
         raise InputError(f"regret needs the vectors of {FP32}; name it in --variants too")
     budget = Budget.parse(bundle.manifest.recipe["budget"])
-    plans = [one for one in contenders.values() if one.of is not None and one.precision != "fp32"]
-    return {one.name: _excesses(one, reference, _outputs(run, one.name, folder), budget) for one in plans}
-
-
-def _excesses(one: ContenderSpec, reference: Outputs, found: Outputs | None, budget: Budget) -> tuple[str, ...]:
-    if found is None or one.of is None:
-        return ("it gave no vectors",)
-    manifest, variant = one.of.manifest, one.command.options["variant"]
-    probed = manifest.parity[variant]
     natural = slice(len(reference.dense) - DEGENERATE)
     degenerate = slice(natural.stop, None)
-    expected, got = _part(reference, natural), _part(found, natural)
+
+    def over(one: ContenderSpec) -> tuple[str, ...]:
+        found = _outputs(run, one.name, folder)
+        if found is None:
+            return ("it gave no vectors",)
+        expected = _Found(_part(reference, natural), _part(reference, degenerate))
+        return _excesses(one, expected, _Found(_part(found, natural), _part(found, degenerate)), budget)
+
+    return {one.name: over(one) for one in _plans(contenders)}
+
+
+def rerankers_over_budget(
+    contenders: Mapping[str, ContenderSpec], pairs: UnseenPairs, threads: int
+) -> Mapping[str, tuple[str, ...]]:
+    """The same of rerankers, whose variants score the pairs here and now.
+
+    Raises:
+        InputError: the FP32 variant is not there.
+        EngineError: a variant cannot be loaded or run.
+    """
+    bundle = _bundle_of_fp32(contenders)
+    if bundle is None:
+        raise InputError(f"regret needs the scores of {FP32}; name it in --variants too")
+    budget, tokenizer = ScoreBudget.parse(bundle.manifest.recipe["budget"]), open_tokenizer(bundle)
+    longest = min(MAX_PROBE_TOKENS, bundle.manifest.geometry.max_tokens)
+    natural, degenerate = (pair_ids(tokenizer, each, longest) for each in (pairs.natural, pairs.degenerate))
+
+    plans = _plans(contenders)
+    scores = {one.name: _scores(one, (*natural, *degenerate), threads) for one in (contenders[FP32], *plans)}
+    spread = Scores.of_reference(scores[FP32][: len(natural)], numbers(pairs.natural)).spread
+
+    def found(name: str) -> _Found:
+        parts = scores[name][: len(natural)], scores[name][len(natural) :]
+        of_natural, of_degenerate = (numbers(each) for each in (pairs.natural, pairs.degenerate))
+        return _Found(Scores(parts[0], of_natural, spread), Scores(parts[1], of_degenerate, spread))
+
+    return {one.name: _excesses(one, found(FP32), found(one.name), budget) for one in plans}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a contender gives for natural and for degenerate texts, or pairs."""
+
+    natural: AnyOutputs
+    degenerate: AnyOutputs
+
+
+def _natural(path: Path | None) -> tuple[Text, ...]:
+    if path is None and not NATURAL.is_file():
+        raise InputError(f"no {str(NATURAL)!r} outside the source tree; give texts that no plan was made on: --texts")
+    return read_texts(path or NATURAL, "unseen texts")
+
+
+def _degenerate(natural: Sequence[Text]) -> list[Text]:
+    words = " ".join(text.text for text in natural).split()
+    known = {text.text for text in chosen_texts(None, None).degenerate_probe}
+    made = degenerate_texts(Purpose.PROBE, words, 2 * DEGENERATE)
+    strange = [text for text in made if text.text not in known][:DEGENERATE]
+    assert len(strange) == DEGENERATE  # whatever the words, there are characters and digits enough
+    return strange
+
+
+def _bundle_of_fp32(contenders: Mapping[str, ContenderSpec]) -> Bundle | None:
+    return contenders[FP32].of if FP32 in contenders else None
+
+
+def _plans(contenders: Mapping[str, ContenderSpec]) -> list[ContenderSpec]:
+    return [one for one in contenders.values() if one.of is not None and one.precision != "fp32"]
+
+
+def _excesses(one: ContenderSpec, expected: _Found, got: _Found, budget: AnyBudget) -> tuple[str, ...]:
+    """What is over budget on the probe texts, as the manifest says, and on others."""
+    assert one.of is not None
+    manifest = one.of.manifest
+    probed, found = manifest.parity[one.command.options["variant"]], head_parity(expected.natural, got.natural)
     unseen = replace(
         probed,
-        texts=len(got.dense),
-        dense=dense_parity(expected, got),
-        sparse=sparse_parity(expected, got),
-        colbert=colbert_parity(expected, got),
-        degenerate=degenerate_parity(_part(reference, degenerate), _part(found, degenerate), budget.dense_min),
+        texts=len(similarities(expected.natural, got.natural)),
+        dense=found.dense,
+        sparse=found.sparse,
+        colbert=found.colbert,
+        score=found.score,
+        degenerate=degenerate_figures(similarities(expected.degenerate, got.degenerate), budget.least_similarity),
     )
     return tuple(
         f"{where}: {excess}"
         for where, parity in (("probe texts", probed), ("other texts", unseen))
         for excess in excesses(parity, budget, one.precision, normalize=manifest.normalize)
     )
+
+
+def _scores(one: ContenderSpec, ids: Sequence[Ids], threads: int) -> Float32Array:
+    """(N,) scores of pairs, given as ids: some have an empty side, which `M3Reranker` refuses."""
+    assert one.of is not None
+    bundle, name = one.of, one.command.options["variant"]
+    variant = next(each for each in bundle.manifest.variants if each.name == name)
+    options = encode_options(
+        bundle.manifest, (Head.SCORE,), batch_size=DEFAULT_BATCH_SIZE, token_budget=DEFAULT_TOKEN_BUDGET
+    )
+    with closing(open_graph(bundle.folder / variant.graph, variant, threads)) as engine:
+        tokens = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
+        found = encode_tokens(tokens, options, bundle.manifest, engine)
+    assert found.scores is not None
+    return found.scores
 
 
 def _part(outputs: Outputs, texts: slice) -> Outputs:

@@ -2,14 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from m3_bench.documents import Run
 from m3_bench.peers.environments import PeerSource
 from m3_bench.peers.models import Setup, check_source
 from m3_bench.recording import read_recording
-from m3_bench.run.budget import over_budget, unseen_texts
+from m3_bench.run.budget import UnseenPairs, over_budget, rerankers_over_budget, unseen_texts
 from m3_bench.run.contenders import (
     FP32,
     ContenderSpec,
@@ -23,7 +25,7 @@ from m3_bench.run.contenders import (
     variants_of_plans,
 )
 from m3_bench.run.peers import peer_contenders, peers_of
-from m3_bench.run.results import Evaluation, run_table, target_table
+from m3_bench.run.results import Evaluation, OverBudget, run_table, target_table
 from m3_bench.run.run import RunSpec, run
 from m3_bench.scenarios import Plan, ProcessorClass, read_plan
 from m3_bench.texts import TextMaker
@@ -35,6 +37,7 @@ from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
 from m3_runtime.opened_model import open_tokenizer
 
+Judge: TypeAlias = Callable[[Run, Mapping[str, ContenderSpec]], OverBudget]
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
 
 
@@ -59,7 +62,7 @@ class _Opened:
         names = {one.name for one in fitting.scenarios}
         if too_long := [one.name for one in plan.scenarios if one.name not in names]:
             progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
-        return cls(args, bundle, fitting, progress)
+        return cls(args, bundle, fitting.of_kind(is_reranker=bundle.manifest.is_reranker), progress)
 
     def variants(self, names: Sequence[str]) -> Iterator[ContenderSpec]:
         """The bundle's variants that run here and are asked for something; those that cannot run are named."""
@@ -74,19 +77,22 @@ def run_variants(args: argparse.Namespace) -> bool:
     """`m3-bench run`: a bundle's variants, and those of other plans. Whether everything could be measured."""
     opened = _Opened.of(args)
     plans = [Path(name) for name in args.plans]
-    if plans and opened.bundle.manifest.is_reranker:
-        raise InputError(
-            f"--plans compares encoders by their vectors, and {str(args.bundle)!r} is a reranker's bundle, which has "
-            "none; leave --plans out"
-        )
-    # plans are compared with the vectors of FP32
+    # plans are compared with what FP32 gives
     names = [*args.variants, FP32] if plans and args.variants else args.variants
     if plans and args.reference is not None:
         raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
     others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, args.threads)
-    texts = unseen_texts(args.texts) if plans else _texts(args, opened.bundle)
-    return _measure(opened, texts, [*variants, *others], {}, has_plans=bool(plans))
+    if not plans:
+        return _measure(opened, _texts(args, opened.bundle), variants, {})
+    everybody, folder = [*variants, *others], args.output.parent
+    if opened.bundle.manifest.is_reranker:
+        pairs = UnseenPairs.of(args.texts)
+        return _measure(
+            opened, pairs.texts, everybody, {}, lambda _, specs: rerankers_over_budget(specs, pairs, args.threads)
+        )
+    texts = unseen_texts(args.texts)
+    return _measure(opened, texts, everybody, {}, lambda run, specs: over_budget(run, specs, folder))
 
 
 def run_peers(args: argparse.Namespace) -> bool:
@@ -111,7 +117,7 @@ def run_peers(args: argparse.Namespace) -> bool:
             absent[key] = reason
         else:
             contenders.append(contender)
-    return _measure(opened, texts, contenders, absent, has_plans=False)
+    return _measure(opened, texts, contenders, absent)
 
 
 def _texts(args: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
@@ -136,10 +142,17 @@ def _measure(
     texts: tuple[str, ...],
     contenders: Sequence[ContenderSpec],
     absent: Mapping[str, str],
-    *,
-    has_plans: bool,
+    judge: Judge | None = None,
 ) -> bool:
-    """Run contenders through the scenarios and print; `absent` says by key why others are not there."""
+    """Run contenders through the scenarios and print.
+
+    Args:
+        opened: the command line.
+        texts: whose vectors are kept.
+        contenders: who runs.
+        absent: why others are not there, by key.
+        judge: says what of the plans is over budget; None where none are compared.
+    """
     args, bundle, plan = opened.args, opened.bundle, opened.plan
     if not contenders:
         raise InputError(f"none of the variants of {str(bundle.folder)!r} can run on this processor")
@@ -160,7 +173,7 @@ def _measure(
     done = run(spec, TextMaker(open_tokenizer(bundle)), opened.progress)
     is_whole = True
     if plan.targets:
-        over = over_budget(done, {one.name: one for one in everybody}, args.output.parent) if has_plans else {}
+        over = judge(done, {one.name: one for one in everybody}) if judge else {}
         is_small, processor = bundle.manifest.geometry.hidden_size < FULL_SIZE, ProcessorClass.of(cpu_info())
         evaluation = Evaluation(done, names, {**absent, **missing}, over, processor, is_small)
         table, is_whole = target_table(plan.targets, evaluation)

@@ -16,7 +16,7 @@ from m3_bench.report.tables import overview
 from m3_bench.run.run import named
 from m3_bench.scenarios import Measure, ProcessorClass, Target
 from m3_bench.workers.gemm import FLOP
-from m3_export.plan.costs import Objective
+from m3_export.plan.costs import SHAPES, Objective
 
 HEAD = ("target", "limit", "median", "met", "medians")
 OverBudget = Mapping[str, tuple[str, ...]]
@@ -139,7 +139,7 @@ def values_of(target: Target, evaluation: Evaluation) -> tuple[Values, Sequence[
     if target.measure is Measure.REGRET:
         others = {n: [evaluation.series(n, scenario) for scenario in target.scenarios] for n in target.against}
         holding = [series for name, series in others.items() if not evaluation.over_budget[name]]
-        weights = [Objective.BALANCED.weights[scenario] for scenario in target.scenarios]
+        weights = [Objective.BALANCED.weights[shape.name] for shape in SHAPES]
         return _regret(ours, holding, weights), [one for each in (ours, *others.values()) for one in each]
     if target.measure.is_memory:
         is_peak = target.measure is Measure.PEAK_BYTES

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from m3_bench.documents import Scenario
+from m3_export.plan.costs import SHAPES
 from m3_runtime.cpu import CpuInfo
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import BundleFormatError, InputError
@@ -75,7 +76,7 @@ class Target:
         name: for `--targets`; several targets of one name are chosen together.
         title: in words, for tables.
         measure: what the figure is.
-        scenarios: one; for regret several, whose names are the planner's shapes.
+        scenarios: one; for regret as many as the planner has shapes, in their order.
         limits: by class of processor, avx2 at least; what is missing is as the one before.
         contender: whose figure it is.
         against: whom it is compared with: the first, or of a ceiling the fastest.
@@ -132,6 +133,14 @@ class Plan:
             if one.name in self._needed or max(one.lengths) <= max_tokens:
                 found.append(replace(one, lengths=tuple(min(length, max_tokens) for length in one.lengths)))
         return replace(self, scenarios=tuple(found))
+
+    def of_kind(self, *, is_reranker: bool) -> "Plan":
+        """Without what asks everybody for what only the other kind of model gives, and the targets that need it."""
+        others = {one.name for one in self.scenarios if not one.contenders and (SCORE in one.heads) != is_reranker}
+        return Plan(
+            tuple(one for one in self.scenarios if one.name not in others),
+            tuple(one for one in self.targets if not others & {*one.scenarios, one.against_scenario}),
+        )
 
     def with_auto(self, variant: str) -> "Plan":
         """The same, with a variant's name for "auto"."""
@@ -249,4 +258,7 @@ def _target(table: dict[str, Any], where: str) -> Target:
             )
     if not target.limits or not target.scenarios:
         raise InputError(f"{where}: a target has scenarios and limits")
+    if target.measure is Measure.REGRET and len(target.scenarios) != len(SHAPES):
+        shapes = ", ".join(f"{one.texts} × {one.tokens}" for one in SHAPES)
+        raise InputError(f"{where}: regret has a scenario for each of the planner's shapes, in their order ({shapes})")
     return target

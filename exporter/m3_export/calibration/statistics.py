@@ -3,19 +3,25 @@
 Two things make activations easier to quantize, and both are exact: channels are centred (`passes.centre_activations`)
 and the few outlier neurons of a layer are multiplied in float (`passes.outlier_neurons`). The statistics of a
 projection's input are those that the INT8 graph will see, with both applied.
+
+What the first layer reads depends on a token and its position alone, so its range is that of the whole vocabulary: a
+token that no calibration text holds may reach further in an outlier channel, and a static range that clips it there
+costs the text more than all other projections together.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m3_export.arrays import Float32Array, Ids
 from m3_export.graph.model import Linear, M3Model, Norm
 from m3_export.plan.plan import Kind, Projection, projections
 from m3_export.quantize.projection import InputStatistics
 from m3_export.verify.reference import batches_of_one_length
+from m3_runtime.bundle.manifest import Head
 
 CALIBRATION_TOKENS = 128  # of each text: many texts say more about a channel's range than long ones
 MAX_ROWS = 512  # kept of each input
@@ -33,11 +39,14 @@ class ActivationStatistics:
         means: (H,) float32 per normalisation, in the order in which they run.
         outlier_neurons: indices of outlier FFN neurons per layer, ascending.
         inputs: statistics of every projection's input, centred, outlier neurons at zero.
+        colbert_moments: (C, C) float64, second moments of the natural texts' ColBERT rows, summed; None without that
+            head.
     """
 
     means: tuple[Float32Array, ...]
     outlier_neurons: tuple[tuple[int, ...], ...]
     inputs: Mapping[Projection, InputStatistics]
+    colbert_moments: NDArray[np.float64] | None = None
 
 
 def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
@@ -51,7 +60,10 @@ def norm_before(projection: Projection) -> int | None:
 
 
 def gather_statistics(
-    model: M3Model, ids: Sequence[Ids], track: Callable[[Sequence[list[int]]], Iterable[list[int]]]
+    model: M3Model,
+    ids: Sequence[Ids],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
+    natural: int = 0,
 ) -> ActivationStatistics:
     """Run the calibration texts through the exact model.
 
@@ -59,8 +71,10 @@ def gather_statistics(
         model: the model that was traced.
         ids: (L,) ids of each text, both special tokens included.
         track: wraps the iteration, for a progress bar.
+        natural: so many of the texts, the first, are natural, and have their ColBERT rows looked at.
     """
     tokens = sum(len(row) for row in ids)
+    colbert = _ColbertMoments(model, natural)
     norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
     inputs = {
         projection: _InputObserver(linears(model, projection)[0], tokens)
@@ -75,10 +89,12 @@ def gather_statistics(
         with torch.inference_mode():
             for indices in track(batches_of_one_length(ids)):
                 batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
-                model(batch, torch.ones_like(batch))
+                colbert.add(indices, model(batch, torch.ones_like(batch)))
     finally:
         for hook in hooks:
             hook.remove()
+    for embedded in _vocabulary(model):
+        inputs[Projection(0, Kind.QKV)].widen(embedded)
     means = tuple((observer.total / tokens).astype(np.float32) for observer in norms.values())
     outliers = tuple(
         outlier_neurons(observer.highest, np.concatenate(observer.of_token))
@@ -91,7 +107,7 @@ def gather_statistics(
         zeroed = list(outliers[projection.layer]) if after_gelu else []
         offset = None if norm is None else means[norm]
         found[projection] = observer.statistics(offset, zeroed, after_gelu=after_gelu)
-    return ActivationStatistics(means=means, outlier_neurons=outliers, inputs=found)
+    return ActivationStatistics(means, outliers, found, colbert.total)
 
 
 def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:
@@ -106,6 +122,36 @@ def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int,
     """
     order = np.argsort(-highest, kind="stable")[:MOST_OUTLIERS]
     return tuple(sorted(int(i) for i in order if highest[i] > OUTLIER_FACTOR * float(np.median(of_token))))
+
+
+def _vocabulary(model: M3Model) -> Iterator[Float32Array]:
+    """What the first layer reads of every token, each at one position; (N, H) at a time."""
+    positions = len(model.positions) - model.pad_id - 1
+    for ids in torch.arange(len(model.words)).split(min(positions, CALIBRATION_TOKENS)):
+        with torch.inference_mode():
+            embedded = model.embedded(ids[None])[0].numpy()
+        yield embedded
+
+
+class _ColbertMoments:
+    """Sums the second moments of natural texts' ColBERT rows. They are not centred, because MaxSim is of dot products.
+
+    Attributes:
+        total: (C, C); None without a ColBERT head.
+    """
+
+    def __init__(self, model: M3Model, natural: int) -> None:
+        self._place = model.outputs.index(Head.COLBERT) if Head.COLBERT in model.outputs else -1
+        self._natural = natural
+        self.total = None if model.colbert is None else np.zeros((model.colbert.weight.shape[1],) * 2)
+
+    def add(self, indices: Sequence[int], outputs: Sequence[torch.Tensor]) -> None:
+        """Of some texts, which have no padding: what the model gives for them."""
+        if self.total is None:
+            return
+        texts = outputs[self._place].numpy()[[i < self._natural for i in indices]]
+        rows = texts.reshape(-1, texts.shape[-1]).astype(np.float64)
+        self.total += rows.T @ rows
 
 
 class _MeanObserver:
@@ -131,11 +177,15 @@ class _InputObserver:
 
     def observe(self, _linear: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         x = args[0].flatten(0, 1).numpy()
-        np.minimum(self._lowest, x.min(0), out=self._lowest)
-        np.maximum(self.highest, x.max(0), out=self.highest)
+        self.widen(x)
         self.of_token.append(x.max(1))
         self._rows.append(x[-self._seen % self._every :: self._every].copy())
         self._seen += len(x)
+
+    def widen(self, x: Float32Array) -> None:
+        """Take in the range of (N, K) inputs, which are not among the rows."""
+        np.minimum(self._lowest, x.min(0), out=self._lowest)
+        np.maximum(self.highest, x.max(0), out=self.highest)
 
     def statistics(self, offset: Float32Array | None, zeroed: list[int], *, after_gelu: bool) -> InputStatistics:
         """Of the centred input, some channels of it at zero."""

@@ -102,9 +102,11 @@ def _check_labels(config: Mapping[str, Any], out_proj: torch.Tensor) -> None:
             f"the classifier has {rows} labels; a reranker has one, the score of a pair: train it with num_labels=1, "
             "as FlagEmbedding's reranker and sentence-transformers' CrossEncoder do"
         )
-    labels = config.get("id2label")
-    if labels is not None and (not isinstance(labels, dict) or len(labels) != 1):
+    labels, number = config.get("id2label"), config.get("num_labels")
+    is_one = labels is None or (isinstance(labels, dict) and len(labels) == 1)
+    if not is_one or number not in (None, 1):
+        said = f"num_labels is {number!r}" if is_one else f"id2label is {labels!r}"
         raise CheckpointError(
-            f"config.json: id2label is {labels!r}, but the classifier has one label; "
-            "config.json and the weights belong to different models"
+            f"config.json: {said}, but the classifier has one label; config.json and the weights belong to different "
+            "models"
         )

@@ -9,20 +9,22 @@ scheme costs.
 
 `fixed` is the embedding and the heads, `layer` a layer whose projections all have the first precision that the engine
 offers, `extra` what another precision adds to it (less than nothing, if it is faster). What the kinds add one by one is
-levelled so that a model in one precision takes what was measured of it. Whole models have the last word: where the
-chosen plan compares otherwise with its start than predicted, the costs of what was changed are corrected.
+levelled so that a model in one precision takes what was measured of it. A model that wants one token of each text (a
+reranker, a dense-only encoder) runs its last layer for that token alone (`passes.last_layer_rows`), where a precision
+adds next to nothing. Whole models have the last word: where the chosen plan compares otherwise with its start than
+predicted, the costs of what was changed are corrected.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from m3_export.errors import PlanError
-from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan, Setting
-from m3_runtime.bundle.manifest import EngineName, Geometry
+from m3_export.plan.plan import FloatType, Kind, Precision, PrecisionPlan, Projection, Setting
+from m3_runtime.bundle.manifest import EngineName, Geometry, Head
 from m3_runtime.io.atomic import write_whole
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -39,6 +41,17 @@ class Shape:
 
 
 SHAPES = (Shape("query", 1, 16), Shape("passage", 1, 128), Shape("batch", 16, 128))
+PAIR_SHAPES = (Shape("query", 1, 64), Shape("passage", 1, 128), Shape("batch", 16, 128))
+"""A reranker's: a query with a short passage, a pair, the pairs of a query. No pair has 16 tokens."""
+
+
+def shapes_of(heads: Collection[Head]) -> tuple[Shape, ...]:
+    """What is timed of a model with these heads. The names are the same, so objectives weigh all models alike."""
+    return PAIR_SHAPES if Head.SCORE in heads else SHAPES
+
+
+LAST_LAYER = {Kind.QKV: 2 / 3, Kind.ATTENTION_OUT: 0.0, Kind.FFN_IN: 0.0, Kind.FFN_OUT: 0.0}
+"""The part of a projection that the last layer runs where one token is wanted: keys and values are of all tokens."""
 
 
 class Objective(StrEnum):
@@ -81,7 +94,8 @@ class Costs:
         hidden_size: H of the model that was timed.
         ffn_size: its FFN's width.
         base: seconds by setting: of a model without layers, and of each layer at the first precision.
-        extra: seconds that one projection adds in another precision, by setting.
+        extra: seconds that one projection adds in another precision, by setting; of a layer that runs for all tokens.
+        is_one_token: the model wants one token of each text.
     """
 
     engine: EngineName
@@ -91,6 +105,7 @@ class Costs:
     ffn_size: int
     base: Mapping[Setting, tuple[Seconds, Seconds]]
     extra: Mapping[Setting, Mapping[tuple[Kind, Precision], Seconds]]
+    is_one_token: bool = False
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -104,15 +119,18 @@ class Costs:
 
     def seconds(self, plan: PrecisionPlan, layers: int) -> Seconds:
         """Predicted times of a plan for a model of so many layers."""
-        setting = plan.setting
-        fixed, layer = self.base[setting]
-        table = self.extra[setting]
-        return {
-            shape.name: fixed[shape.name]
-            + layers * layer[shape.name]
-            + sum(table[name.kind, scheme.precision][shape.name] for name, scheme in plan.schemes.items())
-            for shape in SHAPES
-        }
+        fixed, layer = self.base[plan.setting]
+        added = [self.added(plan.setting, name, scheme.precision, layers) for name, scheme in plan.schemes.items()]
+        return {s: fixed[s] + layers * layer[s] + sum(seconds[s] for seconds in added) for s in fixed}
+
+    def added(self, setting: Setting, projection: Projection, precision: Precision, layers: int) -> Seconds:
+        """What a projection of a model of so many layers adds in a precision."""
+        share = self._share(projection, layers)
+        return {shape: share * seconds for shape, seconds in self.extra[setting][projection.kind, precision].items()}
+
+    def _share(self, projection: Projection, layers: int) -> float:
+        is_cut = self.is_one_token and projection.layer == layers - 1
+        return LAST_LAYER[projection.kind] if is_cut else 1.0
 
     def corrected(self, plan: PrecisionPlan, start: PrecisionPlan, measured: tuple[Seconds, Seconds]) -> "Costs":
         """These costs, but such that they predict how two whole models' measured times compare.
@@ -124,16 +142,16 @@ class Costs:
             start: a whole-model candidate; what is predicted of it stays.
             measured: the seconds of both.
         """
-        changed = [
-            (projection.kind, scheme.precision)
-            for projection, scheme in plan.schemes.items()
-            if scheme.precision is not start.schemes[projection].precision
-        ]
+        changed = [p for p, scheme in plan.schemes.items() if scheme.precision is not start.schemes[p].precision]
+        keys = {(p.kind, plan.schemes[p].precision) for p in changed}
         layers = len(plan.schemes) // len(Kind)
+        whole = sum(self._share(p, layers) for p in changed)
+        if not whole:
+            return self
         expected, of_start = self.seconds(plan, layers), self.seconds(start, layers)
         missing = {s: of_start[s] * measured[0][s] / measured[1][s] - expected[s] for s in expected}
         table = {
-            key: {s: seconds[s] + (missing[s] / len(changed) if key in changed else 0.0) for s in seconds}
+            key: {s: seconds[s] + (missing[s] / whole if key in keys else 0.0) for s in seconds}
             for key, seconds in self.extra[plan.setting].items()
         }
         return replace(self, extra={**self.extra, plan.setting: table})
@@ -192,6 +210,7 @@ def _to_json(costs: Costs) -> dict[str, Any]:
         "multipliers": costs.multipliers,
         "hidden_size": costs.hidden_size,
         "ffn_size": costs.ffn_size,
+        **({"is_one_token": True} if costs.is_one_token else {}),
         "settings": [
             {
                 "float_type": setting.float_type.value,
@@ -220,6 +239,7 @@ def _from_json(entry: Mapping[str, Any]) -> Costs:
         ffn_size=int(entry["ffn_size"]),
         base=base,
         extra=extra,
+        is_one_token=bool(entry.get("is_one_token", False)),
     )
 
 

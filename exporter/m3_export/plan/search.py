@@ -19,8 +19,8 @@ from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
 SAME_TIME = 1.01  # what differs by less is as fast
-COULD_HOLD = 3.0  # what a change of a few precisions does to the losses is predicted within this factor
 MOST_DEGENERATE = 2.0  # times the limit: repair at most halves the mean loss of degenerate texts at once
+BEYOND = 1e3  # times the largest sum of losses of a measured plan: as far as figures are extrapolated
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
 MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
 
@@ -134,8 +134,8 @@ def _is_better(one: Trial, than: Trial, limits: Figures) -> bool:
 class Repair:
     """Predicts what plans lose from what their projections lose one at a time, and finds the fastest that should hold.
 
-    Errors of projections are nearly independent, so losses add up. Where that is wrong for a model, it is about as
-    wrong for the new plan as for the ones that the engine measured: predictions are scaled to their figures.
+    Errors of projections are nearly independent, so losses add up. What the engine makes of such a sum is read off
+    between the plans that it has measured, so that a search between one that holds and one that does not closes in.
     """
 
     def __init__(
@@ -161,24 +161,18 @@ class Repair:
     def __call__(self, trial: Trial, seen: Set[PrecisionPlan], trials: Sequence[Trial] = ()) -> Candidate | None:
         """The fastest plan not seen yet that is predicted to hold; None if there is none.
 
-        Where the trial holds, whatever is faster and could hold is worth a trial. Precisions go up where that saves
-        most excess per time; then they go down wherever that is possible, alone or in exchange for another projection's
-        going up.
+        Precisions go up where that saves most excess per time; then they go down wherever that is possible, alone or in
+        exchange for another projection's going up.
 
         Args:
             trial: whose plan is repaired.
             seen: plans that were tried.
-            trials: all so far. What could not hold by those with the same setting is not returned.
+            trials: all so far; those with the same setting tell what the engine makes of sums of losses.
         """
         start = trial.candidate.plan
         state = _State(dict(start.schemes), self._sum(start.schemes))
-        slack = COULD_HOLD if trial.holds(self._limits) else 1
-        others = [other for other in trials if other is not trial and self._covers(other.candidate.plan, start)]
-        forecast = _Forecast(
-            (
-                self._anchor(trial, slack, state.total),
-                *(self._anchor(o, COULD_HOLD, self._sum(o.candidate.plan.schemes), [-1]) for o in others),
-            )
+        forecast = self._forecast(
+            [trial, *(t for t in trials if t is not trial and self._covers(t.candidate.plan, start))]
         )
         while (excess := self._excess(state.total, forecast)) > 0:
             higher = self._best_move_up(state, excess, forecast)
@@ -203,12 +197,12 @@ class Repair:
         known = all(scheme in self._ladder[projection] for projection, scheme in plan.schemes.items())
         return known and plan.setting == start.setting
 
-    def _anchor(self, trial: Trial, slack: float, total: Floats, unknown: Sequence[int] = ()) -> "_Anchor":
-        """A trial's figures beside what the sum of its projections' losses predicts; `unknown` figures do not count."""
-        measured = trial.expected.in_parts_of(self._limits)
-        measured[-1] = min(measured[-1], MOST_DEGENERATE)
-        measured[list(unknown)] = 0
-        return _Anchor(measured, measured / np.maximum(self._in_parts(total), 1e-12), slack)
+    def _forecast(self, trials: Sequence[Trial]) -> "_Forecast":
+        """What the engine found, beside what the sums of the projections' losses say."""
+        sums = np.array([self._in_parts(self._sum(trial.candidate.plan.schemes)) for trial in trials])
+        figures = np.array([trial.expected.in_parts_of(self._limits) for trial in trials])
+        figures[:, -1] = np.minimum(figures[:, -1], MOST_DEGENERATE)
+        return _Forecast.between(sums, figures)
 
     def _best_move_up(self, state: "_State", excess: float, forecast: "_Forecast") -> "_State | None":
         """The one move up that saves most excess per time, or None if none saves any.
@@ -283,33 +277,33 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class _Anchor:
-    """A measured plan, from which others are predicted; (F,) arrays in parts of the limits.
+class _Forecast:
+    """Figures by the sum of a plan's losses: from none, through the measured plans, in proportion beyond them.
 
     Attributes:
-        measured: its figures.
-        scale: its figures ÷ those that the sum of its projections' losses predicts.
-        slack: the factor by which a predicted change may be wrong; the more hopeful end is taken.
+        sums: F arrays, ascending, in parts of the limits.
+        figures: F arrays of the same lengths, ascending.
     """
 
-    measured: Floats
-    scale: Floats
-    slack: float
+    sums: Sequence[Floats]
+    figures: Sequence[Floats]
 
-    def of(self, in_parts: Floats) -> Floats:
-        change = in_parts * self.scale - self.measured
-        return self.measured + np.where(change < 0, change * self.slack, change / self.slack)
-
-
-@dataclass(frozen=True)
-class _Forecast:
-    """The figures that all measured plans together predict."""
-
-    anchors: Sequence[_Anchor]
+    @classmethod
+    def between(cls, sums: Floats, figures: Floats) -> "_Forecast":
+        """(P, F) sums and figures of measured plans; where a plan of a smaller sum lost more, its figure counts."""
+        order = np.argsort(sums, axis=0)
+        ends = np.maximum(np.take_along_axis(sums, order, axis=0), 1e-12)
+        reached = np.maximum.accumulate(np.take_along_axis(figures, order, axis=0))
+        none = np.zeros_like(ends[:1])
+        return cls(
+            tuple(np.concatenate([none, ends, ends[-1:] * BEYOND]).T),
+            tuple(np.concatenate([none, reached, reached[-1:] * BEYOND]).T),
+        )
 
     def of(self, in_parts: Floats) -> Floats:
         """(F,) from the sum of a plan's losses in parts of the limits; never less for larger sums."""
-        return np.max([anchor.of(in_parts) for anchor in self.anchors], axis=0)
+        rows = zip(in_parts, self.sums, self.figures, strict=True)
+        return np.array([np.interp(at, sums, figures) for at, sums, figures in rows])
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from m3_export.calibration.statistics import ActivationStatistics
 from m3_export.graph import passes
 from m3_export.graph.trace import trace
 from m3_export.options import VariantName
-from m3_export.plan.costs import SHAPES, Costs, Seconds
+from m3_export.plan.costs import LAST_LAYER, Costs, Seconds, shapes_of
 from m3_export.plan.plan import FLOAT, FloatType, Kind, Precision, PrecisionPlan, Scheme, Setting, projections
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs, engine_of, properties_of, write_int8
 from m3_runtime.bundle.manifest import EngineName, Geometry, Head, Pooling, Variant
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch, pad_batch
-from m3_runtime.engines import Engine, TokenBatch
+from m3_runtime.engines import Engine, TokenBatch, is_pooled_only
 from m3_runtime.engines.select import open_graph
 
 K = TypeVar("K")
@@ -93,11 +93,12 @@ def measure_costs(
         plans[setting, 1, None] = _plan(base, 1, setting)
         plans |= {(setting, most, key): _plan(schemes, most, setting) for key, schemes in variations.items()}
     seconds = _timed(small, name, plans, geometry, work, track)
+    whole = {kind: most - 1 + LAST_LAYER[kind] if small.is_one_token else float(most) for kind in Kind}
     table, extra = {}, {}
     for setting in found:
         several = {key: seconds[setting, most, key] for key in variations}
         table[setting] = _base(seconds[setting, 1, None], several[None], most)
-        extra[setting] = {(kind, first): dict.fromkeys(several[None], 0.0) for kind in Kind} | _extra(several, most)
+        extra[setting] = {(kind, first): dict.fromkeys(several[None], 0.0) for kind in Kind} | _extra(several, whole)
     return Costs(
         engine=engine,
         processor=f"{cpu.name}, {default_threads()} threads",
@@ -106,6 +107,7 @@ def measure_costs(
         ffn_size=geometry.ffn_size,
         base=table,
         extra=extra,
+        is_one_token=small.is_one_token,
     )
 
 
@@ -115,8 +117,13 @@ def _base(one: Seconds, several: Seconds, layers: int) -> tuple[Seconds, Seconds
     return {shape: one[shape] - layer[shape] for shape in one}, layer
 
 
-def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind, Precision], Seconds]:
-    """What a projection adds in another precision than the first, levelled to models in one precision."""
+def _extra(several: Mapping[Variation, Seconds], layers: Mapping[Kind, float]) -> dict[tuple[Kind, Precision], Seconds]:
+    """What a projection adds in another precision than the first, levelled to models in one precision.
+
+    Args:
+        several: seconds of models that differ in precisions.
+        layers: that run each kind of projection for all tokens.
+    """
     base = several[None]
     extra: dict[tuple[Kind, Precision], Seconds] = {}
     for key, uniform in several.items():
@@ -125,7 +132,8 @@ def _extra(several: Mapping[Variation, Seconds], layers: int) -> dict[tuple[Kind
         kinds = {kind: several[kind, key[1]] for kind in Kind}
         missing = {s: uniform[s] - base[s] - sum(found[s] - base[s] for found in kinds.values()) for s in base}
         for kind, found in kinds.items():
-            extra[kind, key[1]] = {s: (found[s] - base[s] + missing[s] / len(Kind)) / layers for s in base}
+            of_kind = layers[kind] or 1.0  # a single layer that runs for one token: what it adds is next to nothing
+            extra[kind, key[1]] = {s: (found[s] - base[s] + missing[s] / len(Kind)) / of_kind for s in base}
     return extra
 
 
@@ -144,7 +152,7 @@ def in_turns(
     """
     found: dict[K, dict[str, float]] = {key: {} for key in engines}
     rng = np.random.default_rng(0)
-    for shape in SHAPES:
+    for shape in shapes_of(heads):
         size = (shape.texts, min(shape.tokens, geometry.max_tokens))
         ids = rng.integers(5, min(geometry.vocab_size, WORDS), size, dtype=np.int32)
         batches = {key: _batch(ids, engine.packed_tokens) for key, engine in engines.items()}
@@ -226,6 +234,11 @@ class SmallModels:
     def heads(self) -> tuple[Head, ...]:
         """The model's heads."""
         return self._quantized.model.outputs
+
+    @property
+    def is_one_token(self) -> bool:
+        """Whether the last layer runs for one token of each text."""
+        return is_pooled_only(self.heads) and self._quantized.model.pooling is Pooling.CLS
 
     def write(self, name: VariantName, plan: PrecisionPlan, work: Path, folder: Path) -> Variant:
         """Write a variant of as many layers as the plan has; `work` is for graphs that an engine has to read."""

@@ -13,7 +13,6 @@ from m3_runtime.bulk.repeated import came_again
 from m3_runtime.bulk.shards import BulkLimits, Shard, read_shards, without_long
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
-from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.rows import BadRow, Row
@@ -167,6 +166,6 @@ def _size_bytes(job: BulkJob, geometry: Geometry, rows: int, tokens: int, distin
     if Head.SPARSE in settings.heads:
         size += max(0, distinct - 2 * rows) * 8
     if Head.COLBERT in settings.heads and geometry.colbert_dim is not None:
-        row_bytes = ColbertDtype(settings.colbert_dtype).row_bytes(settings.colbert_dim or geometry.colbert_dim)
+        row_bytes = settings.colbert_dtype.row_bytes(settings.colbert_dim or geometry.colbert_dim)
         size += max(0, tokens - rows) // settings.colbert_pool * row_bytes
     return size

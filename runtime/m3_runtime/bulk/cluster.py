@@ -105,7 +105,7 @@ class _ShardEncoder:
     def __init__(self, open_encoder: Callable[..., M3Encoder], job: BulkJob, limits: BulkLimits, threads: int) -> None:
         self._job, self._limits = job, limits
         try:
-            self._encoder: M3Encoder | M3Error = open_on_node(open_encoder, job.space_id, threads)
+            self._encoder: M3Encoder | M3Error = open_on_node(open_encoder, job, threads)
         except Exception as error:
             self._encoder = as_m3_error(error)
 
@@ -125,19 +125,20 @@ class _ShardEncoder:
         return draft
 
 
-def open_on_node(open_encoder: Callable[..., M3Encoder], space_id: str, threads: int) -> M3Encoder:
-    """Open a node's bundle, if it has the vector space that the driver has seen.
+def open_on_node(open_encoder: Callable[..., M3Encoder], job: BulkJob, threads: int) -> M3Encoder:
+    """Open a node's bundle, if it has the vector space, and of reduced ColBERT rows the axes, of the job.
 
     Raises:
         SpaceMismatchError: it has another.
-        M3Error: it cannot be opened here.
+        M3Error: it cannot be opened here, or has no axes.
     """
     encoder = open_encoder(threads=threads)
-    if encoder.space_id == space_id:
+    found = encoder.colbert_space_id(job.vectors.colbert_dim)
+    if found == job.colbert_space_id:
         return encoder
     encoder.close()
     raise SpaceMismatchError(
-        f"the bundle is {encoder.space_id} on one node and {space_id} where the job was started; "
+        f"the bundle is {found} on one node and {job.colbert_space_id} where the job was started; "
         "put the same bundle on every node"
     )
 

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from m3_runtime.bulk.sources import SourceFile
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.space import space_on_axes
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.io.rows import Columns
 from m3_runtime.records import OPTIONAL
 
@@ -17,15 +19,6 @@ class ShardDenseDtype(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
-
-
-class ShardColbertDtype(StrEnum):
-    """How ColBERT rows are written; all but float16 come with a scale for each row."""
-
-    FLOAT16 = "float16"
-    INT8 = "int8"
-    INT4 = "int4"
-    BINARY = "binary"
 
 
 class OnLong(StrEnum):
@@ -54,7 +47,7 @@ class VectorSettings:
     max_length: int
     on_long: OnLong = OnLong.TRUNCATE
     dense_dtype: ShardDenseDtype = ShardDenseDtype.FLOAT32
-    colbert_dtype: ShardColbertDtype = ShardColbertDtype.FLOAT16
+    colbert_dtype: ColbertDtype = ColbertDtype.FLOAT16
     colbert_pool: int = 1
     colbert_dim: int | None = field(default=None, metadata=OPTIONAL)
     colbert_pca: str = field(default="", metadata=OPTIONAL)
@@ -81,6 +74,12 @@ class BulkJob:
     columns: Columns
     sources: tuple[SourceFile, ...]
     format: int = FORMAT
+
+    @property
+    def colbert_space_id(self) -> str:
+        """Name of the space of the ColBERT rows."""
+        dim = self.vectors.colbert_dim
+        return self.space_id if dim is None else space_on_axes(self.space_id, dim, self.vectors.colbert_pca)
 
 
 def difference(begun: BulkJob, asked: BulkJob) -> str | None:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bulk.colbert import pooled
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.journal import writing
 from m3_runtime.bulk.sources import SourceFile, SourceWatch
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.encode.colbert import ColbertDtype, PackedRows, stored
+from m3_runtime.encode.colbert import PackedRows, joined_rows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
@@ -210,12 +209,12 @@ def _encoded(
     step: Sequence[Row],
     ids: Sequence[NDArray[np.int32]] | None,
 ) -> Encoding:
-    as_written = settings.colbert_dtype is ShardColbertDtype.FLOAT16 and settings.colbert_pool == 1
     how: dict[str, Any] = {
         "batch_size": limits.batch_size,
         "token_budget": limits.token_budget,
-        "colbert_dtype": "float16" if as_written else "float32",
+        "colbert_dtype": settings.colbert_dtype,
         "colbert_dim": settings.colbert_dim,
+        "colbert_pool": settings.colbert_pool,
     }
     if ids is not None:
         return encoder.encode_ids(ids, settings.heads, **how)
@@ -246,13 +245,14 @@ def _schema(job: BulkJob, geometry: Geometry) -> Any:
     if Head.SPARSE in settings.heads:
         columns.append(("lexical_weights", pa.list_(_lexical_struct(pa))))
     if Head.COLBERT in settings.heads:
-        dtype, dim = ColbertDtype(settings.colbert_dtype), settings.colbert_dim or geometry.colbert_dim or 0
+        dtype, dim = settings.colbert_dtype, settings.colbert_dim or geometry.colbert_dim or 0
         rows = pa.list_(pa.from_numpy_dtype(dtype.item), dtype.width(dim))
         columns.append(("colbert_vecs", pa.list_(rows)))
         if dtype.is_packed:
             columns.append(("colbert_scales", pa.list_(pa.float32())))
         metadata |= {"m3.colbert_dtype": dtype.value, "m3.colbert_pool": str(settings.colbert_pool)}
         metadata |= {"m3.colbert_dim": str(dim), "m3.colbert_pca": settings.colbert_pca}
+        metadata["m3.colbert_space_id"] = job.colbert_space_id
     return pa.schema([pa.field(*column, nullable=False) for column in columns], metadata)
 
 
@@ -267,19 +267,15 @@ def _table(ids: Sequence[str], encoding: Encoding, settings: VectorSettings, sch
         entries = pa.StructArray.from_arrays(pairs, fields=list(_lexical_struct(pa)))
         columns.append(pa.ListArray.from_arrays(sparse.indptr.astype(np.int32), entries))
     if encoding.colbert_vecs is not None:
-        columns += _colbert_columns(pa, list(encoding.colbert_vecs), settings)
+        columns += _colbert_columns(pa, list(encoding.colbert_vecs))
     return pa.table(columns, schema=schema)
 
 
-def _colbert_columns(pa: Any, colbert_vecs: Sequence[NDArray[Any]], settings: VectorSettings) -> list[Any]:
-    texts = [pooled(rows, settings.colbert_pool) for rows in colbert_vecs]
+def _colbert_columns(pa: Any, texts: Sequence[NDArray[Any] | PackedRows]) -> list[Any]:
     starts = np.cumsum([0, *map(len, texts)], dtype=np.int32)
-    rows = np.concatenate(texts)
-    small = stored(rows, settings.colbert_dtype)
-    if not isinstance(small, PackedRows):
-        return [pa.ListArray.from_arrays(starts, _fixed_rows(pa, small))]
-    vectors = pa.ListArray.from_arrays(starts, _fixed_rows(pa, small.values))
-    return [vectors, pa.ListArray.from_arrays(starts, pa.array(small.scales))]
+    values, scales = joined_rows(texts)
+    columns = [_fixed_rows(pa, values), *([] if scales is None else [pa.array(scales)])]
+    return [pa.ListArray.from_arrays(starts, column) for column in columns]
 
 
 def _fixed_rows(pa: Any, rows: NDArray[Any]) -> Any:

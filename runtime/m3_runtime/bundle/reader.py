@@ -1,6 +1,7 @@
 """Opening a bundle: everything is checked before anything is used."""
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,8 +72,10 @@ class Bundle:
             BundleNotFoundError: no such folder, or no manifest in it.
             BundleFormatError: malformed manifest, another schema, a path that leaves the folder.
             BundleDamagedError: a listed file is missing, cut off or changed.
-            InputError: `verify` is neither "size" nor "full".
+            InputError: the path is none, or `verify` is neither "size" nor "full".
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"expected a bundle's folder, got {type(path).__name__}")
         folder = Path(path)
         level = member(Verify, verify, "verify")
         manifest = _read_manifest(folder, level)
@@ -94,9 +97,18 @@ class Bundle:
         """(C, `dim`): what rows are multiplied by to have so many dimensions.
 
         Raises:
+            M3Error: as `checked_colbert_dim`.
+            BundleFormatError: the file is no such matrix.
+            BundleDamagedError: it is not the one that the manifest lists.
+        """
+        return self._principal_axes[:, : self.checked_colbert_dim(dim)]
+
+    def checked_colbert_dim(self, dim: int) -> int:
+        """The dimensions, if ColBERT rows can have so many.
+
+        Raises:
             HeadError: the bundle has no ColBERT head.
             InputError: `dim` is no number from 1 to C, or the bundle has no principal axes.
-            BundleFormatError: the file is no such matrix.
         """
         width = self.manifest.geometry.colbert_dim
         if width is None:
@@ -105,20 +117,24 @@ class Bundle:
             raise InputError(f"colbert_dim must be a number from 1 to {width}, got {dim!r}")
         if self.colbert_pca is None:
             raise InputError(f"colbert_dim={dim}: the bundle has no {COLBERT_PCA}, as older exports; export it again")
-        return self._principal_axes[:, :dim]
+        return dim.__index__()
 
     @cached_property
     def _principal_axes(self) -> NDArray[np.float32]:
-        width = self.manifest.geometry.colbert_dim
+        width, entry = self.manifest.geometry.colbert_dim, self.colbert_pca
+        assert entry is not None
         try:
-            axes = np.load(self.file(COLBERT_PCA), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            data = self.file(COLBERT_PCA).read_bytes()
+            axes = np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError, EOFError, MemoryError) as error:  # its header may say any size
             raise BundleFormatError(f"{COLBERT_PCA} cannot be read ({error}); export the bundle again") from error
         if axes.shape != (width, width) or axes.dtype != np.float32 or not np.isfinite(axes).all():
             raise BundleFormatError(
                 f"{COLBERT_PCA}: expected ({width}, {width}) finite float32, got {axes.shape} {axes.dtype}; export the "
                 "bundle again"
             )
+        if (digest := hashlib.sha256(data).hexdigest()) != entry.sha256:  # it names the space of reduced rows
+            raise BundleDamagedError(_other_digest(entry, digest))
         return np.asarray(axes)
 
     def variant(self, name: str) -> Variant:
@@ -201,9 +217,11 @@ def _check_file(folder: Path, entry: FileEntry, level: Verify) -> None:
         )
     is_digest_compared = level is Verify.FULL or size <= SMALL_FILE_BYTES
     if is_digest_compared and (digest := sha256_of(path)) != entry.sha256:
-        raise BundleDamagedError(
-            f"{entry.path!r} is damaged: expected SHA-256 {entry.sha256}, got {digest}; copy or export it again"
-        )
+        raise BundleDamagedError(_other_digest(entry, digest))
+
+
+def _other_digest(entry: FileEntry, digest: str) -> str:
+    return f"{entry.path!r} is damaged: expected SHA-256 {entry.sha256}, got {digest}; copy or export it again"
 
 
 def _check_references(manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.errors import SpaceMismatchError
 
 if TYPE_CHECKING:
@@ -32,36 +33,65 @@ def space_of_fewer_pieces(full_space_id: str, kept_ids: Sequence[int]) -> str:
 def full_space_of(space_id: str) -> str:
     """The space of the model with all its pieces. Texts whose pieces two bundles both have get the same vectors.
 
-    >>> full_space_of("m3-0f+7091a181"), full_space_of("m3-0f")
-    ('m3-0f', 'm3-0f')
+    >>> full_space_of("m3-0f+7091a181"), full_space_of("m3-0f+7091a181/64-1f2e3d4c"), full_space_of("m3-0f")
+    ('m3-0f', 'm3-0f/64-1f2e3d4c', 'm3-0f')
     """
-    return space_id.partition("+")[0]
+    own, slash, axes = space_id.partition("/")
+    return own.partition("+")[0] + slash + axes
 
 
-def check_space(index_space_id: str, index_variant: str, encoder: "OpenedModel") -> None:
+def space_on_axes(space_id: str, dim: int, axes_sha256: str) -> str:
+    """The space of ColBERT rows on the first `dim` of a bundle's principal axes, whose file has this digest.
+
+    >>> space_on_axes("m3-0f", 64, "1f2e3d4c5b")
+    'm3-0f/64-1f2e3d4c'
+    """
+    return f"{space_id}/{dim}-{axes_sha256[:8]}"
+
+
+def colbert_space_of(bundle: Bundle, dim: int | None) -> str:
+    """The space of ColBERT rows of so many dimensions: the bundle's own for None, which keeps rows as they are.
+
+    Raises:
+        HeadError: the bundle has no ColBERT head.
+        InputError: `dim` is no number from 1 to the head's width, or the bundle has no principal axes.
+    """
+    if dim is None:
+        return bundle.manifest.space_id
+    dim = bundle.checked_colbert_dim(dim)
+    assert bundle.colbert_pca is not None
+    return space_on_axes(bundle.manifest.space_id, dim, bundle.colbert_pca.sha256)
+
+
+def check_space(
+    index_space_id: str, index_variant: str, encoder: "OpenedModel", colbert_dim: int | None = None
+) -> None:
     """Compare what an index recorded when it was filled with the encoder that will query it.
 
     Args:
-        index_space_id: `encoder.space_id` at the time of indexing.
+        index_space_id: `encoder.space_id` at the time of indexing; of ColBERT rows `encoder.colbert_space_id`.
         index_variant: `encoder.variant.name` at the time of indexing.
         encoder: what will encode the queries.
+        colbert_dim: with which queries are encoded.
 
     Raises:
-        SpaceMismatchError: the space of another model.
+        SpaceMismatchError: the space of another model, or ColBERT rows on other axes or of other dimensions.
+        M3Error: as `colbert_space_of`.
 
     Warns:
         VocabularyDriftWarning: the same model with other pieces.
         VariantDriftWarning: the same space, computed by another variant.
     """
-    if full_space_of(index_space_id) != full_space_of(encoder.space_id):
+    own = colbert_space_of(encoder.bundle, colbert_dim)
+    if full_space_of(index_space_id) != full_space_of(own):
         raise SpaceMismatchError(
-            f"the index holds vectors of space {index_space_id}, the encoder makes vectors of space "
-            f"{encoder.space_id}; open the bundle that the index was filled with, or fill the index again"
+            f"the index holds vectors of space {index_space_id}, the encoder makes vectors of space {own}; open the "
+            "bundle that the index was filled with, with the same dimensions, or fill the index again"
         )
-    if index_space_id != encoder.space_id:
+    if index_space_id != own:
         warnings.warn(
-            f"the index was filled in {index_space_id}, queries are encoded in {encoder.space_id}: the same model with "
-            "another choice of pieces. Texts whose pieces both have got the same vectors, others did not: "
+            f"the index was filled in {index_space_id}, queries are encoded in {own}: the same model with another "
+            "choice of pieces. Texts whose pieces both have got the same vectors, others did not: "
             "`out_of_vocabulary` counts them",
             VocabularyDriftWarning,
             stacklevel=2,

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -62,14 +62,17 @@ def _is_bundle(folder: Path) -> bool:
 
 
 @contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
+def staging_folder(out: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
     """A folder to write the bundle for `out` in, gone at the end unless `publish` renamed it.
 
-    What a killed export left behind is cleared away first: its lock is free.
+    What a killed export left behind is cleared away first: its lock is free. `say` gets to know of what was not.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for nest in _beside(out, _PARTIAL):
-        _clear_if_abandoned(nest)
+        if not _clear_if_abandoned(nest):
+            say(f"{str(nest)!r} is of an export that was killed, or still runs; remove it if none does")
+    for older in _beside(out, _REPLACED) if not os.path.lexists(out) else ():
+        say(f"{str(older)!r} is an older bundle, moved aside by an export that was killed; it goes when this is done")
     nest = _hidden(out, _PARTIAL, secrets.token_hex(8))
     nest.mkdir()
     try:
@@ -131,21 +134,25 @@ def _lock_held(nest: Path) -> Iterator[None]:
         yield
 
 
-def _clear_if_abandoned(nest: Path) -> None:
+def _clear_if_abandoned(nest: Path) -> bool:
+    """Whether it is known whose it is: it was abandoned, and is gone now, or another process works in it."""
     try:
         with (nest / _LOCK_NAME).open("r+") as lock:  # for writing: NFS locks nothing else
-            if _take_lock(lock):
+            if taken := _take_lock(lock):
                 shutil.rmtree(nest, ignore_errors=True)
     except OSError:
-        return  # without a lock nobody knows whose it is
+        return not nest.exists()  # without a lock nobody knows; another process may have taken it away meanwhile
+    return taken is not None
 
 
-def _take_lock(file: IO[Any]) -> bool:
-    """Lock an open file until it is closed or the process ends; whether that could be done."""
+def _take_lock(file: IO[Any]) -> bool | None:
+    """Lock an open file until it is closed or the process ends; False if another process has, None without locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process holds it, or the file system has no locks
+    except BlockingIOError:
         return False
+    except OSError:  # the file system has none
+        return None
     return True

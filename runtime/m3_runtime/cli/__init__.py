@@ -9,7 +9,7 @@ from m3_runtime.cli import bulk, encode, info, score, serve
 from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
 from m3_runtime.cli.interrupt import end_without_waiting
 from m3_runtime.errors import M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, exit_code
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, exit_code, out_of_memory
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors on CPU, from a bundle that m3-export made."
@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (M3Error, OSError) as error:
         sys.stderr.write(f"m3-runtime: {error}\n")
+        return exit_code(error)
+    except MemoryError as error:
+        remedy = "encode less at a time: a smaller --token-budget (of serve --batch-tokens) or --batch-size"
+        sys.stderr.write(f"m3-runtime: {out_of_memory(error)}; {remedy}\n")
         return exit_code(error)
     except KeyboardInterrupt:
         sys.stderr.write("m3-runtime: interrupted\n")

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +12,13 @@ from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cli.environment import CommandParser
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
-from m3_runtime.errors import InputError, TextTooLongError
+from m3_runtime.errors import InputError, NoRoomError, TextTooLongError
 from m3_runtime.io.formats import STDIN, SourceFormat
-from m3_runtime.io.rows import PairRow, Row
+from m3_runtime.io.rows import Columns, PairRow, Row
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
 
@@ -101,8 +102,8 @@ def add_threads(group: Any, text: str, default: int | None = None) -> None:
     add_integer(group, "--threads", text, most=MOST_THREADS, default=default)
 
 
-def add_choice(group: Any, name: str, text: str, default: Member) -> None:
-    """An option that takes the value of an enum's member."""
+def add_choice(group: Any, name: str, text: str, default: Member, *, is_noted: bool = False) -> None:
+    """An option that takes the value of an enum's member; None where it is not given, if that `is_noted`."""
     kind = type(default)
 
     def parse(value: str) -> Member:
@@ -111,7 +112,8 @@ def add_choice(group: Any, name: str, text: str, default: Member) -> None:
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"expected {' or '.join(kind)}, got {value!r}") from error
 
-    group.add_argument(name, type=parse, default=default, metavar="|".join(kind), help=f"{text} (default: {default})")
+    value = None if is_noted else default
+    group.add_argument(name, type=parse, default=value, metavar="|".join(kind), help=f"{text} (default: {default})")
 
 
 def add_bundle(command: argparse.ArgumentParser) -> None:
@@ -150,6 +152,64 @@ def add_heads(group: Any) -> None:
     """Which heads to compute."""
     text = "comma-separated: dense, sparse, colbert (default: dense)"
     group.add_argument("--heads", type=_heads, default=(Head.DENSE,), metavar="LIST", help=text)
+
+
+def add_colbert(group: Any, default: ColbertDtype) -> None:
+    """How ColBERT rows are written; see `colbert_settings`."""
+    text = "how ColBERT rows are written; int8, int4 and binary have a scale for each row"
+    add_choice(group, "--colbert-dtype", text, default, is_noted=True)
+    text = "pool N similar ColBERT rows into one, on average; docs/operate/bulk.md has the loss (default: 1, keep all)"
+    add_integer(group, "--colbert-pool", text)
+    add_integer(group, "--colbert-dim", "project ColBERT rows on N principal axes of the bundle's (default: all)")
+
+
+def colbert_settings(arguments: argparse.Namespace, default: ColbertDtype) -> dict[str, Any]:
+    """What `add_colbert` adds: the named arguments of `M3Encoder.encode_heads`.
+
+    Raises:
+        InputError: one is given, and no ColBERT rows are asked for.
+    """
+    names = ("colbert_dtype", "colbert_pool", "colbert_dim")
+    refuse_without_head(arguments, Head.COLBERT, names)
+    given = {name: getattr(arguments, name) for name in names}
+    return {**given, "colbert_dtype": given["colbert_dtype"] or default, "colbert_pool": given["colbert_pool"] or 1}
+
+
+def refuse_given(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, names: Sequence[str], reason: str
+) -> None:
+    """Refuse options that would have no effect: those of these names with another value than their default.
+
+    Raises:
+        InputError: there is one; the message names it and gives the reason.
+    """
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise InputError(f"--{name.replace('_', '-')} {reason}")
+
+
+def checked_columns(arguments: argparse.Namespace, formats: Iterable[SourceFormat]) -> Columns:
+    """What `add_columns` adds.
+
+    Raises:
+        InputError: columns are named, and no file of these formats has any.
+    """
+    if set(formats) == {SourceFormat.LINES}:
+        reason = "names a column, and lines of text have none; leave it out, or say how to read them: --input-format"
+        refuse_given(arguments, arguments.command_parser, ("text", "id"), reason)
+    return Columns(arguments.text, arguments.id)
+
+
+def refuse_without_head(arguments: argparse.Namespace, head: Head, names: Sequence[str]) -> None:
+    """See that options of a head, None where not given, come with that head.
+
+    Raises:
+        InputError: `--heads` does not ask for it.
+    """
+    for name in names:
+        if getattr(arguments, name) is not None and head not in arguments.heads:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is of {head} vectors, which --heads does not ask for; add {head} there")
 
 
 def add_max_length(group: Any, name: str = "--max-length") -> None:
@@ -207,16 +267,16 @@ def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
 
 
 @contextmanager
-def placed(rows: Sequence[Row | PairRow]) -> Iterator[None]:
-    """Name the place of a row whose text is too long.
+def placed(rows: Sequence[Row | PairRow], start: int) -> Iterator[None]:
+    """Name the place of a row whose text is too long; `start` rows came before these.
 
     Raises:
         InputError: one is, and that is an error.
     """
     try:
         yield
-    except TextTooLongError as error:
-        raise InputError(f"{rows[error.index].place}: {error}") from error
+    except (TextTooLongError, NoRoomError) as error:
+        raise InputError(f"{rows[error.index].place}: {error.of_part(start)}") from error
 
 
 def _streams(text: str) -> int | str:

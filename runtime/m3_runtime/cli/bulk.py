@@ -11,7 +11,7 @@ from typing import Any
 
 from m3_runtime.bulk.check import JobCheck, check_job
 from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, encode_on_cluster
-from m3_runtime.bulk.job import BulkJob, OnLong, ShardColbertDtype, ShardDenseDtype, VectorSettings
+from m3_runtime.bulk.job import BulkJob, OnLong, ShardDenseDtype, VectorSettings
 from m3_runtime.bulk.run import BulkSummary, EncodeShards, encode_here, run_job
 from m3_runtime.bulk.shards import BulkLimits
 from m3_runtime.bulk.sources import FoundSources, check_apart, find_sources
@@ -22,27 +22,30 @@ from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
     add_choice,
+    add_colbert,
     add_columns,
     add_heads,
     add_input_format,
     add_integer,
     add_max_length,
     add_parser,
+    checked_columns,
+    colbert_settings,
     integer,
     number,
+    refuse_without_head,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cores import cpus_of_workers, usable_cores
 from m3_runtime.cpu import default_threads
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.options import checked_heads, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import choose_variant
-from m3_runtime.errors import InputError
 from m3_runtime.exit_codes import OK, TOO_MANY_REJECTED
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.output import check_no_input
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.rows import Columns
 from m3_runtime.opened_model import check_kind
 
 _MOST_REASONS = 5
@@ -69,7 +72,8 @@ examples:
 
 columns of a shard:
   id string, tokens int32, dense_vecs list of H floats, lexical_weights list of {id int32, weight float32},
-  colbert_vecs list of lists of C float16, or int8 with colbert_scales
+  colbert_vecs list of lists of C float16, or as --colbert-dtype says: float32; int8, or uint8 of 2 or 8 values, with
+  colbert_scales
   the schema's metadata has m3.space_id and m3.variant
   read them with pyarrow.dataset.dataset("OUT/vectors"), DuckDB, Polars or Spark; docs/operate/bulk.md shows how
 
@@ -129,12 +133,8 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     add_max_length(group)
     text = "truncate longer texts and count them, or reject them as bad rows"
     add_choice(group, "--on-truncate", text, OnLong.TRUNCATE)
-    add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32)
-    text = "how ColBERT rows are written; int8, int4 and binary have a scale for each row"
-    add_choice(group, "--colbert-dtype", text, ShardColbertDtype.FLOAT16)
-    text = "pool N similar ColBERT rows into one, on average; docs/operate/bulk.md has the loss; 1 keeps all"
-    add_integer(group, "--colbert-pool", text, default=1)
-    add_integer(group, "--colbert-dim", "project ColBERT rows on N principal axes of the bundle's (default: all)")
+    add_choice(group, "--dense-dtype", "how dense vectors are written", ShardDenseDtype.FLOAT32, is_noted=True)
+    add_colbert(group, ColbertDtype.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,11 @@ def _open_encode(
 
 def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argparse.Namespace) -> BulkJob:
     manifest, dim = bundle.manifest, arguments.colbert_dim
+    checked_heads(manifest, arguments.heads)
+    refuse_without_head(arguments, Head.DENSE, ["dense_dtype"])
+    colbert = colbert_settings(arguments, ColbertDtype.FLOAT16)
     if dim is not None:
         bundle.colbert_axes(dim)  # fails here, before anything is written
-        if Head.COLBERT not in arguments.heads:
-            raise InputError("--colbert-dim is of ColBERT rows, which --heads does not ask for; add colbert there")
-    checked_heads(manifest, arguments.heads)
     default_rows = _COLBERT_SHARD_ROWS if Head.COLBERT in arguments.heads else _SHARD_ROWS
     return BulkJob(
         space_id=manifest.space_id,
@@ -242,14 +242,12 @@ def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argpa
             heads=arguments.heads,
             max_length=checked_max_length(arguments.max_length, manifest.geometry.max_tokens, "--max-length"),
             on_long=arguments.on_truncate,
-            dense_dtype=arguments.dense_dtype,
-            colbert_dtype=arguments.colbert_dtype,
-            colbert_pool=arguments.colbert_pool,
-            colbert_dim=dim,
+            dense_dtype=arguments.dense_dtype or ShardDenseDtype.FLOAT32,
+            **colbert,
             colbert_pca=bundle.colbert_pca.sha256 if dim and bundle.colbert_pca else "",
         ),
         shard_rows=arguments.shard_rows or default_rows,
-        columns=Columns(arguments.text, arguments.id),
+        columns=checked_columns(arguments, [source.format for source in found.files]),
         sources=found.files,
     )
 

@@ -10,17 +10,21 @@ from typing import Any
 from m3_runtime.cli.arguments import (
     add_batching,
     add_bundle,
+    add_colbert,
     add_columns,
     add_heads,
     add_input_format,
     add_max_length,
     add_on_truncate,
     add_parser,
+    checked_columns,
+    colbert_settings,
     in_words,
     open_encoder,
     placed,
 )
 from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
@@ -28,7 +32,7 @@ from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.output import STDOUT, jsonl_lines, npz_arrays, opened_output, write_npz
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.readers import known_format, read_texts
-from m3_runtime.io.rows import Columns, Row
+from m3_runtime.io.rows import Row
 
 # Texts per call of `encode`: enough to sort by length, few enough that results appear and memory stays small.
 _STEP_TEXTS = 1024
@@ -53,6 +57,9 @@ a line of JSONL output:
 
 arrays of npz output: ids, token_counts, dense_vecs, sparse_indptr, sparse_ids, sparse_weights, colbert_indptr,
 colbert_vecs; row s of a ragged array is values[indptr[s]:indptr[s + 1]].
+
+--colbert-dtype int8, int4 and binary: colbert_vecs are the values of PackedRows, and colbert_scales a float for each
+row. npz also has colbert_dtype and colbert_dim, and with --colbert-dim colbert_space_id, the space of such rows.
 """
 
 
@@ -74,8 +81,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("-o", "--output", default=STDOUT, metavar="OUT", help=text)
     add_max_length(command)
     add_on_truncate(command)
-    text = "how ColBERT rows are kept in npz (default: %(default)s)"
-    command.add_argument("--colbert-dtype", choices=("float32", "float16"), default="float32", help=text)
+    add_colbert(command, ColbertDtype.FLOAT32)
     text = "report progress on standard error even if it is no terminal"
     command.add_argument("--progress", action="store_true", help=text)
     add_batching(command)
@@ -85,7 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Encode what the arguments name."""
     if arguments.format == "npz" and arguments.output == STDOUT:
         arguments.command_parser.error("--format npz needs -o FILE")
+    colbert_settings(arguments, ColbertDtype.FLOAT32)
     source_format = known_format(arguments.file, arguments.input_format)  # before the model is loaded
+    checked_columns(arguments, [source_format])
     ids: list[str] = []
     parts: list[Encoding] = []
     texts = truncated = respelled = 0
@@ -102,7 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not texts:
             raise InputError(f"{in_words(arguments.file)} has no texts to encode")
         if arguments.format == "npz":
-            write_npz(file, npz_arrays(ids, parts))
+            dim = arguments.colbert_dim
+            write_npz(file, npz_arrays(ids, parts, "" if dim is None else encoder.colbert_space_id(dim)))
     if truncated:
         sys.stderr.write(f"m3-runtime: {truncated} of {texts} texts were longer than --max-length and were cut\n")
     if respelled:
@@ -112,11 +121,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _encoded(
     encoder: M3Encoder, source_format: SourceFormat, arguments: argparse.Namespace
 ) -> Iterator[tuple[list[Row], Encoding]]:
-    rows = read_texts(arguments.file, source_format, Columns(arguments.text, arguments.id))
+    rows = read_texts(arguments.file, source_format, checked_columns(arguments, [source_format]))
     texts = 0
     with Progress(quiet=not (arguments.progress or sys.stderr.isatty())).meter() as meter:
         while step := list(islice(rows, _STEP_TEXTS)):
-            with placed(step):
+            with placed(step, texts):
                 encoding = encoder.encode_heads(
                     [row.text for row in step],
                     arguments.heads,
@@ -124,7 +133,7 @@ def _encoded(
                     max_length=arguments.max_length,
                     token_budget=arguments.token_budget,
                     on_truncate=arguments.on_truncate,
-                    colbert_dtype=arguments.colbert_dtype,
+                    **colbert_settings(arguments, ColbertDtype.FLOAT32),
                 )
             texts += len(step)
             meter.advance(len(step), f"{texts} texts, {meter.per_s(texts):.0f} texts/s")

@@ -41,6 +41,7 @@ class CommandParser(argparse.ArgumentParser):
         for action in present.values():
             _need_not_be_given(action)
         found, rest = super().parse_known_args(args, namespace)
+        rest = self._placed(found, rest)
         given = set(vars(found))
         taken: dict[str, tuple[str, Any]] = {}
         for variable, action in present.items():
@@ -55,6 +56,17 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"the environment variables {other} and {variable} disagree; unset one of them")
             setattr(found, action.dest, value)
         return found, rest
+
+    def _placed(self, found: argparse.Namespace, rest: list[str]) -> list[str]:
+        """Give words that came after options to positionals that may be left out; argparse takes those for left out."""
+        if any(word.startswith("-") and word != "-" for word in rest):
+            return rest  # an option that nobody knows, and perhaps its value
+        for action in self._actions:
+            is_free = not action.option_strings and action.nargs == "?" and action.type is None
+            if rest and is_free and getattr(found, action.dest, action.default) == action.default:
+                setattr(found, action.dest, rest[0])
+                rest = rest[1:]
+        return rest
 
 
 def variables(command: argparse.ArgumentParser) -> dict[str, argparse.Action]:

@@ -5,11 +5,13 @@ unwinds, which takes its unfinished files away, and the process ends without wai
 """
 
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -73,6 +75,38 @@ class InterruptibleEngine:
     def _work(self) -> None:
         while (run := self._runs.get()) is not None:
             run()
+
+
+@contextmanager
+def second_ends_at_once(code: int, message: str) -> Iterator[None]:
+    """Let a second Ctrl-C end the process while the block runs, whatever computes; the first unwinds the block.
+
+    The first is seen when what computes comes back to Python. A thread waits for the second.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield
+        return
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        seen = 0
+        with ear:
+            while signals := ear.recv(64):
+                seen += signals.count(signal.SIGINT)
+                if seen > 1:
+                    with suppress(OSError):
+                        os.write(2, f"{message}\n".encode())
+                    os._exit(code)
+
+    threading.Thread(target=watch, name="m3-interrupts", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()  # which ends the thread
 
 
 def end_without_waiting(code: int) -> None:

@@ -19,6 +19,7 @@ from m3_runtime.cli.arguments import (
     number,
     open_model,
     placed,
+    refuse_given,
 )
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.encoder import M3Encoder
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
         score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
         while step := list(islice(pairs, _STEP_PAIRS)):
-            with placed(step):
+            with placed(step, count):
                 rows, cut, lacking = score(step)
             count += len(step)
             truncated, respelled = truncated + cut, respelled + lacking
@@ -166,5 +167,6 @@ def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:
     if (arguments.pairs is not None) == has_texts or (arguments.query is not None and not has_texts):
         arguments.command_parser.error("give QUERY and PASSAGE, or --pairs FILE")
     if has_texts:
+        refuse_given(arguments, arguments.command_parser, ["input_format"], "is for --pairs FILE; leave it out")
         return iter([PairRow(arguments.query, arguments.passage, "command line")])
     return read_pairs(arguments.pairs, arguments.input_format)

@@ -1,17 +1,18 @@
-"""Smaller ColBERT rows: fewer dimensions, and values of 8, 4 or 1 bits. Pure functions.
+"""Smaller ColBERT rows: fewer dimensions, fewer rows, and values of 8, 4 or 1 bits. Pure functions.
 
 A stored row is its integer levels times a scale of its own. Queries are not stored, so they stay in float: a score of a
 float query with a stored passage loses less than one of two stored texts.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.encode.pooling import pooled
 from m3_runtime.errors import InputError
 
 
@@ -126,6 +127,30 @@ class PackedRows:
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
 
+@dataclass(frozen=True)
+class ColbertForm:
+    """How ColBERT rows are handed out.
+
+    Attributes:
+        dtype: of their values.
+        axes: (C, D), what rows are projected on; None leaves them as they are.
+        pool: how many rows of a text become one, on average; 1 keeps all.
+    """
+
+    dtype: ColbertDtype = ColbertDtype.FLOAT32
+    axes: NDArray[np.float32] | None = field(default=None, compare=False)
+    pool: int = 1
+
+    def of(self, rows: NDArray[np.float32], *, normalize: bool) -> NDArray[Any] | PackedRows:
+        """A text's rows (R, C) in this form; `normalize` as in `projected`.
+
+        Raises:
+            ExtraNotInstalledError: rows are pooled, and scipy is not installed.
+        """
+        kept = rows if self.axes is None else projected(rows, self.axes, normalize=normalize)
+        return stored(pooled(kept, self.pool), self.dtype)
+
+
 def stored(rows: NDArray[Any], dtype: ColbertDtype | str) -> NDArray[Any] | PackedRows:
     """Rows as they are handed out or written.
 
@@ -160,6 +185,14 @@ def stored(rows: NDArray[Any], dtype: ColbertDtype | str) -> NDArray[Any] | Pack
         return PackedRows(dtype, np.packbits(codes, axis=1), scales, rows.shape[1])
     even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
     return PackedRows(dtype, even[:, ::2] << 4 | even[:, 1::2], scales, rows.shape[1])
+
+
+def joined_rows(texts: Sequence[NDArray[Any] | PackedRows]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """The rows of several texts, at least one, one after the other: values, and scales where rows are packed."""
+    packed = [rows for rows in texts if isinstance(rows, PackedRows)]
+    if not packed:
+        return np.concatenate([np.asarray(rows) for rows in texts]), None
+    return np.concatenate([rows.values for rows in packed]), np.concatenate([rows.scales for rows in packed])
 
 
 def projected(rows: NDArray[np.float32], axes: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:

@@ -1,15 +1,13 @@
 """The arguments of a call, checked once and frozen."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from m3_runtime.bundle.manifest import LEAST_TOKENS, Head, ModelInfo
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.encode.colbert import ColbertDtype
+from m3_runtime.encode.colbert import ColbertDtype, ColbertForm
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.sequences import member
 from m3_runtime.tokenizer import OnTruncate
@@ -21,28 +19,31 @@ _MOST_THREADS = 4096
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How to encode: every field has been checked against the bundle.
-
-    `colbert_axes` (C, D) are what ColBERT rows are projected on; None leaves them as they are.
-    """
+    """How to encode: every field has been checked against the bundle."""
 
     heads: frozenset[Head]
     max_length: int
     batch_size: int
     token_budget: int
     on_truncate: OnTruncate
-    colbert_dtype: ColbertDtype
-    colbert_axes: NDArray[np.float32] | None = field(default=None, compare=False)
+    colbert: ColbertForm
 
 
-class EncodeArguments(TypedDict, total=False):
-    """Arguments of `M3Encoder.encode` other than texts, heads and `colbert_dim`."""
+class BatchArguments(TypedDict, total=False):
+    """Arguments of `M3Encoder.encode` other than texts, heads, and those of ColBERT rows."""
 
     batch_size: int
     token_budget: int
     max_length: int | None
     on_truncate: OnTruncate | str
+
+
+class EncodeArguments(BatchArguments, total=False):
+    """Arguments of `M3Encoder.encode` other than texts and heads."""
+
     colbert_dtype: ColbertDtype | str
+    colbert_dim: int | None
+    colbert_pool: int
 
 
 def encode_options(
@@ -53,12 +54,11 @@ def encode_options(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     max_length: int | None = None,
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
-    colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
-    colbert_axes: NDArray[np.float32] | None = None,
+    colbert: ColbertForm = ColbertForm(),  # noqa: B008 - frozen
 ) -> EncodeOptions:
     """Check the arguments of a call, which are those of `M3Encoder.encode_heads`, for the bundle that will encode.
 
-    Its `colbert_dim` has become axes of the bundle: see `Bundle.colbert_axes`.
+    Those of ColBERT rows have become one: see `colbert_form`.
 
     Raises:
         InputError: an argument is out of range, or no head is asked for.
@@ -70,8 +70,21 @@ def encode_options(
         batch_size=checked_integer(batch_size, "batch_size"),
         token_budget=checked_integer(token_budget, "token_budget"),
         on_truncate=member(OnTruncate, on_truncate, "on_truncate"),
-        colbert_dtype=member(ColbertDtype, colbert_dtype, "colbert_dtype"),
-        colbert_axes=colbert_axes,
+        colbert=colbert,
+    )
+
+
+def colbert_form(bundle: Bundle, dtype: ColbertDtype | str, dim: int | None, pool: int) -> ColbertForm:
+    """How a call wants ColBERT rows; the arguments are those of `M3Encoder.encode` without `colbert_`.
+
+    Raises:
+        InputError: an argument is out of range, or the bundle has no principal axes.
+        HeadError: dimensions are asked for of a bundle without that head.
+    """
+    return ColbertForm(
+        member(ColbertDtype, dtype, "colbert_dtype"),
+        None if dim is None else bundle.colbert_axes(dim),
+        checked_integer(pool, "colbert_pool"),
     )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head, ModelInfo
 from m3_runtime.encode.batching import Ready
-from m3_runtime.encode.colbert import PackedRows, projected, stored
+from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
 from m3_runtime.encode.sparse import SparseVectors
@@ -80,9 +80,8 @@ def batch_encoding(
         raise EngineError(f"the graph gives {raw.logits.shape[1:]} scores a pair, expected one")
     colbert: list[NDArray[Any] | PackedRows] | None = None
     if raw.colbert_vecs is not None:
-        axes, rows = options.colbert_axes, colbert_rows(batch, raw.colbert_vecs)
-        kept = rows if axes is None else (projected(row, axes, normalize=manifest.normalize) for row in rows)
-        colbert = [stored(row, options.colbert_dtype) for row in kept]
+        rows = colbert_rows(batch, raw.colbert_vecs)
+        colbert = [options.colbert.of(one, normalize=manifest.normalize) for one in rows]
     return Encoding(
         dense_vecs=raw.dense_vecs,
         sparse=None if raw.token_weights is None else sparse_rows(batch, raw.token_weights, vocab_size),

@@ -46,8 +46,7 @@ def encode_texts(
         try:
             return tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
         except TextTooLongError as error:
-            index = part.start + error.index
-            raise TextTooLongError(f"text {index}", index, error.tokens, error.max_length) from error
+            raise error.of_part(part.start) from error
 
     with closing(windows_ahead(map(len, texts), tokenize)) as windows:
         return encode_windows(windows, len(texts), options, manifest, engine)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.errors import EngineError
 
 # A graph's optional input, (1,) int64: for how many leading tokens the last layer and the heads are computed; all by
 # default. Graphs with CLS pooling have it, since their dense vectors need the first token alone.
@@ -136,3 +137,16 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of the graph and its memory."""
         ...
+
+
+def batch_failed(engine: str, batch: TokenBatch, error: Exception) -> EngineError:
+    """What an engine raised on a batch, in our words; where it says that memory ran out, with the remedy.
+
+    >>> batch = TokenBatch(np.ones((8, 512), np.int64), np.ones((8, 512), np.int64))
+    >>> print(batch_failed("an engine", batch, RuntimeError("std::bad_alloc")))
+    an engine failed on a batch of 8x512 tokens: std::bad_alloc; a smaller token_budget or batch_size needs less memory
+    """
+    shape = "x".join(map(str, batch.input_ids.shape))
+    is_of_memory = isinstance(error, MemoryError) or "alloc" in str(error)
+    remedy = "; a smaller token_budget or batch_size needs less memory" if is_of_memory else ""
+    return EngineError(f"{engine} failed on a batch of {shape} tokens: {error}{remedy}")

@@ -26,6 +26,7 @@ from m3_runtime.engines import (
     Opening,
     RawOutputs,
     TokenBatch,
+    batch_failed,
     is_pooled_only,
 )
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
@@ -144,8 +145,7 @@ class OpenVinoEngine:
                     for head in heads
                 }
             except Exception as error:
-                shape = "x".join(map(str, batch.input_ids.shape))
-                raise EngineError(f"OpenVINO failed on a batch of {shape} tokens: {error}") from error
+                raise batch_failed("OpenVINO", batch, error) from error
         self._largest_tokens = max(self._largest_tokens, batch.input_ids.size)
         raw = RawOutputs(**arrays)
         _check_rows(batch, raw)

@@ -16,6 +16,7 @@ from m3_runtime.engines import (
     Opening,
     RawOutputs,
     TokenBatch,
+    batch_failed,
     is_pooled_only,
 )
 from m3_runtime.engines.no_telemetry import engine_package
@@ -88,8 +89,7 @@ class OrtEngine:
             # Copied: they are in the arena, and one that is kept would keep a whole region of it.
             arrays = [np.array(output) for output in outputs]
         except Exception as error:
-            shape = "x".join(map(str, batch.input_ids.shape))
-            raise EngineError(f"onnxruntime failed on a batch of {shape} tokens: {error}") from error
+            raise batch_failed("onnxruntime", batch, error) from error
         self._largest_tokens = max(self._largest_tokens, batch.input_ids.size)
         if self._is_low_memory:
             trim_heap()

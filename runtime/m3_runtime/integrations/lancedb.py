@@ -16,7 +16,15 @@ from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import HeadError, InputError
 from m3_runtime.extras import needs_extra
 from m3_runtime.integrations.hits import Hit, RankingStore
-from m3_runtime.integrations.passages import Added, Mode, Passage, check_collection, notes_of, payload_as_json
+from m3_runtime.integrations.passages import (
+    Added,
+    Mode,
+    Passage,
+    check_collection,
+    check_encoder,
+    notes_of,
+    payload_as_json,
+)
 
 if TYPE_CHECKING:  # it starts a thread when it is imported; a caller with a database has imported it
     from lancedb.db import DBConnection
@@ -66,6 +74,7 @@ class LanceIndex(RankingStore[str]):
             HeadError: the bundle lacks a head that the table has.
             InputError: there is a table of this name, or LanceDB takes no such name.
         """
+        check_encoder(encoder)
         try:
             return cls(db.create_table(table, schema=_schema(encoder, with_colbert=colbert)), encoder)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -19,7 +19,7 @@ from m3_runtime.flag_reranker import FlagReranker
 from m3_runtime.ignored import Devices
 from m3_runtime.integrations.adapters import NEGLIGIBLE_WEIGHT
 from m3_runtime.integrations.hits import Hit, RankingStore, weights_of
-from m3_runtime.integrations.passages import Added, Mode, Passage, check_collection, why_too_long
+from m3_runtime.integrations.passages import Added, Mode, Passage, check_collection, check_encoder, why_too_long
 from m3_runtime.tokenizer import checked_texts
 
 with needs_extra("pymilvus and scipy", "milvus"):
@@ -215,8 +215,9 @@ class MilvusIndex(RankingStore[str]):
         """A new, empty collection.
 
         Raises:
-            InputError: there is a collection of this name.
+            InputError: there is a collection of this name, or the bundle is a reranker's.
         """
+        check_encoder(encoder)
         if client.has_collection(collection):  # creating it again would do nothing, and say nothing
             raise InputError(f"there is a collection {collection!r}; open it, drop it, or choose another name")
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)

@@ -11,10 +11,12 @@ from numbers import Integral
 from typing import Any
 
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.space import check_space
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, PartlyAddedError
+from m3_runtime.opened_model import check_kind
 from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text
 
@@ -241,15 +243,28 @@ def notes_of(encoder: M3Encoder) -> dict[str, str]:
     return dict(zip(NOTE_KEYS, (encoder.space_id, encoder.variant.name), strict=True))
 
 
+def check_encoder(encoder: M3Encoder) -> None:
+    """See that what is to fill a store is an open encoder.
+
+    Raises:
+        InputError: it is a reranker, or something else.
+    """
+    bundle = getattr(encoder, "bundle", None)
+    if not isinstance(bundle, Bundle):
+        raise InputError(f"expected an open M3Encoder, got {type(encoder).__name__}")
+    check_kind(bundle, is_reranker=False)
+
+
 def check_collection(
     name: str, notes: Mapping[str, Any], encoder: M3Encoder, keys: tuple[str, str] = NOTE_KEYS
 ) -> None:
     """See that a collection was filled from the encoder's vector space, by the notes that the database keeps with it.
 
     Raises:
-        InputError: the collection does not say which vector space it holds.
+        InputError: the collection does not say which vector space it holds, or the encoder is none.
         SpaceMismatchError: as `check_space`, whose warnings it gives too.
     """
+    check_encoder(encoder)
     if not notes.keys() >= set(keys):
         raise InputError(
             f"collection {name!r} does not say which vector space it holds; expected {keys[0]} and {keys[1]} in its "

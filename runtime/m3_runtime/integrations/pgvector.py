@@ -20,6 +20,7 @@ from m3_runtime.integrations.passages import (
     Passage,
     as_json,
     check_collection,
+    check_encoder,
     notes_of,
     payload_as_json,
     why_too_long,
@@ -77,6 +78,7 @@ class PgvectorIndex(RankingStore[Mapping[str, Any]]):
             InputError: there is a table of this name, the database has no pgvector or an old one, vectors are too
                 wide for an index, or another argument is not what it must be.
         """
+        check_encoder(encoder)
         name = sql.Identifier(_checked_name(table))
         with _transaction(connection) as cursor:
             columns = _columns(cursor, encoder, with_sparse=sparse)

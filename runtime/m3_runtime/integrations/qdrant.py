@@ -20,6 +20,7 @@ from m3_runtime.integrations.passages import (
     PassageStore,
     check_collection,
     check_counts,
+    check_encoder,
     notes_of,
 )
 from m3_runtime.sequences import member
@@ -71,8 +72,10 @@ class QdrantIndex(PassageStore):
 
         Raises:
             HeadError: the bundle lacks one of the three heads.
+            InputError: it is a reranker's.
             ValueError: Qdrant has a collection of this name.
         """
+        check_encoder(encoder)
         client.create_collection(
             collection,
             vectors_config=_vectors_config(encoder),

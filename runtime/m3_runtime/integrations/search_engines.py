@@ -19,6 +19,7 @@ from m3_runtime.integrations.passages import (
     add_in_steps,
     check_collection,
     check_counts,
+    check_encoder,
     checked_passage,
     last_of_each_id,
     notes_of,
@@ -48,7 +49,9 @@ class SearchEngineDocuments(ABC):
 
         Raises:
             HeadError: the bundle has no sparse head.
+            InputError: it is a reranker's.
         """
+        check_encoder(encoder)
         if Head.SPARSE not in encoder.bundle.manifest.heads:
             raise HeadError("documents have dense vectors and lexical weights, the bundle has no sparse head")
         self._encoder = encoder

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_runtime.encode.colbert import PackedRows, joined_rows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import InputError
 from m3_runtime.io.atomic import whole_file
@@ -94,7 +95,10 @@ def jsonl_lines(ids: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
                 zip(lexical[row], _short(np.fromiter(lexical[row].values(), np.float32)), strict=True)
             )
         if encoding.colbert_vecs is not None:
-            record["colbert_vecs"] = [_short(vector) for vector in encoding.colbert_vecs[row]]
+            values, scales = joined_rows([encoding.colbert_vecs[row]])
+            record["colbert_vecs"] = [_short(vector) for vector in values]
+            if scales is not None:
+                record["colbert_scales"] = _short(scales)
         yield json_line(record)
 
 
@@ -115,11 +119,13 @@ def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArray[Any]]:
+def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding], colbert_space_id: str = "") -> dict[str, NDArray[Any]]:
     """Everything as arrays, without pickle.
 
     `ids` (S,), `token_counts` (S,), and per head: `dense_vecs` (S, H); `sparse_indptr` (S+1,), `sparse_ids` and
-    `sparse_weights`; `colbert_indptr` (S+1,) and `colbert_vecs` (rows, C), all texts one after the other.
+    `sparse_weights`; `colbert_indptr` (S+1,) and `colbert_vecs` (rows, C), all texts one after the other. Of packed
+    rows `colbert_vecs` are the values as in `PackedRows`, with `colbert_scales` (rows,), `colbert_dtype` and
+    `colbert_dim`. Of rows on principal axes there is `colbert_space_id`, if given.
     """
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.array(ids, dtype=np.str_),
@@ -136,7 +142,12 @@ def npz_arrays(ids: Sequence[str], parts: Sequence[Encoding]) -> dict[str, NDArr
     colbert = [rows for part in parts if part.colbert_vecs is not None for rows in part.colbert_vecs]
     if colbert:
         arrays["colbert_indptr"] = _starts(np.array([len(rows) for rows in colbert]))
-        arrays["colbert_vecs"] = np.concatenate(colbert)
+        arrays["colbert_vecs"], scales = joined_rows(colbert)
+        if scales is not None and isinstance(first := colbert[0], PackedRows):
+            arrays["colbert_scales"] = scales
+            arrays["colbert_dtype"], arrays["colbert_dim"] = np.array(first.dtype.value), np.array(first.dim)
+        if colbert_space_id:
+            arrays["colbert_space_id"] = np.array(colbert_space_id)
     return arrays
 
 
@@ -145,5 +156,7 @@ def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _short(vector: NDArray[Any]) -> list[float]:
-    """Floats with as many digits as their own precision needs, not the 17 of a float64."""
+    """Floats with as many digits as their own precision needs, not the 17 of a float64; integers as they are."""
+    if vector.dtype.kind != "f":
+        return list(vector.tolist())
     return [float(text) for text in vector.astype(np.str_)]

@@ -230,7 +230,8 @@ def _json_pair(line: str) -> tuple[Any, Any]:
 
 
 def _tab_pair(line: str) -> tuple[str, str]:
-    query, tab, passage = line.partition("\t")
-    if not tab:
-        raise InputError(f"expected a query, a tab and a passage, got {line[:80]!r}")
-    return query, passage
+    columns = line.split("\t")
+    if len(columns) != 2:
+        found = repr(line[:80]) if len(columns) < 2 else f"{len(columns)} columns; texts with tabs go into JSONL"
+        raise InputError(f"expected a query, a tab and a passage, got {found}")
+    return columns[0], columns[1]

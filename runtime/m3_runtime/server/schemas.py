@@ -276,7 +276,13 @@ class EncodeRequest(DenseWishes):
         None
     )
     format: Literal["json", "npz", "safetensors"] = "json"
-    colbert_dtype: Literal["float32", "float16"] = "float32"
+    colbert_dtype: Literal["float32", "float16", "int8", "int4", "binary"] = "float32"
+    colbert_dim: Annotated[
+        Whole | None, Field(ge=1, description="Project ColBERT rows on so many principal axes of the bundle's.")
+    ] = None
+    colbert_pool: Annotated[
+        Whole, Field(ge=1, description="Pool so many similar ColBERT rows of a text into one, on average.")
+    ] = 1
 
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -312,12 +318,13 @@ class OpenAiVectors(TypedDict):
 
 
 class OpenAiModel(TypedDict):
-    """The model that is served."""
+    """A model that is served."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    capabilities: Annotated[list[Literal["embed", "rerank"]], Field(description="What it does.")]
     space_id: str
     variant: str
 
@@ -417,4 +424,9 @@ class Encoded(TypedDict):
     lexical_weights: Annotated[
         list[dict[str, Number]] | None, Field(description="Decimal token id to weight, in order of first occurrence.")
     ]
-    colbert_vecs: list[Matrix] | None
+    colbert_vecs: Annotated[
+        list[Matrix] | None, Field(description="Of int8, int4 and binary rows the values of PackedRows.")
+    ]
+    colbert_scales: Annotated[list[Vector] | None, Field(description="One a row, of int8, int4 and binary rows.")]
+    colbert_dim: Annotated[int | None, Field(description="Dimensions of a row.")]
+    colbert_space_id: Annotated[str | None, Field(description="The space of the rows, another one with colbert_dim.")]

@@ -158,21 +158,37 @@ class Service:
         return self.model_names[0]
 
     @property
+    def reranker_beside(self) -> M3Reranker | None:
+        """The reranker beside an encoder."""
+        return None if self.reranker is self.model else self.reranker
+
+    @property
     def reranker_name(self) -> str:
         """What answers call the model that reranks."""
-        is_beside = self.reranker is not None and self.reranker is not self.model
-        return self.reranker.bundle.manifest.source.name if self.reranker and is_beside else self.model_name
+        return self.reranker_names[0]
 
     @property
     def names(self) -> tuple[str, ...]:
         """What clients may call the model, each name once."""
         return tuple(dict.fromkeys((*self.model_names, self.manifest.source.name, self.manifest.space_id)))
 
+    @property
+    def reranker_names(self) -> tuple[str, ...]:
+        """The same of the model that reranks."""
+        if self.reranker_beside is None:
+            return self.names
+        manifest = self.reranker_beside.bundle.manifest
+        return manifest.source.name, manifest.space_id
+
     def is_served(self, name: str | None) -> bool:
         """Whether a client's name of the model, or none, means the one that is here."""
         if not name or self.settings.is_any_model_served:
             return True
-        return any(_is_same_model(name, own) for own in self.names)
+        return _is_one_of(name, self.names)
+
+    def is_reranker_beside(self, name: str) -> bool:
+        """Whether a client's name means the reranker beside the encoder."""
+        return self.reranker_beside is not None and _is_one_of(name, self.reranker_names)
 
     def warm_up(self) -> None:
         """Run a text, and a pair. Engines pack weights when they first run: no client shall wait for it.
@@ -413,6 +429,10 @@ def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
 def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
     found = tokenized.is_respelled
     return () if found is None else tuple(np.flatnonzero(found).tolist())
+
+
+def _is_one_of(name: str, own: Sequence[str]) -> bool:
+    return any(_is_same_model(name, one) for one in own)
 
 
 def _is_same_model(name: str, own: str) -> bool:

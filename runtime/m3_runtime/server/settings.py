@@ -152,10 +152,14 @@ class ServerSettings:
         """See that a reranker stands beside an encoder.
 
         Raises:
-            InputError: one of the two bundles is of the other kind.
+            InputError: one of the two bundles is of the other kind, or a setting is for an encoder, and there is none.
             BundleError: as `M3Encoder.open`.
         """
         if self.reranker is None:
+            if self.bundle.is_reranker() and (self.takes_token_ids or self.cuts_dimensions):
+                option = "--accept-token-ids" if self.takes_token_ids else "--allow-dimensions"
+                path = str(self.bundle.path)
+                raise InputError(f"{option} is for an encoder's bundle, and {path!r} is a reranker's; leave it out")
             return
         if self.bundle.is_reranker():
             path = str(self.bundle.path)

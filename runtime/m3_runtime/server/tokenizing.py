@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from m3_runtime.errors import FieldError, InputError, RequestTooLargeError, TextTooLongError
+from m3_runtime.errors import FieldError, InputError, NoRoomError, RequestTooLargeError, TextTooLongError
 from m3_runtime.opened_model import OpenedModel
 from m3_runtime.pairs import PairLimits, TokenizedPairs, check_not_empty, tokenized_pairs
 from m3_runtime.reranker import M3Reranker
@@ -72,14 +72,18 @@ class RequestTokenizer:
         """The ids of P pairs for the reranker; errors call the passages `name`.
 
         Raises:
-            InputError: a text is empty, or the query leaves no room for its passage.
+            FieldError: a text is empty, or the query leaves no room for its passage.
             RequestTooLargeError: a text is too long.
         """
         assert self._reranker is not None
         tokenizer = self._reranker.tokenizer
         for i, text in enumerate((query, *passages)):
-            check_not_empty(text, name_with(name, "query", i))
-            _check_chars(text, name_with(name, "query", i))
+            called = name_with(name, "query", i)
+            try:
+                check_not_empty(text, called)
+            except InputError as error:
+                raise FieldError(str(error), called) from error
+            _check_chars(text, called)
 
         def tokenize(part: range) -> TokenizedPairs:
             pairs = [(query, passages[i]) for i in part]
@@ -89,6 +93,8 @@ class RequestTokenizer:
                 )
             except TextTooLongError as error:
                 raise _too_long(error.name, error.tokens, error.max_length) from error
+            except NoRoomError as error:
+                raise FieldError(str(error), error.name) from error
 
         return TokenizedPairs.joined(await self._in_turns(list(map(len, passages)), len(query), tokenize))
 

@@ -1,6 +1,7 @@
 """OpenAI's routes: POST /v1/embeddings, GET /v1/models."""
 
 import base64
+from collections.abc import Sequence
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -8,7 +9,9 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from m3_runtime.bundle.manifest import Head
+from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import FieldError
+from m3_runtime.reranker import M3Reranker
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
     OpenAiRefusal,
@@ -35,16 +38,22 @@ def openai_routes(service: Service) -> APIRouter:
     if service.has_encoder:
         _add_embeddings(routes, service)
 
-    @routes.get("/models", summary="The model that is served", responses=answered_by(OpenAiModels))
+    @routes.get("/models", summary="The models that are served", responses=answered_by(OpenAiModels))
     async def models() -> Response:
-        answer: OpenAiModels = {"object": "list", "data": [_model(name, service) for name in service.model_names]}
+        found = [_model(name, service.model) for name in service.model_names]
+        if (beside := service.reranker_beside) is not None:
+            found.append(_model(service.reranker_name, beside))
+        answer: OpenAiModels = {"object": "list", "data": found}
         return json_answer(answer)
 
     @routes.get("/models/{model:path}", summary="One model", responses=answered_by(OpenAiModel))
     async def model(model: str, request: Request) -> Response:
+        if (beside := service.reranker_beside) is not None and service.is_reranker_beside(model):
+            return json_answer(_model(service.reranker_name, beside))
         if not service.is_served(model):
-            return _no_such_model(request.url.path, model, service)
-        return json_answer(_model(model if model in service.model_names else service.model_name, service))
+            names = (*service.names, *(service.reranker_names if beside else ()))
+            return _no_such_model(request.url.path, model, names)
+        return json_answer(_model(model if model in service.model_names else service.model_name, service.model))
 
     return routes
 
@@ -53,7 +62,7 @@ def _add_embeddings(routes: APIRouter, service: Service) -> None:
     @routes.post("/embeddings", summary="Dense vectors, as OpenAI gives them", responses=answered_by(OpenAiVectors))
     async def embeddings(body: OpenAiRequest, request: Request) -> Response:
         if not service.is_served(body.model):
-            return _no_such_model(request.url.path, body.model, service)
+            return _no_such_model(request.url.path, body.model, service.names)
         size = service.dimensions.checked(body.dimensions)
         check_unit_length(body, service)
         texts = _prompted(body, service)
@@ -91,19 +100,20 @@ def _prompted(body: OpenAiRequest, service: Service) -> Texts:
     return service.prompted(body.input, kind, name)
 
 
-def _model(name: str, service: Service) -> OpenAiModel:
+def _model(name: str, model: M3Encoder | M3Reranker) -> OpenAiModel:
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "m3-runtime",
-        "space_id": service.manifest.space_id,
-        "variant": service.model.variant.name,
+        "capabilities": ["embed", "rerank"] if isinstance(model, M3Encoder) else ["rerank"],
+        "space_id": model.space_id,
+        "variant": model.variant.name,
     }
 
 
-def _no_such_model(path: str, model: str | None, service: Service) -> Response:
-    message = f"there is no model {model!r} here; this server has: {', '.join(service.names)}"
+def _no_such_model(path: str, model: str | None, names: Sequence[str]) -> Response:
+    message = f"there is no model {model!r} here; this server has: {', '.join(names)}"
     return refusal(path, 404, Problem.NOT_FOUND, message, field="model", code="model_not_found")
 
 

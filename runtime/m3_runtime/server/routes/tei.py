@@ -181,7 +181,7 @@ def _info(service: Service, *, as_reranker: bool) -> dict[str, Any]:
         "engine": variant.engine.value,
         "heads": [head.value for head in manifest.heads],
         "max_queue_tokens": limits.queue.max_tokens,
-        "model_names": service.names,
+        "model_names": service.reranker_names if as_reranker else service.names,
         "reranker": service.reranker_name if service.reranker is not None else None,
     }
     return facts if manifest.is_reranker else facts | _encoder_info(service)
