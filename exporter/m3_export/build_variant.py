@@ -1,9 +1,9 @@
 """Each variant planned, written and measured: candidates in folders of their own, the chosen one in the bundle."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from m3_export.plan.plan import PrecisionPlan, plans_to_text
 from m3_export.plan.planner import Planned, Planner
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import in_turns
-from m3_export.quantize.variants import Graphs, write_float, write_int8
+from m3_export.quantize.variants import Graphs, properties_of, write_float, write_int8
 from m3_export.verify.budget import Excess, excesses
 from m3_export.verify.measure import MeasuredParity, ParityCheck
 from m3_runtime.bundle.manifest import Geometry, Parity, Variant
@@ -106,7 +106,7 @@ class VariantBuilder:
             return losses.figures(most), losses.upper_bounds(most, np.random.default_rng(SEED))
 
         def seconds(first: PrecisionPlan, second: PrecisionPlan) -> tuple[Seconds, Seconds]:
-            return self._time_in_turns(written[first], written[second])
+            return self._time_in_turns(_as_planned(name, first, written), _as_planned(name, second, written))
 
         planned = self.planner.plan(name, self.graphs.work, evaluate, seconds)
         for plan, candidate in written.items():
@@ -145,6 +145,14 @@ class VariantBuilder:
         if over:
             self.progress.say("  Over budget: " + "; ".join(map(str, over)))
         return VariantResult(variant, parity, over, reached, planned)
+
+
+def _as_planned(name: VariantName, plan: PrecisionPlan, written: Mapping[PrecisionPlan, _Written]) -> _Written:
+    """A plan's files, which are those of the same plan with another float type: that is a matter of properties."""
+    if plan in written:
+        return written[plan]
+    same = next(found for other, found in written.items() if replace(other, float_type=plan.float_type) == plan)
+    return replace(same, variant=replace(same.variant, properties=properties_of(name, plan)))
 
 
 def write_plans(results: Sequence[VariantResult], geometry: Geometry, staging: Path) -> None:

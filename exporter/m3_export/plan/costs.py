@@ -135,21 +135,32 @@ class Costs:
     def corrected(self, plan: PrecisionPlan, start: PrecisionPlan, measured: tuple[Seconds, Seconds]) -> "Costs":
         """These costs, but such that they predict how two whole models' measured times compare.
 
-        What was missing is added to the projections in which the plans differ, the same to each.
+        What was missing is added to the projections in which the plans differ, the same to each; where it is the float
+        type, to every layer of that type.
 
         Args:
-            plan: has other precisions than `start` in some projections, and the same setting.
-            start: a whole-model candidate; what is predicted of it stays.
+            plan: has other precisions than `start` in some projections, or another float type.
+            start: what is predicted of it stays.
             measured: the seconds of both.
         """
+        layers = len(plan.schemes) // len(Kind)
+        expected, of_start = self.seconds(plan, layers), self.seconds(start, layers)
+        missing = {s: of_start[s] * measured[0][s] / measured[1][s] - expected[s] for s in expected}
+        if plan.float_type is not start.float_type:
+            return replace(
+                self,
+                base={
+                    setting: (fixed, {s: layer[s] + missing[s] / layers for s in layer})
+                    if setting.float_type is plan.float_type
+                    else (fixed, layer)
+                    for setting, (fixed, layer) in self.base.items()
+                },
+            )
         changed = [p for p, scheme in plan.schemes.items() if scheme.precision is not start.schemes[p].precision]
         keys = {(p.kind, plan.schemes[p].precision) for p in changed}
-        layers = len(plan.schemes) // len(Kind)
         whole = sum(self._share(p, layers) for p in changed)
         if not whole:
             return self
-        expected, of_start = self.seconds(plan, layers), self.seconds(start, layers)
-        missing = {s: of_start[s] * measured[0][s] / measured[1][s] - expected[s] for s in expected}
         table = {
             key: {s: seconds[s] + (missing[s] / whole if key in keys else 0.0) for s in seconds}
             for key, seconds in self.extra[plan.setting].items()

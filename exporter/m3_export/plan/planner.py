@@ -1,6 +1,6 @@
 """From activation statistics to the plan of one variant: costs → candidates → search."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -163,7 +163,7 @@ class Planner:
                 chosen = trials[0]
             elif trials[0].holds(self._limits):
                 chosen = self._faster(engine, chosen, trials[0])
-            corrected = self._corrected(costs, engine, trials[0])
+            corrected = self._corrected(costs, engine, trials)
             if corrected is None:
                 break
             costs = corrected
@@ -230,20 +230,20 @@ class Planner:
             return min(a, b, key=lambda trial: trial.expected.worst(self._limits))
         return a if times[0] < times[1] else b
 
-    def _corrected(self, costs: Costs, engine: "_Engine", trial: Trial) -> Costs | None:
-        """Costs that predict how a repair's time compares with its start's; None if these do."""
-        plan, start = trial.candidate.plan, trial.candidate.start
-        if start is None or not trial.holds(self._limits):
+    def _corrected(self, costs: Costs, engine: "_Engine", trials: Sequence[Trial]) -> Costs | None:
+        """Costs that predict how the time of a search's choice compares with others'; None if these do."""
+        if not trials[0].holds(self._limits):
             return None
-        with self._progress.step(f"  Timing {trial.candidate.name} ({plan}) and its start in turns"):
-            measured = engine.seconds(plan, start)
-        layers = self._geometry.layers
-        longer = weighted(self._objective, *measured)
-        expected = weighted(self._objective, costs.seconds(plan, layers), costs.seconds(start, layers))
-        self._progress.say(f"    {longer:.3f} of its start's time; predicted: {expected:.3f}")
-        if max(longer, expected) <= AS_FAST * min(longer, expected):
-            return None
-        return costs.corrected(plan, start, measured)
+        corrected, layers = costs, self._geometry.layers
+        for plan, start in _comparisons(costs, trials):
+            with self._progress.step(f"  Timing {plan} and {start} in turns"):
+                measured = engine.seconds(plan, start)
+            longer = weighted(self._objective, *measured)
+            expected = weighted(self._objective, costs.seconds(plan, layers), costs.seconds(start, layers))
+            self._progress.say(f"    {longer:.3f} of the second's time; predicted: {expected:.3f}")
+            if max(longer, expected) > AS_FAST * min(longer, expected):
+                corrected = corrected.corrected(plan, start, measured)
+        return None if corrected is costs else corrected
 
     def _costs(self, name: VariantName, work: Path) -> Costs:
         if self._target is not Target.HERE:
@@ -361,6 +361,23 @@ class Planner:
 
 def _predicted(costs: Costs, layers: int, one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
     return costs.seconds(one, layers), costs.seconds(other, layers)
+
+
+def _comparisons(costs: Costs, trials: Sequence[Trial]) -> Iterator[tuple[PrecisionPlan, PrecisionPlan]]:
+    """Pairs of plans whose times say most of the costs behind a choice.
+
+    The choice and what it was made from, or else the next best whole-model candidate; and with the other float type.
+    """
+    chosen, plan = trials[0].candidate, trials[0].candidate.plan
+    others = [other.candidate for other in trials[1:] if not other.candidate.is_repair]
+    rivals = [other for other in others if other.plan.float_type is plan.float_type]
+    if chosen.start is not None:
+        yield plan, chosen.start
+    elif rivals:
+        yield plan, min(rivals, key=lambda rival: rival.time).plan
+    for setting in costs.settings:
+        if setting.group == plan.setting.group and setting.float_type is not plan.float_type:
+            yield replace(plan, float_type=setting.float_type), plan
 
 
 def _early_float_layers(plan: PrecisionPlan) -> int:

@@ -18,6 +18,7 @@ from m3_export.plan.losses import Figures, Floats, LossesByText
 from m3_export.plan.plan import Precision, PrecisionPlan, Projection, Scheme
 
 AS_FAST = 1.03  # predictions within this of each other are measured, not trusted
+NEARLY_AS_FAST = 1.08  # whole-model candidates within this: of those that were tried, times are compared on the engine
 SAME_TIME = 1.01  # what differs by less is as fast
 MOST_DEGENERATE = 2.0  # times the limit: repair at most halves the mean loss of degenerate texts at once
 BEYOND = 1e3  # times the largest sum of losses of a measured plan: as far as figures are extrapolated
@@ -99,9 +100,11 @@ def search(
     trials: list[Trial] = []
     while queue and len(trials) < most_trials:
         time, _, following = heapq.heappop(queue)
-        if best is not None and time > best.candidate.time * AS_FAST:
+        if best is not None and time > best.candidate.time * NEARLY_AS_FAST:
             break
         if isinstance(following, Trial):
+            if best is not None and time > best.candidate.time * AS_FAST:
+                continue
             if following.candidate.is_repair or not any(_is_better(other, following, limits) for other in trials):
                 add(repair(following, seen, trials))
             continue
