@@ -130,12 +130,13 @@ from m3_export.cli import main
 from m3_runtime.engines.ort import OrtEngine
 
 def run(*_):
-    print("computing", flush=True)
+    words = iter(["computing", "waiting"])
     while True:
         try:
+            print(next(words, "ending"), flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
-            print("waiting", flush=True)
+            pass
 
 OrtEngine.run = run
 sys.exit(main(sys.argv[1:]))
