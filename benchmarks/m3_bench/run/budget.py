@@ -27,7 +27,7 @@ from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
 from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines.select import open_graph
 from m3_runtime.errors import InputError
-from m3_runtime.loading import open_tokenizer
+from m3_runtime.opened_model import open_tokenizer
 from m3_runtime.tokenizer import TokenizedTexts
 
 NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"

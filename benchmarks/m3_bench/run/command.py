@@ -35,7 +35,7 @@ from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
-from m3_runtime.loading import open_tokenizer
+from m3_runtime.opened_model import open_tokenizer
 
 Judge: TypeAlias = Callable[[Run, Mapping[str, ContenderSpec]], OverBudget]
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
