@@ -341,7 +341,7 @@ def test_what_is_called_as_a_gone_command_is_taken(tmp_path, monkeypatch, capsys
     assert main(["margins", "bars", "bars"]) != 0
     assert "is gone" not in capsys.readouterr().err
     assert main(["retrieval", "data", "bundle", "--layout=beir"]) == 2
-    assert "a dataset's layout is told by its files" in capsys.readouterr().err
+    assert "a dataset's layout is detected by its files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [(), ("out/b", "--checkpoint", "c", "--rows", "lite", "-o", "x.json")])
