@@ -53,19 +53,27 @@ def shared_encoder(bundle: str | Path, **opening: Any) -> M3Encoder:
 
 
 def shared_model(
-    kind: type[Model], path: str | Path, *, variant: str = AUTO, threads: int | None = None, **opening: Any
+    kind: type[Model],
+    path: str | Path,
+    *,
+    variant: str = AUTO,
+    threads: int | None = None,
+    cache_dir: str | Path | None = None,
+    low_memory: bool = False,
+    streams: int = 1,
 ) -> Model:
     """`shared_encoder` for an encoder or a reranker."""
     thread_count = default_threads() if threads is None else checked_threads(threads)
     bundle = Bundle.open(path)
     chosen = choose_variant(bundle, variant)
     # The digests are in the key because another export may have taken the folder's place.
-    how = (opening.get("low_memory", False), opening.get("streams", 1))
-    key = (kind, bundle.folder.resolve(), bundle.manifest.files, chosen.name, thread_count, *how)
+    key = (kind, bundle.folder.resolve(), bundle.manifest.files, chosen.name, thread_count, low_memory, streams)
     with _opening:
         model: Model | None = _models.get(key)
         if model is None or not model.is_open:
-            model = _models[key] = kind.from_bundle(bundle, chosen, thread_count, **opening)
+            model = _models[key] = kind.from_bundle(
+                bundle, chosen, thread_count, cache_dir=cache_dir, low_memory=low_memory, streams=streams
+            )
         return model
 
 
