@@ -28,7 +28,7 @@ demo: $(READY)  ## build the offline model, export it with INT8, and show what i
 	$(BIN)/python examples/demo.py out/mini-m3
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations 15
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 check: style imports types  ## style, types, and the direction of imports
 

@@ -28,19 +28,28 @@ import m3_models
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.tokenizer import M3Tokenizer
 from made_once import made_once
-from traceless import run_traceless
+from shared_bundles import HOMES, make_bundles, shared_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = Path(__file__).parent / "environment"
-GOLDEN = Path(__file__).parent / "golden"
-TINY_PLAN, MINI_PLAN = GOLDEN / "tiny_random_plan.json", GOLDEN / "mini_m3_plan.json"
 
-EXPORT = "import sys; from m3_export.cli import main; sys.exit(main(sys.argv[1:]))"
-HOME = "home-of-tiny-random"
-LONG = ("test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py")
+# Fixtures of bundles, which are made early, and the names that `shared_bundles` gives these.
+BUNDLES = {
+    "tiny_bundle": "tiny-random",
+    "small_bundle": "small",
+    "reranker_bundle": "tiny-random-reranker",
+    "mini_bundle": "mini-m3",
+    "mini_reranker_bundle": "mini-reranker",
+}
+# What is made last of all that is made early, and files that take long.
+LATE = {"mini_bundle", "mini_reranker_bundle", "bundle_path", "bare_python", "foreign_python"}
+LONG = (
+    "test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py", "test_graph.py",
+    "test_overload.py", "test_open_bundles.py", "test_foreign_clients.py",
+)  # fmt: skip
 
 TEXTS = (
     "What is BGE M3?",
@@ -92,8 +101,26 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, the others in the random order that they have: none is to run alone at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Files by how long they would wait for what they need, of those the long ones first, else in their random order.
+
+    So nobody waits for an export that goes on meanwhile, and no long file is to run alone at the end.
+    """
+    waits: dict[Path, int] = {}
+    for item in items:
+        waits[item.path] = max(waits.get(item.path, 0), _wait(item))
+    items.sort(key=lambda item: (waits[item.path], item.path.name not in LONG))
+
+
+def _wait(item: pytest.Item) -> int:
+    """0: for nothing, 1: for a bundle that is made early, 2: for what is made after it."""
+    needed = _needed(item)
+    return 2 if needed & LATE else int(bool(needed & BUNDLES.keys()))
+
+
+def _needed(item: pytest.Item) -> set[str]:
+    """Names of fixtures; a parameter may be one."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str))}
 
 
 @pytest.fixture(autouse=True)
@@ -173,42 +200,38 @@ def bundles(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_bundle(bundles: Path) -> Path:
-    """mini-m3 with all three variants, by a plan that is fast on every processor: a search takes a minute or two."""
-    return _mini_bundle(bundles)
+    """mini-m3 with all three variants, by a plan that is fast on every processor."""
+    return shared_bundle(bundles, BUNDLES["mini_bundle"])
 
 
 @pytest.fixture(scope="session")
 def mini_reranker_bundle(bundles: Path) -> Path:
-    """mini-reranker in FP32 alone: its golden scores are about nothing else."""
-    return _mini_reranker_bundle(bundles)
+    """mini-reranker in FP32 alone."""
+    return shared_bundle(bundles, BUNDLES["mini_reranker_bundle"])
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(bundles: Path) -> Path:
-    """tiny-random with all three variants, by a plan that has every precision and does not depend on the machine."""
-    return _tiny_bundle(bundles)
+    """tiny-random with all three variants, by a plan that has every precision."""
+    return shared_bundle(bundles, BUNDLES["tiny_bundle"])
 
 
 @pytest.fixture(scope="session")
-def small_bundle(bundles: Path, tiny_random_checkpoint: Path) -> Path:
+def small_bundle(bundles: Path) -> Path:
     """tiny-random with the pieces of English and Chinese alone."""
-    words = ("--languages", "en,zh", "--plan", TINY_PLAN)
-    words += ("--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")  # few texts are measured faster
-    return made_once(
-        bundles / "small", lambda out: _run_quietly(sys.executable, "-c", EXPORT, tiny_random_checkpoint, out, *words)
-    )
+    return shared_bundle(bundles, BUNDLES["small_bundle"])
 
 
 @pytest.fixture(scope="session")
 def reranker_bundle(bundles: Path) -> Path:
     """tiny-random-reranker with all three variants, by the plan of `tiny_bundle`: the encoder is the same."""
-    return _reranker_bundle(bundles)
+    return shared_bundle(bundles, BUNDLES["reranker_bundle"])
 
 
 @pytest.fixture(scope="session")
-def tiny_home(tiny_bundle: Path, bundles: Path) -> Path:
-    """What was an empty home folder before tiny-random was exported."""
-    return bundles / HOME
+def homes(tiny_bundle: Path, bundles: Path) -> Path:
+    """Holds what were empty home folders before bundles were exported."""
+    return bundles / HOMES
 
 
 @pytest.fixture(scope="session")
@@ -229,55 +252,18 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
 
     What fails here fails again, and is reported, in the fixture that needs it.
     """
-    makers = {
-        "tiny_bundle": partial(_tiny_bundle, bundles),
-        "mini_bundle": partial(_mini_bundle, bundles),
-        "mini_reranker_bundle": partial(_mini_reranker_bundle, bundles),
-        "reranker_bundle": partial(_reranker_bundle, bundles),
-        "bare_python": partial(_bare_python, shared_folder),
-        "foreign_python": foreign.foreign_python,
-    }
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        makers = {}
-    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    with ThreadPoolExecutor(2) as pool:  # two at a time: pip waits for the network, an export computes
-        for name, make in makers.items():
-            if name in asked:
-                pool.submit(make)
+    asked = set().union(*map(_needed, request.session.items))
+    names = [name for fixture, name in BUNDLES.items() if fixture in asked]
+    environments = {"bare_python": partial(_bare_python, shared_folder), "foreign_python": foreign.foreign_python}
+    with ThreadPoolExecutor(2) as pool:  # pip waits for the network, an export computes
+        if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+            pool.submit(make_bundles, bundles, names)
+            pool.submit(lambda: [make() for name, make in environments.items() if name in asked])
         yield
-
-
-def _tiny_bundle(bundles: Path) -> Path:
-    def export(out: Path) -> None:
-        shutil.rmtree(bundles / HOME, ignore_errors=True)
-        run_traceless(bundles / HOME, EXPORT, "tiny-random", out, "--plan", TINY_PLAN)
-
-    return made_once(bundles / "tiny-random", export)
-
-
-def _mini_bundle(bundles: Path) -> Path:
-    # few probe texts, and a budget for them: tests/contract measures these variants on texts of its own
-    words = ("--plan", MINI_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--budget", "fast")
-    return made_once(
-        bundles / "mini-m3", lambda out: _run_quietly(sys.executable, "-c", EXPORT, "mini-m3", out, *words)
-    )
-
-
-def _reranker_bundle(bundles: Path) -> Path:
-    # few probe pairs, and no budget for noise: what is over is part of what is tested
-    words = ("--plan", TINY_PLAN, "--probe-texts", GOLDEN / "mini_m3_probe.txt", "--allow-over-budget")
-    name = "tiny-random-reranker"
-    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
 
 
 def _bare_python(shared_folder: Path) -> Path:
     return made_once(shared_folder / "wheel", _install_wheel) / "venv" / "bin" / "python"
-
-
-def _mini_reranker_bundle(bundles: Path) -> Path:
-    words = ("--variants", "onnx-fp32", "--probe-texts", GOLDEN / "mini_m3_probe.txt")
-    name = "mini-reranker"
-    return made_once(bundles / name, lambda out: _run_quietly(sys.executable, "-c", EXPORT, name, out, *words))
 
 
 def _install_wheel(folder: Path) -> None:

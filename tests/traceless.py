@@ -19,13 +19,13 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 """
 
 
-def run_traceless(home: Path, code: str, *words: str | Path) -> None:
+def run_traceless(home: Path, code: str, *words: str | Path, timeout_s: float = 600) -> None:
     """Run code whose `sys.argv` has these words; it must succeed, and call nobody. `home` is made."""
     home.mkdir()
     env = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     for name in ("XDG_CACHE_HOME", *CI_NAMES):
         env.pop(name, None)
     command = [sys.executable, "-c", NO_NETWORK + code, *map(str, words)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=timeout_s)
     assert done.returncode == 0, done.stderr
     assert "a connection to" not in done.stderr

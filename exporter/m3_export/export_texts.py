@@ -48,13 +48,17 @@ def proven(
     return tokenizer, pairs
 
 
-def probe_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, progress: Progress) -> Probe:
-    """Run the reference over the probe texts, or pairs.
+def probe_of(
+    checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, progress: Progress, *, has_int8: bool
+) -> Probe:
+    """Run the reference over the probe texts, or pairs, degenerate ones too if INT8 is to be measured on them.
 
     Differences of scores, those of degenerate pairs too, are measured in the spread of the natural pairs' scores.
     """
     natural, degenerate, what = chosen.probe, chosen.degenerate_probe, "pairs" if checkpoint.classifier else "texts"
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
+    count = f"{len(natural)} + {len(degenerate)}" if has_int8 else f"{len(natural)}"
+    title = f"Running the PyTorch FP32 reference on {count} probe {what}"
     track = partial(progress.bar, title="reference")
 
     def run(texts: Sequence[Text] | Sequence[TextPair], spread: float | None = None) -> ProbeTexts:
@@ -64,13 +68,15 @@ def probe_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, pro
         scores = reference_scores(checkpoint, ids, track)
         return ProbeTexts(ids, Scores.of_reference(scores, numbers(_pairs(texts)), spread))
 
-    title = f"Running the PyTorch FP32 reference on {len(natural)} + {len(degenerate)} probe {what}"
-    with progress.step(title), library_errors("running the reference"):
+    with (
+        progress.step(f"Running the PyTorch FP32 reference on {count} probe {what}"),
+        library_errors("running the reference"),
+    ):
         found = run(natural)
         spread = found.reference.spread if isinstance(found.reference, Scores) else None
         return Probe(
             found,
-            run(degenerate, spread),
+            run(degenerate, spread) if has_int8 else None,
             sha256=digest((*natural, *degenerate)),
             measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
         )

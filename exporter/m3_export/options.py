@@ -53,6 +53,11 @@ class ExportOptions:
     languages: tuple[str, ...] = ()
     vocabulary_from: tuple[str, ...] = ()
 
+    @property
+    def has_int8(self) -> bool:
+        """Whether a variant other than FP32 is written."""
+        return any(name is not VariantName.ONNX_FP32 for name in self.variants)
+
     def budget_of(self, *, is_reranker: bool) -> AnyBudget:
         """The budget of an encoder, or of a reranker.
 

@@ -90,7 +90,7 @@ def export(
         pieces = choose_pieces(original, whole, checkpoint, chosen, options, staging, progress)
         shutil.copyfile(found.folder / "config.json", staging / "config.json")
         model = _model_info(found, checkpoint, pieces)
-        probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress)
+        probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress, has_int8=options.has_int8)
         warnings += _silence(probe.natural, pieces.runtime, options, progress)
         check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
         builder = _builder(checkpoint, pieces, tuning, natural_ranges(chosen), check, staging, options, progress)

@@ -137,7 +137,7 @@ def test_nan_is_refused_and_named(written, name):
         compared(changed(written, contenders=contenders))
 
 
-def test_a_missing_head_is_left_out_and_told(written):
+def test_a_missing_head_is_left_out_and_named(written):
     kept = samples.reference_outputs()
     found = compared(with_outputs(written, replace(kept, lexical=None)))
     assert found.parity[0].sparse is None
@@ -176,7 +176,7 @@ def test_a_run_without_vectors_has_speed_alone_and_says_so(written):
     assert "peer int8 in run.json kept no vectors: no parity." in found.notes
 
 
-def test_a_newer_schema_is_told(written):
+def test_a_newer_schema_is_named(written):
     data = json.loads(written.run.read_text())
     written.run.write_text(json.dumps(data | {"schema_version": 2}))
     with pytest.raises(DocumentError, match="schema version 2, this release reads 1; upgrade"):
@@ -195,7 +195,7 @@ def test_runs_of_several_machines_are_refused(written, capsys):
     assert "--mixed-machines is gone: compare the runs of each machine" in capsys.readouterr().err
 
 
-def test_a_reference_of_another_processor_is_told_and_an_accelerator_is_by_its_nature(written):
+def test_a_reference_of_another_processor_is_named_and_an_accelerator_is_by_its_nature(written):
     assert not any("of another machine" in note for note in compared(written).notes)
     reference = samples.stored("gpu")
     machine = replace(reference.machine, accelerator="")
@@ -267,7 +267,7 @@ def test_the_command_prints_parity_speed_cost_and_doubts(written, tmp_path, caps
         (("-o", "no/such/folder/c.json"), "does not exist; create it first"),
     ],
 )
-def test_wrong_words_are_told(written, capsys, more, message):
+def test_wrong_words_are_named(written, capsys, more, message):
     assert main(words(written.reference, written.run, *more)) == 2
     assert message in capsys.readouterr().err
 
@@ -289,7 +289,7 @@ def test_an_older_comparison_is_replaced_only_by_force(written, tmp_path, capsys
     assert documents.read_as(Comparison, out).parity
 
 
-def test_what_is_no_reference_is_told(written, capsys):
+def test_what_is_no_reference_is_named(written, capsys):
     assert main(words(written.run, written.run)) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert main(words(written.reference.with_name("none.safetensors"), written.run)) == 2

@@ -64,7 +64,7 @@ def test_gzipped_or_not_is_the_same_dataset(tmp_path):
     assert open_dataset(plain).sha256 != open_dataset(beir(tmp_path / "c", "q1 d3 1")).sha256
 
 
-def test_queries_of_other_splits_and_without_relevant_documents_are_left_out_and_told(tmp_path):
+def test_queries_of_other_splits_and_without_relevant_documents_are_left_out_and_counted(tmp_path):
     data = open_dataset(beir(tmp_path, "q1 d2 1", "q2 d2 0", queries=("q1", "q2", "q3")))
     assert [query.id for query in data.queries] == ["q1"]
     assert data.notes == (

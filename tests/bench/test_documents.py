@@ -51,7 +51,7 @@ def test_what_is_no_document_is_refused(text, message):
     assert message in str(error.value)
 
 
-def test_another_kind_is_told(tmp_path):
+def test_another_kind_is_named(tmp_path):
     documents.write(ROOFLINE, tmp_path / "a.json")
     with pytest.raises(DocumentError, match="is a roofline, expected a run"):
         documents.read_as(Run, tmp_path / "a.json")

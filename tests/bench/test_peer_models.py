@@ -81,7 +81,7 @@ def test_the_converter_is_given_a_sentencepiece_file_beside_the_checkpoints_own(
     assert spm_bytes(setup.checkpoint / "tokenizer.json").startswith(given["sentencepiece.bpe.model"])
 
 
-def test_a_source_without_a_converter_is_told(setup, monkeypatch, tmp_path):
+def test_a_source_without_a_converter_is_refused(setup, monkeypatch, tmp_path):
     with_llama_cpp(monkeypatch, ("README.md",), tmp_path)
     with pytest.raises(PeerError, match="has no convert_hf_to_gguf"):
         gguf_model("q8_0", setup)

@@ -59,7 +59,7 @@ def test_nan_is_refused(tmp_path):
         read_outputs(tmp_path / "o.safetensors")
 
 
-def test_a_text_too_few_is_told(tmp_path):
+def test_a_text_too_few_is_named(tmp_path):
     write_recording(Recording(RUN, TEXTS[:2], outputs()), tmp_path / "r.safetensors")
     with pytest.raises(DocumentError, match="holds 2 texts but vectors of 3"):
         read_recording(tmp_path / "r.safetensors")
@@ -75,7 +75,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
         read_outputs(tmp_path / "none.safetensors")
 
 
-def test_a_newer_schema_is_told(tmp_path):
+def test_a_newer_schema_is_named(tmp_path):
     newer = replace(RUN, schema_version=99)
     write_recording(Recording(newer, TEXTS, outputs()), tmp_path / "r.safetensors")
     with pytest.raises(DocumentError, match="schema version 99, this release reads 1; upgrade"):

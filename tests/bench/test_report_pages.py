@@ -297,7 +297,7 @@ def test_the_report_is_one_file_the_same_each_time_and_replaced_only_by_force(co
     assert "Ceilings of" in out.read_text()
 
 
-def test_a_folder_is_told_that_a_report_is_a_file(comparison, tmp_path, capsys):
+def test_a_folder_is_refused_since_a_report_is_a_file(comparison, tmp_path, capsys):
     assert report(comparison, "-o", tmp_path / "report") == 2
     assert "a report is one file now" in capsys.readouterr().err
     assert report(comparison, "-o", comparison, "--force") == 2

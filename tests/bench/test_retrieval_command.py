@@ -77,7 +77,7 @@ def test_own_weights_replace_the_published_ones(tiny_bundle, tmp_path, capsys):
     assert by_method["all 1/0/0"] == by_method["dense"]
 
 
-def test_two_bundles_are_compared_and_a_missing_head_is_told(tiny_bundle, tmp_path, capsys):
+def test_two_bundles_are_compared_and_a_missing_head_is_named(tiny_bundle, tmp_path, capsys):
     dense_only = copied(tiny_bundle, tmp_path / "after", heads=["dense"])
     assert retrieval(DATA, tiny_bundle, dense_only, *QUICK, "--variants", "onnx-fp32", "-o", tmp_path / "r.json") == 0
     found = documents.read_as(Retrieval, tmp_path / "r.json")
@@ -100,7 +100,7 @@ def test_mini_m3_finds_what_is_meant(mini_bundle, tmp_path):
     assert np.mean([ndcg["dense"][n] for n in across]) > np.mean([ndcg["BM25 words"][n] for n in across]) + 0.3
 
 
-def test_texts_that_are_cut_are_told(tiny_bundle, tmp_path):
+def test_texts_that_are_cut_are_named(tiny_bundle, tmp_path):
     words = ("--variants", "onnx-fp32", "--max-length", 8, "-o", tmp_path / "r.json")
     assert retrieval(DATA, tiny_bundle, *QUICK, *words) == 0
     notes = documents.read_as(Retrieval, tmp_path / "r.json").notes
@@ -156,7 +156,7 @@ def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
     assert list(choice.models) == ["tiny-random", "before"]
 
 
-def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, monkeypatch):
+def test_variants_that_cannot_run_are_left_out_and_named(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(select, "cpu_info", lambda: OLD)
     monkeypatch.setattr(contenders, "cpu_info", lambda: OLD)
     listed = json.loads((tiny_bundle / "manifest.json").read_text())["variants"]
@@ -170,7 +170,7 @@ def test_variants_that_cannot_run_are_left_out_and_told(tiny_bundle, tmp_path, m
         choose_bundles([bundle], ["onnx-int8"])
 
 
-def test_an_engine_that_is_not_installed_is_told(tiny_bundle, monkeypatch):
+def test_an_engine_that_is_not_installed_is_named(tiny_bundle, monkeypatch):
     monkeypatch.setattr(contenders, "is_installed", lambda engine: engine.value != "openvino")
     notes = choose_bundles([tiny_bundle], None).notes
     assert notes == ("tiny-random: openvino-int8 was left out: openvino is not installed",)

@@ -76,7 +76,7 @@ def test_one_document_is_as_it_was(tiny_bundle, reranker_bundle, tmp_path):
         assert again.metrics == rows["onnx-fp32", method].metrics
 
 
-def test_a_reranker_of_fewer_tokens_takes_what_it_can_and_cut_pairs_are_told(tiny_bundle, reranker_bundle, tmp_path):
+def test_a_reranker_of_fewer_tokens_takes_what_it_can_and_cut_pairs_are_named(tiny_bundle, reranker_bundle, tmp_path):
     short = shutil.copytree(reranker_bundle, tmp_path / "short", copy_function=os.link)
     manifest = json.loads((short / "manifest.json").read_text())
     manifest["geometry"]["max_tokens"] = 20

@@ -195,7 +195,7 @@ def test_a_cut_run_is_finished_and_what_was_finished_is_not_measured_again(
         (("--reference", "none.safetensors"), "cannot be read"),
     ],
 )
-def test_a_bad_command_line_is_told_before_anything_runs(folder, tiny_bundle, words, message):
+def test_a_bad_command_line_is_refused_before_anything_runs(folder, tiny_bundle, words, message):
     done = bench("run", tiny_bundle, *words, "-o", folder / "never.json")
     assert done.returncode == 2
     assert message in done.stderr
@@ -222,7 +222,7 @@ def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle,
         (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
     ],
 )
-def test_a_device_that_is_not_there_is_told_before_loading(tiny_random_checkpoint, tmp_path, capsys, words, message):
+def test_a_device_that_is_not_there_is_refused_before_loading(tiny_random_checkpoint, tmp_path, capsys, words, message):
     code = main(["record", str(tiny_random_checkpoint), *words, "-o", str(tmp_path / "r.safetensors")])
     assert code == 2
     assert message in capsys.readouterr().err

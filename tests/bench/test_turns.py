@@ -65,7 +65,7 @@ def test_who_is_not_named_is_not_asked(fp32, texts):
     assert measure_group([replace(SHORT, contenders=("others",))], [fp32], texts, rounds=1, threads=1) == {}
 
 
-def test_a_contender_that_fails_is_told_and_the_others_go_on(fp32, texts):
+def test_a_contender_that_fails_is_named_and_the_others_go_on(fp32, texts):
     broken = replace(fp32, name="broken", command=Command(Path(sys.executable), "no.such.module", {}))
     found = measure_group([SHORT], [broken, fp32], texts, rounds=1, threads=1)
     assert "broken ended with exit code 1" in found["short", "broken"].error

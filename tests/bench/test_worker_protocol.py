@@ -12,7 +12,7 @@ from m3_bench.worker_process import Command, WorkerProcess, own
 from m3_bench.workers.serve import Request
 from m3_runtime import M3Encoder
 
-# A worker whose library prints wherever it can, fails when told to, and dies when told to.
+# A worker whose library prints wherever it can, fails when asked to, and dies when asked to.
 NOISY = """
 import os, subprocess, sys
 from m3_bench.workers.serve import Encoder, serve

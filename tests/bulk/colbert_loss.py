@@ -76,7 +76,9 @@ WAYS = (
 )
 
 
-def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int | None = None) -> list[Loss]:
+def losses(
+    bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int | None = None, ways: Sequence[Way] = WAYS
+) -> list[Loss]:
     data = open_dataset(dataset, queries=limit)
     with M3Encoder.open(bundle, variant=variant) as encoder:
         documents = encoder.encode([item.text for item in data.documents], return_colbert_vecs=True)
@@ -97,7 +99,7 @@ def losses(bundle: Path, dataset: Path, variant: str = "onnx-fp32", limit: int |
         )
         return asked, [pooled(rows, pool) for rows in kept]
 
-    for way in WAYS:
+    for way in ways:
         dim = round(len(axes) * way.dim_share)
         asked, kept = fewer(dim, way.pool)
         small = [np.asarray(stored(rows, way.dtype)) for rows in kept]

@@ -41,7 +41,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)
-        node = [str(RAY), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+        node = [str(RAY), "start", "--block", "--num-cpus=1", "--disable-usage-stats", "--include-log-monitor=false"]
         head = [*node, f"--object-store-memory={HEAD_BYTES}", "--head", "--include-dashboard=false"]
         head.append("--node-ip-address=127.0.0.1")
         with process_group([*head, f"--port={address.rpartition(':')[2]}"]) as first:

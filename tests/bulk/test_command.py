@@ -111,7 +111,7 @@ def test_an_input_without_rows(work):
     assert work.run(source, beside).returncode == 0  # one of several files may be empty
 
 
-def test_progress_tells_rate_and_time_left(work):
+def test_progress_shows_rate_and_time_left(work):
     done = work.run(work.numbered(20), "--shard-rows", 5)
     assert "tokens/s [" in done.stderr
     assert ", left " in done.stderr
@@ -257,7 +257,7 @@ def test_ids_of_several_rows_are_counted(work):
         assert "3 rows have an id that a row before has, 't" in done.stderr
 
 
-def test_a_check_tells_what_to_expect_and_writes_nothing(work):
+def test_a_check_says_what_to_expect_and_writes_nothing(work):
     texts = [{"id": i % 9, "text": "word " * (40 if i % 5 == 4 else 3)} for i in range(10)]
     source = work.write([*texts, {"id": "x"}])
     done = work.run(source, "--check", "--max-length", 32, *HEADS)
@@ -346,7 +346,7 @@ def test_the_output_is_apart_from_the_inputs(work):
     assert "would be written over" in work.run(folder).stderr
 
 
-def test_what_a_folder_has_besides_is_told(work):
+def test_what_a_folder_has_besides_is_named(work):
     folder = work.folder / "in"
     folder.mkdir()
     for name in ("a.txt", "b.bak", "_SUCCESS"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from export_command import export
+from export_command import FEW, PROBE, export
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -19,7 +19,6 @@ from m3_export.checkpoint.tokenizer import HARD_TEXTS, CheckpointTokenizer, prov
 from m3_export.errors import CheckpointError
 from m3_runtime import M3Encoder
 
-PROBE = Path(__file__).parents[1] / "golden" / "mini_m3_probe.txt"
 ROWS = 560  # of tiny-random's word embedding
 WORDS = "embeddings.word_embeddings.weight"
 TOKENS = (
@@ -75,7 +74,7 @@ def refusal(folder: Path, rows: int) -> str:
 def test_a_bundle_with_added_tokens_is_proven_on_texts_that_hold_them(folder: Path, tmp_path: Path):
     add_tokens(folder, *TOKENS)
     resize(folder, 640)  # padded to a multiple of 64
-    done = export(folder, "--variants", "onnx-fp32", "--probe-texts", PROBE, "--json", "--quiet", tmp_path / "out")
+    done = export(folder, "--variants", "onnx-fp32", *FEW, "--json", "--quiet", tmp_path / "out")
     assert done.code == 0, done.stderr
     theirs = transformers.AutoTokenizer.from_pretrained(str(folder))
     with M3Encoder.open(done.out, verify="full", threads=1) as encoder:

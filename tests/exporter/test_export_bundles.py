@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from export_command import BUDGET, Done, exported_once, files, names
+from export_command import BUDGET, FEW, Done, export, files, names
 from safetensors.torch import load_file, save_file
 
 from m3_runtime import Bundle, M3Encoder
@@ -18,22 +18,18 @@ from m3_runtime.bundle.prompts import Prompts, read_prompts
 from m3_runtime.errors import HeadError
 
 
-@pytest.fixture(scope="session")
-def exports(shared_folder: Path) -> Path:
-    """Where exports of this file go: each takes many seconds, and is made by one process for all."""
-    return shared_folder / "exports"
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where exports of this file go; each takes many seconds."""
+    return tmp_path_factory.mktemp("exports")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def again(tiny_bundle: Path, exports: Path) -> Done:
     """tiny-random once more by the same plan, over an older bundle; `tiny_bundle` was made by another process."""
-
-    def prepare(folder: Path) -> Sequence[str | Path]:
-        shutil.copytree(tiny_bundle, folder / "out" / "bundle")
-        (folder / "out" / "bundle" / "left-over.txt").write_text("of the older bundle")
-        return "tiny-random", "--json", "--quiet", "--force", "--plan", tiny_bundle / "plan.json"
-
-    return exported_once(exports / "again", prepare)
+    out = Path(shutil.copytree(tiny_bundle, exports / "again" / "bundle"))
+    (out / "left-over.txt").write_text("of the older bundle")
+    return export("tiny-random", "--json", "--quiet", "--force", "--plan", tiny_bundle / "plan.json", out)
 
 
 def write_tuned(checkpoint: Path, folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
@@ -50,27 +46,20 @@ def write_tuned(checkpoint: Path, folder: Path, change: Callable[[torch.Tensor],
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def searched(tiny_random_checkpoint: Path, exports: Path) -> Done:
     """A dense-only bundle of fp16 weights by searched plans: precisions timed on both engines, candidates measured."""
-
-    def prepare(folder: Path) -> Sequence[str | Path]:
-        tuned = write_tuned(tiny_random_checkpoint, folder / "tuned", torch.Tensor.half)
-        return tuned, "--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast"
-
-    return exported_once(exports / "searched", prepare)
+    tuned = write_tuned(tiny_random_checkpoint, exports / "tuned", torch.Tensor.half)
+    words = ("--heads", "dense", "--variants", "openvino-int8,onnx-int8", "--budget", "fast")
+    return export(tuned, *FEW, *words, exports / "searched")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def over_budget(searched: Done, tiny_random_checkpoint: Path, exports: Path) -> Done:
     """One of its variants by its plan, from the same weights in fp32: over a budget that nothing meets, and allowed."""
-
-    def prepare(folder: Path) -> Sequence[str | Path]:
-        upcast = write_tuned(tiny_random_checkpoint, folder / "upcast", lambda tensor: tensor.half().float())
-        words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
-        return upcast, *words, "--budget", "dense_min=1", "--allow-over-budget"
-
-    return exported_once(exports / "over-budget", prepare)
+    upcast = write_tuned(tiny_random_checkpoint, exports / "upcast", lambda tensor: tensor.half().float())
+    words = ("--heads", "dense", "--variants", "onnx-int8", "--plan", searched.out / "plan.json")
+    return export(upcast, *FEW, *words, "--budget", "dense_min=1", "--allow-over-budget", exports / "over-budget")
 
 
 def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):
@@ -81,6 +70,7 @@ def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):
     assert report["source"] == {"name": "tiny-random", "revision": None}
     assert report["heads"] == ["dense", "sparse", "colbert"]
     assert report["budget"] == BUDGET
+    assert report["warnings"] == []
     assert list(report["variants"]) == ["onnx-fp32", "onnx-int8", "openvino-int8"]
     for variant in report["variants"].values():
         assert variant["over_budget"] == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from export_command import Done, export, files, names
+from export_command import FEW, PROBE, Done, export, files, names
 
 from m3_export.options import ExportOptions, VariantName
 from m3_export.pipeline import export as export_bundle
@@ -31,7 +31,7 @@ def failure(done: Done, code: int) -> str:
 def over_budget(tiny_random_checkpoint: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("over") / "bundle"
     strict = ("--variants", "onnx-int8", "--budget", "dense_min=1,colbert_p5=1", "--plan", tiny_bundle / "plan.json")
-    return export(tiny_random_checkpoint, *strict, "--json", out)
+    return export(tiny_random_checkpoint, *strict, *FEW, "--json", out)
 
 
 # Over budget
@@ -114,7 +114,7 @@ def test_what_somebody_wrote_at_out_in_the_meantime_is_not_replaced(tiny_random_
                 out.mkdir()
                 (out / "thesis.tex").write_text("precious")
 
-    options = ExportOptions(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,))
+    options = ExportOptions(variants=(VariantName.ONNX_FP32,), heads=(Head.DENSE,), probe_texts=PROBE)
     with pytest.raises(InputError, match="exists"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the command does
         export_bundle(

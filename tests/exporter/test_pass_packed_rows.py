@@ -1,6 +1,6 @@
 """Short texts packed into rows: each has the very bits that it has alone, and others are computed as before."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -10,28 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph import passes
-from m3_export.graph.model import M3Model
 from m3_export.graph.passes.packed_rows import PackRows
-from m3_export.graph.trace import trace
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.encode.batching import pack_batch, pad_batch
 from m3_runtime.engines import KEPT_TOKENS, PACKING_DEFAULTS, TokenBatch
 
 HEADS = ("dense_vecs", "token_weights", "colbert_vecs")
 PAD = 1
-TEXTS = st.lists(st.lists(st.integers(4, 500), min_size=2, max_size=30), min_size=1, max_size=5)
+# Of `portable_graph`: graphs that other tests look at too, since a trace takes seconds.
+OPTIONS = [
+    {},
+    *({"layers": 1, "pooling": pooling, "normalize": True} for pooling in (Pooling.MEAN, Pooling.LAST_TOKEN)),
+    {"layers": 1, "pooling": Pooling.CLS, "normalize": False},
+]
+TEXTS = st.lists(st.lists(st.integers(4, 49), min_size=2, max_size=30), min_size=1, max_size=5)
 
 
-@pytest.fixture(scope="module", params=list(Pooling))
-def models(request, tiny_random_checkpoint: Path) -> tuple[Pooling, ir.Model, ir.Model]:
+@pytest.fixture(scope="module", params=OPTIONS)
+def models(request, portable_graph: Callable[..., ir.Model]) -> tuple[Pooling, ir.Model, ir.Model]:
     """How dense vectors are pooled, the portable graph, and the one that packs."""
-    normalize = request.param is not Pooling.MEAN
-    checkpoint = Checkpoint.open(tiny_random_checkpoint, pooling=request.param, normalize=normalize)
-    model = M3Model(checkpoint, (0, 1, 2, 3))
-    portable = passes.portable(trace(model))
-    return request.param, portable, passes.for_openvino(portable)
+    portable = portable_graph(**request.param)
+    return request.param.get("pooling", Pooling.CLS), portable, passes.for_openvino(portable)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_there_are_four_projections_a_layer_in_the_order_in_which_they_run():
     assert all(Projection.parse(str(projection)) == projection for projection in projections(3))
 
 
-def test_the_manifest_tells_every_choice():
+def test_the_manifest_holds_every_choice():
     lines = {line.projection: line for line in PLAN.lines()}
     assert lines["layer.1.ffn_out"].precision == "static"
     assert (lines["layer.1.ffn_out"].smoothing, lines["layer.1.ffn_out"].clip) == (0.5, 0.8)

@@ -74,6 +74,12 @@ def everywhere(scheme: Scheme, group: int = 32) -> PrecisionPlan:
     return PrecisionPlan.uniform(2, scheme, group)
 
 
+def losses_of_plan(quantized: QuantizedModel, simulation: Simulation, plan: PrecisionPlan) -> TextLosses:
+    """Losses of a whole plan, the embedding in int8 included; floats are fp32 whatever the plan's float type is."""
+    with quantized.fake_quantized(plan.schemes, plan.group):
+        return simulation.losses_of_embedding()
+
+
 def costs_of(**extra: float) -> Costs:
     """A second for each layer, and `extra` seconds for a projection in another precision than static."""
     second = {shape.name: 1.0 for shape in SHAPES}
@@ -88,9 +94,9 @@ def costs_of(**extra: float) -> Costs:
 # ---- simulation
 
 
-def test_a_float_plan_loses_nothing_but_the_embedding(simulation):
+def test_a_float_plan_loses_nothing_but_the_embedding(quantized, simulation):
     assert simulation.losses_of_projection(Projection(0, Kind.QKV), FLOAT, 0).dense.max() < 1e-6
-    embedding, plan = simulation.losses_of_embedding(), simulation.losses_of_plan(everywhere(FLOAT))
+    embedding, plan = simulation.losses_of_embedding(), losses_of_plan(quantized, simulation, everywhere(FLOAT))
     np.testing.assert_allclose(plan.dense, embedding.dense, atol=1e-7)
 
 
@@ -98,10 +104,11 @@ def test_losses_from_the_middle_are_those_from_the_start(quantized, simulation):
     projection = Projection(1, Kind.FFN_IN)
     from_the_middle = simulation.losses_of_projection(projection, DYNAMIC, 0)
     with quantized.fake_quantized({projection: DYNAMIC}, 0):
-        from_the_start = simulation._losses(None)
+        from_the_start = simulation.losses_of_projection(Projection(0, Kind.QKV), FLOAT, 0)
     np.testing.assert_allclose(from_the_middle.dense, from_the_start.dense, atol=1e-7)
     assert from_the_middle.dense.mean() > 1e-7
-    assert simulation._losses(None).dense.max() < 1e-7  # the model is as it was
+    as_it_was = simulation.losses_of_projection(Projection(0, Kind.QKV), FLOAT, 0)
+    assert as_it_was.dense.max() < 1e-7
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_losses_of_a_written_variant_are_those_that_were_simulated(
             exact = quantized.model(ids, torch.ones_like(ids))[0][0].numpy()
         written = run({"input_ids": row[None], "attention_mask": np.ones((1, len(row)), np.int64)})
         losses.append(1 - float(exact.astype(np.float64) @ written))
-    simulated = Simulation(quantized, texts, [False] * len(texts)).losses_of_plan(plan)
+    simulated = losses_of_plan(quantized, Simulation(quantized, texts, [False] * len(texts)), plan)
     tolerance = 0.1 if scheme.precision is Precision.DYNAMIC else 0.2
     assert np.mean(losses) == pytest.approx(simulated.dense.mean(), rel=tolerance)
 
@@ -328,12 +335,12 @@ def _all_schemes() -> list[dict[Projection, Scheme]]:
 
 
 @pytest.fixture(scope="module")
-def every_plan(simulation) -> dict[PrecisionPlan, Losses]:
+def every_plan(quantized, simulation) -> dict[PrecisionPlan, Losses]:
     """All plans of two layers whose projections are static or float: 256."""
     found = {}
     for schemes in _all_schemes():
         plan = PrecisionPlan(schemes, 32)
-        found[plan] = simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
+        found[plan] = losses_of_plan(quantized, simulation, plan).figures(LIMITS.dense_min)
     return found
 
 
@@ -401,7 +408,7 @@ def planned(quantized, simulation, monkeypatch, tmp_path):
     budget = Budget(dense_mean=0.99965, dense_min=0, colbert_p5=0, sparse_jaccard=0, degenerate_share=1)
 
     def evaluate(plan: PrecisionPlan) -> tuple[Losses, Losses]:
-        found = simulation.losses_of_plan(plan).figures(LIMITS.dense_min)
+        found = losses_of_plan(quantized, simulation, plan).figures(LIMITS.dense_min)
         return found, found
 
     def by(costs: Costs, truth: Costs) -> PrecisionPlan:

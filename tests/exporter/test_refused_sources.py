@@ -1,4 +1,4 @@
-"""Folders that are no finished checkpoint: refused by name with the remedy, or told before parity is measured."""
+"""Folders that are no finished checkpoint: refused by name with the remedy, or warned of before parity is measured."""
 
 import json
 import re
@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from export_command import export
+from export_command import FEW, export
 
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import resolve
 from m3_export.errors import CheckpointError, SourceError
 from m3_export.verify.parity import Outputs
 from m3_export.verify.reference import silent_heads
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import Head, Pooling
 
-PROBE = Path(__file__).parents[1] / "golden" / "mini_m3_probe.txt"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 2271064456\n"
 
 
@@ -30,7 +29,7 @@ def folder(tiny_random_checkpoint: Path, tmp_path: Path) -> Path:
 
 def refusal(folder: Path) -> str:
     """What the command says; it is over before the reference runs."""
-    done = export(folder, "--quiet", "--probe-texts", PROBE, folder.parent / "out")
+    done = export(folder, "--quiet", *FEW, folder.parent / "out")
     assert done.code == 2, done.stderr
     assert not done.out.exists()
     return done.stderr
@@ -157,7 +156,7 @@ def test_a_snapshot_of_links_is_read_and_named_by_its_repository(tiny_random_che
     assert resolve(str(plain_folder), tmp_path, revision=None, progress=print).revision is None
 
 
-def test_the_cache_itself_and_an_empty_one_are_told_what_to_give(tiny_random_checkpoint: Path, tmp_path: Path):
+def test_the_cache_itself_and_an_empty_one_are_refused_with_what_to_give(tiny_random_checkpoint: Path, tmp_path: Path):
     repo = cached(tiny_random_checkpoint, tmp_path, "abc")
     with pytest.raises(SourceError, match=f"did you mean {repo}"):
         resolve(str(repo.parent), tmp_path, revision=None, progress=print)
@@ -213,7 +212,7 @@ def write_head(folder: Path, name: str, *, weight: float, bias: float) -> None:
         ("colbert_linear.pt", 0, 0, "the same row for every token"),
     ],
 )
-def test_a_silent_head_is_told_before_parity(folder: Path, name: str, weight: float, bias: float, said: str):
+def test_a_silent_head_is_refused_before_parity(folder: Path, name: str, weight: float, bias: float, said: str):
     write_head(folder, name, weight=weight, bias=bias)
     message = refusal(folder)
     assert "--allow-silent-head" in message and "--heads dense" in message
@@ -222,17 +221,8 @@ def test_a_silent_head_is_told_before_parity(folder: Path, name: str, weight: fl
 
 def test_a_silent_head_is_exported_on_purpose_with_a_warning(folder: Path):
     write_head(folder, "sparse_linear.pt", weight=0, bias=-1)
-    done = export(
-        folder,
-        "--variants",
-        "onnx-fp32",
-        "--allow-silent-head",
-        "--json",
-        "--quiet",
-        "--probe-texts",
-        PROBE,
-        folder.parent / "out",
-    )
+    words = (folder, "--variants", "onnx-fp32", "--allow-silent-head", "--json", "--quiet", *FEW)
+    done = export(*words, folder.parent / "out")
     assert done.code == 0, done.stderr
     assert any("gives no weight" in warning for warning in json.loads(done.stdout)["warnings"])
 
@@ -262,16 +252,12 @@ def say_pooling(folder: Path, mode: str, *, normalize: bool = False) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
 
 
-def test_mean_pooling_beside_heads_is_told_and_a_flag_settles_it(folder: Path):
-    words = (folder, "--variants", "onnx-fp32", "--probe-texts", PROBE)
+def test_mean_pooling_beside_heads_is_warned_of(folder: Path):
     say_pooling(folder, "mean")
-    warned = export(*words, folder.parent / "warned")
+    warned = export(folder, "--variants", "onnx-fp32", *FEW, folder.parent / "warned")
     assert warned.code == 0, warned.stderr
     for output in (warned.stdout, warned.stderr):
         assert "WARNING: sentence-transformers files say mean pooling" in output
-    settled = export(*words, "--pooling", "cls", "--json", folder.parent / "settled")
-    assert json.loads(settled.stdout)["warnings"] == []
-    assert "WARNING" not in settled.stderr
 
 
 def test_when_there_is_nothing_to_warn_of(folder: Path):
@@ -285,6 +271,7 @@ def test_when_there_is_nothing_to_warn_of(folder: Path):
     assert warning(normalize=False) is None
     say_pooling(folder, "mean", normalize=True)
     assert "--pooling" in str(warning())
+    assert warning(pooling=Pooling.CLS) is None
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         (folder / name).unlink()
     assert warning(heads=(Head.DENSE,)) is None

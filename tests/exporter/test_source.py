@@ -1,4 +1,4 @@
-"""SOURCE: a folder, a name, or a hub id; everything else is told what would have been one."""
+"""SOURCE: a folder, a name, or a hub id; for everything else the error says what would have been one."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_a_training_folder_points_at_its_newest_checkpoint(tiny_random_checkpoin
     assert found(run / "checkpoint-1000", tmp_path).folder == run / "checkpoint-1000"
 
 
-def test_an_empty_folder_is_told_what_makes_a_checkpoint(tmp_path: Path):
+def test_an_empty_folder_is_refused_with_what_makes_a_checkpoint(tmp_path: Path):
     assert refusal(tmp_path, tmp_path) == f"{tmp_path} holds no config.json; a checkpoint folder has config.json"
 
 
@@ -105,7 +105,7 @@ def test_what_a_training_run_leaves_beside_the_model_is_ignored(tiny_random_chec
 @pytest.mark.parametrize(
     "source", ["tiny", "Mini-M3", "./mini-m3", "no/such/folder", "/no/such", "../nothing", "a b/c", "a/"]
 )
-def test_what_is_none_of_the_three_is_told_all_three(source: str, tmp_path: Path):
+def test_what_is_none_of_the_three_is_refused_with_all_three(source: str, tmp_path: Path):
     message = refusal(source, tmp_path)
     assert message.startswith(f"SOURCE {source!r} is not a folder")
     assert all(name in message for name in m3_models.names())

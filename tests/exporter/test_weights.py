@@ -347,7 +347,7 @@ def test_adapter_tensors_are_refused_with_the_remedy(folder: Path, state: State,
     assert name in message and "merge_and_unload" in message
 
 
-def test_adapter_tensors_are_what_is_told_where_base_weights_are_renamed_too(folder: Path, state: State):
+def test_adapter_tensors_are_what_is_named_where_base_weights_are_renamed_too(folder: Path, state: State):
     weight = state.pop(QUERY)
     base = QUERY.removesuffix("weight")
     state |= {f"{base}base_layer.weight": weight, f"{base}lora_A.default.weight": torch.zeros(8, 64)}

@@ -22,6 +22,20 @@ def encoder(mini_bundle: Path) -> Iterator[M3Encoder]:
 
 
 @pytest.fixture(scope="session")
+def in_int8(mini_bundle: Path) -> Iterator[M3Encoder]:
+    """Another variant of the same model."""
+    with M3Encoder.open(mini_bundle, variant="onnx-int8", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def stranger(tiny_bundle: Path) -> Iterator[M3Encoder]:
+    """Another model."""
+    with M3Encoder.open(tiny_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def library() -> list[tuple[str, str]]:
     """Fifteen English and Chinese passages: id and text."""
     lines = (LIBRARY / "corpus.jsonl").read_text(encoding="utf-8").splitlines()

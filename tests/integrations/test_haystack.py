@@ -342,7 +342,7 @@ def test_what_is_no_text_or_no_document_is_named(make):
         documents.run([Document(content="a"), Document(id="b", content="half \ud800")])
 
 
-def test_what_cannot_be_made_is_told_at_once(make, mini_bundle, tmp_path):
+def test_what_cannot_be_made_is_refused_at_once(make, mini_bundle, tmp_path):
     with pytest.raises(BundleNotFoundError):
         M3TextEmbedder(tmp_path / "nothing")
     with pytest.raises(VariantError):
@@ -356,7 +356,7 @@ def test_what_cannot_be_made_is_told_at_once(make, mini_bundle, tmp_path):
         M3TextEmbedder(mini_bundle, threads=0)
 
 
-def test_a_head_that_the_bundle_lacks_is_told_at_once(tiny_bundle, tmp_path):
+def test_a_head_that_the_bundle_lacks_is_named_at_once(tiny_bundle, tmp_path):
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     rewrite(folder, lambda manifest: manifest.update(heads=["dense"]))
     M3TextEmbedder(folder, **OPENED)

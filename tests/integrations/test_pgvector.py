@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from m3_runtime import InputError, M3Encoder, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import InputError, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
 from m3_runtime.integrations import pgvector
 from m3_runtime.integrations.pgvector import Passage, PgvectorIndex
 
@@ -228,10 +228,10 @@ def test_a_transaction_under_way_is_refused(server, index, encoder, library):
         assert len(index.search("a", limit=50, mode="dense")) == len(library)
 
 
-def test_a_table_knows_what_filled_it(connection, index, encoder, mini_bundle, tiny_bundle):
-    with M3Encoder.open(mini_bundle, variant="onnx-int8", threads=1) as other, pytest.warns(VariantDriftWarning):
-        PgvectorIndex.open(connection, "library", other)
-    with M3Encoder.open(tiny_bundle, threads=1) as stranger, pytest.raises(SpaceMismatchError):
+def test_a_table_knows_what_filled_it(connection, index, encoder, in_int8, stranger):
+    with pytest.warns(VariantDriftWarning):
+        PgvectorIndex.open(connection, "library", in_int8)
+    with pytest.raises(SpaceMismatchError):
         PgvectorIndex.open(connection, "library", stranger)
     with pytest.raises(InputError, match="there is a table 'library'"):
         PgvectorIndex.create(connection, "library", encoder)
@@ -261,7 +261,7 @@ def test_too_wide_for_an_index(connection, encoder, monkeypatch):
     assert index.search("Bees")[0].passage.id == "bees"
 
 
-def test_an_old_pgvector_is_told_and_dense_vectors_go_in(server, connection, encoder):
+def test_an_old_pgvector_is_warned_of_and_dense_vectors_go_in(server, connection, encoder):
     """0.8 made into 0.6, by taking out the types that 0.7 brought."""
     connection.autocommit = True
     connection.execute("CREATE DATABASE old")

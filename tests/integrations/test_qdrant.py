@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from m3_runtime import InputError, M3Encoder, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import InputError, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
 from m3_runtime.integrations import qdrant
 from m3_runtime.integrations.qdrant import Mode, Passage, QdrantIndex
 
@@ -150,16 +150,16 @@ def test_more_than_one_request(encoder, monkeypatch):
     client.close()
 
 
-def test_a_folder_knows_what_filled_it(encoder, mini_bundle, tiny_bundle, tmp_path):
+def test_a_folder_knows_what_filled_it(encoder, in_int8, stranger, tmp_path):
     client = QdrantClient(path=str(tmp_path / "db"))
     QdrantIndex.create(client, "kept", encoder).add([Passage(1, "Bees dance.")])
     client.close()
 
     client = QdrantClient(path=str(tmp_path / "db"))
     assert QdrantIndex.open(client, "kept", encoder).search("Bees", limit=1)[0].payload["text"] == "Bees dance."
-    with M3Encoder.open(mini_bundle, variant="onnx-int8", threads=1) as other, pytest.warns(VariantDriftWarning):
-        QdrantIndex.open(client, "kept", other)
-    with M3Encoder.open(tiny_bundle, threads=1) as stranger, pytest.raises(SpaceMismatchError):
+    with pytest.warns(VariantDriftWarning):
+        QdrantIndex.open(client, "kept", in_int8)
+    with pytest.raises(SpaceMismatchError):
         QdrantIndex.open(client, "kept", stranger)
     client.create_collection("foreign", vectors_config={})
     with pytest.raises(InputError, match="foreign"):

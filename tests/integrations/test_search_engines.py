@@ -14,7 +14,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.helpers import expand_action as open_action
 from opensearchpy.helpers.field import construct_field
 
-from m3_runtime import InputError, M3Encoder, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
+from m3_runtime import InputError, PartlyAddedError, SpaceMismatchError, VariantDriftWarning
 from m3_runtime.integrations.search_engines import ElasticsearchDocuments, Hit, OpenSearchDocuments, Passage
 
 
@@ -151,11 +151,11 @@ def test_an_add_puts_aside_what_cannot_go_in_and_can_be_repeated(documents):
         documents.add(bulk, "library", [Passage("x", None)])
 
 
-def test_mappings_know_what_fills_the_index(for_elastic, mini_bundle, tiny_bundle):
+def test_mappings_know_what_fills_the_index(for_elastic, in_int8, stranger):
     mappings = for_elastic.index_body()["mappings"]
-    with M3Encoder.open(mini_bundle, variant="onnx-int8", threads=1) as other, pytest.warns(VariantDriftWarning):
-        ElasticsearchDocuments(other).check(mappings)
-    with M3Encoder.open(tiny_bundle, threads=1) as stranger, pytest.raises(SpaceMismatchError):
+    with pytest.warns(VariantDriftWarning):
+        ElasticsearchDocuments(in_int8).check(mappings)
+    with pytest.raises(SpaceMismatchError):
         ElasticsearchDocuments(stranger).check(mappings)
 
 

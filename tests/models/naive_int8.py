@@ -6,8 +6,8 @@ Weights are int8 with a scale per column in every scheme; activations are uint8 
 stay float. Texts are the exporter's: calibration texts for ranges and outliers, probe texts for parity. `DEGENERATE`
 texts are measured apart: no calibration text is like them.
 
-A channel's size is its highest |activation| over all calibration tokens. An outlier is told by its size in sizes of the
-median channel, so that 1 is an ordinary channel however long the texts are.
+A channel's size is its highest |activation| over all calibration tokens. An outlier is known by its size in sizes of
+the median channel, so that 1 is an ordinary channel however long the texts are.
 """
 
 import argparse

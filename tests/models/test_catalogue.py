@@ -32,7 +32,7 @@ def test_every_name_has_one_line_that_does_not_claim_to_be_bge_m3() -> None:
 
 
 @pytest.mark.parametrize("call", [describe, lambda name: write_checkpoint(name, Path("never"))])
-def test_an_unknown_name_is_told_the_names(call: Callable[[str], object]) -> None:
+def test_an_unknown_name_is_refused_with_the_names(call: Callable[[str], object]) -> None:
     with pytest.raises(UnknownModelError) as caught:
         call("bge-m4")
     assert str(caught.value) == (

@@ -174,7 +174,7 @@ class Small:
     places: tuple
     dense_mean: dict[str, float]
     colbert_p5: dict[str, float]
-    loud_share: float  # of tokens for which an outlier neuron of a layer answers
+    answering_share: float  # of tokens for which an outlier neuron of a layer answers
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_queries_keys_values_and_attention_output_stay_ordinary(measured: dict[s
 
 
 def test_outlier_neurons_answer_to_rare_tokens_only(measured: dict[str, Small]):
-    assert 0 < measured["synthetic"].loud_share < 0.02
+    assert 0 < measured["synthetic"].answering_share < 0.02
 
 
 def test_naive_schemes_fail_and_ranges_per_token_hold(measured: dict[str, Small]):

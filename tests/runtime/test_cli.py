@@ -258,7 +258,7 @@ def test_an_output_that_cannot_be_written(tiny_bundle, tmp_path):
         assert done.stderr.startswith(f"m3-runtime: cannot write '{out}'")
 
 
-def test_cut_texts_are_told(tiny_bundle):
+def test_cut_texts_are_reported(tiny_bundle):
     done = encode(tiny_bundle, "--max-length", 4, text="one two three four five six\na\n")
     assert done.returncode == 0
     assert "1 of 2 texts were longer" in done.stderr
@@ -346,7 +346,7 @@ def test_score_names_a_bad_line(tiny_bundle, tmp_path):
         assert f"pairs.tsv:2: expected a query, a tab and a passage, got {got}" in done.stderr
 
 
-def test_score_tells_of_cut_texts(tiny_bundle, tmp_path):
+def test_score_reports_cut_texts(tiny_bundle, tmp_path):
     (tmp_path / "pairs.tsv").write_text("a\tb\nmany words in a row\tb\nmany words in a row\tmany words in a row\n")
     arguments = ["score", tiny_bundle, "--pairs", tmp_path / "pairs.tsv"]
     limits = ["--max-query-length", 4, "--max-passage-length", 4]

@@ -200,7 +200,7 @@ def test_a_place_that_is_no_folder_is_refused(tiny_bundle, tmp_path):
         opened(tiny_bundle, tmp_path / "file")
 
 
-def test_a_place_that_cannot_be_written_is_told_and_not_used(tmp_path, caplog):
+def test_a_place_that_cannot_be_written_is_named_and_not_used(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         keep_form(tmp_path / "gone" / "form", FORM, "1")
     assert any("nothing is kept" in message for message in caplog.messages)

@@ -119,18 +119,6 @@ def test_one_and_two_threads_agree(tiny_bundle, texts, encoder):
             close(two.encode(texts, **ALL), encoder.encode(texts, **ALL), i, i)
 
 
-@pytest.mark.parametrize("variant", ["onnx-int8", "openvino-int8"])
-def test_variants_agree_with_fp32(mini_bundle, texts, variant):
-    with (
-        M3Encoder.open(mini_bundle, variant="onnx-fp32", threads=1) as exact,
-        M3Encoder.open(mini_bundle, variant=variant, threads=1) as quantized,
-    ):
-        expected, got = exact.encode(texts, **ALL), quantized.encode(texts, **ALL)
-    assert (expected.dense_vecs * got.dense_vecs).sum(axis=1).min() > 0.99
-    for a, b in zip(expected.colbert_vecs, got.colbert_vecs, strict=True):
-        assert (a * b).sum(axis=1).mean() > 0.98
-
-
 def test_the_model_knows_what_belongs_together(mini_bundle):
     queries = ["Wie hoch ist der Eiffelturm?", "What do bees make?"]
     passages = ["The Eiffel Tower in Paris is 330 metres tall.", "Honey bees collect nectar and turn it into honey."]

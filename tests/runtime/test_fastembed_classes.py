@@ -125,7 +125,7 @@ def test_what_cannot_be_is_named(made, tiny_bundle):
         list(made[TextEmbedding].embed(["a"], batch_size=0))
 
 
-def test_a_head_that_the_bundle_lacks_is_told_at_once(bundle_copy):
+def test_a_head_that_the_bundle_lacks_is_named_at_once(bundle_copy):
     path = bundle_copy / "manifest.json"
     text = path.read_text().replace('"dense",\n    "sparse",\n    "colbert"', '"dense"')
     path.unlink()

@@ -20,7 +20,7 @@ NEW = CpuInfo("New Core", "x86_64", frozenset({"avx2", "avx512_vnni"}))
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told_yet():
+def _no_warning_yet():
     select._warn_once.cache_clear()
 
 
@@ -61,7 +61,7 @@ def test_a_processor_that_lacks_it_takes_the_next_and_says_so_once(bundle, monke
             assert word in message
 
 
-def test_what_would_not_have_run_anyway_is_not_told(bundle, monkeypatch, caplog):
+def test_what_would_not_have_run_anyway_is_no_warning(bundle, monkeypatch, caplog):
     on(monkeypatch, OLD)
     assert select.choose_variant(bundle).name == "onnx-int8", "it is better here than the one with needs"
     assert caplog.records == []
@@ -180,7 +180,7 @@ import m3_runtime
 
 
 @pytest.mark.parametrize(("flags", "missing"), [(SSE42, "AVX"), (f"{SSE42} avx", "AVX2")])
-def test_a_processor_without_avx_is_told_once(bundle, monkeypatch, caplog, flags, missing):
+def test_a_processor_without_avx_is_warned_of_once(bundle, monkeypatch, caplog, flags, missing):
     on(monkeypatch, described(f"model name\t: Old\nflags\t: {flags}\n", "x86_64"))
     for _ in range(2):
         select.choose_variant(bundle, "onnx-fp32")

@@ -272,7 +272,7 @@ def test_instructions_and_the_constructors_values(reranker_bundle, reranker):
     model.close()
 
 
-def test_ignored_arguments_are_told_and_refused_where_they_change_scores(reranker_bundle, flag):
+def test_ignored_arguments_are_named_and_refused_where_they_change_scores(reranker_bundle, flag):
     with pytest.warns(IgnoredArgumentWarning, match="cuda:0"):
         FlagReranker(reranker_bundle, True, devices="cuda:0", threads=1).close()
     with pytest.warns(IgnoredArgumentWarning, match="unknown arguments have no effect: show_progress"):

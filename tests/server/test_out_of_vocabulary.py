@@ -1,4 +1,4 @@
-"""A bundle without the pieces of some languages: every answer tells which texts have such a piece."""
+"""A bundle without the pieces of some languages: every answer says which texts have such a piece."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from in_process import served
 from starlette.testclient import TestClient
 
 TEXTS = ["the model", "на что", "search", "на"]
-TOLD = {"x-m3-out-of-vocabulary": "2", "x-m3-out-of-vocabulary-texts": "1,3"}
+HEADERS = {"x-m3-out-of-vocabulary": "2", "x-m3-out-of-vocabulary-texts": "1,3"}
 
 
 @pytest.fixture(scope="module")
@@ -17,36 +17,36 @@ def small(small_bundle: Path) -> Iterator[TestClient]:
         yield client
 
 
-def told(answer) -> dict[str, str]:
+def headers(answer) -> dict[str, str]:
     assert answer.status_code == 200, answer.text
     return {name: value for name, value in answer.headers.items() if name.startswith("x-m3-out-of-vocabulary")}
 
 
 @pytest.mark.parametrize("path", ["/embed", "/embed_sparse", "/embed_all"])
 def test_teis_routes_tell(small, app, path):
-    assert told(small.post(path, json={"inputs": TEXTS})) == TOLD
-    assert told(small.post(path, json={"inputs": TEXTS[0]})) == told(app.post(path, json={"inputs": TEXTS})) == {}
+    assert headers(small.post(path, json={"inputs": TEXTS})) == HEADERS
+    assert headers(small.post(path, json={"inputs": TEXTS[0]})) == headers(app.post(path, json={"inputs": TEXTS})) == {}
 
 
 def test_openais_route_and_similarity_tell(small):
-    assert told(small.post("/v1/embeddings", json={"input": TEXTS, "model": "tiny-random"})) == TOLD
+    assert headers(small.post("/v1/embeddings", json={"input": TEXTS, "model": "tiny-random"})) == HEADERS
     body = {"inputs": {"source_sentence": "на", "sentences": TEXTS[:2]}}
-    assert told(small.post("/similarity", json=body))["x-m3-out-of-vocabulary-texts"] == "source_sentence,1"
+    assert headers(small.post("/similarity", json=body))["x-m3-out-of-vocabulary-texts"] == "source_sentence,1"
 
 
-def test_rerank_tells_in_headers_and_warnings(small):
+def test_rerank_reports_in_headers_and_warnings(small):
     answer = small.post("/v1/rerank", json={"query": "на что", "documents": TEXTS, "model": "tiny-random"})
-    assert told(answer) == {"x-m3-out-of-vocabulary": "3", "x-m3-out-of-vocabulary-texts": "query,1,3"}
+    assert headers(answer) == {"x-m3-out-of-vocabulary": "3", "x-m3-out-of-vocabulary-texts": "query,1,3"}
     assert answer.json()["meta"]["warnings"] == ["3 texts have pieces that the bundle dropped: query,1,3"]
 
 
-def test_our_own_route_tells_in_its_body(small):
+def test_our_own_route_reports_in_its_body(small):
     answer = small.post("/m3/encode", json={"texts": TEXTS})
     body = answer.json()
     assert (body["out_of_vocabulary"], body["out_of_vocabulary_texts"]) == (2, [1, 3])
-    assert told(answer) == TOLD
+    assert headers(answer) == HEADERS
     binary = small.post("/m3/encode", json={"texts": TEXTS, "format": "npz"})
-    assert told(binary) == TOLD
+    assert headers(binary) == HEADERS
 
 
 def test_metrics_count_and_many_texts_are_told_apart(small):
@@ -57,7 +57,7 @@ def test_metrics_count_and_many_texts_are_told_apart(small):
     before = counted()
     texts = ["the model " * 400, "на " * 400] * 12  # more characters than are tokenized at once
     answer = small.post("/embed", json={"inputs": texts, "truncate": True})
-    assert told(answer)["x-m3-out-of-vocabulary"] == "12"
+    assert headers(answer)["x-m3-out-of-vocabulary"] == "12"
     assert counted() == before + 12
 
 

@@ -209,7 +209,7 @@ def test_keys(tiny_bundle: Path, tmp_path: Path):
         assert "m3_requests_total" in httpx2.get(line["url"], trust_env=False).text
         assert server.client.get("/health").status_code == server.client.get("/ready").status_code == 200
         nameless = f"key {hashlib.sha256(b'0123456789abcdef-other').hexdigest()[:8]}"  # wherever it stands in the file
-        assert {"shop", nameless} <= {line.get("client") for line in server.log()}
+        wait_until(lambda: {"shop", nameless} <= {line.get("client") for line in server.log()})
         assert "0123456789abcdef" not in server.log_file.read_text()
 
         keys.write_text("0123456789abcdef-new\n")

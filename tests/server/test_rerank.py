@@ -149,7 +149,7 @@ def test_what_is_refused(app, fields, param, message):
     assert app.post("/rerank", json=body).status_code == 422
 
 
-def test_what_was_cut_is_told(app):
+def test_what_was_cut_is_reported(app):
     long = "a vector " * 600
     answer = ask(app, query=long, documents=["a", long, "b", long])
     assert answer.headers["x-m3-truncated"] == "3"

@@ -211,7 +211,7 @@ def test_inference_takes_the_time_that_the_engine_takes(encoder, monkeypatch):
     serve(encoder, scenario)
 
 
-def test_pages_of_other_origins_are_kept_out_by_default_and_let_in_as_told(encoder):
+def test_pages_of_other_origins_are_kept_out_by_default_and_let_in_as_set(encoder):
     preflight = {
         "origin": "https://one.example",
         "access-control-request-method": "POST",

@@ -28,7 +28,7 @@ def ask(server: Running, text: str) -> httpx2.Response:
     return httpx2.post(f"{server.url}/embed", json={"inputs": text}, timeout=PATIENCE_S, trust_env=False)
 
 
-def test_memory_is_told_for_each_and_for_all(two):
+def test_memory_is_reported_for_each_and_for_all(two):
     (line,) = events(two, "all_workers_serve", 1)
     assert len(line["resident_mib"]) == line["workers"] == 2
     assert 0 < line["together_mib"] < sum(line["resident_mib"])

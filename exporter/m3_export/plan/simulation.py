@@ -202,11 +202,6 @@ class Simulation:
                 self._inputs.append(inputs)
                 self._outputs.append(quantized.model.heads(inputs[-1], batch.ids, batch.mask))
 
-    def losses_of_plan(self, plan: PrecisionPlan) -> LossesByText:
-        """Losses of a whole plan, the embedding in int8 included; floats are fp32 whatever the plan's float type is."""
-        with self._quantized.fake_quantized(plan.schemes, plan.group), self._quantized.int8_embedding():
-            return self._losses(None)
-
     def losses_of_embedding(self) -> LossesByText:
         """Losses of the int8 embedding alone."""
         with self._quantized.int8_embedding():

@@ -48,10 +48,13 @@ class ProbeTexts:
 
 @dataclass(frozen=True)
 class Probe:
-    """What parity is measured on: natural and degenerate texts, or pairs, the digest of both, and the machine."""
+    """What parity is measured on: natural and degenerate texts, or pairs, the digest of both, and the machine.
+
+    Degenerate texts are what INT8 may break on; without an INT8 variant there are none.
+    """
 
     natural: ProbeTexts
-    degenerate: ProbeTexts
+    degenerate: ProbeTexts | None
     sha256: str
     measured_on: str
 
@@ -75,21 +78,21 @@ class ParityCheck:
     def measure(self, variant: Variant, folder: Path) -> MeasuredParity:
         """Encode the probe texts with a variant, whose files `folder` holds; then some of them in batches, and padded.
 
-        Degenerate texts are what INT8 may break on; a float variant is not run on them.
+        A float variant is not run on degenerate texts.
 
         Raises:
             EngineError: the engine cannot load or run the variant.
         """
-        natural, degenerate = self.probe.natural, self.probe.degenerate
+        natural, degenerate = self.probe.natural, None if variant.precision == "fp32" else self.probe.degenerate
         is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
         run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
         with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
             outputs = self._outputs(engine, natural)
             batch_invariance = self._batch_invariance(engine, natural.ids)
             padded = self._lowest_padded(engine, natural)
-            of_degenerate = self._outputs(engine, degenerate) if variant.precision != "fp32" else None
+            of_degenerate = None if degenerate is None else self._outputs(engine, degenerate)
         losses, degenerate_parity = natural.reference.losses(outputs, is_degenerate=False), None
-        if of_degenerate is not None:
+        if degenerate is not None and of_degenerate is not None:
             losses = losses.joined(degenerate.reference.losses(of_degenerate, is_degenerate=True))
             similar = degenerate.reference.similarities(of_degenerate)
             degenerate_parity = degenerate_figures(similar, self.budget.least_similarity)
