@@ -58,7 +58,6 @@ def probe_of(
     natural, degenerate, what = chosen.probe, chosen.degenerate_probe, "pairs" if checkpoint.classifier else "texts"
     longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
     count = f"{len(natural)} + {len(degenerate)}" if has_int8 else f"{len(natural)}"
-    title = f"Running the PyTorch FP32 reference on {count} probe {what}"
     track = partial(progress.bar, title="reference")
 
     def run(texts: Sequence[Text] | Sequence[TextPair], spread: float | None = None) -> ProbeTexts:
