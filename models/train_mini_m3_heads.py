@@ -47,15 +47,10 @@ FILES = (*(f"xquad/xquad.{language}.json" for language in ("ar", "de", "en", "es
 
 @dataclass(frozen=True)
 class Encoded:
-    """Frozen encoder's output of S texts.
+    """Frozen encoder's output of S texts."""
 
-    Attributes:
-        ids: S arrays of (L,) token ids, special tokens included.
-        states: S arrays of (L, H) last hidden states, float16.
-    """
-
-    ids: Sequence[IntArray]
-    states: Sequence[NDArray[np.float16]]
+    ids: Sequence[IntArray]  # S arrays of (L,) token ids, special tokens included
+    states: Sequence[NDArray[np.float16]]  # S arrays of (L, H) last hidden states, float16
 
     def pick(self, indices: IntArray) -> "Encoded":
         """Return the texts at these indices, in this order."""

@@ -17,7 +17,7 @@ LayerNorms. Matrices are multiplied in bfloat16. STATE keeps the state of traini
 it stopped.
 
 The shipped file is of a run of 380 steps that had to be stopped (`m3_models/data/mini_reranker.json`). The default here
-asks as many questions as there are, once.
+asks as many questions as there are, once, and has not been run to its end.
 
 Needs `pip install "m3-runtime[export,mini,bench]"`. About an hour on one core.
 """

@@ -12,7 +12,8 @@ from m3_bench.errors import DocumentError
 from m3_bench.figures import PlacedRun
 from m3_bench.machine import described, differences
 from m3_bench.recording import Recording, digest_of, read_outputs, read_recording
-from m3_export.verify.parity import DIGITS, Outputs, colbert_parity, dense_parity, sparse_parity, text_losses
+from m3_export.verify.comparison import DIGITS
+from m3_export.verify.parity import Outputs
 from m3_runtime.bundle.reader import sha256_of
 from m3_runtime.io.progress import Progress
 
@@ -28,7 +29,9 @@ def compare(reference: Path, runs: Sequence[Path], prices: Prices, progress: Pro
     """
     recording = read_recording(reference)
     if digest_of(recording.texts) != recording.run.texts_sha256:
-        raise DocumentError(f"{str(reference)!r} holds other texts than it says; it was changed: record it again")
+        raise DocumentError(
+            f"{str(reference)!r} does not hold the texts of its digest; the file was changed: record it again"
+        )
     files = {path: documents.read_as(Run, path) for path in dict.fromkeys(runs)}
     placed = (PlacedRun(run, str(path)) for path, run in files.items())
     check_together([PlacedRun(recording.run, str(reference), is_reference=True), *placed])
@@ -116,7 +119,7 @@ def _outputs_of(contender: Contender, file: Path, run: Run, recording: Recording
         return None
     if run.texts_sha256 != recording.run.texts_sha256:
         raise DocumentError(
-            f"{str(file)!r} kept vectors of other texts (digest {run.texts_sha256[:16] or 'none'!r}) than the "
+            f"{str(file)!r} kept vectors of different texts (digest {run.texts_sha256[:16] or 'none'!r}) than the "
             f"reference ({recording.run.texts_sha256[:16]!r}, {len(recording.texts)} texts); run it again with the "
             "reference's texts"
         )
@@ -162,15 +165,13 @@ def _check_shapes(reference: Outputs, outputs: Outputs, where: str) -> None:
 
 
 def _compared(run: int, contender: str, reference: Outputs, outputs: Outputs) -> Compared:
-    losses = text_losses(reference, outputs, is_degenerate=False)
+    losses = reference.losses(outputs, is_degenerate=False)
     counts = np.bincount(losses.text_of_row, minlength=len(losses.dense))
     colbert = np.bincount(losses.text_of_row, losses.colbert, len(counts)) / np.maximum(counts, 1)
     kept = (losses.dense, losses.sparse, colbert if losses.colbert.size else losses.colbert)
     return Compared(
         run=run,
         contender=contender,
-        dense=dense_parity(reference, outputs),
-        sparse=sparse_parity(reference, outputs),
-        colbert=colbert_parity(reference, outputs),
+        **reference.parity(outputs),
         texts=TextParity(*(tuple((1 - values).round(DIGITS).tolist()) for values in kept)),
     )

@@ -45,7 +45,7 @@ class Scenario:
     heads: tuple[str, ...]  # "dense", "sparse", "colbert"
     calls: int  # how often each contender is called in a round
     clients: int = 1  # callers at a time; more than one shares a loaded model between threads
-    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # who is asked; everybody if empty
+    contenders: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # which are measured; all if empty
     group: str = field(default="", metadata=OPTIONAL)  # whose scenarios take turns with each other too
     most_rounds: int = field(default=0, metadata=OPTIONAL)  # for what takes long; 0 is no limit
     processes: int = field(default=1, metadata=OPTIONAL)  # at once, each with all calls
@@ -114,7 +114,7 @@ class OutputsFile:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who ran."""
+    """A contender: what was measured, and its results."""
 
     name: str  # "onnx-int8", "bge-m3-lite int8", "PyTorch fp16 on cuda", …
     is_ours: bool  # a variant of a bundle, not a peer or a reference
@@ -242,7 +242,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class MethodRun:
-    """A way of searching with one variant; the n-th entry of each tuple is the n-th query.
+    """A search method with one variant; the n-th entry of each tuple is the n-th query.
 
     `bundle` is a key of `Retrieval.models`; it and `variant` are "" for BM25, which needs neither. `metrics` maps
     "nDCG@10", "R@10", "R@100", "RR@10" to (Q,) values. `query_ms` is the median time of a query, one at a time, of a
@@ -428,7 +428,9 @@ def from_text(text: str, where: str) -> Document:
         raise DocumentError(f"{where} is not JSON ({error}); was it cut off? measure again") from error
     kind, version = (data.get("kind"), data.get("schema_version")) if isinstance(data, dict) else (None, None)
     if not isinstance(kind, str) or kind not in KINDS or type(version) is not int:
-        raise DocumentError(f"{where} is no document of m3-bench: expected a kind of {', '.join(KINDS)}, got {kind!r}")
+        raise DocumentError(
+            f"{where} is not a document of m3-bench: expected one of the kinds {', '.join(KINDS)}, got {kind!r}"
+        )
     if version != SCHEMA_VERSION:
         remedy = "upgrade m3-runtime" if version > SCHEMA_VERSION else "measure again"
         raise DocumentError(f"{where} has schema version {version}, this release reads {SCHEMA_VERSION}; {remedy}")

@@ -14,28 +14,19 @@ from m3_runtime.bundle.space import full_space_of
 from m3_runtime.errors import InputError
 
 FEW_QUERIES = 50
-"""From so many queries on an overlap says something; MLPerf Inference asks for as many."""
+"""Fewer queries say little about an overlap; MLPerf Inference asks for as many."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two indexes agree by one method.
-
-    Attributes:
-        method: the method.
-        overlap: share of the documents found by either that the other finds, and its 95 % interval over queries.
-        unchanged: share of the queries for which both find the same documents.
-        order: mean Kendall's tau of the documents that both find; None where no query has two.
-        drift_mean: mean absolute difference of the scores of documents that both find; None without scores.
-        drift_max: the largest.
-    """
+    """How far two indexes agree by one method."""
 
     method: str
-    overlap: Difference
-    unchanged: float
-    order: float | None
-    drift_mean: float | None
-    drift_max: float | None
+    overlap: Difference  # share of the documents that both find, and its 95 % interval over queries
+    unchanged: float  # share of the queries for which both find the same documents
+    order: float | None  # mean Kendall's tau of the documents that both find; None where no query has two
+    drift_mean: float | None  # mean absolute difference of the scores of these; None without scores
+    drift_max: float | None  # the largest
 
 
 def rankings_of(index: Index, queries: Queries, depth: int) -> Rankings:
@@ -71,7 +62,7 @@ def check_comparable(found: Equivalence) -> None:
     ):
         if one != other:
             shown = [str(value)[:20] for value in (one, other)]
-            raise InputError(f"{a.index!r} and {b.index!r} have other {what}: {shown[0]} and {shown[1]}")
+            raise InputError(f"{a.index!r} and {b.index!r} have different {what}: {shown[0]} and {shown[1]}")
     if not agreements(found):
         raise InputError(f"{a.index!r} and {b.index!r} share no method: {_methods(a)}; {_methods(b)}")
 

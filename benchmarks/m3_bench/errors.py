@@ -4,7 +4,6 @@ M3Error
 └── BenchError              something could not be measured; the message names it and the remedy
     ├── PeerError           a peer's environment or model could not be made
     ├── WorkerError         a contender's process failed, died, or did other work than it was asked for
-    ├── NotApplicableError  this processor cannot run the contender; the row says so and the run goes on
     ├── DocumentError       a result file cannot be read, or does not fit the others
     └── DatasetError        texts or labels are not what they must be; file and line are named
 """
@@ -22,10 +21,6 @@ class PeerError(BenchError):
 
 class WorkerError(BenchError):
     """A contender's process failed, died, or did other work than it was asked for."""
-
-
-class NotApplicableError(BenchError):
-    """This processor cannot run the contender."""
 
 
 class DocumentError(BenchError):

@@ -75,7 +75,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Figures:
-    """All contenders, what was measured of them, and in words what could not be measured and why."""
+    """All contenders, what was measured of them, and why the rest could not be measured."""
 
     entries: tuple[Entry, ...]
     values: tuple[Measurement, ...]
@@ -95,7 +95,7 @@ class Figures:
         return tuple(entry for entry in self.entries if self.of(entry))
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Why figures are not to be trusted, each reason once with the figures that it is about."""
         found: dict[str, list[str]] = {}
         for one in self.values:
@@ -157,7 +157,7 @@ def figures_of(runs: Sequence[PlacedRun]) -> Figures:
 
 
 def _entries(runs: Sequence[PlacedRun]) -> tuple[Entry, ...]:
-    """Contenders of one name are told apart by their files, and of one file by numbers."""
+    """Contenders of one name are labelled with their files, and within one file with numbers."""
     names = [contender.name for placed in runs for contender in placed.run.contenders]
     found: list[Entry] = []
     for placed in runs:

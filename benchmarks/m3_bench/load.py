@@ -27,7 +27,7 @@ WORDS = (
     "river", "Brücke", "мост", "桥", "stone", "agua", "vent", "clear", "number", "seven", "garden", "лето", "house",
     "paper", "signal", "winter", "orden", "and", "the", "of", "without", "machine", "language", "query", "answer",
 )  # fmt: skip
-POOL = 61  # different requests, again and again; a prime, so that they meet in ever new company
+POOL = 61  # different requests, again and again; a prime, so that batches keep changing
 MOST_CLIENTS = 64
 MOST_AT_ONCE = 1024  # requests of an open loop that wait for their answers
 SATURATED = 1.05  # a server is saturated where twice the clients get less than so much more answered
@@ -47,7 +47,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Api:
-    """One way of asking for vectors: its path, the body for texts and a model's name, and how answers are read."""
+    """An HTTP API for vectors: its path, the body for texts and a model's name, and how answers are read."""
 
     path: str
     body: Callable[[Sequence[str], str], Mapping[str, Any]]
@@ -89,12 +89,7 @@ def made_requests(
 ) -> Iterator[LoadRequest]:
     """Yield the pool: requests of one up to twice as many texts, of half to one and a half times as many words.
 
-    Args:
-        apis: names of `APIS`, which take turns.
-        model: that OpenAI's API is asked for.
-        texts: of a request, on average.
-        words: of a text, on average.
-        encoder: gives what is expected; None if nothing is compared.
+    The APIs take turns; OpenAI's is asked for `model`. Without an encoder nothing is expected of the vectors.
     """
     for number in range(POOL):
         draw = random.Random(number)  # noqa: S311 - the same texts each time
@@ -115,10 +110,6 @@ def _read_openai(content: bytes, _texts: int) -> Answered:
     return Answered({"dense": dense}, int((answer.get("usage") or {}).get("total_tokens", 0)))
 
 
-def _read_tei(content: bytes, _texts: int) -> Answered:
-    return Answered({"dense": np.array(json.loads(content))}, 0)
-
-
 def _read_m3(content: bytes, texts: int) -> Answered:
     found = np.load(io.BytesIO(content), allow_pickle=False)
     vectors = {
@@ -136,7 +127,11 @@ APIS: Mapping[str, Api] = {
         lambda texts, model: {"model": model, "input": texts, "encoding_format": "base64"},
         _read_openai,
     ),
-    "tei": Api("/embed", lambda texts, _: {"inputs": texts, "truncate": True}, _read_tei),
+    "tei": Api(
+        "/embed",
+        lambda texts, _: {"inputs": texts, "truncate": True},
+        lambda content, _: Answered({"dense": np.array(json.loads(content))}, 0),
+    ),
     "m3": Api("/m3/encode", lambda texts, _: {"texts": texts, "format": "npz"}, _read_m3),
 }
 
@@ -177,7 +172,7 @@ class Server:
         """The first model that an OpenAI server lists; "" where it lists none.
 
         Raises:
-            BenchError: nobody answers.
+            BenchError: the server does not answer.
         """
         try:
             with httpx2.Client(**self.client_options) as client:
@@ -192,25 +187,19 @@ class Server:
 
 @dataclass(frozen=True, eq=False)
 class _Exchange:
-    """A request and what came of it; times in seconds from the start of the load.
-
-    Attributes:
-        content: of an answer.
-        error: what came instead, as it is counted; "" for answers and refusals.
-        retry_after: the header of a refusal; None where it was none.
-    """
+    """A request and what came of it; times in seconds from the start of the load."""
 
     request: LoadRequest
     due_s: float
     sent_s: float
     done_s: float
-    content: bytes = b""
-    error: str = ""
-    retry_after: str | None = None
+    content: bytes = b""  # of an answer
+    error: str = ""  # what came instead, as it is counted; "" for answers and refusals
+    retry_after: str | None = None  # the header of a refusal; None where it was none
 
     @property
     def wait_s(self) -> float:
-        """How long a client of a closed loop waits after it; as long as it is told, a second at most."""
+        """How long a client of a closed loop waits after it; as long as the server asks, a second at most."""
         if self.retry_after is None:
             return 0.5 if self.error else 0.0
         return min(_LONGEST_WAIT_S, float(self.retry_after) if self.retry_after.isdecimal() else 0.5)

@@ -1,8 +1,10 @@
-"""What a report must say about where it was measured."""
+"""The machine that something was measured on."""
 
 import os
 import platform
 from dataclasses import dataclass
+
+import psutil
 
 from m3_runtime.cpu import cpu_info
 
@@ -43,18 +45,11 @@ def this_machine() -> Machine:
         architecture=cpu.architecture,
         flags=tuple(sorted(cpu.flags)),
         logical_cpus=os.cpu_count() or 1,
-        memory_bytes=_memory_bytes(),
+        memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         load_before=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def differences(a: Machine, b: Machine) -> tuple[str, ...]:

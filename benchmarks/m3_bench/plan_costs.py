@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from m3_bench.roofline import Measured
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.graph.model import M3Model
 from m3_export.options import VariantName
-from m3_export.plan.costs import Costs, write_costs
+from m3_export.plan.costs import Costs
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.plan.timing import LAYERS, SmallModels, measure_costs
 from m3_runtime.io.progress import Progress
@@ -25,12 +24,7 @@ _ROWS, _TOKENS = 4, 64
 def plan_costs(checkpoint: Path, progress: Progress, variants: Sequence[VariantName] = VARIANTS) -> tuple[Costs, ...]:
     """Time every precision of every kind of projection on each engine, in models of a checkpoint's first layers.
 
-    Times do not hang on values, so a few rows of noise stand in for calibration texts.
-
-    Args:
-        checkpoint: a folder, whose width of model the costs are of.
-        progress: says what takes long.
-        variants: whose engines are timed.
+    Times do not depend on values, so a few rows of noise stand in for calibration texts.
 
     Raises:
         M3Error: it is no checkpoint, or an engine failed.
@@ -48,12 +42,3 @@ def plan_costs(checkpoint: Path, progress: Progress, variants: Sequence[VariantN
         with progress.step(f"Timing the precisions of {name.value}"), tempfile.TemporaryDirectory() as work:
             found.append(measure_costs(small, name, opened.geometry, Path(work), track))
     return tuple(found)
-
-
-def write_record(measured: Measured, costs: tuple[Costs, ...], path: Path) -> None:
-    """Write what `m3_export.plan.costs.read_costs` reads, and beside it what the processor can do.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    write_costs(path, costs, measured.facts())

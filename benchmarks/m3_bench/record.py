@@ -47,7 +47,7 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
     Raises:
         InputError: the device is not there, or cannot do the dtype.
         ExportError: the checkpoint is not one of BGE-M3's layout.
-        BenchError: PyTorch failed on the texts, for want of memory perhaps, or the file cannot be written.
+        BenchError: PyTorch failed on the texts, out of memory for instance, or the file cannot be written.
     """
     check_device(spec.device, spec.dtype)
     with tempfile.TemporaryDirectory(prefix="m3-bench-") as scratch:  # for a checkpoint that has to be made

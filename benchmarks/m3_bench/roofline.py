@@ -57,13 +57,7 @@ class Measured:
 
 
 def measure(threads: int, rounds: int, progress: Progress, rows: int = ROWS) -> Measured:
-    """Time every product that this machine can do, and reading its memory.
-
-    Args:
-        threads: of each engine.
-        rounds: turns of each; ten products a turn.
-        progress: says what takes long.
-        rows: of the left matrix, tokens in a model.
+    """Time every product that this machine can do, with so many rows (tokens in a model), and reading its memory.
 
     Raises:
         WorkerError: memory could not be read.
@@ -75,7 +69,7 @@ def measure(threads: int, rounds: int, progress: Progress, rows: int = ROWS) -> 
         if not reason
     }
     names = tuple(contender.name for contender in able.values())
-    with progress.step(f"{len(able)} ways of multiplying and reading, in {rounds} rounds"):
+    with progress.step(f"{len(able)} matrix products and memory reads, in {rounds} rounds"):
         scenario = Scenario("products", "matrix products", (), (), PRODUCTS_PER_ROUND, contenders=names)
         found = measure_group([scenario], list(able.values()), None, rounds, threads)
     runs = {one: found[scenario.name, contender.name] for one, contender in able.items()}

@@ -39,7 +39,7 @@ from m3_runtime.cli.interrupt import interruptible
 SHAPES = ((1, 6), (4, 40), (2, 150), (6, 120))  # texts of a request and words of a text, on average
 OVERLOAD = 4.0  # requests offered ÷ requests that were answered
 BESIDE_ENGINE = ("numpy", "tokenizers", "uvicorn", "fastapi")
-_QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # an overload of seconds is to be refused, not kept
+_QUEUE_OPTIONS = ("--max-queue-tokens", "8192")  # seconds of overload are refused, not queued
 _LONGEST = 2.0  # a text has half as many words again, and may have long ones
 _DROPS = 12  # connections of a cycle
 _ALONE, _LOOK = 0.4, 0.125  # one client alone, and the time between two looks, as parts of `phase_s`
@@ -153,10 +153,10 @@ def _served(bundle: Path, options: Sequence[str]) -> Iterator[tuple[Server, psut
     command = [sys.executable, "-m", "m3_runtime", "serve", str(bundle), "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:  # noqa: S603 - our own program
         assert started.stderr is not None
-        told: Queue[str] = Queue()
-        threading.Thread(target=_read_log, args=(started.stderr, told), daemon=True).start()
+        messages: Queue[str] = Queue()
+        threading.Thread(target=_read_log, args=(started.stderr, messages), daemon=True).start()
         try:
-            if not (url := told.get()).startswith("http"):
+            if not (url := messages.get()).startswith("http"):
                 raise BenchError(f"the server did not start: {url}")
             yield Server.parse(url, None), psutil.Process(started.pid)
         except KeyboardInterrupt:
@@ -169,11 +169,11 @@ def _served(bundle: Path, options: Sequence[str]) -> Iterator[tuple[Server, psut
             started.kill()
 
 
-def _read_log(log: IO[str], told: Queue[str]) -> None:
-    """Read until the server ends, lest its pipe fill up; tell its address, or what it said last where it has none."""
+def _read_log(log: IO[str], messages: Queue[str]) -> None:
+    """Read until the server ends, so that its pipe never fills up; send its address, or its last lines without one."""
     last: deque[str] = deque(maxlen=_LAST_LINES)
     for line in log:
         last.append(line)
         if '"serving"' in line:
-            told.put(json.loads(line)["url"])
-    told.put("".join(last))
+            messages.put(json.loads(line)["url"])
+    messages.put("".join(last))

@@ -150,11 +150,8 @@ class Difference:
 def paired_difference(these: Sequence[float], those: Sequence[float]) -> Difference:
     """How much higher `these` are than `those`, on the same Q queries: paired bootstrap, percentile interval.
 
-    Queries are drawn with replacement, as many as there are, `RESAMPLES` times; a draw takes both values of a query.
-
-    Args:
-        these: (Q,) values.
-        those: (Q,) values of the same queries.
+    Queries are drawn with replacement, as many as there are, `RESAMPLES` times; a draw takes both values of a query,
+    each of which has (Q,).
 
     Raises:
         ValueError: no queries, or not the same number.
@@ -189,11 +186,6 @@ def is_fp32(variant: str) -> bool:
 
 def loss(rows: Sequence[_Row], row: _Row, values_of: ValuesOf[_Row]) -> Difference | None:
     """What an INT8 variant loses against its bundle's FP32 variant with the same method; above 0 is worse.
-
-    Args:
-        rows: all of a document.
-        row: one of them.
-        values_of: a row's value of each query.
 
     Returns:
         None for the FP32 variant itself, where it was not measured, and where there are no values.

@@ -57,7 +57,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A contender, loaded, asleep until it is asked. `versions` are the releases of the packages that compute."""
+    """A contender, loaded, idle until it is asked. `versions` are the releases of the packages that compute."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], errors: IO[str]) -> None:
         """Take over a running process; see `start`."""
@@ -68,11 +68,6 @@ class WorkerProcess:
     @contextmanager
     def start(cls, name: str, command: Command, threads: int) -> Iterator["WorkerProcess"]:
         """Start a process and wait until its model is loaded; the process ends with the block.
-
-        Args:
-            name: the contender, for messages.
-            command: its program.
-            threads: threads of libraries that take them from the environment.
 
         Raises:
             WorkerError: it failed to start or to load; what it wrote to stderr last is in the message.
@@ -92,7 +87,7 @@ class WorkerProcess:
             try:
                 yield cls(name, process, errors)
             except KeyboardInterrupt:
-                process.kill()  # it computes, and nobody waits for that
+                process.kill()  # whatever it computes is not needed
                 raise
             finally:
                 _end(process)
@@ -142,7 +137,7 @@ class WorkerProcess:
         return message
 
     def _death(self) -> WorkerError:
-        """An error that says how the process ended: by an exit code or a signal, and its last words."""
+        """An error that says how the process ended: by an exit code or a signal, and its last lines."""
         code = self._process.wait()
         how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:

@@ -49,32 +49,18 @@ class _Written:
 
 @dataclass(frozen=True)
 class VariantBuilder:
-    """Writes and measures the variants of one model.
-
-    Attributes:
-        graphs: what variants are written from.
-        quantized: the model and its activation statistics.
-        planner: searches the plans that are not given.
-        check: measures parity.
-        staging: the bundle's folder.
-        options: budget and what of it may be exceeded.
-        progress: what the user sees.
-    """
+    """Writes and measures the variants of one model."""
 
     graphs: Graphs
-    quantized: QuantizedModel
-    planner: Planner
+    quantized: QuantizedModel  # the model and its activation statistics
+    planner: Planner  # searches the plans that are not given
     check: ParityCheck
-    staging: Path
+    staging: Path  # the bundle's folder
     options: ExportOptions
     progress: Progress
 
     def build(self, name: VariantName, plan: PrecisionPlan | None) -> VariantResult:
-        """Write a variant within its budget, or as near as it gets.
-
-        Args:
-            name: the variant.
-            plan: the plan to follow; None searches one. FP32 needs none.
+        """Write a variant within its budget, or as near as it gets; without a plan to follow, search one.
 
         Raises:
             ExportError: a library failed.
@@ -205,7 +191,7 @@ def _best(reached: Sequence[Parity]) -> str:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Name the step in which torch or OpenVINO failed; both raise RuntimeError, for want of memory for instance.
+    """Name the step in which torch or OpenVINO failed; both raise RuntimeError, out of memory for instance.
 
     Raises:
         ExportError: the step failed.

@@ -15,7 +15,7 @@ from m3_export.checkpoint.vocabulary import (
     pieces_of_languages,
 )
 from m3_export.errors import OptionsError
-from m3_export.material import Chosen
+from m3_export.export_texts import Chosen
 from m3_export.options import ExportOptions
 from m3_export.verify.measure import MAX_PROBE_TOKENS
 from m3_export.verify.vocabulary import spelt, vocabulary_loss
@@ -61,16 +61,7 @@ def choose_pieces(
     staging: Path,
     progress: Progress,
 ) -> ChosenPieces:
-    """Leave out pieces, if that is asked.
-
-    Args:
-        original: the checkpoint's tokenizer.
-        whole: the same, as the runtime reads it.
-        checkpoint: its weights.
-        texts: of the export; pairs, where it is a reranker's.
-        options: which pieces stay.
-        staging: the bundle's folder, with the whole tokenizer.json.
-        progress: what the user sees.
+    """Leave out pieces, if the options ask for it; `staging` has the whole tokenizer.json, which is replaced then.
 
     Raises:
         InputError: a corpus cannot be read.

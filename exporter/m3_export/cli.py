@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"m3-export {__version__}")
     parser.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
     _add_output(parser.add_argument_group("what to write"))
-    _add_pooling(parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls)"))
+    group = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
+    group.add_argument("--pooling", choices=[p.value for p in Pooling])
+    group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
     _add_accuracy(parser.add_argument_group("accuracy"))
     _add_vocabulary(parser.add_argument_group("vocabulary (default: every piece stays)"))
     _add_planning(parser.add_argument_group("planning (which projection runs in which precision)"))
@@ -143,11 +145,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--checkpoint-only", action="store_true", help="write the checkpoint of a named model, no bundle"
     )
     group.add_argument("--force", action="store_true", help="replace the bundle at OUT")
-
-
-def _add_pooling(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--pooling", choices=[p.value for p in Pooling])
-    group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
 
 
 def _add_accuracy(group: argparse._ArgumentGroup) -> None:

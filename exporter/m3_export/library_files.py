@@ -12,9 +12,8 @@ config_sentence_transformers.json   the checkpoint's prompts, where it has some
 The runtime reads the last alone. A reranker's bundle has the first two.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,6 +25,7 @@ from m3_export.graph import passes
 from m3_export.graph.passes.last_hidden_state import LAST_HIDDEN_STATE
 from m3_export.options import VariantName
 from m3_export.quantize.variants import FILES, OPENVINO_WEIGHTS
+from m3_models.checkpoint_files import write_json, write_sentence_transformers
 from m3_runtime.bundle.manifest import ModelInfo, Pooling
 from m3_runtime.bundle.prompts import PROMPTS_NAME, Prompts
 
@@ -33,7 +33,6 @@ ENCODERS: Mapping[VariantName, str] = {
     VariantName.ONNX_FP32: f"onnx/{LAST_HIDDEN_STATE}.onnx",
     VariantName.ONNX_INT8: f"onnx/{LAST_HIDDEN_STATE}_int8.onnx",
 }
-_POOLING_FOLDER = "1_Pooling"
 _POOLING_FLAGS: Mapping[Pooling, str] = {
     Pooling.CLS: "pooling_mode_cls_token",
     Pooling.MEAN: "pooling_mode_mean_tokens",
@@ -42,32 +41,23 @@ _POOLING_FLAGS: Mapping[Pooling, str] = {
 
 
 def write_library_files(folder: Path, model: ModelInfo, tokenizer: CheckpointTokenizer, prompts: Prompts) -> None:
-    """Write them for the variants that `folder` holds.
-
-    Args:
-        folder: the bundle, with every variant written.
-        model: its geometry, pooling and normalisation are read.
-        tokenizer: the checkpoint's.
-        prompts: the checkpoint's.
-    """
-    _write(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(model.geometry.max_tokens))
-    _write(folder / SPECIAL_TOKENS_NAME, tokenizer.special_tokens())
+    """Write them for the variants that `folder` holds, all of which have been written."""
+    write_json(folder / TOKENIZER_CONFIG_NAME, tokenizer.config(model.geometry.max_tokens))
+    write_json(folder / SPECIAL_TOKENS_NAME, tokenizer.special_tokens())
     if model.is_reranker:
         return  # transformers' config.json, which says so, and the graph's `logits` are all that others look for
     if prompts.prompts:
-        _write(folder / PROMPTS_NAME, prompts.to_json())
+        write_json(folder / PROMPTS_NAME, prompts.to_json())
     written = [name for name in ENCODERS if (folder / FILES[name]).is_file()]
-    for name in written:
-        _write_encoder(folder / FILES[name], folder / ENCODERS[name])
+    for name in written:  # their weights stay where they are: both graphs refer to one data file beside them
+        ir.save(passes.encoder_alone(ir.load(folder / FILES[name])), folder / ENCODERS[name])
     if (graph := folder / FILES[VariantName.OPENVINO_INT8]).is_file():
         _write_openvino_encoder(graph, (folder / OPENVINO_WEIGHTS).with_suffix(".xml"))
     if written:
-        _write_sentence_transformers(folder, model, ENCODERS[written[0]])
-
-
-def _write_encoder(graph: Path, encoder: Path) -> None:
-    """Weights stay where they are: what is loaded refers to the data file beside it, and so does what is saved."""
-    ir.save(passes.encoder_alone(ir.load(graph)), encoder)
+        pooling = {flag: one is model.pooling for one, flag in _POOLING_FLAGS.items()}
+        # model_args: the name that every release with ONNX reads
+        settings = {"max_seq_length": model.geometry.max_tokens, "model_args": {"file_name": ENCODERS[written[0]]}}
+        write_sentence_transformers(folder, model.geometry.hidden_size, pooling, settings, normalize=model.normalize)
 
 
 def _write_openvino_encoder(graph: Path, encoder: Path) -> None:
@@ -103,31 +93,3 @@ def _leading_to(layer: str, edges: Iterable[ElementTree.Element]) -> set[str]:
             found.add(one)
             waiting += reads[one]
     return found
-
-
-def _write_sentence_transformers(folder: Path, model: ModelInfo, encoder: str) -> None:
-    (folder / _POOLING_FOLDER).mkdir()
-    _write(folder / "modules.json", _modules(normalize=model.normalize))
-    _write(
-        folder / _POOLING_FOLDER / "config.json",
-        {
-            "word_embedding_dimension": model.geometry.hidden_size,
-            **{flag: pooling is model.pooling for pooling, flag in _POOLING_FLAGS.items()},
-        },
-    )
-    # model_args: the name that every release with ONNX reads
-    settings = {"max_seq_length": model.geometry.max_tokens, "model_args": {"file_name": encoder}}
-    _write(folder / "sentence_bert_config.json", settings)
-
-
-def _modules(*, normalize: bool) -> list[dict[str, object]]:
-    steps = [("", "Transformer"), (_POOLING_FOLDER, "Pooling")]
-    steps += [("2_Normalize", "Normalize")] if normalize else []
-    return [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(steps)
-    ]
-
-
-def _write(path: Path, content: Mapping[str, object] | Sequence[object]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

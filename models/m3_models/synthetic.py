@@ -53,7 +53,7 @@ BGE_M3_GEOMETRY = Geometry(hidden=1024, layers=24, heads=16, ffn=4096, vocabular
 _SPREAD = Spread(word=1.0, weight=0.02, bias=0.02, gain=0.1)
 
 OUTLIER_CHANNELS = 3  # channels; with the steady one 4, as many as published
-OUTLIER_NEURONS = 48  # of a layer, from full size down to a twentieth; more than a pass can set apart cheaply
+OUTLIER_NEURONS = 48  # of a layer, from full size down to a twentieth; more than a pass can keep in float cheaply
 SPECIAL_TOKENS = 4  # <s> <pad> </s> <unk> have the first ids
 
 # Word embeddings w of an outlier channel become sign(w) min(TAIL |w|^POWER, LONGEST_TAIL), w normal: six words in
@@ -201,13 +201,7 @@ def _write_large_tokenizer(folder: Path, name: str, progress: Callable[[str], No
 
 
 def planted(source: TensorSource, seed: int, geometry: Geometry) -> TensorSource:
-    """Return a source that plants into the tensors of another, which must own what it gives.
-
-    Args:
-        source: The noise.
-        seed: Decides which channels and neurons.
-        geometry: See `Planting.of`.
-    """
+    """Return a source that plants into the tensors of another, which must own what it gives; see `Planting.of`."""
 
     def tensor(name: str, shape: tuple[int, ...]) -> FloatArray:
         values = source(name, shape)

@@ -51,11 +51,7 @@ def build_tokenizer(pieces: Pieces, charsmap: bytes | None) -> "Tokenizer":
 def write_tokenizer(folder: Path, pieces: Pieces, charsmap: bytes | None, *, max_tokens: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
-    Args:
-        folder: An existing folder.
-        pieces: See `build_tokenizer`.
-        charsmap: See `build_tokenizer`.
-        max_tokens: Longest text of the encoder, special tokens included.
+    `max_tokens` is the longest text of the encoder, special tokens included; for the others see `build_tokenizer`.
     """
     build_tokenizer(pieces, charsmap).save(str(folder / "tokenizer.json"), pretty=False)
     ids = [*range(len(_SPECIALS)), len(pieces.texts) - 1]

@@ -61,12 +61,7 @@ class UsableCores:
 
 
 def usable_cores(root: Path = _ROOT, allowed: frozenset[int] | None = None) -> UsableCores:
-    """What this process may use.
-
-    Args:
-        root: where /proc and /sys are.
-        allowed: the CPUs that affinity leaves to this process; None asks the system.
-    """
+    """What this process may use, by `root`'s /proc and /sys, and by affinity: `allowed`, or what the system says."""
     allowed = _affinity() if allowed is None else allowed
     topology, cores = _topology(root, allowed)
     online = _numbers(read_or_empty(root / _CPUS / "online"))
@@ -148,7 +143,7 @@ def _topology(root: Path, allowed: frozenset[int]) -> tuple[str | None, Mapping[
 def _is_credible(cores: Mapping[int, Hashable], allowed: frozenset[int]) -> bool:
     """Whether all allowed CPUs are known and no core has too many of them, such as every CPU of the machine.
 
-    Containers of LXC number the CPUs of /proc/cpuinfo anew, so that an allowed one is missing there. Some virtual
+    Containers of LXC renumber the CPUs of /proc/cpuinfo, so that an allowed one is missing there. Some virtual
     machines give every CPU the same core id.
     """
     if not allowed <= cores.keys():

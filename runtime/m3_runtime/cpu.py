@@ -94,11 +94,9 @@ def cpu_info() -> CpuInfo:
 
 
 def described(cpuinfo: str, architecture: str) -> CpuInfo:
-    """The processor that a /proc/cpuinfo tells of.
+    """The processor that the text of /proc/cpuinfo and `platform.machine` describe.
 
-    Args:
-        cpuinfo: the file's text; emulators show that of the machine below, whose flags are not those of `architecture`.
-        architecture: as `platform.machine` says it.
+    Emulators show the file of the machine below, whose flags are not those of `architecture`.
     """
     name = field_of(cpuinfo, "model name") or platform.processor() or architecture or "unknown"
     key = "flags" if architecture.lower() in _X86 else "Features"

@@ -1,46 +1,31 @@
 """`M3Encoder`: a bundle, opened and ready to encode."""
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
+
+import numpy as np
 
 from m3_runtime import scoring
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.encode.colbert import ColbertDtype
-from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import (
-    DEFAULT_BATCH_SIZE,
-    checked_max_length,
-    colbert_form,
-    encode_options,
-)
-from m3_runtime.encode.pipeline import encode_texts
+from m3_runtime.encode.encoding import Encoding, log_losses
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, EncodeArguments, checked_max_length
+from m3_runtime.encode.pipeline import encode_texts, encode_tokens
 from m3_runtime.errors import InputError
 from m3_runtime.opened_model import OpenedModel
+from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import OnTruncate, check_text, checked_texts
-
-_log = logging.getLogger("m3_runtime")
 
 
 class M3Encoder(OpenedModel):
     """BGE-M3's three heads on CPU, from a bundle.
 
-    `encode` and everything else may be called from several threads at once. Use it as a context manager, or
-    call `close` when done.
-
-    It pickles by path: what arrives opens the bundle again. After a fork it works on in both processes. If a thread was
-    encoding at that moment, the child's half is lost: every call there raises an EngineError.
+    See `OpenedModel` for attributes, threads, pickling and forks. Use it as a context manager, or call `close` when
+    done.
 
     >>> with M3Encoder.open("my-bundle") as encoder:  # doctest: +SKIP
     ...     encoder.encode(["Hello", "Grüß Gott"], return_sparse=True)["lexical_weights"]
-
-    Attributes:
-        bundle: the open bundle: its folder and manifest.
-        variant: the variant that runs.
-        tokenizer: the bundle's tokenizer.
-        engine: what runs the variant.
     """
 
     def encode(  # noqa: PLR0913 - FlagEmbedding's arguments, and five of our own
@@ -103,29 +88,14 @@ class M3Encoder(OpenedModel):
             colbert_pool=colbert_pool,
         )
 
-    def encode_heads(  # noqa: PLR0913 - as `encode`
+    def encode_heads(
         self,
         sentences: str | Sequence[str],
         heads: Collection[Head],
-        *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        max_length: int | None = None,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
-        on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
-        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
-        colbert_dim: int | None = None,
-        colbert_pool: int = 1,
+        **more: Unpack[EncodeArguments],
     ) -> Encoding:
         """`encode` for callers that hold a set of heads. Arguments and errors are those of `encode`."""
-        options = encode_options(
-            self.bundle.manifest,
-            heads,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            max_length=max_length,
-            on_truncate=on_truncate,
-            colbert=colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool),
-        )
+        options = self._options(heads, **more)
         is_single = isinstance(sentences, str)
         if is_single:
             check_text(sentences, "the text")
@@ -198,19 +168,12 @@ class M3Encoder(OpenedModel):
             token_budget=token_budget,
             on_truncate=on_truncate,
         )
-        if scores.out_of_vocabulary:
-            _log.warning(
-                "%d of the %d texts that were scored have pieces that the bundle dropped; their scores are approximate",
-                scores.out_of_vocabulary,
-                2 * len(pairs),
-            )
-        if scores.truncated:
-            _log.warning(
-                "%d of the %d texts that were scored had more than the maximum of tokens and were cut; "
-                "raise max_query_length or max_passage_length, or pass on_truncate='error'",
-                scores.truncated,
-                2 * len(pairs),
-            )
+        log_losses(
+            f"the {2 * len(pairs)} texts that were scored",
+            scores.truncated,
+            scores.out_of_vocabulary,
+            remedy="; raise max_query_length or max_passage_length, or pass on_truncate='error'",
+        )
         combined = scores.combined(weights)
         return {key: values[0] for key, values in combined.items()} if is_single else combined
 
@@ -228,20 +191,38 @@ class M3Encoder(OpenedModel):
 
         Arguments and errors are those of `compute_score`.
         """
-        queries, passages = (
-            encode_options(
-                self.bundle.manifest,
-                frozenset(ENCODER_HEADS),
+        options = [
+            self._options(
+                ENCODER_HEADS,
                 batch_size=batch_size,
                 token_budget=token_budget,
                 max_length=checked_max_length(length, self.max_tokens, name),
                 on_truncate=on_truncate,
             )
             for name, length in (("max_query_length", max_query_length), ("max_passage_length", max_passage_length))
-        )
+        ]
         pairs, _ = scoring.checked_pairs(sentence_pairs)
+        parts = []
         with self._running() as engine:
-            return scoring.score_pairs(pairs, (queries, passages), self.bundle.manifest, self.tokenizer, engine)
+            sides = [
+                scoring.PairSide.of(name, [pair[i] for pair in pairs], self.tokenizer, options[i])
+                for i, name in enumerate(("query", "passage"))
+            ]
+            lengths = (sides[0].lengths() + sides[1].lengths()).tolist()
+            # memory follows the token budget, and a text that occurs in several pairs of a run is encoded once
+            for run in greedy_runs(lengths, RunLimit(options[0].batch_size, options[0].token_budget)):
+                queries, passages = (side.part(run) for side in sides)
+                encoded = [
+                    encode_tokens(side.tokenized, how, self.bundle.manifest, engine)
+                    for side, how in zip((queries, passages), options, strict=True)
+                ]
+                parts.append(scoring.head_scores(encoded[0], queries.index, encoded[1], passages.index))
+        nothing = np.empty(0, np.float32)
+        dense, sparse, colbert = (
+            np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in ENCODER_HEADS
+        )
+        truncated, out_of_vocabulary = sum(s.truncated() for s in sides), sum(s.out_of_vocabulary() for s in sides)
+        return scoring.PairScores(dense, sparse, colbert, truncated, out_of_vocabulary)
 
     compute_lexical_matching_score = staticmethod(scoring.compute_lexical_matching_score)
     colbert_score = staticmethod(scoring.colbert_score)

@@ -102,7 +102,7 @@ class SpaceMismatchError(M3Error):
 
 
 class PartlyAddedError(M3Error):
-    """`add` of an index failed half way; its cause is what failed.
+    """`add` of an index failed halfway; its cause is what failed.
 
     What was written stays. An id that is there is replaced, so the same `add` can be repeated.
 

@@ -2,7 +2,7 @@
 
 An encoder must know when the full vocabulary would have split a text otherwise. As Python strings in a dict the 210 000
 pieces that a bundle of a few languages lacks would take as much memory as is gained. Here they are three arrays, and a
-table of one byte for each of 2^21 checksums that tells most strings at once that they are no piece.
+table of one byte for each of 2^21 checksums that rules out most strings at once.
 
     pieces.npz    scores (V,) float64, by id
                   kept_ids (K,) int32, ascending; kept_ends (K,) uint32: where each text ends in kept_text

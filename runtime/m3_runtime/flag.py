@@ -19,9 +19,9 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
-from m3_runtime.flag_reranker import FlagAutoReranker, FlagReranker
-from m3_runtime.ignored import Devices, accept_unknown, check_devices
-from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
+from m3_runtime.flag_reranker import FlagAutoReranker, FlagClass, FlagReranker
+from m3_runtime.ignored import Devices, accept_unknown, check_devices, taken_from
+from m3_runtime.tokenizer import check_text, checked_texts
 
 __all__ = ["BGEM3FlagModel", "FlagAutoModel", "FlagAutoReranker", "FlagModel", "FlagReranker"]
 
@@ -41,10 +41,7 @@ _HARMLESS: Mapping[str, Any] = {
 def _of_side(encode: Callable[..., _Vectors], name: str, side: str) -> Callable[..., _Vectors]:
     """A class's `encode_queries` or `encode_corpus`: its `encode` with the instruction and the length of that side.
 
-    Args:
-        encode: the class's own; the method has its arguments, but those that are given here.
-        name: what FlagEmbedding calls the texts.
-        side: "query" or "passage".
+    The method has the arguments of `encode`, but those that are given here; FlagEmbedding calls its texts `name`.
     """
     own = inspect.signature(encode)
     shown = [one for one in own.parameters.values() if one.kind is not one.KEYWORD_ONLY]
@@ -65,12 +62,11 @@ def _of_side(encode: Callable[..., _Vectors], name: str, side: str) -> Callable[
     return encode_side
 
 
-class BGEM3FlagModel:
+class BGEM3FlagModel(FlagClass):
     """FlagEmbedding 1.4.2's `BGEM3FlagModel` on CPU.
 
     Attributes:
         encoder: the `M3Encoder` that does the work.
-        target_devices: always ["cpu"].
         batch_size: default of every method.
         query_max_length: default of `encode_queries` and of the queries of `compute_score`.
         passage_max_length: default of `encode`, `encode_corpus` and of the passages of `compute_score`.
@@ -102,41 +98,17 @@ class BGEM3FlagModel:
         passage_instruction_for_retrieval: str | None = None,
         passage_instruction_format: str = "{}{}",
         device: Devices | None = None,
-        variant: str = "auto",
-        engine: str = "auto",
-        threads: int | None = None,
-        low_memory: bool = False,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are FlagEmbedding's, with these differences.
 
-        Args:
-            model_name_or_path: a bundle's folder.
-            normalize_embeddings: None, or what the bundle was exported with.
-            use_fp16: accepted; the bundle's variant says how vectors are computed.
-            use_bf16: accepted, likewise.
-            query_instruction_for_retrieval: put before queries by `encode_queries`.
-            query_instruction_format: how; `{}{}` takes the instruction and the query.
-            devices: None, or a device or several; it is the CPU that computes, and a warning says so.
-            pooling_method: None, or what the bundle was exported with.
-            trust_remote_code: accepted; a bundle holds no code.
-            cache_dir: accepted; nothing is downloaded.
-            colbert_dim: -1, or the bundle's ColBERT width.
-            batch_size: most texts that run together.
-            query_max_length: tokens per query; None is 512, or less where the model takes less.
-            passage_max_length: tokens per passage, likewise.
-            return_dense: default of every method.
-            return_sparse: likewise for lexical weights.
-            return_colbert_vecs: likewise for ColBERT vectors.
-            truncate_dim: keep this many leading dimensions.
-            passage_instruction_for_retrieval: put before passages by `encode_corpus`.
-            passage_instruction_format: how.
-            device: FlagEmbedding 1.2's name for `devices`.
-            variant: as in `M3Encoder.open`.
-            engine: as in `M3Encoder.open`.
-            threads: as in `M3Encoder.open`.
-            low_memory: as in `M3Encoder.open`.
-            **more: what FlagEmbedding would keep as attributes.
+        `model_name_or_path` is a bundle's folder. `normalize_embeddings`, `pooling_method` and `colbert_dim` are None
+        (-1), or what the bundle was exported with. `use_fp16`, `use_bf16`, `trust_remote_code` and `cache_dir` have no
+        effect: the bundle's variant says how vectors are computed, and nothing is downloaded. `devices`, or `device` as
+        in FlagEmbedding 1.2, may name others than the CPU, with a warning. Lengths are in tokens; None is 512, or less
+        where the model takes less. `passage_instruction_for_retrieval` is put before passages by `encode_corpus`.
+        `variant`, `engine`, `threads` and `low_memory` are those of `M3Encoder.open`. What else there is FlagEmbedding
+        would keep as attributes.
 
         Raises:
             M3Error: as `M3Encoder.open`, and InputError for an argument that contradicts the bundle.
@@ -145,10 +117,9 @@ class BGEM3FlagModel:
             IgnoredArgumentWarning: another device than the CPU, or an unknown argument.
         """
         check_devices(devices if devices is not None else device)
+        opening = taken_from(more, "variant", "engine", "threads", "low_memory")
         accept_unknown(more, _HARMLESS)
-        self.encoder = M3Encoder.open(
-            model_name_or_path, variant=variant, engine=engine, threads=threads, low_memory=low_memory
-        )
+        self.encoder = self._model = M3Encoder.open(model_name_or_path, **opening)
         manifest = self.encoder.bundle.manifest
         _check_agrees(manifest, normalize_embeddings, pooling_method, colbert_dim)
         limit = self.encoder.max_tokens
@@ -161,7 +132,6 @@ class BGEM3FlagModel:
         self.query_instruction_format = query_instruction_format
         self.passage_instruction_for_retrieval = passage_instruction_for_retrieval
         self.passage_instruction_format = passage_instruction_format
-        self.target_devices = ["cpu"]
         self.batch_size = batch_size
         self.query_max_length = checked_max_length(query_max_length, limit, "query_max_length")
         self.passage_max_length = checked_max_length(passage_max_length, limit, "passage_max_length")
@@ -170,11 +140,6 @@ class BGEM3FlagModel:
         if truncate_dim is not None and not 1 <= truncate_dim <= manifest.geometry.hidden_size:
             raise InputError(f"truncate_dim must be 1 to {manifest.geometry.hidden_size}, got {truncate_dim}")
         self.truncate_dim = truncate_dim
-
-    @property
-    def tokenizer(self) -> M3Tokenizer:
-        """The bundle's tokenizer."""
-        return self.encoder.tokenizer
 
     def encode(
         self,
@@ -253,17 +218,8 @@ class BGEM3FlagModel:
         """
         return self.encoder.convert_id_to_token(lexical_weights)
 
-    get_detailed_instruct = staticmethod(FlagReranker.get_detailed_instruct)
 
-    def stop_self_pool(self) -> None:
-        """Nothing to stop: there are no worker processes."""
-
-    def close(self) -> None:
-        """Let go of the graph and its memory."""
-        self.encoder.close()
-
-
-class FlagModel:
+class FlagModel(FlagClass):
     """FlagEmbedding's `FlagModel` on CPU: the dense head alone, as arrays.
 
     Attributes:
@@ -289,10 +245,7 @@ class FlagModel:
         """Open a bundle; all arguments are those of `BGEM3FlagModel`, in the order of FlagEmbedding's `FlagModel`.
 
         Raises:
-            M3Error: as `BGEM3FlagModel`.
-
-        Warns:
-            IgnoredArgumentWarning: as `BGEM3FlagModel`.
+            M3Error: as `BGEM3FlagModel`, whose warnings it gives too.
         """
         self.m3 = BGEM3FlagModel(
             model_name_or_path,
@@ -309,11 +262,7 @@ class FlagModel:
             passage_max_length=passage_max_length,
             **more,
         )
-
-    @property
-    def tokenizer(self) -> M3Tokenizer:
-        """The bundle's tokenizer."""
-        return self.m3.tokenizer
+        self._model = self.m3.encoder
 
     def encode(
         self,
@@ -326,23 +275,12 @@ class FlagModel:
         """The dense vectors of S texts, (S, H), or (H,) of a single one.
 
         Raises:
-            M3Error: as `BGEM3FlagModel.encode`.
-
-        Warns:
-            IgnoredArgumentWarning: as `BGEM3FlagModel.encode`.
+            M3Error: as `BGEM3FlagModel.encode`, whose warnings it gives too.
         """
         return _dense(self.m3.encode(sentences, batch_size, max_length, convert_to_numpy=convert_to_numpy, **more))
 
     encode_queries = _of_side(encode, "queries", "query")
     encode_corpus = _of_side(encode, "corpus", "passage")
-    get_detailed_instruct = staticmethod(BGEM3FlagModel.get_detailed_instruct)
-
-    def stop_self_pool(self) -> None:
-        """Nothing to stop: there are no worker processes."""
-
-    def close(self) -> None:
-        """Let go of the graph and its memory."""
-        self.m3.close()
 
 
 class FlagAutoModel:
@@ -370,10 +308,8 @@ class FlagAutoModel:
         `{}{}`.
 
         Raises:
-            M3Error: as the class, and InputError for another class than "encoder-only-m3" and "encoder-only-base".
-
-        Warns:
-            IgnoredArgumentWarning: as the class.
+            M3Error: as the class, whose warnings it gives too, and
+                InputError for another class than "encoder-only-m3" and "encoder-only-base".
         """
         classes: Mapping[str, type[BGEM3FlagModel] | type[FlagModel]] = {
             "encoder-only-m3": BGEM3FlagModel,

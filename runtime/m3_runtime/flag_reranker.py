@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.errors import InputError
-from m3_runtime.ignored import Devices, accept_unknown, check_devices
+from m3_runtime.ignored import Devices, accept_unknown, check_devices, taken_from
+from m3_runtime.opened_model import OpenedModel
 from m3_runtime.pairs import checked_sides, pair_limits
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import M3Tokenizer
@@ -14,12 +15,43 @@ from m3_runtime.tokenizer import M3Tokenizer
 _HARMLESS: Mapping[str, Any] = {"truncation_side": "right", "stride": 0, "return_overflowing_tokens": False}
 
 
-class FlagReranker:
+class FlagClass:
+    """What FlagEmbedding's classes have in common here: one open model, and no worker processes."""
+
+    _model: OpenedModel
+
+    @property
+    def target_devices(self) -> list[str]:
+        """Always ["cpu"]."""
+        return ["cpu"]
+
+    @property
+    def tokenizer(self) -> M3Tokenizer:
+        """The bundle's tokenizer."""
+        return self._model.tokenizer
+
+    @staticmethod
+    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
+        r"""An instruction and a text in one; a literal ``\n`` in the format is a line break.
+
+        >>> FlagReranker.get_detailed_instruct("{}: {}", "query", "what is it")
+        'query: what is it'
+        """
+        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
+
+    def stop_self_pool(self) -> None:
+        """Nothing to stop."""
+
+    def close(self) -> None:
+        """Let go of the graph and its memory."""
+        self._model.close()
+
+
+class FlagReranker(FlagClass):
     """FlagEmbedding 1.4.2's `FlagReranker` on CPU.
 
     Attributes:
         reranker: the `M3Reranker` that does the work.
-        target_devices: always ["cpu"].
         batch_size: default of `compute_score`; `query_max_length`, `max_length` and `normalize` likewise.
     """
 
@@ -40,34 +72,16 @@ class FlagReranker:
         normalize: bool = False,
         *,
         device: Devices | None = None,
-        variant: str = "auto",
-        engine: str = "auto",
-        threads: int | None = None,
-        low_memory: bool = False,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are FlagEmbedding's, with these differences.
 
-        Args:
-            model_name_or_path: a reranker's bundle.
-            use_fp16: accepted; the bundle's variant says how scores are computed.
-            query_instruction_for_rerank: put before every query.
-            query_instruction_format: how; `{}{}` takes the instruction and the query.
-            passage_instruction_for_rerank: put before every passage.
-            passage_instruction_format: how.
-            trust_remote_code: accepted; a bundle holds no code.
-            cache_dir: accepted; nothing is downloaded.
-            devices: None, or a device or several; it is the CPU that computes, and a warning says so.
-            batch_size: most pairs that run together.
-            query_max_length: tokens per query; None is three quarters of the pair's.
-            max_length: tokens per pair; None is 512, or less where the model takes less.
-            normalize: give the sigmoid of the scores.
-            device: FlagEmbedding 1.2's name for `devices`.
-            variant: as in `M3Reranker.open`; `engine`, `threads` and `low_memory` likewise.
-            engine: likewise.
-            threads: likewise.
-            low_memory: likewise.
-            **more: what FlagEmbedding would keep as attributes.
+        `model_name_or_path` is a reranker's bundle. `use_fp16`, `trust_remote_code` and `cache_dir` have no effect: the
+        bundle's variant says how scores are computed, and nothing is downloaded. `devices`, or `device` as in
+        FlagEmbedding 1.2, may name others than the CPU, with a warning. `query_max_length` is tokens per query, None is
+        three quarters of the pair's; `max_length` is tokens per pair, None is 512, or less where the model takes less.
+        `variant`, `engine`, `threads` and `low_memory` are those of `M3Reranker.open`. What else there is FlagEmbedding
+        would keep as attributes.
 
         Raises:
             M3Error: as `M3Reranker.open`, and InputError for a length that the model does not take.
@@ -76,24 +90,17 @@ class FlagReranker:
             IgnoredArgumentWarning: another device than the CPU, or an unknown argument.
         """
         check_devices(devices if devices is not None else device)
+        opening = taken_from(more, "variant", "engine", "threads", "low_memory")
         accept_unknown(more, _HARMLESS)
-        self.reranker = M3Reranker.open(
-            model_name_or_path, variant=variant, engine=engine, threads=threads, low_memory=low_memory
-        )
+        self.reranker = self._model = M3Reranker.open(model_name_or_path, **opening)
         self.model_name_or_path = str(model_name_or_path)
         self.use_fp16, self.trust_remote_code, self.cache_dir = use_fp16, trust_remote_code, cache_dir
         self.query_instruction_for_rerank = query_instruction_for_rerank
         self.query_instruction_format = query_instruction_format
         self.passage_instruction_for_rerank = passage_instruction_for_rerank
         self.passage_instruction_format = passage_instruction_format
-        self.target_devices = ["cpu"]
         self.batch_size, self.query_max_length, self.normalize = batch_size, query_max_length, normalize
         self.max_length = pair_limits(max_length, query_max_length, self.reranker.max_tokens).max_length
-
-    @property
-    def tokenizer(self) -> M3Tokenizer:
-        """The bundle's tokenizer."""
-        return self.reranker.tokenizer
 
     def compute_score(
         self,
@@ -139,22 +146,6 @@ class FlagReranker:
             pairs = [(q, self.get_detailed_instruct(self.passage_instruction_format, passage, p)) for q, p in pairs]
         return pairs
 
-    @staticmethod
-    def get_detailed_instruct(instruction_format: str, instruction: str, sentence: str) -> str:
-        r"""An instruction and a text in one; a literal ``\n`` in the format is a line break.
-
-        >>> FlagReranker.get_detailed_instruct("{}: {}", "query", "what is it")
-        'query: what is it'
-        """
-        return instruction_format.replace("\\n", "\n").format(instruction, sentence)
-
-    def stop_self_pool(self) -> None:
-        """Nothing to stop: there are no worker processes."""
-
-    def close(self) -> None:
-        """Let go of the graph and its memory."""
-        self.reranker.close()
-
 
 class FlagAutoReranker:
     """FlagEmbedding's `FlagAutoReranker`: made by `from_finetuned` alone."""
@@ -173,10 +164,8 @@ class FlagAutoReranker:
         """A bundle as a `FlagReranker`; its folder may have any name. All other arguments are those of the class.
 
         Raises:
-            M3Error: as the class, and InputError for another class than "encoder-only-base".
-
-        Warns:
-            IgnoredArgumentWarning: as the class.
+            M3Error: as the class, whose warnings it gives too, and
+                InputError for another class than "encoder-only-base".
         """
         if model_class is not None and getattr(model_class, "value", model_class) != "encoder-only-base":
             raise InputError(

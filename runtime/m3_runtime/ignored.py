@@ -21,6 +21,11 @@ def warn_ignored(message: str) -> None:
     warnings.warn(message, IgnoredArgumentWarning, stacklevel=4)
 
 
+def taken_from(more: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of our own arguments that are among another library's, which lose them."""
+    return {name: more.pop(name) for name in names if name in more}
+
+
 def check_devices(devices: Devices | None, name: str = "devices") -> None:
     """See that they are devices; those that are not the CPU give a warning, as this runtime has no other.
 
@@ -39,11 +44,7 @@ def check_devices(devices: Devices | None, name: str = "devices") -> None:
 
 
 def refuse_changes(given: Mapping[str, Any], harmless: Mapping[str, Any]) -> None:
-    """Refuse arguments that ask for something that this runtime cannot do.
-
-    Args:
-        given: arguments by name; None asks for nothing.
-        harmless: by name, the value that asks for nothing either.
+    """Refuse arguments that ask for what this runtime cannot do: any value but None and the harmless one of that name.
 
     Raises:
         InputError: one has another value; it is named.
@@ -57,7 +58,7 @@ def refuse_changes(given: Mapping[str, Any], harmless: Mapping[str, Any]) -> Non
 
 
 def accept_unknown(given: Mapping[str, Any], harmless: Mapping[str, Any]) -> None:
-    """`refuse_changes`, and a warning that names those arguments that nobody here knows.
+    """`refuse_changes`, and a warning that names unknown arguments.
 
     Warns:
         IgnoredArgumentWarning: there are some.

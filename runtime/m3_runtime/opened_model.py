@@ -4,9 +4,11 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import numpy as np
@@ -15,19 +17,55 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import Head, TokenizerInfo, Variant
 from m3_runtime.bundle.reader import Bundle, Verify
 from m3_runtime.cpu import default_threads
-from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.colbert import ColbertDtype
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, checked_threads, colbert_form, encode_options
+from m3_runtime.encode.options import (
+    BatchArguments,
+    EncodeArguments,
+    EncodeOptions,
+    checked_threads,
+    colbert_form,
+    encode_options,
+)
 from m3_runtime.encode.pipeline import BatchObserver, encode_tokens
-from m3_runtime.engines import Engine
-from m3_runtime.engines.select import AUTO, choose_variant
+from m3_runtime.engines import Engine, Opening
+from m3_runtime.engines.compiled_cache import cache_file, checked_cache_dir
+from m3_runtime.engines.select import AUTO, choose_variant, open_engine
 from m3_runtime.engines.streams import checked_streams
-from m3_runtime.errors import EngineError, InputError
-from m3_runtime.loading import OpenArguments, load
+from m3_runtime.errors import EngineError, InputError, SpaceMismatchError
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts
 
+_Model = TypeVar("_Model", bound="OpenedModel")
 _PEAK_TOKENS = 4096  # a call with a run of so many takes seconds; what that took of memory goes back when it is over
+
+
+@dataclass(frozen=True)
+class OpenArguments:
+    """How an encoder was opened: what `M3Encoder.open` takes, and the vector space that the bundle held then."""
+
+    path: str
+    variant: str
+    threads: int
+    cache_dir: str | None
+    low_memory: bool
+    streams: int
+    space_id: str
+
+    def open_again(self, open_bundle: Callable[..., _Model]) -> _Model:
+        """The same encoder in another process; `open_bundle` is `M3Encoder.open`, or takes its arguments.
+
+        Raises:
+            M3Error: as `M3Encoder.open`.
+            SpaceMismatchError: another bundle has taken the folder's place.
+        """
+        arguments = {name: value for name, value in asdict(self).items() if name not in ("path", "space_id")}
+        encoder = open_bundle(self.path, **arguments)
+        if encoder.space_id != self.space_id:
+            raise SpaceMismatchError(
+                f"{self.path!r} held the vector space {self.space_id} when the encoder was pickled, and now holds "
+                f"{encoder.space_id}; open it again"
+            )
+        return encoder
 
 
 class OpenedModel:
@@ -44,7 +82,7 @@ class OpenedModel:
     """
 
     _is_reranker: ClassVar[bool] = False
-    _called: ClassVar[str] = "encoder"
+    called: ClassVar[str] = "encoder"
     _opened_with: OpenArguments | None = None
 
     def __init__(self, bundle: Bundle, variant: Variant, tokenizer: M3Tokenizer, engine: Engine) -> None:
@@ -118,12 +156,13 @@ class OpenedModel:
         """
         check_kind(bundle, is_reranker=cls._is_reranker)
         count = checked_streams(streams, threads)
-        tokenizer, engine = load(bundle, variant, threads, cache_dir=cache_dir, low_memory=low_memory, streams=count)
+        cache = None if cache_dir is None else checked_cache_dir(cache_dir)
+        file = None if cache is None else cache_file(cache, bundle, variant, threads)
+        tokenizer, engine = load(bundle, variant, threads, Opening(low_memory, file, streams=count))
         model = cls(bundle, variant, tokenizer, engine)
-        cache = None if cache_dir is None else str(Path(cache_dir).absolute())
-        path = str(bundle.folder.absolute())
+        path, kept = str(bundle.folder.absolute()), None if cache is None else str(cache)
         model._opened_with = OpenArguments(
-            path, variant.name, threads, cache, low_memory, count, bundle.manifest.space_id
+            path, variant.name, threads, kept, low_memory, count, bundle.manifest.space_id
         )
         return model
 
@@ -132,12 +171,8 @@ class OpenedModel:
         ids: Sequence[NDArray[np.int32]],
         heads: Collection[Head],
         *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
-        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
-        colbert_dim: int | None = None,
-        colbert_pool: int = 1,
         on_batch: BatchObserver | None = None,
+        **more: Unpack[EncodeArguments],
     ) -> Encoding:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
 
@@ -151,13 +186,7 @@ class OpenedModel:
         """
         for index, row in enumerate(ids):
             self.tokenizer.check_ids(row, f"text {index}")
-        options = encode_options(
-            self.bundle.manifest,
-            heads,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            colbert=colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool),
-        )
+        options = self._options(heads, **more)
         tokenized = TokenizedTexts(tuple(ids), np.zeros(len(ids), np.bool_))
         with self._running() as engine:
             return encode_tokens(tokenized, options, self.bundle.manifest, engine, on_batch)
@@ -214,6 +243,18 @@ class OpenedModel:
     def __reduce__(self) -> tuple[Callable[..., "OpenedModel"], tuple[OpenArguments, Callable[..., "OpenedModel"]]]:
         return OpenArguments.open_again, (self.opened_with, type(self).open)
 
+    def _options(
+        self,
+        heads: Collection[Head],
+        *,
+        colbert_dtype: ColbertDtype | str = ColbertDtype.FLOAT32,
+        colbert_dim: int | None = None,
+        colbert_pool: int = 1,
+        **more: Unpack[BatchArguments],
+    ) -> EncodeOptions:
+        form = colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool)
+        return encode_options(self.bundle.manifest, heads, colbert=form, **more)
+
     @contextmanager
     def _running(self) -> Iterator[Engine]:
         """The engine for one call; it stays open until the call has finished."""
@@ -221,7 +262,7 @@ class OpenedModel:
             if self._is_lost:
                 raise EngineError("a thread was encoding while this process was forked; open the bundle again")
             if self._is_closed:
-                raise EngineError(f"the {self._called} is closed; open the bundle again")
+                raise EngineError(f"the {self.called} is closed; open the bundle again")
             self._calls += 1
         try:
             yield self.engine
@@ -235,8 +276,47 @@ class OpenedModel:
                         self.engine.rest(_PEAK_TOKENS)
 
 
+def load(bundle: Bundle, variant: Variant, threads: int, opening: Opening) -> tuple[M3Tokenizer, Engine]:
+    """Open the bundle's tokenizer and a variant's engine; arguments and errors are those of `open_engine`.
+
+    Each takes a good part of a second or more for BGE-M3 and leaves a core free, so they load at the same time.
+
+    Raises:
+        BundleError: the tokenizer is not what it must be.
+    """
+    is_busy = threading.Event()
+
+    def tokenizer_later() -> M3Tokenizer:
+        is_busy.wait()  # reading the file holds the interpreter for long, which the engine needs until then
+        return open_tokenizer(bundle)
+
+    with ThreadPoolExecutor(1, "m3-loading") as aside:
+        tokenizer = aside.submit(tokenizer_later)
+        try:
+            engine = open_engine(bundle, variant, threads, replace(opening, on_busy=is_busy.set))
+        finally:
+            is_busy.set()
+        try:
+            return tokenizer.result(), engine
+        except BaseException:
+            engine.close()
+            raise
+
+
+def open_tokenizer(bundle: Bundle) -> M3Tokenizer:
+    """The bundle's tokenizer.
+
+    Raises:
+        BundleError: a file of it is not what it must be.
+    """
+    info, fewer = bundle.manifest.tokenizer, bundle.manifest.vocabulary
+    if fewer is None:
+        return M3Tokenizer.open(bundle.file(info.path), info)
+    return M3Tokenizer.open(bundle.file(fewer.pipeline_path), info, bundle.file(fewer.pieces_path))
+
+
 def check_kind(bundle: Bundle, *, is_reranker: bool) -> None:
-    """Refuse a reranker's bundle where an encoder's is wanted, and the other way round.
+    """Refuse a reranker's bundle where an encoder's is expected, and vice versa.
 
     Raises:
         InputError: the bundle is of the other kind.

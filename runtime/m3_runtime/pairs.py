@@ -24,7 +24,7 @@ PAIR_SPECIALS = 4
 LEAST_PAIR_TOKENS = PAIR_SPECIALS + 2
 """Each text has one token of its own."""
 
-# Beside blanks: what SentencePiece's normalization of XLM-R (nmt_nfkc) drops or makes a blank of.
+# Besides blanks: what SentencePiece's normalization of XLM-R (nmt_nfkc) drops or makes a blank of.
 _BLANK = re.compile(r"[\s\x01-\x1f\x7f\x8f\x9f\u061c\u200b-\u200f\u2581\ufeff\ufffd]*")
 
 Pair = tuple[str, str]
@@ -70,13 +70,10 @@ class TokenizedPairs:
 def pair_limits(
     max_length: int | None, query_max_length: int | None, most: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE
 ) -> PairLimits:
-    """Usable limits.
+    """Usable limits for a model that takes `most` tokens.
 
-    Args:
-        max_length: None is 512 or, where the model takes fewer, the model's limit.
-        query_max_length: None is three quarters of `max_length`, as in FlagEmbedding.
-        most: most tokens that the model takes.
-        on_truncate: what becomes of longer pairs.
+    A `max_length` of None is 512 or, where the model takes fewer, the model's limit; a `query_max_length` of None is
+    three quarters of it, as in FlagEmbedding.
 
     Raises:
         InputError: not an integer, too few for a pair, or more than the model takes.
@@ -133,12 +130,7 @@ def tokenized_pairs(
 ) -> TokenizedPairs:
     """Tokenize P pairs; their texts have passed `check_text` and `check_not_empty`. A text that recurs is read once.
 
-    Args:
-        pairs: P pairs.
-        limits: how long they may be.
-        tokenizer: the reranker's.
-        name_of: what errors call a text.
-        start: the index of the first pair, where these are a part of others.
+    `name_of` is what errors call a text; `start` is the index of the first pair, where these are a part of others.
 
     Raises:
         TextTooLongError: `limits` say that a text that is too long is an error; it is named.

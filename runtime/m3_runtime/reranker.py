@@ -1,6 +1,5 @@
 """`M3Reranker`: a cross-encoder's bundle, opened and ready to score pairs."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,13 +10,12 @@ from numpy.typing import NDArray
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
-from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
+from m3_runtime.encode.encoding import log_losses
+from m3_runtime.encode.options import DEFAULT_BATCH_SIZE
 from m3_runtime.encode.pipeline import encode_windows, windows_ahead
 from m3_runtime.opened_model import OpenedModel
 from m3_runtime.pairs import checked_sides, pair_limits, side_name, tokenized_pairs
 from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
-
-_log = logging.getLogger("m3_runtime")
 
 SCORE_HEADS = frozenset((Head.SCORE,))
 
@@ -42,13 +40,8 @@ class RerankScores:
 
     def warn_of_cuts(self) -> None:
         """Log how many pairs were cut, where the result has no place for it."""
-        if self.truncated:
-            _log.warning(
-                "%d of the %d pairs that were scored had more than the maximum of tokens and were cut; raise "
-                "max_length or query_max_length, or pass on_truncate='error'",
-                self.truncated,
-                len(self.scores),
-            )
+        remedy = "; raise max_length or query_max_length, or pass on_truncate='error'"
+        log_losses(f"the {len(self.scores)} pairs that were scored", self.truncated, remedy=remedy)
 
 
 def sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -71,7 +64,7 @@ class M3Reranker(OpenedModel):
     """
 
     _is_reranker: ClassVar[bool] = True
-    _called: ClassVar[str] = "reranker"
+    called: ClassVar[str] = "reranker"
 
     def compute_score(
         self,
@@ -133,13 +126,7 @@ class M3Reranker(OpenedModel):
 
         Arguments and errors are those of `compute_score`.
         """
-        options = encode_options(
-            self.bundle.manifest,
-            SCORE_HEADS,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            on_truncate=on_truncate,
-        )
+        options = self._options(SCORE_HEADS, batch_size=batch_size, token_budget=token_budget, on_truncate=on_truncate)
         limits = pair_limits(max_length, query_max_length, self.max_tokens, options.on_truncate)
         pairs = checked_sides(sentence_pairs)
 

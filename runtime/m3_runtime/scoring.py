@@ -13,15 +13,12 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import ENCODER_HEADS, Manifest
+from m3_runtime.bundle.manifest import ENCODER_HEADS
 from m3_runtime.encode.colbert import PackedRows
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encode.options import EncodeOptions
-from m3_runtime.encode.pipeline import encode_tokens
-from m3_runtime.engines import Engine
 from m3_runtime.errors import InputError, TextTooLongError
 from m3_runtime.sequences import listed
-from m3_runtime.splitting import RunLimit, greedy_runs
 from m3_runtime.tokenizer import M3Tokenizer, TokenizedTexts, check_text
 
 _PACKED = {np.dtype(np.int8), np.dtype(np.uint8)}
@@ -150,50 +147,6 @@ def colbert_score(q_reps: NDArray[Any] | PackedRows, p_reps: NDArray[Any] | Pack
     return float(similarity.max(axis=1).mean())
 
 
-def score_pairs(
-    pairs: Sequence[tuple[str, str]],
-    options: tuple[EncodeOptions, EncodeOptions],
-    manifest: Manifest,
-    tokenizer: M3Tokenizer,
-    engine: Engine,
-) -> PairScores:
-    """Dense, sparse and ColBERT scores of P pairs, and how many of their texts were cut.
-
-    Pairs are worked on in runs, so that memory follows the token budget. A text that occurs in several pairs of a run
-    is encoded once.
-
-    Args:
-        pairs: P (query, passage) pairs, checked.
-        options: of the queries and of the passages, all three heads on.
-        manifest: of the bundle.
-        tokenizer: the bundle's.
-        engine: an open engine.
-
-    Raises:
-        TextTooLongError: a text is too long and the options say that this is an error; names the pair.
-        EngineError: the engine refused a batch.
-    """
-    queries, passages = (
-        _side(name, [pair[i] for pair in pairs], tokenizer, options[i]) for i, name in enumerate(("query", "passage"))
-    )
-    parts = []
-    lengths = (queries.lengths() + passages.lengths()).tolist()
-    for run in greedy_runs(lengths, RunLimit(options[0].batch_size, options[0].token_budget)):
-        pairs_of_run = slice(run.start, run.stop)
-        some_queries, some_passages = queries.part(pairs_of_run), passages.part(pairs_of_run)
-        encoded_queries = encode_tokens(some_queries.tokenized, options[0], manifest, engine)
-        encoded_passages = encode_tokens(some_passages.tokenized, options[1], manifest, engine)
-        parts.append(head_scores(encoded_queries, some_queries.index, encoded_passages, some_passages.index))
-    nothing = np.empty(0, np.float32)
-    dense, sparse, colbert = (
-        np.concatenate([nothing, *(getattr(part, head) for part in parts)]) for head in ENCODER_HEADS
-    )
-    sides = (queries, passages)
-    return PairScores(
-        dense, sparse, colbert, sum(s.truncated() for s in sides), sum(s.out_of_vocabulary() for s in sides)
-    )
-
-
 def checked_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
     """The pairs as tuples, and whether there was just one pair rather than a list.
 
@@ -219,38 +172,46 @@ def _checked_pair(pair: object, index: int) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class _Side:
+class PairSide:
     """The queries (or passages) of P pairs: distinct texts as ids, and which of them each pair has, (P,)."""
 
     tokenized: TokenizedTexts
     index: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> "PairSide":
+        """Tokenize each distinct text once.
+
+        Raises:
+            TextTooLongError: a text is too long and the options say that this is an error; names the pair.
+        """
+        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(places)
+        try:
+            tokenized = tokenizer.encode_batch(distinct, options.max_length, options.on_truncate)
+        except TextTooLongError as error:
+            pair = texts.index(distinct[error.index])
+            raise TextTooLongError(f"the {name} of pair {pair}", pair, error.tokens, error.max_length) from error
+        return cls(tokenized, np.array([places[text] for text in texts], dtype=np.int64))
+
     def lengths(self) -> NDArray[np.int64]:
+        """(P,) tokens."""
         return self.tokenized.lengths[self.index]
 
-    def part(self, pairs: slice) -> "_Side":
+    def part(self, pairs: range) -> "PairSide":
         """The same for some of the pairs."""
-        texts, index = np.unique(self.index[pairs], return_inverse=True)
+        texts, index = np.unique(self.index[pairs.start : pairs.stop], return_inverse=True)
         ids = tuple(self.tokenized.ids[i] for i in texts)
-        return _Side(TokenizedTexts(ids=ids, is_cut=self.tokenized.is_cut[texts]), index)
+        return PairSide(TokenizedTexts(ids=ids, is_cut=self.tokenized.is_cut[texts]), index)
 
     def truncated(self) -> int:
+        """How many of the P texts were cut."""
         return int(self.tokenized.is_cut[self.index].sum())
 
     def out_of_vocabulary(self) -> int:
+        """How many of the P texts have a piece that the bundle dropped."""
         respelled = self.tokenized.is_respelled
         return 0 if respelled is None else int(respelled[self.index].sum())
-
-
-def _side(name: str, texts: Sequence[str], tokenizer: M3Tokenizer, options: EncodeOptions) -> _Side:
-    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    distinct = list(places)
-    try:
-        tokenized = tokenizer.encode_batch(distinct, options.max_length, options.on_truncate)
-    except TextTooLongError as error:
-        pair = texts.index(distinct[error.index])
-        raise TextTooLongError(f"the {name} of pair {pair}", pair, error.tokens, error.max_length) from error
-    return _Side(tokenized, np.array([places[text] for text in texts], dtype=np.int64))
 
 
 def head_scores(
@@ -258,11 +219,7 @@ def head_scores(
 ) -> PairScores:
     """Scores of P pairs by each head, 0 by those that the encodings lack.
 
-    Args:
-        queries: vectors of some queries.
-        query_of: (P,) which of them each pair has.
-        passages: vectors of some passages.
-        passage_of: (P,) likewise.
+    `query_of` and `passage_of`, (P,) each, are which of the queries and of the passages each pair has.
     """
     dense, sparse, colbert = (np.zeros(len(query_of), np.float32) for _ in ENCODER_HEADS)
     pairs = list(zip(query_of.tolist(), passage_of.tolist(), strict=True))

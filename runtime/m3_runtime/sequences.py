@@ -1,19 +1,21 @@
-"""What callers hand over where a list is wanted: taken where it has an order and one meaning, refused otherwise.
+"""What callers hand over: a list is taken where it has an order and one meaning, and refused otherwise.
 
 Columns of pandas, polars, pyarrow and `datasets` are known by their shape; none of these packages is imported.
 """
 
 import io
 from collections.abc import Iterator, Mapping, MappingView, Set
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from m3_runtime.errors import InputError
 
+_E = TypeVar("_E", bound=StrEnum)
 _REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (str, "put it into a list"),
     ((bytes, bytearray, memoryview), "decode them: data.decode('utf-8')"),
     (Mapping, "pass its values, in a list"),
-    (Set, "it has no order by which results could be told apart; pass sorted(…)"),
+    (Set, "it has no order by which results could be matched to texts; pass sorted(…)"),
     (io.IOBase, "read it first: file.read().splitlines()"),
 )
 
@@ -26,14 +28,10 @@ def listed(given: object, expected: str) -> list[Any]:
 def in_order(given: object, expected: str) -> Iterator[Any]:
     """Go through the items of a list, tuple, iterator, 1-D array, or column of a table.
 
-    An error of an iterator is raised as it is, with a note of how many items came before it.
+    An error of an iterator is raised as it is, with a note of how many items came before it. Ours begins as `expected`.
 
     >>> list(in_order(("a", "b"), "expected a list of texts"))
     ['a', 'b']
-
-    Args:
-        given: what the caller handed over.
-        expected: how the error begins.
 
     Raises:
         InputError: a single text, bytes, a mapping, a set, a table, a file, a 0-d array, or nothing to go through.
@@ -43,6 +41,18 @@ def in_order(given: object, expected: str) -> Iterator[Any]:
         kind = type(given).__name__ + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
         raise InputError(f"{expected}, got {kind}; {remedy}")
     return _noting(given.to_pylist() if hasattr(given, "to_pylist") else given)  # Arrow's items are not Python's
+
+
+def member(kind: type[_E], value: str, name: str) -> _E:
+    """The member of an enumeration that has this value.
+
+    Raises:
+        InputError: there is none; the error calls the value `name`.
+    """
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be one of {', '.join(kind)}, got {value!r}") from error
 
 
 def _remedy(given: object) -> str | None:

@@ -13,12 +13,9 @@ class RunLimit:
 
 
 def greedy_runs(sizes: Iterable[int], limit: RunLimit, *, first: RunLimit | None = None) -> Iterator[range]:
-    """Split items into runs, each as long as the limit allows; an item above the limit is a run of its own.
+    """Split items of these sizes into runs, each as long as the limit allows; `first` is the first run's, if another.
 
-    Args:
-        sizes: of each item, in order.
-        limit: of a run.
-        first: of the first run, where it differs.
+    An item above the limit is a run of its own.
 
     >>> list(greedy_runs([3, 3, 50, 1, 1], RunLimit(9, 6)))
     [range(0, 2), range(2, 3), range(3, 5)]

@@ -115,16 +115,13 @@ class Piece:
 
 
 class M3Tokenizer:
-    """The bundle's tokenizer. Safe to use from several threads: nothing that tells changes after `open`."""
+    """The bundle's tokenizer. Safe to use from several threads: nothing that matters changes after `open`."""
 
     def __init__(self, spec: Mapping[str, Any], info: TokenizerInfo, fewer: FewerPieces | None = None) -> None:
-        """Make the pipeline.
+        """Make the pipeline of what tokenizer.json holds, and what the manifest says of it.
 
-        Args:
-            spec: what tokenizer.json holds.
-            info: what the manifest says of it.
-            fewer: the pieces, instead of those of `spec`, where not all have a row. A text with none that was dropped
-                gets the full vocabulary's ids; another one those that are left, and is counted.
+        `fewer` are the pieces, instead of those of `spec`, where not all have a row. A text with none that was dropped
+        gets the full vocabulary's ids; another one those that are left, and is counted.
 
         Raises:
             BundleFormatError: it wraps a text in other special ids than `info` names.

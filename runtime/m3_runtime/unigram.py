@@ -29,12 +29,9 @@ class Unigram:
     """Splits a word into the pieces with the highest sum of scores (Viterbi). Safe to use from several threads."""
 
     def __init__(self, pieces: Sequence[str], scores: Sequence[float], unk_id: int) -> None:
-        """Take over a vocabulary.
+        """Take over a vocabulary: V texts, whose ids are their places, and V log-probabilities.
 
-        Args:
-            pieces: V texts; a piece's id is its place. An empty one is the place of a piece that was dropped.
-            scores: V log-probabilities.
-            unk_id: the id of characters that no piece covers.
+        An empty text is the place of a piece that was dropped. `unk_id` is the id of characters that no piece covers.
 
         Raises:
             ValueError: no pieces, another number of scores, a score that is not finite, or `unk_id` is no piece's.

@@ -30,13 +30,13 @@ def changed(**keys) -> str:
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "is no document of m3-bench"),
-        ("{}", "is no document of m3-bench"),
+        ("[]", "is not a document of m3-bench"),
+        ("{}", "is not a document of m3-bench"),
         (changed(kind="bundle"), "got 'bundle'"),
         (changed(kind=["run"]), "got ['run']"),
         (changed(schema_version=2), "has schema version 2, this release reads 1; upgrade m3-runtime"),
         (changed(schema_version=0), "measure again"),
-        (changed(schema_version=True), "is no document"),
+        (changed(schema_version=True), "is not a document"),
         (changed(threads="two"), "threads: expected int, got 'two'"),
         (changed(colour="red"), "unknown keys ['colour']"),
         (

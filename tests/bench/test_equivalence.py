@@ -178,11 +178,11 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"space_id": "m3-other"}, "have other vector spaces: m3-"),
-        ({"documents": 41}, "have other numbers of documents: 40 and 41"),
-        ({"ids_sha256": "0" * 64}, "have other ids of documents"),
-        ({"queries_sha256": "0" * 64}, "have other queries"),
-        ({"depth": 20}, "have other depths: 10 and 20"),
+        ({"space_id": "m3-other"}, "have different vector spaces: m3-"),
+        ({"documents": 41}, "have different numbers of documents: 40 and 41"),
+        ({"ids_sha256": "0" * 64}, "have different ids of documents"),
+        ({"queries_sha256": "0" * 64}, "have different queries"),
+        ({"depth": 20}, "have different depths: 10 and 20"),
         ({"ranked": []}, "share no method"),
     ],
 )
@@ -297,8 +297,11 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
     (tmp_path / "empty.txt").write_text("")
     encoded_by = ("--bundle", tiny_bundle, *FLOAT)
     for words, message in (
-        ((index,), "compared with nothing"),
-        ((index, tmp_path / "none", "--queries", queries, *encoded_by), "is no index: expected a folder of m3-runtime"),
+        ((index,), "nothing to compare one index with"),
+        (
+            (index, tmp_path / "none", "--queries", queries, *encoded_by),
+            "is not an index: expected a folder of m3-runtime",
+        ),
         ((index, unfinished, "--queries", queries, *encoded_by), "is not finished"),
         ((index, twice, "--queries", queries, *encoded_by), "has the id 'p1' twice"),
         ((index, foreign, "--queries", queries, *encoded_by), "of the space m3-other"),

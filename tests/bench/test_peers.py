@@ -9,7 +9,7 @@ import pytest
 
 import m3_bench
 from m3_bench.errors import PeerError
-from m3_bench.peers.environments import Peer, PeerSource, environment_of, requirement_of
+from m3_bench.peers.environments import Peer, PeerSource, environment_of
 from m3_bench.scenarios import NAMES
 from m3_runtime.io.progress import Progress
 
@@ -58,12 +58,6 @@ def test_the_committed_requirements_pin_everything():
         assert [line for line in lines if not line.startswith("#") and "==" not in line] == []
     assert "bge-m3-lite[quant]==0.6.2" in Peer.LITE.requirements.read_text()
     assert "FlagEmbedding==1.4.2" in Peer.FLAGEMBEDDING.requirements.read_text()
-
-
-def test_a_release_is_read_off_the_requirements(tmp_path):
-    assert requirement_of(Peer.LLAMA_CPP, "llama_cpp_python") == "llama_cpp_python==0.3.36"
-    with pytest.raises(PeerError, match="do not pin llama"):
-        requirement_of(Peer.LLAMA_CPP, "llama")
 
 
 def test_the_build_of_torch_can_be_chosen(tmp_path):

@@ -315,7 +315,7 @@ def test_a_bad_file_leaves_the_old_report(comparison, tmp_path, capsys):
     out.write_text("old")
     bars.write_text('{"schema_version": 1, "machine": {}, "rows": []}')
     assert report(comparison, bars, "-o", out, "--force") == 2
-    assert "bars.json is no document of m3-bench" in capsys.readouterr().err
+    assert "bars.json is not a document of m3-bench" in capsys.readouterr().err
     newer.write_text(json.dumps(json.loads(comparison.read_text()) | {"schema_version": 9}))
     assert report(newer, "-o", out, "--force") == 2
     assert "schema version 9, this release reads 1" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_texts_that_are_cut_are_named(tiny_bundle, tmp_path):
         (("--weights", "1"), "expected dense,sparse or dense,sparse,colbert"),
         (("--max-length", "100000"), "max_length is 100000, but the model takes at most"),
         (("-o", "no/such/folder/r.json"), "does not exist; create it first"),
-        (("--layout", "miracl"), "--layout is gone: a dataset's layout is told by its files"),
+        (("--layout", "miracl"), "--layout is gone: a dataset's layout is detected by its files"),
         (("--queries-from=b.json",), "--queries-from is gone: write the other language's questions"),
         (("--colbert-memory", "100"), "--colbert-memory is gone"),
         (("--reranked", "5"), "--reranked is for --reranker BUNDLE, which is not given"),

@@ -14,7 +14,6 @@ from m3_bench.retrieval.search import (
     METRICS,
     best,
     best_above_zero,
-    bm25,
     colbert_scores,
     first_stage,
     measured,
@@ -70,7 +69,8 @@ def test_bm25_is_lucenes_formula():
         return idf * tf / (tf + K1 * (1 - B + B * lengths / lengths.mean()))
 
     queries = [["a", "b"], ["c", "a", "unknown"], ["unknown"], [], ["a"]]
-    found = bm25(documents, queries, 10)
+    index = Bm25(documents)
+    found = [best_above_zero(index.scores(tokens), 10) for tokens in queries]
     expected = [score("a") + score("b"), score("c") + score("a"), np.zeros(4), np.zeros(4), score("a")]
     for places, scores in zip(found, expected, strict=True):
         assert places.tolist() == [p for p in np.argsort(-scores, kind="stable").tolist() if scores[p] > 0]
@@ -78,7 +78,8 @@ def test_bm25_is_lucenes_formula():
 
 
 def test_bm25_without_any_token_finds_nothing():
-    assert [places.tolist() for places in bm25([[], []], [["a"], []], 3)] == [[], []]
+    index = Bm25([[], []])
+    assert not any(index.scores(tokens).any() for tokens in (["a"], []))
 
 
 def test_tf_idf_is_a_cosine():

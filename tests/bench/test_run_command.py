@@ -16,13 +16,13 @@ from commands import Done, run_main
 from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Roofline, Run
-from m3_bench.plan_costs import plan_costs, write_record
+from m3_bench.plan_costs import plan_costs
 from m3_bench.recording import read_outputs, read_recording, write_recording
 from m3_bench.roofline import Measured
 from m3_bench.run.peers import PEERS
 from m3_bench.worker_process import WorkerProcess, own
 from m3_export.options import VariantName
-from m3_export.plan.costs import SHAPES, read_costs
+from m3_export.plan.costs import SHAPES, read_costs, write_costs
 from m3_export.plan.plan import DYNAMIC, Precision, PrecisionPlan
 from m3_export.verify.parity import Outputs, dense_parity
 from m3_runtime.bundle.manifest import EngineName
@@ -179,7 +179,7 @@ def test_a_cut_run_is_finished_and_what_was_finished_is_not_measured_again(
     assert path.read_bytes() == before
     other = bench(*words, "--threads", 2, "-o", path)
     assert other.returncode == 2
-    assert "is of another run (other threads); choose another -o" in other.stderr
+    assert "belongs to another run (different threads); choose another -o" in other.stderr
     assert path.read_bytes() == before
 
 
@@ -270,7 +270,8 @@ def test_small_models_are_timed_in_every_precision_for_the_planner(tiny_random_c
     path = tmp_path / "costs.json"
     roofline = documents.read_as(Roofline, HERE / "roofline.json")
     measured = Measured(roofline, {"onnxruntime": "1.23"}, 1e10)
-    write_record(measured, plan_costs(tiny_random_checkpoint, Progress(quiet=True), [VariantName.ONNX_INT8]), path)
+    costs = plan_costs(tiny_random_checkpoint, Progress(quiet=True), [VariantName.ONNX_INT8])
+    write_costs(path, costs, measured.facts())
     facts = json.loads(path.read_text())
     assert (facts["processor"], facts["threads"], facts["read_bytes_per_s"]) == (roofline.machine.cpu, 8, 1e10)
     assert facts["flop_per_s"]["openvino"].keys() == {"int8", "fp32"}  # bf16 has none
@@ -332,7 +333,7 @@ def test_regret_is_against_other_plans_on_texts_that_none_was_made_on(tiny_bundl
     (other / "manifest.json").write_text(re.sub(r'"space_id": "m3-.', '"space_id": "m3-x', manifest))
     refused = bench(*words, "--plans", other, "-o", folder / "never.json")
     assert refused.returncode == 2
-    assert "other weights" in refused.stderr
+    assert "different weights" in refused.stderr
 
 
 def test_what_is_called_as_a_gone_command_is_taken(tmp_path, monkeypatch, capsys):
@@ -340,7 +341,7 @@ def test_what_is_called_as_a_gone_command_is_taken(tmp_path, monkeypatch, capsys
     assert main(["margins", "bars", "bars"]) != 0
     assert "is gone" not in capsys.readouterr().err
     assert main(["retrieval", "data", "bundle", "--layout=beir"]) == 2
-    assert "a dataset's layout is told by its files" in capsys.readouterr().err
+    assert "a dataset's layout is detected by its files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [(), ("out/b", "--checkpoint", "c", "--rows", "lite", "-o", "x.json")])

@@ -127,7 +127,7 @@ def no_memory() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_error_that_is_none_of_ours_is_named(work, count):
     job = BulkJob("m3-1", "v", VectorSettings((Head.DENSE,), 512), 3, Columns(), ())
-    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 0, 1)
+    shard = Shard(0, (Row("a", "a text", "a:1"),), (), 1)
     ours = sorted(os.sched_getaffinity(0))
     bound = tuple(ours[-count:]) if count else ()
     reason = re.escape(f"a worker failed (MemoryError: no room on CPUs {list(bound) or ours}); finished shards")

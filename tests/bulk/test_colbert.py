@@ -5,7 +5,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from colbert_loss import WAYS, losses
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -45,6 +45,7 @@ FORMS = ("int8", "int4", "binary")
 
 
 @pytest.mark.parametrize("dtype", FORMS)
+@example(np.array([[1, -1e-45]], np.float32))
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=19), elements=FLOATS))
 def test_packed_rows_keep_signs_and_the_product_with_their_row(dtype, rows):
     small = stored(rows, dtype)

@@ -289,7 +289,7 @@ def test_an_input_that_changes_while_it_is_read(work, monkeypatch, change):
 
     def then_change(self, draft):
         entry = commit(self, draft)
-        if draft.index == 1:
+        if draft.counts.index == 1:
             data = source.read_bytes()
             changed = {"cut": data[: len(data) // 2], "grown": data + data, "rewritten": data.replace(b"text", b"TEXT")}
             source.write_bytes(changed[change])
@@ -305,8 +305,14 @@ def test_an_input_that_changes_while_it_is_read(work, monkeypatch, change):
 
 def test_a_file_that_was_read_and_changes_before_the_end(work, monkeypatch):
     first, second = work.write([{"text": "a"}], "a.jsonl"), work.write([{"text": "b"}] * 9, "b.jsonl")
-    finish = SourceWatch.check_all
-    monkeypatch.setattr(SourceWatch, "check_all", lambda self: (first.write_text('"c"\n'), finish(self)))
+    check = SourceWatch.check
+
+    def changed_at_the_end(watch: SourceWatch, *, current: bool = False) -> None:
+        if not current:
+            first.write_text('"c"\n')
+        check(watch, current=current)
+
+    monkeypatch.setattr(SourceWatch, "check", changed_at_the_end)
     done = work.run(first, second)
     assert done.returncode == 2
     assert f"'{first}' was changed" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from m3_runtime.bulk.folder import JobFolder
 from m3_runtime.bulk.job import BulkJob, VectorSettings
-from m3_runtime.bulk.journal import read_journal
+from m3_runtime.bulk.journal import ShardCounts, read_journal
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bulk.sources import SourceFile
 from m3_runtime.bundle.manifest import Head
@@ -28,7 +28,8 @@ JOB = BulkJob("m3-1", "onnx-fp32", VectorSettings((Head.DENSE,), 512), 10, Colum
 def draft(folder: JobFolder, index: int) -> ShardDraft:
     path = folder.partial / str(index)
     path.write_text(f"shard {index}")
-    return ShardDraft(index, path, 9, (BadRow(f"in.jsonl:{index}", "bäd"),), 90, 0, 25)
+    counts = ShardCounts(index=index, rows=9, rejected=1, tokens=90, truncated=0, input_bytes=25)
+    return ShardDraft(counts, path, (BadRow(f"in.jsonl:{index}", "bäd"),))
 
 
 def finished(out: Path, shards: int = 4) -> None:
@@ -111,7 +112,7 @@ def test_numbers_that_no_shard_has_are_refused(tmp_path, old, new):
 
 def test_a_finished_job_opens_where_nothing_may_be_written(read_only):
     with read_only(finished) as out, JobFolder.open(out, JOB) as folder:
-        assert folder.is_complete
+        assert folder.complete is not None
         assert (len(folder.shards), folder.taken_away()) == (4, 0)
         folder.finish()
         with pytest.raises(InputError, match="holds another job"), JobFolder.open(out, replace(JOB, shard_rows=11)):

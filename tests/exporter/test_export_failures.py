@@ -130,13 +130,13 @@ from m3_export.cli import main
 from m3_runtime.engines.ort import OrtEngine
 
 def run(*_):
-    state = "computing"
+    words = iter(["computing", "waiting"])
     while True:
         try:
-            print(state, flush=True)
+            print(next(words, "ending"), flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
-            state = "waiting"
+            pass
 
 OrtEngine.run = run
 sys.exit(main(sys.argv[1:]))

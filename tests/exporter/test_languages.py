@@ -19,7 +19,7 @@ from m3_export.checkpoint.vocabulary import cut_tokenizer, pieces_of_corpora
 from m3_runtime import Bundle, InputError, M3Encoder, SpaceMismatchError, VocabularyDriftWarning, check_space
 from m3_runtime.bundle.manifest import EngineName, Head
 from m3_runtime.encode.encoding import Encoding
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.adapters import PlainVectors
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
 from m3_runtime.io.progress import Progress
 

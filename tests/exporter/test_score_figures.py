@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from m3_export.plan.losses import PairLosses, ScoreFigures, limits_of
 from m3_export.verify.budget import ScoreBudget, excesses
-from m3_export.verify.comparison import head_parity, lowest_similarity, similarities
-from m3_export.verify.scores import Scores, kendall_tau, pair_losses, score_parity
+from m3_export.verify.scores import Scores, kendall_tau, score_parity
 from m3_runtime.bundle.manifest import DegenerateParity, Parity, ScoreParity
 
 VALUES = st.lists(st.integers(-9, 9), min_size=4, max_size=4).map(np.float32)
@@ -26,7 +25,7 @@ def test_equal_scores_are_perfect():
     parity = score_parity(found, found)
     assert (parity.difference_max, parity.kendall_tau, parity.top1_same, parity.top10_overlap) == (0, 1, 1, 1)
     assert parity.spread == pytest.approx(np.std([3, 1, -2, 5, 4]), abs=1e-8)
-    assert similarities(found, found).tolist() == [1.0] * 5
+    assert found.similarities(found).tolist() == [1.0] * 5
 
 
 def test_figures_by_hand():
@@ -37,8 +36,8 @@ def test_figures_by_hand():
     assert parity.difference_mean == pytest.approx(0.06, abs=1e-6)
     assert parity.kendall_tau == 0.0  # 1 of the first query, -1 of the second
     assert (parity.top1_same, parity.top1_same_near_ties_aside) == (0.5, 1.0)
-    assert lowest_similarity(reference, variant) == pytest.approx(1 - (0.2 / parity.spread) ** 2, abs=1e-6)
-    assert head_parity(reference, variant).score == parity
+    assert reference.similarities(variant).min() == pytest.approx(1 - (0.2 / parity.spread) ** 2, abs=1e-6)
+    assert reference.parity(variant)["score"] == parity
 
 
 def test_another_best_passage_counts_where_the_gap_is_over_the_noise():
@@ -47,7 +46,7 @@ def test_another_best_passage_counts_where_the_gap_is_over_the_noise():
     values[:2] = [0, 5]  # one query in two hundred: its pairs are above the 99th percentile
     parity = score_parity(reference, replace(reference, values=values))
     assert parity.top1_same == parity.top1_same_near_ties_aside == 1 - 1 / 200
-    losses = pair_losses(reference, replace(reference, values=values), is_degenerate=False)
+    losses = reference.losses(replace(reference, values=values), is_degenerate=False)
     assert losses.figures(1.0).top1 == pytest.approx(1 / 200)
 
 

@@ -17,12 +17,12 @@ from m3_runtime import (
     M3Encoder,
     VariantError,
 )
-from m3_runtime.bundle.manifest import ENCODER_HEADS, EngineName, Head, Manifest, Pooling
+from m3_runtime.bundle.manifest import ENCODER_HEADS, EngineName, Head, Manifest, Pooling, Variant
 from m3_runtime.cpu import CpuInfo, cpu_info, default_threads
 from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS, Engine, Opening, TokenBatch, ort, select
 from m3_runtime.engines import openvino as openvino_engine
-from m3_runtime.engines.openvino import OpenVinoEngine, compile_properties
+from m3_runtime.engines.openvino import compile_properties
 
 VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 X86 = CpuInfo("x", "x86_64", frozenset({"avx2", "avx512f", "avx512_vnni"}))
@@ -319,6 +319,10 @@ g (int64[B,T] input_ids, int64[B,T] attention_mask{}) => (float[B,K] dense_vecs,
 """
 
 
+def variant_of(engine: str, packed_tokens: int = 0) -> Variant:
+    return Variant("a", EngineName(engine), "fp32", "graph", (), {}, (), packed_tokens=packed_tokens)
+
+
 @pytest.fixture(params=["onnxruntime", "openvino"])
 def open_graph(request, tmp_path):
     """Opens a graph, given as ONNX text, with an engine."""
@@ -327,9 +331,9 @@ def open_graph(request, tmp_path):
         path = tmp_path / "graph.onnx"
         onnx.save(onnx.parser.parse_model(text), path)
         if request.param == "onnxruntime":
-            return ort.OrtEngine.open(path, {}, 1, is_int8=False)
+            return select.open_graph(path, variant_of("onnxruntime"), 1)
         openvino.save_model(openvino.convert_model(path), tmp_path / "graph.xml", compress_to_fp16=False)
-        return OpenVinoEngine.open(tmp_path / "graph.xml", {}, 1)
+        return select.open_graph(tmp_path / "graph.xml", variant_of("openvino"), 1)
 
     return opened
 
@@ -353,7 +357,7 @@ def test_a_variant_that_is_said_to_pack_and_cannot(tmp_path):
     onnx.save(onnx.parser.parse_model(SHOWS_KEPT.format("", "kept_tokens", "kept_tokens")), tmp_path / "graph.onnx")
     openvino.save_model(openvino.convert_model(tmp_path / "graph.onnx"), tmp_path / "graph.xml")
     with pytest.raises(BundleFormatError, match="cannot pack"):
-        OpenVinoEngine.open(tmp_path / "graph.xml", {}, 1, packed_tokens=64)
+        select.open_graph(tmp_path / "graph.xml", variant_of("openvino", packed_tokens=64), 1)
 
 
 def test_a_graph_that_knows_no_kept_tokens(open_graph):

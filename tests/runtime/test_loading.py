@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from m3_runtime import Bundle, BundleFormatError, EngineError, M3Encoder, loading
+from m3_runtime import Bundle, BundleFormatError, EngineError, M3Encoder, opened_model
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer
 from patience import PATIENCE_S
@@ -39,8 +39,8 @@ def test_the_tokenizer_opens_while_the_engine_does(tiny_bundle, monkeypatch, var
             is_open.set()
             return opened
 
-    monkeypatch.setattr(loading, "open_engine", slow_engine)
-    monkeypatch.setattr(loading, "M3Tokenizer", Told)
+    monkeypatch.setattr(opened_model, "open_engine", slow_engine)
+    monkeypatch.setattr(opened_model, "M3Tokenizer", Told)
     with M3Encoder.open(tiny_bundle, variant=variant, threads=1) as encoder:
         assert np.isfinite(encoder.encode("a text").dense_vecs).all()
     assert order == ["busy", "tokenizer"]
@@ -62,7 +62,7 @@ def test_an_engine_is_closed_if_the_tokenizer_fails(tiny_bundle, monkeypatch):
         engines.append(open_engine(*arguments))
         return engines[-1]
 
-    monkeypatch.setattr(loading, "open_engine", kept)
+    monkeypatch.setattr(opened_model, "open_engine", kept)
     bundle = Bundle.open(tiny_bundle)
     strange = replace(bundle.manifest, tokenizer=replace(bundle.manifest.tokenizer, cls_id=7))
     with pytest.raises(BundleFormatError, match="turns an empty text into"):

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.encode.outputs import colbert_rows, sparse_rows
-from m3_runtime.encode.sparse import gather_sparse
 from m3_runtime.engines import TokenBatch
 
 VOCABULARY = 12
@@ -30,8 +31,7 @@ def batches(draw):
 @given(batches())
 def test_lexical_rows_equal_a_loop_over_tokens_order_included(case):
     batch, weights = case
-    rows = sparse_rows(batch, weights, VOCABULARY)
-    vectors = gather_sparse([rows], np.arange(len(weights)), VOCABULARY)
+    vectors = sparse_rows(batch, weights, VOCABULARY)
     expected = [slow_lexical_weights(i, w) for i, w in zip(batch.input_ids.tolist(), weights.tolist(), strict=True)]
     assert [list(weights.items()) for weights in vectors] == [list(weights.items()) for weights in expected]
 
@@ -41,8 +41,12 @@ def test_gathering_puts_every_text_back_in_its_place(cases, random):
     texts = [row for batch, weights in cases for row in zip(batch.input_ids, weights, strict=True)]
     order = list(range(len(texts)))
     random.shuffle(order)
-    parts = [sparse_rows(batch, weights, VOCABULARY) for batch, weights in cases]
-    vectors = gather_sparse(parts, np.array(order, dtype=np.int64), VOCABULARY)
+    places, builder = iter(order), EncodingBuilder(len(order), {Head.SPARSE}, vocab_size=VOCABULARY)
+    for batch, weights in cases:
+        rows, counts = sparse_rows(batch, weights, VOCABULARY), np.full(len(weights), weights.shape[1])
+        for row in range(len(rows)):
+            builder.take(next(places), Encoding(None, rows, None, counts), row)
+    vectors = builder.encoding().sparse
     for place, (ids, weights) in zip(order, texts, strict=True):
         assert vectors.lexical_weights(place) == slow_lexical_weights(ids.tolist(), weights.tolist())
 

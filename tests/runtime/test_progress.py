@@ -60,18 +60,16 @@ def test_on_a_terminal_one_line_is_rewritten(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen)
     with Progress(quiet=False).meter(total=2) as meter:
         meter.advance(2, "2 rows")
-    assert "100%" in screen.getvalue()
-    assert "| 2 rows [00:00, left 00:00]" in screen.getvalue()
-    assert screen.getvalue().count("\n") == 1
+    assert re.fullmatch(r"\r100% 2 rows \[00:00, left 00:00\] +\n", screen.getvalue())
 
 
-def test_quiet_or_on_a_terminal_without_tqdm_nothing_is_shown_and_everything_is_done(capsys, monkeypatch):
+def test_quiet_nothing_is_shown_and_everything_is_done(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    quiet, bare = Progress(quiet=True), Progress(quiet=False)
+    quiet = Progress(quiet=True)
     quiet.say("nothing")
-    for progress in (quiet, bare):
-        with progress.meter(total=2) as meter:
-            assert list(progress.bar([1, 2], "items")) == [1, 2]
-            meter.advance(2, "done")
-        monkeypatch.setitem(sys.modules, "tqdm", None)
+    with quiet.meter(total=2) as meter:
+        assert list(quiet.bar([1, 2], "items")) == [1, 2]
+        meter.advance(2, "done")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(Progress(quiet=False).bar([1, 2], "items")) == [1, 2]
     assert capsys.readouterr().err == ""

@@ -316,7 +316,7 @@ def test_ids_that_are_uuids(tmp_path):
         (Columns("chunk"), "must hold strings, got struct<.*by its path, COLUMN.FIELD: text"),
         (Columns("chunks.text"), "no column 'chunks.text': 'chunks' is list<.*explode"),
         (Columns("chunk.body"), "no column 'chunk.body'"),
-        (Columns("text", "number"), "got double; pandas makes floats of integers beside nulls"),
+        (Columns("text", "number"), "got double; pandas turns integers into floats where there are nulls"),
     ],
 )
 def test_columns_that_hold_no_texts_or_ids_are_refused_at_once(tmp_path, columns, message):

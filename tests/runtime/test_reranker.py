@@ -14,7 +14,7 @@ from m3_runtime.cli import main
 from m3_runtime.compat.fastembed import TextEmbedding
 from m3_runtime.flag import FlagAutoReranker, FlagReranker
 from m3_runtime.ignored import IgnoredArgumentWarning
-from m3_runtime.integrations.plain_ranks import PlainRanks
+from m3_runtime.integrations.adapters import PlainRanks
 
 QUERY = "what is a vector"
 LONG = "a vector is a dense query and the model can search text " * 12
@@ -109,7 +109,7 @@ def test_cut_pairs_are_counted_and_logged(reranker, caplog):
     assert found.token_counts.max() == 40
     with caplog.at_level(logging.WARNING, "m3_runtime"):
         reranker.compute_score(PAIRS, max_length=40)
-    assert "3 of the 8 pairs that were scored had more than the maximum of tokens and were cut" in caplog.text
+    assert "3 of the 8 pairs that were scored had more tokens than the maximum and were cut" in caplog.text
     with caplog.at_level(logging.WARNING, "m3_runtime"):
         PlainRanks(reranker, max_length=40).best(QUERY, [LONG, "a"])
     assert "1 of the 2 pairs that were scored" in caplog.text

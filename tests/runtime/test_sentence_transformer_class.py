@@ -140,7 +140,7 @@ def test_long_texts_are_cut_and_that_is_logged(model, encoder, caplog):
     long = "word " * 600
     with caplog.at_level(logging.WARNING, "m3_runtime"):
         assert same(model.encode([long, "a"])[0], encoder.encode(long, max_length=512).dense_vecs)
-        assert "1 of 2 texts had more than max_seq_length, 512 tokens" in caplog.text
+        assert "1 of 2 texts had more tokens than max_seq_length, 512" in caplog.text
         model.max_seq_length = 4
         assert same(model.encode(long), encoder.encode("word word").dense_vecs)
         assert model.tokenize(["word", long])["input_ids"].shape == (2, 4)

@@ -12,7 +12,7 @@ from m3_runtime import InputError
 from m3_runtime.compat.fastembed import SparseTextEmbedding, TextEmbedding
 from m3_runtime.compat.sentence_transformers import SentenceTransformer
 from m3_runtime.flag import BGEM3FlagModel, FlagModel
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.integrations.adapters import PlainVectors
 
 TEXTS = ["Bees dance.", "小熊猫吃竹子。", ""]
 

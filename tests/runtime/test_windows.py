@@ -11,7 +11,6 @@ import pytest
 from m3_runtime import Bundle, EngineError, M3Encoder, TextTooLongError
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode import pipeline
-from m3_runtime.encode.options import encode_options
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.splitting import RunLimit
@@ -85,10 +84,12 @@ def test_the_next_window_is_tokenized_while_the_engine_runs(slow):
 
 @pytest.mark.usefixtures("small_windows")
 def test_one_window_ahead_and_no_more(slow):
-    encoder, _, tokenizer = slow
-    options = encode_options(encoder.bundle.manifest, {Head.DENSE}, batch_size=8, token_budget=512, max_length=16)
+    _, _, tokenizer = slow
     expected = [2, 3, 4, 5, 6, 7, 7]
-    for calls, _ in zip(expected, pipeline.tokenized_windows(CORPUS, options, tokenizer), strict=True):
+    windows = pipeline.windows_ahead(
+        map(len, CORPUS), lambda part: tokenizer.encode_batch(CORPUS[part.start : part.stop], 16)
+    )
+    for calls, _ in zip(expected, windows, strict=True):
         wait_until(lambda calls=calls: tokenizer.calls >= calls)
         time.sleep(0.05)  # enough to tokenize everything, if it wanted
         assert tokenizer.calls == calls

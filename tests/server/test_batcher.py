@@ -14,6 +14,7 @@ from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import DeadlineError, DrainingError, QueueFullError, RequestTooLargeError
 from m3_runtime.server.batcher import Batcher
 from m3_runtime.server.kept import KeptVectors
+from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids, QueueLimits
 from patience import PATIENCE_S
 
@@ -22,25 +23,29 @@ DENSE = frozenset({Head.DENSE})
 
 
 class Notes:
-    """An observer that remembers."""
+    """What a batcher has counted."""
 
     def __init__(self) -> None:
-        self.waiting_tokens = 0
-        self.runs: list[tuple[int, int]] = []
-        self.reused_texts = 0
-        self.waits_s: list[float] = []
+        self.metrics = Metrics(())
 
-    def waiting(self, tokens: int, texts: int) -> None:
-        self.waiting_tokens = tokens
+    def _value(self, name: str) -> int:
+        return int(self.metrics.registry.get_sample_value(name) or 0)
 
-    def queued(self, wait_s: float) -> None:
-        self.waits_s.append(wait_s)
+    @property
+    def waiting_tokens(self) -> int:
+        return self._value("m3_queue_tokens")
 
-    def ran(self, texts: int, tokens: int, duration_s: float) -> None:
-        self.runs.append((texts, tokens))
+    @property
+    def runs(self) -> int:
+        return self._value("m3_batch_texts_count")
 
-    def reused(self, texts: int) -> None:
-        self.reused_texts += texts
+    @property
+    def texts(self) -> int:
+        return self._value("m3_texts_total")
+
+    @property
+    def reused_texts(self) -> int:
+        return self._value("m3_reused_texts_total")
 
 
 class Gate:
@@ -82,7 +87,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 def batcher(runner: M3Encoder | Gate | Broken, notes: Notes | None = None, **limits: int) -> Batcher:
-    return Batcher(runner.encode_ids, QueueLimits(**limits), notes or Notes(), KeptVectors(2**20, PATIENCE_S))
+    return Batcher(runner.encode_ids, QueueLimits(**limits), (notes or Notes()).metrics, KeptVectors(2**20, PATIENCE_S))
 
 
 def assert_equal_bits(got: Encoding, encoder: M3Encoder, texts: Sequence[str]) -> None:
@@ -138,7 +143,7 @@ def test_requests_that_run_together_get_what_the_encoder_gives_the_same_batch(en
         runs.close()
 
     run(scenario())
-    assert [count for count, _ in notes.runs] == [1, 4]
+    assert (notes.runs, notes.texts) == (2, 5)
 
 
 def test_each_request_gets_the_heads_that_it_asked_for(encoder):
@@ -176,7 +181,7 @@ def test_streams_run_side_by_side_and_short_queries_beside_them(encoder):
     gate = Gate(encoder)
 
     async def scenario() -> None:
-        runs = Batcher(gate.encode_ids, QueueLimits(), Notes(), KeptVectors(0, 1), streams=2)
+        runs = Batcher(gate.encode_ids, QueueLimits(), Metrics(()), KeptVectors(0, 1), streams=2)
         lengths = (500, 400, 300, 12)
         calls = [asyncio.create_task(runs.encode(of_length(n), DENSE, "a", PATIENCE_S)) for n in lengths]
         await began(gate, 3)
@@ -192,7 +197,7 @@ def test_the_engine_rests_when_nothing_runs(encoder):
     rested = threading.Event()
 
     async def scenario() -> None:
-        runs = Batcher(encoder.encode_ids, QueueLimits(), Notes(), KeptVectors(0, 1), rest=lambda _: rested.set())
+        runs = Batcher(encoder.encode_ids, QueueLimits(), Metrics(()), KeptVectors(0, 1), rest=lambda _: rested.set())
         await runs.encode(of_length(20), DENSE, "a", PATIENCE_S)
         assert not rested.is_set()
         assert await asyncio.to_thread(rested.wait, PATIENCE_S)
@@ -277,7 +282,7 @@ def test_what_is_late_or_cancelled_leaves_the_queue(encoder):
         with pytest.raises(QueueFullError, match=r"busy: the request was not done within 0\.05 s; try again in 1 s"):
             await late
         assert cancelled.cancelled()
-        assert (notes.waiting_tokens, runs.requests) == (0, 1)
+        assert (notes.waiting_tokens, runs.is_running) == (0, True)
         gate.open.set()
         assert len((await running).dense_vecs) == 1
         runs.close()
@@ -313,7 +318,7 @@ def test_an_engine_that_fails_hurts_only_its_own_requests(encoder, texts):
         failed, found = await asyncio.gather(bad, good, return_exceptions=True)
         assert isinstance(failed, EngineError)
         assert_equal_bits(found, encoder, texts[:1])
-        assert (runs.requests, notes.waiting_tokens) == (0, 0)
+        assert notes.waiting_tokens == 0
         runs.close()
 
     run(scenario())
@@ -347,25 +352,25 @@ def test_what_a_late_request_has_finished_is_there_for_its_retry(encoder):
         runs = batcher(gate, notes, batch_texts=1)
         gate.open.set()
         late = asyncio.create_task(runs.encode(rows, DENSE, "a", PATIENCE_S))
-        while len(notes.runs) < 5:
+        while notes.runs < 5:
             await asyncio.sleep(0)
         gate.open.clear()
-        finished = len(notes.runs)
+        finished = notes.runs
         late.cancel()
         with pytest.raises(asyncio.CancelledError):
             await late
         gate.open.set()  # what was in the engine then is finished too, and kept
         while runs.is_running:
             await asyncio.sleep(0.01)
-        before = len(notes.runs)
+        before = notes.runs
         assert before > finished or before == 10
         other = await runs.encode(rows[:1], DENSE, "b", PATIENCE_S)  # nobody else gets any of it
-        assert len(notes.runs) == before + 1
+        assert notes.runs == before + 1
         np.testing.assert_array_equal(other.dense_vecs, expected[:1])
         found = await runs.encode(rows, DENSE, "a", PATIENCE_S)
         np.testing.assert_array_equal(found.dense_vecs, expected)
         assert notes.reused_texts == before
-        assert len(notes.runs) == 1 + len(rows)
+        assert notes.runs == 1 + len(rows)
         await runs.encode(rows[:1], DENSE, "a", PATIENCE_S)  # what was answered is not kept
         assert notes.reused_texts == before
         runs.close()
@@ -392,7 +397,7 @@ def test_a_deadline_in_the_last_batch_loses_nothing(encoder):
         while runs.is_running:
             await asyncio.sleep(0.01)
         assert len((await runs.encode(rows, DENSE, "a", PATIENCE_S)).dense_vecs) == 3
-        assert (notes.reused_texts, len(notes.runs)) == (3, 3)
+        assert (notes.reused_texts, notes.runs) == (3, 3)
         runs.close()
 
     run(scenario())

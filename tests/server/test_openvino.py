@@ -11,7 +11,7 @@ import pytest
 from running import Running, events, running
 
 from m3_runtime import Encoding, M3Encoder
-from m3_runtime.server.worker import memory_mib
+from m3_runtime.server.serving import memory_mib
 from patience import PATIENCE_S
 
 VARIANT = ("--variant", "openvino-int8")

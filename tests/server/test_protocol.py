@@ -24,7 +24,7 @@ def served(status: int, body: bytes) -> Iterator[tuple[str, int]]:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    config = uvicorn.Config(app, port=0, http=protocol.PatientProtocol, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(app, port=0, http=protocol.StrictProtocol, lifespan="off", log_config=None, ws="none")
     config.timeout_keep_alive = int(PATIENCE_S)
     at = config.bind_socket()
     server = uvicorn.Server(config)
@@ -68,13 +68,13 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
 def test_an_answer_that_nobody_takes_is_let_go_of(monkeypatch):
     monkeypatch.setattr(protocol, "SEND_TIMEOUT_S", 3.0)
     cut_off = threading.Event()
-    lost = protocol.PatientProtocol.connection_lost
+    lost = protocol.StrictProtocol.connection_lost
 
     def noting(self, exc):
         lost(self, exc)
         cut_off.set()
 
-    monkeypatch.setattr(protocol.PatientProtocol, "connection_lost", noting)
+    monkeypatch.setattr(protocol.StrictProtocol, "connection_lost", noting)
     with served(200, bytes(ANSWER_BYTES)) as address:
         with socket.create_connection(address, timeout=PATIENCE_S) as idle:
             idle.sendall(ASK)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from m3_runtime.errors import InputError
-from m3_runtime.server.serving import listening
+from m3_runtime.server.serving import listening, run_worker
 from m3_runtime.server.settings import ServedBundle, ServerSettings
-from m3_runtime.server.worker import run_worker
 
 
 def test_answers_are_not_held_back_by_nagles_algorithm():

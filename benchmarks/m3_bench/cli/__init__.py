@@ -23,7 +23,7 @@ bars is gone. Its rows are targets now, of the same names:
   m3-bench run BUNDLE --scenarios targets --targets NAME,… -o FILE                    for rows without peers
   m3-bench run BUNDLE --scenarios regret --plans BUNDLE,… -o FILE                     for --plans""",
     "--mixed-machines": "--mixed-machines is gone: compare the runs of each machine, and make a report of each",
-    "--layout": "--layout is gone: a dataset's layout is told by its files",
+    "--layout": "--layout is gone: a dataset's layout is detected by its files",
     "--queries-from": "--queries-from is gone: write the other language's questions as a BEIR folder's queries.jsonl",
     "--colbert-memory": "--colbert-memory is gone: ColBERT rows of candidates alone are kept, a query's at a time",
     "--cpus": "--cpus is gone: taskset -c 0,2 m3-bench … holds the command and its workers to those",

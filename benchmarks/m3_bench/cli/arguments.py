@@ -43,6 +43,6 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
     if path.exists() and not path.is_file():
-        raise InputError(f"{str(path)!r} is no file, and is not replaced; choose another name")
+        raise InputError(f"{str(path)!r} is not a regular file and cannot be replaced; choose another name")
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; choose another file, or pass --force to replace it")

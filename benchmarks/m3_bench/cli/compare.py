@@ -97,4 +97,4 @@ def _printed(comparison: Comparison) -> Iterator[str]:
     scenarios = (scenario_table(figures, scenario, currency, None, ()) for scenario in figures.scenarios)
     speed = [overview(figures)] if figures.scenarios else []
     yield "\n" + printed([*parity_tables(parities), *speed, *scenarios]) + "\n"
-    yield from (f"* {doubt}" for doubt in (*figures.doubts, *figures.gaps))
+    yield from (f"* {remark}" for remark in (*figures.warnings, *figures.gaps))

@@ -30,7 +30,7 @@ Is one index as good as another? Both are searched with the same queries, which 
 compared: for each head and hybrid the share of the best documents that both find, the order of these, and how far their
 scores have moved. An index is
   a folder of m3-runtime bulk     its vectors, searched exactly
-  FILE.safetensors                of m3-bench record: texts with vectors of PyTorch, on a GPU perhaps
+  FILE.safetensors                of m3-bench record: texts with PyTorch's vectors, from a GPU for instance
   a bundle                        beside a recording, whose texts it encodes
   qdrant:URL/COLLECTION           of QdrantIndex, searched by Qdrant; or a folder in place of the URL
   milvus:URL/COLLECTION           of MilvusIndex; or a file in place of the URL
@@ -38,7 +38,7 @@ scores have moved. An index is
 
 _EPILOG = """\
 Queries are encoded by the bundle. If they are a recording, an index that is a recording gets their recorded vectors, so
-that GPU against GPU stands beside CPU against CPU. Fifty queries or more, as users ask them, are worth the name.
+that GPU against GPU stands beside CPU against CPU. Use at least fifty queries as users ask them.
 
 examples:
   m3-bench equivalence docs-vectors gpu-vectors --queries queries.txt --bundle out/bge-m3
@@ -73,12 +73,12 @@ def add_to(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    places = [args.first, *([args.second] if args.second else [])]
-    inputs = [*map(path_of, places), *filter(None, (args.queries, args.bundle))]
+    addresses = [args.first, *([args.second] if args.second else [])]
+    inputs = [*map(path_of, addresses), *filter(None, (args.queries, args.bundle))]
     checked_output(args.output, force=args.force, inputs=inputs)
-    if args.output is None and len(places) == 1:
-        raise InputError("one index alone is compared with nothing: give another, or -o FILE for its rankings")
-    rankings = _rankings(args, places)
+    if args.output is None and len(addresses) == 1:
+        raise InputError("there is nothing to compare one index with: give another, or -o FILE for its rankings")
+    rankings = _rankings(args, addresses)
     if len(rankings) == 1:
         documents.write(rankings[0], args.output)
         return OK
@@ -91,13 +91,13 @@ def _run(args: argparse.Namespace) -> int:
     return OK if holds else OVER_LIMIT
 
 
-def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
-    kept = {p: documents.read_as(Rankings, Path(p)) for p in places if p.endswith(".json")}
-    if all(place in kept for place in places):
+def _rankings(args: argparse.Namespace, addresses: list[str]) -> list[Rankings]:
+    kept = {p: documents.read_as(Rankings, Path(p)) for p in addresses if p.endswith(".json")}
+    if all(address in kept for address in addresses):
         reason = "is for searching, and what is given are rankings; leave it out"
         refuse_given(args, args.command_parser, ("queries", "bundle", "variant", "depth"), reason)
-        return [kept[place] for place in places]
-    bundle = args.bundle or next((Path(p) for p in places if (Path(p) / MANIFEST_NAME).is_file()), None)
+        return [kept[address] for address in addresses]
+    bundle = args.bundle or next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:
         raise InputError(f"{'--queries FILE' if args.queries is None else '--bundle BUNDLE'} is missing")
     progress = Progress(quiet=args.quiet)
@@ -108,24 +108,24 @@ def _rankings(args: argparse.Namespace, places: list[str]) -> list[Rankings]:
         if recorded is not None and full_space_of(recorded.run.model.space_id) != space:
             raise InputError(
                 f"{str(args.queries)!r} has vectors of the space {recorded.run.model.space_id}, the bundle gives "
-                f"{encoder.space_id}: they are of other weights and do not compare"
+                f"{encoder.space_id}: they come from different weights and cannot be compared"
             )
         queries = Queries(texts, encoder, recorded, progress)
         tokenized = encoder.tokenizer.encode_batch(texts, checked_max_length(None, encoder.max_tokens, "max_length"))
         if lacking := tokenized.out_of_vocabulary:
             progress.say(f"{lacking} of {len(texts)} queries have pieces that the bundle dropped")
         found = []
-        for place in places:
-            if place in kept:
-                found.append(kept[place])
+        for address in addresses:
+            if address in kept:
+                found.append(kept[address])
                 continue
-            other = next((p for p in places if p != place), None)
-            with progress.step(f"Searching {place} with {len(texts)} queries"):
-                index = open_index(place, encoder, other, progress)
+            other = next((p for p in addresses if p != address), None)
+            with progress.step(f"Searching {address} with {len(texts)} queries"):
+                index = open_index(address, encoder, other, progress)
                 if full_space_of(index.space_id) != space:
                     raise InputError(
-                        f"{place!r} holds vectors of the space {index.space_id}, the bundle gives {encoder.space_id}: "
-                        "they are of other weights and do not compare"
+                        f"{address!r} has vectors of the space {index.space_id}, the bundle gives {encoder.space_id}: "
+                        "they come from different weights and cannot be compared"
                     )
                 found.append(rankings_of(index, queries, args.depth))
     return found
@@ -154,4 +154,4 @@ def _table(found: Equivalence, least: float) -> Iterator[str]:
         cells = (one.method, f"{span.mean:.4f} [{span.low:.4f}, {span.high:.4f}]", f"{one.unchanged:.0%}", order, drift)
         yield f"| {' | '.join(cells)} | {verdict} |"
     if a.queries < FEW_QUERIES:
-        yield f"\n* {a.queries} queries say little; take {FEW_QUERIES} or more"
+        yield f"\n* {a.queries} queries are few; use {FEW_QUERIES} or more"

@@ -30,8 +30,8 @@ Search a labelled dataset with BM25 and with every variant of bundles: dense, sp
 the published weights, and reranked by a reranker's bundle. Gives nDCG@10, recall and reciprocal rank, and what each
 INT8 variant loses against its bundle's FP32 variant, with a paired bootstrap over the queries.
 
-Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are told apart by their
-folders' names, and the table compares each with the first."""
+Bundles may be of different models (a checkpoint before and after fine-tuning, say): they are named after
+their folders, and the table compares each with the first."""
 
 _RETRIEVAL_EPILOG = """\
 layouts, each file plain, .gz, .bz2, .xz, .zst or .lz4:

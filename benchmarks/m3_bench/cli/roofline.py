@@ -52,7 +52,8 @@ def _run(args: argparse.Namespace) -> int:
         f"{printed([ceilings_table(found.roofline)])}\n* memory is read at {found.read_bytes_per_s / 1e9:.1f} GB/s\n"
     )
     if args.record is not None:
-        from m3_bench.plan_costs import plan_costs, write_record
+        from m3_bench.plan_costs import plan_costs
+        from m3_export.plan.costs import write_costs
 
-        write_record(found, plan_costs(args.checkpoint, progress), args.record)
+        write_costs(args.record, plan_costs(args.checkpoint, progress), found.facts())
     return 0

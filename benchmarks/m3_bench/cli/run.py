@@ -11,10 +11,10 @@ from m3_runtime.exit_codes import FAILED, OK
 _RUN = """\
 Measure every variant of a bundle: vectors of the reference's texts, and each scenario's times, memory and CPU seconds.
 
-Each variant is a process of its own, fresh for every scenario, held to the same CPUs and threads, and asleep while
+Each variant is a process of its own, fresh for every scenario, pinned to the same CPUs and threads, and idle while
 another runs; they take turns (A B A B …). Loading, the first call and the calls that count are kept apart. Raw values
-go to FILE after each scenario; the same command goes on where it was interrupted. Vectors lie beside it, one
-.safetensors a variant.
+go to FILE after each scenario; the same command resumes an interrupted run. Vectors are written beside it, one
+.safetensors per variant.
 
 Scenario files may hold targets too: figures to reach, which are printed as a table. `targets` has this project's,
 `regret` compares the bundle's plan with the plans of other bundles (--plans)."""
@@ -29,7 +29,7 @@ examples:
 """
 
 _PEERS = """\
-Measure others who run BGE-M3 on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
+Measure other BGE-M3 runtimes on CPUs beside a bundle's variants: the same checkpoint, texts, threads and turns.
 
 Each peer has an environment of its own, made on first use from pinned requirements (4 GB in all, and a quarter of an
 hour to compile llama.cpp). Their vectors of the reference's texts are kept too, so that a fast wrong one is shown as
@@ -67,7 +67,7 @@ def add_to(commands: Commands) -> None:
     for parser in (run, peers):
         parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
         _add_names(parser, "--variants", "NAME,…", "only these (default: all that this processor runs)")
-        text = "an encoder's bundle, which a reranker's of the same size is held against"
+        text = "an encoder's bundle, which a reranker of the same size is compared with"
         parser.add_argument("--encoder", type=Path, metavar="BUNDLE", help=text)
         _add_names(parser, "--targets", "NAME,…", "of the scenario files: only what these need is measured")
         text = "of m3-bench record: its texts are encoded"

@@ -1,1 +1,1 @@
-"""Others who run BGE-M3 on CPUs: their environments, and a checkpoint in the form that each of them reads."""
+"""Other BGE-M3 runtimes on CPUs: their environments, and a checkpoint in the form that each of them reads."""

@@ -19,7 +19,7 @@ _TORCH = re.compile(r"^torch==\S+$", re.MULTILINE)
 
 
 class Peer(StrEnum):
-    """Somebody else's runtime."""
+    """Another BGE-M3 runtime."""
 
     LITE = "bge-m3-lite"
     FLAGEMBEDDING = "flagembedding"
@@ -34,28 +34,16 @@ class Peer(StrEnum):
 
 @dataclass(frozen=True)
 class PeerSource:
-    """Where environments go, and how pip is to find torch.
-
-    Attributes:
-        folder: each peer gets a folder of its name in it.
-        torch: pip's words for a requirement `torch==…`, an index for instance; None takes the requirement as it is.
-    """
+    """Where environments go, each into a folder of its own, and how pip is to find torch."""
 
     folder: Path
-    torch: tuple[str, ...] | None
+    torch: tuple[str, ...] | None  # arguments of `pip install`; None takes the requirement `torch==…` as it is
 
 
 def environment_of(
     name: str, requirements: Path, source: PeerSource, progress: Progress, *, pip_options: Sequence[str] = ()
 ) -> Path:
-    """The Python of an environment, which is made if it is not there or its requirements have changed.
-
-    Args:
-        name: of its folder in `source.folder`.
-        requirements: a file that pins everything.
-        source: where environments go, and how pip is to find torch.
-        progress: told that something is installed.
-        pip_options: for `pip install`.
+    """The Python of the environment of this name, which is made if it is absent or its requirements have changed.
 
     Raises:
         PeerError: the requirements cannot be installed.
@@ -67,30 +55,11 @@ def environment_of(
     if not ready.is_file() or ready.read_text() != wanted:
         with progress.step(f"Installing {name} into {source.folder / name}"):
             shutil.rmtree(folder, ignore_errors=True)
-            torch = _torch_words(text, source)
-            steps = [list(torch)] if torch is not None else []
-            _install(name, python, [*steps, ["-r", str(requirements)]], pip_options)
+            # torch alone comes first, so that nothing else picks a build of it
+            first = [source.torch or (found[0],)] if (found := _TORCH.search(text)) else []
+            _install(name, python, [*first, ["-r", str(requirements)]], pip_options)
         ready.write_text(wanted)
     return python
-
-
-def requirement_of(peer: Peer, package: str) -> str:
-    """A peer's pinned requirement of a package, "llama_cpp_python==0.3.36" for instance.
-
-    Raises:
-        PeerError: it pins none.
-    """
-    lines = peer.requirements.read_text(encoding="utf-8").splitlines()
-    found = next((line for line in lines if line.startswith(f"{package}==")), None)
-    if found is None:
-        raise PeerError(f"the requirements of {peer} do not pin {package}")
-    return found
-
-
-def _torch_words(text: str, source: PeerSource) -> tuple[str, ...] | None:
-    """What pip is told first: torch alone, so that nothing else picks a build of it."""
-    found = _TORCH.search(text)
-    return None if found is None else source.torch or (found[0],)
 
 
 def _install(name: str, python: Path, steps: Sequence[Sequence[str]], options: Sequence[str]) -> None:

@@ -19,10 +19,10 @@ from torch import nn
 
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.heads import COLBERT_FILE, SPARSE_FILE
 from m3_export.verify.reference import encoder_of
 
 OPSET = 11
-HEAD_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 
 
 class TokenEmbeddings(nn.Module):
@@ -77,7 +77,7 @@ def write_lite_inputs(checkpoint: str, folder: str) -> None:
     source, target = Path(checkpoint), Path(folder)
     write_hub_graph(source, target)
     (target / "sentencepiece.bpe.model").write_bytes(spm_bytes(source / "tokenizer.json"))
-    for name in HEAD_FILES:
+    for name in (SPARSE_FILE, COLBERT_FILE):
         shutil.copyfile(source / name, target / name)
 
 

@@ -4,12 +4,12 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from m3_bench.errors import PeerError
-from m3_bench.peers.environments import Peer, PeerSource, environment_of, requirement_of
+from m3_bench.peers.environments import Peer, PeerSource, environment_of
 from m3_bench.peers.sentencepiece_file import spm_bytes
 from m3_bench.worker_process import Command, run_to_end
 from m3_runtime import Bundle
@@ -26,22 +26,13 @@ _CONVERTER_PARTS = (_CONVERTER, "conversion/", "gguf-py/")
 
 @dataclass(frozen=True)
 class Setup:
-    """What peers are made ready with.
+    """What peers are made ready with."""
 
-    Attributes:
-        bundle: whose checkpoint they run.
-        checkpoint: its source, as `check_source` has found it.
-        work: a folder for models that are made on the way.
-        peers: where the peers' environments are.
-        threads: threads of every contender.
-        progress: says what takes long.
-    """
-
-    bundle: Bundle
-    checkpoint: Path
-    work: Path
+    bundle: Bundle  # whose checkpoint they run
+    checkpoint: Path  # its source, as `check_source` has found it
+    work: Path  # for converted models
     peers: PeerSource
-    threads: int
+    threads: int  # of every contender
     progress: Progress = field(repr=False)
 
     @property
@@ -118,24 +109,19 @@ def gguf_model(precision: str, setup: Setup) -> Path:
 
 def _fetch_converter(folder: Path) -> None:
     """llama.cpp's converter, from the source of the release that the peer runs: the wheel does not have it."""
-    release = requirement_of(Peer.LLAMA_CPP, _LLAMA_PACKAGE)
+    lines = Peer.LLAMA_CPP.requirements.read_text(encoding="utf-8").splitlines()
+    (release,) = (line for line in lines if line.startswith(f"{_LLAMA_PACKAGE}=="))
     options = ["--no-deps", "--no-binary", _LLAMA_PACKAGE, "--disable-pip-version-check", "--progress-bar", "off"]
     words = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), release]
     run_to_end(f"downloading the source of {release}", words, threads=1)
     (source,) = folder.glob("*.tar.gz")
     with tarfile.open(source) as archive:
-        archive.extractall(folder, members=_converter_of(archive), filter="data")
+        named = ((one, one.name.partition("vendor/llama.cpp/")[2]) for one in archive if one.isfile())
+        parts = [one.replace(name=name) for one, name in named if name.startswith(_CONVERTER_PARTS)]
+        archive.extractall(folder, members=parts, filter="data")
     source.unlink()
     if not (folder / _CONVERTER).is_file():
         raise PeerError(f"the source of {release} has no {_CONVERTER}")
-
-
-def _converter_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its files, without the folders above them."""
-    for member in archive:
-        _, _, name = member.name.partition("vendor/llama.cpp/")
-        if member.isfile() and name.startswith(_CONVERTER_PARTS):
-            yield member.replace(name=name)
 
 
 def _made(name: str, title: str, make: Callable[[Path], None], setup: Setup) -> Path:

@@ -1,1 +1,1 @@
-"""Result documents to one page: summary, tables, pictures, and a link from each number to its raw values."""
+"""Result documents to one HTML page: tiles, charts and tables."""

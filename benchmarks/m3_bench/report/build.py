@@ -57,7 +57,7 @@ def build_page(inputs: Inputs, model: str | None = None) -> Page:
         subtitle=_subtitle(inputs),
         lead=_lead(top),
         tiles=tuple(_tiles(inputs, top, parities)),
-        remarks=(*dict.fromkeys(note for one in inputs.of(Comparison) for note in one.notes), *figures.doubts),
+        remarks=(*dict.fromkeys(note for one in inputs.of(Comparison) for note in one.notes), *figures.warnings),
         sections=tuple(section for section in sections if section.tables),
         files=inputs.files,
     )
@@ -108,8 +108,8 @@ def _tiles(inputs: Inputs, top: Highlights, parities: Sequence[Parity]) -> Itera
     shown: tuple[tuple[str, Scenario | None, Callable[[Measurement], str]], ...] = (
         (f"{query}, p50", top.query, lambda f: formats.seconds(f.latency.p50_s)),
         (f"tokens/s, {load}", top.load, lambda f: formats.number(f.tokens_per_s.median)),
-        ("per million tokens", top.load, lambda f: _cost(f, inputs.currency)),
-        (f"memory, {load}", top.load, _memory),
+        ("per million tokens", top.load, lambda f: tables.cost(f, inputs.currency)),
+        (f"memory, {load}", top.load, tables.peak_memory),
     )
     for label, scenario, text_of in shown:
         ours, theirs = (_shown(figures.get(scenario, entry), text_of) for entry in (top.ours, top.reference))
@@ -132,16 +132,7 @@ def _shown(figure: Measurement | None, text_of: Callable[[Measurement], str]) ->
     text = NOTHING if figure is None else text_of(figure)
     if figure is None or text == NOTHING:
         return ""
-    return f"{text} ?" if figure.warning and text_of is not _memory else text
-
-
-def _memory(figure: Measurement) -> str:
-    return formats.size(figure.peak_bytes) if figure.peak_bytes else NOTHING
-
-
-def _cost(figure: Measurement, currency: str) -> str:
-    cost = figure.cost_per_million_tokens
-    return NOTHING if cost is None else formats.money(cost, currency)
+    return f"{text} ?" if figure.warning and text_of is not tables.peak_memory else text
 
 
 def _peers(figures: Figures, ours: Measurement | None) -> Iterator[Tile]:

@@ -85,7 +85,7 @@ def is_single(scenario: Scenario) -> bool:
 
 
 def with_most_heads(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """Those with the most heads, so that a dense-only call is not held against a whole one."""
+    """Those with the most heads, so that a dense-only call is not compared with a whole one."""
     most = max((len(s.heads) for s in scenarios), default=0)
     return [s for s in scenarios if len(s.heads) == most]
 
@@ -266,7 +266,7 @@ def _lines(
 
 
 def _bars(name: str, title: str, caption: str, unit: str, bars: Sequence[Bar], *, is_log: bool = False) -> Chart | None:
-    """Lying bars, each with its name above, a whisker, and its figure behind both."""
+    """Horizontal bars, each with its name above, a whisker, and its figure behind both."""
     if not bars:
         return None
     left, right = _log_limits([end for one in bars for end in (one.low, one.high)]) if is_log else (0.0, 0.0)

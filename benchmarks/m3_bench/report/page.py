@@ -107,7 +107,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page; `lead` says what the tiles are of, `remarks` what speaks against trusting the figures."""
+    """The whole page; `lead` says what the tiles are of; `remarks` are warnings about the figures."""
 
     title: str
     subtitle: str

@@ -57,7 +57,6 @@ def scenario_table(
     def row(f: Measurement) -> Cells:
         threads = (scenario.threads or f.entry.placed.run.threads) * scenario.processes
         speed = f.tokens_per_s
-        cost = f.cost_per_million_tokens
         return {
             "": _head(f.entry),
             "p95": formats.seconds(f.latency.p95_s),
@@ -70,8 +69,8 @@ def scenario_table(
             "per core": formats.number(speed.median / threads) if threads else NOTHING,
             "of the ceiling": _share(f, rooflines),
             "CPU-s per M tokens": formats.number(stats.cpu_s_per_million_tokens(f.rounds, scenario)),
-            "cost per M tokens": NOTHING if cost is None else formats.money(cost, currency),
-            "peak memory": formats.size(f.peak_bytes) if f.peak_bytes else NOTHING,
+            "cost per M tokens": cost(f, currency),
+            "peak memory": peak_memory(f),
             "loading": formats.seconds(f.measured.load_s),
             "first call": formats.seconds(f.measured.first_s),
         }
@@ -79,6 +78,17 @@ def scenario_table(
     clients = f", {scenario.clients} callers" if scenario.clients > 1 and "caller" not in scenario.title else ""
     caption = f"{scenario.title}{clients}: {' + '.join(scenario.heads)}, {found[0].latency.calls} calls"
     return Table.of(caption, map(row, found), is_detail=True)
+
+
+def cost(figure: Measurement, currency: str) -> str:
+    """Of a million tokens."""
+    found = figure.cost_per_million_tokens
+    return NOTHING if found is None else formats.money(found, currency)
+
+
+def peak_memory(figure: Measurement) -> str:
+    """The most resident memory."""
+    return formats.size(figure.peak_bytes) if figure.peak_bytes else NOTHING
 
 
 def _ratio(mine: Measurement | None, other: Measurement) -> str:
@@ -197,7 +207,7 @@ def soak_table(found: Sequence[Soak]) -> Table:
 
 
 def contenders_table(figures: Figures) -> Table:
-    """Who ran, with what."""
+    """The contenders and their releases."""
 
     def row(entry: Entry) -> Cells:
         one = entry.contender

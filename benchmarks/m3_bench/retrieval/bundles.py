@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from m3_bench.documents import Model
 from m3_bench.run.contenders import model_of, reason_against
@@ -14,6 +15,8 @@ from m3_runtime.bundle.manifest import ENCODER_HEADS, Variant
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError, VariantError
 from m3_runtime.io.progress import Progress
+
+_Model = TypeVar("_Model", M3Encoder, M3Reranker)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ChosenBundle:
 
 @dataclass(frozen=True)
 class BundleChoice:
-    """What is measured, and in words what is not."""
+    """What is measured, and notes on what is not."""
 
     chosen: tuple[ChosenBundle, ...]
     notes: tuple[str, ...]
@@ -65,36 +68,23 @@ class BundleChoice:
         """Whether rankings are reranked."""
         return any(one.is_reranker for one in self.chosen)
 
-    def encoders(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Encoder]]:
-        """Open each encoder's variants in turn, and close one before the next."""
-        for one, variant in self._variants(progress, rerankers=False):
-            with interruptible(partial(M3Encoder.from_bundle, one.bundle, variant, threads)) as encoder:
-                yield one, variant, encoder
-
-    def rerankers(self, threads: int, progress: Progress) -> Iterator[tuple[ChosenBundle, Variant, M3Reranker]]:
-        """Open the reranker's variants in turn, and close one before the next."""
-        for one, variant in self._variants(progress, rerankers=True):
-            with interruptible(partial(M3Reranker.from_bundle, one.bundle, variant, threads)) as reranker:
-                yield one, variant, reranker
-
-    def _variants(self, progress: Progress, *, rerankers: bool) -> Iterator[tuple[ChosenBundle, Variant]]:
+    def opened(
+        self, kind: type[_Model], threads: int, progress: Progress
+    ) -> Iterator[tuple[ChosenBundle, Variant, _Model]]:
+        """Open the variants of each encoder, or of the reranker, in turn, and close one before the next."""
         for one in self.chosen:
-            for variant in one.variants if one.is_reranker == rerankers else ():
-                with progress.step(f"{one.name}, {variant.name}"):
-                    yield one, variant
+            for variant in one.variants if one.is_reranker == issubclass(kind, M3Reranker) else ():
+                opening = partial(kind.from_bundle, one.bundle, variant, threads)
+                with progress.step(f"{one.name}, {variant.name}"), interruptible(opening) as model:
+                    yield one, variant, model
 
 
 def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None, reranker: Path | None = None) -> BundleChoice:
-    """Open bundles and choose their variants.
-
-    Args:
-        folders: of the encoders' bundles.
-        names: of variants; None takes each.
-        reranker: folder of a reranker's bundle; None is without.
+    """Open bundles and choose their variants of these names; None takes each that runs here.
 
     Raises:
-        InputError: two folders of one name, a variant that no bundle has, or a reranker in an encoder's place or the
-            other way round.
+        InputError: two folders of one name, a variant that no bundle has, or a reranker where an encoder is
+            expected, or the reverse.
         VariantError: nothing of a bundle runs here.
         BundleError: a folder is no whole bundle.
     """
@@ -131,8 +121,8 @@ def _opened(
         name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
         if other := found.get(name) or (taken or {}).get(name):
             raise InputError(
-                f"{str(other.folder)!r} and {str(folder)!r} are both called {name!r}, and results are told apart by "
-                "the folder's name; rename one, or link to it under another name"
+                f"{str(other.folder)!r} and {str(folder)!r} are both called {name!r}, and results are named after "
+                "the folder; rename one, or link to it under another name"
             )
         bundle = found[name] = Bundle.open(folder)
         if bundle.manifest.is_reranker and not is_reranker:

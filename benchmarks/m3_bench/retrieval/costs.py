@@ -1,4 +1,4 @@
-"""What a way of searching costs: milliseconds for a query, bytes for the index.
+"""What a search method costs: milliseconds for a query, bytes for the index.
 
 Queries are asked one at a time, from text to ranking, on an exact index in memory: no network, no approximation.
 """
@@ -41,27 +41,17 @@ def median_ms(ask: Callable[[str], object], queries: Sequence[str]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class HeadIndex:
-    """N documents' vectors in memory.
+    """N documents' vectors in memory."""
 
-    Attributes:
-        texts: encodes the queries.
-        vectors: of the documents.
-        rows: ColBERT rows of those that the timed queries have as candidates.
-        candidates: how many of dense's best ColBERT ranks.
-    """
-
-    texts: TextEncoder
-    vectors: TextVectors
-    rows: Mapping[int, NDArray[Any]]
-    candidates: int
+    texts: TextEncoder  # encodes the queries
+    vectors: TextVectors  # of the documents
+    rows: Mapping[int, NDArray[Any]]  # ColBERT rows of those that the timed queries have as candidates
+    candidates: int  # how many of dense's best ColBERT ranks
 
     def cost(self, heads: Collection[Head], queries: Sequence[str]) -> Cost:
         """Of searching with these heads together."""
-        postings = self._postings() if Head.SPARSE in heads else None
+        postings = self.vectors.sparse.T.tocsr() if Head.SPARSE in heads else None
         return Cost(median_ms(lambda text: self._ask(text, heads, postings), queries), self._bytes(heads))
-
-    def _postings(self) -> Any:
-        return self.vectors.sparse.T.tocsr()
 
     def _ask(self, text: str, heads: Collection[Head], postings: Any) -> None:
         is_dense = Head.DENSE in heads or Head.COLBERT in heads

@@ -94,42 +94,25 @@ class Labelled:
         return DatasetFacts(self.name, self.layout, self.sha256, len(self.queries), len(self.documents), pairs)
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """What a reader found, not yet checked."""
-
-    layout: str
-    name: str
-    files: Sequence[Path]
-    documents: Iterable[Item]
-    queries: Iterable[Item]
-    judgments: Iterable[Judgment]
-    notes: tuple[str, ...] = ()
-
-
 def open_dataset(
     path: Path, *, split: str | None = None, queries: int | None = None, documents: int | None = None
 ) -> Labelled:
-    """Read and check a dataset, whose layout its files tell, and cut it if asked.
+    """Read and check a dataset, detect its layout by its files, and limit it if asked.
 
-    Args:
-        path: a file or folder.
-        split: of BEIR, MIRACL and MLDR; None takes the usual one.
-        queries: keep the first so many; None keeps all.
-        documents: keep so many, more if more are relevant; None keeps all.
+    The first `queries` are kept, and so many `documents`, or more if more are relevant.
 
     Raises:
         DatasetError: it is missing, of no known layout, malformed, or empty.
     """
     if not path.exists():
         raise DatasetError(f"there is no dataset at {str(path)!r}")
-    raw = _of_folder(path.resolve(), split) if path.is_dir() else _of_file(path)
-    if split is not None and raw.layout in ("squad", "finetune"):
-        raise DatasetError(f"--split {split}: {str(path)!r} is of the layout {raw.layout}, which has no splits")
-    return _limited(_checked(raw), queries, documents)
+    found = _of_folder(path.resolve(), split) if path.is_dir() else _of_file(path)
+    if split is not None and found.layout in ("squad", "finetune"):
+        raise DatasetError(f"--split {split}: {str(path)!r} is of the layout {found.layout}, which has no splits")
+    return _limited(found, queries, documents)
 
 
-def _of_folder(folder: Path, split: str | None) -> _Raw:
+def _of_folder(folder: Path, split: str | None) -> Labelled:
     if (folder / "topics").is_dir() and (folder / "qrels").is_dir():
         return _miracl(folder, split)
     if _first_of(folder, "queries.jsonl"):
@@ -145,7 +128,7 @@ def _of_folder(folder: Path, split: str | None) -> _Raw:
     return _of_file(found[0])
 
 
-def _of_file(path: Path) -> _Raw:
+def _of_file(path: Path) -> Labelled:
     return _finetune(path) if _unpacked_name(path).endswith(".jsonl") else _squad(path)
 
 
@@ -164,7 +147,7 @@ def _files(folder: Path, ending: str) -> list[Path]:
     return sorted(path for end in ("", *Packing) for path in folder.glob(f"*{ending}{end}"))
 
 
-def _beir(folder: Path, split: str | None) -> _Raw:
+def _beir(folder: Path, split: str | None) -> Labelled:
     """queries.jsonl holds the queries of all splits, so those without a label in this one are not meant."""
     corpus, queries = _first_of(folder, "corpus.jsonl"), _first_of(folder, "queries.jsonl")
     labels = _first_of(folder / "qrels", *(f"{name}.tsv" for name in ((split,) if split else SPLITS)))
@@ -177,7 +160,7 @@ def _beir(folder: Path, split: str | None) -> _Raw:
     meant = [query for query in every_query if query.id in asked]
     others = len(every_query) - len(meant)
     notes = (f"{others} queries have no label in {labels.name} and were left out",) if others else ()
-    return _Raw("beir", folder.name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
+    return _checked("beir", folder.name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
 
 
 def _documents(corpus: Path) -> Iterator[Item]:
@@ -199,7 +182,7 @@ def _judgments(labels: Path, columns: Sequence[str], separator: str | None) -> l
     return found
 
 
-def _miracl(folder: Path, split: str | None) -> _Raw:
+def _miracl(folder: Path, split: str | None) -> Labelled:
     """miracl-v1.0-LANG: topics/ and qrels/; docs-*.jsonl are in it or in miracl-corpus-v1.0-LANG beside it."""
     wanted = (split,) if split else MIRACL_SPLITS
 
@@ -219,10 +202,10 @@ def _miracl(folder: Path, split: str | None) -> _Raw:
     queries = (Item(*cells) for _, cells in cells_of(topics, ("id", "query")))
     judgments = _judgments(labels, ("query id", "Q0", "document id", "grade"), None)
     documents = chain.from_iterable(map(_documents, corpus))
-    return _Raw("miracl", folder.name, (*corpus, topics, labels), documents, queries, judgments)
+    return _checked("miracl", folder.name, (*corpus, topics, labels), documents, queries, judgments)
 
 
-def _mldr(folder: Path, split: str | None) -> _Raw:
+def _mldr(folder: Path, split: str | None) -> Labelled:
     """mldr-v1.0-LANG: corpus.jsonl, and SPLIT.jsonl with each query's passages."""
     names = (split,) if split else SPLITS
     corpus, asked = _first_of(folder, "corpus.jsonl"), _first_of(folder, *(f"{name}.jsonl" for name in names))
@@ -231,15 +214,15 @@ def _mldr(folder: Path, split: str | None) -> _Raw:
     rows = list(records_of(_MldrQuery, asked))
     queries = [Item(row.query_id, row.query) for row in rows]
     judgments = [Judgment(row.query_id, one.docid, 1, str(asked)) for row in rows for one in row.positive_passages]
-    return _Raw("mldr", folder.name, (corpus, asked), _documents(corpus), queries, judgments)
+    return _checked("mldr", folder.name, (corpus, asked), _documents(corpus), queries, judgments)
 
 
-def _finetune(path: Path) -> _Raw:
+def _finetune(path: Path) -> Labelled:
     """All passages of a fine-tuning file as the documents; a query's positives are relevant."""
     file = read_finetune(path)
     passages = dict.fromkeys(text for example in file.examples for text in example.passages)
     ids = {text: f"p{number}" for number, text in enumerate(passages)}
-    return _Raw(
+    return _checked(
         layout="finetune",
         name=path.name,
         files=(path,),
@@ -254,7 +237,7 @@ def _finetune(path: Path) -> _Raw:
     )
 
 
-def _squad(path: Path) -> _Raw:
+def _squad(path: Path) -> Labelled:
     """A question's document is its paragraph; paragraphs of the same text are one document."""
     found = parsed(_Squad, "\n".join(line for _, line in lines_of(path)), f"{path}: ")
     paragraphs = [one for article in found.data for one in article.paragraphs]
@@ -262,7 +245,7 @@ def _squad(path: Path) -> _Raw:
     for number, one in enumerate(paragraphs):
         ids.setdefault(one.context, f"p{number}")
     same = len(paragraphs) - len(ids)
-    return _Raw(
+    return _checked(
         layout="squad",
         name=path.name,
         files=(path,),
@@ -275,28 +258,36 @@ def _squad(path: Path) -> _Raw:
     )
 
 
-def _checked(raw: _Raw) -> Labelled:
+def _checked(
+    layout: str,
+    name: str,
+    files: Sequence[Path],
+    documents: Iterable[Item],
+    queries: Iterable[Item],
+    judgments: Sequence[Judgment],
+    notes: tuple[str, ...] = (),
+) -> Labelled:
     """The dataset, if it is one; queries without a relevant document cannot be measured and are left out."""
-    documents, queries, judgments = tuple(raw.documents), tuple(raw.queries), list(raw.judgments)
-    places, numbers = _indices(documents, "document", raw.name), _indices(queries, "query", raw.name)
-    _refuse_unknown([(j.document_id, j.where) for j in judgments], places, "document")
-    _refuse_unknown([(j.query_id, j.where) for j in judgments], numbers, "query")
+    documents, queries = tuple(documents), tuple(queries)
+    document_index, query_index = (_indices(documents, "document", name), _indices(queries, "query", name))
+    _refuse_unknown([(j.document_id, j.where) for j in judgments], document_index, "document")
+    _refuse_unknown([(j.query_id, j.where) for j in judgments], query_index, "query")
     relevant: list[dict[int, int]] = [{} for _ in queries]
     for judgment in judgments:
         if judgment.grade > 0:
-            relevant[numbers[judgment.query_id]][places[judgment.document_id]] = judgment.grade
+            relevant[query_index[judgment.query_id]][document_index[judgment.document_id]] = judgment.grade
     kept = [number for number, grades in enumerate(relevant) if grades]
     if not kept:
-        raise DatasetError(f"{raw.name}: none of its {len(queries)} queries has a relevant document")
+        raise DatasetError(f"{name}: none of its {len(queries)} queries has a relevant document")
     left_out = len(queries) - len(kept)
     return Labelled(
-        name=raw.name,
-        layout=raw.layout,
-        sha256=digest_of_files(raw.files),
+        name=name,
+        layout=layout,
+        sha256=digest_of_files(files),
         documents=documents,
         queries=tuple(queries[number] for number in kept),
         relevant=tuple(relevant[number] for number in kept),
-        notes=raw.notes + ((f"{left_out} queries without a relevant document were left out",) if left_out else ()),
+        notes=notes + ((f"{left_out} queries without a relevant document were left out",) if left_out else ()),
     )
 
 

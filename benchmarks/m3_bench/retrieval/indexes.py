@@ -73,19 +73,14 @@ class Index(ABC):
 class HeldIndex(Index):
     """N documents in memory, in the order of their ids, so that ties go to the same document everywhere.
 
-    Attributes:
-        ids: (N,) ascending.
-        vectors: of the documents.
-        colbert_rows: index and rows (L, C) of wanted documents, in any order; None without the head.
-        colbert_axes: SHA-256 of the principal axes that rows were projected on, and on how many; None for all of C.
-        is_recorded: whether recorded queries are searched with their recorded vectors.
+    `colbert_rows` gives index and rows (L, C) of the wanted documents, in any order.
     """
 
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # (N,) ascending
     vectors: TextVectors
     colbert_rows: Callable[[Indices], Iterator[tuple[int, NDArray[Any]]]] | None
-    is_recorded: bool = False
-    colbert_axes: tuple[str, int] | None = None
+    is_recorded: bool = False  # recorded queries are searched with their recorded vectors
+    colbert_axes: tuple[str, int] | None = None  # SHA-256 of the axes that rows are projected on, and how many
 
     @property
     def ids_sha256(self) -> str:
@@ -105,9 +100,11 @@ class HeldIndex(Index):
         hybrids = possible(_HYBRIDS, heads)
         stage = search.first_stage(asked, self.vectors, hybrids, _CANDIDATES)
         rankings: dict[str, Ranking] = dict(stage.ranked)
-        scores = {Head.DENSE.value: self._dense_scores(asked, depth, rankings[Head.DENSE.value])}
-        if self.vectors.sparse is not None:
-            scores[Head.SPARSE.value] = self._sparse_scores(asked, depth, rankings[Head.SPARSE.value])
+        found = enumerate(indices[:depth] for indices in rankings[Head.DENSE.value])
+        scores = {Head.DENSE.value: [self.vectors.dense[some] @ asked.dense[q] for q, some in found]}
+        if (sparse := self.vectors.sparse) is not None:
+            found = enumerate(indices[:depth] for indices in rankings[Head.SPARSE.value])
+            scores[Head.SPARSE.value] = [(sparse[some] @ asked.sparse[q].T).toarray()[:, 0] for q, some in found]
         if self.colbert_rows:
             dim = self._dim(queries.encoder)
             rows = (
@@ -116,7 +113,7 @@ class HeldIndex(Index):
             candidates = [left.indices for left in stage.candidates]
             colbert = search.colbert_scores(rows or (), candidates, self.colbert_rows(stage.wanted))
             rankings |= search.second_stage(stage, colbert, hybrids)
-            scores[Head.COLBERT.value] = [np.sort(found)[::-1][:depth] for found in colbert]
+            scores[Head.COLBERT.value] = [np.sort(of_query)[::-1][:depth] for of_query in colbert]
         return tuple(self._named(method, ranking, scores.get(method), depth) for method, ranking in rankings.items())
 
     def _dim(self, encoder: M3Encoder) -> int | None:
@@ -136,14 +133,6 @@ class HeldIndex(Index):
                 "are on other principal axes; give the bundle that made it"
             )
         return dim
-
-    def _dense_scores(self, asked: TextVectors, depth: int, ranking: Ranking) -> Sequence[FloatArray]:
-        pairs = zip(asked.dense, ranking, strict=True)
-        return [self.vectors.dense[found[:depth]] @ query for query, found in pairs]
-
-    def _sparse_scores(self, asked: TextVectors, depth: int, ranking: Ranking) -> Sequence[FloatArray]:
-        found = [indices[:depth] for indices in ranking]
-        return [(self.vectors.sparse[some] @ asked.sparse[q].T).toarray()[:, 0] for q, some in enumerate(found)]
 
     def _named(self, method: str, ranking: Ranking, scores: Sequence[FloatArray] | None, depth: int) -> Ranked:
         ids = tuple(tuple(self.ids[i] for i in found[:depth].tolist()) for found in ranking)
@@ -170,13 +159,7 @@ class StoredIndex(Index):
 
 
 def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Progress) -> Index:
-    """Open an index.
-
-    Args:
-        place: a folder of `m3-runtime bulk`, a recording, a bundle, or a collection.
-        encoder: encodes for a bundle's index, and searches collections.
-        other: the place beside it: of a recording there a bundle encodes the texts.
-        progress: what the user sees.
+    """Open a folder of `m3-runtime bulk`, a recording, a collection, or a bundle, which encodes `other`'s texts.
 
     Raises:
         InputError: there is no such index, it is not finished, ids come twice, or vectors are not the bundle's kind.
@@ -197,7 +180,7 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
             )
         return _encoded(path.resolve().name, encoder, read_recording(Path(other)), progress)
     raise InputError(
-        f"{place!r} is no index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}"
+        f"{place!r} is not an index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}"
     )
 
 
@@ -301,12 +284,9 @@ def _of_outputs(outputs: Outputs, encoder: M3Encoder, name: str) -> TextVectors:
         starts = np.cumsum([0, *map(len, outputs.lexical)])
         weights = np.array([weight for row in outputs.lexical for weight in row.values()], np.float32)
         numbers = [str(number) for number in range(len(outputs.lexical))]
-        sparse = _sparse(name, numbers, starts, ids, weights, _columns(encoder))
+        columns = encoder.bundle.manifest.geometry.vocab_size
+        sparse = _sparse(name, numbers, starts, ids, weights, columns)
     return TextVectors(outputs.dense, sparse, 0)
-
-
-def _columns(encoder: M3Encoder) -> int:
-    return encoder.bundle.manifest.geometry.vocab_size
 
 
 def _bulk(folder: Path) -> HeldIndex:

@@ -1,7 +1,6 @@
 """Searching without the model's heads: BM25, TF-IDF, and static word vectors. What came before, to compare with."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,27 +50,21 @@ class TfIdf:
         """Index the tokens of each document."""
         from scipy.sparse import csr_matrix
 
-        self._columns: dict[str, int] = {}
-        starts: list[int] = [0]
-        columns: list[int] = []
-        counts: list[int] = []
-        for tokens in documents:
-            found = Counter(tokens)
-            columns += [self._columns.setdefault(token, len(self._columns)) for token in found]
-            counts += found.values()
-            starts.append(len(columns))
-        shape = (len(documents), max(1, len(self._columns)))
-        self._idf = idf(np.bincount(np.array(columns, np.int64), minlength=shape[1]), len(documents))
-        weights = np.array(counts, np.float32) * self._idf[columns]
-        rows = csr_matrix((weights, columns, starts), shape=shape, dtype=np.float32)
+        self._columns = {token: n for n, token in enumerate(dict.fromkeys(t for tokens in documents for t in tokens))}
+        columns = np.array([self._columns[token] for tokens in documents for token in tokens], np.int64)
+        starts, shape = np.cumsum([0, *map(len, documents)]), (len(documents), max(1, len(self._columns)))
+        counts = csr_matrix((np.ones(len(columns), np.float32), columns, starts), shape=shape)
+        counts.sum_duplicates()
+        self._idf = idf(counts.getnnz(axis=0), len(documents))
+        rows = counts.multiply(self._idf).tocsr()
         lengths = np.sqrt(rows.multiply(rows).sum(axis=1))
         self._postings = rows.multiply(1 / np.maximum(lengths, np.finfo(np.float32).tiny)).T.tocsr()
 
     def scores(self, tokens: Iterable[str]) -> FloatArray:
         """(N,) cosines, 0 where no token is shared."""
-        counts = Counter(self._columns[token] for token in tokens if token in self._columns)
-        columns = list(counts)
-        weights = np.array(list(counts.values()), np.float32) * self._idf[columns]
+        known = np.array([self._columns[token] for token in tokens if token in self._columns], np.int64)
+        columns, counts = np.unique(known, return_counts=True)
+        weights = counts * self._idf[columns]
         length = max(float(np.linalg.norm(weights)), float(np.finfo(np.float32).tiny))
         return np.asarray(self._postings[columns].T @ (weights / length), dtype=np.float32)
 
@@ -129,6 +122,7 @@ class WordTable:
 
 
 def _mapped(path: Any, tensor: Any) -> NDArray[Any]:
+    """Not by onnx_ir, which refuses hard links, as copies of bundles may be."""
     from onnx import helper
 
     at = {entry.key: entry.value for entry in tensor.external_data}

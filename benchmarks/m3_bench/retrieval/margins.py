@@ -28,16 +28,9 @@ def measure_margins(
     max_length: int | None,
     threads: int,
 ) -> Margins:
-    """Score every good line with every variant.
+    """Score every good line, or the first `queries`, with every variant; hybrids only where a bundle has their heads.
 
-    Args:
-        file: checked fine-tuning lines.
-        choice: the variants; the first bundle is what others are compared with.
-        hybrids: sums of heads; those that a bundle lacks a head for are left out.
-        progress: steps, bars and bad lines.
-        queries: score the first so many lines; None scores all.
-        max_length: tokens of a text, both special tokens included; None is 512 or the model's limit.
-        threads: of a run.
+    `max_length` is in tokens of a text, both special tokens included; None is 512 or the model's limit.
 
     Raises:
         DatasetError: no line has negatives.
@@ -58,7 +51,7 @@ def measure_margins(
     notes += choice.notes
     scores: list[PairScoresOf] = []
     blocks = [examples[start : start + _BLOCK_LINES] for start in range(0, len(examples), _BLOCK_LINES)]
-    for one, variant, encoder in choice.encoders(threads, progress):
+    for one, variant, encoder in choice.opened(M3Encoder, threads, progress):
         scored = [_scored(encoder, block, max_length) for block in progress.bar(blocks, "lines", "block")]
         if truncated := sum(cut for _, cut, _ in scored):
             notes.append(f"{one.name}: {truncated} texts of pairs were longer and were cut")

@@ -48,7 +48,9 @@ class PairScorer:
         Raises:
             M3Error: the reranker failed, `max_length` is more than the model takes, or too little for a query.
         """
-        wanted = [self._wanted([ranking[q] for ranking in rankings.values()]) for q in range(len(queries))]
+        # of a query the documents that any ranking has among its best, ascending
+        best = [[ranking[q][: self.depth] for ranking in rankings.values()] for q in range(len(queries))]
+        wanted = [np.unique(np.concatenate(of_query)) for of_query in best]
         pairs = [(queries[q], documents[n]) for q, indices in enumerate(wanted) for n in indices.tolist()]
         readable = [n for n, (query, document) in enumerate(pairs) if not (is_blank(query) or is_blank(document))]
         scores, truncated = np.full(len(pairs), -np.inf, np.float32), 0
@@ -84,10 +86,6 @@ class PairScorer:
                 f"the query {pairs[error.index][0]!r} has {error.tokens} tokens, which leave no room for a document"
             )
             raise InputError(f"{message} in {error.max_length}; raise --max-length") from error
-
-    def _wanted(self, found: Sequence[Indices]) -> Indices:
-        """Documents that any of a query's rankings has among its best, ascending."""
-        return np.unique(np.concatenate([indices[: self.depth] for indices in found]))
 
     def _ordered(self, found: Indices, scored: Indices, scores: FloatArray) -> Indices:
         best = found[: self.depth]

@@ -1,8 +1,7 @@
-"""Measuring retrieval: a labelled dataset, bundles, and every way of searching."""
+"""Measuring retrieval: a labelled dataset, bundles, and every search method."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf
 from m3_bench.retrieval.reranking import PairScorer
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Indices, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
-from m3_runtime import M3Encoder
+from m3_runtime import M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.io.progress import Progress
@@ -51,16 +50,12 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     notes = [*data.notes, *choice.notes]
     with progress.step(f"{TF_IDF}, {BM25}"):
         words = [*map(search.words_of, _texts(data.documents))]
-        indexes: dict[str, TfIdf | Bm25] = {TF_IDF: TfIdf(words), BM25: Bm25(words)}
-        found, costs = _by_scores(
-            {name: partial(_word_scores, index) for name, index in indexes.items()},
-            {name: index.nbytes for name, index in indexes.items()},
-            data,
-        )
-        runs = _method_runs("", "", found, data, costs)
-    rankings, first_costs = {f"{RERANKED} {BM25}": found[BM25]}, {f"{RERANKED} {BM25}": costs[BM25]}
+        tf_idf, bm25 = TfIdf(words), Bm25(words)
+        first, _, _ = _by_scores(TF_IDF, lambda text: tf_idf.scores(search.words_of(text)), tf_idf.nbytes, data)
+        second, ranking, cost = _by_scores(BM25, lambda text: bm25.scores(search.words_of(text)), bm25.nbytes, data)
+    runs, rankings, first_costs = [first, second], {f"{RERANKED} {BM25}": ranking}, {f"{RERANKED} {BM25}": cost}
     is_alone = sum(not one.is_reranker for one in choice.chosen) == 1
-    for one, variant, encoder in choice.encoders(settings.threads, progress):
+    for one, variant, encoder in choice.opened(M3Encoder, settings.threads, progress):
         with one.opened(settings.documents_by, settings.threads, encoder) as writer:
             found, costs, cut = _searched(encoder, writer, data, settings, progress)
         if one.name not in {run.bundle for run in runs}:
@@ -71,7 +66,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
         first_costs |= {f"{RERANKED} {method}, {by}": cost for method, cost in costs.items()}
-    for one, variant, reranker in choice.rerankers(settings.threads, progress):
+    for one, variant, reranker in choice.opened(M3Reranker, settings.threads, progress):
         most = settings.max_length and min(settings.max_length, reranker.max_tokens)
         if most != settings.max_length:
             notes.append(f"{one.name}: it takes pairs of {most} tokens, fewer than the texts' {settings.max_length}")
@@ -110,24 +105,17 @@ def _reranking(depth: int) -> dict[str, str]:
     }
 
 
-def _word_scores(index: TfIdf | Bm25, text: str) -> FloatArray:
-    return index.scores(search.words_of(text))
-
-
 def _by_scores(
-    scores: Mapping[str, Callable[[str], FloatArray]], sizes: Mapping[str, int], data: Labelled
-) -> tuple[Mapping[str, Ranking], Mapping[str, Cost]]:
-    """By methods that give every document a score; what has none above 0 is not found."""
-    texts, found, costs = _texts(data.queries), dict[str, Ranking](), dict[str, Cost]()
-    for method, scores_of in scores.items():
-        ask = partial(_best_above_zero, scores_of)
-        found[method] = [ask(text) for text in texts]
-        costs[method] = Cost(median_ms(ask, texts), sizes[method])
-    return found, costs
+    method: str, scores_of: Callable[[str], FloatArray], index_bytes: int, data: Labelled, bundle: str = ""
+) -> tuple[MethodRun, Ranking, Cost]:
+    """By a method that gives every document a score; what has none above 0 is not found."""
 
+    def ask(text: str) -> Indices:
+        return search.best_above_zero(scores_of(text), DEPTH)
 
-def _best_above_zero(scores_of: Callable[[str], FloatArray], text: str) -> Indices:
-    return search.best_above_zero(scores_of(text), DEPTH)
+    texts = _texts(data.queries)
+    ranking, cost = [ask(text) for text in texts], Cost(median_ms(ask, texts), index_bytes)
+    return _method_runs(bundle, "", {method: ranking}, data, {method: cost})[0], ranking, cost
 
 
 def _static_runs(
@@ -137,8 +125,7 @@ def _static_runs(
     try:
         with progress.step(STATIC):
             index = StaticVectors(encoder, _texts(data.documents), settings.max_length)
-            found, costs = _by_scores({STATIC: index.scores}, {STATIC: index.nbytes}, data)
-            return _method_runs(bundle, "", found, data, costs), []
+            return [_by_scores(STATIC, index.scores, index.nbytes, data, bundle)[0]], []
     except (InputError, ExtraNotInstalledError) as error:
         return [], [f"{STATIC} were left out: {error}"]
 
@@ -164,7 +151,7 @@ def _searched(
         timed = set(np.concatenate([left.indices for left in stage.candidates[:TIMED_QUERIES]]).tolist())
         rows = list(texts.colbert_rows(asked, "queries' ColBERT rows"))
         candidates = zip(wanted, written.colbert_rows([passages[n] for n in wanted], "candidates"), strict=True)
-        watched = _kept(candidates, timed, kept)
+        watched = ((n, kept.setdefault(n, one) if n in timed else one) for n, one in candidates)
         colbert = search.colbert_scores(rows, [left.indices for left in stage.candidates], watched)
         ranked |= search.second_stage(stage, colbert, hybrids)
     index = HeadIndex(texts, documents, kept, settings.candidates)
@@ -173,22 +160,11 @@ def _searched(
     return ranked, {method: costs[heads] for method, heads in heads_of.items()}, notes
 
 
-def _kept(
-    rows: Iterable[tuple[int, NDArray[Any]]], wanted: Collection[int], kept: dict[int, NDArray[Any]]
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The same rows; those that are wanted stay in `kept`."""
-    for index, one in rows:
-        if index in wanted:
-            kept[index] = one
-        yield index, one
-
-
 def _method_runs(
-    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost] | None = None
+    bundle: str, variant: str, found: Mapping[str, Ranking], data: Labelled, costs: Mapping[str, Cost]
 ) -> list[MethodRun]:
-    cost_of = {method: vars(cost) for method, cost in (costs or {}).items()}
     return [
-        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **cost_of.get(method, {}))
+        MethodRun(bundle, variant, method, search.measured(ranking, data.relevant), **vars(costs[method]))
         for method, ranking in found.items()
     ]
 

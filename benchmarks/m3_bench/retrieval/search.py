@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid
-from m3_bench.retrieval.keywords import Bm25, Tokens
 from m3_bench.retrieval.vectors import TextVectors
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.scoring import colbert_score
@@ -75,18 +74,6 @@ def _words_of_run(run: str) -> list[str]:
     return [run[i : i + 2] for i in range(len(run) - 1)] if is_blankless else [run]
 
 
-def bm25(documents: Tokens, queries: Iterable[Sequence[str]], most: int) -> Ranking:
-    """Rank N documents for Q queries; a document that shares no token with the query is not found.
-
-    Args:
-        documents: tokens of each document.
-        queries: tokens of each query.
-        most: how many documents to keep.
-    """
-    index = Bm25(documents)
-    return [best_above_zero(index.scores(tokens), most) for tokens in queries]
-
-
 def best(scores: NDArray[np.floating], most: int) -> Indices:
     """Indices of the highest scores, best first; of equal scores the earlier one.
 
@@ -107,14 +94,7 @@ def best_above_zero(scores: NDArray[np.floating], most: int) -> Indices:
 
 
 def first_stage(queries: TextVectors, documents: TextVectors, hybrids: Sequence[Hybrid], candidates: int) -> FirstStage:
-    """Search N documents with Q queries by dense, sparse and their sums.
-
-    Args:
-        queries: Q.
-        documents: N, of the same heads.
-        hybrids: those of dense and sparse alone are searched, others are left to `second_stage`.
-        candidates: how many of dense's best `second_stage` gets, per query.
-    """
+    """Search N documents with Q queries by dense, sparse and their sums; dense's best are ColBERT's `candidates`."""
     two_headed = [hybrid for hybrid in hybrids if hybrid.colbert is None]
     rows = [_row(dense, sparse, two_headed, candidates) for dense, sparse in _scores(queries, documents)]
     names = [Head.DENSE.value]
@@ -152,13 +132,7 @@ def _row(
 
 
 def second_stage(stage: FirstStage, colbert: Sequence[FloatArray], hybrids: Sequence[Hybrid]) -> Mapping[str, Ranking]:
-    """Rank each query's candidates by ColBERT and by sums of all three heads.
-
-    Args:
-        stage: what came before.
-        colbert: per query, the ColBERT score of each candidate.
-        hybrids: those with ColBERT are ranked.
-    """
+    """Rank each query's candidates by their ColBERT scores and by sums of all three heads."""
     pairs = list(zip(stage.candidates, colbert, strict=True))
     ranked: dict[str, Ranking] = {
         Head.COLBERT.value: [one.indices[best(scores, DEPTH)] for one, scores in pairs],

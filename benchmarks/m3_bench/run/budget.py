@@ -1,4 +1,4 @@
-"""Which plans hold the budget: on their probe texts, and on texts that nobody has tuned anything on."""
+"""Which plans hold the budget: on their probe texts, and on texts that no plan was tuned on."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -16,7 +16,7 @@ from m3_export.calibration.texts import chosen_texts, read_texts
 from m3_export.calibration.texts.degenerate import Purpose, degenerate_texts
 from m3_export.calibration.texts.text import Text
 from m3_export.verify.budget import AnyBudget, Budget, ScoreBudget, excesses
-from m3_export.verify.comparison import AnyOutputs, head_parity, similarities
+from m3_export.verify.comparison import ModelOutputs
 from m3_export.verify.measure import MAX_PROBE_TOKENS
 from m3_export.verify.parity import Outputs, degenerate_figures
 from m3_export.verify.scores import Scores
@@ -27,7 +27,7 @@ from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
 from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines.select import open_graph
 from m3_runtime.errors import InputError
-from m3_runtime.loading import open_tokenizer
+from m3_runtime.opened_model import open_tokenizer
 from m3_runtime.tokenizer import TokenizedTexts
 
 NATURAL = Path(__file__).parents[2] / "data" / "multilingual" / "corpus.jsonl"
@@ -74,12 +74,9 @@ class UnseenPairs:
 
 
 def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """What of each INT8 variant is outside the budget of the bundle that is measured; it holds where there is nothing.
+    """What of each INT8 variant is outside the budget of the measured bundle; empty where it holds.
 
-    Args:
-        run: whose contenders' vectors of `unseen_texts` are kept.
-        contenders: those of the run, by name.
-        folder: of the run's document, and so of the vectors.
+    The run kept vectors of `unseen_texts` in `folder`; `contenders` are those of the run by name.
 
     Raises:
         InputError: there are no vectors of the FP32 variant to compare with.
@@ -133,8 +130,8 @@ def rerankers_over_budget(
 class _Found:
     """What a contender gives for natural and for degenerate texts, or pairs."""
 
-    natural: AnyOutputs
-    degenerate: AnyOutputs
+    natural: ModelOutputs
+    degenerate: ModelOutputs
 
 
 def _natural(path: Path | None) -> tuple[Text, ...]:
@@ -164,15 +161,12 @@ def _excesses(one: ContenderSpec, expected: _Found, got: _Found, budget: AnyBudg
     """What is over budget on the probe texts, as the manifest says, and on others."""
     assert one.of is not None
     manifest = one.of.manifest
-    probed, found = manifest.parity[one.command.options["variant"]], head_parity(expected.natural, got.natural)
+    probed = manifest.parity[one.command.options["variant"]]
     unseen = replace(
         probed,
-        texts=len(similarities(expected.natural, got.natural)),
-        dense=found.dense,
-        sparse=found.sparse,
-        colbert=found.colbert,
-        score=found.score,
-        degenerate=degenerate_figures(similarities(expected.degenerate, got.degenerate), budget.least_similarity),
+        texts=len(expected.natural.pooled),
+        degenerate=degenerate_figures(expected.degenerate.similarities(got.degenerate), budget.least_similarity),
+        **expected.natural.parity(got.natural),
     )
     return tuple(
         f"{where}: {excess}"

@@ -35,7 +35,7 @@ from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
-from m3_runtime.loading import open_tokenizer
+from m3_runtime.opened_model import open_tokenizer
 
 Judge: TypeAlias = Callable[[Run, Mapping[str, ContenderSpec]], OverBudget]
 FULL_SIZE = 1024  # hidden values of BGE-M3; smaller models have limits of their own
@@ -159,11 +159,11 @@ def _measure(
     if args.encoder is not None:
         contenders = [*contenders, encoder_beside(bundle, args.encoder, args.threads)]
     products, missing = products_of(plan.scenarios, args.threads)
-    everybody = (*contenders, *products)
-    names = {one.key: one.name for one in everybody}
+    contenders = (*contenders, *products)
+    names = {one.key: one.name for one in contenders}
     spec = RunSpec(
         model=model_of(bundle.manifest),
-        contenders=everybody,
+        contenders=contenders,
         scenarios=resolved(plan.scenarios, names),
         texts=texts,
         rounds=args.rounds,
@@ -173,7 +173,7 @@ def _measure(
     done = run(spec, TextMaker(open_tokenizer(bundle)), opened.progress)
     is_whole = True
     if plan.targets:
-        over = judge(done, {one.name: one for one in everybody}) if judge else {}
+        over = judge(done, {one.name: one for one in contenders}) if judge else {}
         is_small, processor = bundle.manifest.geometry.hidden_size < FULL_SIZE, ProcessorClass.of(cpu_info())
         evaluation = Evaluation(done, names, {**absent, **missing}, over, processor, is_small)
         table, is_whole = target_table(plan.targets, evaluation)

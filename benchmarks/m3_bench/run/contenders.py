@@ -1,4 +1,4 @@
-"""Who can run: a command, and what is known of it before it does."""
+"""Contenders: the command that runs each, and what is known of it beforehand."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,23 +21,17 @@ NO_INT8_DOT = "no int8 dot product on this processor: OpenVINO's int8 product sa
 
 @dataclass(frozen=True)
 class ContenderSpec:
-    """A contender before it has run; see `documents.Contender`.
+    """A contender before it has run; see `documents.Contender`."""
 
-    Attributes:
-        key: what scenarios, targets and `--peers` call it.
-        heads: that it has; none of a matrix product, which is asked for no texts.
-        of: the bundle that it is a variant of; None for others.
-    """
-
-    key: str
+    key: str  # what scenarios, targets and `--peers` call it
     name: str
     is_ours: bool
     engine: str
     precision: str
-    heads: tuple[str, ...]
+    heads: tuple[str, ...]  # that it has; none of a matrix product, which is asked for no texts
     size_bytes: int
     command: Command
-    of: Bundle | None = None
+    of: Bundle | None = None  # the bundle that it is a variant of; None for others
 
     @property
     def is_product(self) -> bool:
@@ -82,12 +76,7 @@ def reason_against(variant: Variant) -> str:
 
 
 def variants_of(bundle: Bundle, names: Sequence[str], threads: int) -> Iterator[tuple[ContenderSpec, str]]:
-    """Yield a bundle's variants, and for each why it cannot run here ("" if it can).
-
-    Args:
-        bundle: an open bundle.
-        names: only these, `auto` among them; all if empty.
-        threads: of each.
+    """Yield a bundle's variants of these names ("auto" is one; all if empty), and why each cannot run ("" if it can).
 
     Raises:
         InputError: there is no such variant.
@@ -112,7 +101,7 @@ def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], th
         other = Bundle.open(folder)
         if other.manifest.space_id != bundle.manifest.space_id:
             raise InputError(
-                f"{str(folder)!r} is of other weights than {str(bundle.folder)!r}; export both from one checkpoint"
+                f"{str(folder)!r} has different weights than {str(bundle.folder)!r}; export both from one checkpoint"
             )
         for variant in other.manifest.variants:
             if variant.name in names and variant.precision != "fp32" and not reason_against(variant):
@@ -120,7 +109,7 @@ def variants_of_plans(bundle: Bundle, names: set[str], plans: Sequence[Path], th
 
 
 def encoder_beside(reranker: Bundle, folder: Path, threads: int) -> ContenderSpec:
-    """The encoder, as `M3Encoder.open` opens it, that a reranker of the same size is held against.
+    """The encoder, as `M3Encoder.open` opens it, that a reranker of the same size is compared with.
 
     Raises:
         InputError: the bundle is no encoder's, or of another size.
@@ -149,13 +138,13 @@ def product(name: str, engine: str, precision: str, threads: int, rows: int = RO
     return ContenderSpec(name, name, False, engine, precision, (), 0, command)
 
 
-def asked_keys(scenarios: Sequence[Scenario], everybody: Iterable[str]) -> set[str]:
-    """Keys of contenders that some scenario asks for."""
-    return {key for scenario in scenarios for key in scenario.contenders or everybody}
+def asked_keys(scenarios: Sequence[Scenario], default: Iterable[str]) -> set[str]:
+    """Keys of the contenders that some scenario names; of one that names none, all of `default`."""
+    return {key for scenario in scenarios for key in scenario.contenders or default}
 
 
 def resolved(scenarios: Sequence[Scenario], names: Mapping[str, str]) -> tuple[Scenario, ...]:
-    """Scenarios with contenders as the run names them (by key); without those that ask nobody of the run."""
+    """Scenarios with contenders as the run names them (by key); without those whose contenders are all absent."""
     found = []
     for scenario in scenarios:
         present = dict.fromkeys(names[key] for key in scenario.contenders if key in names)

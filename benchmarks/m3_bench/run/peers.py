@@ -97,10 +97,7 @@ def peer_contenders(
 ) -> Iterator[tuple[str, ContenderSpec | None, str]]:
     """Yield each peer's key, and the contender, or why it could not be made ready.
 
-    Args:
-        names: of `PEERS`.
-        setup: where the bundle, its checkpoint and the environments are.
-        is_chosen: a person named them, so even what is slow on this processor runs.
+    What is slow on this processor runs only if a person chose it.
 
     Raises:
         InputError: there is no such peer, or it runs no such model.

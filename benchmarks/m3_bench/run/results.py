@@ -46,23 +46,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What targets are held against.
+    """What targets are evaluated on."""
 
-    Attributes:
-        run: the raw values.
-        names: of contenders, by what targets call them.
-        absent: why others are not there, by what targets call them.
-        over_budget: what of INT8 variants is over budget, by name; for regret.
-        processor: whose limits count.
-        is_small_model: see `Target.small_limits`.
-    """
-
-    run: Run
-    names: Mapping[str, str]
-    absent: Mapping[str, str]
-    over_budget: OverBudget
-    processor: ProcessorClass
-    is_small_model: bool
+    run: Run  # the raw values
+    names: Mapping[str, str]  # of contenders, by what targets call them
+    absent: Mapping[str, str]  # why others are not there, by what targets call them
+    over_budget: OverBudget  # what of INT8 variants is over budget, by name; for regret
+    processor: ProcessorClass  # whose limits count
+    is_small_model: bool  # see `Target.small_limits`
 
     def series(self, key: str, scenario_name: str) -> Series:
         """A contender's rounds.
@@ -160,10 +151,7 @@ def values_of(target: Target, evaluation: Evaluation) -> tuple[Values, Sequence[
 def _regret(ours: Sequence[Series], others: Sequence[Sequence[Series]], weights: Sequence[float]) -> Values:
     """Our time by that of the fastest of all, ourselves included: a weighted sum over shapes, each in parts of ours.
 
-    Args:
-        ours: by shape.
-        others: of everybody who counts, by shape.
-        weights: of the shapes, 1 together.
+    All are by shape; `others` are of every other plan within budget, and the weights add up to 1.
     """
     times = [1.0]
     for shapes in others:

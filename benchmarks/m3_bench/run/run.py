@@ -26,24 +26,14 @@ from m3_runtime.io.progress import Progress
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What is to be run.
-
-    Attributes:
-        model: what all contenders are made of.
-        contenders: who.
-        scenarios: what each is asked for.
-        texts: whose vectors are kept.
-        rounds: turns of each in each scenario.
-        threads: of each; their processes are held to so many logical CPUs.
-        output: the document.
-    """
+    """What is to be run."""
 
     model: Model
     contenders: tuple[ContenderSpec, ...]
     scenarios: tuple[Scenario, ...]
-    texts: tuple[str, ...]
-    rounds: int
-    threads: int
+    texts: tuple[str, ...]  # whose vectors are kept
+    rounds: int  # turns of each contender in each scenario
+    threads: int  # of each; their processes are pinned to so many logical CPUs
     output: Path
 
 
@@ -54,14 +44,14 @@ def run(spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
         InputError: the output is of another run.
         DocumentError: the output cannot be read or written.
     """
-    begun = _begin(spec)
-    with _held_to(begun.cpus):
-        return _continued(begun, spec, maker, progress)
+    opened = _opened(spec)
+    with _pinned_to(opened.cpus):
+        return _continued(opened, spec, maker, progress)
 
 
 @contextmanager
-def _held_to(cpus: Sequence[int]) -> Iterator[None]:
-    """Keep this process, and so those that it starts, to some logical CPUs."""
+def _pinned_to(cpus: Sequence[int]) -> Iterator[None]:
+    """Pin this process, and so those that it starts, to some logical CPUs."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -73,13 +63,13 @@ def _held_to(cpus: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _continued(begun: Run, spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
-    done = {one.name: one for one in (*begun.contenders, *begun.products)}
+def _continued(before: Run, spec: RunSpec, maker: TextMaker, progress: Progress) -> Run:
+    done = {one.name: one for one in (*before.contenders, *before.products)}
 
     def written() -> Run:
         """The document with what is done so far."""
-        contenders, products = (tuple(done[one.name] for one in ones) for ones in (begun.contenders, begun.products))
-        now = replace(begun, contenders=contenders, products=products)
+        contenders, products = (tuple(done[one.name] for one in ones) for ones in (before.contenders, before.products))
+        now = replace(before, contenders=contenders, products=products)
         documents.write(now, spec.output)
         return now
 
@@ -156,7 +146,7 @@ def unmeasured(spec: ContenderSpec) -> Contender:
     )
 
 
-def _begin(spec: RunSpec) -> Run:
+def _opened(spec: RunSpec) -> Run:
     fresh = Run(
         machine=this_machine(),
         model=spec.model,
@@ -174,7 +164,8 @@ def _begin(spec: RunSpec) -> Run:
     then, now = _identity(before), _identity(fresh)
     if other := next((name for name in now if then[name] != now[name]), ""):
         raise InputError(
-            f"{str(spec.output)!r} is of another run (other {other}); choose another -o, or delete it to begin anew"
+            f"{str(spec.output)!r} belongs to another run (different {other}); choose another -o, or delete it to "
+            "start over"
         )
     return before
 

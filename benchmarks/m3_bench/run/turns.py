@@ -1,4 +1,4 @@
-"""The engine: contenders as fresh processes, which take turns, round after round, everybody else asleep."""
+"""The engine: contenders as fresh processes, which take turns, round after round, all others idle."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class _Entry:
 
 
 @dataclass
-class _Taken:
+class _Result:
     """What came of an entry so far: how long it took to load and to answer first, and its rounds, or an error.
 
     `take` takes a turn; None where the entry failed.
@@ -66,28 +66,22 @@ def measure_group(
 ) -> Mapping[tuple[str, str], ScenarioRun]:
     """Measure scenarios that belong together with every contender; one that fails says why, and the others go on.
 
-    The first call after loading is kept apart, and one whole round more is not counted. Texts of a call are made for it
-    and are the same for all contenders.
-
-    Args:
-        group: what is asked for; scenarios of one group take turns too.
-        contenders: who is asked, each for those of the heads that it has.
-        texts: makes the texts; None where only products are asked for.
-        rounds: how often each is asked.
-        threads: of each, where the scenario does not say.
+    Scenarios of a group take turns too, and a contender is asked for those of the heads that it has. The first call
+    after loading is kept apart, and one whole round more is not counted. Texts of a call are made for it and are the
+    same for all contenders; matrix products need none.
 
     Returns:
         By names of scenario and contender.
     """
     entries = [entry for scenario in group for entry in _entries(scenario, contenders, texts, threads)]
-    taken: list[_Taken] = []
+    taken: list[_Result] = []
     limits = [one.most_rounds for one in group if one.most_rounds]
     with ExitStack() as stack:
         for entry in entries:
             try:
                 taken.append(stack.enter_context((_starting if entry.scenario.is_start else _resident)(entry)))
             except BenchError as error:
-                taken.append(_Taken(error=str(error)))
+                taken.append(_Result(error=str(error)))
         for _ in range(min([rounds, *limits]) + 1):
             for one in taken:
                 if one.take is None:
@@ -132,8 +126,8 @@ def _entries(
 
 
 @contextmanager
-def _resident(entry: _Entry) -> Iterator[_Taken]:
-    """Turns of one process that is loaded, asked once, and sleeps in between; or of several that work at once."""
+def _resident(entry: _Entry) -> Iterator[_Result]:
+    """Turns of one process that is loaded, called once, and idle in between; or of several that work at once."""
     started_s = time.perf_counter()
     with ExitStack() as stack:
         workers = [stack.enter_context(entry.start()) for _ in range(entry.scenario.processes)]
@@ -148,11 +142,11 @@ def _resident(entry: _Entry) -> Iterator[_Taken]:
             together_s = time.perf_counter() - started_s
             return _round(replies, together_s if len(replies) > 1 else replies[0].wall_s)
 
-        yield _Taken(load_s, first_s, take)
+        yield _Result(load_s, first_s, take)
 
 
 @contextmanager
-def _starting(entry: _Entry) -> Iterator[_Taken]:
+def _starting(entry: _Entry) -> Iterator[_Result]:
     """Turns that are a process each: from its start to its first answer."""
 
     def take() -> Round:
@@ -162,7 +156,7 @@ def _starting(entry: _Entry) -> Iterator[_Taken]:
             wall_s = time.perf_counter() - started_s
         return _round([replace(reply, seconds=(wall_s,))], wall_s)
 
-    yield _Taken(take=take)  # a round is loading and the first call
+    yield _Result(take=take)  # a round is loading and the first call
 
 
 def _round(replies: Sequence[Reply], wall_s: float) -> Round:

@@ -52,7 +52,7 @@ class Measure(StrEnum):
 
 
 class ProcessorClass(StrEnum):
-    """Processors that targets tell apart."""
+    """Processors with different limits."""
 
     AVX2 = "avx2"
     """No int8 dot product."""
@@ -72,26 +72,17 @@ class ProcessorClass(StrEnum):
 class Target:
     """A figure to reach: at least, or at most (regret, and memory in bytes).
 
-    Attributes:
-        name: for `--targets`; several targets of one name are chosen together.
-        title: in words, for tables.
-        measure: what the figure is.
-        scenarios: one; for regret as many as the planner has shapes, in their order.
-        limits: by class of processor, avx2 at least; what is missing is as the one before.
-        contender: whose figure it is.
-        against: whom it is compared with: the first, or of a ceiling the fastest.
-        against_scenario: what `against` does, where it is another scenario of the group.
-        small_limits: the same for small models, where a call costs more than its products; empty if no different.
+    `small_limits` are for small models, where a call costs more than its products; empty if no different.
     """
 
-    name: str
-    title: str
+    name: str  # for `--targets`; several targets of one name are chosen together
+    title: str  # for tables
     measure: Measure
-    scenarios: tuple[str, ...]
-    limits: Mapping[str, float]
-    contender: str = field(default="", metadata=OPTIONAL)
-    against: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
-    against_scenario: str = field(default="", metadata=OPTIONAL)
+    scenarios: tuple[str, ...]  # one; for regret several, whose names are the planner's shapes
+    limits: Mapping[str, float]  # by class of processor, avx2 at least; a missing one is as the one before
+    contender: str = field(default="", metadata=OPTIONAL)  # whose figure it is
+    against: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # the first counts; of ceilings the fastest
+    against_scenario: str = field(default="", metadata=OPTIONAL)  # where it is another one of the group
     small_limits: Mapping[str, float] = field(default_factory=dict, metadata=OPTIONAL)
 
     def limit(self, processor: ProcessorClass, *, is_small_model: bool) -> float:
@@ -161,10 +152,7 @@ class Plan:
 
 
 def read_plan(words: Sequence[str]) -> Plan:
-    """Scenarios and targets of files, or of those that come with the package.
-
-    Args:
-        words: each a name of `NAMES` or the path of a TOML file; or NO_TIMES alone.
+    """Scenarios and targets of TOML files, or of those of `NAMES`, which come with the package; or NO_TIMES alone.
 
     Raises:
         InputError: a file cannot be read, or a scenario or target is not what it must be; it is named.

@@ -87,10 +87,8 @@ class Encoder(ABC):
 def serve(open_encoder: Callable[..., Encoder]) -> None:
     """Load, send the releases of the packages, then answer requests until stdin ends.
 
-    Between requests the process sleeps in a read of its pipe. An error becomes a `Failure`, and the loop goes on.
-
-    Args:
-        open_encoder: loads the model; called with the options of the command line.
+    Between requests the process waits for its pipe. An error becomes a `Failure`, and the loop goes on. The
+    command line's options go to `open_encoder`.
     """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print, in C too, goes to stderr from now on
@@ -127,7 +125,7 @@ def _vectors(encoder: Encoder, request: VectorsRequest) -> Mapping[str, Any]:
 
 
 def _timed(encoder: Encoder, request: Request) -> Reply:
-    """Run all batches; with several clients each takes the next batch that nobody has taken."""
+    """Run all batches; with several clients each takes the next batch."""
 
     def call(texts: Sequence[str]) -> tuple[float, float]:
         started_s = time.perf_counter()

@@ -16,17 +16,11 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a contender gives for N texts; None for a head that it lacks.
+    """What a contender gives for N texts; None for a head that it lacks."""
 
-    Attributes:
-        dense: (N, H).
-        lexical: per text, token id to weight.
-        colbert: per text, (L-1, C).
-    """
-
-    dense: Any
-    lexical: Sequence[Mapping[int, float]] | None
-    colbert: Sequence[Any] | None
+    dense: Any  # (N, H)
+    lexical: Sequence[Mapping[int, float]] | None  # per text, token id to weight
+    colbert: Sequence[Any] | None  # per text, (L-1, C)
 
 
 def by_id(weights: Mapping[str, Any]) -> dict[int, float]:

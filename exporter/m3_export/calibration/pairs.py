@@ -83,9 +83,9 @@ class ChosenPairs:
 def natural_pairs(texts: Sequence[Text], queries: int, passages: int) -> tuple[TextPair, ...]:
     """Queries in as many languages as there are, with so many passages each where the texts give them."""
     found: list[TextPair] = []
-    for number, place in enumerate(islice(_in_turns(texts), queries)):
-        query = _query(texts[place].text)
-        chosen = dict.fromkeys(islice(_passages(texts, place, query, number, passages), passages))
+    for number, index in enumerate(islice(_in_turns(texts), queries)):
+        query = _query(texts[index].text)
+        chosen = dict.fromkeys(islice(_passages(texts, index, query, number, passages), passages))
         found += [TextPair(query, passage, number) for passage in chosen]
     return tuple(found)
 
@@ -96,14 +96,14 @@ def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count:
     >>> [(p.query, p.passage) for p in degenerate_pairs([Text("", "", "", "1"), Text("", "", "", "2")], [], 4)]
     [('', ''), ('1', '2'), ('2', '2')]
     """
-    strange = [text.text for text in degenerate]
+    odd = [text.text for text in degenerate]
     plain = [text.text[: _REST // 2] for text in natural]
     sides = [("", "")]
     sides += [pair for text in plain[:2] for pair in ((text, ""), ("", text))]
-    for place, text in enumerate(strange):
-        other, near = strange[(place + 1) % len(strange)], plain[place % len(plain)] if plain else text
+    for index, text in enumerate(odd):
+        other, near = odd[(index + 1) % len(odd)], plain[index % len(plain)] if plain else text
         kinds = ((text, near), (near, text), (text, other), (text, text))
-        sides.append(kinds[(place + 2) % 4])
+        sides.append(kinds[(index + 2) % 4])
     return tuple(TextPair(*pair, number) for number, pair in enumerate(list(dict.fromkeys(sides))[:count]))
 
 
@@ -119,15 +119,15 @@ def numbers(pairs: Sequence[TextPair]) -> NDArray[np.int64]:
 
 
 def _in_turns(texts: Sequence[Text]) -> Iterator[int]:
-    """Places of texts that queries are taken of: every language in turn, short texts last."""
+    """Indices of texts that queries are taken from: every language in turn, short texts last."""
     rounds: dict[str, int] = {}
     turns = []
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         is_short = len(text.text) <= _QUERY_CHARACTERS
         key = f"{text.lang} {is_short}"
         rounds[key] = rounds.get(key, -1) + 1
-        turns.append((is_short, rounds[key], place))
-    return (place for *_, place in sorted(turns))
+        turns.append((is_short, rounds[key], index))
+    return (index for *_, index in sorted(turns))
 
 
 def _query(text: str) -> str:
@@ -137,18 +137,18 @@ def _query(text: str) -> str:
     return start if len(text) <= _QUERY_CHARACTERS or len(head) < _QUERY_CHARACTERS // 2 else head
 
 
-def _passages(texts: Sequence[Text], place: int, query: str, number: int, count: int) -> Iterator[str]:
+def _passages(texts: Sequence[Text], index: int, query: str, number: int, count: int) -> Iterator[str]:
     """The passages of a query, nearest first: of its own text, of its language, of others."""
-    own = texts[place]
+    own = texts[index]
     rest = own.text.removeprefix(query).strip()
     yield own.text
     if rest:
         yield rest[:_REST]
     if rest and count > _FEW:
         yield rest[len(rest) // 2 :]
-    places = [*range(place + 1, len(texts)), *range(place)]
-    same = [i for i in places if texts[i].lang == own.lang]
-    others = [i for i in places if texts[i].lang != own.lang]
+    after = [*range(index + 1, len(texts)), *range(index)]
+    same = [i for i in after if texts[i].lang == own.lang]
+    others = [i for i in after if texts[i].lang != own.lang]
     start = number % len(_LENGTHS)
     lengths = cycle(_LENGTHS[start:] + _LENGTHS[:start])
     most = min(_SAME_LANGUAGE, max(1, count - 3))

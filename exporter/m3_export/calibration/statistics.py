@@ -33,20 +33,12 @@ MOST_OUTLIERS = 32  # of a layer; more would no longer be a thin product
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        means: (H,) float32 per normalisation, in the order in which they run.
-        outlier_neurons: indices of outlier FFN neurons per layer, ascending.
-        inputs: statistics of every projection's input, centred, outlier neurons at zero.
-        colbert_moments: (C, C) float64, second moments of the natural texts' ColBERT rows, summed; None without that
-            head.
-    """
-
-    means: tuple[Float32Array, ...]
-    outlier_neurons: tuple[tuple[int, ...], ...]
-    inputs: Mapping[Projection, InputStatistics]
-    colbert_moments: NDArray[np.float64] | None = None
+    means: tuple[Float32Array, ...]  # (H,) float32 per normalisation, in the order in which they run
+    outlier_neurons: tuple[tuple[int, ...], ...]  # indices of outlier FFN neurons per layer, ascending
+    inputs: Mapping[Projection, InputStatistics]  # of every projection's input, centred, outlier neurons at zero
+    colbert_moments: NDArray[np.float64] | None = None  # (C, C) of the natural texts' rows, summed; None without them
 
 
 def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
@@ -65,13 +57,9 @@ def gather_statistics(
     track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
     natural: int = 0,
 ) -> ActivationStatistics:
-    """Run the calibration texts through the exact model.
+    """Run texts, (L,) ids each with both special tokens, through the exact model; `track` shows progress.
 
-    Args:
-        model: the model that was traced.
-        ids: (L,) ids of each text, both special tokens included.
-        track: wraps the iteration, for a progress bar.
-        natural: so many of the texts, the first, are natural, and have their ColBERT rows looked at.
+    The first `natural` texts have their ColBERT rows looked at.
     """
     tokens = sum(len(row) for row in ids)
     colbert = _ColbertMoments(model, natural)

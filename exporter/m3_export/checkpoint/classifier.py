@@ -43,11 +43,6 @@ def read_classifier(
 ) -> ClassifierWeights | None:
     """The classifier of a reranker; None for an encoder.
 
-    Args:
-        folder: the checkpoint.
-        config: what config.json holds, its sizes checked.
-        weights: all tensors of the weights' files.
-
     Raises:
         CheckpointError: config.json and the weights do not agree on what the model is, it has an encoder's heads too,
             other than one label, or tensors of a wrong shape, dtype or value.

@@ -66,13 +66,7 @@ class Checkpoint:
         pooling: Pooling | None = None,
         normalize: bool | None = None,
     ) -> "Checkpoint":
-        """Read a checkpoint folder.
-
-        Args:
-            folder: holds config.json, weights, heads and tokenizer.
-            heads: an encoder's: all (None), or dense alone.
-            pooling: an encoder's. None: as the folder says.
-            normalize: an encoder's. None: as the folder says.
+        """Read a checkpoint folder: all heads of an encoder or dense alone; None is as the folder says.
 
         Raises:
             CheckpointError: a file is missing, malformed, of another architecture, of wrong shape, or holds NaN.

@@ -1,4 +1,4 @@
-"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's own way."""
+"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's default."""
 
 import json
 from dataclasses import dataclass, field
@@ -60,11 +60,6 @@ OF_CLASSIFIER = PoolingChoice(Pooling.CLS, "classifier", normalize=False, normal
 
 def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool | None = None) -> PoolingChoice:
     """What the flags say; else what modules.json and 1_Pooling say; else CLS and normalised, as BGE-M3 is.
-
-    Args:
-        folder: the checkpoint.
-        pooling: the flag, or None.
-        normalize: the flag, or None.
 
     Raises:
         CheckpointError: the sentence-transformers files are malformed or ask for a pooling that M3 does not have.

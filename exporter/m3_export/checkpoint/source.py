@@ -25,13 +25,9 @@ class Source:
 
 
 def resolve(source: str, scratch: Path, *, revision: str | None, progress: Callable[[str], None]) -> Source:
-    """Find or fetch SOURCE.
+    """Find SOURCE, a folder, a name of m3_models or a hub id (a folder wins over a name); fetch or build it if need be.
 
-    Args:
-        source: a folder, a name of m3_models, or a hub id such as BAAI/bge-m3; a folder wins over a name.
-        scratch: a folder for a checkpoint that has to be built.
-        revision: branch, tag or commit of a hub source.
-        progress: called with a line before each long step.
+    A checkpoint is built in `scratch`; `revision` is a branch, tag or commit of a hub source.
 
     Raises:
         SourceError: none of the three, or the hub has no such repository, or it holds no checkpoint.

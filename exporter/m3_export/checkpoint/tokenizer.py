@@ -24,7 +24,7 @@ VOCABULARY_FILES = (TOKENIZER_NAME, "sentencepiece.bpe.model")
 SPECIAL_TOKENS = ("bos_token", "cls_token", "eos_token", "sep_token", "pad_token", "unk_token", "mask_token")
 UNUSED = ("cls_token", "eos_token", "pad_token", "unk_token")  # what FlagEmbedding gives no lexical weight
 
-# Where tokenizers go different ways: scripts without blanks, marks, blanks at the edges, literal special tokens.
+# Where tokenizers differ: scripts without blanks, marks, blanks at the edges, literal special tokens.
 # Their ids are part of the space_id: changing a text here gives every bundle another one.
 HARD_TEXTS = (
     "", " ", "   ", "\t\n", "a", " a ", "a  b", "trailing blank ", "trailing tab\t", "line\nbreak\r\n", "\u00a0nbsp",
@@ -118,10 +118,7 @@ class CheckpointTokenizer:
 def prove_same_ids(tokenizer: CheckpointTokenizer, folder: Path, texts: Sequence[str]) -> M3Tokenizer:
     """Save the tokenizer and show that the runtime reads the file to the same ids.
 
-    Args:
-        tokenizer: the checkpoint's.
-        folder: where tokenizer.json is written.
-        texts: compared besides `HARD_TEXTS` and texts with every added token.
+    Compared are `texts`, `HARD_TEXTS`, and texts with every added token.
 
     Returns:
         The runtime's tokenizer; `info.proof` says how much was compared.

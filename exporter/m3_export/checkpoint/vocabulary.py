@@ -34,7 +34,7 @@ _MOST_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True)
 class KeptPieces:
-    """Which pieces stay: their ids (K,), ascending, and how they were chosen, in words."""
+    """Which pieces stay: their ids (K,), ascending, and a description of how they were chosen."""
 
     ids: NDArray[np.int64]
     chosen_by: str
@@ -58,13 +58,7 @@ def check_corpora(paths: Sequence[str]) -> None:
 
 
 def pieces_of_languages(saved: str, full: M3Tokenizer, languages: Sequence[str], texts: Sequence[str]) -> KeptPieces:
-    """Pieces that languages can spell, and those of texts in them.
-
-    Args:
-        saved: the tokenizer's JSON.
-        full: the same tokenizer.
-        languages: of `known_languages`.
-        texts: in these languages.
+    """Pieces that languages can spell, and those of texts in them; `saved` is the JSON of the full tokenizer.
 
     Raises:
         OptionsError: they keep every piece.
@@ -75,12 +69,7 @@ def pieces_of_languages(saved: str, full: M3Tokenizer, languages: Sequence[str],
 
 
 def pieces_of_corpora(saved: str, full: M3Tokenizer, paths: Sequence[str]) -> KeptPieces:
-    """Pieces that the texts of corpora have.
-
-    Args:
-        saved: the tokenizer's JSON.
-        full: the same tokenizer.
-        paths: files of texts.
+    """Pieces that the texts of files have; `saved` is the JSON of the full tokenizer.
 
     Raises:
         InputError: a corpus cannot be read.
@@ -108,12 +97,8 @@ def cut_tokenizer(
 ) -> tuple[CheckpointTokenizer, M3Tokenizer]:
     """Write the tokenizer without what is dropped, and show that it does what it should; as files, and as it is read.
 
-    Args:
-        original: the checkpoint's, whole.
-        full: the same, as the runtime reads it.
-        kept: which pieces stay.
-        folder: where tokenizer.json, the pipeline without pieces, and pieces are written.
-        texts: compared besides `HARD_TEXTS` and texts with every added token.
+    tokenizer.json, the pipeline without pieces, and pieces go into `folder`. Compared are `texts`, `HARD_TEXTS`, and
+    texts with every added token.
 
     Raises:
         TokenizerMismatchError: names the first text with ids that are neither the full tokenizer's, though no piece of

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from m3_export.graph.model import M3Model
 
@@ -34,7 +35,7 @@ def trace(model: M3Model) -> ir.Model:
             verbose=False,
         )
     assert program is not None
-    return StripMetadata()(program.model).model
+    return _without_metadata(program.model)
 
 
 @contextlib.contextmanager
@@ -55,20 +56,12 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class StripMetadata(ir.passes.InPlacePass):
+def _without_metadata(model: ir.Model) -> ir.Model:
     """Clears doc strings and metadata (source lines, paths of this machine): bytes depend on the weights alone."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """See `onnx_ir.passes.InPlacePass`."""
-        model.doc_string = None
-        model.metadata_props.clear()
-        model.graph.metadata_props.clear()
-        model.graph.doc_string = None
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            node.doc_string = None
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    model.doc_string = None
+    model.metadata_props.clear()
+    ClearMetadataAndDocStringPass()(model)
+    for values in (model.graph.inputs, model.graph.initializers.values(), *(node.outputs for node in model.graph)):
+        for value in values:
             value.metadata_props.clear()
-        return ir.passes.PassResult(model, modified=True)
+    return model

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from m3_export.graph.passes.matching import MICROSOFT, add_initializer
+from m3_export.graph.passes.matching import MICROSOFT, add_initializer, replace
 from m3_export.plan.plan import Kind, Projection
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import GELU_MINIMUM, TINY, QuantizedProjection
@@ -140,7 +140,7 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, known_rows: _Rows, weight: 
     nodes = [product, ir.node("Mul", inputs=[product.outputs[0], scale])]
     if weight.whole.float_columns:
         nodes += _float_product(graph, x, weight, nodes[-1].outputs[0])
-    _put_instead(graph, node, nodes)
+    replace(graph, node, nodes, nodes[-1].outputs[0])
 
 
 def _float_product(graph: ir.Graph, x: ir.Value, weight: QuantizedWeight, product: ir.Value) -> list[ir.Node]:
@@ -167,11 +167,7 @@ def _quantize_embedding(graph: ir.Graph, node: ir.Node) -> None:
     casts = [ir.node("Cast", inputs=[n.outputs[0]], attributes=to_float) for n in (rows, row_scales)]
     product = ir.node("Mul", inputs=[cast.outputs[0] for cast in casts])
     joined = ir.node("Reshape", inputs=[product.outputs[0], shape])
-    _put_instead(graph, node, [rows, row_scales, *casts, product, joined])
-
-
-def _put_instead(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
-    ir.convenience.replace_nodes_and_values(graph, old, [old], new, [old.outputs[0]], [new[-1].outputs[0]])
+    replace(graph, node, [rows, row_scales, *casts, product, joined], joined.outputs[0])
 
 
 def _shared(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:

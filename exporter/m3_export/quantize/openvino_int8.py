@@ -36,13 +36,7 @@ def compile_properties(plan: PrecisionPlan) -> dict[str, str]:
 
 
 def write_openvino_int8(graph: Path, target: Path, quantized: Mapping[Projection, QuantizedProjection]) -> None:
-    """Convert a graph saved after `name_weighted_nodes` and write `target` (.xml, its .bin beside it).
-
-    Args:
-        graph: the float graph, its biases shifted.
-        target: the .xml file.
-        quantized: of the projections that are not float.
-    """
+    """Convert a float graph, its biases shifted, saved after `name_weighted_nodes`, and write .xml and .bin."""
     with without_telemetry():
         import openvino as ov
 

@@ -5,7 +5,7 @@ written. Letters: K inputs and N outputs of the projection, R rows (tokens).
 
     static    q = round((x - low) / step), 0…255            y = q Ŵ + shift            low, step: (K,), calibrated
     dynamic   z = x / smoothing;  q = round(z / range(z))   y = q·range(z) Ŵ + shift   range: of a token or its groups
-    outlier columns in float (LLM.int8) are left out of both and multiplied apart
+    outlier columns in float (LLM.int8) are left out of both and multiplied separately
 
 SmoothQuant (Xiao et al. 2022) is a division of channels that the weight's rows make up for: in a static scheme it is
 part of the range of each channel and costs nothing. So is the zero point: it is part of the shift, which the
@@ -28,46 +28,27 @@ GELU_MINIMUM = 0.17  # |min of x Φ(x)| = 0.16997
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What calibration measured at the input of a projection, centred as the INT8 graph centres it.
+    """What calibration measured at the input of a projection, centred as the INT8 graph centres it."""
 
-    Attributes:
-        lowest: (K,) of each channel, over all tokens.
-        highest: (K,) of each channel.
-        rows: (R, K) some of the tokens.
-        after_gelu: the input is what GELU gives: never below -0.17.
-    """
-
-    lowest: torch.Tensor
-    highest: torch.Tensor
-    rows: torch.Tensor
-    after_gelu: bool
+    lowest: torch.Tensor  # (K,) of each channel, over all tokens
+    highest: torch.Tensor  # (K,) of each channel
+    rows: torch.Tensor  # (R, K) some of the tokens
+    after_gelu: bool  # the input is what GELU gives: never below -0.17
 
 
 @dataclass(frozen=True)
 class QuantizedProjection:
-    """One projection as it is multiplied; the product x Ŵ + shift is without the projection's bias.
+    """One projection as it is multiplied; the product x Ŵ + shift is without the projection's bias."""
 
-    Attributes:
-        precision: static or dynamic.
-        values: (K, N) int8, the weight; zero rows for columns in float.
-        scales: (N,) of each column: Ŵ = values · scales.
-        shift: (N,) to be added to the bias.
-        low: (K,) static: the value that becomes 0; the channel's zero point.
-        step: (K,) static: what one of the 255 steps is worth in each channel.
-        smoothing: (K,) dynamic: what channels are divided by; None where that is 1 everywhere.
-        float_columns: channels multiplied in float, ascending.
-        float_weight: (A, N) float32, their rows of the weight.
-    """
-
-    precision: Precision
-    values: torch.Tensor
-    scales: torch.Tensor
-    shift: torch.Tensor
-    low: torch.Tensor
-    step: torch.Tensor
-    smoothing: torch.Tensor | None
-    float_columns: tuple[int, ...]
-    float_weight: torch.Tensor
+    precision: Precision  # static or dynamic
+    values: torch.Tensor  # (K, N) int8, the weight; zero rows for columns in float
+    scales: torch.Tensor  # (N,) of each column: Ŵ = values · scales
+    shift: torch.Tensor  # (N,) to be added to the bias
+    low: torch.Tensor  # (K,) static: the value that becomes 0; the channel's zero point
+    step: torch.Tensor  # (K,) static: what one of the 255 steps is worth in each channel
+    smoothing: torch.Tensor | None  # (K,) dynamic: what channels are divided by; None where that is 1 everywhere
+    float_columns: tuple[int, ...]  # channels multiplied in float, ascending
+    float_weight: torch.Tensor  # (A, N) float32, their rows of the weight
 
 
 def quantize_projection(
@@ -129,7 +110,7 @@ def fake_quantize(
 
 
 def dynamic_rounding(x: torch.Tensor, group: int, *, after_gelu: bool) -> torch.Tensor:
-    """X (…, K) as dynamic ranges render it: int8 per group on OpenVINO, uint8 per token (group 0) on ONNX Runtime."""
+    """X (…, K) as dynamic ranges round it: int8 per group on OpenVINO, uint8 per token (group 0) on ONNX Runtime."""
     if group:
         grouped = x.unflatten(-1, (-1, group)) if x.shape[-1] % group == 0 else x[..., None, :]
         scale = (grouped.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=TINY)
@@ -163,7 +144,7 @@ def static_ranges(
     the lower one.
     """
     ones = torch.ones_like(inputs.lowest) if divisor is None else divisor
-    used = (inputs.highest > inputs.lowest).float()  # a constant channel has no say
+    used = (inputs.highest > inputs.lowest).float()  # a constant channel does not count
     used[list(float_columns)] = 0
     if inputs.after_gelu:
         low = torch.full_like(ones, -GELU_MINIMUM)

@@ -25,19 +25,12 @@ def weight_names(projection: Projection) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One weight (K, N); query, key and value are three weights of one projection.
-
-    Attributes:
-        projection: which projection.
-        whole: the projection, quantized.
-        columns: the weight's columns of it.
-        number: which of the projection's weights.
-    """
+    """One weight (K, N); query, key and value are three weights of one projection."""
 
     projection: Projection
-    whole: QuantizedProjection
-    columns: slice
-    number: int
+    whole: QuantizedProjection  # the projection, quantized
+    columns: slice  # the weight's columns of it
+    number: int  # which of the projection's weights
 
     @classmethod
     def find(cls, name: str, quantized: Mapping[Projection, QuantizedProjection]) -> "QuantizedWeight | None":

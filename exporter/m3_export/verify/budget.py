@@ -2,14 +2,52 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, Self
 
 from m3_export.errors import OptionsError
 from m3_runtime.bundle.manifest import Parity, ScoreParity
 
 
+class _Written:
+    """How both kinds of budget are written."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `strict`, or `dense_mean=0.9995,sparse_jaccard=0.98`, or a name and changes to it.
+
+        What is not named is as in `balanced`, or in the budget that is named first.
+
+        Raises:
+            OptionsError: an unknown name, or a value that is not a number from -1 (of a reranker from 0) to 1.
+
+        >>> Budget.parse("strict,dense_min=0.999").to_text()
+        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99,degenerate_share=0.001'
+        >>> ScoreBudget.parse("strict,score_max=0.1").to_text()
+        'score_p99=0.02,score_max=0.1,top1=0.99,degenerate_share=0.001'
+        """
+        is_score = issubclass(cls, ScoreBudget)
+        named: Mapping[str, Any] = SCORE_BUDGETS if is_score else BUDGETS
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        name = parts.pop(0) if parts and "=" not in parts[0] else "balanced"
+        if name not in named:
+            raise OptionsError(f"there is no budget {name!r}; expected {', '.join(named)}, or NAME=VALUE,…")
+        names = [f.name for f in fields(named[name])]
+        changes: dict[str, float] = {}
+        for entry, _, value in (part.partition("=") for part in parts):
+            if (known := entry.strip()) not in names:
+                what = "the budget of a reranker" if is_score else "the budget"
+                raise OptionsError(f"{what} has no entry {known!r}; it has: {', '.join(names)}")
+            changes[known] = _number(known, value, 0 if is_score else -1)
+        found: Self = replace(named[name], **changes)
+        return found
+
+    def to_text(self) -> str:
+        """The form that `parse` reads."""
+        return ",".join(f"{name}={value}" for name, value in vars(self).items())
+
+
 @dataclass(frozen=True)
-class Budget:
+class Budget(_Written):
     """Lowest accepted parity of an INT8 variant, per head; the defaults are the budget `balanced`.
 
     `degenerate_share` is the largest accepted share of degenerate texts (one character, a word repeated, digits …)
@@ -22,26 +60,6 @@ class Budget:
     sparse_jaccard: float = 0.98
     degenerate_share: float = 0.005
 
-    @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Read `strict`, or `dense_mean=0.9995,sparse_jaccard=0.98`, or a name and changes to it.
-
-        What is not named is as in `balanced`, or in the budget that is named first.
-
-        Raises:
-            OptionsError: an unknown name, or a value that is not a number from -1 to 1.
-
-        >>> Budget.parse("dense_min=0.997").dense_min
-        0.997
-        >>> Budget.parse("strict,dense_min=0.999").to_text()
-        'dense_mean=0.9998,dense_min=0.999,colbert_p5=0.999,sparse_jaccard=0.99,degenerate_share=0.001'
-        """
-        return _parsed(text, BUDGETS, "the budget", least=-1)
-
-    def to_text(self) -> str:
-        """The form that `parse` reads."""
-        return _text(self)
-
     @property
     def least_similarity(self) -> float:
         """What every text must reach, degenerate ones but for their share: the dense cosine to the reference."""
@@ -49,12 +67,12 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class ScoreBudget:
+class ScoreBudget(_Written):
     """Largest accepted differences of an INT8 reranker; the defaults are the budget `balanced`.
 
     Differences of scores before the sigmoid are in parts of the spread, the standard deviation of the reference's
     scores over the probe pairs. `score_p99` is the 99th percentile, `score_max` the largest one. `top1` is the lowest
-    accepted share of queries whose best passage stays the best, those aside whose two best FP32 cannot tell apart.
+    accepted share of queries whose best passage stays the best, but for those whose two best are a near tie in FP32.
     `degenerate_share` is the largest accepted share of degenerate pairs whose difference is above `score_max`.
     """
 
@@ -63,22 +81,6 @@ class ScoreBudget:
     top1: float = 0.98
     degenerate_share: float = 0.005
 
-    @classmethod
-    def parse(cls, text: str) -> "ScoreBudget":
-        """Read `strict`, or `score_p99=0.1`, or a name and changes to it, as `Budget.parse` does.
-
-        Raises:
-            OptionsError: an unknown name, or a value that is not a number from 0 to 1.
-
-        >>> ScoreBudget.parse("strict,score_max=0.1").to_text()
-        'score_p99=0.02,score_max=0.1,top1=0.99,degenerate_share=0.001'
-        """
-        return _parsed(text, SCORE_BUDGETS, "the budget of a reranker", least=0)
-
-    def to_text(self) -> str:
-        """The form that `parse` reads."""
-        return _text(self)
-
     @property
     def least_similarity(self) -> float:
         """What every pair must reach, degenerate ones but for their share: 1 - (difference ÷ spread)²."""
@@ -86,27 +88,6 @@ class ScoreBudget:
 
 
 AnyBudget = Budget | ScoreBudget
-B = TypeVar("B", Budget, ScoreBudget)
-
-
-def _text(budget: AnyBudget) -> str:
-    return ",".join(f"{f.name}={getattr(budget, f.name)}" for f in fields(budget))
-
-
-def _parsed(text: str, named: Mapping[str, B], what: str, least: float) -> B:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    name = parts.pop(0) if parts and "=" not in parts[0] else "balanced"
-    if name not in named:
-        raise OptionsError(f"there is no budget {name!r}; expected {', '.join(named)}, or NAME=VALUE,…")
-    names = [f.name for f in fields(named[name])]
-    changes: dict[str, float] = {}
-    for part in parts:
-        entry, _, value = part.partition("=")
-        if entry.strip() not in names:
-            raise OptionsError(f"{what} has no entry {entry.strip()!r}; it has: {', '.join(names)}")
-        changes[entry.strip()] = _number(entry.strip(), value, least)
-    return replace(named[name], **changes)
-
 
 BUDGETS: Mapping[str, Budget] = {
     "strict": Budget(

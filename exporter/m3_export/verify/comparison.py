@@ -1,67 +1,48 @@
-"""What a variant gives against what the reference gives, for models of either kind: vectors, or scores of pairs."""
+"""What models of either kind give, vectors or scores of pairs, and how far two models of one kind differ."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_export.plan.losses import LossesByText, PairLosses, TextLosses
-from m3_export.verify.parity import (
-    Outputs,
-    colbert_parity,
-    dense_cosines,
-    dense_parity,
-    rounded,
-    sparse_parity,
-    text_losses,
-)
-from m3_export.verify.scores import Scores, pair_losses, score_parity
-from m3_runtime.bundle.manifest import ColbertParity, DenseParity, ScoreParity, SparseParity
+from m3_export.arrays import Float32Array
+from m3_export.plan.losses import LossesByText
+from m3_runtime.encode.encoding import Encoding
 
-AnyOutputs = Outputs | Scores
+DIGITS = 8  # stored; smaller differences are those of the order in which threads add
 
 
-@dataclass(frozen=True)
-class HeadParity:
-    """Figures of each head that there is, and the losses of every text behind them."""
+class ModelOutputs(ABC):
+    """What a model gives for N texts, or N pairs of them."""
 
-    losses: LossesByText
-    dense: DenseParity | None = None
-    sparse: SparseParity | None = None
-    colbert: ColbertParity | None = None
-    score: ScoreParity | None = None
+    @property
+    @abstractmethod
+    def pooled(self) -> Float32Array:
+        """What is read of one token of each text: (N, H) dense vectors, or (N,) scores."""
 
+    @abstractmethod
+    def pooled_similarities(self, expected: Float32Array, got: Float32Array) -> NDArray[np.float64]:
+        """(N,) 1 where a text is exact: the dense cosine, or 1 - (difference of the score ÷ spread)²."""
 
-def head_parity(reference: AnyOutputs, variant: AnyOutputs) -> HeadParity:
-    """Compare what two models of one kind give for natural texts, or pairs."""
-    losses = losses_by_text(reference, variant, is_degenerate=False)
-    if isinstance(reference, Scores) and isinstance(variant, Scores):
-        return HeadParity(losses, score=score_parity(reference, variant))
-    assert isinstance(reference, Outputs) and isinstance(variant, Outputs)
-    return HeadParity(
-        losses=losses,
-        dense=dense_parity(reference, variant),
-        sparse=sparse_parity(reference, variant),
-        colbert=colbert_parity(reference, variant),
-    )
+    @abstractmethod
+    def like(self, encoding: Encoding) -> Self:
+        """What the runtime gives for the same texts."""
 
+    @abstractmethod
+    def losses(self, variant: Self, *, is_degenerate: bool) -> LossesByText:
+        """The comparison with a variant text by text."""
 
-def losses_by_text(reference: AnyOutputs, variant: AnyOutputs, *, is_degenerate: bool) -> TextLosses | PairLosses:
-    """The same comparison text by text."""
-    if isinstance(reference, Scores) and isinstance(variant, Scores):
-        return pair_losses(reference, variant, is_degenerate=is_degenerate)
-    assert isinstance(reference, Outputs) and isinstance(variant, Outputs)
-    return text_losses(reference, variant, is_degenerate=is_degenerate)
+    @abstractmethod
+    def parity(self, variant: Self) -> Mapping[str, Any]:
+        """The figures of each head by its field of `Parity`; None for a head that one of the two lacks."""
+
+    def similarities(self, variant: Self) -> NDArray[np.float64]:
+        """`pooled_similarities` of all texts."""
+        return self.pooled_similarities(self.pooled, variant.pooled)
 
 
-def similarities(reference: AnyOutputs, variant: AnyOutputs) -> NDArray[np.float64]:
-    """(N,) 1 where a text is exact: the dense cosine, or 1 - (difference of the score ÷ spread)²."""
-    if isinstance(reference, Scores) and isinstance(variant, Scores):
-        return 1 - reference.losses(variant)
-    assert isinstance(reference, Outputs) and isinstance(variant, Outputs)
-    return dense_cosines(reference, variant)
-
-
-def lowest_similarity(reference: AnyOutputs, variant: AnyOutputs) -> float:
-    """Lowest of `similarities`."""
-    return rounded(similarities(reference, variant).min())
+def rounded(value: float | np.floating) -> float:
+    """A figure as it is stored."""
+    return round(float(value), DIGITS)

@@ -1,4 +1,4 @@
-"""The published numbers of the real BAAI/bge-m3, held against a bundle of it.
+"""The published numbers of the real BAAI/bge-m3, compared with a bundle of it.
 
 The figures are facts printed by FlagEmbedding's own tutorial ("1.2.4 BGE-M3", FP32), restated here; the fp16 numbers of
 its README differ from them by up to 5e-4 and are not used.

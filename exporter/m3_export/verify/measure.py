@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from m3_export.arrays import Ids
+from m3_export.arrays import Float32Array, Ids
 from m3_export.plan.losses import LossesByText
 from m3_export.verify.budget import AnyBudget
-from m3_export.verify.comparison import AnyOutputs, head_parity, losses_by_text, lowest_similarity, similarities
-from m3_export.verify.parity import Outputs, degenerate_figures, lowest_cosine
-from m3_export.verify.scores import Scores
+from m3_export.verify.comparison import ModelOutputs, rounded
+from m3_export.verify.parity import cosines, degenerate_figures
 from m3_runtime.bundle.manifest import CpuFeature, Head, ModelInfo, Parity, Variant
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.encode.batching import pad_batch
@@ -44,7 +43,7 @@ class ProbeTexts:
     """N texts, or pairs, as (L,) ids, and what the reference gives for them."""
 
     ids: tuple[Ids, ...]
-    reference: AnyOutputs
+    reference: ModelOutputs
 
 
 @dataclass(frozen=True)
@@ -70,26 +69,16 @@ class MeasuredParity:
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """Measures variants of one model on the probe texts.
-
-    Attributes:
-        model: what all its variants have in common.
-        probe: the texts.
-        budget: degenerate texts whose similarity is below its least are counted.
-    """
+    """Measures variants of one model on the probe texts."""
 
     model: ModelInfo
     probe: Probe
-    budget: AnyBudget
+    budget: AnyBudget  # degenerate texts whose similarity is below its least are counted
 
     def measure(self, variant: Variant, folder: Path) -> MeasuredParity:
-        """Encode the probe texts with a variant and compare; then some of them in batches, and padded.
+        """Encode the probe texts with a variant, whose files `folder` holds; then some of them in batches, and padded.
 
         A float variant is not run on degenerate texts.
-
-        Args:
-            variant: to be measured.
-            folder: holds its files.
 
         Raises:
             EngineError: the engine cannot load or run the variant.
@@ -102,34 +91,26 @@ class ParityCheck:
             batch_invariance = self._batch_invariance(engine, natural.ids)
             padded = self._lowest_padded(engine, natural)
             of_degenerate = None if degenerate is None else self._outputs(engine, degenerate)
-        found, degenerate_parity = head_parity(natural.reference, outputs), None
-        losses = found.losses
+        losses, degenerate_parity = natural.reference.losses(outputs, is_degenerate=False), None
         if degenerate is not None and of_degenerate is not None:
-            losses = losses.joined(losses_by_text(degenerate.reference, of_degenerate, is_degenerate=True))
-            similar = similarities(degenerate.reference, of_degenerate)
+            losses = losses.joined(degenerate.reference.losses(of_degenerate, is_degenerate=True))
+            similar = degenerate.reference.similarities(of_degenerate)
             degenerate_parity = degenerate_figures(similar, self.budget.least_similarity)
         parity = Parity(
             texts=len(natural.ids),
             tokens=sum(len(row) for row in natural.ids),
             probe_sha256=self.probe.sha256,
             measured_on=self.probe.measured_on + (SIMULATED_NOTE if is_simulated else ""),
-            dense=found.dense,
-            sparse=found.sparse,
-            colbert=found.colbert,
             batch_invariance_min=batch_invariance,
             padded_dense_min=padded,
             is_simulated=is_simulated,
             degenerate=degenerate_parity,
-            score=found.score,
+            **natural.reference.parity(outputs),
         )
         return MeasuredParity(parity, losses)
 
-    def _outputs(self, engine: Engine, probe: ProbeTexts) -> AnyOutputs:
-        encoding = self._encode(engine, probe.ids, self.model.heads)
-        if isinstance(probe.reference, Scores):
-            assert encoding.scores is not None
-            return replace(probe.reference, values=encoding.scores)
-        return Outputs.of(encoding)
+    def _outputs(self, engine: Engine, probe: ProbeTexts) -> ModelOutputs:
+        return probe.reference.like(self._encode(engine, probe.ids, self.model.heads))
 
     def _encode(self, engine: Engine, ids: Sequence[Ids], heads: Collection[Head]) -> Encoding:
         options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
@@ -146,10 +127,11 @@ class ParityCheck:
         heads = POOLED_HEADS.union((Head.COLBERT,)).intersection(self.model.heads)
         together = self._encode(engine, rows, heads)
         alone = [self._encode(engine, [row], heads) for row in rows]
-        lowest = lowest_similarity(self._pooled([together]), self._pooled(alone))
+        lowest = self._lowest(np.concatenate([_pooled(one) for one in alone]), _pooled(together))
         if together.colbert_vecs is not None:
             theirs = [one.colbert_vecs[0] for one in alone if one.colbert_vecs is not None]
-            lowest = min(lowest, lowest_cosine(np.concatenate(theirs), np.concatenate(list(together.colbert_vecs))))
+            found = cosines(np.concatenate(theirs), np.concatenate(list(together.colbert_vecs)))
+            lowest = min(lowest, rounded(found.min()))
         return lowest
 
     def _lowest_padded(self, engine: Engine, probe: ProbeTexts) -> float:
@@ -157,20 +139,19 @@ class ParityCheck:
         chosen = padded_texts([len(row) for row in probe.ids])
         batch = pad_batch([probe.ids[i] for i in chosen], self.model.tokenizer.pad_id)
         raw = engine.run(batch, list(POOLED_HEADS.intersection(self.model.heads)))
-        reference = probe.reference
-        if isinstance(reference, Scores):
-            assert raw.logits is not None
-            places = replace(reference, values=reference.values[chosen], query_of=reference.query_of[chosen])
-            return lowest_similarity(places, replace(places, values=raw.logits[:, 0]))
-        assert raw.dense_vecs is not None
-        return lowest_cosine(raw.dense_vecs, reference.dense[chosen])
+        got = raw.dense_vecs if raw.logits is None else raw.logits[:, 0]
+        assert got is not None
+        return self._lowest(probe.reference.pooled[chosen], got)
 
-    def _pooled(self, encodings: Sequence[Encoding]) -> AnyOutputs:
-        """What is read of one token of a text: dense vectors, or scores, of all texts."""
-        if isinstance(self.probe.natural.reference, Scores):
-            values = np.concatenate([one.scores for one in encodings if one.scores is not None])
-            return Scores(values, np.zeros(len(values), np.int64), self.probe.natural.reference.spread)
-        return Outputs(np.concatenate([one.dense_vecs for one in encodings if one.dense_vecs is not None]), None, None)
+    def _lowest(self, expected: Float32Array, got: Float32Array) -> float:
+        return rounded(self.probe.natural.reference.pooled_similarities(expected, got).min())
+
+
+def _pooled(encoding: Encoding) -> Float32Array:
+    """What is read of one token of a text: dense vectors, or scores, of all texts."""
+    found = encoding.dense_vecs if encoding.scores is None else encoding.scores
+    assert found is not None
+    return found
 
 
 def padded_texts(lengths: Sequence[int]) -> list[int]:

@@ -3,23 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3_export.arrays import Float32Array
 from m3_export.plan.losses import TextLosses
+from m3_export.verify.comparison import ModelOutputs, rounded
 from m3_runtime.bundle.manifest import ColbertParity, DegenerateParity, DenseParity, SparseParity
 from m3_runtime.encode.encoding import Encoding
 
 TOP = 5
 # Two weights are a near-tie when the reference's gap is below what this share of all weights moved by, twice.
 NOISE_PERCENTILE = 99
-DIGITS = 8  # stored; smaller differences are those of the order in which threads add
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(ModelOutputs):
     """What a model gives for N texts: dense (N, H), lexical weights by id, ColBERT rows (L-1, C) each.
 
     `lexical` and `colbert` are None for a dense-only model.
@@ -40,24 +41,58 @@ class Outputs:
             colbert=None if colbert is None else list(colbert),
         )
 
+    @property
+    def pooled(self) -> Float32Array:
+        """See `ModelOutputs`."""
+        return self.dense
+
+    def pooled_similarities(self, expected: Float32Array, got: Float32Array) -> NDArray[np.float64]:
+        """See `ModelOutputs`."""
+        return cosines(expected, got)
+
+    def like(self, encoding: Encoding) -> "Outputs":
+        """See `ModelOutputs`."""
+        return Outputs.of(encoding)
+
+    def losses(self, variant: "Outputs", *, is_degenerate: bool) -> TextLosses:
+        """See `ModelOutputs`."""
+        texts = len(self.dense)
+        sparse, colbert, counts = np.zeros(0), np.zeros(0), np.zeros(texts, np.int64)
+        if self.lexical is not None and variant.lexical is not None:
+            pairs = zip(self.lexical, variant.lexical, strict=True)
+            sparse = np.array([1 - weighted_jaccard(expected, got) for expected, got in pairs])
+        if self.colbert is not None and variant.colbert is not None:
+            colbert = 1 - cosines(np.concatenate(self.colbert), np.concatenate(variant.colbert))
+            counts = np.array([len(rows) for rows in self.colbert])
+        return TextLosses(
+            dense=1 - cosines(self.dense, variant.dense),
+            sparse=sparse,
+            colbert=colbert,
+            text_of_row=np.repeat(np.arange(texts), counts),
+            is_degenerate=np.full(texts, is_degenerate),
+        )
+
+    def parity(self, variant: "Outputs") -> Mapping[str, Any]:
+        """See `ModelOutputs`."""
+        return {
+            "dense": dense_parity(self, variant),
+            "sparse": sparse_parity(self, variant),
+            "colbert": colbert_parity(self, variant),
+        }
+
 
 def dense_parity(reference: Outputs, variant: Outputs) -> DenseParity:
     """Cosine of each text's dense vectors, and the largest difference of an element."""
-    cosines = _cosines(reference.dense, variant.dense)
+    found = cosines(reference.dense, variant.dense)
     return DenseParity(
-        cosine_mean=rounded(cosines.mean()),
-        cosine_min=rounded(cosines.min()),
+        cosine_mean=rounded(found.mean()),
+        cosine_min=rounded(found.min()),
         max_abs=rounded(np.abs(reference.dense - variant.dense).max()),
     )
 
 
-def degenerate_parity(reference: Outputs, variant: Outputs, dense_min: float) -> DegenerateParity:
-    """Cosine of the dense vectors of degenerate texts; `dense_min` is what a budget asks of natural ones."""
-    return degenerate_figures(dense_cosines(reference, variant), dense_min)
-
-
 def degenerate_figures(similarities: NDArray[np.float64], least: float) -> DegenerateParity:
-    """The same of (N,) similarities, whatever they are of."""
+    """Of (N,) similarities of degenerate texts; `least` is what a budget asks of natural ones."""
     return DegenerateParity(
         texts=len(similarities),
         cosine_mean=rounded(similarities.mean()),
@@ -67,40 +102,16 @@ def degenerate_figures(similarities: NDArray[np.float64], least: float) -> Degen
     )
 
 
-def dense_cosines(reference: Outputs, variant: Outputs) -> NDArray[np.float64]:
-    """(N,) cosine of each text's dense vectors."""
-    return _cosines(reference.dense, variant.dense)
-
-
-def text_losses(reference: Outputs, variant: Outputs, *, is_degenerate: bool) -> TextLosses:
-    """The same comparison text by text, as losses."""
-    texts = len(reference.dense)
-    sparse, colbert, counts = np.zeros(0), np.zeros(0), np.zeros(texts, np.int64)
-    if reference.lexical is not None and variant.lexical is not None:
-        pairs = zip(reference.lexical, variant.lexical, strict=True)
-        sparse = np.array([1 - weighted_jaccard(expected, got) for expected, got in pairs])
-    if reference.colbert is not None and variant.colbert is not None:
-        colbert = 1 - _cosines(np.concatenate(reference.colbert), np.concatenate(variant.colbert))
-        counts = np.array([len(rows) for rows in reference.colbert])
-    return TextLosses(
-        dense=1 - _cosines(reference.dense, variant.dense),
-        sparse=sparse,
-        colbert=colbert,
-        text_of_row=np.repeat(np.arange(texts), counts),
-        is_degenerate=np.full(texts, is_degenerate),
-    )
-
-
 def colbert_parity(reference: Outputs, variant: Outputs) -> ColbertParity | None:
     """Cosine of each ColBERT row, over all rows of all texts."""
     if reference.colbert is None or variant.colbert is None:
         return None
     expected, got = np.concatenate(reference.colbert), np.concatenate(variant.colbert)
-    cosines = _cosines(expected, got)
+    found = cosines(expected, got)
     return ColbertParity(
-        cosine_mean=rounded(cosines.mean()),
-        cosine_p5=rounded(np.percentile(cosines, 5)),
-        cosine_min=rounded(cosines.min()),
+        cosine_mean=rounded(found.mean()),
+        cosine_p5=rounded(np.percentile(found, 5)),
+        cosine_min=rounded(found.min()),
         max_abs=rounded(np.abs(expected - got).max()),
     )
 
@@ -136,18 +147,13 @@ def weighted_jaccard(a: Mapping[int, float], b: Mapping[int, float]) -> float:
 
 
 def smallest_top_gap(weights: Mapping[int, float]) -> float:
-    """Smallest distance between neighbours among the six heaviest weights: what an order of five hangs on.
+    """Smallest distance between neighbours among the six heaviest weights: what the order of the first five depends on.
 
     >>> smallest_top_gap({1: 0.5, 2: 0.25, 3: 0.125})
     0.125
     """
     heaviest = sorted(weights.values(), reverse=True)[: TOP + 1]
     return min((a - b for a, b in pairwise(heaviest)), default=float("inf"))
-
-
-def lowest_cosine(a: Float32Array, b: Float32Array) -> float:
-    """Lowest cosine between rows of two (N, H) arrays."""
-    return rounded(_cosines(a, b).min())
 
 
 def _top(weights: Mapping[int, float]) -> list[int]:
@@ -159,14 +165,9 @@ def _moves(expected: Mapping[int, float], got: Mapping[int, float]) -> NDArray[n
     return np.array([abs(expected.get(i, 0.0) - got.get(i, 0.0)) for i in ids], dtype=np.float64)
 
 
-def _cosines(a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
-    # in float64: cosines have to differ from one another in the sixth digit
+def cosines(a: Float32Array, b: Float32Array) -> NDArray[np.float64]:
+    """(N,) cosines between the rows of two (N, H) arrays, in float64: they have to differ in the sixth digit."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosines: NDArray[np.float64] = (x * y).sum(axis=1) / np.maximum(lengths, 1e-24)
-    return cosines
-
-
-def rounded(value: float | np.floating) -> float:
-    """A figure as it is stored."""
-    return round(float(value), DIGITS)
+    found: NDArray[np.float64] = (x * y).sum(axis=1) / np.maximum(lengths, 1e-24)
+    return found

@@ -30,14 +30,7 @@ def reference_outputs(
     unused_ids: Iterable[int],
     track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
 ) -> Outputs:
-    """Run N texts, given as ids with both special tokens.
-
-    Args:
-        checkpoint: the weights.
-        ids: (L,) ids of each text.
-        unused_ids: ids without lexical weight.
-        track: wraps the iteration, for a progress bar.
-    """
+    """Run N texts, (L,) ids each with both special tokens; `unused_ids` get no lexical weight."""
     encoder, unused = encoder_of(checkpoint), set(unused_ids)
     dense: list[np.ndarray] = [np.zeros(0)] * len(ids)
     lexical: list[Mapping[int, float]] = [{}] * len(ids)
@@ -61,13 +54,7 @@ def reference_scores(
     ids: Sequence[Ids],
     track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
 ) -> Float32Array:
-    """Run N pairs, given as ids, through a reranker: (N,) scores before the sigmoid.
-
-    Args:
-        checkpoint: the weights, a classifier among them.
-        ids: (L,) ids of each pair.
-        track: wraps the iteration, for a progress bar.
-    """
+    """Run N pairs, (L,) ids each, through a reranker: (N,) scores before the sigmoid; `track` shows progress."""
     assert checkpoint.classifier is not None
     with torch.device("meta"):
         model = XLMRobertaForSequenceClassification(_config(checkpoint, num_labels=1))
@@ -91,10 +78,7 @@ def silent_scores(scores: Float32Array) -> dict[Head, str]:
 def silent_heads(outputs: Outputs, ids: Sequence[Ids], unused_ids: Iterable[int]) -> dict[Head, str]:
     """Heads that tell no text or token from another, and what they give instead. Parity of such a head says nothing.
 
-    Args:
-        outputs: of the reference, for N texts.
-        ids: (L,) ids of each text.
-        unused_ids: ids without lexical weight.
+    `outputs` are the reference's of N texts with (L,) ids each; `unused_ids` have no lexical weight.
     """
     silent = {}
     if outputs.lexical is not None:

@@ -1,7 +1,8 @@
 """Parity of a reranker: scores of pairs, and the order in which they put each query's passages. Pure numpy."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,25 +10,21 @@ from numpy.typing import NDArray
 from m3_export.arrays import Float32Array
 from m3_export.plan.losses import PairLosses
 from m3_export.verify.budget import LEAST_SPREAD
-from m3_export.verify.parity import NOISE_PERCENTILE, rounded
+from m3_export.verify.comparison import ModelOutputs, rounded
+from m3_export.verify.parity import NOISE_PERCENTILE
 from m3_runtime.bundle.manifest import ScoreParity
+from m3_runtime.encode.encoding import Encoding
 
 _BEST = 10
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a reranker gives for N pairs.
+class Scores(ModelOutputs):
+    """What a reranker gives for N pairs."""
 
-    Attributes:
-        values: (N,) scores before the sigmoid.
-        query_of: (N,) which query a pair is of; its passages are ordered by their scores.
-        spread: what a difference is measured in: the standard deviation of the reference's scores of natural pairs.
-    """
-
-    values: Float32Array
-    query_of: NDArray[np.int64]
-    spread: float
+    values: Float32Array  # (N,) scores before the sigmoid
+    query_of: NDArray[np.int64]  # (N,) which query a pair is of; its passages are ordered by their scores
+    spread: float  # what a difference is measured in: the standard deviation of the reference's scores of natural pairs
 
     @classmethod
     def of_reference(cls, values: Float32Array, query_of: NDArray[np.int64], spread: float | None = None) -> "Scores":
@@ -35,15 +32,31 @@ class Scores:
         own = max(float(values.astype(np.float64).std()), LEAST_SPREAD)
         return cls(values, query_of, own if spread is None else spread)
 
-    def differences(self, other: "Scores") -> NDArray[np.float64]:
-        """(N,) how much the other's scores are higher."""
-        found: NDArray[np.float64] = other.values.astype(np.float64) - self.values.astype(np.float64)
-        return found
+    @property
+    def pooled(self) -> Float32Array:
+        """See `ModelOutputs`."""
+        return self.values
 
-    def losses(self, other: "Scores") -> NDArray[np.float64]:
-        """(N,) (difference ÷ spread)²."""
-        found: NDArray[np.float64] = (self.differences(other) / self.spread) ** 2
-        return found
+    def pooled_similarities(self, expected: Float32Array, got: Float32Array) -> NDArray[np.float64]:
+        """See `ModelOutputs`."""
+        return 1 - self._squares(expected, got)
+
+    def like(self, encoding: Encoding) -> "Scores":
+        """See `ModelOutputs`."""
+        assert encoding.scores is not None
+        return replace(self, values=encoding.scores)
+
+    def losses(self, variant: "Scores", *, is_degenerate: bool) -> PairLosses:
+        """See `ModelOutputs`."""
+        return PairLosses(
+            squares=self._squares(self.values, variant.values),
+            is_degenerate=np.full(len(self.values), is_degenerate),
+            top1=1 - score_parity(self, variant).top1_same_near_ties_aside,
+        )
+
+    def parity(self, variant: "Scores") -> Mapping[str, Any]:
+        """See `ModelOutputs`."""
+        return {"dense": None, "sparse": None, "colbert": None, "score": score_parity(self, variant)}
 
     def by_query(self, other: "Scores") -> Iterator[tuple[Float32Array, Float32Array]]:
         """The two scores of each query's passages, of queries with two passages or more."""
@@ -52,10 +65,15 @@ class Scores:
             if places.size > 1:
                 yield self.values[places], other.values[places]
 
+    def _squares(self, expected: Float32Array, got: Float32Array) -> NDArray[np.float64]:
+        """(N,) (difference ÷ spread)²."""
+        found: NDArray[np.float64] = ((got.astype(np.float64) - expected.astype(np.float64)) / self.spread) ** 2
+        return found
+
 
 def score_parity(reference: Scores, variant: Scores) -> ScoreParity:
     """Differences of the scores, and how far each query's passages keep their order."""
-    moves = np.abs(reference.differences(variant))
+    moves = np.abs(variant.values.astype(np.float64) - reference.values.astype(np.float64))
     noise = 2 * float(np.percentile(moves, NOISE_PERCENTILE))
     orders = list(reference.by_query(variant))
     same = np.array([expected.argmax() == got.argmax() for expected, got in orders] or [True])
@@ -69,15 +87,6 @@ def score_parity(reference: Scores, variant: Scores) -> ScoreParity:
         top1_same=rounded(same.mean()),
         top1_same_near_ties_aside=rounded((same | near_tie).mean()),
         top10_overlap=rounded(np.mean([top_overlap(expected, got) for expected, got in orders] or [1.0])),
-    )
-
-
-def pair_losses(reference: Scores, variant: Scores, *, is_degenerate: bool) -> PairLosses:
-    """The same comparison pair by pair, as losses."""
-    return PairLosses(
-        squares=reference.losses(variant),
-        is_degenerate=np.full(len(reference.values), is_degenerate),
-        top1=1 - score_parity(reference, variant).top1_same_near_ties_aside,
     )
 
 

@@ -19,13 +19,7 @@ def vocabulary_loss(
 ) -> Mapping[str, VocabularyLoss]:
     """Per language: how many texts keep all their pieces, and how far the others' dense vectors move.
 
-    Args:
-        checkpoint: the weights.
-        full: the whole tokenizer.
-        cut: the tokenizer of fewer pieces.
-        texts: to compare, with their languages.
-        longest: tokens at which texts are cut.
-        track: wraps the iteration of the reference, for a progress bar.
+    Texts are truncated at `longest` tokens; `track` shows progress.
     """
     given = [text.text for text in texts]
     before, after = full.encode_batch(given, longest), cut.encode_batch(given, longest)

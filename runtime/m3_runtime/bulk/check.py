@@ -1,7 +1,6 @@
 """A dry run of a job: everything is read and tokenized, a few texts are encoded to see how fast that is."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,26 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bulk.job import BulkJob, ShardDenseDtype
-from m3_runtime.bulk.repeated import came_again
-from m3_runtime.bulk.shards import BulkLimits, Shard, read_shards, without_long
+from m3_runtime.bulk.run import repeated_hashes
+from m3_runtime.bulk.shards import BulkLimits, read_shards, without_long
 from m3_runtime.bulk.sources import SourceWatch, check_beginnings
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.io.progress import Progress
-from m3_runtime.io.rows import BadRow, Row
-from m3_runtime.tokenizer import TokenizedTexts
+from m3_runtime.io.rows import Row
 
 _SAMPLE_TEXTS = 32
 _MOST_REASONS = 1000
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """Why rows would be rejected: how many for this reason, and the place of the first."""
-
-    rows: int
-    reason: str
-    place: str
 
 
 @dataclass(frozen=True)
@@ -36,15 +25,10 @@ class JobCheck:
     """What a job would do.
 
     Attributes:
-        files: that were read.
         shards: to write.
-        rows: to encode.
+        lengths: (R,) int64, tokens of each row to encode, both special tokens included.
         rejected: rows that would not be encoded.
-        rejections: their reasons, the most frequent first.
-        tokens: to encode, both special tokens of each text included.
-        median_tokens: of a text, as it would be encoded.
-        p95_tokens: of 95 % of the texts at most.
-        most_tokens: of the longest.
+        reasons: why, with how many rows and the place of the first; of very many reasons the first thousand.
         truncated: texts that would be cut.
         out_of_vocabulary: texts with a piece that the bundle dropped.
         repeated_ids: rows with an id that a row before them has.
@@ -52,15 +36,10 @@ class JobCheck:
         size_bytes: of the vectors, about: they hardly compress.
     """
 
-    files: int
     shards: int
-    rows: int
+    lengths: NDArray[np.int64]
     rejected: int
-    rejections: tuple[Rejection, ...]
-    tokens: int
-    median_tokens: int
-    p95_tokens: int
-    most_tokens: int
+    reasons: dict[str, tuple[int, str]]
     truncated: int
     out_of_vocabulary: int
     repeated_ids: int
@@ -68,76 +47,36 @@ class JobCheck:
     size_bytes: int
 
 
-class _Count:
-    """What was counted so far."""
-
-    def __init__(self, max_length: int) -> None:
-        self.shards = self.truncated = self.out_of_vocabulary = self.distinct = 0
-        self.lengths = np.zeros(max_length + 1, np.int64)
-        self.hashes: list[NDArray[np.int64]] = []
-        self.reasons: Counter[str] = Counter()
-        self.places: dict[str, str] = {}
-        self.rejected = 0
-
-    def add(self, shard: Shard, rows: Sequence[Row], tokenized: TokenizedTexts, long: Sequence[BadRow]) -> None:
-        """Count a shard of which these rows would be encoded, and these are too long."""
-        self.shards += 1
-        self.truncated += tokenized.truncated
-        self.out_of_vocabulary += tokenized.out_of_vocabulary
-        np.add.at(self.lengths, tokenized.lengths, 1)
-        self.distinct += sum(np.unique(ids).size for ids in tokenized.ids)
-        self.hashes.append(np.fromiter((hash(row.id) for row in rows), np.int64))
-        self.rejected += len(shard.bad) + len(long)
-        for row in (*shard.bad, *long):
-            if len(self.places) < _MOST_REASONS:
-                self.places.setdefault(row.reason, row.place)
-            if row.reason in self.places:
-                self.reasons[row.reason] += 1
-
-    def percentile(self, share: float) -> int:
-        """Tokens that so many of the texts have at most."""
-        total = int(self.lengths.sum())
-        return int(np.searchsorted(np.cumsum(self.lengths), share * total)) if total else 0
-
-
 def check_job(job: BulkJob, limits: BulkLimits, encoder: M3Encoder, progress: Progress) -> JobCheck:
-    """Read all inputs of a job, and say what it would do. Nothing is written.
-
-    Args:
-        job: its inputs and settings.
-        limits: how much would run together.
-        encoder: of the job's bundle and variant.
-        progress: shows rows and the time that is left, by the bytes of the inputs.
+    """Read all inputs of a job, and say what it would do. Nothing is written; arguments are those of `run_job`.
 
     Raises:
         InputError: an input cannot be read, lacks a column, or changes meanwhile.
     """
     check_beginnings(job.sources, job.columns)
-    count, watch, sample = _Count(job.vectors.max_length), SourceWatch(), list[Row]()
+    watch, sample, reasons = SourceWatch(), list[Row](), dict[str, tuple[int, str]]()
+    lengths, hashes = [np.zeros(0, np.int64)], list[NDArray[np.int64]]()
+    shards = rows = rejected = truncated = respelled = distinct = 0
     with progress.meter(sum(one.size_bytes for one in job.sources)) as meter:
         for shard in read_shards(job.sources, job.columns, job.shard_rows, watch=watch):
-            count.add(shard, *without_long(encoder.tokenizer, job.vectors, shard.rows))
+            good, tokenized, long = without_long(encoder.tokenizer, job.vectors, shard.rows)
+            shards, rows, rejected = shards + 1, rows + len(good), rejected + len(shard.bad) + len(long)
+            truncated, respelled = truncated + tokenized.truncated, respelled + tokenized.out_of_vocabulary
+            distinct += sum(np.unique(ids).size for ids in tokenized.ids)
+            lengths.append(tokenized.lengths)
+            hashes.append(np.fromiter((hash(row.id) for row in good), np.int64))
+            for row in (*shard.bad, *long):
+                if row.reason in reasons or len(reasons) < _MOST_REASONS:
+                    count, place = reasons.get(row.reason, (0, row.place))
+                    reasons[row.reason] = count + 1, place
             if not sample:
                 sample = list(shard.rows[:: max(1, len(shard.rows) // _SAMPLE_TEXTS)][:_SAMPLE_TEXTS])
-            meter.advance(shard.input_bytes, f"{int(count.lengths.sum())} rows")
-    watch.check_all()
-    rows, tokens = int(count.lengths.sum()), int(count.lengths @ np.arange(len(count.lengths)))
-    return JobCheck(
-        files=len(job.sources),
-        shards=count.shards,
-        rows=rows,
-        rejected=count.rejected,
-        rejections=tuple(Rejection(n, reason, count.places[reason]) for reason, n in count.reasons.most_common()),
-        tokens=tokens,
-        median_tokens=count.percentile(0.5),
-        p95_tokens=count.percentile(0.95),
-        most_tokens=count.percentile(1.0),
-        truncated=count.truncated,
-        out_of_vocabulary=count.out_of_vocabulary,
-        repeated_ids=len(came_again(count.hashes)),
-        tokens_per_s=_tokens_per_s(encoder, job, limits, sample),
-        size_bytes=_size_bytes(job, encoder.bundle.manifest.geometry, rows, tokens, count.distinct),
-    )
+            meter.advance(shard.input_bytes, f"{rows} rows")
+    watch.check()
+    found = np.concatenate(lengths)
+    size_bytes = _size_bytes(job, encoder.bundle.manifest.geometry, rows, int(found.sum()), distinct)
+    repeated, speed = len(repeated_hashes(hashes)), _tokens_per_s(encoder, job, limits, sample)
+    return JobCheck(shards, found, rejected, reasons, truncated, respelled, repeated, speed, size_bytes)
 
 
 def _tokens_per_s(encoder: M3Encoder, job: BulkJob, limits: BulkLimits, sample: Sequence[Row]) -> float:

@@ -51,7 +51,7 @@ def encode_on_cluster(
         threads: of each, which takes as many of Ray's CPUs; None is `DEFAULT_ACTOR_THREADS`, or what the largest node
             has if that is less.
         job: its settings say which vectors to make.
-        limits: how much runs together, in each actor.
+        limits: of each actor.
 
     Raises:
         ExtraNotInstalledError: Ray is not installed.
@@ -90,7 +90,8 @@ def _encode(ray: Any, actors: Sequence[Any], shards: Iterator[Shard], partial: P
             raise outcome
         if outcome is not None:
             encoding -= 1
-            yield StepDone(outcome.rows, outcome.tokens, outcome.input_bytes)
+            counts = outcome.counts
+            yield StepDone(counts.rows, counts.tokens, counts.input_bytes)
             yield outcome
         if (shard := next(shards, None)) is not None:
             waiting[actor.encode.remote(shard, partial)] = actor

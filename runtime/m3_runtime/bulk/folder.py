@@ -42,10 +42,6 @@ class JobFolder:
     def open(cls, out: Path, job: BulkJob) -> Iterator["JobFolder"]:
         """Begin a job's folder, or resume it. Where all is done nothing has to be writable.
 
-        Args:
-            out: the folder; made if it is not there.
-            job: its inputs and settings.
-
         Raises:
             InputError: the folder holds something else, or another job, or a shard in it was changed.
             BulkError: another process is at work on it, or it cannot be written.
@@ -56,19 +52,16 @@ class JobFolder:
             raise InputError(f"{str(out)!r} is not empty and has no {JOURNAL}; choose another folder")
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-        journal = Journal.open(out / JOURNAL)
-        try:
-            _begin(journal, job, out)
+        with Journal.open(out / JOURNAL) as journal:
+            if (begun := journal.text.job) is None:
+                journal.add(job)
+            elif (differs := difference(begun, job)) is not None:
+                raise InputError(
+                    f"{str(out)!r} holds another job ({differs}); give the same command, or choose another folder"
+                )
             folder = cls(out, journal)
             folder._recover()
             yield folder
-        finally:
-            journal.close()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left."""
-        return self.complete is not None
 
     @property
     def shards(self) -> tuple[ShardDone, ...]:
@@ -89,32 +82,21 @@ class JobFolder:
         """The folder in which shards are written until they are complete."""
         return self._out / PARTIAL
 
-    def commit(self, draft: ShardDraft) -> ShardDone:
+    def commit(self, draft: ShardDraft) -> None:
         """Make a draft a shard.
 
         Raises:
             BulkError: something cannot be written.
         """
         self._reject(draft.bad)
-        part, size_bytes = self._part(draft.index), 0
+        part, size_bytes = self._part(draft.counts.index), 0
         if draft.path is not None:
             with writing(part):
                 size_bytes = draft.path.stat().st_size
                 put_in_place(draft.path, part)
-        entry = ShardDone(
-            index=draft.index,
-            rows=draft.rows,
-            rejected=len(draft.bad),
-            tokens=draft.tokens,
-            truncated=draft.truncated,
-            size_bytes=size_bytes,
-            rejected_bytes=self._rejected_bytes,
-            input_bytes=draft.input_bytes,
-            out_of_vocabulary=draft.out_of_vocabulary,
-        )
+        entry = ShardDone(**vars(draft.counts), size_bytes=size_bytes, rejected_bytes=self._rejected_bytes)
         self._journal.add(entry)
-        self._shards[draft.index] = entry
-        return entry
+        self._shards[entry.index] = entry
 
     @property
     def parts(self) -> list[Path]:
@@ -144,7 +126,7 @@ class JobFolder:
         with writing(self._out):
             if self.partial.exists():
                 shutil.rmtree(self.partial)
-            if not self.is_complete:
+            if self.complete is None:
                 self.partial.mkdir()
             vectors.mkdir(exist_ok=True)
             with rejected.open("ab") as file:
@@ -185,12 +167,3 @@ class JobFolder:
 
     def _part(self, index: int) -> Path:
         return self._out / VECTORS / f"part-{index:08d}.parquet"
-
-
-def _begin(journal: Journal, job: BulkJob, out: Path) -> None:
-    """Write the job into a new journal, or compare it with the one there."""
-    begun = journal.text.job
-    if begun is None:
-        journal.add(job)
-    elif (differs := difference(begun, job)) is not None:
-        raise InputError(f"{str(out)!r} holds another job ({differs}); give the same command, or choose another folder")

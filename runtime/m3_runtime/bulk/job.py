@@ -83,12 +83,7 @@ class BulkJob:
 
 
 def difference(begun: BulkJob, asked: BulkJob) -> str | None:
-    """The first difference between two jobs, in words; None if they are the same.
-
-    Args:
-        begun: the job of an existing folder.
-        asked: the job to run now.
-    """
+    """The first difference between the job of an existing folder and the one to run now, in words; None for none."""
     if begun.vectors != asked.vectors:
         return _first_difference(begun.vectors, asked.vectors)
     if begun.columns != asked.columns:

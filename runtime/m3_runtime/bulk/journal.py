@@ -8,8 +8,8 @@ A line that a crash cut off counts as not written.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -44,18 +44,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class ShardDone:
-    """A shard that is done.
+@dataclass(frozen=True, kw_only=True)
+class ShardCounts:
+    """What was counted while a shard was encoded.
 
     Attributes:
-        index: which.
+        index: which shard.
         rows: in its file; with 0 there is no file.
         rejected: rows that are not in the file.
-        tokens: that were encoded.
+        tokens: that were encoded, both special tokens of each text included.
         truncated: how many texts were cut.
-        size_bytes: of its file.
-        rejected_bytes: length of `rejected.jsonl` when this shard was done.
         input_bytes: how much of the inputs the shard takes.
         out_of_vocabulary: how many texts have a piece that the bundle dropped.
     """
@@ -65,21 +63,21 @@ class ShardDone:
     rejected: int
     tokens: int
     truncated: int
-    size_bytes: int
-    rejected_bytes: int
     input_bytes: int
     out_of_vocabulary: int = field(default=0, metadata=OPTIONAL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardDone(ShardCounts):
+    """A shard that is done: the size of its file, and the length of `rejected.jsonl` when it was done."""
+
+    size_bytes: int
+    rejected_bytes: int
+
+
 @dataclass(frozen=True)
 class Complete:
-    """Nothing is left.
-
-    Attributes:
-        shards: of the job.
-        repeated_ids: how many rows have an id that a row before them has.
-        repeated_id: one such id.
-    """
+    """Nothing is left. So many rows have an id that a row before them has; one such id."""
 
     shards: int
     repeated_ids: int = field(default=0, metadata=OPTIONAL)
@@ -101,19 +99,18 @@ class JournalText:
 
 
 def read_journal(data: bytes, name: str) -> JournalText:
-    """Read a journal, whole or cut off anywhere.
-
-    Args:
-        data: its bytes.
-        name: of the file, for errors.
+    """Read a journal, whole or cut off anywhere; errors call it `name`.
 
     Raises:
         InputError: it is something else, of another release, or damaged before its last line.
     """
     lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-    if lines and not _is_json(lines[-1]):  # after a power cut the last line may hold anything
+    try:
+        json.loads(lines[-1] if lines else "0")
+    except ValueError:  # after a power cut the last line may hold anything
         del lines[-1]
-    whole_bytes = sum(map(len, lines))
+    except RecursionError:  # but nothing so deep: that is an error below
+        pass
     if not lines:
         return JournalText(None, (), None, 0)
     try:
@@ -123,28 +120,26 @@ def read_journal(data: bytes, name: str) -> JournalText:
         middle = records[1 : len(records) - is_complete]
         shards = tuple(_record(ShardDone, record, "shard", name) for record in middle)
         complete = _record(Complete, records[-1], "complete", name) if is_complete else None
-        _check_shards(shards)
+        if any(number < 0 for entry in shards for number in vars(entry).values()):
+            raise ValueError("a number is negative")
+        if len({entry.index for entry in shards}) < len(shards):
+            raise ValueError("a shard is there twice")
     except (ValueError, TypeError, RecursionError, BundleFormatError) as error:
         raise InputError(
             f"{name!r} is not a journal that this release reads ({error}); choose another folder"
         ) from error
-    return JournalText(job, shards, complete, whole_bytes)
+    return JournalText(job, shards, complete, sum(map(len, lines)))
 
 
 class Journal:
-    """A journal that is open and locked: one process at a time may add to it.
+    """A journal that is open and locked: one process at a time may add to it. `text` is what it held then."""
 
-    Attributes:
-        text: what it held when it was opened.
-        is_read_only: of a job that is complete, where nothing may be written.
-    """
-
-    def __init__(self, file: FileIO, path: Path, text: JournalText, *, is_read_only: bool = False) -> None:
+    def __init__(self, file: FileIO, path: Path, text: JournalText) -> None:
         self._file, self._path, self.text = file, path, text
-        self.is_read_only = is_read_only
 
     @classmethod
-    def open(cls, path: Path) -> "Journal":
+    @contextmanager
+    def open(cls, path: Path) -> Iterator["Journal"]:
         """Open a journal, or begin an empty one; what a crash left of a line is cut away.
 
         That of a complete job needs nothing but reading: it opens on a read-only disk too.
@@ -153,36 +148,21 @@ class Journal:
             BulkError: another process is at work on it, or it cannot be written.
             InputError: it is no journal.
         """
-        try:
-            file = path.open("a+b", buffering=0)
-        except OSError as error:
-            if (complete := cls._complete(path)) is not None:
-                return complete
-            with writing(path):
-                raise error
-        try:
-            _lock(file, path)
+        with _opened(path) as file:
+            if file.writable():
+                _lock(file, path)
             file.seek(0)
             data = file.read()
             text = read_journal(data, str(path))
-            if text.whole_bytes < len(data):
+            if text.whole_bytes < len(data) and file.writable():
                 with writing(path):
                     file.truncate(text.whole_bytes)
-        except BaseException:
-            file.close()
-            raise
-        return cls(file, path, text)
+            yield cls(file, path, text)
 
-    @classmethod
-    def _complete(cls, path: Path) -> "Journal | None":
-        """The journal of a complete job, to be read alone; None if it is none, or cannot be read."""
-        try:
-            text = read_journal(path.read_bytes(), str(path))
-            if text.complete is None:
-                return None
-            return cls(path.open("rb", buffering=0), path, text, is_read_only=True)
-        except OSError:
-            return None
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the job is complete and nothing may be written."""
+        return not self._file.writable()
 
     def add(self, entry: BulkJob | ShardDone | Complete) -> None:
         """Add a line; it is on disk when this returns.
@@ -197,31 +177,17 @@ class Journal:
                 rest = rest[self._file.write(rest) :]
             flush(self._file)
 
-    def close(self) -> None:
-        """Unlock and close."""
-        self._file.close()
 
-
-def _is_json(line: bytes) -> bool:
+def _opened(path: Path) -> FileIO:
+    """To add to; where that is not allowed, to read if the job is complete."""
     try:
-        json.loads(line)
-    except ValueError:
-        return False
-    except RecursionError:
-        return True  # so deep is no line of ours, and no power cut makes it
-    return True
-
-
-def _check_shards(shards: Sequence[ShardDone]) -> None:
-    """Refuse numbers that no shard has.
-
-    Raises:
-        ValueError: one is negative, or a shard is there twice.
-    """
-    if any(number < 0 for entry in shards for number in vars(entry).values()):
-        raise ValueError("a number is negative")
-    if len({entry.index for entry in shards}) < len(shards):
-        raise ValueError("a shard is there twice")
+        return path.open("a+b", buffering=0)
+    except OSError as error:
+        with suppress(OSError):
+            if read_journal(path.read_bytes(), str(path)).complete is not None:
+                return path.open("rb", buffering=0)
+        with writing(path):
+            raise error
 
 
 def _record(cls: type[Entry], data: Mapping[str, Any], kind: str, name: str) -> Entry:

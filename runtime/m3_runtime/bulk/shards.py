@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime.bulk.job import BulkJob, OnLong, ShardDenseDtype, VectorSettings
-from m3_runtime.bulk.journal import writing
+from m3_runtime.bulk.journal import ShardCounts, writing
 from m3_runtime.bulk.sources import SourceFile, SourceWatch
 from m3_runtime.bundle.manifest import Geometry, Head
 from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
@@ -48,26 +48,12 @@ class BulkLimits:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some neighbouring rows of the input.
-
-    Attributes:
-        index: 0 for the first.
-        rows: those that can be encoded.
-        bad: the others.
-        start_bytes: how much of all inputs comes before it.
-        end_bytes: how much comes before the next.
-    """
+    """Neighbouring rows of the input, `input_bytes` of all files: those that can be encoded, and the bad ones."""
 
     index: int
     rows: tuple[Row, ...]
     bad: tuple[BadRow, ...]
-    start_bytes: int
-    end_bytes: int
-
-    @property
-    def input_bytes(self) -> int:
-        """How much of the inputs it takes."""
-        return self.end_bytes - self.start_bytes
+    input_bytes: int
 
 
 @dataclass(frozen=True)
@@ -81,27 +67,11 @@ class StepDone:
 
 @dataclass(frozen=True)
 class ShardDraft:
-    """A shard on disk, still under a temporary name.
+    """A shard on disk, still under a temporary name, and its bad rows; no file where it has no others."""
 
-    Attributes:
-        index: which shard.
-        path: its file; None if no row of it could be encoded.
-        rows: in the file.
-        bad: rows that could not be encoded.
-        tokens: that were encoded, both special tokens of each text included.
-        truncated: how many texts were cut.
-        input_bytes: how much of the inputs the shard takes.
-        out_of_vocabulary: how many texts have a piece that the bundle dropped.
-    """
-
-    index: int
+    counts: ShardCounts
     path: Path | None
-    rows: int
     bad: tuple[BadRow, ...]
-    tokens: int
-    truncated: int
-    input_bytes: int
-    out_of_vocabulary: int = 0
 
 
 def read_shards(
@@ -113,12 +83,7 @@ def read_shards(
 ) -> Iterator[Shard]:
     """Yield the shards that are not done; those that are done are read, but not looked into.
 
-    Args:
-        sources: the files, in order.
-        columns: which columns to read.
-        shard_rows: rows of a shard, good and bad together; the last one may have fewer.
-        done: indices of shards to pass over.
-        watch: is told which file is read; None where nobody asks.
+    `shard_rows` counts good and bad rows together; the last shard may have fewer. `watch` learns which file is read.
 
     Raises:
         InputError: a file cannot be read, lacks a column, or is not what it was.
@@ -135,57 +100,57 @@ def read_shards(
                 kept.append(row)
             if count % shard_rows == 0:
                 if kept:
-                    yield _shard(index, kept, start_bytes, end_bytes)
+                    yield _shard(index, kept, end_bytes - start_bytes)
                 kept, start_bytes = [], end_bytes
         base_bytes += source.size_bytes
     if kept:
-        yield _shard(count // shard_rows, kept, start_bytes, end_bytes)
+        yield _shard(count // shard_rows, kept, end_bytes - start_bytes)
 
 
-def _shard(index: int, kept: Sequence[RawRow], start_bytes: int, end_bytes: int) -> Shard:
+def _shard(index: int, kept: Sequence[RawRow], input_bytes: int) -> Shard:
     parsed = [row.parsed() for row in kept]
     rows = tuple(row for row in parsed if isinstance(row, Row))
-    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), start_bytes, end_bytes)
+    return Shard(index, rows, tuple(row for row in parsed if isinstance(row, BadRow)), input_bytes)
 
 
 def encode_shard(
     encoder: M3Encoder, job: BulkJob, limits: BulkLimits, shard: Shard, partial: Path
 ) -> Iterator[StepDone | ShardDraft]:
-    """Encode a shard into a file, and yield how it goes; the draft comes last.
-
-    Args:
-        encoder: of the job's bundle and variant.
-        job: its settings say which vectors to make.
-        limits: how much runs together.
-        shard: its rows.
-        partial: the folder to write into, under a name that no other attempt has.
+    """Encode a shard into a file of the folder `partial`, and yield how it goes; the draft comes last.
 
     Raises:
         BulkError: the file cannot be written.
         EngineError: the engine failed.
     """
-    settings = job.vectors
+    settings, path = job.vectors, None
     rows: Sequence[Row] = shard.rows
     ids: Sequence[NDArray[np.int32]] | None = None
     bad, tokens, truncated, respelled = shard.bad, 0, 0, 0
     if settings.on_long is OnLong.REJECT:
         rows, tokenized, long = without_long(encoder.tokenizer, settings, rows)
         ids, bad, respelled = tokenized.ids, (*bad, *long), tokenized.out_of_vocabulary
-    if not rows:
-        yield ShardDraft(shard.index, None, 0, bad, 0, 0, shard.input_bytes)
-        return
-    path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
-    limit = _COLBERT_STEP if Head.COLBERT in settings.heads else _STEP
-    with writing(path), new_file(path) as file, _writer(file, job, encoder) as writer:
-        for run in greedy_runs((len(row.text) for row in rows), limit):
-            step = rows[run.start : run.stop]
-            encoding = _encoded(encoder, settings, limits, step, ids[run.start : run.stop] if ids else None)
-            writer.write_table(_table([row.id for row in step], encoding, settings, writer.schema))
-            step_tokens = int(encoding.token_counts.sum())
-            tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
-            respelled += encoding.out_of_vocabulary  # 0 for ids, whose texts were counted above
-            yield StepDone(len(step), step_tokens, shard.input_bytes * len(step) // len(rows))
-    yield ShardDraft(shard.index, path, len(rows), bad, tokens, truncated, shard.input_bytes, respelled)
+    if rows:
+        path = partial / f"shard-{shard.index}.{secrets.token_hex(8)}"
+        limit = _COLBERT_STEP if Head.COLBERT in settings.heads else _STEP
+        with writing(path), new_file(path) as file, _writer(file, job, encoder) as writer:
+            for run in greedy_runs((len(row.text) for row in rows), limit):
+                step = rows[run.start : run.stop]
+                encoding = _encoded(encoder, settings, limits, step, ids[run.start : run.stop] if ids else None)
+                writer.write_table(_table([row.id for row in step], encoding, settings, writer.schema))
+                step_tokens = int(encoding.token_counts.sum())
+                tokens, truncated = tokens + step_tokens, truncated + encoding.truncated
+                respelled += encoding.out_of_vocabulary  # 0 for ids, whose texts were counted above
+                yield StepDone(len(step), step_tokens, shard.input_bytes * len(step) // len(rows))
+    counts = ShardCounts(
+        index=shard.index,
+        rows=len(rows),
+        rejected=len(bad),
+        tokens=tokens,
+        truncated=truncated,
+        input_bytes=shard.input_bytes,
+        out_of_vocabulary=respelled,
+    )
+    yield ShardDraft(counts, path, bad)
 
 
 def without_long(

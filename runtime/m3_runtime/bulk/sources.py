@@ -48,12 +48,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class FoundSources:
-    """What the inputs of a command are.
-
-    Attributes:
-        files: to read, in order.
-        left_out: in words, what the folders have besides; empty where there is nothing.
-    """
+    """The files to read, in order; and in words what their folders have besides, if anything."""
 
     files: tuple[SourceFile, ...]
     left_out: tuple[str, ...]
@@ -132,7 +127,6 @@ class SourceWatch:
 
     def __init__(self) -> None:
         self._begun: dict[str, FileState | None] = {}
-        self._current: str | None = None
 
     def begin(self, source: SourceFile) -> None:
         """A file is about to be read.
@@ -146,24 +140,14 @@ class SourceWatch:
             raise InputError(f"cannot read {source.path!r}: {error.strerror}") from error
         if _described(Path(source.path), source.format) != source:
             raise InputError(f"{source.path!r} has changed since the job began; choose another folder")
-        self._current = source.path
 
-    def check_current(self) -> None:
-        """Check the file that is being read; those before it were checked when their end was reached.
-
-        Raises:
-            InputError: it has changed since it was opened.
-        """
-        if self._current is not None:
-            check_unchanged(self._current, self._begun[self._current])
-
-    def check_all(self) -> None:
-        """Check every file that was read.
+    def check(self, *, current: bool = False) -> None:
+        """Check every file that was read, or the `current` one: those before were checked when their end was reached.
 
         Raises:
             InputError: one has changed since it was opened.
         """
-        for path, before in self._begun.items():
+        for path, before in list(self._begun.items())[-1 if current else 0 :]:
             check_unchanged(path, before)
 
 

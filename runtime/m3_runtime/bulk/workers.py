@@ -9,9 +9,9 @@ Only the parent touches the folder's journal. A worker whose parent was killed f
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -28,42 +28,34 @@ _ENDS_WITHIN_S = 1.0  # all of them together, once they are not needed: Ctrl-C w
 _GO_ON = "finished shards are kept: run the same command again, with fewer workers if memory was short"
 
 
-@dataclass(frozen=True)
-class _Worker:
-    pipe: Connection
-    process: SpawnProcess
-
-
 @contextmanager
 def encode_in_processes(
     open_encoder: Callable[[], M3Encoder], workers: Sequence[tuple[int, ...]], job: BulkJob, limits: BulkLimits
 ) -> Iterator[EncodeShards]:
     """Encode in several processes, a shard each at a time; drafts come as they are done.
 
-    Args:
-        open_encoder: opens the job's bundle and variant; it is sent to the workers, so it must pickle.
-        workers: of each the CPUs that it is bound to; none leave it to the system.
-        job: its settings say which vectors to make.
-        limits: how much runs together, in each worker.
+    `open_encoder` is sent to the workers, so it must pickle. `workers` has the CPUs that each is bound to; none leave
+    it to the system.
 
     Raises:
         BulkError: a worker was killed, or failed with an error that is none of this project's.
         M3Error: what a worker raised.
     """
-    started: list[_Worker] = []
+    started: dict[Connection, SpawnProcess] = {}
     try:
-        started.extend(_start(open_encoder, cpus, job, limits) for cpus in workers)
-
-        def encode(shards: Iterator[Shard], partial: Path) -> Events:
-            return _encode(started, shards, partial)
-
-        yield encode
+        for cpus in workers:
+            pipe, process = _start(open_encoder, cpus, job, limits)
+            started[pipe] = process
+        yield partial(_encode, started)
     finally:
-        for worker in started:
-            worker.pipe.close()
+        for pipe in started:
+            pipe.close()
         until = time.monotonic() + _ENDS_WITHIN_S
-        for worker in started:
-            _end(worker.process, until - time.monotonic())
+        for process in started.values():
+            process.join(max(until - time.monotonic(), 0))
+            if process.is_alive():  # it is still encoding
+                process.terminate()
+                process.join()
 
 
 def as_m3_error(error: Exception) -> M3Error:
@@ -73,43 +65,45 @@ def as_m3_error(error: Exception) -> M3Error:
     return BulkError(f"a worker failed ({type(error).__name__}: {error}); {_GO_ON}")
 
 
-def _start(open_encoder: Callable[[], M3Encoder], cpus: tuple[int, ...], job: BulkJob, limits: BulkLimits) -> _Worker:
+def _start(
+    open_encoder: Callable[[], M3Encoder], cpus: tuple[int, ...], job: BulkJob, limits: BulkLimits
+) -> tuple[Connection, SpawnProcess]:
     # Not forked: engines and tokenizers have threads, and those do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, open_encoder, cpus, job, limits), daemon=True)
     process.start()
     theirs.close()  # so that the pipe ends with the worker
-    return _Worker(ours, process)
+    return ours, process
 
 
-def _encode(workers: list[_Worker], shards: Iterator[Shard], partial: Path) -> Events:
-    busy: dict[Connection, _Worker] = {}
+def _encode(workers: Mapping[Connection, SpawnProcess], shards: Iterator[Shard], folder: Path) -> Events:
+    busy: set[Connection] = set()
     idle = list(workers)
     while True:
         while idle and (shard := next(shards, None)) is not None:
-            worker = idle.pop()
+            busy.add(pipe := idle.pop())
             with suppress(OSError):  # it is gone; what it said before that is received below
-                worker.pipe.send((shard, partial))
-            busy[worker.pipe] = worker
+                pipe.send((shard, folder))
         if not busy:
             return
-        for pipe in wait(list(busy)):
-            assert isinstance(pipe, Connection)
-            event = _received(busy[pipe])
+        for ready in wait(list(busy)):
+            assert isinstance(ready, Connection)
+            event = _received(ready, workers[ready])
             if isinstance(event, ShardDraft):
-                idle.append(busy.pop(pipe))
+                busy.remove(ready)
+                idle.append(ready)
             yield event
 
 
-def _received(worker: _Worker) -> StepDone | ShardDraft:
+def _received(pipe: Connection, process: SpawnProcess) -> StepDone | ShardDraft:
     try:
-        event = worker.pipe.recv()
+        event = pipe.recv()
     except (EOFError, OSError) as error:
-        worker.process.join(_GOES_WITHIN_S)
-        code = worker.process.exitcode
+        process.join(_GOES_WITHIN_S)
         raise BulkError(
-            f"a worker ended without reporting an error (exit code {code}; -9 mostly means out of memory); {_GO_ON}"
+            f"a worker ended without reporting an error (exit code {process.exitcode}; -9 mostly means out of memory); "
+            f"{_GO_ON}"
         ) from error
     if isinstance(event, M3Error):
         raise event
@@ -118,11 +112,7 @@ def _received(worker: _Worker) -> StepDone | ShardDraft:
 
 
 def _work(
-    pipe: Connection,
-    open_encoder: Callable[[], M3Encoder],
-    cpus: tuple[int, ...],
-    job: BulkJob,
-    limits: BulkLimits,
+    pipe: Connection, open_encoder: Callable[[], M3Encoder], cpus: tuple[int, ...], job: BulkJob, limits: BulkLimits
 ) -> None:
     """What a worker does until its pipe ends."""
     bind_to(cpus)
@@ -131,18 +121,10 @@ def _work(
         try:
             with open_encoder() as encoder:
                 while True:
-                    shard, partial = pipe.recv()
-                    for event in encode_shard(encoder, job, limits, shard, partial):
+                    shard, folder = pipe.recv()
+                    for event in encode_shard(encoder, job, limits, shard, folder):
                         pipe.send(event)
         except EOFError:
             return
         except Exception as error:
             pipe.send(as_m3_error(error))
-
-
-def _end(process: SpawnProcess, within_s: float) -> None:
-    """Wait for a worker that has nothing to do; end one that is still encoding."""
-    process.join(max(within_s, 0))
-    if process.is_alive():
-        process.terminate()
-        process.join()

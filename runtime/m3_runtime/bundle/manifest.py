@@ -215,7 +215,7 @@ class ProjectionPrecision:
 
     `precision` is "static", "dynamic", "float", or for the embedding how it is stored. `smoothing` is SmoothQuant's
     strength, `clip` the share of the calibrated range that a static range keeps, `columns_apart` how many outlier
-    channels are multiplied apart in float.
+    channels are multiplied separately in float.
     """
 
     projection: str
@@ -354,13 +354,13 @@ def check_digest(text: str) -> None:
         BundleDamagedError: the text was changed.
     """
     data = json.loads(text)
-    said = data.get(_DIGEST_KEY)
-    if said is None and data["schema_version"] <= _LAST_WITHOUT_DIGEST:
+    recorded = data.get(_DIGEST_KEY)
+    if recorded is None and data["schema_version"] <= _LAST_WITHOUT_DIGEST:
         return
-    zeroed = text.replace(_digest_line(said), _digest_line(_NO_DIGEST), 1)
-    if (digest := hashlib.sha256(zeroed.encode()).hexdigest()) != said:
+    zeroed = text.replace(_digest_line(recorded), _digest_line(_NO_DIGEST), 1)
+    if (digest := hashlib.sha256(zeroed.encode()).hexdigest()) != recorded:
         raise BundleDamagedError(
-            f"{MANIFEST_NAME} is damaged: expected SHA-256 {said}, got {digest}; copy or export the bundle again"
+            f"{MANIFEST_NAME} is damaged: expected SHA-256 {recorded}, got {digest}; copy or export the bundle again"
         )
 
 
@@ -404,9 +404,9 @@ def _check_sizes(manifest: Manifest) -> None:
                 f"{MANIFEST_NAME}: geometry: {name}: expected an integer from {least} to {most}, got {value}"
             )
     ids = [tokenizer.cls_id, tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id, *tokenizer.unused_ids]
-    if strangers := [one for one in ids if one >= geometry.vocab_size]:
+    if outside := [one for one in ids if one >= geometry.vocab_size]:
         raise BundleFormatError(
-            f"{MANIFEST_NAME}: tokenizer: the id {strangers[0]} is outside the vocabulary of {geometry.vocab_size}"
+            f"{MANIFEST_NAME}: tokenizer: the id {outside[0]} is outside the vocabulary of {geometry.vocab_size}"
         )
     vocabulary = manifest.vocabulary
     if vocabulary is not None and not 1 <= vocabulary.rows < geometry.vocab_size:

@@ -20,6 +20,7 @@ from m3_runtime.errors import (
     InputError,
     VariantError,
 )
+from m3_runtime.sequences import member
 
 SMALL_FILE_BYTES = 2**20
 """Files up to this size have their digest compared at every opening: it takes a millisecond."""
@@ -76,7 +77,7 @@ class Bundle:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"expected a bundle's folder, got {type(path).__name__}")
         folder = Path(path)
-        level = _verify_level(verify)
+        level = member(Verify, verify, "verify")
         manifest = _read_manifest(folder, level)
         for entry in manifest.files:
             _check_file(folder, entry, level)
@@ -180,13 +181,6 @@ def _blobs(folder: Path) -> list[Path]:
     ]
 
 
-def _verify_level(verify: Verify | str) -> Verify:
-    try:
-        return Verify(verify)
-    except ValueError as error:
-        raise InputError(f"verify must be 'size' or 'full', got {verify!r}") from error
-
-
 def _read_manifest(folder: Path, level: Verify) -> Manifest:
     if not folder.is_dir():
         found = "it is a file, and a bundle is a folder" if folder.exists() else "the folder does not exist"
@@ -244,5 +238,5 @@ def _check_references(manifest: Manifest) -> None:
             f"{MANIFEST_NAME} must have variants, and parity for exactly those; it has variants {sorted(names)} and "
             f"parity for {sorted(manifest.parity)}; export the bundle again"
         )
-    if strangers := sorted(manifest.over_budget.keys() - names):
-        raise BundleFormatError(f"{MANIFEST_NAME} has over_budget for variants that it does not have: {strangers}")
+    if unknown := sorted(manifest.over_budget.keys() - names):
+        raise BundleFormatError(f"{MANIFEST_NAME} has over_budget for variants that it does not have: {unknown}")

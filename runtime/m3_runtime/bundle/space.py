@@ -3,11 +3,13 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from m3_runtime.bundle.manifest import Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.errors import SpaceMismatchError
+
+if TYPE_CHECKING:
+    from m3_runtime.opened_model import OpenedModel
 
 
 class VariantDriftWarning(UserWarning):
@@ -61,18 +63,9 @@ def colbert_space_of(bundle: Bundle, dim: int | None) -> str:
     return space_on_axes(bundle.manifest.space_id, dim, bundle.colbert_pca.sha256)
 
 
-class InSpace(Protocol):
-    """What makes vectors of a space: an `M3Encoder`."""
-
-    @property
-    def bundle(self) -> Bundle: ...  # noqa: D102
-    @property
-    def variant(self) -> Variant: ...  # noqa: D102
-    @property
-    def space_id(self) -> str: ...  # noqa: D102
-
-
-def check_space(index_space_id: str, index_variant: str, encoder: InSpace, colbert_dim: int | None = None) -> None:
+def check_space(
+    index_space_id: str, index_variant: str, encoder: "OpenedModel", colbert_dim: int | None = None
+) -> None:
     """Compare what an index recorded when it was filled with the encoder that will query it.
 
     Args:
@@ -113,7 +106,7 @@ def check_space(index_space_id: str, index_variant: str, encoder: InSpace, colbe
         )
 
 
-def _drift(encoder: InSpace, variant: str) -> str:
+def _drift(encoder: "OpenedModel", variant: str) -> str:
     parity = encoder.bundle.manifest.parity.get(variant)
     if parity is None or parity.dense is None:
         return "unknown"

@@ -1,6 +1,6 @@
 """Writing a bundle: complete or absent, whatever happens on the way.
 
-Beside a target OUT there may be, while an export runs or after one was killed:
+Next to a target OUT there may be, while an export runs or after one was killed:
 
     .OUT.partial-TOKEN/lock      locked as long as the export runs, on whatever host or in whatever container
     .OUT.partial-TOKEN/bundle/   what it has written so far; renamed to OUT when complete
@@ -107,14 +107,10 @@ def publish(staging: Path, out: Path) -> None:
     flush_folder(out.parent)
     for folder in _beside(out, _REPLACED):
         if folder == previous or not _hidden(out, _PARTIAL, _token(folder)).exists():  # its export is over
-            _remove(folder)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hidden(out: Path, kind: str, token: str) -> Path:

@@ -37,16 +37,7 @@ def add_parser(
     description: str,
     epilog: str,
 ) -> CommandParser:
-    """Add a command to the command line.
-
-    Args:
-        commands: what `add_subparsers` gave.
-        name: of the command.
-        run: what it does with its arguments.
-        summary: its line in the help of all commands.
-        description: the first paragraph of its own help.
-        epilog: the last one, with examples.
-    """
+    """Add a command to what `add_subparsers` gave; `summary` is its line in the help of all commands."""
     command: CommandParser = commands.add_parser(
         name,
         help=summary,
@@ -259,11 +250,6 @@ def open_model(arguments: argparse.Namespace) -> M3Encoder | M3Reranker:
 def in_words(file: str) -> str:
     """What messages call an input."""
     return "standard input" if file == STDIN else repr(file)
-
-
-def open_encoder(arguments: argparse.Namespace) -> M3Encoder:
-    """Open the bundle as the arguments say."""
-    return M3Encoder.open(arguments.bundle, **opening(arguments))
 
 
 @contextmanager

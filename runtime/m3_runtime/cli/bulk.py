@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from m3_runtime.bulk.check import JobCheck, check_job
 from m3_runtime.bulk.cluster import DEFAULT_ACTOR_THREADS, encode_on_cluster
@@ -102,7 +103,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--max-rejected",
         type=_share,
-        default=_share("10%"),
+        default="10%",
         metavar="N|P%",
         help="rows, or per cent of them, that may be rejected; more of them, or not one good row: exit code 4 "
         "(default: 10%%)",
@@ -137,29 +138,20 @@ def _add_vectors(command: argparse.ArgumentParser) -> None:
     add_colbert(group, ColbertDtype.FLOAT16)
 
 
-@dataclass(frozen=True)
-class _Share:
-    """How many rows may be rejected: a number, or per cent of all."""
-
-    amount: float
-    is_percent: bool
-
-    def is_exceeded(self, rows: int, rejected: int) -> bool:
-        """Whether so many rejected rows, beside `rows` good ones, are too many."""
-        most = self.amount * (rows + rejected) / 100 if self.is_percent else self.amount
-        return rejected > most or rows == 0
-
-    def __str__(self) -> str:
-        return f"{self.amount:g}%" if self.is_percent else f"{self.amount:g}"
-
-
-def _share(text: str) -> _Share:
+def _most_rejected(text: str, rows: int) -> float:
+    """How many of so many rows may be rejected: a number, or per cent of them."""
     is_percent = text.endswith("%")
     kind: Callable[[str], float] = number(least=0, most=100) if is_percent else integer(0)
     try:
-        return _Share(kind(text.removesuffix("%")), is_percent)
+        amount = kind(text.removesuffix("%"))
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"expected a number of rows, or per cent as in 10%, got {text!r}") from error
+    return amount * rows / 100 if is_percent else amount
+
+
+def _share(text: str) -> str:
+    _most_rejected(text, 0)
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -180,7 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
     summary = run_job(job, arguments.output, open_encode, Progress(quiet=arguments.quiet), strict=arguments.strict)
     if not arguments.quiet:
         _say(_summary_lines(summary))
-    return _ended(summary.rows, summary.rejected, arguments)
+    rows, rejected = (sum(getattr(one, name) for one in summary.shards) for name in ("rows", "rejected"))
+    return _ended(rows, rejected, arguments)
 
 
 def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, arguments: argparse.Namespace) -> int:
@@ -188,12 +181,12 @@ def _check(bundle: Bundle, variant: Variant, job: BulkJob, limits: BulkLimits, a
     opening = partial(M3Encoder.from_bundle, bundle, variant, threads, low_memory=arguments.low_memory)
     with interruptible(opening) as encoder:
         found = check_job(job, limits, encoder, Progress(quiet=arguments.quiet))
-    sys.stdout.writelines(f"{line}\n" for line in _check_lines(found))
-    return _ended(found.rows, found.rejected, arguments)
+    sys.stdout.writelines(f"{line}\n" for line in _check_lines(found, len(job.sources)))
+    return _ended(len(found.lengths), found.rejected, arguments)
 
 
 def _ended(rows: int, rejected: int, arguments: argparse.Namespace) -> int:
-    if not arguments.max_rejected.is_exceeded(rows, rejected):
+    if rows and rejected <= _most_rejected(arguments.max_rejected, rows + rejected):
         return OK
     if rows + rejected == 0:
         _say(["there is not one row in the input"])
@@ -202,7 +195,7 @@ def _ended(rows: int, rejected: int, arguments: argparse.Namespace) -> int:
     return TOO_MANY_REJECTED
 
 
-def _say(lines: Sequence[str]) -> None:
+def _say(lines: Iterable[str]) -> None:
     sys.stderr.writelines(f"m3-runtime: {line}\n" for line in lines)
 
 
@@ -252,50 +245,51 @@ def _job(bundle: Bundle, variant: Variant, found: FoundSources, arguments: argpa
     )
 
 
-def _summary_lines(summary: BulkSummary) -> Sequence[str]:
-    rows, shards = _counted(summary.rows, "row"), _counted(summary.shards, "shard")
-    lines = [f"{rows} in {shards}, {_counted(summary.tokens, 'token')}"]
-    if 0 < summary.already_done == summary.shards:
-        lines.append("the job was finished already; nothing was left to do")
+def _summary_lines(summary: BulkSummary) -> Iterator[str]:
+    shards, complete = summary.shards, summary.complete
+    names = ("rows", "tokens", "truncated", "out_of_vocabulary", "rejected")
+    rows, tokens, truncated, respelled, rejected = (sum(getattr(one, name) for one in shards) for name in names)
+    yield f"{_counted(rows, 'row')} in {_counted(len(shards), 'shard')}, {_counted(tokens, 'token')}"
+    if 0 < summary.already_done == len(shards):
+        yield "the job was finished already; nothing was left to do"
     elif summary.already_done:
-        lines.append(f"{_counted(summary.already_done, 'shard was', 'shards were')} done already")
+        yield f"{_counted(summary.already_done, 'shard was', 'shards were')} done already"
     if summary.taken_away:
-        lines.append(f"{summary.taken_away} finished shards are no longer in vectors/, and are not made again")
-    if summary.truncated:
-        lines.append(f"{_counted(summary.truncated, 'text was', 'texts were')} longer than --max-length and cut")
-    if summary.out_of_vocabulary:
-        lines.append(f"{_counted(summary.out_of_vocabulary, 'text has', 'texts have')} pieces that the bundle dropped")
-    if summary.rejected:
-        lines.append(f"{_counted(summary.rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons")
-    if summary.repeated_ids:
-        lines.append(
-            f"{_counted(summary.repeated_ids, 'row has', 'rows have')} an id that a row before has, "
-            f"{summary.repeated_id!r} for one"
-        )
-    return lines
+        yield f"{summary.taken_away} finished shards are no longer in vectors/, and are not made again"
+    if truncated:
+        yield f"{_counted(truncated, 'text was', 'texts were')} longer than --max-length and cut"
+    if respelled:
+        yield f"{_counted(respelled, 'text has', 'texts have')} pieces that the bundle dropped"
+    if rejected:
+        yield f"{_counted(rejected, 'row is', 'rows are')} in rejected.jsonl, with the reasons"
+    if complete.repeated_ids:
+        many = _counted(complete.repeated_ids, "row has", "rows have")
+        yield f"{many} an id that a row before has, {complete.repeated_id!r} for one"
 
 
-def _check_lines(found: JobCheck) -> Sequence[str]:
-    rows, files = _counted(found.rows, "row"), _counted(found.files, "file")
-    lines = [f"{rows} of {files} would be encoded, {found.rejected} rejected"]
-    lines += [f"  {one.rows} x {one.reason}, first {one.place}" for one in found.rejections[:_MOST_REASONS]]
-    lines.append(
-        f"{_counted(found.tokens, 'token')}; a text has {found.median_tokens} in the median, {found.p95_tokens} at the "
-        f"95th percentile, {found.most_tokens} at most"
+def _check_lines(found: JobCheck, files: int) -> Iterator[str]:
+    rows, tokens = len(found.lengths), int(found.lengths.sum())
+    yield f"{_counted(rows, 'row')} of {_counted(files, 'file')} would be encoded, {found.rejected} rejected"
+    frequent = sorted(found.reasons.items(), key=lambda item: -item[1][0])
+    for reason, (count, place) in frequent[:_MOST_REASONS]:
+        yield f"  {count} x {reason}, first {place}"
+    shares = np.quantile(found.lengths if rows else [0], [0.5, 0.95, 1], method="inverted_cdf").astype(int)
+    yield (
+        f"{_counted(tokens, 'token')}; a text has {shares[0]} in the median, {shares[1]} at the 95th percentile, "
+        f"{shares[2]} at most"
     )
     if found.truncated:
-        lines.append(f"{_counted(found.truncated, 'text is', 'texts are')} longer than --max-length and would be cut")
+        yield f"{_counted(found.truncated, 'text is', 'texts are')} longer than --max-length and would be cut"
     if found.out_of_vocabulary:
-        lines.append(f"{_counted(found.out_of_vocabulary, 'text has', 'texts have')} pieces that the bundle dropped")
+        yield f"{_counted(found.out_of_vocabulary, 'text has', 'texts have')} pieces that the bundle dropped"
     if found.repeated_ids:
-        lines.append(f"{_counted(found.repeated_ids, 'row has', 'rows have')} an id that a row before has")
+        yield f"{_counted(found.repeated_ids, 'row has', 'rows have')} an id that a row before has"
     if found.tokens_per_s:
-        lines.append(
-            f"to expect: {_duration(found.tokens / found.tokens_per_s)} in one process here, at "
-            f"{found.tokens_per_s:.0f} tokens/s of a sample; about {found.size_bytes / 1e6:.1f} MB of vectors in "
+        yield (
+            f"to expect: {_duration(tokens / found.tokens_per_s)} in one process here, at {found.tokens_per_s:.0f} "
+            f"tokens/s of a sample; about {found.size_bytes / 1e6:.1f} MB of vectors in "
             f"{_counted(found.shards, 'shard')}"
         )
-    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from m3_runtime.cli.arguments import (
     checked_columns,
     colbert_settings,
     in_words,
-    open_encoder,
+    opening,
     placed,
 )
 from m3_runtime.cli.interrupt import interruptible
@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     parts: list[Encoding] = []
     texts = truncated = respelled = 0
     inputs = (arguments.file, arguments.bundle)
-    with interruptible(partial(open_encoder, arguments)) as encoder, opened_output(arguments.output, inputs) as file:
+    open_encoder = partial(M3Encoder.open, arguments.bundle, **opening(arguments))
+    with interruptible(open_encoder) as encoder, opened_output(arguments.output, inputs) as file:
         for rows, encoding in _encoded(encoder, source_format, arguments):
             texts, truncated = texts + len(rows), truncated + encoding.truncated
             respelled += encoding.out_of_vocabulary

@@ -10,9 +10,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 from typing import TypeVar
 
 from m3_runtime.bundle.manifest import Head
@@ -37,9 +36,7 @@ class InterruptibleEngine:
         self.streams, self.packed_tokens = engine.streams, engine.packed_tokens
         self.is_abandoned = False
         self._under_way: set[object] = set()
-        self._runs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="m3-engine", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "m3-engine")
 
     def run(self, batch: TokenBatch, outputs: Collection[Head]) -> RawOutputs:
         """As the engine's own."""
@@ -53,9 +50,7 @@ class InterruptibleEngine:
 
         if threading.current_thread() is not threading.main_thread():
             return compute()
-        future: Future[RawOutputs] = Future()
-        self._runs.put(lambda: _fulfil(future, compute))
-        return _waited_for(future)
+        return _waited_for(self._thread.submit(compute))
 
     def rest(self, least_tokens: int) -> None:
         """As the engine's own; nothing while runs are under way, which nobody waits for after Ctrl-C."""
@@ -68,13 +63,8 @@ class InterruptibleEngine:
             self.is_abandoned = True
             _abandoned.append(self)
             return
-        self._runs.put(None)
-        self._thread.join()  # it has nothing to do
+        self._thread.shutdown()  # it has nothing to do
         self._engine.close()
-
-    def _work(self) -> None:
-        while (run := self._runs.get()) is not None:
-            run()
 
 
 @contextmanager
@@ -87,14 +77,14 @@ def second_ends_at_once(code: int, message: str) -> Iterator[None]:
     if not is_main or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield
         return
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
         seen = 0
-        with ear:
-            while signals := ear.recv(64):
+        with reader:
+            while signals := reader.recv(64):
                 seen += signals.count(signal.SIGINT)
                 if seen > 1:
                     with suppress(OSError):
@@ -106,7 +96,7 @@ def second_ends_at_once(code: int, message: str) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        mouth.close()  # which ends the thread
+        writer.close()  # which ends the thread
 
 
 def end_without_waiting(code: int) -> None:
@@ -120,23 +110,16 @@ def end_without_waiting(code: int) -> None:
 
 def interruptible(open_model: Callable[[], _Model]) -> _Model:
     """A model whose opening and whose batches Ctrl-C does not wait for; the results are the same."""
-    opening: Future[_Model] = Future()
-    thread = threading.Thread(target=_fulfil, args=(opening, open_model), name="m3-opening", daemon=True)
+    thread = ThreadPoolExecutor(1, "m3-opening")
     try:
-        thread.start()
+        opening = thread.submit(open_model)
+        thread.shutdown(wait=False)
         model = _waited_for(opening)
     except KeyboardInterrupt:
-        _abandoned.append(opening)
+        _abandoned.append(thread)
         raise
     model.engine = InterruptibleEngine(model.engine)
     return model
-
-
-def _fulfil(future: Future[_Result], work: Callable[[], _Result]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _waited_for(future: Future[_Result]) -> _Result:

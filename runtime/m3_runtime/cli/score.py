@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -29,7 +29,7 @@ from m3_runtime.io.output import STDOUT, json_line, opened_output
 from m3_runtime.io.readers import read_pairs
 from m3_runtime.io.rows import PairRow
 from m3_runtime.pairs import LEAST_PAIR_TOKENS, check_not_empty
-from m3_runtime.reranker import M3Reranker
+from m3_runtime.reranker import M3Reranker, RerankScores
 from m3_runtime.scoring import FusionWeights
 
 _STEP_PAIRS = 1024
@@ -82,10 +82,11 @@ def run(arguments: argparse.Namespace) -> None:
     count = truncated = respelled = 0
     inputs = [arguments.bundle, *([] if arguments.pairs is None else [arguments.pairs])]
     with interruptible(partial(open_model, arguments)) as model, opened_output(arguments.output, inputs) as file:
-        score = _by_pairs(model, arguments) if isinstance(model, M3Reranker) else _by_heads(model, arguments)
+        is_reranker = isinstance(model, M3Reranker)
+        _check_kind(arguments, is_reranker=is_reranker)
         while step := list(islice(pairs, _STEP_PAIRS)):
             with placed(step, count):
-                rows, cut, lacking = score(step)
+                rows, cut, lacking = _scored(model, step, arguments)
             count += len(step)
             truncated, respelled = truncated + cut, respelled + lacking
             for row in rows:
@@ -93,7 +94,6 @@ def run(arguments: argparse.Namespace) -> None:
         if not count:
             raise InputError(f"{in_words(arguments.pairs)} has no pairs to score")
     if truncated:
-        is_reranker = isinstance(model, M3Reranker)
         counted = f"{count} pairs" if is_reranker else f"{2 * count} texts"
         limits = f"--max-query-length or {'--max-length' if is_reranker else '--max-passage-length'}"
         sys.stderr.write(f"m3-runtime: {truncated} of {counted} were longer than {limits} and were cut\n")
@@ -101,65 +101,39 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stderr.write(f"m3-runtime: {respelled} of {2 * count} texts have pieces that the bundle dropped\n")
 
 
-_Scores = Callable[[list[PairRow]], tuple[list[dict[str, float]], int, int]]
-"""A line of scores for each of some pairs; how many of their texts, or of the pairs, were cut; and how many of their
-texts have a piece that the bundle dropped."""
-
-
-def _by_heads(encoder: M3Encoder, arguments: argparse.Namespace) -> _Scores:
-    """An encoder's scores, of every head and combined.
-
-    Raises:
-        InputError: an argument is for a reranker.
-    """
-    _refuse(arguments, ("max_length", "normalize"), "a reranker's bundle")
-    weights = FusionWeights.from_sequence(arguments.weights)
-
-    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
-        scores = encoder.score_pairs(
-            [(pair.query, pair.passage) for pair in step],
-            arguments.batch_size,
-            arguments.max_query_length,
-            arguments.max_passage_length,
-            token_budget=arguments.token_budget,
-            on_truncate=arguments.on_truncate,
-        )
-        combined = scores.combined(weights)
-        rows = [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)]
-        return rows, scores.truncated, scores.out_of_vocabulary
-
-    return score
-
-
-def _by_pairs(reranker: M3Reranker, arguments: argparse.Namespace) -> _Scores:
-    """A reranker's one score.
-
-    Raises:
-        InputError: an argument is for an encoder.
-    """
-    _refuse(arguments, ("weights", "max_passage_length"), "an encoder's bundle")
-
-    def score(step: list[PairRow]) -> tuple[list[dict[str, float]], int, int]:
-        for pair in step:
-            check_not_empty(pair.query, f"{pair.place}: the query")
-            check_not_empty(pair.passage, f"{pair.place}: the passage")
-        scores = reranker.score_pairs(
-            [(pair.query, pair.passage) for pair in step],
-            arguments.batch_size,
-            arguments.max_query_length,
-            arguments.max_length,
-            token_budget=arguments.token_budget,
-            on_truncate=arguments.on_truncate,
-        )
-        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated, 0
-
-    return score
-
-
-def _refuse(arguments: argparse.Namespace, names: Sequence[str], needed: str) -> None:
-    for name in names:
+def _check_kind(arguments: argparse.Namespace, *, is_reranker: bool) -> None:
+    """Refuse options of the other kind of bundle."""
+    others = ("weights", "max_passage_length") if is_reranker else ("max_length", "normalize")
+    needed = "an encoder's bundle" if is_reranker else "a reranker's bundle"
+    for name in others:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')} is for {needed}, which this is not; leave it out")
+
+
+def _scored(
+    model: M3Encoder | M3Reranker, step: list[PairRow], arguments: argparse.Namespace
+) -> tuple[list[dict[str, float]], int, int]:
+    """A line of scores for each pair: of an encoder's heads, each and combined, or a reranker's one.
+
+    And how many texts, or a reranker's pairs, were cut; and how many texts have a piece that the bundle dropped.
+    """
+    is_reranker = isinstance(model, M3Reranker)
+    for pair in step if is_reranker else ():
+        check_not_empty(pair.query, f"{pair.place}: the query")
+        check_not_empty(pair.passage, f"{pair.place}: the passage")
+    scores = model.score_pairs(
+        [(pair.query, pair.passage) for pair in step],
+        arguments.batch_size,
+        arguments.max_query_length,
+        arguments.max_length if is_reranker else arguments.max_passage_length,
+        token_budget=arguments.token_budget,
+        on_truncate=arguments.on_truncate,
+    )
+    if isinstance(scores, RerankScores):
+        return [{"score": value} for value in scores.values(normalize=arguments.normalize)], scores.truncated, 0
+    combined = scores.combined(FusionWeights.from_sequence(arguments.weights))
+    rows = [dict(zip(combined, row, strict=True)) for row in zip(*combined.values(), strict=True)]
+    return rows, scores.truncated, scores.out_of_vocabulary
 
 
 def _pairs(arguments: argparse.Namespace) -> Iterator[PairRow]:

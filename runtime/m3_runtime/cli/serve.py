@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m3_runtime.cli.arguments import (
     MOST_SECONDS,
@@ -21,12 +21,11 @@ from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.server.auth import A_KEY, is_key
-from m3_runtime.server.logs import LogFormat, LogLevel
+from m3_runtime.server.logs import LogFormat, LogLevel, LogSettings
+from m3_runtime.server.queue import QueueLimits
+from m3_runtime.server.settings import MIB, RequestLimits, ServedBundle, ServerSettings
 from m3_runtime.server.stopping import ending_at_once
 from m3_runtime.tokenizer import OnTruncate
-
-if TYPE_CHECKING:
-    from m3_runtime.server.settings import ServerSettings
 
 _MOST_PORT = 65535
 
@@ -113,9 +112,9 @@ def _add_service(command: argparse.ArgumentParser) -> None:
     text = "cut dense vectors to the dimensions asked for, though the model was not trained for it; GET /info: the loss"
     group.add_argument("--allow-dimensions", dest="cuts_dimensions", action="store_true", help=text)
     text = "after SIGTERM, serve for S more seconds while /ready answers 503"
-    _add_seconds(group, "--drain-delay-s", text, 0.0)
+    _add_seconds(group, "--drain-delay-s", text, ServerSettings.drain_delay_s)
     text = "after that, S seconds for the requests under way, then 503; with --drain-delay-s less than Kubernetes' 30 s"
-    _add_seconds(group, "--drain-s", text, 20.0)
+    _add_seconds(group, "--drain-s", text, ServerSettings.drain_s)
 
 
 def _add_names(group: Any) -> None:
@@ -135,20 +134,22 @@ def _add_names(group: Any) -> None:
 def _add_limits(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("limits")
     text = "most tokens that wait (429 beyond it), and most of one request (413); OpenAI's longest has 300000"
-    add_integer(group, "--max-queue-tokens", text, default=2**20)
+    add_integer(group, "--max-queue-tokens", text, default=QueueLimits.max_tokens)
     text = "most tokens that run together, except one long text; more gain little, and keep short queries waiting"
-    add_integer(group, "--batch-tokens", text, default=1024)
-    add_integer(group, "--max-texts", "most texts of a request, as many as OpenAI takes", default=2048)
+    add_integer(group, "--batch-tokens", text, default=QueueLimits.batch_tokens)
+    add_integer(
+        group, "--max-texts", "most texts of a request, as many as OpenAI takes", default=RequestLimits.max_texts
+    )
     text = "longest request body in KiB; 300000 tokens of nearly any script fit into the default"
-    add_integer(group, "--max-body-kib", text, default=8192)
+    add_integer(group, "--max-body-kib", text, default=RequestLimits.max_body_bytes // 1024)
     text = "most requests at a time of a client, and a quarter more of all (429 beyond it)"
-    add_integer(group, "--max-requests", text, default=512)
+    add_integer(group, "--max-requests", text, default=RequestLimits.max_requests)
     text = "most MiB of vectors and answers in memory, half of it for a client (429 beyond it)"
-    add_integer(group, "--max-result-mib", text, default=1024)
+    add_integer(group, "--max-result-mib", text, default=RequestLimits.max_result_bytes // MIB)
     text = "seconds for a request, as long as OpenAI's clients wait; a client may ask for less: X-M3-Deadline-Ms"
-    _add_seconds(group, "--deadline-s", text, 600.0, above=0)
+    _add_seconds(group, "--deadline-s", text, RequestLimits.deadline_s, above=0)
     text = "seconds for a request's body to arrive, and one more for each 64 KiB"
-    _add_seconds(group, "--body-timeout-s", text, 10.0, above=0)
+    _add_seconds(group, "--body-timeout-s", text, RequestLimits.body_timeout_s, above=0)
 
 
 def _add_surroundings(command: argparse.ArgumentParser) -> None:
@@ -186,8 +187,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve as the arguments say."""
     try:
         with ending_at_once():
-            from m3_runtime.server.otel import check_traces
             from m3_runtime.server.serving import serve
+            from m3_runtime.server.tracing import check_traces
     except ImportError as error:
         raise ExtraNotInstalledError(
             f'the server cannot be loaded ({error}); install what it needs: pip install "m3-runtime[serve]"'
@@ -196,35 +197,34 @@ def run(arguments: argparse.Namespace) -> None:
     serve(settings(arguments))
 
 
-def settings(arguments: argparse.Namespace) -> "ServerSettings":
+def settings(arguments: argparse.Namespace) -> ServerSettings:
     """The arguments as settings: those that are called as a setting is are one.
 
     Raises:
         InputError: a variant is chosen of a reranker that is not given.
     """
-    from m3_runtime.server.logs import LogSettings
-    from m3_runtime.server.queue import QueueLimits
-    from m3_runtime.server.settings import RequestLimits, ServedBundle, ServerSettings
 
     def named(kind: type[RequestLimits | ServerSettings]) -> dict[str, Any]:
+        given = vars(arguments)
         return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
-    if arguments.reranker is None and arguments.reranker_variant != AUTO:
+    how = opening(arguments)
+    how["threads"] = arguments.threads or max(1, default_threads() // arguments.workers)
+    reranker = None
+    if arguments.reranker is not None:
+        reranker = ServedBundle(arguments.reranker, **how | {"variant": arguments.reranker_variant})
+    elif arguments.reranker_variant != AUTO:
         raise InputError("--reranker-variant is for --reranker, which is not given; name its bundle, or leave it out")
-    given = vars(arguments)
     body_bytes = 1024 * arguments.max_body_kib
     limits: dict[str, Any] = {
         "queue": QueueLimits(max_tokens=arguments.max_queue_tokens, batch_tokens=arguments.batch_tokens),
         "max_body_bytes": body_bytes,
         "max_held_bytes": max(RequestLimits.max_held_bytes, 4 * body_bytes),
-        "max_result_bytes": 1024**2 * arguments.max_result_mib,
+        "max_result_bytes": MIB * arguments.max_result_mib,
     }
-    threads = arguments.threads or max(1, default_threads() // arguments.workers)
-    how = opening(arguments) | {"threads": threads}
     others: dict[str, Any] = {
         "bundle": ServedBundle(Path(arguments.bundle), **how),
-        "reranker": arguments.reranker
-        and ServedBundle(arguments.reranker, **how | {"variant": arguments.reranker_variant}),
+        "reranker": reranker,
         "model_names": tuple(name.strip() for names in arguments.model_names or () for name in names.split(",")),
         "on_truncate": OnTruncate.TRUNCATE if arguments.auto_truncate else OnTruncate.ERROR,
         "limits": RequestLimits(**named(RequestLimits) | limits),

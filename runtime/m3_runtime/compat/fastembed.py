@@ -3,7 +3,6 @@
 Texts are taken as they are needed and vectors are given as they come, so that any number of them fits into memory.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +23,6 @@ from m3_runtime.opened_model import check_kind
 from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text, checked_texts
 
-_log = logging.getLogger("m3_runtime")
 _Vectors = TypeVar("_Vectors")
 _CPU_PROVIDERS = ("CPUExecutionProvider", "OpenVINOExecutionProvider")
 
@@ -76,18 +74,12 @@ class _Embedding(Generic[_Vectors]):
         lazy_load: bool = False,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are fastembed's, with these differences.
 
-        Args:
-            model_name: a bundle's folder, unless `specific_model_path` is one.
-            cache_dir: accepted; nothing is downloaded.
-            threads: as in `M3Encoder.open`.
-            providers: None or those of the CPU; others give a warning.
-            cuda: as `providers`.
-            device_ids: as `providers`.
-            lazy_load: accepted; the bundle is opened now.
-            **more: `specific_model_path`, a bundle's folder; `local_files_only`, which is always so; `variant`,
-                `engine` and `low_memory` as in `M3Encoder.open`.
+        `model_name` is a bundle's folder, unless `specific_model_path` is one. `cache_dir` and `local_files_only` have
+        no effect, as nothing is downloaded, nor has `lazy_load`: the bundle is opened now. `providers`, `cuda` and
+        `device_ids` that are not the CPU's give a warning. `threads`, `variant`, `engine` and `low_memory` are those of
+        `M3Encoder.open`.
 
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks the head, InputError for an unknown argument.
@@ -113,12 +105,8 @@ class _Embedding(Generic[_Vectors]):
     ) -> Iterator[_Vectors]:
         """The vectors of S texts, one after the other, each cut at the model's limit.
 
-        How many were cut is logged as a warning by "m3_runtime".
-
-        Args:
-            documents: any number of texts, or one.
-            batch_size: how many are taken and encoded at a time.
-            parallel: None; the engine uses all threads, so more processes give a warning and are not started.
+        `batch_size` of them are taken and encoded at a time. How many were cut is logged as a warning by "m3_runtime".
+        The engine uses all threads, so `parallel` processes give a warning and are not started.
 
         Raises:
             InputError: a text is not what it must be; it is named by its index.
@@ -137,11 +125,7 @@ class _Embedding(Generic[_Vectors]):
             found = self.encoder.encode_heads(
                 texts, {self._head}, batch_size=batch_size, max_length=self.encoder.max_tokens
             )
-            if found.truncated:
-                _log.warning("%d of %d texts had more tokens than the model takes", found.truncated, len(texts))
-            if found.out_of_vocabulary:
-                _log.warning("%d of %d texts have pieces that the bundle dropped", found.out_of_vocabulary, len(texts))
-            yield from self._each(found)
+            yield from self._each(found.logged())
             done += len(texts)
 
     def query_embed(self, query: str | Iterable[str], **options: Any) -> Iterator[_Vectors]:

@@ -3,7 +3,6 @@
 docs/use/sentence-transformers.md lists what differs and why.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m3_runtime.bundle.prompts import read_prompts
-from m3_runtime.encode.encoding import leading
+from m3_runtime.encode.encoding import leading, log_losses
 from m3_runtime.encode.options import checked_integer, checked_max_length
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
 from m3_runtime.errors import InputError
-from m3_runtime.ignored import Devices, check_devices, refuse_changes
+from m3_runtime.ignored import Devices, check_devices, refuse_changes, taken_from
 from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer, check_text, checked_texts
-
-_log = logging.getLogger("m3_runtime")
 
 _ENGINES = {None: AUTO, "torch": AUTO, "onnx": "onnxruntime", "openvino": "openvino"}
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
@@ -62,7 +59,7 @@ class SentenceTransformer:
 
     device = "cpu"
 
-    def __init__(  # noqa: PLR0913 - sentence-transformers' arguments
+    def __init__(
         self,
         model_name_or_path: str | Path,
         *,
@@ -73,26 +70,14 @@ class SentenceTransformer:
         truncate_dim: int | None = None,
         backend: str | None = None,
         revision: str | None = None,
-        variant: str = AUTO,
-        threads: int | None = None,
-        low_memory: bool = False,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are sentence-transformers', with these differences.
 
-        Args:
-            model_name_or_path: a bundle's folder.
-            device: None or a device; it is the CPU that computes, and a warning says so.
-            prompts: by name; they win over the bundle's.
-            default_prompt_name: which of them is put before texts that come without one.
-            similarity_fn_name: how `similarity` compares; None is "cosine".
-            truncate_dim: keep this many leading dimensions.
-            backend: "onnx" or "openvino" chooses that engine; None and "torch" the fastest that runs here.
-            revision: None, or the commit that the bundle was exported from.
-            variant: as in `M3Encoder.open`.
-            threads: as in `M3Encoder.open`.
-            low_memory: as in `M3Encoder.open`.
-            **more: arguments that concern a download, which have no effect; others as long as they ask for nothing.
+        `model_name_or_path` is a bundle's folder. `device` may name another than the CPU, with a warning. `prompts` win
+        over the bundle's. `backend` "onnx" or "openvino" chooses that engine; None and "torch" the fastest that runs
+        here. `revision` is None, or the commit that the bundle was exported from. `variant`, `threads` and `low_memory`
+        are those of `M3Encoder.open`. Arguments that concern a download have no effect; others must ask for nothing.
 
         Raises:
             M3Error: as `M3Encoder.open`, and InputError for what cannot be done.
@@ -100,15 +85,14 @@ class SentenceTransformer:
         Warns:
             IgnoredArgumentWarning: another device than the CPU.
         """
+        engine = _ENGINES[_one_of(_ENGINES, backend, "backend")]
+        opening = {"engine": engine, **taken_from(more, "variant", "threads", "low_memory")}
         if unknown := sorted(more.keys() - _NOTHING.keys() - _DOWNLOAD):
             raise InputError(f"unknown argument {unknown[0]!r}; sentence-transformers has none of that name either")
         refuse_changes(more, _NOTHING)
         check_devices(device, "device")
         self.similarity_fn_name = _one_of(_SIMILARITIES, similarity_fn_name or "cosine", "similarity_fn_name")
-        engine = _ENGINES[_one_of(_ENGINES, backend, "backend")]
-        self.encoder = M3Encoder.open(
-            model_name_or_path, variant=variant, engine=engine, threads=threads, low_memory=low_memory
-        )
+        self.encoder = M3Encoder.open(model_name_or_path, **opening)
         exported = self.encoder.bundle.manifest.source.revision
         if revision not in (None, exported):
             raise InputError(f"revision is {revision!r}, but the bundle was exported from {exported!r}; leave it out")
@@ -140,25 +124,14 @@ class SentenceTransformer:
     ) -> NDArray[Any]:
         """The dense vectors of S texts.
 
-        How many were cut to `max_seq_length` is logged as a warning by "m3_runtime".
+        How many were cut to `max_seq_length` is logged as a warning by "m3_runtime". Arguments are
+        sentence-transformers', with these differences.
 
-        Args:
-            sentences: S texts, or one.
-            prompt_name: which of `prompts` is put before each.
-            prompt: what is put before each, whatever its name.
-            batch_size: most texts that run together.
-            show_progress_bar: show one on standard error, if tqdm is installed.
-            output_value: "sentence_embedding" alone.
-            precision: "float32", or how vectors are packed: "int8" and "uint8" spread each dimension between the least
-                and the largest value among these texts, "binary" and "ubinary" keep the signs, eight to a byte.
-            convert_to_numpy: True alone.
-            convert_to_tensor: False alone.
-            device: as in the constructor.
-            normalize_embeddings: scale to unit length, after truncating.
-            truncate_dim: keep this many leading dimensions; None is the constructor's.
-            pool: None alone; the engine uses all threads.
-            chunk_size: None alone.
-            inputs: `sentences` under its newer name.
+        `show_progress_bar` shows one on standard error, if tqdm is installed. `precision` other than "float32" packs
+        vectors: "int8" and "uint8" spread each dimension between the least and the largest value among these texts,
+        "binary" and "ubinary" keep the signs, eight to a byte. `output_value`, `convert_to_numpy`,
+        `convert_to_tensor`, `pool` and `chunk_size` take their default alone. `device` is as in the constructor.
+        `truncate_dim` keeps so many leading dimensions, before `normalize_embeddings`; None is the constructor's.
 
         Returns:
             (S, H) float32, or (H,) for one text; int8 or uint8 with another precision.
@@ -296,13 +269,7 @@ class SentenceTransformer:
             vectors.append(found.dense_vecs)
             truncated += found.truncated
             respelled += found.out_of_vocabulary
-        if truncated:
-            _log.warning(
-                "%d of %d texts had more than max_seq_length, %d tokens, and were cut",
-                truncated, len(texts), self.max_seq_length,
-            )  # fmt: skip
-        if respelled:
-            _log.warning("%d of %d texts have pieces that the bundle dropped", respelled, len(texts))
+        log_losses(f"{len(texts)} texts", truncated, respelled, maximum=f"max_seq_length, {self.max_seq_length},")
         return np.concatenate(vectors)
 
 

@@ -2,7 +2,7 @@
 
 Length alone decides how a text runs, so its vectors are the same alone, in any batch and in any order:
 
-* Short texts are packed, many in a row, even if there is only one. The graph keeps them apart, and batch mates do not
+* Short texts are packed, many in a row, even if there is only one. The graph separates them, and batch mates do not
   change a bit of them. One pass over the weights serves texts of many lengths.
 * Longer ones run in batches of one length, so nothing is padded. Padding would cost more than its tokens: it changes
   the last bits of attention's sums, an activation near the edge of an INT8 step then falls to the other side, and the
@@ -215,12 +215,7 @@ def pack_batch(rows: Sequence[Sequence[NDArray[np.int32]]], pad_id: int, pooling
     """Put several texts in a row.
 
     The first two tokens of all texts of a row come first, then what is left of each: a dense-only call computes its
-    last layer for the leading tokens alone.
-
-    Args:
-        rows: R rows of texts, given as ids.
-        pad_id: the tokenizer's.
-        pooling: which token stands for a text.
+    last layer for the leading tokens alone. Texts are given as ids; `pooling` says which token stands for a text.
 
     >>> batch = pack_batch([[np.array([0, 7, 8, 2], np.int32), np.array([0, 9, 2], np.int32)]], 1, Pooling.CLS)
     >>> batch.input_ids.tolist(), batch.attention_mask.tolist()

@@ -177,7 +177,8 @@ def stored(rows: NDArray[Any], dtype: ColbertDtype | str) -> NDArray[Any] | Pack
     most = (1 << dtype.bits) - 1
     steps = np.abs(exact).max(axis=1, initial=0)[:, None] * np.float32(2 / most)
     codes = np.floor(exact / np.where(steps > np.finfo(np.float32).tiny, steps, 1)) + (most + 1) // 2
-    codes = np.clip(codes, 0, most).astype(np.uint8)
+    highest = np.where(exact < 0, most // 2, most)  # the smallest of floats have quotients that are no longer below 0
+    codes = np.clip(codes, 0, highest).astype(np.uint8)
     levels = codes.astype(np.float32) * 2 - most
     square, along = (np.einsum("rc,rc->r", exact, other) for other in (exact, levels))
     scales = (square / np.where(along > 0, along, 1)).astype(np.float32)

@@ -75,22 +75,14 @@ class Encoding(Mapping[str, Any]):
 
     def logged(self) -> "Encoding":
         """The same; its counts go to the logger "m3_runtime", for callers that hand on the vectors alone."""
-        texts = len(self.token_counts)
-        if self.truncated:
-            _log.warning("%d of %d texts had more tokens than the maximum and were cut", self.truncated, texts)
-        if self.out_of_vocabulary:
-            _log.warning("%d of %d texts have pieces that the bundle dropped", self.out_of_vocabulary, texts)
+        log_losses(f"{len(self.token_counts)} texts", self.truncated, self.out_of_vocabulary)
         return self
 
     def leading_dimensions(self, size: int, *, normalize: bool) -> "Encoding":
         """The same texts with the first `size` dimensions of their dense and ColBERT vectors.
 
         FlagEmbedding's `truncate_dim` cuts before it normalizes. Cutting afterwards and normalizing again gives the
-        same vectors, because the first normalization only scaled them.
-
-        Args:
-            size: dimensions to keep; narrower vectors stay as they are.
-            normalize: whether vectors have unit length.
+        same vectors, because the first normalization only scaled them. Narrower vectors stay as they are.
         """
         dense, colbert = self.dense_vecs, self.colbert_vecs
         if isinstance(colbert, list):
@@ -123,18 +115,28 @@ class Encoding(Mapping[str, Any]):
         return f"Encoding(texts={len(self.token_counts)}, heads={heads}, truncated={self.truncated})"
 
 
+def log_losses(
+    of: str, truncated: int, out_of_vocabulary: int = 0, *, maximum: str = "the maximum", remedy: str = ""
+) -> None:
+    """Log how many texts lost something, for callers whose results have no place for it; `of` is what they are of."""
+    if truncated:
+        _log.warning("%d of %s had more tokens than %s and were cut%s", truncated, of, maximum, remedy)
+    if out_of_vocabulary:
+        _log.warning("%d of %s have pieces that the bundle dropped", out_of_vocabulary, of)
+
+
 class EncodingBuilder:
     """One encoding of S texts that are encoded in different batches."""
 
-    def __init__(self, texts: int, heads: Collection[Head]) -> None:
-        """Expect S = `texts` texts; of their vectors only those of `heads` are kept."""
+    def __init__(self, texts: int, heads: Collection[Head], hidden_size: int = 0, vocab_size: int = 0) -> None:
+        """Expect S = `texts` texts; of their vectors only those of `heads` are kept. The sizes matter if S is 0."""
         self.missing = texts
         self._is_here = np.zeros(texts, np.bool_)
         self._heads = heads
         self._token_counts = np.zeros(texts, np.int64)
-        self._dense: NDArray[np.float32] | None = None
+        self._dense = np.empty((0, hidden_size), np.float32)
         self._sparse = [_NO_WEIGHTS] * texts
-        self._vocab_size = 0
+        self._vocab_size = vocab_size
         self._colbert: list[NDArray[Any] | PackedRows] = [np.empty((0, 0), np.float32)] * texts
         self._scores = np.empty(texts, np.float32)
 
@@ -142,7 +144,7 @@ class EncodingBuilder:
         """Copy the vectors of text `index`, which is row `row` of a batch; its batch mates are not kept."""
         self._token_counts[index] = batch.token_counts[row]
         if Head.DENSE in self._heads and batch.dense_vecs is not None:
-            if self._dense is None:
+            if not self._dense.size:
                 self._dense = np.empty((len(self._token_counts), batch.dense_vecs.shape[1]), np.float32)
             self._dense[index] = batch.dense_vecs[row]
         if Head.SPARSE in self._heads and batch.sparse is not None:
@@ -159,14 +161,16 @@ class EncodingBuilder:
         """(P,) indices of the texts that are not missing."""
         return np.flatnonzero(self._is_here)
 
-    def encoding(self) -> Encoding:
+    def encoding(self, truncated: int = 0, out_of_vocabulary: int = 0) -> Encoding:
         """All S texts, with nothing for those that are missing; how many were cut is for the caller to say."""
         is_sparse = Head.SPARSE in self._heads
         return Encoding(
-            dense_vecs=self._dense,
+            dense_vecs=self._dense if Head.DENSE in self._heads else None,
             sparse=SparseVectors.from_rows(self._sparse, self._vocab_size) if is_sparse else None,
             colbert_vecs=self._colbert if Head.COLBERT in self._heads else None,
             token_counts=self._token_counts,
+            truncated=truncated,
+            out_of_vocabulary=out_of_vocabulary,
             scores=self._scores if Head.SCORE in self._heads else None,
         )
 

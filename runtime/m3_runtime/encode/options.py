@@ -2,16 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
+from typing import TypedDict
 
 from m3_runtime.bundle.manifest import LEAST_TOKENS, Head, ModelInfo
 from m3_runtime.bundle.reader import Bundle
+from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.colbert import ColbertDtype, ColbertForm
 from m3_runtime.errors import HeadError, InputError
+from m3_runtime.sequences import member
 from m3_runtime.tokenizer import OnTruncate
-
-_E = TypeVar("_E", bound=StrEnum)
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_LENGTH = 512
@@ -30,12 +29,29 @@ class EncodeOptions:
     colbert: ColbertForm
 
 
+class BatchArguments(TypedDict, total=False):
+    """Arguments of `M3Encoder.encode` other than texts, heads, and those of ColBERT rows."""
+
+    batch_size: int
+    token_budget: int
+    max_length: int | None
+    on_truncate: OnTruncate | str
+
+
+class EncodeArguments(BatchArguments, total=False):
+    """Arguments of `M3Encoder.encode` other than texts and heads."""
+
+    colbert_dtype: ColbertDtype | str
+    colbert_dim: int | None
+    colbert_pool: int
+
+
 def encode_options(
     manifest: ModelInfo,
     heads: Collection[Head],
     *,
-    batch_size: int,
-    token_budget: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
     max_length: int | None = None,
     on_truncate: OnTruncate | str = OnTruncate.TRUNCATE,
     colbert: ColbertForm = ColbertForm(),  # noqa: B008 - frozen
@@ -53,7 +69,7 @@ def encode_options(
         max_length=checked_max_length(max_length, manifest.geometry.max_tokens, "max_length"),
         batch_size=checked_integer(batch_size, "batch_size"),
         token_budget=checked_integer(token_budget, "token_budget"),
-        on_truncate=_member(OnTruncate, on_truncate, "on_truncate"),
+        on_truncate=member(OnTruncate, on_truncate, "on_truncate"),
         colbert=colbert,
     )
 
@@ -66,7 +82,7 @@ def colbert_form(bundle: Bundle, dtype: ColbertDtype | str, dim: int | None, poo
         HeadError: dimensions are asked for of a bundle without that head.
     """
     return ColbertForm(
-        _member(ColbertDtype, dtype, "colbert_dtype"),
+        member(ColbertDtype, dtype, "colbert_dtype"),
         None if dim is None else bundle.colbert_axes(dim),
         checked_integer(pool, "colbert_pool"),
     )
@@ -127,11 +143,3 @@ def checked_integer(value: object, name: str, least: int = 1) -> int:
     if number < least:
         raise InputError(f"{name} must be at least {least}, got {number}")
     return number
-
-
-def _member(kind: type[_E], value: str, name: str) -> _E:
-    try:
-        return kind(value)
-    except ValueError as error:
-        names = " or ".join(repr(e.value) for e in kind)
-        raise InputError(f"{name} must be {names}, got {value!r}") from error

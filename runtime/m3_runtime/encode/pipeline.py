@@ -4,6 +4,7 @@ Texts go window by window: while one window is worked on, the next is tokenized 
 is a matter of speed alone. Texts that may run together find each other across windows (`batching.Waiting`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,9 +12,9 @@ from typing import TypeVar
 
 from m3_runtime.bundle.manifest import ModelInfo
 from m3_runtime.encode.batching import BatchLimits, Ready, Waiting
-from m3_runtime.encode.encoding import Encoding
+from m3_runtime.encode.encoding import Encoding, EncodingBuilder
 from m3_runtime.encode.options import EncodeOptions
-from m3_runtime.encode.outputs import Results
+from m3_runtime.encode.outputs import batch_encoding
 from m3_runtime.engines import Engine, RawOutputs, TokenBatch
 from m3_runtime.engines.streams import in_streams
 from m3_runtime.errors import TextTooLongError
@@ -40,7 +41,14 @@ def encode_texts(
         TextTooLongError: a text is too long and `options` say that this is an error.
         EngineError: the engine refused a batch.
     """
-    with closing(tokenized_windows(texts, options, tokenizer)) as windows:
+
+    def tokenize(part: range) -> TokenizedTexts:
+        try:
+            return tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
+        except TextTooLongError as error:
+            raise error.of_part(part.start) from error
+
+    with closing(windows_ahead(map(len, texts), tokenize)) as windows:
         return encode_windows(windows, len(texts), options, manifest, engine)
 
 
@@ -81,43 +89,33 @@ def encode_windows(
             on_batch(batch)
         return batch, engine.run(batch, options.heads)
 
-    results = Results(texts, options, manifest)
+    losses: Counter[str] = Counter()
+
+    def waiting_batches() -> Iterator[Ready]:
+        waiting, start = Waiting(limits), 0
+        for tokenized in windows:
+            losses.update(truncated=tokenized.truncated, out_of_vocabulary=tokenized.out_of_vocabulary)
+            yield from waiting.add(start, tokenized.ids)
+            start += len(tokenized.ids)
+        yield from waiting.rest()
+
+    geometry = manifest.geometry
+    builder = EncodingBuilder(texts, options.heads, geometry.hidden_size, geometry.vocab_size)
     budget = max(1, options.token_budget // engine.streams)  # of all that run at a time
     limits = BatchLimits(budget, options.batch_size, engine.packed_tokens)
-    with closing(in_streams(run, _batches(windows, limits, results), engine.streams)) as done:
+    with closing(in_streams(run, waiting_batches(), engine.streams)) as done:
         for ready, (batch, raw) in done:
-            results.take(ready.batch.indices, batch, raw)
-    return results.encoding()
-
-
-def _batches(windows: Iterable[TokenizedTexts], limits: BatchLimits, results: Results) -> Iterator[Ready]:
-    waiting, start = Waiting(limits), 0
-    for tokenized in windows:
-        results.note(start, tokenized)
-        yield from waiting.add(start, tokenized.ids)
-        start += len(tokenized.ids)
-    yield from waiting.rest()
-
-
-def tokenized_windows(
-    texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer
-) -> Generator[TokenizedTexts]:
-    """Yield all texts as ids, in order.
-
-    Raises:
-        TextTooLongError: a text is too long and `options` say that this is an error; its index is among all texts.
-    """
-    return windows_ahead(map(len, texts), lambda part: _window(part, texts, options, tokenizer))
+            found = batch_encoding(ready, batch, raw, options, manifest)
+            for row, index in enumerate(ready.batch.indices.tolist()):
+                builder.take(index, found, row)
+    return builder.encoding(**losses)
 
 
 def windows_ahead(sizes: Iterable[int], tokenize: Callable[[range], _Window]) -> Generator[_Window]:
     """Yield windows of texts as ids, in order.
 
-    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts.
-
-    Args:
-        sizes: characters of each text.
-        tokenize: makes the window of the texts of these indices; called from another thread.
+    One window is tokenized ahead, not more, so ids in memory do not grow with the number of texts. Sizes are the texts'
+    characters; `tokenize` makes the window of the texts of these indices, and is called from another thread.
 
     Raises:
         Exception: what `tokenize` raised.
@@ -132,10 +130,3 @@ def windows_ahead(sizes: Iterable[int], tokenize: Callable[[range], _Window]) ->
             window, following = following.result(), ahead.submit(tokenize, part)
             yield window
         yield following.result()
-
-
-def _window(part: range, texts: Sequence[str], options: EncodeOptions, tokenizer: M3Tokenizer) -> TokenizedTexts:
-    try:
-        return tokenizer.encode_batch(texts[part.start : part.stop], options.max_length, options.on_truncate)
-    except TextTooLongError as error:
-        raise error.of_part(part.start) from error

@@ -81,24 +81,3 @@ class SparseVectors:
         rows = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.indptr))
         order = np.lexsort((self.ids, rows))
         return self.weights[order], self.ids[order], self.indptr
-
-
-def gather_sparse(parts: Sequence[SparseVectors], order: NDArray[np.int64], vocab_size: int) -> SparseVectors:
-    """Put the rows of several batches into input order.
-
-    Args:
-        parts: the batches' rows.
-        order: (S,) the input index of each row, in the order in which the batches hold them.
-        vocab_size: columns of the matrix.
-    """
-    if not parts:
-        return SparseVectors.from_rows((), vocab_size)
-    counts = np.concatenate([np.diff(part.indptr) for part in parts])
-    starts = np.cumsum(counts) - counts
-    back = np.argsort(order, kind="stable")  # where the batches hold input row 0, 1, …
-    indptr = np.concatenate(([0], np.cumsum(counts[back]))).astype(np.int64)
-    # Entry k of a row is at that row's start in the batches plus k.
-    taken = np.repeat(starts[back] - indptr[:-1], counts[back]) + np.arange(indptr[-1])
-    ids = np.concatenate([part.ids for part in parts])[taken]
-    weights = np.concatenate([part.weights for part in parts])[taken]
-    return SparseVectors(indptr, ids, weights, vocab_size)

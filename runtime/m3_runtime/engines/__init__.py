@@ -104,6 +104,8 @@ class Opening:
 
 
 DEFAULT_OPENING = Opening()
+FLOAT_PRECISION = "fp32"
+"""The precision of a variant that multiplies no int8."""
 
 
 class Engine(Protocol):

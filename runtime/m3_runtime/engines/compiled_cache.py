@@ -3,7 +3,7 @@
 OpenVINO spends a second and more on rewriting a full-size graph. What comes of it is kept without the weights
 (CACHE_MODE=OPTIMIZE_SIZE), which are mapped from the bundle as ever: 5 MB for BGE-M3. Each variant has a file, whose
 name says for which files, properties and processor it was compiled, and in it the release that compiled and a digest.
-The file is complete or absent: it is written beside its place and renamed.
+The file is complete or absent: it is written under another name and renamed.
 """
 
 import hashlib
@@ -34,14 +34,7 @@ class CompiledForm:
 
 
 def cache_file(cache_dir: Path, bundle: Bundle, variant: Variant, threads: int) -> Path:
-    """Where a variant's compiled form belongs. Anything that it depends on and that changes gives another file.
-
-    Args:
-        cache_dir: the user's cache folder.
-        bundle: an open bundle.
-        variant: one of its variants.
-        threads: threads of one run.
-    """
+    """Where a variant's compiled form belongs. Anything that it depends on and that changes gives another file."""
     used = {variant.graph, *variant.files}
     cpu = cpu_info()
     facts = {
@@ -88,7 +81,7 @@ def kept_form(file: Path, release: str) -> CompiledForm | None:
             return form
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    _log.warning("the compiled form in %s is damaged or of another release; it is made anew", file)
+    _log.warning("the compiled form in %s is damaged or of another release; it is compiled again", file)
     return None
 
 

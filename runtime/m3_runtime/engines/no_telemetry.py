@@ -9,10 +9,21 @@ unless ORT_DISABLE_TELEMETRY is in the environment; it looks once, at the import
 27379). A user who has set that variable, to whatever, has decided.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from m3_runtime.bundle.manifest import EngineName
+from m3_runtime.errors import EngineNotInstalledError
+
+INSTALL = {
+    EngineName.ONNXRUNTIME: "pip install m3-runtime",
+    EngineName.OPENVINO: 'pip install "m3-runtime[openvino]"',
+}
+"""What brings an engine's package."""
 
 _OPENVINO_PACKAGE = "openvino_telemetry"
 _ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
@@ -33,3 +44,18 @@ def without_telemetry() -> Iterator[None]:
             del sys.modules[_OPENVINO_PACKAGE]
         if is_switching:
             del os.environ[_ONNXRUNTIME_SWITCH]
+
+
+def engine_package(engine: EngineName) -> Any:
+    """The package behind an engine, imported without its telemetry.
+
+    Raises:
+        EngineNotInstalledError: it is missing.
+    """
+    try:
+        with without_telemetry():
+            return importlib.import_module(engine.value)
+    except ImportError as error:
+        raise EngineNotInstalledError(
+            f"{engine.value} cannot be imported ({error}); install it: {INSTALL[engine]}"
+        ) from error

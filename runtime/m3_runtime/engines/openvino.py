@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_runtime.bundle.manifest import Head
+from m3_runtime.bundle.manifest import EngineName, Head, Variant
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import (
-    DEFAULT_OPENING,
     KEPT_TOKENS,
     PACKED_TEXTS,
     PADDED_ROWS,
@@ -31,20 +30,20 @@ from m3_runtime.engines import (
     is_pooled_only,
 )
 from m3_runtime.engines.compiled_cache import CompiledForm, keep_form, kept_form
-from m3_runtime.engines.no_telemetry import without_telemetry
+from m3_runtime.engines.no_telemetry import engine_package
 from m3_runtime.engines.resident import MappedFiles, mapping, trim_heap
-from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
+from m3_runtime.errors import BundleFormatError, EngineError
 
 _log = logging.getLogger("m3_runtime")
 
 Tokens = NDArray[np.int64]
 
-# Beside those that compute, one request to a stream: another thread may hand in and copy out meanwhile. Every
+# In addition to those that compute, one request to a stream: another thread may hand in and copy out meanwhile. Every
 # request keeps buffers of the largest batch that it has seen, so there are no more of them.
 _SPARE_REQUESTS = 1
 
 # OpenVINO keeps what it made for a shape, megabytes each, and 5000 of them by default. Batches have ever new
-# shapes, so that memory would grow for hours. Making it anew costs nothing that could be measured.
+# shapes, so that memory would grow for hours. Making it again costs nothing that could be measured.
 _KEPT_FOR_SHAPES = 64
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -84,15 +83,7 @@ class OpenVinoEngine:
         weights: MappedFiles,
         opening: Opening,
     ) -> None:
-        """Take over a compiled model.
-
-        Args:
-            model: the compiled model.
-            defaults: its optional inputs, and what they are unless we know better.
-            packed_tokens: as in `Engine`.
-            weights: the files that it has mapped.
-            opening: as in `open`.
-        """
+        """Take over a compiled model, its optional inputs' defaults, and the files that it has mapped."""
         self.streams = opening.streams
         self.packed_tokens = packed_tokens
         self._model = model
@@ -106,26 +97,11 @@ class OpenVinoEngine:
         self._idle: deque[Any] = deque()
 
     @classmethod
-    def open(
-        cls,
-        graph: Path,
-        properties: Mapping[str, str],
-        threads: int,
-        opening: Opening = DEFAULT_OPENING,
-        *,
-        packed_tokens: int = 0,
-        weights: Path | None = None,
-    ) -> "OpenVinoEngine":
-        """Compile an IR; its weights are mapped, not read.
+    def open(cls, graph: Path, variant: Variant, threads: int, opening: Opening) -> "OpenVinoEngine":
+        """Compile an IR; its weights are mapped, not read. They are a .bin file, by default called as the graph is.
 
-        Args:
-            graph: the .xml file.
-            properties: the variant's compile properties.
-            threads: threads of all runs together.
-            opening: `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from
-                `cache_file`, or kept there.
-            packed_tokens: as in `Engine`; the variant says it.
-            weights: the .bin file, in the graph's folder; by default it is called as the graph is.
+        `low_memory` keeps the buffers of one request, not of two; the compiled form is taken from `cache_file`, or kept
+        there.
 
         Raises:
             EngineNotInstalledError: openvino is missing.
@@ -137,17 +113,18 @@ class OpenVinoEngine:
                 "this process was forked while OpenVINO computed, and OpenVINO may crash in it; "
                 "fork before you encode, or start workers with spawn"
             )
-        openvino = _openvino()
-        config = compile_properties(properties, threads, opening.streams)
+        openvino = engine_package(EngineName.OPENVINO)
+        config = compile_properties(variant.properties, threads, opening.streams)
+        folder = graph.parents[variant.graph.count("/")]
+        weights = next((folder / path for path in variant.files if path.endswith(".bin")), graph.with_suffix(".bin"))
         try:
             with mapping(graph.parent) as mapped:
-                weights = weights or graph.with_suffix(".bin")
                 model, defaults = _load(openvino.Core(), graph, weights, config, opening, openvino.get_version())
         except Exception as error:  # OpenVINO raises bare RuntimeError and more
             raise EngineError(f"OpenVINO cannot load {graph.name!r}: {error}") from error
-        if packed_tokens and PACKED_TEXTS not in defaults:
+        if variant.packed_tokens and PACKED_TEXTS not in defaults:
             raise BundleFormatError(f"{graph.name!r} cannot pack texts, but its variant says so; export it again")
-        return cls(model, defaults, packed_tokens, mapped, opening)
+        return cls(model, defaults, variant.packed_tokens, mapped, opening)
 
     def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -214,14 +191,10 @@ class OpenVinoEngine:
                 _busy.discard(run)
                 if self._model is not None:
                     self._idle.append(request)
-                    self._give_back()
-
-    def _give_back(self) -> None:
-        """Let go of pages of weights that are packed now: after runs 1, 2, 4, 8 …, since new shapes may pack anew."""
-        run = next(self._runs)
-        if run & (run - 1) == 0:
-            self._weights.let_go()
-            trim_heap()
+                    count = next(self._runs)
+                    if count & (count - 1) == 0:  # after runs 1, 2, 4, 8 …: pages of weights that were packed can go,
+                        self._weights.let_go()  # and new shapes may pack again
+                        trim_heap()
 
 
 def _check_rows(batch: TokenBatch, raw: RawOutputs) -> None:
@@ -238,12 +211,8 @@ def compile_properties(properties: Mapping[str, str], threads: int, streams: int
     """All properties that a graph is compiled with: what we choose for a CPU server, then what the variant asks for.
 
     bf16 runs as f32, which is nearer to exact, on a processor that does not multiply it: there OpenVINO would round as
-    bf16 does and compute in float all the same.
-
-    Args:
-        properties: the variant's. Without a precision hint it computes in f32.
-        threads: threads of all runs together.
-        streams: how many runs share them.
+    bf16 does and compute in float all the same. Without a precision hint a variant computes in f32. `threads` are those
+    of all runs together.
     """
     config = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -264,17 +233,6 @@ def compile_properties(properties: Mapping[str, str], threads: int, streams: int
 def _say_once(message: str) -> None:
     """Each text once in the life of the process. Not a warning: nothing is lost but speed, and none can be had."""
     _log.info("%s", message)
-
-
-def _openvino() -> Any:
-    try:
-        with without_telemetry():
-            import openvino
-    except ImportError as error:
-        raise EngineNotInstalledError(
-            f'openvino cannot be imported ({error}); install it: pip install "m3-runtime[openvino]"'
-        ) from error
-    return openvino
 
 
 def _load(

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from m3_runtime.bundle.manifest import LEAST_TOKENS, Head
+from m3_runtime.bundle.manifest import LEAST_TOKENS, EngineName, Head, Variant
 from m3_runtime.cpu import cpu_info
 from m3_runtime.engines import (
-    DEFAULT_OPENING,
+    FLOAT_PRECISION,
     KEPT_TOKENS,
     POOLED_HEADS,
     Opening,
@@ -19,9 +19,9 @@ from m3_runtime.engines import (
     batch_failed,
     is_pooled_only,
 )
-from m3_runtime.engines.no_telemetry import without_telemetry
+from m3_runtime.engines.no_telemetry import engine_package
 from m3_runtime.engines.resident import trim_heap
-from m3_runtime.errors import BundleFormatError, EngineError, EngineNotInstalledError
+from m3_runtime.errors import BundleFormatError, EngineError
 
 # Properties with these beginnings are onnxruntime's own session configuration keys, handed over as they are.
 _CONFIG_PREFIXES = ("session.", "mlas.", "optimization.")
@@ -42,48 +42,28 @@ class OrtEngine:
 
     packed_tokens = 0  # its products do not keep the order of keys for every shape
 
-    def __init__(self, session: Any, streams: int, shrinking: Any, *, is_low_memory: bool = False) -> None:
-        """Take over a session.
-
-        Args:
-            session: the session.
-            streams: runs that compute at a time.
-            shrinking: the options of runs after which memory goes back to the system.
-            is_low_memory: all runs have them.
-        """
-        self.streams = streams
+    def __init__(self, session: Any, opening: Opening, shrinking: Any) -> None:
+        """Take over a session; `shrinking` are the options of runs after which memory goes back to the system."""
+        self.streams = opening.streams
         self._shrinking = shrinking
-        self._is_low_memory = is_low_memory
+        self._is_low_memory = opening.low_memory
         self._largest_tokens = self._started = 0
         self._session = session
         self._keeps_tokens = any(value.name == KEPT_TOKENS for value in session.get_overridable_initializers())
 
     @classmethod
-    def open(
-        cls,
-        graph: Path,
-        properties: Mapping[str, str],
-        threads: int,
-        opening: Opening = DEFAULT_OPENING,
-        *,
-        is_int8: bool,
-    ) -> "OrtEngine":
-        """Load a graph.
-
-        Args:
-            graph: the .onnx file, with external data beside it.
-            properties: the variant's session configuration.
-            threads: threads of all runs together.
-            opening: `low_memory` keeps no memory between runs.
-            is_int8: the graph multiplies int8.
+    def open(cls, graph: Path, variant: Variant, threads: int, opening: Opening) -> "OrtEngine":
+        """Load a graph, with external data next to it; `low_memory` keeps no memory between runs.
 
         Raises:
             EngineNotInstalledError: onnxruntime is missing.
             BundleFormatError: a property that this engine does not know.
             EngineError: onnxruntime cannot load the graph.
         """
-        onnxruntime = _onnxruntime()
-        options = session_options(properties, threads, is_int8=is_int8, streams=opening.streams)
+        onnxruntime = engine_package(EngineName.ONNXRUNTIME)
+        options = session_options(
+            variant.properties, threads, is_int8=variant.precision != FLOAT_PRECISION, streams=opening.streams
+        )
         opening.on_busy()
         try:
             session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -92,7 +72,7 @@ class OrtEngine:
         trim_heap()  # converting and packing weights leaves up to 200 MB behind
         shrinking = onnxruntime.RunOptions()
         shrinking.add_run_config_entry(*_SHRINKING)
-        return cls(session, opening.streams, shrinking, is_low_memory=opening.low_memory)
+        return cls(session, opening, shrinking)
 
     def run(self, batch: TokenBatch, heads: Collection[Head]) -> RawOutputs:
         """See `Engine.run`."""
@@ -106,7 +86,7 @@ class OrtEngine:
         self._started += 1
         try:
             outputs = session.run(names, inputs, self._shrinking if self._is_low_memory else None)
-            # Copied: they lie in the arena, and one that somebody keeps would keep a whole region of it.
+            # Copied: they are in the arena, and one that is kept would keep a whole region of it.
             arrays = [np.array(output) for output in outputs]
         except Exception as error:
             raise batch_failed("onnxruntime", batch, error) from error
@@ -147,19 +127,15 @@ class OrtEngine:
 def session_options(
     properties: Mapping[str, str], threads: int, *, is_int8: bool, streams: int = 1
 ) -> Any:  # onnxruntime.SessionOptions, which may not be installed
-    """All options that a graph is loaded with.
+    """All options that a graph is loaded with; `properties` are the variant's session configuration.
 
-    Args:
-        properties: the variant's session configuration.
-        threads: threads of all runs together.
-        is_int8: the graph multiplies int8.
-        streams: how many runs share the threads: each brings the thread that calls it, all share the rest.
+    Of the `threads` of all runs together each of the `streams` brings the one that calls it; all share the rest.
 
     Raises:
         EngineNotInstalledError: onnxruntime is missing.
         BundleFormatError: a property that this engine does not know.
     """
-    options = _onnxruntime().SessionOptions()
+    options = engine_package(EngineName.ONNXRUNTIME).SessionOptions()
     options.intra_op_num_threads = threads - streams + 1
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # one is kept for every shape, for ever, and saves no time that was measured
@@ -191,14 +167,3 @@ def session_config(properties: Mapping[str, str], *, is_int8: bool) -> dict[str,
             )
         config[key] = value
     return config
-
-
-def _onnxruntime() -> Any:
-    try:
-        with without_telemetry():
-            import onnxruntime
-    except ImportError as error:
-        raise EngineNotInstalledError(
-            f"onnxruntime cannot be imported ({error}); install it: pip install m3-runtime"
-        ) from error
-    return onnxruntime

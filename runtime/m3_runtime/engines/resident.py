@@ -37,10 +37,6 @@ class _Mapping:
     inode: str
     path: str
 
-    @property
-    def is_writable(self) -> bool:
-        return "w" in self.permissions
-
 
 @dataclass
 class MappedFiles:
@@ -50,13 +46,14 @@ class MappedFiles:
 
     def let_go(self) -> int:
         """Drop their resident pages, while the engine is open. Returns how many bytes of mappings were dropped."""
-        inodes = tuple({f" {noted.inode} " for noted in self._mappings})
-        ours = (
-            now
+        inodes = tuple({f" {known.inode} " for known in self._mappings})
+        # A mapping may have been split since, and its file renamed; it must still be the same file in the same place.
+        return sum(
+            _drop(now)
             for now in (_mappings(inodes) if inodes else ())
-            if not now.is_writable and any(_is_part(now, noted) for noted in self._mappings)
+            if "w" not in now.permissions
+            and any(k.start <= now.start and now.end <= k.end and now.inode == k.inode for k in self._mappings)
         )
-        return sum(_drop(now) for now in ours)
 
 
 @contextmanager
@@ -100,11 +97,6 @@ def _parsed(line: str) -> _Mapping:
     addresses, permissions, _, _, inode, *path = line.split(maxsplit=5)
     start, end = (int(address, 16) for address in addresses.split("-"))
     return _Mapping(start, end, permissions, inode, path[0] if path else "")
-
-
-def _is_part(now: _Mapping, noted: _Mapping) -> bool:
-    """A mapping may have been split since, and its file renamed; it must still be the same file in the same place."""
-    return noted.start <= now.start and now.end <= noted.end and now.inode == noted.inode
 
 
 def _drop(mapped: _Mapping) -> int:

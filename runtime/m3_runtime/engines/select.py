@@ -10,18 +10,13 @@ from pathlib import Path
 from m3_runtime.bundle.manifest import CpuFeature, EngineName, Manifest, Variant
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.cpu import FEATURE_MEANS, CpuInfo, cpu_info
-from m3_runtime.engines import DEFAULT_OPENING, Engine, Opening
+from m3_runtime.engines import DEFAULT_OPENING, FLOAT_PRECISION, Engine, Opening
+from m3_runtime.engines.no_telemetry import INSTALL
 from m3_runtime.errors import EngineNotInstalledError, InputError, VariantError
 
 _log = logging.getLogger("m3_runtime")
 
 AUTO = "auto"
-_FLOAT = "fp32"
-
-_REMEDY = {
-    EngineName.ONNXRUNTIME: "pip install m3-runtime",
-    EngineName.OPENVINO: 'pip install "m3-runtime[openvino]"',
-}
 
 
 @dataclass(frozen=True)
@@ -102,13 +97,7 @@ def find_variant(bundle: Bundle, variant: str = AUTO, engine: str = AUTO) -> Var
 
 
 def open_engine(bundle: Bundle, variant: Variant, threads: int, opening: Opening = DEFAULT_OPENING) -> Engine:
-    """Load a variant's graph on its engine.
-
-    Args:
-        bundle: an open bundle.
-        variant: one of its variants.
-        threads: threads of all runs together.
-        opening: see `Opening`.
+    """Load a variant's graph on its engine; `threads` are those of all runs together.
 
     Raises:
         EngineNotInstalledError: the engine's package is missing.
@@ -123,15 +112,11 @@ def open_graph(graph: Path, variant: Variant, threads: int, opening: Opening = D
         case EngineName.ONNXRUNTIME:
             from m3_runtime.engines.ort import OrtEngine
 
-            return OrtEngine.open(graph, variant.properties, threads, opening, is_int8=variant.precision != _FLOAT)
+            return OrtEngine.open(graph, variant, threads, opening)
         case EngineName.OPENVINO:
             from m3_runtime.engines.openvino import OpenVinoEngine
 
-            folder = graph.parents[variant.graph.count("/")]
-            weights = next((folder / path for path in variant.files if path.endswith(".bin")), None)
-            return OpenVinoEngine.open(
-                graph, variant.properties, threads, opening, packed_tokens=variant.packed_tokens, weights=weights
-            )
+            return OpenVinoEngine.open(graph, variant, threads, opening)
 
 
 @cache
@@ -167,7 +152,7 @@ def _named(bundle: Bundle, name: str, wanted: EngineName | None) -> Variant:
 def _not_installed(variant: Variant) -> EngineNotInstalledError:
     return EngineNotInstalledError(
         f"variant {variant.name!r} needs {variant.engine.value}, which is not installed; "
-        f"install it: {_REMEDY[variant.engine]}"
+        f"install it: {INSTALL[variant.engine]}"
     )
 
 
@@ -209,7 +194,7 @@ def _rank(variant: Variant, cpu: CpuInfo) -> int:
     (Zen 3, AVX2: 0.21 and 0.16 TFLOP/s).
     """
     if variant.engine is EngineName.ONNXRUNTIME:
-        return 3 if variant.precision == _FLOAT else 1
-    if variant.precision == _FLOAT or not cpu.is_x86:
+        return 3 if variant.precision == FLOAT_PRECISION else 1
+    if variant.precision == FLOAT_PRECISION or not cpu.is_x86:
         return 4
     return 0 if cpu.has_int8_dot else 2

@@ -27,11 +27,7 @@ def best_streams(threads: int) -> int:
 
 
 def checked_streams(streams: int | str, threads: int) -> int:
-    """A usable number of streams.
-
-    Args:
-        streams: a number, or "auto" for `best_streams`.
-        threads: that they share.
+    """A usable number of streams that share the threads; "auto" is `best_streams`.
 
     Raises:
         InputError: neither "auto" nor an integer from 1 to `threads`.
@@ -51,7 +47,7 @@ def in_streams(
     """Run all items, several at a time, and yield each with its result in the order in which they came.
 
     Items are taken as they are needed: one more than there are streams, so that none of these waits for the caller.
-    A caller that is interrupted, or goes, does not wait for the runs under way: no engine can be told to stop.
+    A caller that is interrupted, or goes, does not wait for the runs under way: no engine can be stopped.
 
     Raises:
         Exception: what `run` raised for the first item that failed; nothing is begun after it.

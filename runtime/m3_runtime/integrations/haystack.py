@@ -9,24 +9,23 @@ them.
 """
 
 import asyncio
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.engines.select import AUTO
-from m3_runtime.errors import ExtraNotInstalledError, InputError
-from m3_runtime.integrations.plain_ranks import PlainRanks, checked_most
-from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder
-from m3_runtime.loading import OpenArguments
+from m3_runtime.errors import InputError
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.adapters import EncoderArguments, PlainRanks, PlainVectors, checked_most, shared_encoder
+from m3_runtime.opened_model import OpenedModel
 from m3_runtime.reranker import M3Reranker
 
-try:
+with needs_extra("haystack-ai", "haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.dataclasses import SparseEmbedding
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs haystack-ai; pip install "m3-runtime[haystack]"') from error
 
 __all__ = [
     "M3DocumentEmbedder",
@@ -42,8 +41,65 @@ __all__ = [
 _DENSE, _SPARSE = "embedding", "sparse_embedding"  # Haystack's names, in documents and between components
 
 
-class _Embedder(PlainVectors):
-    """What all embedders have in common: the values that they are made of, and the encoder."""
+class _Component:
+    """A component that Haystack writes into a pipeline's file: by the values that it was made of, its attributes."""
+
+    _values: Mapping[str, Any]
+
+    def _keep(self, given: OpenedModel | str | Path, opening: EncoderArguments, **others: Any) -> None:
+        """Remember how the bundle was opened, in values that Haystack can write, and other arguments."""
+        how: dict[str, Any] = (
+            asdict(given.opened_with) if isinstance(given, OpenedModel) else {**opening, "path": given}
+        )
+        cache_dir = how.get("cache_dir")
+        self._values = {
+            "bundle": str(how["path"]),
+            "variant": how.get("variant", AUTO),
+            "threads": how.get("threads"),
+            "cache_dir": None if cache_dir is None else str(cache_dir),
+            "low_memory": how.get("low_memory", False),
+            **others,
+        }
+        vars(self).update(self._values)
+
+    def warm_up(self) -> None:
+        """Nothing is left to do; for code that was written for components which load late."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values it was made of, as Haystack writes them."""
+        return default_to_dict(self, **self._values)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """A component of the values that `to_dict` gave.
+
+        Raises:
+            M3Error: as when it is made.
+            haystack.DeserializationError: these are the values of another class.
+        """
+        return default_from_dict(cls, data)
+
+    def _texts(self, documents: list[Document]) -> list[str]:
+        """What is read of documents, as Haystack's own components put it together: no field that is not there, or None.
+
+        Raises:
+            InputError: no list, or an item is no document; its index is named.
+        """
+        if not isinstance(documents, list):
+            got = type(documents).__name__
+            raise InputError(f"documents must be a list of Documents, got {got}; a text goes to a text embedder")
+        texts, values = [], self._values
+        for index, document in enumerate(documents):
+            if not isinstance(document, Document):
+                raise InputError(f"documents[{index}] must be a Document, got {type(document).__name__}")
+            fields = (document.meta.get(name) for name in values["meta_fields_to_embed"])
+            known = [str(field) for field in fields if field is not None]
+            texts.append(values["embedding_separator"].join([*known, document.content or ""]))
+        return texts
+
+
+class _Embedder(_Component, PlainVectors):
+    """What all embedders have in common."""
 
     _heads: ClassVar[tuple[Head, ...]]
     _outputs: ClassVar[dict[str, Any]]
@@ -62,34 +118,14 @@ class _Embedder(PlainVectors):
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for a bad `max_length`.
         """
         super().__init__(bundle, max_length=max_length, **opening)
-        given = bundle.opened_with if isinstance(bundle, M3Encoder) else bundle
-        self._opening = _opening_values(given, opening)
-        vars(self).update(self._opening)
-        self.max_length = max_length
+        self._keep(bundle, opening, max_length=max_length)
         self._vectors([])  # a head that is not there, or a bad length, is an error now
         # Haystack's decorator of `run` would need a `run` in each class, as the outputs are not the same.
         component.set_output_types(self, **self._outputs)
 
-    def warm_up(self) -> None:
-        """Nothing is left to do; for code that was written for embedders which load late."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values it was made of, as Haystack writes them."""
-        return default_to_dict(self, **self._opening, max_length=self.max_length)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """A component of the values that `to_dict` gave.
-
-        Raises:
-            M3Error: as when it is made.
-            haystack.DeserializationError: these are the values of another class.
-        """
-        return default_from_dict(cls, data)
-
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self.encoder.encode_heads(texts, self._heads, max_length=self.max_length).logged()
+        found = self.encoder.encode_heads(texts, self._heads, max_length=self._max_length).logged()
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()
@@ -98,27 +134,11 @@ class _Embedder(PlainVectors):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _opening_values(bundle: OpenArguments | str | Path, opening: EncoderArguments) -> dict[str, Any]:
-    """How a component's bundle is opened, in values that Haystack can write."""
-    values: dict[str, Any] = asdict(bundle) if isinstance(bundle, OpenArguments) else {**opening, "path": str(bundle)}
-    cache_dir = values.get("cache_dir")
-    return {
-        "bundle": values["path"],
-        "variant": values.get("variant", AUTO),
-        "threads": values.get("threads"),
-        "cache_dir": None if cache_dir is None else str(cache_dir),
-        "low_memory": values.get("low_memory", False),
-    }
-
-
 class _TextEmbedder(_Embedder):
     """`run` gives the vectors of `_heads`."""
 
     def run(self, text: str) -> dict[str, Any]:
-        """The vectors of a text.
-
-        Args:
-            text: a question, say; M3 treats questions and documents alike.
+        """The vectors of a text, a question, say; M3 treats questions and documents alike.
 
         Returns:
             "embedding": H floats, of unit length; "sparse_embedding": token ids and weights; or both.
@@ -152,31 +172,18 @@ class _DocumentEmbedder(_Embedder):
     ) -> None:
         """Open the bundle, or share what another component has opened.
 
-        Args:
-            bundle: the bundle's folder, or an open encoder, which stays yours to close.
-            meta_fields_to_embed: names of metadata that are put before a document's content, in this order.
-            embedding_separator: what stands between them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-            **opening: see `EncoderArguments`.
+        Arguments are those of the other embedders, and `meta_fields_to_embed`: names of metadata that are put before a
+        document's content, in this order, with `embedding_separator` between them.
 
         Raises:
             M3Error: as `M3Encoder.open`; HeadError where the bundle lacks a head, InputError for another bad argument.
         """
-        self._read = _ReadFields.of(meta_fields_to_embed, embedding_separator)
+        read = _read_fields(meta_fields_to_embed, embedding_separator)
         super().__init__(bundle, max_length=max_length, **opening)
-        self.meta_fields_to_embed, self.embedding_separator = list(self._read.names), embedding_separator
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values it was made of, as Haystack writes them."""
-        written = super().to_dict()
-        written["init_parameters"] |= self._read.to_dict()
-        return written
+        self._keep(bundle, opening, max_length=max_length, **read)
 
     def run(self, documents: list[Document]) -> dict[str, Any]:
-        """Copies of documents, with their vectors; those that came in stay as they are.
-
-        Args:
-            documents: S of them; one without content counts as an empty text.
+        """Copies of S documents, with their vectors. One without content counts as an empty text.
 
         Returns:
             "documents": S documents in their order.
@@ -184,7 +191,7 @@ class _DocumentEmbedder(_Embedder):
         Raises:
             InputError: a document or its text is not what it must be; it is named by its index.
         """
-        rows = self._vectors([self._read.text(document) for document in _checked(documents)])
+        rows = self._vectors(self._texts(documents))
         return {"documents": [replace(document, **row) for document, row in zip(documents, rows, strict=True)]}
 
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
@@ -192,50 +199,17 @@ class _DocumentEmbedder(_Embedder):
         return await asyncio.to_thread(self.run, documents)
 
 
-@dataclass(frozen=True)
-class _ReadFields:
-    """What of a document is read: some of its metadata, and its content."""
-
-    names: tuple[str, ...]
-    separator: str
-
-    @classmethod
-    def of(cls, meta_fields_to_embed: list[str] | None, embedding_separator: str) -> Self:
-        """By Haystack's names for them.
-
-        Raises:
-            InputError: one is not what it must be.
-        """
-        if isinstance(meta_fields_to_embed, str):  # its letters would pass for names
-            raise InputError(f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}")
-        if not isinstance(embedding_separator, str):
-            raise InputError(f"embedding_separator must be a str, got {type(embedding_separator).__name__}")
-        return cls(tuple(meta_fields_to_embed or ()), embedding_separator)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As Haystack writes them."""
-        return {"meta_fields_to_embed": list(self.names), "embedding_separator": self.separator}
-
-    def text(self, document: Document) -> str:
-        """As Haystack's own embedders put it together: fields that are not there, or None, are left out."""
-        values = (document.meta.get(name) for name in self.names)
-        known = [str(value) for value in values if value is not None]
-        return self.separator.join([*known, document.content or ""])
-
-
-def _checked(documents: object) -> list[Document]:
-    """The documents, each one looked at.
+def _read_fields(meta_fields_to_embed: list[str] | None, embedding_separator: str) -> dict[str, Any]:
+    """What of a document is read before its content, by Haystack's names.
 
     Raises:
-        InputError: no list, or an item is no document; its index is named.
+        InputError: one is not what it must be.
     """
-    if not isinstance(documents, list):
-        got = type(documents).__name__
-        raise InputError(f"documents must be a list of Documents, got {got}; a text goes to a text embedder")
-    for index, document in enumerate(documents):
-        if not isinstance(document, Document):
-            raise InputError(f"documents[{index}] must be a Document, got {type(document).__name__}")
-    return documents
+    if isinstance(meta_fields_to_embed, str):  # its letters would pass for names
+        raise InputError(f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}")
+    if not isinstance(embedding_separator, str):
+        raise InputError(f"embedding_separator must be a str, got {type(embedding_separator).__name__}")
+    return {"meta_fields_to_embed": list(meta_fields_to_embed or ()), "embedding_separator": embedding_separator}
 
 
 @component
@@ -290,8 +264,11 @@ class M3HybridDocumentEmbedder(_DocumentEmbedder):
     _heads = (Head.DENSE, Head.SPARSE)
 
 
-class _Ranker(PlainRanks):
-    """The values that a ranker is made of, and the reranker. Haystack's decorator breaks `super()` in what it takes."""
+class _Ranker(_Component, PlainRanks):
+    """How a ranker is made. Haystack's decorator breaks `super()` in what it takes."""
+
+    top_k: int | None
+    score_threshold: float | None
 
     def __init__(
         self,
@@ -307,42 +284,18 @@ class _Ranker(PlainRanks):
     ) -> None:
         """Open the bundle, or share what another component has opened.
 
-        Args:
-            bundle: a reranker's bundle, or an open reranker, which stays yours to close.
-            top_k: how many documents are kept; None keeps all.
-            meta_fields_to_embed: names of metadata that are put before a document's content, in this order.
-            embedding_separator: what stands between them.
-            score_threshold: documents with a lower score are left out; None leaves out none.
-            max_length: tokens per pair; None as in `M3Reranker.compute_score`.
-            query_max_length: tokens per query, likewise.
-            **opening: see `EncoderArguments`.
+        `bundle` is a reranker's folder, or an open reranker, which stays yours to close. `top_k` documents are kept,
+        None keeps all; those with a score below `score_threshold` are left out. Fields are read as by the document
+        embedders. Lengths, in tokens per pair and query, are those of `M3Reranker.compute_score`. For the others see
+        `EncoderArguments`.
 
         Raises:
             M3Error: as `M3Reranker.open`, and InputError for another bad argument.
         """
-        self._read = _ReadFields.of(meta_fields_to_embed, embedding_separator)
+        read = _read_fields(meta_fields_to_embed, embedding_separator)
         super().__init__(bundle, max_length=max_length, query_max_length=query_max_length, **opening)
-        given = bundle.opened_with if isinstance(bundle, M3Reranker) else bundle
-        self._opening = _opening_values(given, opening)
-        self.top_k, self.score_threshold = checked_most(top_k, "top_k"), score_threshold
-
-    def warm_up(self) -> None:
-        """Nothing is left to do; for code that was written for rankers which load late."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values it was made of, as Haystack writes them."""
-        values = {**self._opening, **self._lengths, **self._read.to_dict()}
-        return default_to_dict(self, **values, top_k=self.top_k, score_threshold=self.score_threshold)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """A component of the values that `to_dict` gave.
-
-        Raises:
-            M3Error: as when it is made.
-            haystack.DeserializationError: these are the values of another class.
-        """
-        return default_from_dict(cls, data)
+        kept = {"top_k": checked_most(top_k, "top_k"), "score_threshold": score_threshold}
+        self._keep(bundle, opening, **kept, **self._lengths, **read)
 
 
 @component
@@ -354,12 +307,7 @@ class M3Ranker(_Ranker):
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, Any]:
-        """Copies of the best documents, with their scores; those that came in stay as they are.
-
-        Args:
-            query: the query.
-            documents: S of them.
-            top_k: instead of the component's.
+        """Copies of the best documents, with their scores; `top_k` counts instead of the component's.
 
         Returns:
             "documents": the best first.
@@ -367,8 +315,7 @@ class M3Ranker(_Ranker):
         Raises:
             InputError: the query, a document or its text is not what it must be, or empty; it is named by its index.
         """
-        texts = [self._read.text(document) for document in _checked(documents)]
-        found = self.best(query, texts, self.top_k if top_k is None else checked_most(top_k, "top_k"))
+        found = self.best(query, self._texts(documents), self.top_k if top_k is None else checked_most(top_k, "top_k"))
         least = float("-inf") if self.score_threshold is None else self.score_threshold
         return {"documents": [replace(documents[i], score=score) for i, score in found if score >= least]}
 

@@ -1,15 +1,19 @@
-"""What a search finds in a store: ranked by the store, fused by ranks, ordered anew by ColBERT."""
+"""What a search finds in a store: ranked by the store, fused by ranks, reordered by ColBERT."""
 
+from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, TypeVar
 
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError
-from m3_runtime.integrations.passages import Mode, Passage, check_counts, checked_mode
+from m3_runtime.integrations.passages import Mode, Passage, PassageStore, check_counts
+from m3_runtime.sequences import member
 
+Filter = TypeVar("Filter")
 RANK_CONSTANT = 60
 """Of reciprocal rank fusion, as in Cormack, Clarke and Büttcher (2009), and in most databases."""
 
@@ -22,54 +26,61 @@ class Hit:
     score: float
 
 
-Ranking = Callable[[Encoding, Head, int], list[Hit]]
-"""A store's ranking of its passages: the query, by which head, and how many at most."""
+class RankingStore(PassageStore, Generic[Filter]):
+    """A store that ranks its passages by one head at a time. Rankings are fused and reordered here.
 
-
-def find(
-    encoder: M3Encoder,
-    rank: Ranking,
-    query: str,
-    *,
-    mode: Mode | str,
-    limit: int,
-    candidates: int,
-    heads: Sequence[Head] = (Head.DENSE, Head.SPARSE),
-    rerank: Callable[[Encoding, list[Hit]], list[Hit]] | None = None,
-) -> list[Hit]:
-    """Search a store that ranks by one head at a time.
-
-    Args:
-        encoder: whose vectors the store holds.
-        rank: the store's ranking.
-        query: the question.
-        mode: how to search.
-        limit: how many passages at most.
-        candidates: how many of each ranking are fused, and how many are ordered anew.
-        heads: by which the store ranks.
-        rerank: orders hits by ColBERT; None encodes their texts anew.
-
-    Raises:
-        InputError: an argument is not what it must be, or the store does not rank by such a head.
+    Attributes:
+        candidates: what `search` takes for None.
     """
-    chosen = checked_mode(mode)
-    check_counts(limit, candidates)
-    missing = chosen.heads - set(heads)
-    if chosen is not Mode.RERANKED and missing:
-        names = ", ".join(sorted(head.value for head in missing))
-        others = ", ".join(other for other in Mode if other is Mode.RERANKED or other.heads <= set(heads))
-        raise InputError(f"mode {chosen.value!r}: this store does not rank by {names}; use one of {others}")
-    if chosen not in (Mode.HYBRID, Mode.RERANKED):
-        head = Head(chosen.value)
-        return rank(encoder.encode_heads([query], {head}).logged(), head, limit)
-    fused_heads = [head for head in (Head.DENSE, Head.SPARSE) if head in heads]
-    question = encoder.encode_heads([query], chosen.heads & {*fused_heads, Head.COLBERT}).logged()
-    most = max(limit, candidates)
-    found = fused([rank(question, head, most) for head in fused_heads])
-    if chosen is Mode.HYBRID:
-        return found[:limit]
-    ordered = rerank(question, found[:most]) if rerank else by_colbert(encoder, question, found[:most])
-    return ordered[:limit]
+
+    candidates: ClassVar[int] = 50
+
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        mode: Mode | str = Mode.HYBRID,
+        candidates: int | None = None,
+        filter: Filter | None = None,
+    ) -> list[Hit]:
+        """The best passages, best first.
+
+        Scores are products of the vectors (dense, sparse), the sum of 1 / (60 + rank) (hybrid), and
+        `M3Encoder.colbert_score` (ColBERT, reranked). A query without lexical weights (an empty one, say) finds nothing
+        by SPARSE, and HYBRID is dense alone. In a store without lexical weights RERANKED takes the dense ranking.
+
+        COLBERT alone needs a store that keeps ColBERT rows; without them RERANKED encodes the candidates' texts again.
+        `candidates` are how many of each ranking HYBRID fuses, and how many RERANKED reorders; None is the class's. The
+        class says what its `filter` is.
+
+        Raises:
+            InputError: an argument is not what it must be, the store does not rank by such a head, or it cannot be
+                searched now.
+        """
+        chosen = member(Mode, mode, "mode")
+        wanted = self.candidates if candidates is None else candidates
+        check_counts(limit, wanted)
+        missing = chosen.heads - set(self._heads)
+        if chosen is not Mode.RERANKED and missing:
+            names = ", ".join(sorted(head.value for head in missing))
+            others = ", ".join(other for other in Mode if other is Mode.RERANKED or other.heads <= set(self._heads))
+            raise InputError(f"mode {chosen.value!r}: this store does not rank by {names}; use one of {others}")
+        if chosen not in (Mode.HYBRID, Mode.RERANKED):
+            head = Head(chosen.value)
+            return self._rank(self._encoder.encode_heads([query], {head}).logged(), head, limit, filter)
+        fused_heads = [head for head in (Head.DENSE, Head.SPARSE) if head in self._heads]
+        question = self._encoder.encode_heads([query], chosen.heads & {*fused_heads, Head.COLBERT}).logged()
+        most = max(limit, wanted)
+        found = fused([self._rank(question, head, most, filter) for head in fused_heads])
+        return (found if chosen is Mode.HYBRID else self._reranked(question, found[:most]))[:limit]
+
+    @abstractmethod
+    def _rank(self, question: Encoding, head: Head, most: int, filter: Filter | None) -> list[Hit]:
+        """The best passages for a list of one query, by one head."""
+
+    def _reranked(self, question: Encoding, hits: list[Hit]) -> list[Hit]:
+        return by_colbert(self._encoder, question, hits)
 
 
 def fused(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
@@ -88,12 +99,9 @@ def fused(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
 
 
 def by_colbert(encoder: M3Encoder, question: Encoding, hits: Sequence[Hit]) -> list[Hit]:
-    """The same hits in ColBERT's order and with its scores; their texts are encoded anew.
+    """The same hits in ColBERT's order and with its scores; their texts are encoded again.
 
-    Args:
-        encoder: of the question.
-        question: a list of one query, with its ColBERT rows.
-        hits: any number of them.
+    `question` is a list of one query, with its ColBERT rows.
     """
     if not hits:
         return []

@@ -13,41 +13,39 @@ from numpy.typing import NDArray
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
-from m3_runtime.integrations.hits import Hit, find
+from m3_runtime.errors import HeadError, InputError
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.hits import Hit, RankingStore
 from m3_runtime.integrations.passages import (
     Added,
     Mode,
     Passage,
-    add_in_steps,
     check_collection,
     check_encoder,
-    last_of_each_id,
+    notes_of,
     payload_as_json,
 )
 
-if TYPE_CHECKING:  # it starts a thread when it is imported; whoever has a database has imported it
+if TYPE_CHECKING:  # it starts a thread when it is imported; a caller with a database has imported it
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
-try:
+with needs_extra("pyarrow, which LanceDB brings", "lancedb"):
     import pyarrow as pa
-except ImportError as error:
-    raise ExtraNotInstalledError(
-        'this needs pyarrow, which LanceDB brings; pip install "m3-runtime[lancedb]"'
-    ) from error
 
 __all__ = ["Added", "Hit", "LanceIndex", "Mode", "Passage"]
 
-_SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
 _PASSAGE = ["id", "text", "payload"]
 _JSON_INSIDE = pa.large_binary()  # what LanceDB makes of a column of JSON
 
 
-class LanceIndex:
+class LanceIndex(RankingStore[str]):
     """One table with the columns id, text, payload (JSON), dense, token_ids, token_weights and colbert (multivector).
 
     LanceDB has no sparse vectors. Lexical weights are two lists of a row, and SPARSE reads those of all rows, exactly.
+    Integer ids become text. Every 32 passages are a version of the table. After many, `optimize()` of LanceDB's table
+    makes it fast again. `search` takes LanceDB's filters, as in `json_get_string(payload, 'lang') = 'zh'`.
+
     The table's schema notes which vector space and which variant filled it, and `open` compares.
 
     >>> index = LanceIndex.create(lancedb.connect("library.lance"), "passages", encoder)  # doctest: +SKIP
@@ -55,10 +53,12 @@ class LanceIndex:
     >>> index.search("How do bees talk?", mode=Mode.RERANKED)[0].passage.text  # doctest: +SKIP
     """
 
+    candidates = 100
+
     def __init__(self, table: "Table", encoder: M3Encoder) -> None:
         """Use `create` or `open`, which look at the table."""
-        self._table, self._encoder = table, encoder
-        self._keeps_rows = Head.COLBERT.value in table.schema.names
+        super().__init__(encoder, _heads(with_colbert=Head.COLBERT.value in table.schema.names))
+        self._table = table
 
     @classmethod
     def create(cls, db: "DBConnection", table: str, encoder: M3Encoder, *, colbert: bool = True) -> "LanceIndex":
@@ -68,7 +68,7 @@ class LanceIndex:
             db: what `lancedb.connect` gives.
             table: its name.
             encoder: whose vectors it will hold.
-            colbert: keep ColBERT rows, 2 bytes for each number; without them RERANKED encodes texts anew.
+            colbert: keep ColBERT rows, 2 bytes for each number; without them RERANKED encodes texts again.
 
         Raises:
             HeadError: the bundle lacks a head that the table has.
@@ -86,10 +86,7 @@ class LanceIndex:
 
         Raises:
             InputError: there is no such table, it does not say which vector space it holds, or its columns are others.
-            SpaceMismatchError: it was filled from another vector space.
-
-        Warns:
-            VariantDriftWarning: the same space, computed by another variant.
+            SpaceMismatchError: as `check_space`, whose warnings it gives too.
         """
         try:
             opened = db.open_table(table)
@@ -99,7 +96,7 @@ class LanceIndex:
             ) from error
         there = opened.schema
         notes = {key.decode(): value.decode() for key, value in (there.metadata or {}).items()}
-        check_collection(table, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
+        check_collection(table, notes, encoder)
         for field in _schema(encoder, with_colbert=Head.COLBERT.value in there.names):
             found = there.field(field.name).type if field.name in there.names else "gone"
             if found not in (field.type, _JSON_INSIDE):
@@ -109,94 +106,50 @@ class LanceIndex:
                 )
         return cls(opened, encoder)
 
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
-        """Encode and write passages, some at a time; an id that is there is replaced. Integers become text.
-
-        Every 32 passages are a version of the table. After many, `optimize()` of LanceDB's table makes it fast again.
-
-        Args:
-            passages: any number of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-
-        Raises:
-            InputError: a passage is not what it must be; it is named.
-            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
-        """
-
-        def write(some: list[Passage]) -> list[list[Passage]]:
-            last = last_of_each_id(some)
-            upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            upsert.execute(self._rows(last, max_length))
-            return [last]
-
-        return add_in_steps(passages, write, _check)
-
-    def search(
-        self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100, filter: str = ""
-    ) -> list[Hit]:
-        """The best passages, best first.
-
-        Scores are ours: product of the vectors (dense), of weights (sparse), `M3Encoder.colbert_score` (ColBERT), and
-        the sum of 1 / (60 + rank) (hybrid). A query without lexical weights finds nothing by SPARSE.
-
-        Args:
-            query: the question.
-            limit: how many passages at most.
-            mode: how to search; COLBERT alone needs a table with ColBERT rows.
-            candidates: how many of each ranking HYBRID fuses, and how many RERANKED orders anew.
-            filter: LanceDB's filter, as in `json_get_string(payload, 'lang') = 'zh'`.
-
-        Raises:
-            InputError: an argument is not what it must be.
-        """
-
-        def rank(question: Encoding, head: Head, most: int) -> list[Hit]:
-            return self._ranking(question, head, most, filter)
-
-        def rerank(question: Encoding, hits: list[Hit]) -> list[Hit]:
-            return self._ranking(question, Head.COLBERT, len(hits), _is_one_of([hit.passage.id for hit in hits]))
-
-        heads = list(ENCODER_HEADS) if self._keeps_rows else [Head.DENSE, Head.SPARSE]
-        chosen = rerank if self._keeps_rows else None
-        try:
-            return find(
-                self._encoder, rank, query, mode=mode, limit=limit, candidates=candidates, heads=heads, rerank=chosen
-            )
-        except ValueError as error:
-            if isinstance(error, InputError) or not filter:
-                raise
-            raise InputError(f"LanceDB cannot search with the filter {filter!r}: {error}") from error
-
-    def _rows(self, passages: list[Passage], max_length: int | None) -> pa.Table:
-        heads = set(ENCODER_HEADS) if self._keeps_rows else {Head.DENSE, Head.SPARSE}
-        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length).logged()
-        assert found.dense_vecs is not None and found.sparse is not None
-        starts = pa.array(found.sparse.indptr, pa.int32())
+    def _write(self, passages: list[Passage], vectors: Encoding) -> list[list[Passage]]:
+        assert vectors.dense_vecs is not None and vectors.sparse is not None
+        starts = pa.array(vectors.sparse.indptr, pa.int32())
         columns: dict[str, Any] = {
             "id": [str(p.id) for p in passages],
             "text": [p.text for p in passages],
             "payload": [payload_as_json(p) for p in passages],
-            "dense": _fixed_lists(found.dense_vecs),
-            "token_ids": pa.ListArray.from_arrays(starts, pa.array(found.sparse.ids, pa.int32())),
-            "token_weights": pa.ListArray.from_arrays(starts, pa.array(found.sparse.weights, pa.float32())),
+            "dense": _fixed_lists(vectors.dense_vecs),
+            "token_ids": pa.ListArray.from_arrays(starts, pa.array(vectors.sparse.ids, pa.int32())),
+            "token_weights": pa.ListArray.from_arrays(starts, pa.array(vectors.sparse.weights, pa.float32())),
         }
-        if isinstance(found.colbert_vecs, list):
-            rows = np.concatenate(found.colbert_vecs).astype(np.float16)
-            starts = np.cumsum([0, *(len(rows) for rows in found.colbert_vecs)])
+        if isinstance(vectors.colbert_vecs, list):
+            rows = np.concatenate(vectors.colbert_vecs).astype(np.float16)
+            starts = np.cumsum([0, *(len(rows) for rows in vectors.colbert_vecs)])
             columns["colbert"] = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), _fixed_lists(rows))
-        return pa.table(columns)
+        upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        upsert.execute(pa.table(columns))
+        return [passages]
 
-    def _ranking(self, question: Encoding, head: Head, most: int, where: str) -> list[Hit]:
-        if head is Head.SPARSE:
-            return self._by_weights(question, most, where)
-        vectors = question.dense_vecs if head is Head.DENSE else question.colbert_vecs
-        assert vectors is not None
-        search = self._table.search(vectors[0], vector_column_name=head.value).distance_type("cosine").limit(most)
-        rows = (search.where(where) if where else search).select([*_PASSAGE, "_distance"]).to_list()
+    @staticmethod
+    def _why_not(passage: Passage) -> None:
+        payload_as_json(passage)
+
+    def _rank(self, question: Encoding, head: Head, most: int, filter: str | None) -> list[Hit]:
+        try:
+            if head is Head.SPARSE:
+                return self._by_weights(question, most, filter)
+            vectors = question.dense_vecs if head is Head.DENSE else question.colbert_vecs
+            assert vectors is not None
+            search = self._table.search(vectors[0], vector_column_name=head.value).distance_type("cosine").limit(most)
+            rows = (search.where(filter) if filter else search).select([*_PASSAGE, "_distance"]).to_list()
+        except ValueError as error:
+            if not filter:
+                raise
+            raise InputError(f"LanceDB cannot search with the filter {filter!r}: {error}") from error
         count = 1 if head is Head.DENSE else len(vectors[0])
         return [Hit(_passage(row), 1 - row["_distance"] / count) for row in rows]
 
-    def _by_weights(self, question: Encoding, most: int, where: str) -> list[Hit]:
+    def _reranked(self, question: Encoding, hits: list[Hit]) -> list[Hit]:
+        if Head.COLBERT not in self._heads:
+            return super()._reranked(question, hits)
+        return self._rank(question, Head.COLBERT, len(hits), _is_one_of([hit.passage.id for hit in hits]))
+
+    def _by_weights(self, question: Encoding, most: int, where: str | None) -> list[Hit]:
         """The ranking by lexical weights: those of all rows are read, batch by batch."""
         assert question.sparse is not None
         ids, weights = question.sparse.row(0)
@@ -213,14 +166,18 @@ class LanceIndex:
         passages = {row["id"]: _passage(row) for row in self._scan(_PASSAGE, _is_one_of(names)).to_list()}
         return [Hit(passages[name], scores[name]) for name in names]
 
-    def _scan(self, columns: list[str], where: str) -> Any:
+    def _scan(self, columns: list[str], where: str | None) -> Any:
         rows = self._table.search().select(columns).limit(None)
         return rows.where(where) if where else rows
 
 
+def _heads(*, with_colbert: bool) -> list[Head]:
+    return list(ENCODER_HEADS) if with_colbert else [Head.DENSE, Head.SPARSE]
+
+
 def _schema(encoder: M3Encoder, *, with_colbert: bool) -> pa.Schema:
     manifest = encoder.bundle.manifest
-    needed = list(ENCODER_HEADS) if with_colbert else [Head.DENSE, Head.SPARSE]
+    needed = _heads(with_colbert=with_colbert)
     if missing := [head.value for head in needed if head not in manifest.heads]:
         raise HeadError(f"the table has the heads {', '.join(needed)}, the bundle has no {', '.join(missing)} head")
     fields = [pa.field("id", pa.string(), nullable=False), ("text", pa.string()), ("payload", pa.json_())]
@@ -228,7 +185,7 @@ def _schema(encoder: M3Encoder, *, with_colbert: bool) -> pa.Schema:
     fields += [("token_ids", pa.list_(pa.int32())), ("token_weights", pa.list_(pa.float32()))]
     if with_colbert:
         fields += [("colbert", pa.list_(pa.list_(pa.float16(), manifest.geometry.colbert_dim)))]
-    return pa.schema(fields, metadata={_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name})
+    return pa.schema(fields, metadata=notes_of(encoder))
 
 
 def _fixed_lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
@@ -247,10 +204,6 @@ def _products(batch: pa.RecordBatch, by_token: NDArray[np.float32]) -> NDArray[n
 def _is_one_of(names: Iterable[int | str]) -> str:
     quoted = ", ".join("'" + str(name).replace("'", "''") + "'" for name in names)
     return f"id IN ({quoted or 'NULL'})"
-
-
-def _check(passage: Passage) -> None:
-    payload_as_json(passage)
 
 
 def _passage(row: dict[str, Any]) -> Passage:

@@ -1,27 +1,24 @@
 """LangChain's `Embeddings`, of the dense head, and a document compressor, of a reranker. Needs the extra `langchain`.
 
-The sparse head for its stores: `langchain_qdrant` and `langchain_milvus`, beside this module.
+The sparse head for its stores: `langchain_qdrant` and `langchain_milvus`, next to this module.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_ranks import PlainRanks, checked_most
-from m3_runtime.integrations.plain_vectors import QueriesLikeDocuments
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.adapters import PlainRanks, PlainVectors, checked_most
 from m3_runtime.reranker import M3Reranker
 
-try:
+with needs_extra("langchain-core", "langchain"):
     from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
     from pydantic import PrivateAttr
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs langchain-core; pip install "m3-runtime[langchain]"') from error
 
 
-class M3Embeddings(QueriesLikeDocuments, Embeddings):
+class M3Embeddings(PlainVectors, Embeddings):
     """Dense vectors for any LangChain vector store; the `a…` methods run in LangChain's threads.
 
     >>> store = InMemoryVectorStore(M3Embeddings("bge-m3-cpu"))  # doctest: +SKIP
@@ -30,6 +27,10 @@ class M3Embeddings(QueriesLikeDocuments, Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """S vectors of H floats each, of unit length."""
         return self.dense(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        """One vector: M3 treats queries and passages alike."""
+        return self.dense([text])[0]
 
 
 class M3DocumentCompressor(BaseDocumentCompressor):
@@ -53,13 +54,9 @@ class M3DocumentCompressor(BaseDocumentCompressor):
         top_n: int | None = 3,
         **more: Any,
     ) -> None:
-        """Take an open reranker, or open a bundle.
+        """Take an open reranker, or open a bundle; `top_n` documents are kept, None keeps all.
 
-        Args:
-            reranker: an open reranker, or a bundle's folder.
-            model_name: a bundle's folder, by LangChain's name for it.
-            top_n: how many documents are kept; None keeps all.
-            **more: further arguments of `PlainRanks`.
+        Other arguments are those of `PlainRanks`.
 
         Raises:
             M3Error: as `PlainRanks`, and InputError for a `top_n` below 1.

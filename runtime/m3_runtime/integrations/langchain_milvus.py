@@ -1,15 +1,13 @@
 """LangChain's Milvus store: its sparse interface. Needs the extra `langchain-milvus`."""
 
-from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import QueriesLikeDocuments
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.adapters import PlainVectors
 
-try:
+with needs_extra("langchain-milvus", "langchain-milvus"):
     from langchain_milvus.utils.sparse import BaseSparseEmbedding
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs langchain-milvus; pip install "m3-runtime[langchain-milvus]"') from error
 
 
-class M3SparseEmbeddings(QueriesLikeDocuments, BaseSparseEmbedding):
+class M3SparseEmbeddings(PlainVectors, BaseSparseEmbedding):
     """Lexical weights for `Milvus(embedding_function=[dense, sparse])`; `langchain.M3Embeddings` is its dense side."""
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
@@ -18,5 +16,4 @@ class M3SparseEmbeddings(QueriesLikeDocuments, BaseSparseEmbedding):
 
     def embed_query(self, query: str) -> dict[int, float]:
         """One vector."""
-        (vector,) = self.lexical_by_id([query], is_query=True)
-        return vector
+        return self.lexical_by_id([query], is_query=True)[0]

@@ -1,17 +1,19 @@
 """LangChain's Qdrant store: its sparse interface. Needs the extra `langchain-qdrant`."""
 
-from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import QueriesLikeDocuments
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.adapters import PlainVectors
 
-try:
+with needs_extra("langchain-qdrant", "langchain-qdrant"):
     from langchain_qdrant import SparseEmbeddings, SparseVector
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs langchain-qdrant; pip install "m3-runtime[langchain-qdrant]"') from error
 
 
-class M3SparseEmbeddings(QueriesLikeDocuments, SparseEmbeddings):
+class M3SparseEmbeddings(PlainVectors, SparseEmbeddings):
     """Lexical weights for `QdrantVectorStore(sparse_embedding=…)`; `langchain.M3Embeddings` is its dense side."""
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """S vectors: token ids and weights."""
         return [SparseVector(indices=ids, values=weights) for ids, weights in self.lexical(texts)]
+
+    def embed_query(self, text: str) -> SparseVector:
+        """One vector: M3 treats queries and passages alike."""
+        return self.embed_documents([text])[0]

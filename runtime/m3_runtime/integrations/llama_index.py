@@ -9,26 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, InputError
-from m3_runtime.integrations.plain_ranks import PlainRanks, checked_most
-from m3_runtime.integrations.plain_vectors import EncoderArguments, PlainVectors, shared_encoder, shared_reranker
-from m3_runtime.loading import OpenArguments
+from m3_runtime.errors import InputError
+from m3_runtime.extras import needs_extra
+from m3_runtime.ignored import taken_from
+from m3_runtime.integrations.adapters import EncoderArguments, PlainRanks, PlainVectors, checked_most
+from m3_runtime.opened_model import OpenArguments
 from m3_runtime.reranker import M3Reranker
 
-try:
+with needs_extra("llama-index-core", "llama-index"):
     from llama_index.core.bridge.pydantic import PrivateAttr
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs llama-index-core; pip install "m3-runtime[llama-index]"') from error
 
 _BATCH_TEXTS = 32  # LlamaIndex' own default of 10 leaves little to batch by length
 
-SparseRows = tuple[list[list[int]], list[list[float]]]
+
+class _MadeOfFields:
+    """What LlamaIndex makes again of the fields of another one, in another process as well."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {**state, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # LlamaIndex' own goes on without the model if this fails, and says nothing.
+        self.__init__(**state["__dict__"])  # type: ignore[misc]
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex logs it."""
+        return cls.__name__
 
 
-class M3Embedding(BaseEmbedding):
+class M3Embedding(_MadeOfFields, BaseEmbedding):
     """Dense vectors for `VectorStoreIndex(embed_model=…)`; the async methods run in a thread.
 
     `opened_with` and `max_length` are fields: LlamaIndex writes them down, takes vectors from its cache only where they
@@ -53,39 +67,24 @@ class M3Embedding(BaseEmbedding):
     ) -> None:
         """Take an open encoder, which stays yours to close, or open a bundle, or share what another adapter opened.
 
-        Args:
-            encoder: an open encoder, or a bundle's folder.
-            model_name: a bundle's folder, by LlamaIndex' name for it; no matter where `opened_with` is given.
-            opened_with: what `to_dict` wrote.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-            embed_batch_size: how many texts LlamaIndex hands over at a time.
-            **more: `EncoderArguments`, and what LlamaIndex' own class takes.
+        `encoder` or `model_name`, LlamaIndex' name for it, is a bundle's folder; neither matters where `opened_with` is
+        given, which `to_dict` wrote. `max_length` is tokens per text, None as in `M3Encoder.encode`. Further arguments
+        are `EncoderArguments`, and those of LlamaIndex' own class.
 
         Raises:
             M3Error: as `M3Encoder.open`, and InputError if no bundle is named.
             SpaceMismatchError: the folder of `opened_with` holds another space by now.
         """
-        opening: Any = {name: more.pop(name) for name in EncoderArguments.__annotations__ if name in more}
-        if opened_with is not None:
-            known = opened_with if isinstance(opened_with, OpenArguments) else OpenArguments(**opened_with)
-            encoder, model_name = known.open_again(shared_encoder), None
-        vectors = PlainVectors(encoder, model_name=model_name, max_length=max_length, **opening)
-        fields: dict[str, Any] = {"opened_with": vectors.encoder.opened_with, "max_length": max_length}
+        how = {
+            "max_length": max_length,
+            "opened_with": opened_with,
+            **taken_from(more, *EncoderArguments.__annotations__),
+        }
+        vectors = PlainVectors(encoder, model_name=model_name, **how)
+        fields: dict[str, Any] = {"opened_with": vectors.opened_with, "max_length": max_length}
         name = vectors.encoder.bundle.manifest.source.name
         super().__init__(model_name=name, embed_batch_size=embed_batch_size, **fields, **more)
         self._vectors = vectors
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # LlamaIndex' own goes on without the vectors if this fails, and says nothing.
-        self.__init__(**state["__dict__"])  # type: ignore[misc]
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name under which LlamaIndex logs it."""
-        return "M3Embedding"
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return self._vectors.dense(texts)
@@ -110,7 +109,7 @@ class M3Embedding(BaseEmbedding):
 class M3SparseEncoder(PlainVectors):
     """Lexical weights for `QdrantVectorStore(sparse_doc_fn=…, sparse_query_fn=…)`; one object serves both."""
 
-    def __call__(self, texts: list[str]) -> SparseRows:
+    def __call__(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and weights of S texts, as two lists of S lists.
 
         Raises:
@@ -121,7 +120,7 @@ class M3SparseEncoder(PlainVectors):
         return [ids for ids, _ in rows], [weights for _, weights in rows]
 
 
-class M3NodePostprocessor(BaseNodePostprocessor):
+class M3NodePostprocessor(_MadeOfFields, BaseNodePostprocessor):
     """The best of the nodes that a retriever has found, for `as_query_engine(node_postprocessors=[…])`.
 
     A node's text is read with the metadata that LlamaIndex shows embedding models; scores are from 0 to 1. LlamaIndex
@@ -150,39 +149,24 @@ class M3NodePostprocessor(BaseNodePostprocessor):
     ) -> None:
         """Take an open reranker, which stays yours to close, or open a bundle, or share what another adapter opened.
 
-        Args:
-            reranker: an open reranker, or a bundle's folder.
-            model: a bundle's folder, by LlamaIndex' name for it; no matter where `opened_with` is given.
-            opened_with: what `to_dict` wrote.
-            top_n: how many nodes are kept; None keeps all.
-            max_length: tokens per pair; None as in `M3Reranker.compute_score`.
-            query_max_length: tokens per query, likewise.
-            **more: `EncoderArguments`, and what LlamaIndex' own class takes.
+        See `M3Embedding` for how a bundle is named. `top_n` nodes are kept, None keeps all. Lengths, in tokens per pair
+        and query, are those of `M3Reranker.compute_score`.
 
         Raises:
             M3Error: as `M3Reranker.open`; InputError if no bundle is named, or for a bad number.
             SpaceMismatchError: the folder of `opened_with` holds another model by now.
         """
-        opening: Any = {name: more.pop(name) for name in EncoderArguments.__annotations__ if name in more}
-        if opened_with is not None:
-            known = opened_with if isinstance(opened_with, OpenArguments) else OpenArguments(**opened_with)
-            reranker, model = known.open_again(shared_reranker), None
         lengths: dict[str, Any] = {"max_length": max_length, "query_max_length": query_max_length}
-        ranks = PlainRanks(reranker, model_name=model, **lengths, **opening)
-        fields = {"opened_with": ranks.reranker.opened_with, "top_n": checked_most(top_n, "top_n"), **lengths}
+        ranks = PlainRanks(
+            reranker,
+            model_name=model,
+            opened_with=opened_with,
+            **lengths,
+            **taken_from(more, *EncoderArguments.__annotations__),
+        )
+        fields = {"opened_with": ranks.opened_with, "top_n": checked_most(top_n, "top_n"), **lengths}
         super().__init__(**fields, **more)
         self._ranks = ranks
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["__dict__"])  # type: ignore[misc]  # as in `M3Embedding`
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name under which LlamaIndex logs it."""
-        return "M3NodePostprocessor"
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

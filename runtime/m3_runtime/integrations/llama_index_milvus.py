@@ -1,13 +1,10 @@
 """LlamaIndex's Milvus store: its sparse interface. Needs the extra `llama-index-milvus`."""
 
-from m3_runtime.errors import ExtraNotInstalledError
-from m3_runtime.integrations.plain_vectors import PlainVectors
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.adapters import PlainVectors
 
-try:
+with needs_extra("llama-index-vector-stores-milvus", "llama-index-milvus"):
     from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
-except ImportError as error:
-    message = 'this needs llama-index-vector-stores-milvus; pip install "m3-runtime[llama-index-milvus]"'
-    raise ExtraNotInstalledError(message) from error
 
 
 class M3SparseEmbeddingFunction(PlainVectors, BaseSparseEmbeddingFunction):

@@ -3,39 +3,28 @@
 Needs the extra `milvus`. Works with every `MilvusClient`: a file (Milvus Lite) or a server.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.errors import InputError
+from m3_runtime.extras import needs_extra
 from m3_runtime.flag import BGEM3FlagModel
 from m3_runtime.flag_reranker import FlagReranker
 from m3_runtime.ignored import Devices
-from m3_runtime.integrations.hits import Hit, by_colbert, weights_of
-from m3_runtime.integrations.passages import (
-    Added,
-    Mode,
-    Passage,
-    add_in_steps,
-    check_collection,
-    check_counts,
-    check_encoder,
-    checked_mode,
-    last_of_each_id,
-    why_too_long,
-)
-from m3_runtime.integrations.plain_vectors import NEGLIGIBLE_WEIGHT
+from m3_runtime.integrations.adapters import NEGLIGIBLE_WEIGHT
+from m3_runtime.integrations.hits import Hit, RankingStore, weights_of
+from m3_runtime.integrations.passages import Added, Mode, Passage, check_collection, check_encoder, why_too_long
 from m3_runtime.tokenizer import checked_texts
 
-try:
-    from pymilvus import AnnSearchRequest, DataType, MilvusClient, RRFRanker
+with needs_extra("pymilvus and scipy", "milvus"):
+    from pymilvus import DataType, MilvusClient
     from scipy.sparse import csr_array
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs pymilvus and scipy; pip install "m3-runtime[milvus]"') from error
 
 __all__ = [
     "Added",
@@ -49,10 +38,9 @@ __all__ = [
     "RerankResult",
 ]
 
-_SPACE_KEY, _VARIANT_KEY = "m3.space_id", "m3.variant"
+_NOTE_KEYS = ("m3.space_id", "m3.variant")
 _MAX_TEXT_BYTES = 65_535  # of a VARCHAR
 _MAX_ID_BYTES = 512
-_BY_PRODUCT = {"metric_type": "IP"}
 
 
 class CsrRows(csr_array):
@@ -88,24 +76,15 @@ class BGEM3EmbeddingFunction:
         return_colbert_vecs: bool = False,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are pymilvus', with these differences.
 
-        Args:
-            model_name: a bundle's folder; nothing is downloaded, so the default is one only if that folder is there.
-            batch_size: most texts that run together.
-            device: None or a device; it is the CPU that computes, and a warning says so.
-            normalize_embeddings: what the bundle was exported with, or None.
-            use_fp16: accepted; the bundle's variant says how vectors are computed.
-            return_dense: give "dense".
-            return_sparse: give "sparse".
-            return_colbert_vecs: give "colbert_vecs".
-            **more: further arguments of `BGEM3FlagModel`.
+        `model_name` is a bundle's folder; nothing is downloaded, so the default works only if that folder is there.
+        `device` may name another than the CPU, with a warning. `normalize_embeddings` is what the bundle was exported
+        with, or None. `use_fp16` has no effect: the bundle's variant says how vectors are computed. Further arguments
+        are those of `BGEM3FlagModel`.
 
         Raises:
-            M3Error: as `BGEM3FlagModel`.
-
-        Warns:
-            IgnoredArgumentWarning: as `BGEM3FlagModel`.
+            M3Error: as `BGEM3FlagModel`, whose warnings it gives too.
         """
         devices = more.pop("devices", device)
         self.model = BGEM3FlagModel(model_name, normalize_embeddings, use_fp16, devices=devices, **more)
@@ -184,23 +163,13 @@ class BGERerankFunction:
         max_length: int | None = 512,
         **more: Any,
     ) -> None:
-        """Open a bundle.
+        """Open a bundle. Arguments are pymilvus', with these differences.
 
-        Args:
-            model_name: a bundle's folder; nothing is downloaded, so the default is one only if that folder is there.
-            use_fp16: accepted; the bundle's variant says how scores are computed.
-            batch_size: most pairs that run together.
-            normalize: give scores from 0 to 1.
-            device: None or a device; it is the CPU that computes, and a warning says so.
-            query_max_length: tokens per query; None as in `FlagReranker`.
-            max_length: tokens per pair, likewise.
-            **more: further arguments of `FlagReranker`.
+        `model_name`, `device` and `use_fp16` are as in `BGEM3EmbeddingFunction`. Lengths are in tokens, per query and
+        per pair; None as in `FlagReranker`, which has the further arguments.
 
         Raises:
-            M3Error: as `FlagReranker`.
-
-        Warns:
-            IgnoredArgumentWarning: as `FlagReranker`.
+            M3Error: as `FlagReranker`, whose warnings it gives too.
         """
         lengths: dict[str, Any] = {"query_max_length": query_max_length, "max_length": max_length}
         how: dict[str, Any] = {"batch_size": batch_size, "normalize": normalize, **lengths}
@@ -221,10 +190,14 @@ class BGERerankFunction:
         return [RerankResult(texts[i], scores[i], i) for i in order[: top_k or None]]
 
 
-class MilvusIndex:
-    """A collection with the fields id, text, payload (JSON), dense and sparse; ColBERT orders candidates anew.
+class MilvusIndex(RankingStore[str]):
+    """A collection with the fields id, text, payload (JSON), dense and sparse; ColBERT reorders candidates.
 
-    Milvus keeps no ColBERT rows here: reranking encodes the candidates' texts when it is asked for.
+    Milvus keeps no ColBERT rows here: reranking encodes the candidates' texts when it is asked for. Integer ids become
+    text. A text without lexical weights (an empty one, say) goes in with a negligible weight of `<pad>`, which no query
+    has, since Milvus Lite takes no empty vector. What is too long for a VARCHAR is put aside. `search` takes Milvus'
+    filters, as in `payload["lang"] == "zh"`.
+
     The collection notes which vector space and which variant filled it, and `open` compares.
 
     >>> index = MilvusIndex.create(MilvusClient("library.db"), "library", encoder)  # doctest: +SKIP
@@ -234,7 +207,8 @@ class MilvusIndex:
 
     def __init__(self, client: MilvusClient, collection: str, encoder: M3Encoder) -> None:
         """Use `create` or `open`, which look at the collection."""
-        self._client, self._collection, self._encoder = client, collection, encoder
+        super().__init__(encoder, (Head.DENSE, Head.SPARSE))
+        self._client, self._collection = client, collection
 
     @classmethod
     def create(cls, client: MilvusClient, collection: str, encoder: M3Encoder) -> "MilvusIndex":
@@ -260,7 +234,7 @@ class MilvusIndex:
             schema=schema,
             index_params=indexes,
             consistency_level="Strong",  # what was added is found at once
-            properties={_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name},
+            properties=dict(zip(_NOTE_KEYS, (encoder.space_id, encoder.variant.name), strict=True)),
         )
         return cls(client, collection, encoder)
 
@@ -270,109 +244,41 @@ class MilvusIndex:
 
         Raises:
             InputError: there is no such collection, or it does not say which vector space it holds.
-            SpaceMismatchError: it was filled from another vector space.
-
-        Warns:
-            VariantDriftWarning: the same space, computed by another variant.
+            SpaceMismatchError: as `check_space`, whose warnings it gives too.
         """
         if not client.has_collection(collection):
             raise InputError(f"there is no collection {collection!r}; make it with MilvusIndex.create")
         notes = client.describe_collection(collection).get("properties") or {}
-        check_collection(collection, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
+        check_collection(collection, notes, encoder, _NOTE_KEYS)
         client.load_collection(collection)
         return cls(client, collection, encoder)
 
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
-        """Encode and write passages, some at a time; an id that is there is replaced. Integers become text.
-
-        A text without lexical weights (an empty one, say) goes in with a negligible weight of `<pad>`, which no query
-        has, since Milvus Lite takes no empty vector. What is too long for a VARCHAR is put aside, and the rest goes in.
-
-        Args:
-            passages: any number of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-
-        Raises:
-            InputError: a passage is not what it must be; it is named.
-            HeadError: the bundle has no sparse head.
-            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
-        """
-
-        def write(some: list[Passage]) -> list[list[Passage]]:
-            last = last_of_each_id(some)
-            self._client.upsert(self._collection, self._rows(last, max_length))
-            return [last]
-
-        return add_in_steps(passages, write, _why_not)
-
-    def search(
-        self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 50, filter: str = ""
-    ) -> list[Hit]:
-        """The best passages, best first.
-
-        A query without lexical weights (an empty one, say) finds nothing by SPARSE, and HYBRID is dense alone.
-
-        Args:
-            query: the question.
-            limit: how many passages at most.
-            mode: how to search; COLBERT alone is not there, as Milvus holds no ColBERT rows.
-            candidates: how many of each ranking HYBRID fuses, and how many RERANKED encodes and orders anew.
-            filter: Milvus' filter, as in `payload["lang"] == "zh"`.
-
-        Raises:
-            InputError: an argument is not what it must be.
-        """
-        chosen = checked_mode(mode)
-        check_counts(limit, candidates)
-        if chosen is Mode.COLBERT:
-            raise InputError("Milvus holds no ColBERT rows; use mode 'reranked'")
-        question = self._encoder.encode_heads([query], chosen.heads).logged()
-        if chosen is not Mode.RERANKED:
-            return self._hits(question, limit, max(limit, candidates), filter)
-        most = max(limit, candidates)
-        return by_colbert(self._encoder, question, self._hits(question, most, most, filter))[:limit]
-
-    def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, Any]]:
-        texts = [passage.text for passage in passages]
-        found = self._encoder.encode(texts, max_length=max_length, return_sparse=True).logged()
-        assert found.dense_vecs is not None
+    def _write(self, passages: list[Passage], vectors: Encoding) -> list[list[Passage]]:
+        assert vectors.dense_vecs is not None
         rows = []
-        for place, passage in enumerate(passages):
-            sparse = weights_of(found, place) or {self._encoder.tokenizer_info.pad_id: NEGLIGIBLE_WEIGHT}
+        for i, passage in enumerate(passages):
+            sparse = weights_of(vectors, i) or {self._encoder.tokenizer_info.pad_id: NEGLIGIBLE_WEIGHT}
             row = {"id": str(passage.id), "text": passage.text, "payload": dict(passage.payload)}
-            rows.append({**row, "dense": found.dense_vecs[place], "sparse": sparse})
-        return rows
+            rows.append({**row, "dense": vectors.dense_vecs[i], "sparse": sparse})
+        self._client.upsert(self._collection, rows)
+        return [passages]
 
-    def _hits(self, question: Encoding, limit: int, candidates: int, where: str) -> list[Hit]:
-        vectors: list[tuple[str, Any]] = []
-        if question.dense_vecs is not None:
-            vectors.append(("dense", question.dense_vecs[0]))
-        if question.sparse is not None and (weights := weights_of(question, 0)):
-            vectors.append(("sparse", weights))
-        if not vectors:
+    @staticmethod
+    def _why_not(passage: Passage) -> str | None:
+        return why_too_long(passage, "Milvus", _MAX_ID_BYTES, _MAX_TEXT_BYTES)
+
+    def _rank(self, question: Encoding, head: Head, most: int, filter: str | None) -> list[Hit]:
+        vector = weights_of(question, 0) if head is Head.SPARSE else question["dense_vecs"][0]
+        if head is Head.SPARSE and not vector:
             return []
-        fields = ["id", "text", "payload"]
-        if len(vectors) == 1:
-            ((name, vector),) = vectors
-            found = self._client.search(
-                self._collection,
-                [vector],
-                filter=where,
-                limit=limit,
-                output_fields=fields,
-                search_params=_BY_PRODUCT,
-                anns_field=name,
-            )
-        else:
-            requests = [AnnSearchRequest([v], name, _BY_PRODUCT, candidates, expr=where or None) for name, v in vectors]
-            found = self._client.hybrid_search(self._collection, requests, RRFRanker(), limit, output_fields=fields)
-        return [_hit(row) for row in found[0]]
-
-
-def _why_not(passage: Passage) -> str | None:
-    return why_too_long(passage, "Milvus", _MAX_ID_BYTES, _MAX_TEXT_BYTES)
-
-
-def _hit(row: Any) -> Hit:
-    entity = row["entity"]
-    return Hit(Passage(row["id"], entity["text"], entity["payload"]), float(row["distance"]))
+        found = self._client.search(
+            self._collection,
+            [vector],
+            filter=filter or "",
+            limit=most,
+            output_fields=["id", "text", "payload"],
+            search_params={"metric_type": "IP"},
+            anns_field=head.value,
+        )
+        rows = ((row, row["entity"]) for row in found[0])
+        return [Hit(Passage(row["id"], e["text"], e["payload"]), float(row["distance"])) for row, e in rows]

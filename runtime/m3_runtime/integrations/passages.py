@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import Any
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.bundle.reader import Bundle
 from m3_runtime.bundle.space import check_space
+from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
 from m3_runtime.errors import InputError, PartlyAddedError
 from m3_runtime.opened_model import check_kind
@@ -19,6 +21,7 @@ from m3_runtime.sequences import in_order
 from m3_runtime.tokenizer import check_text
 
 _log = logging.getLogger("m3_runtime")
+NOTE_KEYS = ("m3_space_id", "m3_variant")
 STEP_PASSAGES = 32
 """Passages that are encoded at a time."""
 
@@ -45,7 +48,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Passage:
-    """A text to keep; `payload` lies beside it. An id is an integer or a text; Qdrant's integers are 0 or more."""
+    """A text to keep, with a `payload`. An id is an integer or a text; Qdrant's integers are 0 or more."""
 
     id: int | str
     text: str
@@ -80,19 +83,15 @@ class Added:
     put_aside: Mapping[int | str, str]
 
 
-Write = Callable[[list[Passage]], Iterable[Sequence[Passage]]]
-"""Writes some passages, request by request, and gives those of each request once they are in."""
-WhyNot = Callable[[Passage], str | None]
-"""Why a store cannot hold a passage; None if it can."""
-
-
-def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> Added:
+def add_in_steps(
+    passages: Iterable[Passage],
+    write: Callable[[list[Passage]], Iterable[Sequence[Passage]]],
+    why_not: Callable[[Passage], str | None],
+) -> Added:
     """Write passages, some at a time, in their order.
 
-    Args:
-        passages: any number of them.
-        write: writes those of one step.
-        why_not: why the store cannot hold a passage.
+    `write` writes those of a step and gives those of each request once they are in; `why_not` says why the store cannot
+    hold a passage, or None.
 
     Raises:
         InputError: an item is no passage, or not what it must be; nothing of its step is written.
@@ -126,13 +125,57 @@ def add_in_steps(passages: Iterable[Passage], write: Write, why_not: WhyNot) -> 
     return Added(written, put_aside)
 
 
-def last_of_each_id(passages: Iterable[Passage]) -> list[Passage]:
-    """Passages without those whose id, as text, comes again later: the last counts.
+def last_of_each_id(passages: Iterable[Passage], stored_id: Callable[[int | str], Hashable] = str) -> list[Passage]:
+    """Passages without those whose id, as the store has it, comes again later: the last counts.
 
     >>> [p.text for p in last_of_each_id([Passage(1, "a"), Passage("2", "b"), Passage("1", "c")])]
     ['c', 'b']
     """
-    return list({str(passage.id): passage for passage in passages}.values())
+    return list({stored_id(passage.id): passage for passage in passages}.values())
+
+
+class PassageStore(ABC):
+    """A collection of a database that one encoder fills with passages and their vectors."""
+
+    def __init__(self, encoder: M3Encoder, heads: Collection[Head]) -> None:
+        """Of the encoder's vectors the store keeps those of `heads`."""
+        self._encoder, self._heads = encoder, heads
+
+    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
+        """Encode and write passages, 32 at a time; an id that is there is replaced.
+
+        What the store cannot hold is put aside, and the rest goes in.
+
+        Args:
+            passages: any number of them.
+            max_length: tokens per text; None as in `M3Encoder.encode`.
+
+        Raises:
+            InputError: a passage is not what it must be; it is named. Or the store cannot be written to now.
+            HeadError: the bundle lacks a head that the store keeps.
+            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
+        """
+
+        def write(some: list[Passage]) -> Iterable[Sequence[Passage]]:
+            last = last_of_each_id(some, self._stored_id)
+            texts = [passage.text for passage in last]
+            return self._write(last, self._encoder.encode_heads(texts, self._heads, max_length=max_length).logged())
+
+        return add_in_steps(passages, write, self._why_not)
+
+    @abstractmethod
+    def _write(self, passages: list[Passage], vectors: Encoding) -> Iterable[Sequence[Passage]]:
+        """Write passages of different ids, with their vectors; give those of each request once they are in."""
+
+    @staticmethod
+    @abstractmethod
+    def _why_not(passage: Passage) -> str | None:
+        """Why the store cannot hold a passage; None if it can."""
+
+    @staticmethod
+    def _stored_id(passage_id: int | str) -> Hashable:
+        """A passage's id as the store has it."""
+        return str(passage_id)
 
 
 def why_too_long(passage: Passage, store: str, id_bytes: int, text_bytes: int | None = None) -> str | None:
@@ -185,7 +228,7 @@ def checked_passage(item: object) -> Passage:
 
 
 def check_counts(limit: int, candidates: int) -> None:
-    """Check how many hits a search gives, and how many candidates it fuses or orders anew.
+    """Check how many hits a search gives, and how many candidates it fuses or reorders.
 
     Raises:
         InputError: one is no integer from 1.
@@ -195,19 +238,9 @@ def check_counts(limit: int, candidates: int) -> None:
             raise InputError(f"{name} must be an integer from 1, got {number!r}")
 
 
-def checked_mode(mode: Mode | str) -> Mode:
-    """The mode of that name.
-
-    >>> checked_mode("hybrid")
-    <Mode.HYBRID: 'hybrid'>
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return Mode(mode)
-    except ValueError as error:
-        raise InputError(f"mode must be one of {', '.join(Mode)}, got {mode!r}") from error
+def notes_of(encoder: M3Encoder) -> dict[str, str]:
+    """What a database keeps with a collection, so that `check_collection` knows what filled it."""
+    return dict(zip(NOTE_KEYS, (encoder.space_id, encoder.variant.name), strict=True))
 
 
 def check_encoder(encoder: M3Encoder) -> None:
@@ -222,27 +255,19 @@ def check_encoder(encoder: M3Encoder) -> None:
     check_kind(bundle, is_reranker=False)
 
 
-def check_collection(name: str, notes: Mapping[str, Any], keys: tuple[str, str], encoder: M3Encoder) -> None:
-    """See that a collection was filled from the encoder's vector space.
-
-    Args:
-        name: of the collection.
-        notes: what the database keeps beside it.
-        keys: under which keys `create` noted the space and the variant.
-        encoder: whose vectors are to be added, or to search.
+def check_collection(
+    name: str, notes: Mapping[str, Any], encoder: M3Encoder, keys: tuple[str, str] = NOTE_KEYS
+) -> None:
+    """See that a collection was filled from the encoder's vector space, by the notes that the database keeps with it.
 
     Raises:
         InputError: the collection does not say which vector space it holds, or the encoder is none.
-        SpaceMismatchError: it was filled from another vector space.
-
-    Warns:
-        VariantDriftWarning: the same space, computed by another variant.
+        SpaceMismatchError: as `check_space`, whose warnings it gives too.
     """
     check_encoder(encoder)
-    space_key, variant_key = keys
-    if space_key not in notes or variant_key not in notes:
+    if not notes.keys() >= set(keys):
         raise InputError(
-            f"collection {name!r} does not say which vector space it holds; expected {space_key} and {variant_key} "
-            "in its metadata, as `create` writes them"
+            f"collection {name!r} does not say which vector space it holds; expected {keys[0]} and {keys[1]} in its "
+            "metadata, as `create` writes them"
         )
-    check_space(notes[space_key], notes[variant_key], encoder)
+    check_space(notes[keys[0]], notes[keys[1]], encoder)

@@ -4,47 +4,45 @@ Needs the extra `pgvector`, which is psycopg 3, and a database with the extensio
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
+from m3_runtime.bundle.manifest import Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
-from m3_runtime.integrations.hits import Hit, find, weights_of
+from m3_runtime.errors import HeadError, InputError
+from m3_runtime.extras import needs_extra
+from m3_runtime.integrations.hits import Hit, RankingStore, weights_of
 from m3_runtime.integrations.passages import (
     Added,
     Mode,
     Passage,
-    add_in_steps,
     as_json,
     check_collection,
     check_encoder,
-    last_of_each_id,
+    notes_of,
     payload_as_json,
     why_too_long,
 )
 from m3_runtime.tokenizer import check_text
 
-try:
+with needs_extra("psycopg", "pgvector"):
     from psycopg import Connection, Cursor, errors, sql
     from psycopg.pq import TransactionStatus
     from psycopg.rows import tuple_row
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs psycopg; pip install "m3-runtime[pgvector]"') from error
 
 __all__ = ["Added", "Hit", "Mode", "Passage", "PgvectorIndex"]
 
-_SPACE_KEY, _VARIANT_KEY, _COLUMNS_KEY = "m3_space_id", "m3_variant", "m3_columns"
+_COLUMNS_KEY = "m3_columns"
 _INDEXED_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}  # most that an HNSW index takes, by pgvector's types
 _EF_SEARCH = (40, 1_000)  # pgvector's default of hnsw.ef_search, and the most that it takes
 _MAX_ID_BYTES = 2_600  # an entry of a B-tree has 2 704 at most
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer names without an error
 
 
-class PgvectorIndex:
-    """One table with the columns id, text, payload (jsonb), dense and sparse; ColBERT orders candidates anew.
+class PgvectorIndex(RankingStore[Mapping[str, Any]]):
+    """One table with the columns id, text, payload (jsonb), dense and sparse; ColBERT reorders candidates.
 
     Dense vectors are `halfvec` in an HNSW index, lexical weights `sparsevec` without one: they are compared one by
     one, exactly. PostgreSQL keeps no ColBERT rows here: reranking encodes the candidates' texts when it is asked for.
@@ -57,9 +55,10 @@ class PgvectorIndex:
 
     def __init__(self, connection: Connection[Any], table: str, encoder: M3Encoder, columns: Mapping[str, str]) -> None:
         """Use `create` or `open`, which look at the table."""
-        self._connection, self._encoder = connection, encoder
+        super().__init__(encoder, [head for head in (Head.DENSE, Head.SPARSE) if head.value in columns])
+        self._connection = connection
         quoted = sql.Identifier(table).as_string(connection)
-        self._table, self._columns = sql.SQL(quoted.replace("%", "%%")), columns  # beside placeholders
+        self._table, self._columns = sql.SQL(quoted.replace("%", "%%")), columns  # % is a placeholder there
 
     @classmethod
     def create(
@@ -83,7 +82,7 @@ class PgvectorIndex:
         name = sql.Identifier(_checked_name(table))
         with _transaction(connection) as cursor:
             columns = _columns(cursor, encoder, with_sparse=sparse)
-            notes = {_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name, _COLUMNS_KEY: columns}
+            notes = {**notes_of(encoder), _COLUMNS_KEY: columns}
             lines = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(kind)) for c, kind in columns.items()]
             try:
                 cursor.execute(
@@ -102,10 +101,7 @@ class PgvectorIndex:
 
         Raises:
             InputError: there is no such table, it does not say which vector space it holds, or its columns are others.
-            SpaceMismatchError: it was filled from another vector space.
-
-        Warns:
-            VariantDriftWarning: the same space, computed by another variant.
+            SpaceMismatchError: as `check_space`, whose warnings it gives too.
         """
         name = sql.Identifier(_checked_name(table)).as_string(connection)
         with _transaction(connection) as cursor:
@@ -122,7 +118,7 @@ class PgvectorIndex:
                 (oid,),
             ).fetchall()
         notes = _notes(comment)
-        check_collection(table, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
+        check_collection(table, notes, encoder)
         columns, there = notes[_COLUMNS_KEY], dict(found)
         for column, kind in columns.items():
             if there.get(column) != kind:
@@ -132,20 +128,7 @@ class PgvectorIndex:
                 )
         return cls(connection, table, encoder, columns)
 
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
-        """Encode and write passages, some at a time; an id that is there is replaced. Integers become text.
-
-        Every step of 32 passages is a transaction of its own. What PostgreSQL cannot hold (a NUL character, an id of
-        more than 2 600 bytes) is put aside, and the rest goes in.
-
-        Args:
-            passages: any number of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-
-        Raises:
-            InputError: a passage is not what it must be, or the connection has a transaction under way.
-            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
-        """
+    def _write(self, passages: list[Passage], vectors: Encoding) -> list[list[Passage]]:
         columns = [sql.Identifier(column) for column in self._columns]
         values = [sql.SQL("{}::" + kind).format(sql.Placeholder(column)) for column, kind in self._columns.items()]
         news = [
@@ -154,56 +137,22 @@ class PgvectorIndex:
         statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT (id) DO UPDATE SET {}").format(
             self._table, *(sql.SQL(", ").join(parts) for parts in (columns, values, news))
         )
-
-        def write(some: list[Passage]) -> list[list[Passage]]:
-            last = last_of_each_id(some)
-            rows = self._rows(last, max_length)
-            with _transaction(self._connection) as cursor:
-                cursor.executemany(statement, rows)
-            return [last]
-
-        return add_in_steps(passages, write, _why_not)
-
-    def search(
-        self,
-        query: str,
-        *,
-        limit: int = 10,
-        mode: Mode | str = Mode.HYBRID,
-        candidates: int = 50,
-        filter: Mapping[str, Any] | None = None,
-    ) -> list[Hit]:
-        """The best passages, best first.
-
-        Scores are products of the vectors (dense, sparse), the sum of 1 / (60 + rank) (hybrid), and ColBERT's
-        (reranked). A query without lexical weights finds nothing by SPARSE, and HYBRID is dense alone.
-
-        Args:
-            query: the question.
-            limit: how many passages at most.
-            mode: how to search; COLBERT alone is not there, as the table has no ColBERT rows. In a table without
-                lexical weights RERANKED takes the candidates of the dense ranking.
-            candidates: how many of each ranking HYBRID fuses, and how many RERANKED encodes and orders anew.
-            filter: what the payload must contain, as in `{"lang": "zh"}`; all rows that do are compared, exactly.
-
-        Raises:
-            InputError: an argument is not what it must be, or the connection has a transaction under way.
-        """
-
-        def rank(question: Encoding, head: Head, most: int) -> list[Hit]:
-            return self._ranking(question, head, most, filter)
-
-        heads = [head for head in (Head.DENSE, Head.SPARSE) if head.value in self._columns]
-        return find(self._encoder, rank, query, mode=mode, limit=limit, candidates=candidates, heads=heads)
-
-    def _rows(self, passages: list[Passage], max_length: int | None) -> list[dict[str, str]]:
-        heads = {head for head in ENCODER_HEADS if head.value in self._columns}
-        found = self._encoder.encode_heads([p.text for p in passages], heads, max_length=max_length).logged()
-        return [
+        rows = [
             {"id": str(p.id), "text": p.text, "payload": payload_as_json(p)}
-            | {head.value: self._vector(found, head, row) for head in heads}
+            | {head.value: self._vector(vectors, head, row) for head in self._heads}
             for row, p in enumerate(passages)
         ]
+        with _transaction(self._connection) as cursor:
+            cursor.executemany(statement, rows)
+        return [passages]
+
+    @staticmethod
+    def _why_not(passage: Passage) -> str | None:
+        payload = payload_as_json(passage)
+        found = {"id": "\0" in str(passage.id), "text": "\0" in passage.text, "payload": _has_nul(payload)}
+        if name := next((name for name, has_nul in found.items() if has_nul), None):
+            return f"its {name} has a NUL character, which PostgreSQL does not hold"
+        return why_too_long(passage, "an index of PostgreSQL", _MAX_ID_BYTES)
 
     def _vector(self, encoding: Encoding, head: Head, row: int) -> str:
         """One vector as pgvector reads it; dimensions of a sparsevec count from 1."""
@@ -213,13 +162,13 @@ class PgvectorIndex:
         weights = sorted(weights_of(encoding, row).items())
         return f"{{{','.join(f'{token + 1}:{weight}' for token, weight in weights)}}}/{self._encoder.vocab_size}"
 
-    def _ranking(self, question: Encoding, head: Head, most: int, payload: Mapping[str, Any] | None) -> list[Hit]:
-        contained = as_json(payload or {}, "filter")
+    def _rank(self, question: Encoding, head: Head, most: int, filter: Mapping[str, Any] | None) -> list[Hit]:
+        contained = as_json(filter or {}, "filter")
         if _has_nul(contained):
             raise InputError("filter has a NUL character, which PostgreSQL does not hold")
         asked = {"vector": self._vector(question, head, 0), "most": most, "payload": contained}
         score = sql.SQL("({} <#> %(vector)s::" + self._columns[head.value] + ")").format(sql.Identifier(head.value))
-        wheres: list[sql.Composable] = [sql.SQL("payload @> %(payload)s::jsonb")] if payload else []
+        wheres: list[sql.Composable] = [sql.SQL("payload @> %(payload)s::jsonb")] if filter else []
         if head is Head.SPARSE:
             wheres.append(sql.SQL("{} < 0").format(score))  # pgvector's product is negative
         least, greatest = _EF_SEARCH
@@ -230,7 +179,7 @@ class PgvectorIndex:
             table=self._table,
             where=sql.Composed([sql.SQL(" WHERE "), sql.SQL(" AND ").join(wheres)] if wheres else []),
             # no index gives a sum, so every row is compared
-            order=sql.SQL("{} + 0").format(score) if payload or wide > greatest else score,
+            order=sql.SQL("{} + 0").format(score) if filter or wide > greatest else score,
         )
         with _transaction(self._connection) as cursor:
             cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(wide, greatest)),))
@@ -309,11 +258,3 @@ def _checked_name(table: str) -> str:
 def _has_nul(data: str) -> bool:
     """Whether a text in JSON has a NUL character, which is escaped there."""
     return "\\u0000" in data.replace("\\\\", "")  # what remains of a backslash begins an escape
-
-
-def _why_not(passage: Passage) -> str | None:
-    found = {"id": "\0" in str(passage.id), "text": "\0" in passage.text, "payload": _has_nul(payload_as_json(passage))}
-    for name, has_nul in found.items():
-        if has_nul:
-            return f"its {name} has a NUL character, which PostgreSQL does not hold"
-    return why_too_long(passage, "an index of PostgreSQL", _MAX_ID_BYTES)

@@ -3,31 +3,31 @@
 Needs the extra `qdrant`. Works with every `QdrantClient`: in memory, in a folder, or a server.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head
 from m3_runtime.encode.encoding import Encoding
 from m3_runtime.encoder import M3Encoder
-from m3_runtime.errors import ExtraNotInstalledError, HeadError, InputError
+from m3_runtime.errors import HeadError, InputError
+from m3_runtime.extras import needs_extra
 from m3_runtime.integrations.passages import (
     STEP_PASSAGES,
     Added,
     Mode,
     Passage,
-    add_in_steps,
+    PassageStore,
     check_collection,
     check_counts,
     check_encoder,
-    checked_mode,
+    notes_of,
 )
+from m3_runtime.sequences import member
 from m3_runtime.splitting import RunLimit, greedy_runs
 
-try:
+with needs_extra("qdrant-client", "qdrant"):
     from qdrant_client import QdrantClient, models
-except ImportError as error:
-    raise ExtraNotInstalledError('this needs qdrant-client; pip install "m3-runtime[qdrant]"') from error
 
 __all__ = [
     "ID_KEY",
@@ -45,12 +45,14 @@ TEXT_KEY = "text"
 """Where a point's payload has the text."""
 ID_KEY = "passage_id"
 """Where a point's payload has the passage's own id, if that is not the point's."""
-_SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
 _UPSERT_NUMBERS = 1_000_000  # of a request's ColBERT rows, about 20 bytes each in JSON: servers refuse above 32 MiB
 
 
-class QdrantIndex:
+class QdrantIndex(PassageStore):
     """One collection with three named vectors a point: "dense", "sparse" and "colbert".
+
+    A text id becomes the UUID that `point_id` gives, and the payload has it under `ID_KEY`. A payload has no other
+    "text" and "passage_id".
 
     The collection notes which vector space and which variant filled it, and `open` compares.
 
@@ -61,7 +63,8 @@ class QdrantIndex:
 
     def __init__(self, client: QdrantClient, collection: str, encoder: M3Encoder) -> None:
         """Use `create` or `open`, which look at the collection."""
-        self._client, self._collection, self._encoder = client, collection, encoder
+        super().__init__(encoder, ENCODER_HEADS)
+        self._client, self._collection = client, collection
 
     @classmethod
     def create(cls, client: QdrantClient, collection: str, encoder: M3Encoder) -> "QdrantIndex":
@@ -77,7 +80,7 @@ class QdrantIndex:
             collection,
             vectors_config=_vectors_config(encoder),
             sparse_vectors_config={Head.SPARSE.value: models.SparseVectorParams()},
-            metadata={_SPACE_KEY: encoder.space_id, _VARIANT_KEY: encoder.variant.name},
+            metadata=notes_of(encoder),
         )
         return cls(client, collection, encoder)
 
@@ -87,37 +90,12 @@ class QdrantIndex:
 
         Raises:
             InputError: the collection does not say which vector space it holds.
-            SpaceMismatchError: it was filled from another vector space.
+            SpaceMismatchError: as `check_space`, whose warnings it gives too.
             ValueError: Qdrant has no such collection.
-
-        Warns:
-            VariantDriftWarning: the same space, computed by another variant.
         """
         notes = client.get_collection(collection).config.metadata or {}
-        check_collection(collection, notes, (_SPACE_KEY, _VARIANT_KEY), encoder)
+        check_collection(collection, notes, encoder)
         return cls(client, collection, encoder)
-
-    def add(self, passages: Iterable[Passage], *, max_length: int | None = None) -> Added:
-        """Encode and write passages, some at a time; an id that is there is replaced.
-
-        A text id becomes the UUID that `point_id` gives, and the payload has it under `ID_KEY`.
-
-        Args:
-            passages: any number of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-
-        Raises:
-            InputError: a passage is not what it must be, or its payload has another "text" or "passage_id".
-            PartlyAddedError: something failed after some passages were written; the same call can be repeated.
-        """
-
-        def write(some: list[Passage]) -> Iterator[list[Passage]]:
-            points, numbers = self._points(some, max_length)
-            for run in greedy_runs(numbers, RunLimit(STEP_PASSAGES, _UPSERT_NUMBERS)):
-                self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
-                yield some[run.start : run.stop]
-
-        return add_in_steps(passages, write, _check)
 
     def search(
         self, query: str, *, limit: int = 10, mode: Mode | str = Mode.HYBRID, candidates: int = 100
@@ -125,33 +103,40 @@ class QdrantIndex:
         """The best points, best first, with their payload.
 
         Scores are Qdrant's: cosine (dense), product of weights (sparse), the sum over the query's rows of the best
-        product (ColBERT; `M3Encoder.colbert_score` is the mean), summed 1 / rank (hybrid).
-
-        Args:
-            query: the question.
-            limit: how many points at most.
-            mode: how to search.
-            candidates: how many points of each ranking HYBRID fuses, and how many RERANKED orders anew.
+        product (ColBERT; `M3Encoder.colbert_score` is the mean), summed 1 / rank (hybrid). `candidates` are how many
+        points of each ranking HYBRID fuses, and how many RERANKED reorders.
 
         Raises:
             InputError: an argument is not what it must be.
         """
-        chosen = checked_mode(mode)
+        chosen = member(Mode, mode, "mode")
         check_counts(limit, candidates)
         question = self._encoder.encode_heads([query], chosen.heads).logged()
         asked = _query(question, chosen, max(limit, candidates))
         return self._client.query_points(self._collection, limit=limit, **asked).points
 
-    def _points(self, passages: list[Passage], max_length: int | None) -> tuple[list[models.PointStruct], list[int]]:
-        """The passages' points, and how many numbers of ColBERT each has."""
-        texts = [passage.text for passage in passages]
-        encoding = self._encoder.encode_heads(texts, set(ENCODER_HEADS), max_length=max_length).logged()
-        assert encoding.colbert_vecs is not None
+    def _write(self, passages: list[Passage], vectors: Encoding) -> Iterator[list[Passage]]:
+        assert vectors.colbert_vecs is not None
         points = [
-            models.PointStruct(id=point_id(passage.id), vector=vectors, payload={**passage.payload, **_ours(passage)})
-            for passage, vectors in zip(passages, named_vectors(encoding), strict=True)
+            models.PointStruct(id=point_id(passage.id), vector=vector, payload={**passage.payload, **_ours(passage)})
+            for passage, vector in zip(passages, named_vectors(vectors), strict=True)
         ]
-        return points, [rows.size for rows in encoding.colbert_vecs]
+        numbers = [rows.size for rows in vectors.colbert_vecs]
+        for run in greedy_runs(numbers, RunLimit(STEP_PASSAGES, _UPSERT_NUMBERS)):
+            self._client.upsert(self._collection, points[run.start : run.stop], wait=True)
+            yield passages[run.start : run.stop]
+
+    @staticmethod
+    def _why_not(passage: Passage) -> None:
+        if not isinstance(passage.id, str) and not 0 <= passage.id < 2**64:
+            raise InputError(f"passage {passage.id!r}: Qdrant's ids are from 0 to 2^64 - 1; give it a str as id")
+        for key, value in _ours(passage).items():
+            if passage.payload.get(key, value) != value:
+                raise InputError(f"passage {passage.id!r}: its payload has another {key!r}; give that key another name")
+
+    @staticmethod
+    def _stored_id(passage_id: int | str) -> int | str:
+        return point_id(passage_id)
 
 
 def point_id(passage_id: int | str) -> int | str:
@@ -174,20 +159,8 @@ def _ours(passage: Passage) -> dict[str, Any]:
     return {TEXT_KEY: passage.text} | ({} if is_named else {ID_KEY: passage.id})
 
 
-def _check(passage: Passage) -> None:
-    if not isinstance(passage.id, str) and not 0 <= passage.id < 2**64:
-        raise InputError(f"passage {passage.id!r}: Qdrant's ids are from 0 to 2^64 - 1; give it a str as id")
-    for key, value in _ours(passage).items():
-        if passage.payload.get(key, value) != value:
-            raise InputError(f"passage {passage.id!r}: its payload has another {key!r}; give that key another name")
-
-
 def named_vectors(encoding: Encoding) -> Iterator[dict[str, Any]]:
-    """Per text what `PointStruct.vector` takes, for points that you make yourself.
-
-    Args:
-        encoding: of a list of texts, with all three heads.
-    """
+    """What `PointStruct.vector` takes for each of some texts, encoded with all three heads: for points of your own."""
     assert encoding.dense_vecs is not None and encoding.colbert_vecs is not None
     for row, (dense, colbert) in enumerate(zip(encoding.dense_vecs, encoding.colbert_vecs, strict=True)):
         yield {

@@ -20,16 +20,15 @@ from m3_runtime.integrations.passages import (
     check_collection,
     check_counts,
     check_encoder,
-    checked_mode,
     checked_passage,
     last_of_each_id,
+    notes_of,
     why_too_long,
 )
-from m3_runtime.sequences import in_order
+from m3_runtime.sequences import in_order, member
 
 __all__ = ["Added", "ElasticsearchDocuments", "Hit", "Mode", "OpenSearchDocuments", "Passage"]
 
-_SPACE_KEY, _VARIANT_KEY = "m3_space_id", "m3_variant"
 _MAX_ID_BYTES = 512
 _MOST_HITS = 10_000  # index.max_result_window, and the most candidates of a search by vectors
 _MOST_CLAUSES = 1_024  # of a boolean query, by default: one for each token id of a sparse query
@@ -81,23 +80,16 @@ class SearchEngineDocuments(ABC):
         """
         fields = self._fields(self._encoder.bundle.manifest.geometry.hidden_size)
         properties = {"text": {"type": "text"}, "payload": {"type": "object", "enabled": False}, **fields}
-        notes = {_SPACE_KEY: self._encoder.space_id, _VARIANT_KEY: self._encoder.variant.name}
-        return {"mappings": {"dynamic": "strict", "_meta": notes, "properties": properties}}
+        return {"mappings": {"dynamic": "strict", "_meta": notes_of(self._encoder), "properties": properties}}
 
     def check(self, mappings: Mapping[str, Any]) -> None:
-        """See that an index was made for this encoder: compare its mappings, as the client's `get_mapping` has them.
-
-        Args:
-            mappings: the value of "mappings", for one index.
+        """See that an index was made for this encoder: compare the value of "mappings" in the client's `get_mapping`.
 
         Raises:
             InputError: they do not say which vector space the index holds, or a field is missing or another.
-            SpaceMismatchError: it is for another vector space.
-
-        Warns:
-            VariantDriftWarning: the same space, computed by another variant.
+            SpaceMismatchError: as `check_space`, whose warnings it gives too.
         """
-        check_collection("mappings", mappings.get("_meta") or {}, (_SPACE_KEY, _VARIANT_KEY), self._encoder)
+        check_collection("mappings", mappings.get("_meta") or {}, self._encoder)
         for name, field in self._fields(self._encoder.bundle.manifest.geometry.hidden_size).items():
             found = mappings.get("properties", {}).get(name, {})
             size = {"dims", "dimension"} & field.keys()
@@ -105,7 +97,7 @@ class SearchEngineDocuments(ABC):
                 if found.get(key) != field[key]:
                     got = found.get(key, "nothing")
                     raise InputError(
-                        f"the index' field {name!r} has the {key} {got}, expected {field[key]}; make it anew"
+                        f"the index's field {name!r} has the {key} {got}, expected {field[key]}; create it again"
                     )
 
     def add(
@@ -119,13 +111,10 @@ class SearchEngineDocuments(ABC):
         """Encode passages and write them, some at a time; an id that is there is replaced. Integers become text.
 
         A text without lexical weights goes in without the sparse field: dense search finds it. An id that is empty or
-        has more than 512 bytes is put aside, and the rest goes in.
+        has more than 512 bytes is put aside, and the rest goes in. `max_length` is tokens per text, None as in
+        `M3Encoder.encode`.
 
-        Args:
-            bulk: writes actions and raises if one fails, as `functools.partial(helpers.bulk, client)` of either client.
-            index: its name.
-            passages: any number of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
+        `bulk` writes actions and raises if one fails, as `functools.partial(helpers.bulk, client)` of either client.
 
         Raises:
             InputError: a passage is not what it must be.
@@ -142,13 +131,7 @@ class SearchEngineDocuments(ABC):
     def actions(
         self, index: str, passages: Iterable[Passage], *, max_length: int | None = None
     ) -> list[dict[str, Any]]:
-        """An action for each passage, as both clients' `helpers.bulk` takes it; all are encoded at once.
-
-        Args:
-            index: its name.
-            passages: some of them.
-            max_length: tokens per text; None as in `M3Encoder.encode`.
-        """
+        """An action for each passage, as both clients' `helpers.bulk` takes it; all are encoded at once. See `add`."""
         some = [checked_passage(passage) for passage in in_order(passages, "expected passages")]
         heads = {Head.DENSE, Head.SPARSE}
         found = self._encoder.encode_heads([passage.text for passage in some], heads, max_length=max_length).logged()
@@ -166,18 +149,14 @@ class SearchEngineDocuments(ABC):
         """A search, for either client's `search(index=…, body=…)`.
 
         Of a query with more than 1 024 token ids the heaviest count, since a boolean query takes no more. One without
-        lexical weights finds nothing by SPARSE, and HYBRID is dense alone.
-
-        Args:
-            query: the question.
-            limit: how many hits at most.
-            mode: DENSE, SPARSE or HYBRID; for RERANKED give what HYBRID finds to `rerank`.
-            candidates: how many of each ranking HYBRID fuses, and how many a shard's search by vectors looks at.
+        lexical weights finds nothing by SPARSE, and HYBRID is dense alone. For RERANKED give what HYBRID finds to
+        `rerank`. `candidates` are how many of each ranking HYBRID fuses, and how many a shard's search by vectors
+        looks at.
 
         Raises:
             InputError: an argument is not what it must be.
         """
-        chosen = checked_mode(mode)
+        chosen = member(Mode, mode, "mode")
         check_counts(limit, candidates)
         if Head.COLBERT in chosen.heads:
             raise InputError(f"mode {chosen.value!r}: documents have no ColBERT rows; use mode 'hybrid', then `rerank`")
@@ -199,7 +178,7 @@ class SearchEngineDocuments(ABC):
         return [Hit(Passage(r["_id"], r["_source"]["text"], r["_source"]["payload"]), float(r["_score"])) for r in rows]
 
     def rerank(self, query: str, hits: Iterable[Hit]) -> list[Hit]:
-        """Hits in ColBERT's order and with its scores; their texts are encoded anew.
+        """Hits in ColBERT's order and with its scores; their texts are encoded again.
 
         Raises:
             HeadError: the bundle has no ColBERT head.

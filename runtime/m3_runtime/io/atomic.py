@@ -1,6 +1,6 @@
 """Files that are whole or absent, whatever happens while they are written: a full disk, a kill, a power cut.
 
-A file is written beside its target under another name, flushed to disk, and renamed; then its folder is flushed, so
+A file is written next to its target under another name, flushed to disk, and renamed; then its folder is flushed, so
 that the new name is on disk too. Nothing here knows the errors of this project: callers translate `OSError`.
 """
 
@@ -18,10 +18,8 @@ from typing import BinaryIO
 def whole_file(target: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the name `target` when the block ends and vanishes if the block fails.
 
-    Where the target is a symbolic link, the link stays and the file it points at is replaced.
-
-    Args:
-        target: in a folder that exists; replaced if it exists.
+    A target that exists is replaced; its folder must exist. Where it is a symbolic link, the link stays and the file it
+    points at is replaced.
 
     Raises:
         OSError: the target is no file, or the file cannot be written, flushed or renamed. An older file is then

@@ -15,11 +15,8 @@ _OTHERS = (",", ";", "\t", "|")
 def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[RawRow]:
     """Yield the records behind the header; empty lines are none.
 
-    Args:
-        path: of the file.
-        delimiter: of its format. Where the header lacks a column with it, another of `,`, `;`, tab and `|` with which
-            the header has all columns is taken, as German and French programs write CSV.
-        columns: which columns to read.
+    Where the header lacks a column with the format's delimiter, another of `,`, `;`, tab and `|` with which it has all
+    columns is taken, as German and French programs write CSV.
 
     Raises:
         InputError: the file cannot be read, a column is missing or there twice, or a quoted cell does not end.

@@ -99,9 +99,7 @@ class Opened:
 def opened(path: str, so_far: Callable[[], str] = str) -> Iterator[Opened]:
     """Open a file of texts; "-" is standard input.
 
-    Args:
-        path: of the file.
-        so_far: how far it was read, in words that begin with a blank, for the error where it is damaged.
+    `so_far` is how far it was read, in words that begin with a blank, for the error where it is damaged.
 
     Raises:
         InputError: it cannot be opened, holds something else than its name says, is damaged, or changed until its end

@@ -27,10 +27,7 @@ def opened_output(target: str, inputs: Sequence[str | Path] = ()) -> Iterator[Bi
     """A file to write to: standard output for "-", else one that takes the target's name when it is complete.
 
     What exists and is no regular file (a pipe, /dev/null) is not replaced but written to.
-
-    Args:
-        target: a path, or "-".
-        inputs: what the command reads, and must not write over; see `check_no_input`.
+    `inputs` is what the command reads, and must not write over: see `check_no_input`.
 
     Raises:
         InputError: the target cannot be opened for writing, or is an input.
@@ -53,9 +50,8 @@ def opened_output(target: str, inputs: Sequence[str | Path] = ()) -> Iterator[Bi
 def check_no_input(target: str | Path, inputs: Sequence[str | Path]) -> None:
     """Refuse to write over what is read, by whatever spelling, link or mount of its path.
 
-    Args:
-        target: what is to be written; "-" is standard output, which may be redirected into a file.
-        inputs: files, "-" for standard input, and folders, of which no file may be written over.
+    "-" is standard output, which may be redirected into a file, or standard input. Of a folder among the inputs no file
+    may be written over.
 
     Raises:
         InputError: the target is an input, or in one.

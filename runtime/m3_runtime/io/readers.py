@@ -28,10 +28,7 @@ def known_format(path: str, source_format: SourceFormat | None = None) -> Source
     """How to read a file: as asked, or as its name's ending says.
 
     A name that ends in .json may stand for JSON Lines: it does if the first line is a whole object or string.
-
-    Args:
-        path: of the file; standard input is read as lines.
-        source_format: what was asked for.
+    Standard input is read as lines.
 
     Raises:
         InputError: nothing was asked for, and the ending says nothing, or not enough; or there is no such file.
@@ -94,10 +91,7 @@ def read_texts(
 ) -> Iterator[Row]:
     """Yield the texts of a file or of standard input; a text without an id is called by its number.
 
-    Args:
-        path: as in `raw_rows`.
-        source_format: how to read it; None goes by the ending, and standard input is lines.
-        columns: which columns or keys to read.
+    Arguments are those of `raw_rows`; where no format is given, `known_format` says it.
 
     Raises:
         InputError: the file or a row cannot be read, or its format is not known; the row is named by its place.
@@ -113,11 +107,8 @@ def read_texts(
 def read_pairs(path: str, source_format: SourceFormat | None = None) -> Iterator[PairRow]:
     """Yield the pairs of a file or of standard input; blank lines are passed over.
 
-    Lines (.txt and .tsv): query, a tab, passage, without a header. JSONL: objects with "query" and "passage".
-
-    Args:
-        path: as in `raw_rows`.
-        source_format: lines or JSONL; None as in `read_texts`.
+    Lines (.txt and .tsv): query, a tab, passage, without a header. JSONL: objects with "query" and "passage". Other
+    formats cannot be asked for; None is as in `read_texts`.
 
     Raises:
         InputError: the file or a line cannot be read, or the file is of another format.

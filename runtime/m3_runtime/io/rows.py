@@ -1,6 +1,6 @@
 """What is read out of files: rows, pairs, and the rules for both, whatever the file's format is.
 
-A row that cannot be used is a value, `BadRow`, for whoever can go on without it.
+A row that cannot be used is a value, `BadRow`, for callers that can go on without it.
 """
 
 import uuid

@@ -117,5 +117,5 @@ def _remedy(kind: Any) -> str:
         names = ", ".join(kind.field(i).name for i in range(kind.num_fields))
         return f"; name a field of it by its path, COLUMN.FIELD: {names}"
     if types.is_floating(kind):
-        return "; pandas makes floats of integers beside nulls: write them as integers or strings"
+        return "; pandas turns integers into floats where there are nulls: write them as integers or strings"
     return ""

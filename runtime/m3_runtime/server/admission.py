@@ -4,9 +4,9 @@ The body is read here, whole, before anything looks at it: so its size and time 
 thing that can still come from the client is that it has disconnected. Then the call is cancelled, and its texts leave
 the queue.
 
-Nobody can shut the door by sending slowly. Only a POST with a right key has a body; of anything else none is read, and
-it counts nowhere. A body counts as it arrives, not as it was announced; a request counts when its body is there. And
-one client can hold only a share of either.
+A client that sends slowly cannot keep the others out. Only the body of a POST with a valid key is read. A body counts
+as it arrives, not as it was announced; a request counts when its body is there; and one client can hold only a share of
+either.
 """
 
 import asyncio
@@ -25,9 +25,8 @@ from m3_runtime.server.addresses import OPERATION_PATHS
 from m3_runtime.server.answers import Problem, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.service import Service
-from m3_runtime.server.settings import RequestLimits
 from m3_runtime.server.shares import Holding, Shares
-from m3_runtime.server.tracing import ANSWERED, Answered
+from m3_runtime.server.tracing import RECORD, RequestRecord
 
 _log = logging.getLogger("m3_runtime.server")
 
@@ -37,7 +36,6 @@ CALL = "m3.call"
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Answered without a key (POST / is /embed, and needs one)."""
 
-_METRICS = "/metrics"
 _NOT_QUEUED = frozenset({"/tokenize", "/decode"})
 _DEADLINE_HEADER = "x-m3-deadline-ms"
 _MILLISECONDS = re.compile(r"0{0,9}[1-9]\d{0,8}", re.ASCII)
@@ -54,7 +52,7 @@ class _RefusedError(Exception):
         self.status, self.problem = status, problem
 
 
-class _GoneError(Exception):
+class _DisconnectedError(Exception):
     """The client has disconnected."""
 
 
@@ -62,22 +60,13 @@ class Admission:
     """Lets in what the limits allow. Counts, logs and bounds it."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: ApiKeys | None) -> None:
-        """Wrap an app.
-
-        Args:
-            app: what answers.
-            service: whose limits hold and whose counts are kept.
-            keys: keys that let in; None lets everyone in.
-        """
-        self._app = app
-        self._service = service
-        self._limits: RequestLimits = service.settings.limits
-        self._keys = keys
-        self._open_paths = OPEN_PATHS | ({_METRICS} if service.settings.open_metrics else frozenset())
-        limits = self._limits
+        """Wrap an app; with `keys` None everyone is let in."""
+        self._app, self._service, self._keys = app, service, keys
+        self._limits = limits = service.settings.limits
+        self._open_paths = OPEN_PATHS | ({"/metrics"} if service.settings.open_metrics else frozenset())
         self._requests = Shares(limits.max_requests + max(1, limits.max_requests // 4), limits.max_requests)
         self._bytes = Shares(limits.max_held_bytes, limits.max_held_bytes // 2)
-        self._unanswered: dict[Answered, asyncio.Timeout] = {}
+        self._unanswered: dict[RequestRecord, asyncio.Timeout] = {}
         self._is_stopped = False
         service.on_stop.append(self._stop)
 
@@ -86,76 +75,78 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answered: Answered = scope[ANSWERED]
+        record: RequestRecord = scope[RECORD]
         try:
-            await self._admit(scope, receive, send, answered)
+            await self._admit(scope, receive, send, record)
         except _RefusedError as error:
-            answer = refusal(answered.path, error.status, error.problem, str(error))
+            answer = refusal(record.path, error.status, error.problem, str(error))
             await answer(scope, receive, send)
         except M3Error as error:
-            await refusal_of(answered.path, error)(scope, receive, send)
-        except _GoneError:
-            answered.status = 499  # as nginx calls it; nobody reads it
+            await refusal_of(record.path, error)(scope, receive, send)
+        except _DisconnectedError:
+            record.status = 499  # as nginx calls it; nobody reads it
         except Exception as error:
             # Its message may hold a text, so only its kind and place are logged.
-            _log.error("failed", extra={"path": answered.path, "error": type(error).__name__, "at": _place(error)})
-            if not answered.status:
-                await refusal_of(answered.path, error)(scope, receive, send)
+            _log.error("failed", extra={"path": record.path, "error": type(error).__name__, "at": _place(error)})
+            if not record.status:
+                await refusal_of(record.path, error)(scope, receive, send)
         finally:
-            self._record(answered)
+            self._count(record)
 
     def _stop(self) -> None:
         """Refuse, with 503, all requests that have no answer yet: the server ends now."""
         self._is_stopped = True
-        for answered, limit in self._unanswered.items():
-            if not answered.status:
+        for record, limit in self._unanswered.items():
+            if not record.status:
                 limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
-        answered.client = client = self._client(scope, answered)
-        if answered.method != "POST":
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        record.client = client = self._client(scope, record)
+        if record.method != "POST":
             await self._app(scope, _replay(b""), send)
             return
-        is_queued = answered.path not in _NOT_QUEUED
-        deadline_s, announced_bytes = self._deadline_s(answered.headers), self._announced_bytes(answered.headers)
+        is_queued = record.path not in _NOT_QUEUED
+        deadline_s, announced = self._deadline_s(record.headers), record.headers.get("content-length", "0")
+        announced_bytes = int(announced) if announced.isdecimal() else 0
+        self._check_size(announced_bytes)
         with (
-            self._service.call(client, deadline_s, announced_bytes) as call,
+            self._service.call(client) as call,
             self._requests.holding(client) as requests,
             self._bytes.holding(client) as held_bytes,
         ):
             scope[CALL] = call
             if is_queued:
-                self._service.check_room(call)
-            async with self._until_stopped(answered):
+                self._service.check_room(client, announced_bytes, deadline_s)
+            async with self._until_stopped(record):
                 if not self._requests.has_room(client, 1):
-                    raise self._too_many()
+                    raise _busy(f"{self._requests.total} requests are under way")
                 body = await self._body(receive, held_bytes)
                 if not requests.take(1):
-                    raise self._too_many()
-                if is_queued and len(body) > call.body_bytes:  # its size was not announced
-                    call.body_bytes = len(body)
-                    self._service.check_room(call)
+                    raise _busy(f"{self._requests.total} requests are under way")
+                if is_queued and len(body) > announced_bytes:  # its size was not announced
+                    self._service.check_room(client, len(body), deadline_s)
+                call.until_s = asyncio.get_running_loop().time() + deadline_s
                 await self._answer(scope, receive, send, body)
 
     @asynccontextmanager
-    async def _until_stopped(self, answered: Answered) -> AsyncIterator[None]:
+    async def _until_stopped(self, record: RequestRecord) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(0 if self._is_stopped else None) as limit:
-                self._unanswered[answered] = limit
+                self._unanswered[record] = limit
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DrainingError("the server stops before the request is done; send it again, elsewhere") from None
         finally:
-            del self._unanswered[answered]
+            del self._unanswered[record]
 
-    def _client(self, scope: Scope, answered: Answered) -> str:
+    def _client(self, scope: Scope, record: RequestRecord) -> str:
         """Who asks: the name of its key, or its address."""
-        is_open = answered.path in self._open_paths and answered.method != "POST"
+        is_open = record.path in self._open_paths and record.method != "POST"
         if self._keys is None or is_open:
             return str((scope.get("client") or ("local",))[0])
-        scheme, _, key = (only_value(answered.headers, "authorization") or "").partition(" ")
+        scheme, _, key = (only_value(record.headers, "authorization") or "").partition(" ")
         name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             raise _RefusedError(
@@ -164,12 +155,6 @@ class Admission:
                 "a key is needed: send the header Authorization: Bearer KEY with a key of this server",
             )
         return name
-
-    def _announced_bytes(self, headers: Headers) -> int:
-        announced = headers.get("content-length", "0")
-        size = int(announced) if announced.isdecimal() else 0
-        self._check_size(size)
-        return size
 
     def _check_size(self, size: int) -> None:
         most = self._limits.max_body_bytes
@@ -184,9 +169,6 @@ class Admission:
             raise InputError(f"the header {_DEADLINE_HEADER} must be a whole number of milliseconds above 0")
         return min(self._limits.deadline_s, int(wanted) / 1000)
 
-    def _too_many(self) -> QueueFullError:
-        return _busy(f"{self._requests.total} requests are under way")
-
     async def _body(self, receive: Receive, held_bytes: Holding) -> bytes:
         """A request's body, of bounded size and in bounded time, counted as it arrives."""
         parts, size, start_s = [], 0, asyncio.get_running_loop().time()
@@ -196,7 +178,7 @@ class Admission:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _GoneError
+                        raise _DisconnectedError
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     self._check_size(size)
@@ -219,22 +201,22 @@ class Admission:
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
-                raise _GoneError
+                raise _DisconnectedError
             answering.result()
         finally:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _record(self, answered: Answered) -> None:
-        metrics, duration_s, route = self._service.metrics, time.perf_counter() - answered.start_s, answered.route
+    def _count(self, record: RequestRecord) -> None:
+        metrics, duration_s, route = self._service.metrics, time.perf_counter() - record.start_s, record.route
         shown = route or "other"  # clients invent paths, and each would be counted by its own name
-        metrics.requests.labels(shown, str(answered.status)).inc()
+        metrics.requests.labels(shown, str(record.status)).inc()
         metrics.request_seconds.labels(shown).observe(duration_s)
-        if answered.problem:
-            metrics.rejections.labels(answered.problem).inc()
+        if record.problem:
+            metrics.rejections.labels(record.problem).inc()
         if route not in OPERATION_PATHS:
-            facts = {"method": answered.method, "route": shown, "status": answered.status, "client": answered.client}
+            facts = {"method": record.method, "route": shown, "status": record.status, "client": record.client}
             _log.info("request", extra={**facts, "duration_ms": round(1000 * duration_s, 2)})
 
 

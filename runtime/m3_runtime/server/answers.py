@@ -1,19 +1,18 @@
 """Answers as JSON, with numbers as short as their own precision allows, and errors in the form that clients expect."""
 
-import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from itertools import groupby
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from m3_runtime.encode.encoding import Encoding
 from m3_runtime.errors import (
     DeadlineError,
     DrainingError,
@@ -41,9 +40,6 @@ TOO_LONG = "context_length_exceeded"
 TOO_MANY = "array_above_max_length"
 _TOO_MUCH_IN_A_FIELD = (TOO_LONG, TOO_MANY)
 """Codes of OpenAI's API that come with 400, where text-embeddings-inference says 413."""
-
-_FEW_BYTES = 2**18
-"""So many bytes of vectors are written as JSON within some milliseconds."""
 
 _MOST_CUT_SHOWN = 100
 """Runs of indexes in a header: proxies do not take headers of many kilobytes."""
@@ -116,60 +112,28 @@ def row_json(row: NDArray[Any]) -> Any:
     return orjson.Fragment(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-async def vectors_answer(
-    vectors: Encoding, make: Callable[[], Any], headers: Mapping[str, str] | None = None, most_tokens: int = 0
-) -> Response:
-    """A JSON answer with vectors. A long one is made and written in another thread, so that no query waits for it.
-
-    Args:
-        vectors: that it holds.
-        make: makes what is written.
-        headers: of the answer.
-        most_tokens: of ColBERT vectors, which may be tens of megabytes.
-
-    Raises:
-        InputError: its ColBERT vectors have more tokens than the server allows.
-    """
-    tokens = int(vectors.token_counts.sum())
-    if vectors.colbert_vecs is not None and tokens > most_tokens:
-        raise InputError(
-            f"ColBERT vectors of {tokens} tokens are too much for JSON, the limit is {most_tokens}; "
-            'send less at a time, or ask POST /m3/encode for "format": "npz" or "safetensors"'
-        )
-    if vectors.nbytes <= _FEW_BYTES:
-        return json_answer(make(), headers)
-    return await asyncio.to_thread(lambda: json_answer(make(), headers))
+def indexes_of(flags: NDArray[np.bool_] | None) -> list[int]:
+    """Which flags are set; none of None."""
+    return [] if flags is None else np.flatnonzero(flags).tolist()
 
 
-def cut_headers(cut: Sequence[int], first: str = "") -> dict[str, str]:
-    """Headers that tell how many texts were cut and which; none where none was.
+def text_headers(
+    is_cut: NDArray[np.bool_], is_respelled: NDArray[np.bool_] | None = None, first: str = ""
+) -> dict[str, str]:
+    """Headers that tell how many texts were cut or have a piece that the bundle dropped, and which; none where none.
 
-    Args:
-        cut: their indexes, ascending.
-        first: what text 0 is called, where it is a query; then the others count from 0.
+    Flags are (S,). `first` is what text 0 is called, where it is a query; then the others count from 0.
 
-    >>> cut_headers([0, 1, 2, 3, 7])
-    {'x-m3-truncated': '5', 'x-m3-truncated-texts': '0-3,7'}
-    >>> cut_headers([0, 2], "query")
+    >>> text_headers(np.array([1, 1, 1, 0, 1], np.bool_))
+    {'x-m3-truncated': '4', 'x-m3-truncated-texts': '0-2,4'}
+    >>> text_headers(np.array([1, 0, 1], np.bool_), first="query")
     {'x-m3-truncated': '2', 'x-m3-truncated-texts': 'query,1'}
     """
-    return {TRUNCATED: str(len(cut)), TRUNCATED_TEXTS: _in_runs(cut, first)} if cut else {}
-
-
-class ToldTexts(Protocol):
-    """What became of texts: the indexes, ascending, of those that were cut, and of those with a dropped piece."""
-
-    @property
-    def cut(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def respelled(self) -> tuple[int, ...]: ...  # noqa: D102
-
-
-def text_headers(found: ToldTexts, first: str = "") -> dict[str, str]:
-    """`cut_headers`, and the same of texts that have a piece which the bundle dropped."""
-    headers, respelled = cut_headers(found.cut, first), found.respelled
-    if respelled:
-        headers |= {OUT_OF_VOCABULARY: str(len(respelled)), OUT_OF_VOCABULARY_TEXTS: _in_runs(respelled, first)}
+    headers: dict[str, str] = {}
+    of_cut, of_respelled = (TRUNCATED, TRUNCATED_TEXTS), (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS)
+    for flags, (number, which) in ((is_cut, of_cut), (is_respelled, of_respelled)):
+        if indexes := indexes_of(flags):
+            headers |= {number: str(len(indexes)), which: _in_runs(indexes, first)}
     return headers
 
 
@@ -196,14 +160,8 @@ def refusal(
 ) -> Response:
     """An error, in the form that the path's clients expect: OpenAI's under /v1, else text-embeddings-inference's.
 
-    Args:
-        path: that was asked for.
-        status: the answer's, outside /v1; there what is 422 elsewhere is 400.
-        problem: what kind of error.
-        message: what was expected, what came, and what to do about it.
-        retry_after_s: when to ask again.
-        field: the field that is wrong, or the item in it.
-        code: of OpenAI's codes, where there is a closer one than the problem's.
+    Under /v1 what is 422 elsewhere is 400. `field` may be an item in a field; `code` is one of OpenAI's, where there is
+    a closer one than the problem's.
     """
     body: Refusal | OpenAiRefusal = {"error": message, "error_type": problem}
     if path.startswith(("/v1/", "/v2/")):
@@ -234,6 +192,12 @@ def not_found(path: str, *, has_vectors: bool) -> Response:
     vectors = "POST /v1/embeddings or /embed" if has_vectors else "none, a reranker is served alone here"
     message = f"there is nothing at this path; vectors: {vectors}, scores: POST /rerank, all: GET /docs"
     return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message)
+
+
+def no_such_model(path: str, model: str | None, names: Sequence[str]) -> Response:
+    """The answer where a model is asked for that is not served."""
+    message = f"there is no model {model!r} here; this server has: {', '.join(names)}"
+    return refusal(path, HTTPStatus.NOT_FOUND, Problem.NOT_FOUND, message, field="model", code="model_not_found")
 
 
 _STATUSES = {

@@ -20,14 +20,12 @@ from m3_runtime.server.addresses import Addresses
 from m3_runtime.server.admission import Admission
 from m3_runtime.server.answers import ANSWER_HEADERS, Documented, Problem, Refusal, not_found, refusal, refusal_of
 from m3_runtime.server.auth import ApiKeys
-from m3_runtime.server.otel import open_tracer
-from m3_runtime.server.routes.openai import openai_routes
-from m3_runtime.server.routes.own import m3_routes
-from m3_runtime.server.routes.rerank import rerank_routes
-from m3_runtime.server.routes.tei import tei_routes
+from m3_runtime.server.routes.facts import openai_models, tei_facts
+from m3_runtime.server.routes.scores import score_routes
+from m3_runtime.server.routes.vectors import vector_routes
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import ServerSettings
-from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing
+from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing, open_tracer
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors from a CPU."
@@ -46,21 +44,22 @@ def create_app(service: Service) -> ASGIApp:
         ExtraNotInstalledError: traces are asked for and OpenTelemetry is not installed.
     """
     settings = service.settings
-    keys = ApiKeys.of(settings.api_key_file, settings.api_key)
-    tracer = open_tracer(settings.otlp_endpoint)
+    is_open = settings.api_key_file is None and settings.api_key is None
+    keys = None if is_open else ApiKeys(settings.api_key_file, settings.api_key)
+    tracer, send_last_spans = open_tracer(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await service.close()
-        await asyncio.to_thread(tracer.close)
+        await asyncio.to_thread(send_last_spans)
 
     app = FastAPI(title="M3 on CPU", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    app.router.redirect_slashes = False  # addresses have one spelling by then
-    for routes in (openai_routes(service), tei_routes(service), rerank_routes(service)):
-        app.include_router(routes)
+    app.router.redirect_slashes = False  # paths are canonical by then
     if service.has_encoder:
-        app.include_router(m3_routes(service))
+        app.include_router(vector_routes(service))
+    for routes in (openai_models, score_routes, tei_facts):
+        app.include_router(routes(service))
     _add_operation(app, service)
     if _has_playground(service):
         _add_playground(app, settings.root_path)

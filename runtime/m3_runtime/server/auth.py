@@ -40,16 +40,10 @@ class ApiKeys:
         self._seen = None if path is None else _state(path)
         self._checked_s = time.monotonic()
 
-    @classmethod
-    def of(cls, path: Path | None, key: str | None) -> "ApiKeys | None":
-        """None where neither is given, and everyone is let in."""
-        return None if path is None and key is None else cls(path, key)
-
     def name_of(self, shown: str) -> str | None:
         """The name of a key, or None if there is no such key. Takes the same time for every wrong key."""
         self._reload_if_changed()
-        digest = _digest(shown)
-        found = None
+        digest, found = _digest(shown), None
         for known, name in (*self._own_keys.items(), *self._keys.items()):
             if hmac.compare_digest(known, digest):
                 found = name
@@ -87,21 +81,18 @@ def _read(path: Path) -> _Keys:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the key file {str(path)!r} cannot be read: {error}") from error
-    keys = dict(
-        _key(line, number, path)
-        for number, line in enumerate(map(str.strip, lines), 1)
-        if line and not line.startswith("#")
-    )
+    keys: _Keys = {}
+    for number, words in enumerate(map(str.split, lines), 1):
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) > 2 or not is_key(words[-1]):
+            raise InputError(
+                f"line {number} of the key file {str(path)!r} must be {A_KEY}, or a name, a blank and a key"
+            )
+        keys |= [_named(words[0] if len(words) == 2 else None, words[-1])]
     if not keys:
         raise InputError(f"the key file {str(path)!r} holds no key; write one on each line")
     return keys
-
-
-def _key(line: str, number: int, path: Path) -> tuple[bytes, str]:
-    words = line.split()
-    if len(words) > 2 or not is_key(words[-1]):
-        raise InputError(f"line {number} of the key file {str(path)!r} must be {A_KEY}, or a name, a blank and a key")
-    return _named(words[0] if len(words) == 2 else None, words[-1])
 
 
 def _named(name: str | None, key: str) -> tuple[bytes, str]:

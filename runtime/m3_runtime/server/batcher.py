@@ -24,6 +24,7 @@ _SHORT_RUN_TOKENS = 256
 _MOST_RETRY_S = 60
 _IDLE_S, _RESTING_TOKENS = 1.0, 128  # nothing runs for so long after a run of so many: memory is given back
 
+_Run = asyncio.Future[tuple[Encoding, float]]
 EncodeBatch = Callable[[Sequence[Ids], frozenset[Head]], Encoding]
 """Encodes the texts of one batch with some heads; called from threads. Raises EngineError."""
 
@@ -54,15 +55,8 @@ class Batcher:
     ) -> None:
         """Nothing waits yet.
 
-        Args:
-            encode: encodes a batch.
-            limits: of the queue.
-            metrics: counts what happens, on the event loop.
-            kept: takes the vectors of requests that end before they are done.
-            streams: runs that compute at a time.
-            packed_tokens: texts of at most so many tokens are packed.
-            packed_pair_tokens: a reranker's pairs, likewise.
-            rest: gives back memory if a run had so many tokens.
+        `streams` runs compute at a time; `rest` gives back memory if a run had so many tokens. The other arguments are
+        those of `TokenQueue`.
         """
         self.kept = kept
         self._encode = encode
@@ -79,22 +73,12 @@ class Batcher:
         self._is_draining = False
 
     @property
-    def requests(self) -> int:
-        """Requests that wait or run."""
-        return len(self._requests)
-
-    @property
     def is_running(self) -> bool:
         """Whether a batch is in the engine, which nothing can stop."""
         return bool(self._running)
 
     def check_room(self, tokens: int, client: str, deadline_s: float) -> None:
-        """Refuse a request that cannot be served.
-
-        Args:
-            tokens: tokens of the request, or fewer where they are not known yet.
-            client: who asks.
-            deadline_s: seconds from now in which it must be done.
+        """Refuse a request that cannot be served within `deadline_s` from now; of its tokens some may be known only.
 
         Raises:
             DrainingError: the server is about to stop.
@@ -119,22 +103,12 @@ class Batcher:
         return QueueFullError(f"the server is busy: {reason}; try again in {seconds} s", seconds)
 
     async def encode(
-        self,
-        ids: Sequence[Ids],
-        heads: frozenset[Head],
-        client: str,
-        deadline_s: float,
-        *,
-        is_admitted: bool = False,
+        self, ids: Sequence[Ids], heads: frozenset[Head], client: str, deadline_s: float, *, is_admitted: bool = False
     ) -> Encoding:
         """The vectors of S texts, at least one. Cancelling the call takes what still waits out of the queue.
 
-        Args:
-            ids: each text's ids, both special tokens included.
-            heads: heads that are wanted.
-            client: who asks; clients share the engine evenly.
-            deadline_s: seconds from now in which it must be done.
-            is_admitted: this is a part of a request for which `check_room` has been asked.
+        It must be done within `deadline_s` from now. With `is_admitted` it is a part of a request for which
+        `check_room` has been asked.
 
         Raises:
             QueueFullError: the queue is full, or those in it kept the request from being done in time.
@@ -145,8 +119,7 @@ class Batcher:
         """
         vectors = EncodingBuilder(len(ids), heads)
         request = QueuedRequest(client, heads, ids, self.kept.fill(vectors, client, heads, ids))
-        if reused := len(ids) - len(request.texts):
-            self._metrics.reused(reused)
+        self._metrics.reused_texts.inc(len(ids) - len(request.texts))
         try:
             if request.texts:
                 if not is_admitted:
@@ -173,7 +146,7 @@ class Batcher:
         finally:
             self._queue.remove(request)
             del self._requests[request]
-            self._metrics.waiting(self._queue.tokens, self._queue.texts)
+            self._count_waiting()
 
     def _late(
         self, request: QueuedRequest, vectors: EncodingBuilder, deadline_s: float
@@ -195,7 +168,11 @@ class Batcher:
         """Start all runs that may start now."""
         while batch := self._next():
             self._start(batch)
-        self._metrics.waiting(self._queue.tokens, self._queue.texts)
+        self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        self._metrics.queue_tokens.set(self._queue.tokens)
+        self._metrics.queue_texts.set(self._queue.texts)
 
     def _next(self) -> tuple[QueuedText, ...]:
         if len(self._running) < self._streams:
@@ -213,7 +190,7 @@ class Batcher:
         for text in batch:
             under_way = self._requests[text.request]
             under_way.times.started()
-            self._metrics.queued(loop.time() - under_way.added_s)
+            self._metrics.queue_seconds.observe(loop.time() - under_way.added_s)
         start_s = loop.time()
         run = loop.run_in_executor(self._threads, self._timed, batch)
         run.add_done_callback(lambda done: self._finished(batch, tokens, start_s, done))
@@ -228,13 +205,7 @@ class Batcher:
         heads = frozenset[Head]().union(*(text.request.heads for text in batch))
         return self._encode([text.ids for text in batch], heads), time.perf_counter() - start_s
 
-    def _finished(
-        self,
-        batch: tuple[QueuedText, ...],
-        tokens: int,
-        start_s: float,
-        done: "asyncio.Future[tuple[Encoding, float]]",
-    ) -> None:
+    def _finished(self, batch: tuple[QueuedText, ...], tokens: int, start_s: float, done: _Run) -> None:
         self._running.remove(tokens)
         end_s = asyncio.get_running_loop().time()
         self.estimate.ran(tokens, end_s - max(start_s, self._ended_s))
@@ -250,8 +221,7 @@ class Batcher:
                     under_way.done.set_exception(error)
             return
         encoding, duration_s = done.result()
-        self._metrics.ran(len(batch), tokens, duration_s)
-        orphans: dict[QueuedRequest, list[tuple[Ids, int]]] = {}
+        self._count_run(len(batch), tokens, duration_s)
         for row, text in enumerate(batch):
             if under_way := self._requests.get(text.request):
                 under_way.times.ended()
@@ -259,6 +229,11 @@ class Batcher:
                 if not under_way.vectors.missing and not under_way.done.done():
                     under_way.done.set_result(None)
             else:
-                orphans.setdefault(text.request, []).append((text.ids, row))
-        for request, texts in orphans.items():
-            self.kept.keep(request.client, request.heads, texts, encoding)
+                self.kept.keep(text.request.client, text.request.heads, [(text.ids, row)], encoding)
+
+    def _count_run(self, texts: int, tokens: int, duration_s: float) -> None:
+        self._metrics.engine_seconds.observe(duration_s)
+        self._metrics.batch_texts.observe(texts)
+        self._metrics.batch_tokens.observe(tokens)
+        self._metrics.texts.inc(texts)
+        self._metrics.tokens.inc(tokens)

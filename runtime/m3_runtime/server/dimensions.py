@@ -2,7 +2,7 @@
 
 The first dimensions of a vector are a vector of their own where a checkpoint was trained for it (Matryoshka
 representation learning, https://arxiv.org/abs/2205.13147). Its config.json says so, in the keys that vLLM reads too.
-Elsewhere a cut costs accuracy. Who wants it nevertheless gets told how much, measured on this model.
+Elsewhere a cut costs accuracy; where it is allowed nevertheless, GET /info says how much, measured on this model.
 """
 
 import json
@@ -40,31 +40,8 @@ _PAIRS = (
 
 
 @dataclass(frozen=True)
-class DimensionLoss:
-    """What the first so many dimensions keep of a model's dense vectors, over the built-in questions and passages.
-
-    Attributes:
-        dimensions: how many are kept.
-        own_passage_first: share of questions whose own passage is the nearest of all.
-        own_passage_first_whole: the same with whole vectors.
-        cosine_change_mean: mean absolute change of the cosines of all questions with all passages.
-    """
-
-    dimensions: int
-    own_passage_first: float
-    own_passage_first_whole: float
-    cosine_change_mean: float
-
-
-@dataclass(frozen=True)
 class Dimensions:
-    """Sizes in which dense vectors are given.
-
-    Attributes:
-        own: the model's.
-        trained: smaller ones that the checkpoint was trained for.
-        is_any_taken: whether others are taken too.
-    """
+    """Sizes in which dense vectors are given: the model's own, those that it was trained for, or any smaller one."""
 
     own: int
     trained: frozenset[int]
@@ -80,7 +57,7 @@ class Dimensions:
         own = bundle.manifest.geometry.hidden_size
         return cls(own, frozenset(size for size in _trained(bundle) if 0 < size < own), is_any_taken)
 
-    def checked(self, wanted: int | None, name: str = "dimensions") -> int:
+    def checked(self, wanted: int | None) -> int:
         """How many dimensions a request gets; None is all.
 
         Raises:
@@ -92,18 +69,21 @@ class Dimensions:
             return wanted
         if 0 < wanted < self.own and not self.trained:
             raise FieldError(
-                f"{name} must be {self.own} or left out, got {wanted}: the model was not trained for shorter "
+                f"dimensions must be {self.own} or left out, got {wanted}: the model was not trained for shorter "
                 "vectors, and cutting them would silently cost accuracy; a server that is started with "
                 "--allow-dimensions cuts them, and GET /info tells the loss",
-                name,
+                "dimensions",
             )
         sizes = "any smaller size" if self.is_any_taken else _ranges(self.trained)
         also = f", {sizes}," if sizes else ""
-        raise FieldError(f"{name} must be {self.own}{also} or left out, got {wanted}", name)
+        raise FieldError(f"dimensions must be {self.own}{also} or left out, got {wanted}", "dimensions")
 
 
-def measured_losses(encoder: M3Encoder) -> tuple[DimensionLoss, ...]:
+def measured_losses(encoder: M3Encoder) -> list[dict[str, float]]:
     """What is lost at a half, a quarter and an eighth of the dimensions, and at sizes that tools ask for by default.
+
+    For each size, over the built-in questions and passages: the share of questions whose own passage is the nearest of
+    all, the same with whole vectors, and the mean absolute change of the cosines of all questions with all passages.
 
     Raises:
         EngineError: the engine cannot run the graph.
@@ -113,12 +93,16 @@ def measured_losses(encoder: M3Encoder) -> tuple[DimensionLoss, ...]:
     own = encoder.bundle.manifest.geometry.hidden_size
     whole = _cosines(found, own)
     sizes = sorted({own // 2, own // 4, own // 8, *(size for size in (256, 384, 512, 768) if size < own)} - {0})
-    losses = []
-    for size in reversed(sizes):
-        cut = _cosines(found, size)
-        change = float(np.abs(cut - whole).mean())
-        losses.append(DimensionLoss(size, _own_first(cut), _own_first(whole), round(change, 4)))
-    return tuple(losses)
+    return [
+        {
+            "dimensions": size,
+            "own_passage_first": _own_first(cut),
+            "own_passage_first_whole": _own_first(whole),
+            "cosine_change_mean": round(float(np.abs(cut - whole).mean()), 4),
+        }
+        for size in reversed(sizes)
+        for cut in [_cosines(found, size)]
+    ]
 
 
 def _cosines(found: Encoding, size: int) -> NDArray[np.float32]:

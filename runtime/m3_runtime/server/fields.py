@@ -21,7 +21,7 @@ _WHOLE = re.compile(r"[+-]?\d{1,15}(\.0*)?", re.ASCII)
 _CUTS = {**_FLAGS, "end": True, "none": False}
 """Cohere and NVIDIA say where to cut: at the end, or nowhere."""
 
-_SAME_FIELD = {"truncation": "truncate", "output_dimension": "dimensions", "top_k": "top_n"}
+_ALIASES = {"truncation": "truncate", "output_dimension": "dimensions", "top_k": "top_n"}
 """What other APIs (Voyage's, Cohere's) call a field of ours."""
 
 _FOREIGN: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -80,14 +80,14 @@ class TolerantRequest(BaseModel):
             return sent
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
         given = {name: value for name, value in sent.items() if value is not None or name in required}
-        _take_same_fields(given, cls.model_fields)
+        _rename_aliases(given, cls.model_fields)
         _check_foreign(given, cls.model_fields)
         return given
 
 
-def _take_same_fields(given: dict[str, Any], own: Collection[str]) -> None:
+def _rename_aliases(given: dict[str, Any], own: Collection[str]) -> None:
     """Rename fields that are called otherwise elsewhere."""
-    for theirs, ours in _SAME_FIELD.items():
+    for theirs, ours in _ALIASES.items():
         if theirs in given and theirs not in own and ours in own:
             value = given.pop(theirs)
             if given.setdefault(ours, value) != value:

@@ -19,14 +19,13 @@ _Key = tuple[str, frozenset[Head], bytes]
 """Client, heads, and ids of a text: these decide every bit of its vectors."""
 
 
-@dataclass(eq=False)
-class _Remains:
-    """What is left of one request: an encoding, which of its rows nobody has taken yet, bytes, and when it goes."""
+@dataclass(frozen=True)
+class _Kept:
+    """A text's vectors, their bytes, and the event loop's time at which they go."""
 
-    encoding: Encoding
-    rows: dict[_Key, int]
+    vectors: Encoding
     nbytes: int
-    timer: asyncio.TimerHandle | None = None
+    until_s: float
 
 
 class KeptVectors:
@@ -34,57 +33,50 @@ class KeptVectors:
 
     def __init__(self, most_bytes: int, keep_s: float) -> None:
         """Nothing is kept yet; `most_bytes` are kept at most, each for `keep_s` seconds at most."""
-        self._most_bytes = most_bytes
-        self._keep_s = keep_s
-        self._remains: dict[_Remains, None] = {}  # the oldest first
-        self._places: dict[_Key, _Remains] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return sum(remains.nbytes for remains in self._remains)
+        self._most_bytes, self._keep_s = most_bytes, keep_s
+        self._texts: dict[_Key, _Kept] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+        self.nbytes = 0
 
     def keep(self, client: str, heads: frozenset[Head], texts: Iterable[tuple[Ids, int]], encoding: Encoding) -> None:
-        """Keep vectors that had no answer; the oldest make room.
-
-        Args:
-            client: whose they are.
-            heads: that were asked for.
-            texts: ids, and their row in the encoding.
-            encoding: the vectors, of at least these texts and heads.
-        """
-        rows = {(client, heads, ids.tobytes()): row for ids, row in texts}
-        remains = _Remains(encoding, rows, encoding.nbytes + sum(len(ids) for _, _, ids in rows))
-        if not rows or remains.nbytes > self._most_bytes:
-            return
-        while self.nbytes + remains.nbytes > self._most_bytes:
-            self._forget(next(iter(self._remains)))
-        self._remains[remains] = None
-        self._places.update(dict.fromkeys(rows, remains))
-        remains.timer = asyncio.get_running_loop().call_later(self._keep_s, self._forget, remains)
+        """Keep vectors that had no answer, of texts given as ids and their row in an encoding; the oldest make room."""
+        loop = asyncio.get_running_loop()
+        for ids, row in texts:
+            alone = EncodingBuilder(1, heads)
+            alone.take(0, encoding, row)
+            vectors, key = alone.encoding(), (client, heads, ids.tobytes())
+            nbytes = vectors.nbytes + ids.nbytes
+            self._forget(key)
+            while self._texts and self.nbytes + nbytes > self._most_bytes:
+                self._forget(next(iter(self._texts)))
+            if nbytes <= self._most_bytes:
+                self._texts[key] = _Kept(vectors, nbytes, loop.time() + self._keep_s)
+                self.nbytes += nbytes
+        if self._timer is None:
+            self._forget_old()
 
     def fill(self, vectors: EncodingBuilder, client: str, heads: frozenset[Head], ids: Sequence[Ids]) -> Sequence[int]:
         """Take what is kept of a request's S texts; the indices of the others, which must run."""
-        if not self._places:
+        if not self._texts:
             return range(len(ids))
-        missing, taken = [], {}
-        for index, row in enumerate(ids):
-            key = client, heads, row.tobytes()
-            if (remains := self._places.get(key)) is None:
-                missing.append(index)
-            else:
-                vectors.take(index, remains.encoding, remains.rows[key])
-                taken[key] = remains
-        for key, remains in taken.items():
-            del self._places[key], remains.rows[key]
-            if not remains.rows:
-                self._forget(remains)
+        keys = [(client, heads, row.tobytes()) for row in ids]
+        for index, key in enumerate(keys):
+            if key in self._texts:
+                vectors.take(index, self._texts[key].vectors, 0)
+        missing = [index for index, key in enumerate(keys) if key not in self._texts]
+        for key in keys:
+            self._forget(key)
         return missing
 
-    def _forget(self, remains: _Remains) -> None:
-        del self._remains[remains]
-        if remains.timer is not None:
-            remains.timer.cancel()  # it would hold the vectors until then
-        for key in remains.rows:
-            if self._places.get(key) is remains:
-                del self._places[key]
+    def _forget(self, key: _Key) -> None:
+        if (kept := self._texts.pop(key, None)) is not None:
+            self.nbytes -= kept.nbytes
+
+    def _forget_old(self) -> None:
+        """Forget what has been kept long enough, and come back for the rest."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        for key, kept in list(self._texts.items()):
+            if kept.until_s > loop.time():
+                self._timer = loop.call_at(kept.until_s, self._forget_old)
+                return
+            self._forget(key)

@@ -66,27 +66,6 @@ class Metrics:
         for model in models:
             build.labels(__version__, model.variant.name, model.variant.engine.value, model.space_id).set(1)
 
-    def waiting(self, tokens: int, texts: int) -> None:
-        """So much waits now."""
-        self.queue_tokens.set(tokens)
-        self.queue_texts.set(texts)
-
-    def queued(self, wait_s: float) -> None:
-        """A text has left the queue after so long."""
-        self.queue_seconds.observe(wait_s)
-
-    def ran(self, texts: int, tokens: int, duration_s: float) -> None:
-        """A batch has run."""
-        self.engine_seconds.observe(duration_s)
-        self.batch_texts.observe(texts)
-        self.batch_tokens.observe(tokens)
-        self.texts.inc(texts)
-        self.tokens.inc(tokens)
-
-    def reused(self, texts: int) -> None:
-        """So many texts need not run: an earlier request of their client left their vectors."""
-        self.reused_texts.inc(texts)
-
     def count_padding(self, batch: TokenBatch) -> None:
         """Count what a batch computes for nothing: rows of packed texts are rarely of one length."""
         self.padding.inc(batch.attention_mask.size - int(np.count_nonzero(batch.attention_mask)))

@@ -18,7 +18,7 @@ _MADE_ROOM = 8
 """When there are too many connections, an eighth of an address's goes at once: looking for them takes a while."""
 
 
-class PatientProtocol(H11Protocol):
+class StrictProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, but closes connections whose headers never arrive whole, and whose answers nobody takes.
 
     uvicorn waits for ever for the first headers of a connection. A few thousand clients that send a byte now and then
@@ -38,7 +38,7 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self.made_s = self.loop.time()
         if len(self.connections) > most_connections():
-            _make_room([other for other in self.connections if isinstance(other, PatientProtocol)])
+            _make_room([other for other in self.connections if isinstance(other, StrictProtocol)])
         self._watch_client()
 
     def data_received(self, data: bytes) -> None:
@@ -122,9 +122,9 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _make_room(connections: list[PatientProtocol]) -> None:
+def _make_room(connections: list[StrictProtocol]) -> None:
     """Close some connections that await their client: the oldest of the address that has most of them."""
-    by_address: defaultdict[str, list[PatientProtocol]] = defaultdict(list)
+    by_address: defaultdict[str, list[StrictProtocol]] = defaultdict(list)
     for connection in connections:
         if connection.awaits_client:
             by_address[connection.client[0] if connection.client else ""].append(connection)

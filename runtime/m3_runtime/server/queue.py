@@ -3,8 +3,8 @@
 Texts of many requests wait here, and each batch is taken by three rules.
 
 * A batch holds texts of one kind, as everywhere in the runtime: packed short ones, or longer ones of one length. So a
-  long passage never shares a run with short queries. Batch mates come from any request: the first text is chosen
-  fairly, others of its kind join.
+  long passage never shares a run with short queries. They come from any request: the first text is chosen fairly,
+  others of its kind join.
 * Clients share the engine by tokens (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996). A client that has
   just arrived is served before one that has had its share; a client that sends a thousand passages delays only itself.
 * A client's requests are served first come, first served, except that a later request may overtake an earlier one if
@@ -169,7 +169,7 @@ class TokenQueue:
         if found is None:
             return ()
         (start, *_), first = found
-        batch = (first, *self._mates(first, most_tokens))
+        batch = (first, *self._joining(first, most_tokens))
         # An ideal server would have advanced all waiting clients alike, and one that arrives now. Without this share,
         # ever new clients, which all start at the count, would keep it where it is, and pass the old ones for ever.
         sharing = 1 + sum(client.texts > 0 for client in self._clients.values())
@@ -180,7 +180,7 @@ class TokenQueue:
         self._forget_idle()
         return batch
 
-    def _mates(self, first: QueuedText, most_tokens: int | None) -> Iterator[QueuedText]:
+    def _joining(self, first: QueuedText, most_tokens: int | None) -> Iterator[QueuedText]:
         """Texts that run together with the first one."""
         tokens = self.limits.batch_tokens if most_tokens is None else min(most_tokens, self.limits.batch_tokens)
         tokens -= first.tokens

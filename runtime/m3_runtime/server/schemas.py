@@ -25,10 +25,6 @@ Texts = tuple[str | TokenIds, ...]
 def parse_texts(value: Any, name: str) -> Texts:
     """The texts of a field: one text, a list of texts, one text's token ids, or a list of those.
 
-    Args:
-        value: what the client sent.
-        name: of the field.
-
     Raises:
         FieldError: something is neither a text nor token ids; the item is named.
 
@@ -131,7 +127,7 @@ def _texts_field(name: str) -> PlainValidator:
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
-class LengthWishes(TolerantRequest):
+class LengthOptions(TolerantRequest):
     """How long texts may be, as text-embeddings-inference and vLLM ask."""
 
     truncate: Annotated[
@@ -145,7 +141,7 @@ class LengthWishes(TolerantRequest):
     ] = None
 
 
-class TextWishes(LengthWishes):
+class TextOptions(LengthOptions):
     """What else is done to texts first; also the parameters of POST /similarity."""
 
     prompt_name: Annotated[str | None, Field(description="One of the checkpoint's prompts, put before every text.")] = (
@@ -153,14 +149,14 @@ class TextWishes(LengthWishes):
     )
 
 
-class DenseWishes(TextWishes):
+class DenseOptions(TextOptions):
     """What dense vectors shall be like."""
 
     normalize: Annotated[Flag | None, Field(description="Unit length; null is as the checkpoint was trained.")] = None
     dimensions: Annotated[Whole | None, Field(description="The model's, or fewer where vectors can be cut.")] = None
 
 
-class OpenAiRequest(DenseWishes):
+class OpenAiRequest(DenseOptions):
     """POST /v1/embeddings."""
 
     model: Annotated[str | None, Field(description="Null is the model that is served.")] = None
@@ -171,13 +167,13 @@ class OpenAiRequest(DenseWishes):
     task: Annotated[str | None, Field(description="The same.")] = None
 
 
-class EmbedSparseRequest(TextWishes):
+class EmbedSparseRequest(TextOptions):
     """POST /embed_sparse."""
 
     inputs: Annotated[Texts, _texts_field("inputs")]
 
 
-class EmbedRequest(DenseWishes):
+class EmbedRequest(DenseOptions):
     """POST /embed, /embed_all."""
 
     inputs: Annotated[Texts, _texts_field("inputs")]
@@ -194,7 +190,7 @@ class SimilarityRequest(TolerantRequest):
     """POST /similarity."""
 
     inputs: SimilarityInput
-    parameters: TextWishes | None = None
+    parameters: TextOptions | None = None
 
 
 class RerankWeights(TolerantRequest):
@@ -206,7 +202,7 @@ class RerankWeights(TolerantRequest):
     colbert: Weight = 1.0
 
 
-class RerankRequest(TextWishes):
+class RerankRequest(TextOptions):
     """POST /rerank, /v1/rerank, /v2/rerank: `documents` as in Jina's and Cohere's APIs, or `texts` as in TEI's.
 
     `mode` and `weights` are ours.
@@ -263,7 +259,7 @@ class DecodeRequest(TolerantRequest):
     skip_special_tokens: Flag = True
 
 
-class EncodeRequest(DenseWishes):
+class EncodeRequest(DenseOptions):
     """POST /m3/encode: all heads asked for, from one pass."""
 
     model_config = _STRICT

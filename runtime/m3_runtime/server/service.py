@@ -1,10 +1,11 @@
 """Texts of a request to vectors: what every route does, whatever its format."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from m3_runtime.pairs import PairLimits, pair_limits
 from m3_runtime.reranker import SCORE_HEADS, M3Reranker
 from m3_runtime.server.answers import TOO_MANY
 from m3_runtime.server.batcher import Batcher
-from m3_runtime.server.dimensions import DimensionLoss, Dimensions, measured_losses
+from m3_runtime.server.dimensions import Dimensions, measured_losses
 from m3_runtime.server.kept import KeptVectors
 from m3_runtime.server.metrics import Metrics
 from m3_runtime.server.queue import Ids
@@ -36,9 +37,6 @@ from m3_runtime.tokenizer import OnTruncate, TokenizedTexts
 _T = TypeVar("_T")
 
 _FIRST_TEXT = "What is BGE M3? And what is it good for?"
-
-_SHOWN_SHARE = 16
-"""/tokenize takes texts of one sixteenth of the longest body: a token takes far more room in its answer."""
 
 _BYTES_PER_TOKEN = 8
 """A token of a body takes about half of that, more if it is escaped."""
@@ -58,36 +56,35 @@ _LAST_MOMENT_S = 0.001
 
 @dataclass
 class Call:
-    """A request: who asks, the seconds left for the answer, the size of the body, and bytes held for the answer."""
+    """A request: who asks, the event loop's time at which it must be answered, and bytes held for its answer."""
 
     client: str
-    deadline_s: float
-    body_bytes: int
     results: Holding
-    found: list[tuple[tuple[Ids, ...], frozenset[Head], Encoding]] = field(default_factory=list)
+    until_s: float = math.inf
+    found: list[tuple[Sequence[Ids], frozenset[Head], Encoding]] = field(default_factory=list)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds for its answer; a last moment is left to one that is late, in which it is refused as such."""
+        return max(_LAST_MOMENT_S, self.until_s - asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The vectors of S texts.
-
-    `cut` are the indexes of those that were cut to the maximum length, `respelled` of those that have a piece which the
-    bundle dropped.
-    """
+    """The vectors of S texts; and these as ids, with which of them were cut or have a piece that the bundle dropped."""
 
     vectors: Encoding
-    cut: tuple[int, ...]
-    respelled: tuple[int, ...]
+    tokenized: TokenizedTexts
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """The scores of a query and P passages; `tokens` of all, and `cut` and `respelled` as in `EncodedTexts`."""
+    """The scores of a query and P passages, and the tokens of all; (1 + P,) flags as `TokenizedTexts` has them."""
 
     scores: list[float]
     tokens: int
-    cut: tuple[int, ...]
-    respelled: tuple[int, ...]
+    is_cut: NDArray[np.bool_]
+    is_respelled: NDArray[np.bool_] | None = None
 
 
 Score = Callable[[Encoding], list[float]]
@@ -122,7 +119,7 @@ class Service:
         found = read_prompts(model.bundle)
         self.prompts, self.default_prompt_name = found.prompts, found.default
         self.dimensions = Dimensions.of(model.bundle, is_any_taken=settings.cuts_dimensions)
-        self.dimension_losses: tuple[DimensionLoss, ...] = ()
+        self.dimension_losses: list[dict[str, float]] = []
         self._models = (model,) if reranker is None else (model, reranker)
         self.metrics = Metrics(self._models)
         engine, limits = model.engine, settings.limits
@@ -220,10 +217,10 @@ class Service:
         return tuple(prompt + text if isinstance(text, str) else text for text in texts)
 
     @contextmanager
-    def call(self, client: str, deadline_s: float, body_bytes: int) -> Iterator[Call]:
+    def call(self, client: str) -> Iterator[Call]:
         """A request, until it is answered; the vectors of one that fails are kept for a retry."""
         with self._results.holding(client) as results:
-            call = Call(client, deadline_s, body_bytes, results)
+            call = Call(client, results)
             try:
                 yield call
             except BaseException:
@@ -231,7 +228,7 @@ class Service:
                     self._kept.keep(client, heads, zip(ids, range(len(ids)), strict=True), encoding)
                 raise
 
-    def check_room(self, call: Call) -> None:
+    def check_room(self, client: str, body_bytes: int, deadline_s: float) -> None:
         """Refuse a request that will not be served, before its body is parsed: refusing must cost next to nothing.
 
         How many tokens a body holds is guessed from its size. `encode` checks again with the true number.
@@ -240,20 +237,12 @@ class Service:
             ServiceError: the server is busy, or about to stop.
         """
         most = self.settings.limits.queue.max_tokens // _BODY_SHARE
-        self.batcher.check_room(min(most, call.body_bytes // _BYTES_PER_TOKEN), call.client, call.deadline_s)
+        self.batcher.check_room(min(most, body_bytes // _BYTES_PER_TOKEN), client, deadline_s)
 
     async def encode(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, first: str = ""
     ) -> EncodedTexts:
-        """The vectors of S texts, in their order.
-
-        Args:
-            texts: the texts.
-            name: what errors call them.
-            heads: heads that are wanted.
-            truncation: how long texts may be.
-            call: who asks, and how long there is for it.
-            first: what errors call text 0, where it is a query; then the others count from 0.
+        """The vectors of S texts, in their order. Errors call them `name`, and text 0 `first` where it is a query.
 
         Raises:
             HeadError: the bundle has no such head.
@@ -262,12 +251,8 @@ class Service:
             ServiceError: the server is busy, about to stop, or too late.
             EngineError: the engine failed.
         """
-        tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation, call)
-        self._hold_results(tokenized.ids, heads, call)
-        encoding = await self.batcher.encode(tokenized.ids, heads, call.client, call.deadline_s)
-        call.found.append((tokenized.ids, heads, encoding))
-        told = replace(encoding, truncated=tokenized.truncated, out_of_vocabulary=tokenized.out_of_vocabulary)
-        return EncodedTexts(told, _cut(tokenized), _respelled(tokenized))
+        tokenized = await self._checked_ids(texts, partial(name_with, name, first), heads, truncation)
+        return EncodedTexts(await self._encoded(tokenized.ids, heads, call), tokenized)
 
     async def score(
         self, texts: Texts, name: str, heads: frozenset[Head], truncation: Truncation, call: Call, score: Score
@@ -277,64 +262,59 @@ class Service:
         Vectors of many passages would take gigabytes, so passages are scored in parts: only their scores are held.
         Arguments and errors are those of `encode`; `score` makes scores of text 0 and the others of an encoding.
         """
-        tokenized = await self._checked_ids(texts, partial(name_with, name, "query"), heads, truncation, call)
+        tokenized = await self._checked_ids(texts, partial(name_with, name, "query"), heads, truncation)
         query, *passages = tokenized.ids
         tokens = sum(row.size for row in tokenized.ids)
-        self.batcher.check_room(tokens, call.client, call.deadline_s)
+        self.batcher.check_room(tokens, call.client, call.left_s)
         scores: list[float] = []
         for part in greedy_runs((row.size for row in passages), RunLimit(len(passages), _SCORED_TOKENS)):
-            ids, start_s = (query, *passages[part.start : part.stop]), time.perf_counter()
+            ids = (query, *passages[part.start : part.stop])
             size = self._hold_results(ids, heads, call)
-            encoding = await self.batcher.encode(ids, heads, call.client, call.deadline_s, is_admitted=True)
+            encoding = await self.batcher.encode(ids, heads, call.client, call.left_s, is_admitted=True)
             scores += await asyncio.to_thread(score, encoding)
             call.results.give_back(size)
-            call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - (time.perf_counter() - start_s))
-        return ScoredTexts(scores, tokens, _cut(tokenized), _respelled(tokenized))
+        return ScoredTexts(scores, tokens, tokenized.is_cut, tokenized.is_respelled)
+
+    async def rerank(
+        self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
+    ) -> ScoredTexts:
+        """The reranker's scores of a query and P passages, before the sigmoid.
+
+        Texts have passed `check_text`; `truncation` is of pairs. Arguments and errors are those of `encode`.
+        """
+        self._check_number(len(passages) + 1)
+        limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
+        found = await self.tokenizer.pairs(query, passages, name, limits)
+        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s)
+        encoding = await self._encoded(found.ids, SCORE_HEADS, call)
+        self.metrics.pairs.inc(len(passages))
+        assert encoding.scores is not None
+        is_cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
+        return ScoredTexts(encoding.scores.tolist(), int(encoding.token_counts.sum()), is_cut)
 
     async def _checked_ids(
-        self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation, call: Call
+        self, texts: Texts, name_of: NameOf, heads: frozenset[Head], truncation: Truncation
     ) -> TokenizedTexts:
-        """Texts as ids; the time that this takes is gone from the call's."""
+        """Texts as ids."""
         checked_heads(self.manifest, heads)
         self._check_number(len(texts))
         start_s = time.perf_counter()
         tokenized = await self.tokenizer.texts(texts, name_of, truncation)
-        self._note_tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokenized, start_s, call)
+        self._note_tokenized(sum(len(text) for text in texts if isinstance(text, str)), tokenized, start_s)
         return tokenized
 
-    def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float, call: Call) -> None:
+    def _note_tokenized(self, chars: int, tokenized: TokenizedTexts, start_s: float) -> None:
         used_s = time.perf_counter() - start_s
-        call.deadline_s = max(_LAST_MOMENT_S, call.deadline_s - used_s)
         self.metrics.tokenize_seconds.observe(used_s)
         request_times().tokenized(chars, sum(row.size for row in tokenized.ids), used_s)
         self.metrics.truncated.inc(tokenized.truncated)
         self.metrics.out_of_vocabulary.inc(tokenized.out_of_vocabulary)
 
-    async def rerank(
-        self, query: str, passages: Sequence[str], name: str, truncation: Truncation, call: Call
-    ) -> ScoredTexts:
-        """The reranker's scores of a query and P passages, before the sigmoid. Errors are those of `encode`.
-
-        Args:
-            query: the query.
-            passages: they and the query have passed `check_text`.
-            name: what errors call the passages.
-            truncation: how long a pair may be.
-            call: who asks, and how long there is for it.
-        """
-        self._check_number(len(passages) + 1)
-        limits, start_s = self._pair_limits(truncation.max_length, truncation.on_truncate), time.perf_counter()
-        found = await self.tokenizer.pairs(query, passages, name, limits)
-        self._note_tokenized(len(query) + sum(map(len, passages)), found.as_texts(), start_s, call)
-        self._hold_results(found.ids, SCORE_HEADS, call)
-        encoding = await self.batcher.encode(found.ids, SCORE_HEADS, call.client, call.deadline_s)
-        call.found.append((found.ids, SCORE_HEADS, encoding))
-        self.metrics.pairs.inc(len(passages))
-        assert encoding.scores is not None
-        cut = np.concatenate([[found.is_query_cut.any()], found.is_passage_cut])
-        return ScoredTexts(
-            encoding.scores.tolist(), int(encoding.token_counts.sum()), tuple(np.flatnonzero(cut).tolist()), ()
-        )
+    async def _encoded(self, ids: Sequence[Ids], heads: frozenset[Head], call: Call) -> Encoding:
+        self._hold_results(ids, heads, call)
+        encoding = await self.batcher.encode(ids, heads, call.client, call.left_s)
+        call.found.append((ids, heads, encoding))
+        return encoding
 
     def _pair_limits(self, max_length: int, on_truncate: OnTruncate = OnTruncate.TRUNCATE) -> PairLimits:
         assert self.reranker is not None
@@ -373,34 +353,26 @@ class Service:
         for model in self._models:
             model.engine.rest(least_tokens)
 
-    def dense_of(self, found: EncodedTexts, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
+    def dense_of(self, vectors: Encoding, size: int, *, normalize: bool | None) -> NDArray[np.float32]:
         """(S, size) float32: dense vectors as a request wants them; `size` has been checked, and so has False."""
-        dense, is_unit = found.vectors.dense_vecs, self.manifest.normalize
+        dense, is_unit = vectors.dense_vecs, self.manifest.normalize
         assert dense is not None
         if size == dense.shape[1] and (is_unit or not normalize):
             return dense
         return leading(dense, size, normalize=is_unit or bool(normalize))
 
-    async def show_ids(self, rows: Sequence[Sequence[int]], work: Callable[[], _T]) -> _T:
-        """Do something with the ids of S texts, in another thread.
-
-        Raises:
-            RequestTooLargeError: too many texts.
-        """
-        self._check_number(len(rows))
-        return await self.tokenizer.in_thread(sum(map(len, rows)), work)
-
-    async def show_tokens(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
-        """Do something with the tokens of S texts, in another thread; they have passed `check_text`.
+    async def show_tokens(self, sizes: Sequence[int], work: Callable[[], _T], most: int | None = None) -> _T:
+        """Do something with S texts of these many characters or ids, `most` together, in another thread.
 
         Raises:
             RequestTooLargeError: too many texts, or too long ones.
         """
-        self._check_number(len(texts))
-        chars, most = sum(map(len, texts)), self.settings.limits.max_body_bytes // _SHOWN_SHARE
-        if chars > most:
-            raise RequestTooLargeError(f"the texts have {chars} characters, the limit is {most}; send them in parts")
-        return await self.tokenizer.in_thread(chars, work)
+        self._check_number(len(sizes))
+        if most is not None and sum(sizes) > most:
+            raise RequestTooLargeError(
+                f"the texts have {sum(sizes)} characters, the limit is {most}; send them in parts"
+            )
+        return await self.tokenizer.in_thread(sum(sizes), work)
 
     def _check_number(self, texts: int) -> None:
         most = self.settings.limits.max_texts
@@ -420,15 +392,6 @@ class Service:
         self.tokenizer.close()
         for model in self._models:
             model.close()
-
-
-def _cut(tokenized: TokenizedTexts) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(tokenized.is_cut).tolist())
-
-
-def _respelled(tokenized: TokenizedTexts) -> tuple[int, ...]:
-    found = tokenized.is_respelled
-    return () if found is None else tuple(np.flatnonzero(found).tolist())
 
 
 def _is_one_of(name: str, own: Sequence[str]) -> bool:

@@ -47,22 +47,21 @@ class ServedBundle:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """How large a request may be, and how much the server holds at a time.
+    """How large a request may be, and how much the server holds at a time; most have an option of their name.
 
     Defaults take what OpenAI takes: 2048 texts, 300 000 tokens, and clients that wait 600 s.
 
     Attributes:
         queue: what may wait and what runs together.
-        max_texts: most texts of a request.
-        max_body_bytes: longest body of a request. 300 000 tokens of nearly any script fit, escaped as JSON allows.
+        max_body_bytes: 300 000 tokens of nearly any script fit, escaped as JSON allows.
         max_held_bytes: bodies of all requests under way together, half of it for one client; beyond it requests are
             refused with 429. A body counts as it arrives.
         max_result_bytes: vectors and answers of all requests under way together, half of it for one client; a request
             counts for what its answer may take.
         max_kept_bytes: finished vectors of requests that got no answer.
         kept_s: how long these wait for the same request to come again.
-        max_requests: requests under way of one client, and a quarter more of all; beyond it requests are refused with
-            429. A request counts once its body is there.
+        max_requests: requests under way of one client, and a quarter more of all. A request counts once its body is
+            there.
         max_colbert_json_tokens: most tokens of a request whose ColBERT vectors are answered as JSON, where a token of
             BGE-M3 takes 11 kB.
         deadline_s: time for a request from its last byte to its answer; a request may ask for less.
@@ -84,35 +83,10 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """A server: what it serves, where, and within which limits.
+    """A server: what it serves, where, and within which limits. `m3-runtime serve --help` says what each one means.
 
-    Attributes:
-        bundle: the bundle, an encoder's or a reranker's, and how each worker opens it.
-        reranker: a reranker's bundle that scores for the encoder's rerank routes.
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        workers: processes that serve.
-        model_names: what clients may call the model, beside the checkpoint's own name; answers give the first.
-        is_any_model_served: whether requests for any other model are answered by this one.
-        max_length: tokens per text, both special tokens included; None is the model's limit.
-        on_truncate: what becomes of longer texts on /v1/embeddings and /m3/encode if the request does not say; the
-            routes of text-embeddings-inference, and rerank, cut them.
-        takes_token_ids: whether lists of integers pass that do not show by <s> and </s> that they are this model's.
-        cuts_dimensions: whether dense vectors are cut to any size, also where the checkpoint was not trained for it.
-        limits: see `RequestLimits`.
-        api_key_file: keys that clients must show; with None and no `api_key` everyone is let in.
-        api_key: one more key, never shown.
-        has_ui: whether the playground is served at /.
-        open_metrics: whether /metrics is answered without a key.
-        metrics_port: another port at which /metrics, and nothing else, is answered without a key; 0 takes a free one,
-            None opens none.
-        drain_delay_s: how long requests are still taken after SIGTERM while /ready answers 503, so that a load
-            balancer can turn away first.
-        drain_s: how long after that the requests under way may take; then they get 503.
-        root_path: the path prefix under which a proxy shows the server, "/m3" for instance.
-        cors_allow_origins: origins whose pages may read answers; "*" is any.
-        otlp_endpoint: where traces are sent; None is what OpenTelemetry's own variables say.
-        logs: what is logged, and how.
+    The first of `model_names` is what answers call the model; `max_length` None is the model's limit. With neither
+    `api_key` nor `api_key_file` everyone is let in. `metrics_port` 0 takes a free one, None opens none.
     """
 
     bundle: ServedBundle

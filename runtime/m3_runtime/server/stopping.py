@@ -18,14 +18,14 @@ def ending_at_once() -> Iterator[None]:
     if os.getpid() != 1 and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         yield
         return
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
-    fd_before = signal.set_wakeup_fd(mouth.fileno())
+    fd_before = signal.set_wakeup_fd(writer.fileno())
 
     def end() -> None:
-        with ear:
-            if signal.SIGTERM in ear.recv(64):
+        with reader:
+            if signal.SIGTERM in reader.recv(64):
                 os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=end, name="m3-loading", daemon=True).start()
@@ -34,4 +34,4 @@ def ending_at_once() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(fd_before)
         signal.signal(signal.SIGTERM, before)
-        mouth.close()  # which ends the thread
+        writer.close()  # which ends the thread

@@ -1,4 +1,4 @@
-"""What a request holds to ids: texts, token ids and pairs. In turns, so that long requests are in nobody's way."""
+"""Tokenizes what requests hold: texts, token ids and pairs. Long requests take turns, so that short ones go between."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -131,14 +131,9 @@ class RequestTokenizer:
         return TokenizedTexts(tuple(found[i][0] for i in part), cut, respelled)
 
     def _check_ids(self, ids: TokenIds, name: str) -> None:
-        vocab_size = self._model.vocab_size
-        for i, number in enumerate(ids):
-            if not 0 <= number < vocab_size:
-                raise FieldError(
-                    f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}; ids come from "
-                    f"this model's tokenizer (POST /tokenize). {_SEND_TEXTS}",
-                    f"{name}[{i}]",
-                )
+        check_known(
+            ids, self._model.vocab_size, name, f"; ids come from this model's tokenizer (POST /tokenize). {_SEND_TEXTS}"
+        )
         try:
             self._model.tokenizer.check_ids(np.array(ids, np.int32), name)
         except InputError as error:
@@ -168,6 +163,18 @@ class RequestTokenizer:
             f"words. {_SEND_TEXTS}. A server that is started with --accept-token-ids takes any",
             name,
         )
+
+
+def check_known(ids: TokenIds, vocab_size: int, name: str, remedy: str = "") -> None:
+    """Refuse what no token has as its id.
+
+    Raises:
+        FieldError: an id is negative, or too large; it is named.
+    """
+    for i, number in enumerate(ids):
+        if not 0 <= number < vocab_size:
+            message = f"{name}[{i}] is {number}, which is no token id: they go from 0 to {vocab_size - 1}{remedy}"
+            raise FieldError(message, f"{name}[{i}]")
 
 
 def _check_chars(text: str | TokenIds, name: str) -> None:

@@ -1,28 +1,34 @@
 """What is known about each request from outside: its ids, the trace it belongs to, and where its time went.
 
-A plain ASGI middleware around all others, so that refusals have ids too.
+A plain ASGI middleware around all others, so that refusals have ids too. Spans are made by OpenTelemetry's API, which
+takes over the caller's ids and does nothing else unless traces are sent; its SDK, the extra `otel`, sends them.
 """
 
+import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from importlib import import_module
 
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from m3_runtime.errors import ExtraNotInstalledError, InputError
 from m3_runtime.server.addresses import OPERATION_PATHS, Addresses
 from m3_runtime.server.answers import PROBLEM
 from m3_runtime.server.logs import log_fields
+from m3_runtime.version import __version__
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
-ANSWERED = "m3.answered"
-"""Where the middlewares behind this one find a request's `Answered` in the scope."""
+RECORD = "m3.record"
+"""Where the middlewares behind this one find a request's `RequestRecord` in the scope."""
 
 TIMING_HEADERS = (
     "x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens", "x-total-time",
@@ -31,20 +37,21 @@ TIMING_HEADERS = (
 """What text-embeddings-inference says about an answer; times are whole milliseconds."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
+_W3C = TraceContextTextMapPropagator()
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOL = "http/protobuf"
+_FLUSH_MS = 2000
+"""At the end; what cannot be sent meanwhile is given up."""
 
 
 @dataclass
 class RequestTimes:
-    """Where a request's time went, filled in by those who do the work. Seconds of `time.perf_counter`.
+    """Where a request's time went, filled in by those who do the work. Moments are of `time.perf_counter`.
 
-    Attributes:
-        characters: of its texts.
-        tokens: of its texts, both special tokens included.
-        tokenization_s: how long its texts took to become ids.
-        queued_at_s: when its first text began to wait.
-        started_at_s: when its first text began to run.
-        ended_at_s: when its last text had run.
+    Characters and tokens are those of its texts, both special tokens included. It is queued and started when its first
+    text is, and has ended when its last text has.
     """
 
     characters: int = 0
@@ -73,35 +80,12 @@ class RequestTimes:
         self.ended_at_s = time.perf_counter()
 
 
-def _between(start_s: float | None, end_s: float | None) -> float:
-    return 0.0 if start_s is None or end_s is None else end_s - start_s
-
-
 _times: ContextVar[RequestTimes | None] = ContextVar("request_times", default=None)
 
 
 def request_times() -> RequestTimes:
-    """Of the request that is answered here; outside of one, times that nobody reads."""
+    """The times of the request that is being answered; outside of one, an object that is thrown away."""
     return _times.get() or RequestTimes()
-
-
-@dataclass(frozen=True)
-class TraceContext:
-    """A request's place in a trace: W3C's header `traceparent`, level 1, and the ids that its log lines say."""
-
-    traceparent: str
-    fields: dict[str, str]
-
-    @classmethod
-    def of_caller(cls, headers: Headers) -> "TraceContext | None":
-        """None where there is no such header, several, or one that is malformed: the specification has it ignored.
-
-        >>> TraceContext.of_caller(Headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})).fields["parent_span_id"]
-        'bbbbbbbbbbbbbbbb'
-        """
-        given = headers.getlist(TRACEPARENT)
-        found = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
-        return None if found is None else cls(given[0], {"trace_id": found[1], "parent_span_id": found[2]})
 
 
 def request_id_of(headers: Headers) -> str:
@@ -111,21 +95,11 @@ def request_id_of(headers: Headers) -> str:
 
 
 @dataclass(eq=False)
-class Answered:
-    """A request while it is answered, and afterwards.
+class RequestRecord:
+    """What is known about a request while it is answered, and afterwards.
 
-    Attributes:
-        method: of HTTP.
-        path: in its one spelling.
-        route: the path, or None where there is nothing at it.
-        headers: of the request.
-        request_id: the caller's, or a new one.
-        start_s: when it came, of `time.perf_counter`; `start_ns` is the same since 1970.
-        times: where its time went.
-        trace: its place in a trace, if it has one.
-        client: who asks, once that is known.
-        status: of the answer; 0 as long as there is none.
-        problem: why it was refused, if it was.
+    The path is the canonical one; `route` is None where there is nothing at it. `start_s` is of `time.perf_counter`,
+    `start_ns` the same since 1970. `status` is 0 as long as there is no answer.
     """
 
     method: str
@@ -136,36 +110,16 @@ class Answered:
     start_s: float = field(default_factory=time.perf_counter)
     start_ns: int = field(default_factory=time.time_ns)
     times: RequestTimes = field(default_factory=RequestTimes)
-    trace: TraceContext | None = None
     client: str = ""
     status: int = 0
     problem: str = ""
 
 
-class Tracer:
-    """No spans of our own: the caller's ids are in the log, and go back in the answer."""
-
-    @contextmanager
-    def request(self, answered: Answered) -> Iterator[None]:
-        """Give a request its place in a trace, and say how it went when the block ends."""
-        answered.trace = TraceContext.of_caller(answered.headers)
-        yield
-
-    def close(self) -> None:
-        """Send what is left."""
-
-
 class RequestTracing:
     """Gives each request its ids, takes over its trace, and says in the answer where its time went."""
 
-    def __init__(self, app: ASGIApp, tracer: Tracer, addresses: Addresses) -> None:
-        """Wrap an app.
-
-        Args:
-            app: what answers.
-            tracer: what makes spans.
-            addresses: what its paths mean.
-        """
+    def __init__(self, app: ASGIApp, tracer: trace.Tracer, addresses: Addresses) -> None:
+        """Wrap an app; `tracer` makes the spans."""
         self._app = app
         self._tracer = tracer
         self._addresses = addresses
@@ -175,33 +129,90 @@ class RequestTracing:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = self._addresses.known(scope)
+        scope = self._addresses.canonical(scope)
         headers, path = Headers(scope=scope), scope["path"]
         route = path if path in self._addresses.paths else None
-        answered = Answered(scope["method"], path, route, headers, request_id_of(headers))
-        scope[ANSWERED] = answered
+        record = RequestRecord(scope["method"], path, route, headers, request_id_of(headers))
+        scope[RECORD] = record
+        span = trace.INVALID_SPAN if path in OPERATION_PATHS else self._span(record)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", [])
                 said = MutableHeaders(scope=message)
-                answered.status, answered.problem = message["status"], said.get(PROBLEM, "")
-                _add_headers(said, answered)
+                record.status, record.problem = message["status"], said.get(PROBLEM, "")
+                _add_headers(said, record, span)
             await send(message)
 
-        traced = nullcontext() if path in OPERATION_PATHS else self._tracer.request(answered)
-        with traced, _known(answered):
+        naming, timing = log_fields.set(_ids(record, span)), _times.set(record.times)
+        try:
             await self._app(scope, receive, sending)
+        finally:
+            log_fields.reset(naming)
+            _times.reset(timing)
+            if span.is_recording():
+                self._end(span, record)
+
+    def _span(self, record: RequestRecord) -> trace.Span:
+        """A span below the caller's; where traces are off, only what the caller says."""
+        is_one = len(record.headers.getlist(TRACEPARENT)) == 1
+        return self._tracer.start_span(
+            record.method,
+            _W3C.extract(record.headers if is_one else {}),
+            trace.SpanKind.SERVER,
+            {"http.request.method": record.method, "m3.request_id": record.request_id},
+            start_time=record.start_ns,
+        )
+
+    def _end(self, span: trace.Span, record: RequestRecord) -> None:
+        """Say how a request went, and where its time went."""
+        times = record.times
+        if record.route is not None:
+            span.update_name(f"{record.method} {record.route}")
+            span.set_attribute("http.route", record.route)
+        span.set_attribute("http.response.status_code", record.status)
+        if record.status >= 500:
+            span.set_status(trace.Status(trace.StatusCode.ERROR))
+        if times.tokens:
+            span.set_attributes({"m3.tokens": times.tokens, "m3.characters": times.characters})
+        queued, started = times.queued_at_s, times.started_at_s
+        parts = (
+            ("tokenize", None if queued is None else queued - times.tokenization_s, queued),
+            ("queue", queued, started),
+            ("inference", started, times.ended_at_s),
+        )
+        within = trace.set_span_in_context(span)
+        for name, start_s, end_s in parts:
+            if start_s is not None and end_s is not None:
+                part = self._tracer.start_span(name, within, start_time=_ns(record, start_s))
+                part.end(_ns(record, end_s))
+        span.end()
 
 
-def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
-    headers[REQUEST_ID] = answered.request_id
-    if answered.trace is not None:
-        headers[TRACEPARENT] = answered.trace.traceparent
-    times = answered.times
-    if not times.tokens or answered.status != HTTPStatus.OK:
+def _ids(record: RequestRecord, span: trace.Span) -> dict[str, str]:
+    """What log lines say of a request."""
+    ids, context = {"request_id": record.request_id}, span.get_span_context()
+    if context.is_valid:
+        ids["trace_id"] = trace.format_trace_id(context.trace_id)
+        ids["parent_span_id" if context.is_remote else "span_id"] = trace.format_span_id(context.span_id)
+    return ids
+
+
+def _ns(record: RequestRecord, at_s: float) -> int:
+    """A moment of `time.perf_counter` as nanoseconds since 1970."""
+    return record.start_ns + round(1e9 * (at_s - record.start_s))
+
+
+def _add_headers(headers: MutableHeaders, record: RequestRecord, span: trace.Span) -> None:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, trace.set_span_in_context(span))
+    if TRACEPARENT in carrier:
+        headers[TRACEPARENT] = carrier[TRACEPARENT]
+    headers[REQUEST_ID] = record.request_id
+    times = record.times
+    if not times.tokens or record.status != HTTPStatus.OK:
         return
-    total_ms = _ms(time.perf_counter() - answered.start_s)
+    total_ms = _ms(time.perf_counter() - record.start_s)
     values = (
         "cpu", total_ms, str(times.characters), str(times.tokens), total_ms, _ms(times.tokenization_s),
         _ms(_between(times.queued_at_s, times.started_at_s)), _ms(_between(times.started_at_s, times.ended_at_s)),
@@ -210,17 +221,63 @@ def _add_headers(headers: MutableHeaders, answered: Answered) -> None:
         headers[name] = value
 
 
+def _between(start_s: float | None, end_s: float | None) -> float:
+    return 0.0 if start_s is None or end_s is None else end_s - start_s
+
+
 def _ms(seconds: float) -> str:
     return str(round(1000 * seconds))
 
 
-@contextmanager
-def _known(answered: Answered) -> Iterator[None]:
-    """Let log lines and those who do the work know the request."""
-    fields = {"request_id": answered.request_id} | ({} if answered.trace is None else answered.trace.fields)
-    naming, timing = log_fields.set(fields), _times.set(answered.times)
-    try:
-        yield
-    finally:
-        log_fields.reset(naming)
-        _times.reset(timing)
+def open_tracer(otlp_endpoint: str | None) -> tuple[trace.Tracer, Callable[[], None]]:
+    """What makes spans, and what sends the last of them: to an endpoint that the option or the environment names.
+
+    OpenTelemetry's variables mean what they mean everywhere: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
+    OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and the others that its library reads.
+
+    Raises:
+        ExtraNotInstalledError: as `check_traces`.
+        InputError: as `check_traces`.
+    """
+    if not check_traces(otlp_endpoint):
+        return trace.NoOpTracer(), lambda: None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    url = None if otlp_endpoint is None else f"{otlp_endpoint.rstrip('/')}/v1/traces"
+    ours = Resource({"service.name": "m3-runtime", "service.version": __version__})
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+
+    def close() -> None:
+        provider.force_flush(_FLUSH_MS)
+        provider.shutdown()
+
+    return provider.get_tracer("m3_runtime", __version__), close
+
+
+def check_traces(otlp_endpoint: str | None) -> bool:
+    """Whether traces are wanted: off unless an endpoint is named.
+
+    Raises:
+        ExtraNotInstalledError: they are, and what sends them is not installed.
+        InputError: OpenTelemetry's variables ask for a protocol other than HTTP with protobuf.
+    """
+    by = "--otlp-endpoint" if otlp_endpoint else next((name for name in _ENDPOINTS if os.environ.get(name)), None)
+    is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if by is None or is_off or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    for name in _PROTOCOLS:
+        if (protocol := os.environ.get(name) or _PROTOCOL) != _PROTOCOL:
+            raise InputError(f"{name} must be {_PROTOCOL} or unset, got {protocol!r}: traces are sent by HTTP alone")
+    for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ExtraNotInstalledError(
+                f"{by} asks for traces and {module.rpartition('.')[0]} is not installed; install what sends them: "
+                'pip install "m3-runtime[serve,otel]"'
+            ) from error
+    return True

@@ -46,10 +46,7 @@ class Purpose(IntEnum):
 def degenerate_texts(purpose: Purpose, words: Sequence[str], count: int) -> tuple[Text, ...]:
     """Generate distinct degenerate texts, every kind about as often; the same ones for the same arguments.
 
-    Args:
-        purpose: calibration or probe; the sets have no text in common.
-        words: what texts of several words are made of.
-        count: texts to generate.
+    Texts of several words are made of `words`; the sets of the two purposes have no text in common.
     """
     rng = random.Random(f"m3 degenerate texts {purpose.name}")  # noqa: S311 - not for secrets
     ours = [word for word in dict.fromkeys(words) if _half(word) == purpose]

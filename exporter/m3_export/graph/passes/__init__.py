@@ -1,8 +1,9 @@
-"""Graph to graph, one idea per file; each is an onnx_ir pass.
+"""Graph to graph, one pass per file; each is an onnx_ir pass.
 
 `portable` is what every engine reads (standard operators only). `for_onnxruntime` makes of it the graph that ONNX
 Runtime runs fastest, `for_openvino` one that packs short texts into rows. A pass that does not recognise its pattern
-leaves the graph as it is, so the order matters only where one pass makes what the next one looks for.
+leaves the graph as it is, so the order matters only where one pass makes what the next one looks for. Two go by the
+names of M3Model's weights and refuse a graph without them: `CentreActivations` and `ShiftBiases`.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,7 @@ def portable(model: ir.Model) -> ir.Model:
 
     The third input has a default, so a caller need not know it.
     """
-    steps = (KeepLastLayerRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
-    return ir.passes.Sequential(*steps)(model).model
+    return _after(model, KeepLastLayerRows())
 
 
 def for_int8(model: ir.Model, means: Sequence[Float32Array], outliers: Sequence[Sequence[int]]) -> ir.Model:
@@ -39,17 +39,19 @@ def for_onnxruntime(model: ir.Model) -> ir.Model:
 
     What its own optimiser fuses well (Gelu with the bias in front of it) is left to it.
     """
-    steps = (FuseAttention(), PreventSkipLayerNorm(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
-    return ir.passes.Sequential(*steps)(model.clone()).model
+    return _after(model.clone(), FuseAttention(), PreventSkipLayerNorm())
 
 
 def for_openvino(model: ir.Model) -> ir.Model:
     """A copy that can pack short texts into rows."""
-    steps = (PackRows(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
-    return ir.passes.Sequential(*steps)(model.clone()).model
+    return _after(model.clone(), PackRows())
 
 
 def encoder_alone(model: ir.Model) -> ir.Model:
     """The graph without heads, changed in place: `last_hidden_state` is its only output."""
-    steps = (KeepLastHiddenState(), RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())
-    return ir.passes.Sequential(*steps)(model).model
+    return _after(model, KeepLastHiddenState())
+
+
+def _after(model: ir.Model, *steps: ir.passes.PassBase) -> ir.Model:
+    """A model changed in place, without what nothing reads any more."""
+    return ir.passes.Sequential(*steps, RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(model).model

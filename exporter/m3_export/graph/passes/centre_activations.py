@@ -9,28 +9,22 @@ activation for every other channel. With the mean taken out the steps get finer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from m3_export.arrays import Float32Array
-from m3_export.graph.passes.matching import constant, row_readers, shift_bias
+from m3_export.graph.passes.matching import constant, shift_bias
+from m3_export.graph.passes.shift_biases import ShiftBiases
 
-
-@dataclass(frozen=True)
-class _Bias:
-    """A bias to correct: the Add that reads it at `index`, and what to add to it for a given mean."""
-
-    add: ir.Node
-    index: int
-    weight: ir.Value | None  # None: the mean itself
+# What reads a normalised value, and the projection that it is added to: before the attention of a layer, and after it.
+_READERS = ((("query", "key", "value"), "attention_out"), (("ffn_in", "outlier_neurons_in"), "ffn_out"))
 
 
 class CentreActivations(ir.passes.InPlacePass):
     """Runs on the portable graph, before fusions. `means` are (H,) per LayerNormalization, in graph order.
 
-    A normalised value that anything but projections and one residual sum reads (the last layer's) is left alone.
+    The last one's value, which the heads read, is left alone.
     """
 
     def __init__(self, means: Sequence[Float32Array]) -> None:
@@ -40,67 +34,21 @@ class CentreActivations(ir.passes.InPlacePass):
         """See `onnx_ir.passes.InPlacePass`.
 
         Raises:
-            ValueError: there are not as many means as normalisations.
+            ValueError: there are not as many means as normalisations, or a projection or its bias is not there.
         """
-        norms = [node for node in model.graph if node.op_type == "LayerNormalization" and not node.domain]
+        graph = model.graph
+        norms = [node for node in graph if node.op_type == "LayerNormalization" and not node.domain]
         if len(norms) != len(self._means):
             raise ValueError(f"{len(self._means)} means for {len(norms)} normalisations")
-        centred = [_centre(model.graph, norm, mean) for norm, mean in zip(norms, self._means, strict=True)]
-        return ir.passes.PassResult(model, modified=any(centred))
-
-
-def _centre(graph: ir.Graph, norm: ir.Node, mean: Float32Array) -> bool:
-    biases = _biases(norm.outputs[0])
-    if biases is None or len(norm.inputs) != 3 or constant(norm.inputs[2]) is None:
-        return False
-    for bias in biases:
-        shift = mean if bias.weight is None else mean.astype(np.float64) @ np.asarray(constant(bias.weight))
-        _shift(graph, bias.add, bias.index, shift)
-    _shift(graph, norm, 2, -mean)
-    return True
-
-
-def _biases(x: ir.Value) -> list[_Bias] | None:
-    """Every bias that has to make up for the mean, or None if something reads x that cannot."""
-    biases: list[_Bias] = []
-    for read, node in row_readers(x):
-        found = _of_projection(node, read) if node.op_type == "MatMul" else _of_residual(node, read)
-        if found is None:
-            return None
-        biases.append(found)
-    residuals = sum(bias.weight is None for bias in biases)
-    return biases if residuals == 1 and len(biases) > 1 and not x.is_graph_output() else None
-
-
-def _of_projection(matmul: ir.Node, x: ir.Value) -> _Bias | None:
-    weight, uses = matmul.inputs[1], matmul.outputs[0].uses()
-    if matmul.inputs[0] is not x or constant(weight) is None or len(uses) != 1 or uses[0].node.op_type != "Add":
-        return None
-    bias = _bias_index(uses[0].node)
-    return None if bias is None else _Bias(uses[0].node, bias, weight)
-
-
-def _of_residual(total: ir.Node, x: ir.Value) -> _Bias | None:
-    """In `x + (y + bias)` the inner sum, whose bias takes the mean."""
-    if total.op_type != "Add":
-        return None
-    other = total.inputs[1] if total.inputs[0] is x else total.inputs[0]
-    inner = other.producer() if other is not None else None
-    if other is None or inner is None or inner.op_type != "Add" or len(other.uses()) != 1:
-        return None
-    bias = _bias_index(inner)
-    return None if bias is None else _Bias(inner, bias, None)
-
-
-def _bias_index(add: ir.Node) -> int | None:
-    for index in (1, 0):
-        bias = constant(add.inputs[index])
-        if bias is not None and bias.ndim == 1:
-            return index
-    return None
-
-
-def _shift(graph: ir.Graph, node: ir.Node, index: int, shift: np.ndarray) -> None:
-    bias = node.inputs[index]
-    assert bias is not None
-    shift_bias(graph, node, index, shift, f"{node.name}.{bias.name}.centred")
+        shifts: dict[str, np.ndarray] = {}
+        for position, (norm, mean) in enumerate(zip(norms[:-1], self._means, strict=False)):
+            layer, is_after_attention = divmod(position, 2)
+            readers, residual = _READERS[is_after_attention]
+            for name in (f"layers.{layer}.{reader}.weight" for reader in readers):
+                if name in graph.initializers:
+                    shifts[name] = mean.astype(np.float64) @ np.asarray(constant(graph.initializers[name]))
+                elif not name.endswith("outlier_neurons_in.weight"):  # not every layer has some
+                    raise ValueError(f"the graph has no {name!r}")
+            shifts[f"layers.{layer}.{residual}.weight"] = mean
+            shift_bias(graph, norm, 2, -mean, f"{norm.name}.bias.centred")
+        return ShiftBiases(shifts)(model)

@@ -29,7 +29,7 @@ class KeepLastHiddenState(ir.passes.InPlacePass):
 
 
 def _keep_all_rows(graph: ir.Graph, hidden: ir.Value) -> None:
-    """How many rows the last layer has is no longer for the caller to say: `kept_tokens` is its default, all."""
+    """The caller no longer chooses how many rows the last layer has: `kept_tokens` is its default, all."""
     kept = [value for value in graph.inputs if value.name == KEPT_TOKENS]
     for value in kept:
         graph.inputs.remove(value)

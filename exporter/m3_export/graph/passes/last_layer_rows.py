@@ -1,4 +1,4 @@
-"""Let each call say for how many leading tokens the last layer is computed: a CLS vector needs the first alone.
+"""Let each call choose for how many leading tokens the last layer is computed: a CLS vector needs the first alone.
 
 Keys and values of the last layer are of all tokens. Its queries, and everything behind its attention, go row by row:
 

@@ -1,6 +1,5 @@
-"""Small questions that every pass asks about a graph."""
+"""Queries on a graph that several passes need."""
 
-from collections.abc import Iterator
 from itertools import chain, count
 
 import numpy as np
@@ -53,25 +52,11 @@ def split_operands(node: ir.Node, op_type: str) -> tuple[ir.Node, ir.Value] | No
 def split_bias(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     """For `x + bias` read by one node only, with `bias` a constant vector: (x, bias)."""
     node = only_made_by(value, "Add")
-    if node is None:
-        return None
-    left, right = node.inputs
-    if left is not None and right is not None and is_vector(right):
-        return left, right
-    if left is not None and right is not None and is_vector(left):
-        return right, left
+    left, right = node.inputs if node else (None, None)
+    for x, bias in ((left, right), (right, left)):
+        if x is not None and bias is not None and is_vector(bias):
+            return x, bias
     return None
-
-
-def row_readers(x: ir.Value) -> Iterator[tuple[ir.Value, ir.Node]]:
-    """Every node that reads x, or some of its rows (`last_layer_rows` slices axis 1), and the value that it reads."""
-    for usage in x.uses():
-        axes = constant(usage.node.inputs[3]) if usage.node.op_type == "Slice" and len(usage.node.inputs) > 3 else None
-        if axes is not None and axes.tolist() == [1] and usage.idx == 0:
-            rows = usage.node.outputs[0]
-            yield from ((rows, reader.node) for reader in rows.uses())
-        else:
-            yield x, usage.node
 
 
 def perm_of(node: ir.Node) -> tuple[int, ...]:
@@ -98,15 +83,7 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def shift_bias(graph: ir.Graph, node: ir.Node, index: int, shift: np.ndarray, name: str) -> None:
-    """Give the node an initializer of its own, shifted; equal biases may share one after tracing.
-
-    Args:
-        graph: the node's.
-        node: reads the bias.
-        index: which of its inputs the bias is.
-        shift: (N,) to be added.
-        name: of the new initializer.
-    """
+    """Give a node an initializer of its own for its input `index`, plus an (N,) shift; equal ones may be one tensor."""
     bias = node.inputs[index]
     assert bias is not None
     shifted = (np.asarray(constant(bias), dtype=np.float64) + shift).astype(np.float32)

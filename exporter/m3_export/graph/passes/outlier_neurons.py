@@ -1,4 +1,4 @@
-"""Run the few outlier FFN neurons of a layer apart, in float: the same function, far easier to quantize.
+"""Run the few outlier FFN neurons of a layer separately, in float: the same function, far easier to quantize.
 
 Some neurons answer to one kind of token (in e5-small to <s>, in every text) with twenty times the value of all
 others. A row's INT8 step has to reach that far, and the other neurons of that token drown in it. A neuron is a column

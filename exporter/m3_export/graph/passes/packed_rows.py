@@ -8,12 +8,12 @@ padding. A token attends to the tokens of its own text, positions count within i
     context = p v ÷ p 1
 
 A matrix product adds up in the order of keys, and a key of another text or of padding adds an exact zero. So neither
-company nor padding changes a bit. A softmax adds up in vector lanes, by place in the row, and its bits change.
+other texts nor padding change a bit. A softmax adds up in vector lanes, by position in the row, and its bits change.
 
-Long texts gain nothing from company, and for them nothing is as fast as an engine's fused attention, with a mask where
+Long texts gain nothing from packing, and for them nothing is as fast as an engine's fused attention, with a mask where
 texts are padded, without one where they are not. So there are three attentions without weights, and shapes choose:
 queries go to one of them, the others get matrices without rows. No `If`: OpenVINO would copy all that goes in and out,
-and infer the shapes of each branch anew.
+and infer the shapes of each branch again.
 
     packed_texts (N, 2)  row and column of the token that stands for each packed text, in the order of `dense_vecs`
     whole_rows (0 or 1)  an entry: each row is a text, and all have one length
@@ -73,7 +73,7 @@ class PackRows(ir.passes.InPlacePass):
 
 
 class _Ops:
-    """Records nodes and names them after the place that they are for."""
+    """Records nodes and names them after their part of the graph."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -92,15 +92,15 @@ class _Ops:
         array = np.array(values)
         return self("Constant", value=ir.tensor(array.astype(np.float32 if array.dtype.kind == "f" else np.int64)))
 
-    def places(self, matrix: ir.Value, axis: int) -> ir.Value:
+    def positions(self, matrix: ir.Value, axis: int) -> ir.Value:
         """0, 1, 2 … along an axis of a matrix, as a row or a column. Not Range: its length would depend on data."""
         line = self("Slice", matrix, self.constant([0]), self.constant([1]), self.constant([1 - axis]))
         ones = self("Cast", self("Equal", line, line), to=INT64)
         return self("CumSum", ones, self.constant(axis), exclusive=1)
 
-    def if_any(self, places: ir.Value, column: ir.Value) -> ir.Value:
-        """Places as a vector, where the column (0 or 1, 1) has an entry; else an empty one."""
-        table = self("Add", self("Reshape", places, self.constant([1, -1])), self("Mul", column, self.constant(0)))
+    def if_any(self, positions: ir.Value, column: ir.Value) -> ir.Value:
+        """Positions as a vector, where the column (0 or 1, 1) has an entry; else an empty one."""
+        table = self("Add", self("Reshape", positions, self.constant([1, -1])), self("Mul", column, self.constant(0)))
         return self("Reshape", table, self.constant([-1]))
 
 
@@ -128,37 +128,30 @@ class _Inputs:
 
 
 class _Rows:
-    """Who asks, and who is seen. P asking tokens are packed, all or none of them; so are K seen ones.
+    """Queries and keys of the attentions. P query tokens are packed, all or none of them; so are K key tokens.
 
     Attributes:
-        packed, whole, padded: places of the asking tokens, of each kind.
-        seen, seen_padded: places of the packed, and of the padded tokens that are seen.
-        same: (B, P, K) boolean, whether an asking token and a seen one are of one text.
+        packed, whole, padded: positions of the query tokens, of each kind.
+        keys, padded_keys: positions of the packed, and of the padded key tokens.
+        same: (B, P, K) boolean, whether a query token and a key token are of one text.
         scores: (B, 1, P, K), what is added to the scores: 0 where they are, else a large negative.
         ones: (1, 1, K, 16), sums up a row of K. A product with one column might be computed in another order.
     """
 
-    def __init__(self, graph: ir.Graph, inputs: _Inputs, asking: ir.Value, name: str) -> None:
-        """Record what is known once for all layers.
-
-        Args:
-            graph: gets the nodes.
-            inputs: of the graph.
-            asking: the numbers of the asking tokens, (B, T) or fewer columns of it.
-            name: for the nodes.
-        """
+    def __init__(self, graph: ir.Graph, inputs: _Inputs, queries: ir.Value, name: str) -> None:
+        """Record what is known once for all layers; `queries` are query tokens' numbers, (B, T) or fewer columns."""
         ops = _Ops(name)
-        places = ops.places(asking, axis=1)
+        positions = ops.positions(queries, axis=1)
         kinds = (inputs.packed, inputs.whole, inputs.padded)
-        self.packed, self.whole, self.padded = (ops.if_any(places, kind) for kind in kinds)
-        every = ops.places(inputs.numbers, axis=1)
-        self.seen, self.seen_padded = ops.if_any(every, inputs.packed), ops.if_any(every, inputs.padded)
-        keys = ops("Unsqueeze", ops("Gather", inputs.numbers, self.seen, axis=1), ops.constant([1]))
-        queries = ops("Unsqueeze", ops("Gather", asking, self.packed, axis=1), ops.constant([2]))
-        self.same = ops("And", ops("Equal", queries, keys), ops("Greater", keys, ops.constant(0)))
+        self.packed, self.whole, self.padded = (ops.if_any(positions, kind) for kind in kinds)
+        every = ops.positions(inputs.numbers, axis=1)
+        self.keys, self.padded_keys = ops.if_any(every, inputs.packed), ops.if_any(every, inputs.padded)
+        of_keys = ops("Unsqueeze", ops("Gather", inputs.numbers, self.keys, axis=1), ops.constant([1]))
+        of_queries = ops("Unsqueeze", ops("Gather", queries, self.packed, axis=1), ops.constant([2]))
+        self.same = ops("And", ops("Equal", of_queries, of_keys), ops("Greater", of_keys, ops.constant(0)))
         scores = ops("Where", self.same, ops.constant(0.0), ops.constant(MASKED_SCORE))
         self.scores = ops("Unsqueeze", scores, ops.constant([1]))
-        column = ops("Mul", ops("Reshape", self.seen, ops.constant([1, 1, -1, 1])), ops.constant(0))
+        column = ops("Mul", ops("Reshape", self.keys, ops.constant([1, 1, -1, 1])), ops.constant(0))
         self.ones = ops("Add", ops("Cast", column, to=FLOAT32), ops.constant([1.0] * ONES))
         graph.extend(ops.nodes)
 
@@ -188,17 +181,17 @@ def _place(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     product = split_operands(total, "Mul") if total else None
     count = split_operands(product[0], "CumSum") if product else None
     if product is None or count is None:
-        raise ValueError("the graph counts positions in another way than M3Model's")
+        raise ValueError("the graph does not count positions as M3Model does")
     pad_id, is_token = product[1], count[1]
     ops = _Ops("rows.positions")
-    plain_places = ops("Concat", rows.whole, rows.padded, axis=0)
-    is_token = ops("Gather", is_token, rows.seen, axis=1)
-    place, other = ops("Unsqueeze", rows.packed, ops.constant([1])), ops("Unsqueeze", rows.seen, ops.constant([0]))
-    counted = ops("Cast", ops("And", rows.same, ops("GreaterOrEqual", place, other)), to=INT64)
+    unpacked = ops("Concat", rows.whole, rows.padded, axis=0)
+    is_token = ops("Gather", is_token, rows.keys, axis=1)
+    query, key = ops("Unsqueeze", rows.packed, ops.constant([1])), ops("Unsqueeze", rows.keys, ops.constant([0]))
+    counted = ops("Cast", ops("And", rows.same, ops("GreaterOrEqual", query, key)), to=INT64)
     counted = ops("Mul", counted, ops("Unsqueeze", is_token, ops.constant([1])))
     rank = ops("ReduceSum", counted, ops.constant([2]), keepdims=0)
     packed = ops("Add", ops("Mul", rank, is_token), pad_id)
-    positions = ops("Concat", ops("Gather", plain, plain_places, axis=1), packed, axis=1)
+    positions = ops("Concat", ops("Gather", plain, unpacked, axis=1), packed, axis=1)
     graph.extend(ops.nodes)
     table.replace_input_with(1, positions)
 
@@ -214,26 +207,26 @@ def _choose_attention(graph: ir.Graph, found: Attention, rows: _Rows, name: str)
     def split(x: ir.Value, perm: Sequence[int]) -> ir.Value:
         return ops("Transpose", ops("Reshape", x, heads), perm=list(perm))
 
-    def of(x: ir.Value, places: ir.Value) -> ir.Value:
-        return ops("Gather", x, places, axis=1)
+    def of(x: ir.Value, positions: ir.Value) -> ir.Value:
+        return ops("Gather", x, positions, axis=1)
 
-    def scores(asking: ir.Value, seen: ir.Value) -> ir.Value:
-        return ops("MatMul", split(asking, (0, 2, 1, 3)), split(seen, (0, 2, 3, 1)))
+    def scores(queries: ir.Value, keys: ir.Value) -> ir.Value:
+        return ops("MatMul", split(queries, (0, 2, 1, 3)), split(keys, (0, 2, 3, 1)))
 
-    def context(parts: ir.Value, seen: ir.Value, sums: ir.Value | None = None) -> ir.Value:
-        product = ops("MatMul", parts, split(seen, (0, 2, 1, 3)))
+    def context(parts: ir.Value, values: ir.Value, sums: ir.Value | None = None) -> ir.Value:
+        product = ops("MatMul", parts, split(values, (0, 2, 1, 3)))
         product = ops("Div", product, sums) if sums else product
         return ops("Reshape", ops("Transpose", product, perm=[0, 2, 1, 3]), joined)
 
     # each attention has its transposes to itself: engines make one operator of them
     whole = context(ops("Softmax", scores(of(queries, rows.whole), keys), axis=-1), values)
-    mask_scores = ops("Gather", found.mask_scores, rows.seen_padded, axis=3)
-    masked = ops("Add", scores(of(queries, rows.padded), of(keys, rows.seen_padded)), mask_scores)
-    padded = context(ops("Softmax", masked, axis=-1), of(values, rows.seen_padded))
-    logits = ops("Add", scores(of(queries, rows.packed), of(keys, rows.seen)), rows.scores)
+    mask_scores = ops("Gather", found.mask_scores, rows.padded_keys, axis=3)
+    masked = ops("Add", scores(of(queries, rows.padded), of(keys, rows.padded_keys)), mask_scores)
+    padded = context(ops("Softmax", masked, axis=-1), of(values, rows.padded_keys))
+    logits = ops("Add", scores(of(queries, rows.packed), of(keys, rows.keys)), rows.scores)
     parts = ops("Exp", ops("Sub", logits, ops("ReduceMax", logits, ops.constant([-1]))))
     sums = ops("Slice", ops("MatMul", parts, rows.ones), *map(ops.constant, ([0], [1], [3])))
-    result = ops("Concat", whole, padded, context(parts, of(values, rows.seen), sums), axis=1)
+    result = ops("Concat", whole, padded, context(parts, of(values, rows.keys), sums), axis=1)
     replace(graph, found.last, ops.nodes, result)
 
 
@@ -246,9 +239,9 @@ def _pool(graph: ir.Graph, inputs: _Inputs, rows: _Rows) -> None:
     source = hidden
     if made_by(old, "Div"):  # a mean
         weights = ops("Cast", rows.same, to=FLOAT32)
-        seen = ops("Gather", hidden, rows.seen, axis=1)
+        seen = ops("Gather", hidden, rows.keys, axis=1)
         source = ops("Div", ops("MatMul", weights, seen), ops("ReduceSum", weights, ops.constant([2])))
-    texts = ops.places(inputs.numbers, axis=0)
+    texts = ops.positions(inputs.numbers, axis=0)
     texts = ops("Concat", ops.if_any(texts, inputs.whole), ops.if_any(texts, inputs.padded), axis=0)
     plain = ops("Gather", old, texts, axis=0)
     result = ops("Concat", plain, ops("GatherND", source, inputs.texts), axis=0)

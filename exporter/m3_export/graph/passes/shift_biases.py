@@ -5,16 +5,16 @@ Runs on the portable graph, before fusions take the biases up, so that one pass 
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
-from m3_export.arrays import Float32Array
 from m3_export.graph.passes.matching import is_vector, shift_bias
 
 
 class ShiftBiases(ir.passes.InPlacePass):
     """`shifts` are (N,) by the name of the weight: `layers.3.ffn_out.weight`."""
 
-    def __init__(self, shifts: Mapping[str, Float32Array]) -> None:
+    def __init__(self, shifts: Mapping[str, np.ndarray]) -> None:
         self._shifts = shifts
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -23,7 +23,7 @@ class ShiftBiases(ir.passes.InPlacePass):
         Raises:
             ValueError: a weight is not there, or no bias follows its product.
         """
-        products = {_second_input(node): node for node in model.graph if node.op_type == "MatMul"}
+        products = {node.inputs[1].name: node for node in model.graph if node.op_type == "MatMul" and node.inputs[1]}
         for name, shift in self._shifts.items():
             add = _bias_add(products[name]) if name in products else None
             if add is None:
@@ -31,11 +31,6 @@ class ShiftBiases(ir.passes.InPlacePass):
             index = next(i for i, value in enumerate(add.inputs) if is_vector(value))
             shift_bias(model.graph, add, index, shift, f"{name}.bias.shifted")
         return ir.passes.PassResult(model, modified=bool(self._shifts))
-
-
-def _second_input(product: ir.Node) -> str | None:
-    _, value = product.inputs
-    return value.name if value is not None else None
 
 
 def _bias_add(product: ir.Node) -> ir.Node | None:

@@ -2,7 +2,7 @@
 
 Its optimiser makes SkipLayerNormalization of residual sum and normalisation, whose CPU kernel sums a row value by
 value; that of LayerNormalization is vectorised. BGE-M3's width, 2048 tokens, 2 cores of Zen 4: 5.2 ms fused, 1.7 ms
-apart.
+separate.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What every route does with a body: it is parsed once, and its wishes are checked against what is served."""
+"""What every route does with a body: it is parsed once, and its options are checked against what is served."""
 
 import json
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,7 +15,7 @@ from m3_runtime.encode.options import checked_max_length
 from m3_runtime.errors import FieldError, InputError
 from m3_runtime.pairs import LEAST_PAIR_TOKENS
 from m3_runtime.server.admission import only_value
-from m3_runtime.server.schemas import DenseWishes, LengthWishes
+from m3_runtime.server.schemas import LengthOptions
 from m3_runtime.server.service import Service
 from m3_runtime.server.tokenizing import Truncation
 from m3_runtime.tokenizer import OnTruncate, check_text
@@ -96,19 +96,12 @@ def _named_texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def truncation_of(
-    body: LengthWishes, service: Service, *, cuts: bool, max_length: int | None = None, of_pairs: bool = False
+    body: LengthOptions, service: Service, *, cuts: bool, max_length: int | None = None, of_pairs: bool = False
 ) -> Truncation:
-    """How long a request's texts, or a reranker's pairs, may be.
-
-    Args:
-        body: what it wishes.
-        service: what the server was started with.
-        cuts: whether the route cuts longer texts if the request does not say.
-        max_length: what /m3/encode calls the most tokens.
-        of_pairs: whether the reranker reads them.
+    """How long a request's texts, or a reranker's pairs, may be; `cuts` if longer ones are where it does not say.
 
     Raises:
-        FieldError: wishes that contradict each other, or cannot be granted.
+        FieldError: options that contradict each other, or cannot be granted.
     """
     if body.truncation_direction in ("Left", "left") and body.truncate is not False:
         message = "truncation_direction must be Right: a text's beginning, with its first token, is always kept"
@@ -134,14 +127,3 @@ def truncation_of(
         return Truncation(checked_max_length(max_length, most, name, least), on_truncate)
     except InputError as error:
         raise FieldError(str(error), name) from error
-
-
-def check_unit_length(body: DenseWishes, service: Service) -> None:
-    """Refuse vectors of another length than one, where the graph gives no others.
-
-    Raises:
-        FieldError: they are asked for.
-    """
-    if body.normalize is False and service.manifest.normalize:
-        message = "normalize must be true or left out: the graph gives vectors of unit length, and no others"
-        raise FieldError(message, "normalize", "unsupported_value")

@@ -1,7 +1,7 @@
-"""What an export is calibrated and measured on, as ids: texts of an encoder, pairs of texts of a reranker."""
+"""The calibration and probe texts of an export as token ids; a reranker has pairs of texts instead."""
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from m3_runtime.io.progress import Progress
 from m3_runtime.tokenizer import M3Tokenizer
 
 Chosen = ChosenTexts | ChosenPairs
-Track = Callable[[Sequence[list[int]]], Iterable[list[int]]]
 
 
 def proven(
@@ -52,64 +51,57 @@ def proven(
 def probe_of(
     checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen, progress: Progress, *, has_int8: bool
 ) -> Probe:
-    """Run the reference over the probe texts, or pairs, degenerate ones too if INT8 is to be measured on them."""
+    """Run the reference over the probe texts, or pairs, degenerate ones too if INT8 is to be measured on them.
+
+    Differences of scores, those of degenerate pairs too, are measured in the spread of the natural pairs' scores.
+    """
     natural, degenerate, what = chosen.probe, chosen.degenerate_probe, "pairs" if checkpoint.classifier else "texts"
+    longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
     count = f"{len(natural)} + {len(degenerate)}" if has_int8 else f"{len(natural)}"
-    title = f"Running the PyTorch FP32 reference on {count} probe {what}"
     track = partial(progress.bar, title="reference")
-    with progress.step(title), library_errors("running the reference"):
-        if isinstance(chosen, ChosenPairs):
-            texts = _of_pairs(checkpoint, tokenizer, chosen, track, has_int8=has_int8)
-        else:
-            texts = _of_texts(checkpoint, tokenizer, chosen, track, has_int8=has_int8)
+
+    def run(texts: Sequence[Text] | Sequence[TextPair], spread: float | None = None) -> ProbeTexts:
+        ids = _ids(tokenizer, texts, longest)
+        if checkpoint.classifier is None:
+            return ProbeTexts(ids, reference_outputs(checkpoint, ids, tokenizer.info.unused_ids, track))
+        scores = reference_scores(checkpoint, ids, track)
+        return ProbeTexts(ids, Scores.of_reference(scores, numbers(_pairs(texts)), spread))
+
+    with (
+        progress.step(f"Running the PyTorch FP32 reference on {count} probe {what}"),
+        library_errors("running the reference"),
+    ):
+        found = run(natural)
+        spread = found.reference.spread if isinstance(found.reference, Scores) else None
         return Probe(
-            *texts,
+            found,
+            run(degenerate, spread) if has_int8 else None,
             sha256=digest((*natural, *degenerate)),
             measured_on=f"{cpu_info().name}, {default_threads()} threads, {platform.system()} {platform.machine()}",
         )
 
 
-def _of_texts(
-    checkpoint: Checkpoint, tokenizer: M3Tokenizer, texts: ChosenTexts, track: Track, *, has_int8: bool
-) -> tuple[ProbeTexts, ProbeTexts | None]:
-    """What the reference gives for natural and for degenerate texts."""
-    longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
-
-    def run(chosen: tuple[Text, ...]) -> ProbeTexts:
-        ids = tokenizer.encode_batch([text.text for text in chosen], longest).ids
-        return ProbeTexts(tuple(ids), reference_outputs(checkpoint, ids, tokenizer.info.unused_ids, track))
-
-    return run(texts.probe), run(texts.degenerate_probe) if has_int8 else None
-
-
-def _of_pairs(
-    checkpoint: Checkpoint, tokenizer: M3Tokenizer, pairs: ChosenPairs, track: Track, *, has_int8: bool
-) -> tuple[ProbeTexts, ProbeTexts | None]:
-    """The same of pairs. Differences of all scores are measured in the spread of those of natural pairs."""
-    longest = min(MAX_PROBE_TOKENS, checkpoint.geometry.max_tokens)
-
-    def run(chosen: tuple[TextPair, ...], spread: float | None) -> tuple[ProbeTexts, Scores]:
-        ids = pair_ids(tokenizer, chosen, longest)
-        scores = Scores.of_reference(reference_scores(checkpoint, ids, track), numbers(chosen), spread)
-        return ProbeTexts(ids, scores), scores
-
-    natural, scores = run(pairs.probe, None)
-    return natural, run(pairs.degenerate_probe, scores.spread)[0] if has_int8 else None
-
-
 def tuning_of(checkpoint: Checkpoint, tokenizer: M3Tokenizer, chosen: Chosen) -> TuningTexts:
     """The calibration texts, or pairs, as ids."""
     most = checkpoint.geometry.max_tokens
+    natural, degenerate = chosen.calibration, chosen.degenerate_calibration
     if isinstance(chosen, ChosenPairs):
-        ids_of = partial(pair_ids, tokenizer)
         return TuningTexts.of_pairs(
-            chosen.calibration, chosen.degenerate_calibration, lambda pairs, longest: ids_of(pairs, min(longest, most))
+            _pairs(natural), _pairs(degenerate), lambda pairs, longest: _ids(tokenizer, pairs, min(longest, most))
         )
+    longest = min(CALIBRATION_TOKENS, most)
+    return TuningTexts.split(_ids(tokenizer, natural, longest), _ids(tokenizer, degenerate, longest))
 
-    def ids(texts: tuple[Text, ...]) -> tuple[Ids, ...]:
-        return tuple(tokenizer.encode_batch([text.text for text in texts], min(CALIBRATION_TOKENS, most)).ids)
 
-    return TuningTexts.split(ids(chosen.calibration), ids(chosen.degenerate_calibration))
+def _ids(tokenizer: M3Tokenizer, texts: Sequence[Text] | Sequence[TextPair], longest: int) -> tuple[Ids, ...]:
+    """(L,) ids of each text, or pair, truncated."""
+    if pairs := _pairs(texts):
+        return pair_ids(tokenizer, pairs, longest)
+    return tuple(tokenizer.encode_batch([text.text for text in texts], longest).ids)
+
+
+def _pairs(texts: Sequence[Text] | Sequence[TextPair]) -> list[TextPair]:
+    return [one for one in texts if isinstance(one, TextPair)]
 
 
 def natural_ranges(chosen: Chosen) -> int:

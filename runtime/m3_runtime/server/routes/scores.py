@@ -1,4 +1,4 @@
-"""Rerank, in the two forms that clients speak: text-embeddings-inference's, and Jina's and Cohere's.
+"""Scores: /similarity, and rerank in the forms that clients speak: text-embeddings-inference's, Jina's and Cohere's.
 
 `texts` is answered by a list of ranks with scores as they are: cosines, sums of lexical weights, means of MaxSim, or
 in hybrid mode their weighted mean. `documents` is answered by an object, whose relevance is the same score cut off at 0
@@ -11,6 +11,7 @@ score of a rank, is the sigmoid of what it gives; with `raw_scores` a rank has w
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -25,60 +26,87 @@ from m3_runtime.reranker import sigmoid
 from m3_runtime.scoring import FusionWeights, head_scores
 from m3_runtime.server.admission import CALL
 from m3_runtime.server.answers import (
+    OUT_OF_VOCABULARY,
     OUT_OF_VOCABULARY_TEXTS,
     SCORED_BY,
+    TRUNCATED,
     TRUNCATED_TEXTS,
     OpenAiRefusal,
+    Refusal,
     answered_by,
     json_answer,
     refusals,
     text_headers,
 )
 from m3_runtime.server.routes.bodies import OneParseRoute, truncation_of
-from m3_runtime.server.schemas import RankedDocument, Reranked, RerankRequest, TextRank, Texts
-from m3_runtime.server.service import ScoredTexts, Service
+from m3_runtime.server.schemas import Reranked, RerankRequest, SimilarityRequest, TextOptions, TextRank, Texts
+from m3_runtime.server.service import Service
 from m3_runtime.tokenizer import check_text
 
-DENSE_ALONE: Mapping[Head, float] = {Head.DENSE: 1.0}
 
-
-def rerank_routes(service: Service) -> APIRouter:
-    """POST /rerank, /v1/rerank, /v2/rerank."""
-    routes = APIRouter(tags=["rerank"], route_class=OneParseRoute)
+def score_routes(service: Service) -> APIRouter:
+    """POST /rerank, /v1/rerank, /v2/rerank; and /similarity where there are vectors."""
+    routes = APIRouter(route_class=OneParseRoute)
+    if service.has_encoder:
+        _add_similarity(routes, service)
 
     async def rerank(body: RerankRequest, request: Request) -> Response:
         passages = body.documents if body.documents is not None else body.texts or []
         name = "texts" if body.documents is None else "documents"
-        texts = query_and_passages(body.query, "query", passages, name)
+        texts = _checked(body.query, "query", passages, name)
         if is_by_reranker := _is_by_reranker(body, service):
-            _check_wishes(body, service.pair_max_length)
+            _check_options(body, service.pair_max_length)
             truncation = truncation_of(body, service, cuts=True, of_pairs=True)
             found = await service.rerank(body.query, passages, name, truncation, request.scope[CALL])
             scored_by = [Head.SCORE]
         else:
             weights = _head_weights(body, service)
-            _check_wishes(body, service.max_length)
+            _check_options(body, service.max_length)
             truncation, heads = truncation_of(body, service, cuts=True), frozenset(weights)
-            score = partial(pair_scores, weights=weights)
+            score = partial(_scores, weights=weights)
             found = await service.score(texts, name, heads, truncation, request.scope[CALL], score)
             scored_by = [head for head in ENCODER_HEADS if head in weights]
         scores = found.scores
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n or None]
         if is_by_reranker and not (body.raw_scores and body.documents is None):
             scores = sigmoid(np.array(scores, np.float32)).tolist()
-        headers = {**text_headers(found, "query"), SCORED_BY: ",".join(scored_by)}
+        headers = {
+            **text_headers(found.is_cut, found.is_respelled, "query"),
+            SCORED_BY: ",".join(scored_by),
+        }
+        results = _results(body, best, scores, passages)
         if body.documents is None:
-            return json_answer(_ranks(body, best, scores, passages), headers)
+            return json_answer(results, headers)
         model = service.reranker_name if is_by_reranker else service.model_name
-        return json_answer(_reranked(found, _relevant(body, best, scores, passages), scored_by, model), headers)
+        return json_answer(_reranked(results, scored_by, model, found.tokens, headers), headers)
 
-    answers = answered_by(list[TextRank] | Reranked)
-    summary = "Passages by their score: a reranker's, or that of one head or all three"
-    routes.post("/rerank", summary=summary, responses={**refusals(), **answers})(rerank)
-    for version in ("v1", "v2"):
-        documented = {**refusals(OpenAiRefusal), **answers}
-        routes.post(f"/{version}/rerank", summary=summary, responses=documented, name=f"rerank_{version}")(rerank)
+    for version in ("", "/v1", "/v2"):
+        refused = refusals(OpenAiRefusal if version else Refusal)
+        routes.post(
+            f"{version}/rerank",
+            summary="Passages by their score: a reranker's, or that of one head or all three",
+            tags=["rerank"],
+            responses={**refused, **answered_by(list[TextRank] | Reranked)},
+            name=f"rerank_{version[1:]}" if version else "rerank",
+        )(rerank)
     return routes
+
+
+def _add_similarity(routes: APIRouter, service: Service) -> None:
+    @routes.post(
+        "/similarity",
+        summary="Cosines of one sentence and others",
+        tags=["text-embeddings-inference"],
+        responses={**refusals(), **answered_by(list[float])},
+    )
+    async def similarity(body: SimilarityRequest, request: Request) -> Response:
+        options, name = body.parameters or TextOptions(), "source_sentence"
+        texts = _checked(body.inputs.source_sentence, name, body.inputs.sentences, "sentences")
+        texts = service.prompted(texts, options.prompt_name)
+        truncation, heads = truncation_of(options, service, cuts=True), frozenset({Head.DENSE})
+        found = await service.encode(texts, "sentences", heads, truncation, request.scope[CALL], name)
+        headers = text_headers(found.tokenized.is_cut, found.tokenized.is_respelled, name)
+        return json_answer(_scores(found.vectors, {Head.DENSE: 1.0}), headers)
 
 
 def _is_by_reranker(body: RerankRequest, service: Service) -> bool:
@@ -111,7 +139,7 @@ def _head_weights(body: RerankRequest, service: Service) -> Mapping[Head, float]
     return {head: weight for head, weight in weights.items() if weight}
 
 
-def _check_wishes(body: RerankRequest, most: int) -> None:
+def _check_options(body: RerankRequest, most: int) -> None:
     """Refuse what would give other scores elsewhere and cannot be done here."""
     if body.prompt_name is not None:
         message = (
@@ -124,7 +152,7 @@ def _check_wishes(body: RerankRequest, most: int) -> None:
         raise FieldError(f"{message}; truncate_prompt_tokens cuts query and documents alike", "max_tokens_per_doc")
 
 
-def query_and_passages(query: str, query_name: str, passages: list[str], name: str) -> Texts:
+def _checked(query: str, query_name: str, passages: list[str], name: str) -> Texts:
     """The query, which is text 0, and the passages, checked."""
     check_text(query, query_name)
     for i, text in enumerate(passages):
@@ -132,7 +160,7 @@ def query_and_passages(query: str, query_name: str, passages: list[str], name: s
     return (query, *passages)
 
 
-def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float]:
+def _scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float]:
     """Weighted mean of the heads' scores of text 0, the query, and all other texts, the P passages."""
     passages = np.arange(1, len(encoding.token_counts))
     scores = head_scores(encoding, np.zeros_like(passages), encoding, passages)
@@ -140,26 +168,21 @@ def pair_scores(encoding: Encoding, weights: Mapping[Head, float]) -> list[float
     return scores.combined(counted)["colbert+sparse+dense"]
 
 
-def _ranks(body: RerankRequest, best: list[int], scores: list[float], passages: list[str]) -> list[TextRank]:
-    ranks: list[TextRank] = []
-    for i in best:
-        ranks.append({"index": i, "score": scores[i]})
-        if body.return_text or body.return_documents:
-            ranks[-1]["text"] = passages[i]
-    return ranks
+def _results(body: RerankRequest, best: list[int], scores: list[float], passages: list[str]) -> list[Any]:
+    """`TextRank`s where the request has `texts`, else `RankedDocument`s."""
+    is_shown = body.return_text or body.return_documents
+    if body.documents is None:
+        return [{"index": i, "score": scores[i]} | ({"text": passages[i]} if is_shown else {}) for i in best]
+    return [
+        {"index": i, "relevance_score": min(1.0, max(0.0, scores[i]))}
+        | ({"document": {"text": passages[i]}} if is_shown else {})
+        for i in best
+    ]
 
 
-def _relevant(body: RerankRequest, best: list[int], scores: list[float], passages: list[str]) -> list[RankedDocument]:
-    results: list[RankedDocument] = []
-    for i in best:
-        results.append({"index": i, "relevance_score": min(1.0, max(0.0, scores[i]))})
-        if body.return_text or body.return_documents:
-            results[-1]["document"] = {"text": passages[i]}
-    return results
-
-
-def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list[Head], model: str) -> Reranked:
-    tokens = found.tokens
+def _reranked(
+    results: list[Any], scored_by: list[Head], model: str, tokens: int, headers: Mapping[str, str]
+) -> Reranked:
     answer: Reranked = {
         "id": f"rerank-{uuid4().hex}",
         "model": model,
@@ -168,13 +191,11 @@ def _reranked(found: ScoredTexts, results: list[RankedDocument], scored_by: list
         "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": tokens, "output_tokens": 0}},
         "scored_by": scored_by,
     }
-    told, warnings = text_headers(found, "query"), []
-    if found.cut:
-        warnings.append(f"{len(found.cut)} texts were cut to the limit of tokens: {told[TRUNCATED_TEXTS]}")
-    if found.respelled:
-        warnings.append(
-            f"{len(found.respelled)} texts have pieces that the bundle dropped: {told[OUT_OF_VOCABULARY_TEXTS]}"
-        )
-    if warnings:
-        answer["meta"]["warnings"] = warnings
+    warnings = (
+        (TRUNCATED, TRUNCATED_TEXTS, "were cut to the limit of tokens"),
+        (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, "have pieces that the bundle dropped"),
+    )
+    for number, which, what in warnings:
+        if number in headers:
+            answer["meta"].setdefault("warnings", []).append(f"{headers[number]} texts {what}: {headers[which]}")
     return answer
