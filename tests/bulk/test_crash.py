@@ -41,7 +41,6 @@ from contextlib import nullcontext
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq  # imported once, not in every fork
 from m3_runtime.bulk.job import BulkJob, VectorSettings
-from m3_runtime.bulk.journal import ShardCounts
 from m3_runtime.bulk.run import run_job
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bulk.sources import find_sources
@@ -58,8 +57,7 @@ def encode(shards, partial):
         path = partial / str(shard.index)
         with new_file(path) as file:
             pq.write_table(pa.table({"id": [row.id for row in shard.rows]}), file)
-        counts = {"index": shard.index, "rows": len(shard.rows), "rejected": len(shard.bad), "tokens": 1}
-        yield ShardDraft(ShardCounts(**counts, truncated=0, input_bytes=shard.input_bytes), path, shard.bad)
+        yield ShardDraft(shard.index, path, len(shard.rows), shard.bad, 1, 0, shard.input_bytes)
 
 def attempt(touch):
     child = os.fork()
@@ -104,15 +102,15 @@ COMMAND = (
 
 
 def test_killed_at_every_point_twice_over(work):
-    source = work.numbered(8, bad_every=4)
+    source = work.numbered(11, bad_every=4)
     words = [sys.executable, "-c", EVERY_POINT, str(source), str(work.out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     points, killed_again, ids, places, names = json.loads(done.stdout)
-    assert ids == [f"t{i}" for i in range(8) if i % 4 != 3]
+    assert ids == [f"t{i}" for i in range(11) if i % 4 != 3]
     assert places == [f"{source}:{i + 1}" for i in (3, 7)]
     assert names == ["journal.jsonl", "rejected.jsonl", "vectors"]
-    assert points > 3 * 8  # three shards, each with more points than that
+    assert points > 4 * 8  # four shards, each with more points than that
     assert killed_again > points // 2
 
 
