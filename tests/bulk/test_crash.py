@@ -41,6 +41,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq  # imported once, not in every fork
 from m3_runtime.bulk.job import BulkJob, VectorSettings
+from m3_runtime.bulk.journal import ShardCounts
 from m3_runtime.bulk.run import run_job
 from m3_runtime.bulk.shards import ShardDraft
 from m3_runtime.bulk.sources import find_sources
@@ -57,7 +58,8 @@ def encode(shards, partial):
         path = partial / str(shard.index)
         with new_file(path) as file:
             pq.write_table(pa.table({"id": [row.id for row in shard.rows]}), file)
-        yield ShardDraft(shard.index, path, len(shard.rows), shard.bad, 1, 0, shard.input_bytes)
+        counts = {"index": shard.index, "rows": len(shard.rows), "rejected": len(shard.bad), "tokens": 1}
+        yield ShardDraft(ShardCounts(**counts, truncated=0, input_bytes=shard.input_bytes), path, shard.bad)
 
 def attempt(touch):
     child = os.fork()
