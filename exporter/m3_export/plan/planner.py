@@ -334,7 +334,8 @@ class Planner:
             return self._known[key]
 
         def time(projection: Projection, scheme: Scheme) -> float:
-            return weighted(self._objective, costs.extra[setting][projection.kind, scheme.precision], reference)
+            added = costs.added(setting, projection, scheme.precision, self._geometry.layers)
+            return weighted(self._objective, added, reference)
 
         return Repair(ladder, losses, self._simulation.losses_of_embedding(), time, self._limits)
 
