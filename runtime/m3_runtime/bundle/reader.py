@@ -101,7 +101,8 @@ class Bundle:
             BundleFormatError: the file is no such matrix.
             BundleDamagedError: it is not the one that the manifest lists.
         """
-        return self._principal_axes[:, : self.checked_colbert_dim(dim)]
+        kept = self.checked_colbert_dim(dim)  # first: there may be no axes
+        return self._principal_axes[:, :kept]
 
     def checked_colbert_dim(self, dim: int) -> int:
         """The dimensions, if ColBERT rows can have so many.
