@@ -104,15 +104,15 @@ COMMAND = (
 
 
 def test_killed_at_every_point_twice_over(work):
-    source = work.numbered(8, bad_every=4)
+    source = work.numbered(11, bad_every=4)
     words = [sys.executable, "-c", EVERY_POINT, str(source), str(work.out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     points, killed_again, ids, places, names = json.loads(done.stdout)
-    assert ids == [f"t{i}" for i in range(8) if i % 4 != 3]
+    assert ids == [f"t{i}" for i in range(11) if i % 4 != 3]
     assert places == [f"{source}:{i + 1}" for i in (3, 7)]
     assert names == ["journal.jsonl", "rejected.jsonl", "vectors"]
-    assert points > 3 * 8  # three shards, each with more points than that
+    assert points > 4 * 8  # four shards, each with more points than that
     assert killed_again > points // 2
 
 
