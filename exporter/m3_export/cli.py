@@ -206,7 +206,8 @@ def _add_planning(group: argparse._ArgumentGroup) -> None:
         choices=[o.value for o in Objective],
         default=Objective.BALANCED.value,
         help="what the plan is to be fast at: one short query (latency), batches (throughput), or both "
-        "(balanced, the default: a query of 16 tokens and a passage of 128 count a quarter each, 16 passages a half)",
+        "(balanced, the default: a query of 16 tokens, or a pair of 64, and a passage of 128 count a quarter each, "
+        "16 passages a half)",
     )
 
 

@@ -1,6 +1,7 @@
 """FlagEmbedding's `FlagReranker` and `FlagAutoReranker` over a bundle; users import them from `m3_runtime.flag`."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class FlagClass:
 
     _model: OpenedModel
 
-    @property
+    @cached_property
     def target_devices(self) -> list[str]:
         """Always ["cpu"]."""
         return ["cpu"]

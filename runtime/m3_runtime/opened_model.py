@@ -177,13 +177,16 @@ class OpenedModel:
         """Encode S texts that are ids of `tokenizer` already, (L,) each, both special tokens included; none is cut.
 
         `on_batch` is called with every batch before it runs, from the thread that runs it. The other arguments are
-        those of `encode_heads`.
+        those of `encode_heads`, but for `max_length` and `on_truncate`.
 
         Raises:
+            TypeError: an argument is not one of these.
             InputError: no head is asked for, an argument is out of range, or an id is of a piece that was dropped.
             HeadError: the bundle has no such head.
             EngineError: the engine failed, or the encoder is closed.
         """
+        if ignored := sorted(more.keys() & {"max_length", "on_truncate"}):
+            raise TypeError(f"encode_ids() got an unexpected keyword argument {ignored[0]!r}: ids are never cut")
         for index, row in enumerate(ids):
             self.tokenizer.check_ids(row, f"text {index}")
         options = self._options(heads, **more)

@@ -41,7 +41,7 @@ from m3_export.plan.plan import (
     projections,
 )
 from m3_export.plan.planner import Planner, TuningTexts
-from m3_export.plan.search import AS_FAST, Candidate, Repair, Trial, search
+from m3_export.plan.search import AS_FAST, NEARLY_AS_FAST, Candidate, Repair, Trial, search
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.quantize.variants import Graphs, properties_of, write_int8
 from m3_export.verify.budget import Budget
@@ -315,8 +315,8 @@ def test_the_fastest_that_holds_is_taken_and_slower_ones_are_not_tried():
 
 
 def test_candidates_that_are_as_fast_are_measured_too():
-    chosen, tried = run_search({"a": 1.0, "b": 1.0 * AS_FAST - 0.001, "c": 2.0}, {"a": 0.9, "b": 0.8, "c": 0.1})
-    assert (chosen, tried) == ("a", ["a", "b"])
+    times = {"a": 1.0, "b": AS_FAST + 0.01, "c": NEARLY_AS_FAST + 0.01}
+    assert run_search(times, {"a": 0.9, "b": 0.8, "c": 0.1}) == ("a", ["a", "b"])
 
 
 def test_what_is_over_is_repaired_if_nothing_else_is_as_fast():
@@ -399,6 +399,24 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
     assert FLOAT in repaired.plan.schemes.values()
     everything = {replace(plan, schemes=schemes) for schemes in _all_schemes()}
     assert repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), everything) is None
+
+
+def test_a_search_closes_in_between_what_holds_and_what_does_not(simulation):
+    costs, plan = costs_of(), everywhere(STATIC)
+    repair = Repair(
+        dict.fromkeys(projections(2), (STATIC, FLOAT)),
+        lambda projection, scheme: simulation.losses_of_projection(projection, scheme, 32),
+        simulation.losses_of_embedding(),
+        lambda projection, scheme: costs.extra[SETTING][projection.kind, scheme.precision]["batch"],
+        LIMITS,
+    )
+    over = trial_of(Candidate(plan, "all static", 1.0), 1.9)
+    first = repair(over, {plan}, [over])
+    held = trial_of(first, 0.2)  # the engine finds it far better than the sum of its losses says
+    second = repair(held, {plan, first.plan}, [over, held])
+    assert over.candidate.time < second.time < first.time
+    assert second.origin == plan
+    assert repair(trial_of(first, 0.99), {plan, first.plan}, [over]).time >= first.time
 
 
 @pytest.fixture

@@ -113,9 +113,9 @@ def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int,
 
 
 def _vocabulary(model: M3Model) -> Iterator[Float32Array]:
-    """What the first layer reads of every token, each at one position; (N, H) at a time."""
-    positions = len(model.positions) - model.pad_id - 1
-    for ids in torch.arange(len(model.words)).split(min(positions, CALIBRATION_TOKENS)):
+    """What the first layer reads of every token but padding, each at one position; (N, H) at a time."""
+    positions, tokens = len(model.positions) - model.pad_id - 1, torch.arange(len(model.words))
+    for ids in tokens[tokens != model.pad_id].split(min(positions, CALIBRATION_TOKENS)):
         with torch.inference_mode():
             embedded = model.embedded(ids[None])[0].numpy()
         yield embedded

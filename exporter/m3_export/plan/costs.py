@@ -161,11 +161,17 @@ class Costs:
         whole = sum(self._share(p, layers) for p in changed)
         if not whole:
             return self
-        table = {
-            key: {s: seconds[s] + (missing[s] / whole if key in keys else 0.0) for s in seconds}
-            for key, seconds in self.extra[plan.setting].items()
-        }
-        return replace(self, extra={**self.extra, plan.setting: table})
+        tables = {}
+        for setting, table in self.extra.items():
+            # a group is nothing to what is not dynamic
+            akin = keys if setting == plan.setting else {key for key in keys if key[1] is not Precision.DYNAMIC}
+            if setting.float_type is not plan.float_type:
+                akin = set()
+            tables[setting] = {
+                key: {s: seconds[s] + (missing[s] / whole if key in akin else 0.0) for s in seconds}
+                for key, seconds in table.items()
+            }
+        return replace(self, extra=tables)
 
 
 def write_costs(path: Path, costs: Sequence[Costs], facts: Mapping[str, Any] | None = None) -> None:

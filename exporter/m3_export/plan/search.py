@@ -21,6 +21,7 @@ AS_FAST = 1.03  # predictions within this of each other are measured, not truste
 NEARLY_AS_FAST = 1.08  # whole-model candidates within this: of those that were tried, times are compared on the engine
 SAME_TIME = 1.01  # what differs by less is as fast
 MOST_DEGENERATE = 2.0  # times the limit: repair at most halves the mean loss of degenerate texts at once
+RISE = 1e-6  # of a figure by the sum, where two plans measured the same: less is always a little better
 BEYOND = 1e3  # times the largest sum of losses of a measured plan: as far as figures are extrapolated
 WORTH_A_TRIAL = 0.99  # of the best time: what a repair has to promise once there is a plan that holds
 MOST_TRIALS = 12  # a trial in BGE-M3's geometry takes a minute
@@ -47,9 +48,14 @@ class Candidate:
         """Whether it is another candidate with some precisions changed."""
         return self.start is not None
 
+    @property
+    def origin(self) -> PrecisionPlan:
+        """The whole-model plan that it is, or was made from."""
+        return self.start or self.plan
+
     def repaired(self, plan: PrecisionPlan, name: str, time: float) -> "Candidate":
         """Another plan that was made from this one's."""
-        return Candidate(plan, name, time, self.start or self.plan)
+        return Candidate(plan, name, time, self.origin)
 
 
 @dataclass(frozen=True)
@@ -170,13 +176,12 @@ class Repair:
         Args:
             trial: whose plan is repaired.
             seen: plans that were tried.
-            trials: all so far; those with the same setting tell what the engine makes of sums of losses.
+            trials: all so far; those made from the same plan tell what the engine makes of sums of losses.
         """
         start = trial.candidate.plan
         state = _State(dict(start.schemes), self._sum(start.schemes))
-        forecast = self._forecast(
-            [trial, *(t for t in trials if t is not trial and self._covers(t.candidate.plan, start))]
-        )
+        others = (other for other in trials if other is not trial and self._is_akin(other.candidate, trial.candidate))
+        forecast = self._forecast([trial, *others])
         while (excess := self._excess(state.total, forecast)) > 0:
             higher = self._best_move_up(state, excess, forecast)
             if higher is None:
@@ -195,10 +200,10 @@ class Repair:
         )
         return trial.candidate.repaired(plan, f"{trial.candidate.name.removesuffix(', repaired')}, repaired", time)
 
-    def _covers(self, plan: PrecisionPlan, start: PrecisionPlan) -> bool:
-        """Whether the losses of a plan's schemes are known, or will be needed anyway."""
-        known = all(scheme in self._ladder[projection] for projection, scheme in plan.schemes.items())
-        return known and plan.setting == start.setting
+    def _is_akin(self, one: Candidate, other: Candidate) -> bool:
+        """Whether both were made from the same plan, or one from the other, in precisions whose losses are known."""
+        known = all(scheme in self._ladder[projection] for projection, scheme in one.plan.schemes.items())
+        return known and one.origin == other.origin
 
     def _forecast(self, trials: Sequence[Trial]) -> "_Forecast":
         """What the engine found, beside what the sums of the projections' losses say."""
@@ -296,7 +301,7 @@ class _Forecast:
         """(P, F) sums and figures of measured plans; where a plan of a smaller sum lost more, its figure counts."""
         order = np.argsort(sums, axis=0)
         ends = np.maximum(np.take_along_axis(sums, order, axis=0), 1e-12)
-        reached = np.maximum.accumulate(np.take_along_axis(figures, order, axis=0))
+        reached = np.maximum.accumulate(np.take_along_axis(figures, order, axis=0)) + RISE * ends
         none = np.zeros_like(ends[:1])
         return cls(
             tuple(np.concatenate([none, ends, ends[-1:] * BEYOND]).T),

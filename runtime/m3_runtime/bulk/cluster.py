@@ -134,14 +134,17 @@ def open_on_node(open_encoder: Callable[..., M3Encoder], job: BulkJob, threads: 
         M3Error: it cannot be opened here, or has no axes.
     """
     encoder = open_encoder(threads=threads)
-    found = encoder.colbert_space_id(job.vectors.colbert_dim)
-    if found == job.colbert_space_id:
-        return encoder
-    encoder.close()
-    raise SpaceMismatchError(
-        f"the bundle is {found} on one node and {job.colbert_space_id} where the job was started; "
-        "put the same bundle on every node"
-    )
+    try:
+        found = encoder.colbert_space_id(job.vectors.colbert_dim)
+        if found == job.colbert_space_id:
+            return encoder
+        raise SpaceMismatchError(
+            f"the bundle is {found} on one node and {job.colbert_space_id} where the job was started; "
+            "put the same bundle on every node"
+        )
+    except M3Error:
+        encoder.close()
+        raise
 
 
 @contextmanager

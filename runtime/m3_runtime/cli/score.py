@@ -108,6 +108,8 @@ def _check_kind(arguments: argparse.Namespace, *, is_reranker: bool) -> None:
     for name in others:
         if getattr(arguments, name):
             raise InputError(f"--{name.replace('_', '-')} is for {needed}, which this is not; leave it out")
+    if not is_reranker:
+        FusionWeights.from_sequence(arguments.weights)  # what is wrong with them is said before anything is scored
 
 
 def _scored(

@@ -44,6 +44,8 @@ _DENSE, _SPARSE = "embedding", "sparse_embedding"  # Haystack's names, in docume
 class _Component:
     """A component that Haystack writes into a pipeline's file: by the values that it was made of, its attributes."""
 
+    meta_fields_to_embed: list[str]
+    embedding_separator: str
     _values: Mapping[str, Any]
 
     def _keep(self, given: OpenedModel | str | Path, opening: EncoderArguments, **others: Any) -> None:
@@ -67,7 +69,7 @@ class _Component:
 
     def to_dict(self) -> dict[str, Any]:
         """The values it was made of, as Haystack writes them."""
-        return default_to_dict(self, **self._values)
+        return default_to_dict(self, **{name: getattr(self, name) for name in self._values})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -88,19 +90,20 @@ class _Component:
         if not isinstance(documents, list):
             got = type(documents).__name__
             raise InputError(f"documents must be a list of Documents, got {got}; a text goes to a text embedder")
-        texts, values = [], self._values
+        texts = []
         for index, document in enumerate(documents):
             if not isinstance(document, Document):
                 raise InputError(f"documents[{index}] must be a Document, got {type(document).__name__}")
-            fields = (document.meta.get(name) for name in values["meta_fields_to_embed"])
+            fields = (document.meta.get(name) for name in self.meta_fields_to_embed)
             known = [str(field) for field in fields if field is not None]
-            texts.append(values["embedding_separator"].join([*known, document.content or ""]))
+            texts.append(self.embedding_separator.join([*known, document.content or ""]))
         return texts
 
 
 class _Embedder(_Component, PlainVectors):
     """What all embedders have in common."""
 
+    max_length: int | None
     _heads: ClassVar[tuple[Head, ...]]
     _outputs: ClassVar[dict[str, Any]]
 
@@ -125,7 +128,7 @@ class _Embedder(_Component, PlainVectors):
 
     def _vectors(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text its vectors, under Haystack's names."""
-        found = self.encoder.encode_heads(texts, self._heads, max_length=self._max_length).logged()
+        found = self.encoder.encode_heads(texts, self._heads, max_length=self.max_length).logged()
         columns: dict[str, list[Any]] = {}
         if found.dense_vecs is not None:
             columns[_DENSE] = found.dense_vecs.tolist()

@@ -145,7 +145,7 @@ class LanceIndex(RankingStore[str]):
         return [Hit(_passage(row), 1 - row["_distance"] / count) for row in rows]
 
     def _reranked(self, question: Encoding, hits: list[Hit]) -> list[Hit]:
-        if Head.COLBERT not in self._heads:
+        if Head.COLBERT not in self._heads or not hits:
             return super()._reranked(question, hits)
         return self._rank(question, Head.COLBERT, len(hits), _is_one_of([hit.passage.id for hit in hits]))
 

@@ -39,19 +39,25 @@ class KeptVectors:
         self.nbytes = 0
 
     def keep(self, client: str, heads: frozenset[Head], texts: Iterable[tuple[Ids, int]], encoding: Encoding) -> None:
-        """Keep vectors that had no answer, of texts given as ids and their row in an encoding; the oldest make room."""
-        loop = asyncio.get_running_loop()
+        """Keep vectors that had no answer, of texts given as ids and their row in an encoding.
+
+        The oldest make room, but not for more than there can be room for: that is not kept.
+        """
+        until_s, found = asyncio.get_running_loop().time() + self._keep_s, dict[_Key, _Kept]()
         for ids, row in texts:
             alone = EncodingBuilder(1, heads)
             alone.take(0, encoding, row)
-            vectors, key = alone.encoding(), (client, heads, ids.tobytes())
-            nbytes = vectors.nbytes + ids.nbytes
+            vectors = alone.encoding()
+            found[client, heads, ids.tobytes()] = _Kept(vectors, vectors.nbytes + ids.nbytes, until_s)
+        nbytes = sum(kept.nbytes for kept in found.values())
+        if nbytes > self._most_bytes:
+            return
+        for key in found:
             self._forget(key)
-            while self._texts and self.nbytes + nbytes > self._most_bytes:
-                self._forget(next(iter(self._texts)))
-            if nbytes <= self._most_bytes:
-                self._texts[key] = _Kept(vectors, nbytes, loop.time() + self._keep_s)
-                self.nbytes += nbytes
+        while self._texts and self.nbytes + nbytes > self._most_bytes:
+            self._forget(next(iter(self._texts)))
+        self._texts |= found
+        self.nbytes += nbytes
         if self._timer is None:
             self._forget_old()
 

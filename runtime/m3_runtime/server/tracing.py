@@ -156,9 +156,12 @@ class RequestTracing:
     def _span(self, record: RequestRecord) -> trace.Span:
         """A span below the caller's; where traces are off, only what the caller says."""
         is_one = len(record.headers.getlist(TRACEPARENT)) == 1
+        context = _W3C.extract(record.headers if is_one else {})
+        if isinstance(self._tracer, trace.NoOpTracer):  # which in older releases knows no caller
+            return trace.get_current_span(context)
         return self._tracer.start_span(
             record.method,
-            _W3C.extract(record.headers if is_one else {}),
+            context,
             trace.SpanKind.SERVER,
             {"http.request.method": record.method, "m3.request_id": record.request_id},
             start_time=record.start_ns,
