@@ -259,8 +259,8 @@ def train(model: CrossEncoder, sets: Sequence[TextSet], steps: int, state: Path)
         sums += [ranking.item(), answer.item(), right.item()]
         if (step + 1) % 20 == 0:
             loss, marks, share = sums / 20
-            pace = (time.perf_counter() - since) / 20
-            _say(f"step {step + 1}: ranking {loss:.3f}, answer {marks:.3f}, first {share:.2f}, {pace:.2f} s a step")
+            step_s = (time.perf_counter() - since) / 20
+            _say(f"step {step + 1}: ranking {loss:.3f}, answer {marks:.3f}, first {share:.2f}, {step_s:.2f} s a step")
             sums, since = np.zeros(3), time.perf_counter()
             kept = {"trained": trained, "optimiser": optimiser.state_dict(), "step": step + 1}
             torch.save(kept, state.with_suffix(".partial"))

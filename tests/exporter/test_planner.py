@@ -383,16 +383,20 @@ def test_regret_against_all_plans_of_a_small_model(simulation, every_plan):
     assert regrets[-1] <= 2.0  # close to all static, where Jaccard of few tokens is far from additive
 
 
-def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
+def repair_by(simulation: Simulation) -> Repair:
     costs = costs_of()
-    plan = replace(everywhere(STATIC), float_type=FloatType.BF16)
-    repair = Repair(
+    return Repair(
         dict.fromkeys(projections(2), (STATIC, FLOAT)),
         lambda projection, scheme: simulation.losses_of_projection(projection, scheme, 32),
         simulation.losses_of_embedding(),
         lambda projection, scheme: costs.extra[SETTING][projection.kind, scheme.precision]["batch"],
         LIMITS,
     )
+
+
+def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
+    plan = replace(everywhere(STATIC), float_type=FloatType.BF16)
+    repair = repair_by(simulation)
     repaired = repair(trial_of(Candidate(plan, "all static", 1.0), 1.3), {plan})
     assert repaired.name == "all static, repaired"
     assert (repaired.plan.group, repaired.plan.float_type) == (32, FloatType.BF16)
@@ -402,14 +406,8 @@ def test_a_repair_is_nearer_to_exact_and_keeps_the_setting(simulation):
 
 
 def test_a_search_closes_in_between_what_holds_and_what_does_not(simulation):
-    costs, plan = costs_of(), everywhere(STATIC)
-    repair = Repair(
-        dict.fromkeys(projections(2), (STATIC, FLOAT)),
-        lambda projection, scheme: simulation.losses_of_projection(projection, scheme, 32),
-        simulation.losses_of_embedding(),
-        lambda projection, scheme: costs.extra[SETTING][projection.kind, scheme.precision]["batch"],
-        LIMITS,
-    )
+    plan = everywhere(STATIC)
+    repair = repair_by(simulation)
     over = trial_of(Candidate(plan, "all static", 1.0), 1.9)
     first = repair(over, {plan}, [over])
     held = trial_of(first, 0.2)  # the engine finds it far better than the sum of its losses says

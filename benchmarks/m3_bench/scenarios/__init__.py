@@ -174,7 +174,7 @@ def read_plan(words: Sequence[str]) -> Plan:
         targets += _parsed(found, "target", word, _target)
     names = [scenario.name for scenario in scenarios]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"scenarios are told apart by name, and {sorted(twice)[0]!r} is there twice")
+        raise InputError(f"names of scenarios must be unique, and {sorted(twice)[0]!r} is there twice")
     for target in targets:
         if missing := {*target.scenarios, *filter(None, [target.against_scenario])} - set(names):
             raise InputError(f"target {target.name!r} is about the scenario {sorted(missing)[0]!r}, which is not there")

@@ -222,7 +222,7 @@ class Planner:
         return trial
 
     def _faster(self, engine: "_Engine", a: Trial, b: Trial) -> Trial:
-        """The faster of two trials that hold; of two that cannot be told apart the more accurate one."""
+        """The faster of two trials that hold; of two that are as fast the more accurate one."""
         if a.candidate.plan == b.candidate.plan:
             return b
         with self._progress.step(f"    Timing {a.candidate.plan} and {b.candidate.plan} in turns"):
