@@ -209,7 +209,7 @@ def _builder(
         fewer = model if pieces.kept is None else M3Model(checkpoint, model.unused_ids, pieces.kept.ids)
         graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, limits_of(check.budget), options, progress)
-    return VariantBuilder(graphs, quantized, planner, check, staging, options, progress)
+    return VariantBuilder(graphs, quantized, tuning.ranges[:natural], planner, check, staging, options, progress)
 
 
 def _manifest(

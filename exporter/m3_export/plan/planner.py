@@ -183,7 +183,7 @@ class Planner:
             candidates.append(replace(chosen, time=time_of(chosen.plan)))
         for candidate in sorted(candidates, key=lambda candidate: candidate.time):
             self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
-        repairs: dict[Setting, Repair] = {}
+        repairs: dict[tuple[Setting, bool], Repair] = {}
         best: list[Trial] = []
 
         def try_out(candidate: Candidate) -> Trial:
@@ -199,10 +199,11 @@ class Planner:
                 return self._with_early_layers_float(trial, time_of)
             if trial.holds(self._limits) and _early_float_layers(plan):
                 return None  # faster ones are known, and were over
-            if plan.setting not in repairs:
-                repairs[plan.setting] = self._repair(costs, plan.setting, engine.reference)
+            kind = (plan.setting, _is_smoothed(trial.candidate.origin))
+            if kind not in repairs:
+                repairs[kind] = self._repair(costs, *kind, engine.reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[plan.setting](trial, seen, trials)
+                return repairs[kind](trial, seen, trials)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             best.append(self._faster(engine, a, b))
@@ -319,11 +320,11 @@ class Planner:
         with torch.inference_mode():
             return min(schemes, key=error)
 
-    def _repair(self, costs: Costs, setting: Setting, reference: Seconds) -> Repair:
+    def _repair(self, costs: Costs, setting: Setting, is_smoothed: bool, reference: Seconds) -> Repair:
         group = setting.group
         precisions = costs.precisions(setting)
         ladder = {
-            projection: [self._scheme(projection, precision) for precision in precisions]
+            projection: [self._scheme(projection, precision, is_smoothed) for precision in precisions]
             for projection in projections(self._geometry.layers)
         }
 
@@ -351,10 +352,12 @@ class Planner:
         name = f"{trial.candidate.name.split(', first ')[0]}, first {first} layers float"
         return trial.candidate.repaired(early, name, time_of(early))
 
-    def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
-        return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(
-            precision, lambda: FLOAT
-        )()
+    def _scheme(self, projection: Projection, precision: Precision, is_smoothed: bool) -> Scheme:
+        if precision is Precision.FLOAT:
+            return FLOAT
+        if precision is Precision.STATIC:
+            return self._static[projection]
+        return self._smoothed[projection] if is_smoothed else DYNAMIC
 
     @cached_property
     def _simulation(self) -> Simulation:
@@ -381,6 +384,11 @@ def _comparisons(costs: Costs, trials: Sequence[Trial]) -> Iterator[tuple[Precis
     for setting in costs.settings:
         if setting.group == plan.setting.group and setting.float_type is not plan.float_type:
             yield replace(plan, float_type=setting.float_type), plan
+
+
+def _is_smoothed(plan: PrecisionPlan) -> bool:
+    """Whether dynamic activations are smoothed: then a projection that becomes dynamic is smoothed, too."""
+    return any(scheme.precision is Precision.DYNAMIC and scheme.smoothing for scheme in plan.schemes.values())
 
 
 def _early_float_layers(plan: PrecisionPlan) -> int:
