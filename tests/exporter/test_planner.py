@@ -216,14 +216,18 @@ def test_what_is_no_file_of_costs_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize("engine", list(EngineName))
 @pytest.mark.parametrize("target", ["vnni", "amx"])
 def test_bge_m3_can_be_planned_for_another_processor(engine, target):
-    costs = recorded(engine, Geometry(24, 16, 1024, 4096, 250_002, 8192, 1024), target)
+    geometry = Geometry(24, 16, 1024, 4096, 250_002, 8192, 1024)
+    costs, of_one_token = (recorded(engine, geometry, target, is_one_token=cut) for cut in (False, True))
     static = Precision.STATIC in costs.precisions(costs.settings[0])
     assert static == (engine is EngineName.OPENVINO)
+    last, setting = Projection(23, Kind.FFN_IN), costs.settings[0]
+    assert costs.added(setting, last, Precision.FLOAT, 24)["batch"] > 0
+    assert of_one_token.added(setting, last, Precision.FLOAT, 24)["batch"] == 0
 
 
 def test_recorded_costs_of_another_geometry_are_not_taken():
     with pytest.raises(PlanError, match=r"hidden/FFN size 32/64 \(there are: .*1024/4096.*--plan"):
-        recorded(EngineName.OPENVINO, GEOMETRY, "vnni")
+        recorded(EngineName.OPENVINO, GEOMETRY, "vnni", is_one_token=False)
 
 
 def test_what_a_processor_offers():

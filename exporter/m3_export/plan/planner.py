@@ -249,7 +249,8 @@ class Planner:
 
     def _costs(self, name: VariantName, work: Path) -> Costs:
         if self._target is not Target.HERE:
-            return recorded(engine_of(name), self._geometry, self._target.value)
+            is_one_token = self._small.is_one_token
+            return recorded(engine_of(name), self._geometry, self._target.value, is_one_token=is_one_token)
         track = partial(self._progress.bar, title="costs", unit="model")
         with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
             return timing.measure_costs(self._small, name, self._geometry, work, track)
