@@ -104,6 +104,22 @@ def gather_statistics(
     return ActivationStatistics(means, outliers, found, colbert.total, of_pairs)
 
 
+def colbert_moments(
+    model: M3Model,
+    ids: Sequence[Ids],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
+    natural: int,
+) -> NDArray[np.float64]:
+    """(C, C) moments of ColBERT rows alone, bit for bit those of `gather_statistics`, for a model with that head."""
+    colbert = _ColbertMoments(model, natural)
+    with torch.inference_mode():
+        for indices in track([indices for indices in batches_of_one_length(ids) if min(indices) < natural]):
+            batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
+            colbert.add(indices, model(batch, torch.ones_like(batch)))
+    assert colbert.total is not None
+    return colbert.total
+
+
 def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:
     """Neurons far above what the median token needs, the `MOST_OUTLIERS` largest of them, ascending.
 

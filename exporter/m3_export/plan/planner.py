@@ -153,8 +153,13 @@ class Planner:
         """
         costs, layers = self._costs(name, work), self._geometry.layers
         reference = costs.seconds(self._uniform(costs, costs.settings[0], FLOAT), layers)
+
+        def timed(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+            with self._progress.step(f"    Timing {one} and {other} in turns"):
+                return faster(one, other)
+
         predicted = partial(_predicted, costs, layers)  # of another processor, this one's times say nothing
-        engine = _Engine(cache(evaluate), cache(faster) if self._target is Target.HERE else predicted, reference)
+        engine = _Engine(cache(evaluate), cache(timed) if self._target is Target.HERE else predicted, reference)
         chosen, tried = None, dict[PrecisionPlan, Trial]()
         for _ in range(MOST_SEARCHES):
             trials = self._search(costs, engine, chosen.candidate if chosen else None)
@@ -226,31 +231,30 @@ class Planner:
         """The faster of two trials that hold; of two that are as fast the more accurate one."""
         if a.candidate.plan == b.candidate.plan:
             return b
-        with self._progress.step(f"    Timing {a.candidate.plan} and {b.candidate.plan} in turns"):
-            seconds = engine.seconds(a.candidate.plan, b.candidate.plan)
+        seconds = engine.seconds(a.candidate.plan, b.candidate.plan)
         times = [weighted(self._objective, found, engine.reference) for found in seconds]
         if max(times) <= min(times) * SAME_TIME:
             return min(a, b, key=lambda trial: trial.expected.worst(self._limits))
         return a if times[0] < times[1] else b
 
     def _corrected(self, costs: Costs, engine: "_Engine", trials: Sequence[Trial]) -> Costs | None:
-        """Costs that predict how the time of a search's choice compares with others'; None if these do."""
-        if not trials[0].holds(self._limits):
+        """Costs that predict how the time of a search's choice compares with others'; None if these do, or must do."""
+        if not trials[0].holds(self._limits) or self._target is not Target.HERE:
             return None
         corrected, layers = costs, self._geometry.layers
         for plan, start in _comparisons(costs, trials):
-            with self._progress.step(f"  Timing {plan} and {start} in turns"):
-                measured = engine.seconds(plan, start)
+            measured = engine.seconds(plan, start)
             longer = weighted(self._objective, *measured)
             expected = weighted(self._objective, costs.seconds(plan, layers), costs.seconds(start, layers))
-            self._progress.say(f"    {longer:.3f} of the second's time; predicted: {expected:.3f}")
+            self._progress.say(f"    {plan} takes {longer:.3f} of the time of {start}; predicted: {expected:.3f}")
             if max(longer, expected) > AS_FAST * min(longer, expected):
                 corrected = corrected.corrected(plan, start, measured)
         return None if corrected is costs else corrected
 
     def _costs(self, name: VariantName, work: Path) -> Costs:
         if self._target is not Target.HERE:
-            return recorded(engine_of(name), self._geometry, self._target.value)
+            is_one_token = self._small.is_one_token
+            return recorded(engine_of(name), self._geometry, self._target.value, is_one_token=is_one_token)
         track = partial(self._progress.bar, title="costs", unit="model")
         with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
             return timing.measure_costs(self._small, name, self._geometry, work, track)
