@@ -173,9 +173,10 @@ def _measure(
     names = {one.key: one.name for one in contenders}
     scenarios = resolved(plan.scenarios, contenders)
     if gone := plan.names - {one.name for one in scenarios}:
+        reason = f"{', '.join(sorted(gone))} left out: none of the contenders is asked for anything there"
         if not scenarios:
-            raise InputError(f"nobody who is here is asked for anything in {', '.join(sorted(gone))}")
-        opened.progress.say(f"{', '.join(sorted(gone))} left out: nobody who is here is asked for anything")
+            raise InputError(reason)
+        opened.progress.say(reason)
     spec = RunSpec(
         model=model_of(bundle.manifest),
         contenders=contenders,
