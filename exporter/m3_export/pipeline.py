@@ -124,20 +124,19 @@ def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str,
         OptionsError: an option would change nothing of the bundle; names it, and what it is for.
     """
     plans = read_plans(options.plan, checkpoint.geometry) if options.plan else {}
-    if options.calibration_texts and not (options.has_int8 or checkpoint.colbert or options.languages):
-        raise OptionsError(
-            "--calibration-texts is for INT8 variants, ColBERT's principal axes and --languages; this bundle has none "
-            "of them: leave it out"
-        )
-    searched = [name for name in options.variants if name not in plans and name is not VariantName.ONNX_FP32]
-    if plans and not plans.keys() & {*options.variants}:
-        raise OptionsError(
-            f"--plan {options.plan} is of {', '.join(plans)}, and --variants asks for {', '.join(options.variants)}: "
-            "leave it out, or ask for a variant that it has"
-        )
-    if not searched and (options.target is not Target.HERE or options.objective is not Objective.BALANCED):
-        name = "--optimise" if options.target is Target.HERE else "--target"
-        raise OptionsError(f"{name} is for the search of a plan, and none is searched; leave it out")
+    int8 = {*options.variants} - {VariantName.ONNX_FP32}
+    needs_texts, is_searched = int8 or checkpoint.colbert or options.languages, not int8 <= plans.keys()
+    for is_idle, reason in (
+        (
+            options.calibration_texts and not needs_texts,
+            "--calibration-texts is for INT8 variants, ColBERT's principal axes and --languages; none of them is here",
+        ),
+        (plans and not plans.keys() & int8, f"--plan {options.plan} is of {', '.join(plans)}, not of --variants"),
+        (options.target is not Target.HERE and not is_searched, "--target is for a search, and --plan has all plans"),
+        (options.objective is not Objective.BALANCED and not is_searched, "--optimise is for a search of plans"),
+    ):
+        if is_idle:
+            raise OptionsError(f"{reason}; leave it out")
     return plans
 
 

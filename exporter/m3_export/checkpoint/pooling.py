@@ -84,11 +84,11 @@ def _stated(folder: Path) -> tuple[Pooling, bool] | None:
     if foreign := sorted(kinds.keys() - ST_MODULES):
         raise CheckpointError(
             f"modules.json has a {foreign[0]} module, which M3 does not have; "
-            "to leave it out on purpose say --pooling cls|mean|last_token and --normalize or --no-normalize"
+            "to leave it out on purpose: m3-export --pooling cls|mean|last_token and --normalize or --no-normalize"
         )
     if "Pooling" not in kinds:
         raise CheckpointError(
-            "modules.json names no Pooling module; say how to pool with --pooling cls|mean|last_token"
+            "modules.json names no Pooling module; say how to pool: m3-export --pooling cls|mean|last_token"
         )
     return _pooling(folder / kinds["Pooling"] / "config.json"), "Normalize" in kinds
 
@@ -102,7 +102,7 @@ def _pooling(path: Path) -> Pooling:
     modes = [words] if isinstance(words, str) else words
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ST_NAMES:
         raise CheckpointError(
-            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which with --pooling"
+            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which: m3-export --pooling"
         )
     return ST_NAMES[modes[0]]
 
@@ -111,9 +111,9 @@ def _read_json(path: Path, kind: type[Any]) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
+        raise CheckpointError(f"{path.name}: {error}; or say it yourself: m3-export --pooling … --normalize") from error
     if not isinstance(data, kind):
         raise CheckpointError(
-            f"{path.name}: expected a JSON {kind.__name__}; or say --pooling and --normalize yourself"
+            f"{path.name}: expected a JSON {kind.__name__}; or say it yourself: m3-export --pooling … --normalize"
         )
     return data
