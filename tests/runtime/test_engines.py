@@ -30,7 +30,7 @@ OLD_X86 = CpuInfo("o", "x86_64", frozenset({"avx2"}))
 ARM = CpuInfo("a", "aarch64", frozenset({"asimddp"}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Bundle:
     return Bundle.open(tiny_bundle)
 
@@ -224,7 +224,7 @@ def batch_of(*lengths: int, vocabulary: int) -> TokenBatch:
     return TokenBatch(ids, mask)
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def engine_and_noise(request, bundle):
     """Each variant's engine, and how far two ways to one result may differ: an INT8 step may fall to the other side."""
     opened = select.open_engine(bundle, bundle.variant(request.param), 1, Opening(takes_padded=True))

@@ -147,8 +147,8 @@ print("parent", int(encode(encoder) != expected))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 @pytest.mark.parametrize("variant", ["onnx-int8", "openvino-int8"])
-def test_a_fork_works_or_says_at_once_that_it_cannot(mini_bundle, variant):
-    command = [sys.executable, "-c", FORK, str(mini_bundle), variant]
+def test_a_fork_works_or_says_at_once_that_it_cannot(tiny_bundle, variant):
+    command = [sys.executable, "-c", FORK, str(tiny_bundle), variant]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
