@@ -81,30 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line of an export."""
+    top = argparse.ArgumentParser(
         prog="m3-export",
         description=DESCRIPTION.format(names=", ".join(m3_models.names())),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, hub id or name")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the bundle; must not exist (see --force)")
-    parser.add_argument("--version", action="version", version=f"m3-export {__version__}")
-    parser.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
-    _add_output(parser.add_argument_group("what to write"))
-    group = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
+    top.add_argument("source", metavar="SOURCE", help="folder, hub id or name")
+    top.add_argument("out", metavar="OUT", type=Path, help="folder of the bundle; must not exist (see --force)")
+    top.add_argument("--version", action="version", version=f"m3-export {__version__}")
+    top.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
+    _add_output(top.add_argument_group("what to write"))
+    group = top.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
     group.add_argument("--pooling", choices=[p.value for p in Pooling])
     group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
-    _add_accuracy(parser.add_argument_group("accuracy"))
-    _add_vocabulary(parser.add_argument_group("vocabulary (default: every piece stays)"))
-    _add_planning(parser.add_argument_group("planning (which projection runs in which precision)"))
-    parser.add_argument(
-        "--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    return parser
+    _add_accuracy(top.add_argument_group("accuracy"))
+    _add_vocabulary(top.add_argument_group("vocabulary (default: every piece stays)"))
+    _add_planning(top.add_argument_group("planning (which projection runs in which precision)"))
+    top.add_argument("--revision", help="branch, tag or commit of a hub source (default: main; the commit is pinned)")
+    top.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    top.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return top
 
 
 def _no_recipe(_path: str) -> None:
@@ -197,9 +196,9 @@ def _add_planning(group: argparse._ArgumentGroup) -> None:
 
 
 def _export(words: Sequence[str]) -> int:
-    parser = _parser()
-    args = parser.parse_args(words)
-    _check_usage(args, parser)
+    command_line = parser()
+    args = command_line.parse_args(words)
+    _check_usage(args, command_line)
     if args.checkpoint_only:
         return _write_checkpoint(args)
     _silence_libraries(quiet=args.quiet)

@@ -209,9 +209,9 @@ def test_input_that_is_no_text(encoder, sentences):
         encoder.encode(sentences)
 
 
-def test_ten_megabyte_texts(encoder):
-    result = encoder.encode(["with blanks " * 833_333, "none" * 2_500_000, "short"], max_length=64)
-    assert result.truncated == 2
+def test_a_text_of_ten_megabytes(encoder):
+    result = encoder.encode(["with blanks " * 833_333, "short"], max_length=64)
+    assert result.truncated == 1
     assert np.isfinite(result.dense_vecs).all()
 
 

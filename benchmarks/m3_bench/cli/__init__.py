@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = (word.partition("=")[0] for word in words if word.startswith("--"))
         if gone := next((word for word in (*words[:1], *options) if word in _GONE), None):
             raise InputError(_GONE[gone])
-        args = _parser().parse_args(words)
+        args = parser().parse_args(words)
         code: int = args.run(args)
         return code
 
@@ -49,15 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line, all commands included."""
     # their packages come with extras, whose absence `main` reports
     from m3_bench.cli import compare, equivalence, record, report, retrieval, roofline, run, serve_load, soak
 
-    parser = argparse.ArgumentParser(
+    top = argparse.ArgumentParser(
         prog="m3-bench", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"m3-bench {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"m3-bench {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (record, run, compare, report, roofline, retrieval, equivalence, serve_load, soak):
         command.add_to(commands)
-    return parser
+    return top
