@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"m3-export {__version__}")
     parser.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
     _add_output(parser.add_argument_group("what to write"))
-    group = parser.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
+    group = parser.add_argument_group("how the model pools (default: as the checkpoint's files say, else cls)")
     group.add_argument("--pooling", choices=[p.value for p in Pooling])
     group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
     _add_accuracy(parser.add_argument_group("accuracy"))
