@@ -145,16 +145,16 @@ def _values_in_pickle(data: bytes, names: set[str]) -> Mapping[str, Any]:
     Raises:
         ValueError: the bytes are no pickle.
     """
-    found, kept = dict[str, Any](), dict[int, Any]()
-    name = value = None
+    found, kept = dict[str, Any](), dict[Any, Any]()
+    value: Any = None
     for word, argument, _ in pickletools.genops(data):
         if word.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             kept[len(kept) if argument is None else argument] = value
             continue
+        name = value
         value = kept.get(argument) if word.name in ("BINGET", "LONG_BINGET") else _TRUTH.get(word.name, argument)
-        if name in names:
+        if isinstance(name, str) and name in names:
             found[name] = value
-        name = value if isinstance(value, str) else None
     return found
 
 
