@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"m3-export {__version__}")
     top.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
     _add_output(top.add_argument_group("what to write"))
-    group = top.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
+    group = top.add_argument_group("how the model pools (default: as the checkpoint's files say, else cls)")
     group.add_argument("--pooling", choices=[p.value for p in Pooling])
     group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
     _add_accuracy(top.add_argument_group("accuracy"))
