@@ -106,10 +106,10 @@ def help_of(command: str, verb: str | None) -> str:
     return shown.getvalue()
 
 
-def strings() -> Iterator[str]:
+@cache
+def strings() -> tuple[str, ...]:
     """Every string in the product's source, adjacent ones joined as Python does."""
-    for room in ("runtime", "exporter", "models", "benchmarks"):
-        for path in (ROOT / room).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+    rooms = ("runtime", "exporter", "models", "benchmarks")
+    trees = [ast.parse(path.read_text()) for room in rooms for path in (ROOT / room).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))

@@ -8,7 +8,7 @@ import m3_export.cli
 import m3_runtime.cli
 from m3_runtime.errors import M3Error
 
-TOPS = (m3_runtime.cli.parser(), m3_export.cli._parser(), m3_bench.cli._parser())
+TOPS = (m3_runtime.cli.parser(), m3_export.cli.parser(), m3_bench.cli.parser())
 NO_NUMBERS = ("nan", "inf", "-inf", "1e400", "9" * 40, "-" + "9" * 40, "", "7 apples")
 
 

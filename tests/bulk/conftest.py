@@ -13,6 +13,14 @@ import pytest
 from commands import Done, run_main
 from m3_runtime.cli import main
 
+# The command with a rest after every file that it finishes: a signal comes before its end, however few rows it has.
+SLOWED = """
+import sys, time
+from m3_runtime.cli import main
+sys.addaudithook(lambda event, _: time.sleep(0.02) if event == "os.rename" else None)
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 class Work:
     """A folder with an input of numbered texts, and what a job made of it."""
@@ -51,10 +59,11 @@ class Work:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def started(self, *more: object) -> subprocess.Popen[str]:
-        """A job under way, or ended early: some shards are done."""
-        process = subprocess.Popen(self.command(*more), stderr=subprocess.PIPE, text=True)
+        """A job under way, or ended early: some shards are done, and the others take a while."""
+        command = [sys.executable, "-c", SLOWED, *self.arguments(*more)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and len(list(self.out.glob("vectors/*"))) < 4:
-            time.sleep(0.001)
+            time.sleep(0.01)
         return process
 
     def ids(self) -> list[str]:

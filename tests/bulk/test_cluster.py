@@ -73,7 +73,7 @@ def wait_for(address: str, head: subprocess.Popen[bytes]) -> None:
 
 
 def test_nodes_write_what_one_process_writes_though_encoders_are_killed(work, cluster):
-    source, more = work.numbered(400, bad_every=11), ("--heads", "dense,sparse,colbert", "--shard-rows", 5)
+    source, more = work.numbered(200, bad_every=11), ("--heads", "dense,sparse,colbert", "--shard-rows", 5)
     with work.started(source, *more, "--ray-address", cluster, "--workers", 2) as process:
         killed = actors()
         for number in killed:
@@ -87,20 +87,20 @@ def test_nodes_write_what_one_process_writes_though_encoders_are_killed(work, cl
     work.out = work.folder / "alone"
     assert work.run(source, *more).returncode == 0
     assert found.equals(pyarrow.dataset.dataset(work.out / "vectors").to_table())
-    assert ids == work.ids() == [f"t{i}" for i in range(400) if i % 11 != 10]
+    assert ids == work.ids() == [f"t{i}" for i in range(200) if i % 11 != 10]
     assert sorted(row["place"] for row in rejected) == sorted(row["place"] for row in work.rejected())
 
 
 def test_the_driver_is_killed_and_the_job_goes_on_without_the_cluster(work, cluster):
-    source, more = work.numbered(600), ("--shard-rows", 5)
+    source, more = work.numbered(300), ("--shard-rows", 5)
     with work.started(source, *more, "--ray-address", cluster) as process:
         process.kill()
         process.communicate(timeout=300)
-    assert 20 <= len(work.ids()) < 600
+    assert 20 <= len(work.ids()) < 300
     done = work.run(source, *more)
     assert done.returncode == 0, done.stderr
     assert "shards were done already" in done.stderr
-    assert work.ids() == [f"t{i}" for i in range(600)]
+    assert work.ids() == [f"t{i}" for i in range(300)]
 
 
 def test_reading_waits_when_encoders_do_and_a_signal_ends_the_job_as_it_does_without(work, cluster):

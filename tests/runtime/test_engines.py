@@ -30,7 +30,7 @@ OLD_X86 = CpuInfo("o", "x86_64", frozenset({"avx2"}))
 ARM = CpuInfo("a", "aarch64", frozenset({"asimddp"}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle(tiny_bundle) -> Bundle:
     return Bundle.open(tiny_bundle)
 
@@ -142,18 +142,33 @@ def test_a_variant_may_change_our_options():
     assert compile_properties({"PERFORMANCE_HINT": "THROUGHPUT"}, 3)["PERFORMANCE_HINT"] == "THROUGHPUT"
 
 
-def test_the_engines_are_given_our_options(bundle):
-    on_openvino = select.open_engine(bundle, bundle.variant("openvino-int8"), 1)
-    compiled = on_openvino._model  # type: ignore[attr-defined]
+def kept(monkeypatch, owner, name: str) -> list:
+    """What a callable of an engine's own library returns from now on."""
+    real, found = getattr(owner, name), []
+
+    def call(*arguments, **options):
+        found.append(real(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(owner, name, call)
+    return found
+
+
+def test_openvino_is_given_our_options(bundle, monkeypatch):
+    models = kept(monkeypatch, openvino.Core, "compile_model")
+    select.open_engine(bundle, bundle.variant("openvino-int8"), 1).close()
+    (compiled,) = models
     hint = compile_properties(bundle.variant("openvino-int8").properties, 1)["INFERENCE_PRECISION_HINT"]
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint
-    on_openvino.close()
-    on_onnxruntime = select.open_engine(bundle, bundle.variant("onnx-int8"), 1)
-    options = on_onnxruntime._session.get_session_options()  # type: ignore[attr-defined]
+
+
+def test_onnxruntime_is_given_our_options(bundle, monkeypatch):
+    sessions = kept(monkeypatch, onnxruntime, "InferenceSession")
+    select.open_engine(bundle, bundle.variant("onnx-int8"), 1).close()
+    options = sessions[0].get_session_options()
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    on_onnxruntime.close()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +224,7 @@ def batch_of(*lengths: int, vocabulary: int) -> TokenBatch:
     return TokenBatch(ids, mask)
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def engine_and_noise(request, bundle):
     """Each variant's engine, and how far two ways to one result may differ: an INT8 step may fall to the other side."""
     opened = select.open_engine(bundle, bundle.variant(request.param), 1, Opening(takes_padded=True))

@@ -1,7 +1,8 @@
 """Ctrl-C while an engine computes."""
 
 import os
-import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from m3_runtime import BundleNotFoundError, EngineError, M3Encoder
 from m3_runtime.bundle.manifest import Head
-from m3_runtime.cli.interrupt import InterruptibleEngine, interruptible
+from m3_runtime.cli.interrupt import interruptible
 from patience import PATIENCE_S
 
 
@@ -35,63 +36,59 @@ def test_what_an_engine_raises_arrives(tiny_bundle):
         assert other.encode("a text").dense_vecs is not None
 
 
-@pytest.fixture
-def takes_interrupts():
-    """As in a terminal: where the tests run in the background, Ctrl-C means nothing to their process."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+# Each way in a process of its own, which ends although a thread of it never does.
+INTERRUPTED = """
+import os, signal, sys, threading, traceback
+from m3_runtime import M3Encoder
+from m3_runtime.cli.interrupt import InterruptibleEngine, end_without_waiting, interruptible
 
+encoder = M3Encoder.open(sys.argv[1], variant="onnx-fp32", threads=1)
+never = threading.Event()
 
-@pytest.mark.usefixtures("takes_interrupts")
-@pytest.mark.parametrize("streams", [1, 2])
-def test_an_interrupt_does_not_wait_for_the_runs(encoder, monkeypatch, streams):
-    """The runs end only after the interrupt has been seen; the engine is not closed under them."""
-    go_on, ended, meeting = threading.Event(), threading.Semaphore(0), threading.Barrier(streams)
-    real = encoder.engine
+class Endless:
+    packed_tokens = 0
 
-    class Waiting:
-        packed_tokens = real.packed_tokens
+    def __init__(self, streams):
+        self.streams, self.meeting = streams, threading.Barrier(streams)
 
-        def __init__(self):
-            self.streams = streams
+    def run(self, batch, outputs):
+        if self.meeting.wait() == 0:  # all of them compute now
+            os.kill(os.getpid(), signal.SIGINT)
+        never.wait()
 
-        def run(self, batch, outputs):
-            if meeting.wait(PATIENCE_S) == 0:  # all of them compute now
-                os.kill(os.getpid(), signal.SIGINT)
-            assert go_on.wait(PATIENCE_S)
-            found = real.run(batch, outputs)
-            ended.release()
-            return found
+    def close(self):
+        os._exit(2)
 
-        def close(self):
-            raise AssertionError("closed while it computes")
-
-    monkeypatch.setattr("m3_runtime.cli.interrupt._abandoned", [])
-    engine = InterruptibleEngine(Waiting())
-    other = M3Encoder(encoder.bundle, encoder.variant, encoder.tokenizer, engine)
-    with pytest.raises(KeyboardInterrupt), other:
+def runs(streams):
+    engine = InterruptibleEngine(Endless(streams))
+    with M3Encoder(encoder.bundle, encoder.variant, encoder.tokenizer, engine) as other:
         other.encode(["a text", "a longer text by far", "and the longest text of all of them"], 1)
-    assert engine.is_abandoned
-    go_on.set()
-    for _ in range(streams):
-        assert ended.acquire(timeout=PATIENCE_S)
+
+def opening():
+    interruptible(lambda: (os.kill(os.getpid(), signal.SIGINT), never.wait()))
+
+for action in (lambda: runs(1), lambda: runs(2), opening):
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # a hang is a failure, not a hung test
+        try:
+            action()
+        except KeyboardInterrupt:
+            end_without_waiting(130)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+end_without_waiting(1)  # nothing was left behind here
+"""
 
 
-@pytest.mark.usefixtures("takes_interrupts")
-def test_an_interrupt_does_not_wait_for_the_opening(monkeypatch):
-    go_on = threading.Event()
-
-    def opened_late():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert go_on.wait(PATIENCE_S)
-
-    abandoned: list[object] = []
-    monkeypatch.setattr("m3_runtime.cli.interrupt._abandoned", abandoned)
-    with pytest.raises(KeyboardInterrupt):
-        interruptible(opened_late)
-    assert abandoned
-    go_on.set()
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_an_interrupt_waits_neither_for_runs_nor_for_the_opening(tiny_bundle):
+    """Nor does the process that ends after it; and no engine is closed while it computes."""
+    command = [sys.executable, "-c", INTERRUPTED, tiny_bundle]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout.split()) == (0, ["130", "130", "130"]), done.stderr
 
 
 def test_what_opening_raises_arrives(tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from m3_runtime import Bundle, BundleFormatError, EngineError, M3Encoder, opened_model
+from m3_runtime.bundle.manifest import Head
+from m3_runtime.engines import TokenBatch
 from m3_runtime.engines.select import open_engine
 from m3_runtime.tokenizer import M3Tokenizer
 from patience import PATIENCE_S
@@ -67,5 +69,6 @@ def test_an_engine_is_closed_if_the_tokenizer_fails(tiny_bundle, monkeypatch):
     strange = replace(bundle.manifest, tokenizer=replace(bundle.manifest.tokenizer, cls_id=7))
     with pytest.raises(BundleFormatError, match="turns an empty text into"):
         M3Encoder.from_bundle(replace(bundle, manifest=strange), bundle.variant("onnx-fp32"), 1)
-    assert engines[0]._session is None
+    with pytest.raises(EngineError, match="closed"):
+        engines[0].run(TokenBatch(np.array([[0, 2]]), np.ones((1, 2), np.int64)), [Head.DENSE])
     assert threads_left() == []

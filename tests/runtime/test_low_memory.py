@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from commands import run_main
 from m3_runtime import M3Encoder
+from m3_runtime.cli import main
 from m3_runtime.flag import BGEM3FlagModel
 from patience import PATIENCE_S
 
@@ -15,11 +17,11 @@ VARIANTS = ["onnx-fp32", "onnx-int8", "openvino-int8"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_same_vectors(mini_bundle, texts, variant):
+def test_the_same_vectors(tiny_bundle, texts, variant):
     heads = {"return_sparse": True, "return_colbert_vecs": True}
     with (
-        M3Encoder.open(mini_bundle, variant=variant, threads=2) as plain,
-        M3Encoder.open(mini_bundle, variant=variant, threads=2, low_memory=True) as low,
+        M3Encoder.open(tiny_bundle, variant=variant, threads=2) as plain,
+        M3Encoder.open(tiny_bundle, variant=variant, threads=2, low_memory=True) as low,
     ):
         for corpus in (texts, [" ".join(texts)] * 3):
             first, second = plain.encode(corpus, **heads), low.encode(corpus, **heads)
@@ -70,17 +72,10 @@ def test_flagembeddings_class_takes_it(tiny_bundle):
 @pytest.mark.parametrize("options", [(), ("--low-memory",)])
 def test_the_command_takes_both(tiny_bundle, tmp_path, options):
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "m3_runtime", "encode", tiny_bundle, "--variant", "openvino-int8", *options]
+    words = ("encode", tiny_bundle, "--variant", "openvino-int8", *options, "--cache-dir", cache)
     lines = []
     for _ in range(2):
-        done = subprocess.run(
-            [*map(str, command), "--cache-dir", str(cache)],
-            input="some words\n",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = run_main(main, *words, text="some words\n")
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         lines.append(json.loads(done.stdout))

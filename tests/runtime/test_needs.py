@@ -1,7 +1,9 @@
 """Variants that need what a processor may lack: passed over, logged once, refused when asked for by name."""
 
+import itertools
 import json
 import logging
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -15,13 +17,9 @@ from m3_runtime.cpu import CpuInfo, check_processor, described
 from m3_runtime.engines import select
 
 NEEDY = "openvino-int8"
+NUMBERS = itertools.count(1)
 OLD = CpuInfo("Old Core", "x86_64", frozenset({"avx2", "fma"}))
 NEW = CpuInfo("New Core", "x86_64", frozenset({"avx2", "avx512_vnni"}))
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_yet():
-    select._warn_once.cache_clear()
 
 
 def needing(bundle: Bundle, *names: str) -> Bundle:
@@ -39,7 +37,9 @@ def bundle(tiny_bundle) -> Bundle:
 
 
 def on(monkeypatch, cpu: CpuInfo) -> None:
-    monkeypatch.setattr(select, "cpu_info", lambda: cpu)
+    """On a processor that nobody has been warned of: each text is logged once in the life of a process."""
+    unheard = replace(cpu, name=f"{cpu.name} #{next(NUMBERS)}")
+    monkeypatch.setattr(select, "cpu_info", lambda: unheard)
 
 
 def test_a_processor_that_has_it_runs_it_without_a_word(bundle, monkeypatch, caplog):
@@ -185,4 +185,4 @@ def test_a_processor_without_avx_is_warned_of_once(bundle, monkeypatch, caplog, 
     for _ in range(2):
         select.choose_variant(bundle, "onnx-fp32")
     (message,) = caplog.messages
-    assert f"(Old) has no {missing}, so" in message
+    assert re.search(rf"\(Old #\d+\) has no {missing}, so", message)

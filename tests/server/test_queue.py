@@ -1,6 +1,10 @@
 """The order in which texts run: lengths, fairness, batch mates, leaving."""
 
+import gc
+from weakref import WeakSet
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,15 +180,33 @@ def test_who_leaves_is_not_served_and_leaves_nothing_behind():
 
 
 def test_many_cancelled_requests_are_not_remembered():
-    waiting = queue()
+    waiting, remembered = queue(), WeakSet()
     waiting.add(job(8))  # always first, so that cancelled entries behind it never come up
     for _ in range(1000):
-        gone = job(50, 60)
+        remembered.add(gone := job(50, 60))
         waiting.add(gone)
         waiting.remove(gone)
-    (client,) = waiting._clients.values()
-    assert len(client._order) < 200
+    del gone
+    gc.collect()
+    assert len(remembered) < 100
     assert waiting.texts == 1
+
+
+class Name(str):
+    """A client's name that shows whether anybody remembers it."""
+
+
+@pytest.mark.parametrize("leave", [lambda waiting, _: waiting.take(), lambda waiting, request: waiting.remove(request)])
+def test_an_empty_queue_remembers_nobody(leave):
+    waiting, remembered = queue(), WeakSet()
+    for number in range(3):
+        remembered.add(name := Name(number))
+        remembered.add(request := job(5, 5, client=name))
+        waiting.add(request)
+        leave(waiting, request)
+    del name, request
+    gc.collect()
+    assert (waiting.texts, len(remembered)) == (0, 0)
 
 
 @given(
@@ -218,4 +240,3 @@ def test_every_text_is_taken_once_or_removed(jobs, steps, seed):
     assert len(taken) == len(set(taken))
     assert set(taken) | removed == {text for known in added for text in known.texts}
     assert not set(taken) & removed
-    assert not waiting._clients and not waiting._kinds
