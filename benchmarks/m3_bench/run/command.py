@@ -62,7 +62,8 @@ class _Opened:
         if left := asked.names - able.names:
             reason = f"{str(args.bundle)!r} takes {max_tokens} tokens and gives {', '.join(own)}"
             if whole := [word for word in args.scenarios if word != NO_TIMES and scenarios_in(word) <= left]:
-                raise InputError(f"--scenarios {whole[0]}: nothing there can be measured, as {reason}; leave it out")
+                other = "reranker" if bundle.manifest.is_reranker else "quick"
+                raise InputError(f"--scenarios {whole[0]}: nothing there can be measured, as {reason}; try {other}")
             progress.say(f"{', '.join(sorted(left))} left out: {reason}")
         plan = able.only(args.targets).with_auto(auto_variant(bundle))
         return cls(args, bundle, plan, encoder, progress)
