@@ -47,8 +47,10 @@ BUNDLES = {
 # What is made last of all that is made early, and files that take long.
 LATE = {"mini_bundle", "mini_reranker_bundle", "bundle_path", "bare_python", "foreign_python"}
 LONG = (
-    "test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py", "test_graph.py",
-    "test_overload.py", "test_open_bundles.py", "test_foreign_clients.py",
+    "test_run_command.py", "test_export_bundles.py", "test_graph.py", "test_overload.py", "test_cluster.py",
+    "test_export_failures.py", "test_hub.py", "test_bulk_workers.py", "test_tracing.py", "test_playground.py",
+    "test_equivalence.py", "test_soak.py", "test_invariants.py", "test_open_bundles.py", "test_foreign_clients.py",
+    "test_openvino.py", "test_compiled_cache.py", "test_haystack.py",
 )  # fmt: skip
 
 TEXTS = (
