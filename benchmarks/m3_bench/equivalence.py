@@ -51,8 +51,8 @@ def check_comparable(found: Equivalence) -> None:
         DocumentError: one does not have the ids and scores that it says.
     """
     a, b = found.first, found.second
-    _check_whole(a)
-    _check_whole(b)
+    check_whole(a)
+    check_whole(b)
     for what, one, other in (
         ("vector spaces", full_space_of(a.space_id), full_space_of(b.space_id)),
         ("queries", a.queries_sha256, b.queries_sha256),
@@ -67,7 +67,18 @@ def check_comparable(found: Equivalence) -> None:
         raise InputError(f"{a.index!r} and {b.index!r} share no method: {_methods(a)}; {_methods(b)}")
 
 
-def _check_whole(rankings: Rankings) -> None:
+def check_whole(rankings: Rankings) -> None:
+    """Refuse rankings that say nothing, or not what they should.
+
+    Raises:
+        InputError: the index has no more documents than are looked for.
+        DocumentError: they do not have the ids and scores that they say.
+    """
+    if rankings.documents <= rankings.depth:
+        what = f"{rankings.index} has {rankings.documents} documents, and the best {rankings.depth} of them are all"
+        raise InputError(f"{what}: give a lower --depth, or an index of more documents")
+    if rankings.queries < 1:
+        raise _changed(rankings, "there are no queries")
     names = [one.method for one in rankings.ranked]
     if len(set(names)) < len(names):
         raise _changed(rankings, "a method is there twice")

@@ -45,7 +45,7 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
     """Keep vectors, time scenarios, write.
 
     Raises:
-        InputError: the device is not there, or cannot do the dtype.
+        InputError: the device is not there, or cannot do the dtype; it is a reranker, or no scenario is for it.
         ExportError: the checkpoint is not one of BGE-M3's layout.
         BenchError: PyTorch failed on the texts, out of memory for instance, or the file cannot be written.
     """
@@ -54,14 +54,23 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
         found = resolve(spec.source, Path(scratch), revision=None, progress=progress.say)
         with progress.step(f"Reading {found.name}"):
             checkpoint = Checkpoint.open(found.folder, pooling=Pooling(spec.pooling) if spec.pooling else None)
+            if checkpoint.classifier is not None:
+                raise InputError(f"{spec.source!r} is a reranker, which has no vectors to record; expected an encoder")
             contender = _contender(spec, found.folder, checkpoint)
             scenarios = replace(spec.plan, targets=()).within(checkpoint.geometry.max_tokens).scenarios
+            asked = [one for one in scenarios if is_asked(contender, one)]
+            left = [one.name for one in spec.plan.scenarios if one not in asked]
+            if left:
+                reason = f"{', '.join(left)} left out: too long for the model, or for others than PyTorch"
+                if not asked:
+                    raise InputError(f"--scenarios: {reason}")
+                progress.say(reason)
             model, maker = _described(found, checkpoint)
             del checkpoint  # the worker reads it again, and both need not fit
         with progress.step(f"Vectors of {len(spec.texts)} texts on {spec.device} in {spec.dtype}"):
             outputs, versions = vectors_of(contender, spec.texts, spec.threads)
         done: list[ScenarioRun] = []
-        for group in grouped([one for one in scenarios if is_asked(contender, one)]):
+        for group in grouped(asked):
             with progress.step(" and ".join(f"{one.name}: {one.title}" for one in group)):
                 done += measure_group(group, [contender], maker, spec.rounds, spec.threads).values()
     run = Run(

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from m3_export.arrays import Ids
 from m3_export.errors import ExportError
 from m3_export.options import ExportOptions, VariantName
 from m3_export.plan.costs import Objective, Seconds, weighted
@@ -19,6 +20,7 @@ from m3_export.plan.timing import in_turns
 from m3_export.quantize.variants import Graphs, properties_of, write_float, write_int8
 from m3_export.verify.budget import Excess, excesses
 from m3_export.verify.measure import MeasuredParity, ParityCheck
+from m3_export.verify.scores import NO_CORRECTION, ScoreCorrection
 from m3_runtime.bundle.manifest import Geometry, Parity, Variant
 from m3_runtime.cpu import default_threads
 from m3_runtime.engines.select import open_graph
@@ -40,11 +42,18 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class _Written:
-    """A plan as a variant in a folder of its own, with what was measured of it."""
+    """A plan as a variant in a folder of its own."""
 
     variant: Variant
     folder: Path
-    measured: MeasuredParity
+    correction: ScoreCorrection = NO_CORRECTION  # of a reranker's scores, which its graph does not have yet
+
+
+@dataclass(frozen=True)
+class _Measured(_Written):
+    """The same with what was measured of it, after the correction."""
+
+    parity: MeasuredParity = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class VariantBuilder:
 
     graphs: Graphs
     quantized: QuantizedModel  # the model and its activation statistics
+    calibration: Sequence[Ids]  # the natural texts, or pairs, of these statistics
     planner: Planner  # searches the plans that are not given
     check: ParityCheck
     staging: Path  # the bundle's folder
@@ -74,21 +84,25 @@ class VariantBuilder:
             return self._result(variant, parity, (parity,), None)
         if plan is not None:
             with library_errors(f"writing {name}"):
-                planned, written = Planned(plan, (), None, None), {plan: self._write(name, plan, 0)}
+                planned = Planned(plan, (), None, None)
+                chosen = self._measured(self._corrected(name, plan, self._fitted(self._write(name, plan, 0))))
+            reached = [chosen.parity.parity]
         else:
             with self.progress.step(f"Planning {name}"), library_errors(f"planning {name}"):
                 planned, written = self._search(name)
-        chosen = written[planned.plan]
+                chosen = written[planned.plan]
+                if chosen.correction != NO_CORRECTION:
+                    chosen = self._measured(self._corrected(name, planned.plan, chosen))
+            reached = [each.parity.parity for each in written.values()]
         self._move_to_bundle(chosen)
-        reached = tuple(each.measured.parity for each in written.values())
-        return self._result(chosen.variant, chosen.measured.parity, reached, planned)
+        return self._result(chosen.variant, chosen.parity.parity, tuple(reached), planned)
 
-    def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, _Written]]:
-        written: dict[PrecisionPlan, _Written] = {}
+    def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, _Measured]]:
+        written: dict[PrecisionPlan, _Measured] = {}
 
         def evaluate(plan: PrecisionPlan) -> tuple[Figures, Figures]:
-            written[plan] = self._write(name, plan, len(written))
-            losses, most = written[plan].measured.losses, limits_of(self.check.budget).worst_text
+            written[plan] = self._measured(self._fitted(self._write(name, plan, len(written))))
+            losses, most = written[plan].parity.losses, limits_of(self.check.budget).worst_text
             return losses.figures(most), losses.upper_bounds(most, np.random.default_rng(SEED))
 
         def seconds(first: PrecisionPlan, second: PrecisionPlan) -> tuple[Seconds, Seconds]:
@@ -105,8 +119,30 @@ class VariantBuilder:
         quantized = self.quantized.projections(plan)
         with self.progress.step(f"    Writing {name}"):
             variant = write_int8(name, self.graphs, self.quantized.statistics, plan, quantized, folder)
-        with self.progress.step(f"    Measuring the parity of {name}"):
-            return _Written(variant, folder, self.check.measure(variant, folder))
+        return _Written(variant, folder)
+
+    def _fitted(self, written: _Written) -> _Written:
+        """With the correction of a reranker's scores that suits the calibration pairs."""
+        scores = self.quantized.statistics.scores
+        if scores is None:
+            return written
+        with self.progress.step("    Scoring the calibration pairs"):
+            correction = self.check.correction(written.variant, written.folder, self.calibration, scores)
+        self.progress.say(f"    INT8 scores are brought back by × {correction.scale:.4f} {correction.shift:+.4f}")
+        return replace(written, correction=correction)
+
+    def _corrected(self, name: VariantName, plan: PrecisionPlan, written: _Written) -> _Written:
+        """The variant of a reranker written again, with the correction of its scores in the graph."""
+        if written.correction == NO_CORRECTION:
+            return written
+        shutil.rmtree(written.folder)
+        graphs = self.graphs.with_scores(written.correction.scale, written.correction.shift)
+        return replace(self, graphs=graphs)._write(name, plan, 0)
+
+    def _measured(self, written: _Written) -> _Measured:
+        with self.progress.step(f"    Measuring the parity of {written.variant.name}"):
+            parity = self.check.measure(written.variant, written.folder, written.correction)
+        return _Measured(written.variant, written.folder, written.correction, parity=parity)
 
     def _time_in_turns(self, first: _Written, second: _Written) -> tuple[Seconds, Seconds]:
         model = self.check.model

@@ -16,9 +16,10 @@ from m3_export.plan.costs import Objective
 from m3_export.verify.budget import Budget, ScoreBudget, check_budget
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cli.arguments import refuse_given
-from m3_runtime.cli.interrupt import end_without_waiting, second_ends_at_once
-from m3_runtime.errors import InputError, M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE, exit_code, out_of_memory
+from m3_runtime.cli.ending import run_command
+from m3_runtime.cli.interrupt import second_ends_at_once
+from m3_runtime.errors import InputError
+from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, OVER_LIMIT, USAGE
 from m3_runtime.version import __version__
 
 DESCRIPTION = """\
@@ -62,38 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     is_golden = words[:1] == ["verify-golden"]
-    try:
-        with second_ends_at_once(INTERRUPTED, f"m3-export: {_ENDED_AT_ONCE}"):
-            code = _verify_golden(_golden_parser().parse_args(words[1:])) if is_golden else _export(parser(), words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except (M3Error, OSError, MemoryError, KeyboardInterrupt, ModuleNotFoundError) as error:
-        message, code = _failure(error, "" if is_golden else ", nothing was written")
-        sys.stderr.write(f"m3-export: {message}\n")
-        if code == INTERRUPTED:
-            end_without_waiting(code)
-    return code
 
+    def run() -> int:
+        try:
+            with second_ends_at_once(INTERRUPTED, f"m3-export: {_ENDED_AT_ONCE}"):
+                return _verify_golden(_golden_parser().parse_args(words[1:])) if is_golden else _export(words)
+        except OverBudgetError as error:
+            sys.stderr.write(f"m3-export: {error}\n")
+            return OVER_LIMIT
 
-def _failure(error: BaseException, consequence: str) -> tuple[str, int]:
-    """What to say, and the exit code."""
-    match error:
-        case OverBudgetError():
-            return str(error), OVER_LIMIT
-        case M3Error():
-            return str(error), exit_code(error)
-        case KeyboardInterrupt():
-            return f"interrupted{consequence}", INTERRUPTED
-        case OSError():
-            return f"{error.filename or 'file system'}: {error.strerror or error}{consequence}", FAILED
-        case ModuleNotFoundError():
-            return f'{error.name} is not installed; exporting needs: pip install "m3-runtime[export]"', USAGE
-        case MemoryError():
-            return f"{out_of_memory(error)}{consequence}; exporting BGE-M3 needs about 9 GB", FAILED
-    raise error
+    return run_command(
+        "m3-export",
+        run,
+        memory_remedy="exporting BGE-M3 needs about 9 GB",
+        consequence="" if is_golden else ", nothing was written",
+        extras_of=lambda _: "export",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"m3-export {__version__}")
     top.add_argument("--recipe", type=_no_recipe, help=argparse.SUPPRESS)
     _add_output(top.add_argument_group("what to write"))
-    group = top.add_argument_group("how the model pools (default: sentence-transformers files, else cls)")
+    group = top.add_argument_group("how the model pools (default: as the checkpoint's files say, else cls)")
     group.add_argument("--pooling", choices=[p.value for p in Pooling])
     group.add_argument("--normalize", action=argparse.BooleanOptionalAction, help="unit length for dense and ColBERT")
     _add_accuracy(top.add_argument_group("accuracy"))
@@ -210,9 +195,10 @@ def _add_planning(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _export(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    args = parser.parse_args(words)
-    _check_usage(args, parser)
+def _export(words: Sequence[str]) -> int:
+    command_line = parser()
+    args = command_line.parse_args(words)
+    _check_usage(args, command_line)
     if args.checkpoint_only:
         return _write_checkpoint(args)
     _silence_libraries(quiet=args.quiet)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_export.build_variant import (
     VariantBuilder,
     VariantResult,
@@ -15,7 +18,7 @@ from m3_export.build_variant import (
     write_plans,
 )
 from m3_export.calibration.colbert_pca import write_colbert_pca
-from m3_export.calibration.statistics import ActivationStatistics, gather_statistics
+from m3_export.calibration.statistics import ActivationStatistics, colbert_moments, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.pooling import PoolingChoice
@@ -23,15 +26,16 @@ from m3_export.checkpoint.source import Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
 from m3_export.chosen_pieces import ChosenPieces, choose_pieces
-from m3_export.errors import CheckpointError, OverBudgetError
+from m3_export.errors import CheckpointError, OptionsError, OverBudgetError
 from m3_export.export_texts import natural_ranges, probe_of, proven, tuning_of
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
 from m3_export.library_files import write_library_files
-from m3_export.options import ExportOptions
+from m3_export.options import ExportOptions, Target, VariantName
+from m3_export.plan.costs import Objective
 from m3_export.plan.losses import limits_of
-from m3_export.plan.plan import read_plans
+from m3_export.plan.plan import PrecisionPlan, read_plans
 from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs
@@ -81,7 +85,7 @@ def export(
                 found.folder, heads=options.heads, pooling=options.pooling, normalize=options.normalize
             )
         budget = options.budget_of(is_reranker=checkpoint.classifier is not None)
-        plans = read_plans(options.plan, checkpoint.geometry) if options.plan else {}
+        plans = _given_plans(options, checkpoint)
         warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
         _check_padding(checkpoint, original.info)
@@ -94,8 +98,8 @@ def export(
         warnings += _silence(probe.natural, pieces.runtime, options, progress)
         check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
         builder = _builder(checkpoint, pieces, tuning, natural_ranges(chosen), check, staging, options, progress)
-        if (moments := builder.quantized.statistics.colbert_moments if checkpoint.colbert else None) is not None:
-            write_colbert_pca(staging, moments)
+        if checkpoint.colbert:
+            write_colbert_pca(staging, _moments(builder.quantized, tuning, natural_ranges(chosen), options, progress))
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
@@ -110,6 +114,30 @@ def export(
         check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over, warnings)
+
+
+def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str, PrecisionPlan]:
+    """The plans to follow, by variant.
+
+    Raises:
+        PlanError: they are for another model.
+        OptionsError: an option would change nothing of the bundle; names it, and what it is for.
+    """
+    plans = read_plans(options.plan, checkpoint.geometry) if options.plan else {}
+    int8 = {*options.variants} - {VariantName.ONNX_FP32}
+    needs_texts, is_searched = int8 or checkpoint.colbert or options.languages, not int8 <= plans.keys()
+    for is_idle, reason in (
+        (
+            options.calibration_texts and not needs_texts,
+            "--calibration-texts is for INT8 variants, ColBERT's principal axes and --languages; none of them is here",
+        ),
+        (plans and not plans.keys() & int8, f"--plan {options.plan} is of {', '.join(plans)}, not of --variants"),
+        (options.target is not Target.HERE and not is_searched, "--target is for a search, and --plan has all plans"),
+        (options.objective is not Objective.BALANCED and not is_searched, "--optimise is for a search of plans"),
+    ):
+        if is_idle:
+            raise OptionsError(f"{reason}; leave it out")
+    return plans
 
 
 def _of_pooling(checkpoint: Checkpoint, progress: Progress, *, is_named: bool) -> tuple[str, ...]:
@@ -209,7 +237,18 @@ def _builder(
         fewer = model if pieces.kept is None else M3Model(checkpoint, model.unused_ids, pieces.kept.ids)
         graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, limits_of(check.budget), options, progress)
-    return VariantBuilder(graphs, quantized, planner, check, staging, options, progress)
+    return VariantBuilder(graphs, quantized, tuning.ranges[:natural], planner, check, staging, options, progress)
+
+
+def _moments(
+    quantized: QuantizedModel, tuning: TuningTexts, natural: int, options: ExportOptions, progress: Progress
+) -> NDArray[np.float64]:
+    """Second moments of ColBERT rows (C, C): INT8's statistics have them, else they are all that is gathered."""
+    if options.has_int8:
+        assert quantized.statistics.colbert_moments is not None
+        return quantized.statistics.colbert_moments
+    with progress.step(f"ColBERT rows of {natural} calibration texts"), library_errors("computing ColBERT rows"):
+        return colbert_moments(quantized.model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), natural)
 
 
 def _manifest(

@@ -20,8 +20,9 @@
     └── InputError (ValueError)   an argument or a text is not what it must be; names the item
         ├── TextTooLongError      on_truncate="error" and a text is longer than allowed
         ├── NoRoomError           a reranker's query leaves no room for its passage
-        ├── FieldError            a field of a request to the server is not what it must be
-        └── RequestTooLargeError  a request to the server has more texts, tokens or bytes than it takes
+        ├── FileFormatError       a file of texts is not of the format, or has not the columns, that are looked for
+        └── FieldError            a field of a request to the server is not what it must be
+            └── RequestTooLargeError  it has more texts, tokens or bytes than the server takes
 
 Messages say what was expected, what came, and what to do about it.
 """
@@ -148,30 +149,37 @@ class InputError(M3Error, ValueError):
     is_of_input = True
 
 
+class FileFormatError(InputError):
+    """A file of texts is not of the format, or has not the columns, that are looked for; the message says what to do.
+
+    Attributes:
+        arguments: what helps too where a command takes it: the values of `--input-format` and its like, by name.
+    """
+
+    def __init__(self, message: str, **arguments: str) -> None:
+        super().__init__(message)
+        self.arguments = arguments
+
+
 class FieldError(InputError):
     """A field of a request to the server is not what it must be.
 
     Attributes:
-        field: the field, or the item in it: `inputs[3]`.
+        field: the field, or the item in it: `inputs[3]`; None where it is the whole request.
         code: what kind of mistake it is, as OpenAI's API calls it.
     """
 
-    def __init__(self, message: str, field: str, code: str = "invalid_value") -> None:
+    code = "invalid_value"
+
+    def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.field, self.code = field, code
+        self.field, self.code = field, code or self.code
 
 
-class RequestTooLargeError(InputError):
-    """A request to the server has more texts, tokens or bytes than it takes at a time.
+class RequestTooLargeError(FieldError):
+    """A request to the server has more texts, tokens or bytes than it takes at a time."""
 
-    Attributes:
-        field: what is too large, where it is a field or an item in it.
-        code: what OpenAI's API calls it.
-    """
-
-    def __init__(self, message: str, field: str | None = None, code: str = "request_too_large") -> None:
-        super().__init__(message)
-        self.field, self.code = field, code
+    code = "request_too_large"
 
 
 class _TooManyTokensError(InputError):

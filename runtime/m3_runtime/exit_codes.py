@@ -13,12 +13,3 @@ def exit_code(error: BaseException) -> int:
     (2, 1, 1)
     """
     return USAGE if isinstance(error, M3Error) and error.is_of_input else FAILED
-
-
-def out_of_memory(error: MemoryError) -> str:
-    """What commands say of it; Python's own has no words, numpy's says how much was asked for.
-
-    >>> out_of_memory(MemoryError()), out_of_memory(MemoryError("Unable to allocate 3.00 GiB"))
-    ('out of memory', 'out of memory (Unable to allocate 3.00 GiB)')
-    """
-    return f"out of memory ({error})" if str(error) else "out of memory"

@@ -255,7 +255,7 @@ class OpenedModel:
         colbert_pool: int = 1,
         **more: Unpack[BatchArguments],
     ) -> EncodeOptions:
-        form = colbert_form(self.bundle, colbert_dtype, colbert_dim, colbert_pool)
+        form = colbert_form(self.bundle, heads, colbert_dtype, colbert_dim, colbert_pool)
         return encode_options(self.bundle.manifest, heads, colbert=form, **more)
 
     @contextmanager

@@ -183,6 +183,9 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
         ({"ids_sha256": "0" * 64}, "have different ids of documents"),
         ({"queries_sha256": "0" * 64}, "have different queries"),
         ({"depth": 20}, "have different depths: 10 and 20"),
+        ({"documents": 10}, "has 10 documents, and the best 10 of them are all: give a lower --depth"),
+        ({"documents": 0}, "has 0 documents"),
+        ({"queries": 0}, "there are no queries"),
         ({"ranked": []}, "share no method"),
     ],
 )
@@ -285,8 +288,11 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
 
 
 def test_what_is_no_index_is_refused_and_nothing_is_written(
-    tiny_bundle, index, rankings, queries, encoder, tmp_path, capsys
+    tiny_bundle, reranker_bundle, index, rankings, queries, encoder, tmp_path, capsys
 ):
+    few = indexed(tiny_bundle, tmp_path / "few", passages=[(n, text) for n, text in enumerate("abc")])
+    strange = tmp_path / "queries.md"
+    strange.write_text("a query")
     out = tmp_path / "out.json"
     foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
     twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
@@ -307,6 +313,12 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
         ((index, foreign, "--queries", queries, *encoded_by), "of the space m3-other"),
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
+        ((index, few, "--queries", queries, *encoded_by), "few has 3 documents, and the best 10 of them are all"),
+        ((few, "--queries", queries, *encoded_by), "few has 3 documents"),
+        ((rankings, "--min-overlap", "0.5"), "has rankings already: give what to compare them with"),
+        ((index, index, "--queries", queries, "--bundle", reranker_bundle), "is a reranker's bundle"),
+        ((index, reranker_bundle, "--queries", queries), "is a reranker's bundle"),
+        ((index, index, "--queries", strange, *encoded_by), "known endings are .jsonl"),
         ((index, index, *encoded_by), "--queries FILE is missing"),
         ((rankings, rankings, "--queries", queries), "--queries is for searching, and what is given are rankings"),
         ((rankings, rankings, "--depth", "5"), "--depth is for searching"),
@@ -314,5 +326,7 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):
         assert equivalence(*words, *(["-o", out] if len(words) > 1 else [])) == 2, words
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said
+        assert "--input-format" not in said
         assert not out.exists()

@@ -222,6 +222,15 @@ def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle,
         (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
     ],
 )
+def test_a_reranker_has_no_vectors_to_record(reranker_checkpoint, tiny_random_checkpoint, tmp_path, capsys):
+    out = ["-o", str(tmp_path / "r.safetensors")]
+    assert main(["record", str(reranker_checkpoint), *out]) == 2
+    assert "is a reranker, which has no vectors to record" in capsys.readouterr().err
+    assert main(["record", str(tiny_random_checkpoint), "--scenarios", "reranker", *out]) == 2
+    assert "--scenarios: pair, pairs, texts left out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_device_that_is_not_there_is_refused_before_loading(tiny_random_checkpoint, tmp_path, capsys, words, message):
     code = main(["record", str(tiny_random_checkpoint), *words, "-o", str(tmp_path / "r.safetensors")])
     assert code == 2

@@ -65,7 +65,7 @@ def test_the_projects_targets_are_all_there():
 
 @pytest.mark.parametrize(("is_reranker", "shapes"), [(False, SHAPES), (True, PAIR_SHAPES)])
 def test_regret_is_over_the_shapes_that_the_planner_times(is_reranker, shapes):
-    plan = read_plan(["regret"]).of_kind(is_reranker=is_reranker)
+    plan = read_plan(["regret"]).for_heads(["score"] if is_reranker else ["dense", "sparse", "colbert"])
     (regret,) = plan.targets
     lengths = {one.name: one.lengths for one in plan.scenarios}
     assert [lengths[name] for name in regret.scenarios] == [(one.tokens,) * one.texts for one in shapes]
@@ -185,7 +185,7 @@ def test_other_work_is_compared_by_speed():
 
 
 def regret(over_budget: dict[str, tuple[str, ...]], **seconds: tuple[float, float, float]) -> str:
-    plan = read_plan(["regret"]).of_kind(is_reranker=False)
+    plan = read_plan(["regret"]).for_heads(["dense", "sparse", "colbert"])
     run = stored(
         list(plan.scenarios),
         **{

@@ -1,15 +1,17 @@
 """What smaller ColBERT costs: MaxSim and nDCG@10 of each way of keeping rows, against the rows as they are.
 
-    python tests/bulk/colbert_loss.py BUNDLE DATASET [QUERIES]
+    python tests/bulk/colbert_loss.py BUNDLE DATASET [QUERIES] [-o FILE.json]
 
-prints a Markdown table; DATASET is as for m3-bench retrieval, of which the first QUERIES are asked.
+prints a Markdown table and writes its values as JSON; DATASET is as for m3-bench retrieval, of which the first QUERIES
+are asked.
 
 ColBERT ranks dense's best 100. Queries are never made smaller: they are not stored.
 """
 
-import sys
+import argparse
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from m3_bench.retrieval.datasets import open_dataset
 from m3_bench.retrieval.search import best, measured
-from m3_runtime import M3Encoder
+from m3_runtime import Bundle, M3Encoder
 from m3_runtime.encode.colbert import ColbertDtype, projected, stored
 from m3_runtime.encode.pooling import pooled
 from m3_runtime.scoring import colbert_score
@@ -134,6 +136,12 @@ def _ndcg(scores: Sequence[Rows], candidates: Sequence[Rows], relevant: Sequence
     return np.array(measured(ranking, relevant)["nDCG@10"])
 
 
+def _rounded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
 def _interval(loss: Rows) -> tuple[float, float, float]:
     picks = np.random.default_rng(0).integers(0, len(loss), (10_000, len(loss)))
     low, high = np.percentile(loss[picks].mean(axis=1), [2.5, 97.5])
@@ -141,19 +149,40 @@ def _interval(loss: Rows) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    bundle, dataset, *limit = sys.argv[1:]
+    parser = argparse.ArgumentParser(description="What smaller ColBERT costs.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("queries", type=int, nargs="?")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    found = losses(options.bundle, options.dataset, limit=options.queries)
     print(
         "| kept as | rows | bytes a token | a million passages | MaxSim: mean change | spread | p95 | nDCG@10 "
         "| lost (95 %) |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for one in losses(Path(bundle), Path(dataset), limit=int(limit[0]) if limit else None):
+    for one in found:
         lost, low, high = one.ndcg_loss
         print(
             f"| {one.way} | {one.row_share:.0%} | {one.bytes_per_token:.0f} | {one.million_gb:.2f} GB "
             f"| {one.maxsim_shift:+.4f} | {one.maxsim_spread:.4f} | {one.maxsim_p95:.4f} | {one.ndcg:.4f} "
             f"| {lost:+.4f} ({low:+.4f} … {high:+.4f}) |"
         )
+    if options.output:
+        options.output.write_text(json.dumps(_document(options.bundle, options.dataset, options.queries, found)) + "\n")
+
+
+def _document(bundle: Path, dataset: Path, queries: int | None, found: Sequence[Loss]) -> dict[str, Any]:
+    """All values, rounded, and what they were measured on."""
+    manifest = Bundle.open(bundle).manifest
+    rows = [{key: _rounded(value) for key, value in asdict(one).items()} for one in found]
+    return {
+        "model": manifest.source.name,
+        "space_id": manifest.space_id,
+        "tools": dict(manifest.tools),
+        "dataset": asdict(open_dataset(dataset, queries=queries).facts),
+        "ways": rows,
+    }
 
 
 if __name__ == "__main__":

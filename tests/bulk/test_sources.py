@@ -252,7 +252,7 @@ def test_a_table_with_a_log_of_its_own_is_refused(tmp_path, name, kind):
         (["a.txt", "./a.txt"], "is named twice"),
         (["empty"], "has no file that ends in"),
         (["a.md"], "its name does not say how it is read; known endings are .jsonl"),
-        (["part-0"], "Pass --input-format with one of: lines, jsonl, json, csv, tsv, parquet"),
+        (["part-0"], "all but Parquet also with .gz, .bz2, .xz, .zst, .lz4 behind it. Rename it"),
     ],
 )
 def test_inputs_that_cannot_be_taken(tmp_path, monkeypatch, names, message):

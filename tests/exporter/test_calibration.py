@@ -4,7 +4,13 @@ import numpy as np
 import torch
 from test_graph import UNUSED, checkpoint_of, texts_of
 
-from m3_export.calibration.statistics import MOST_OUTLIERS, OUTLIER_FACTOR, gather_statistics, outlier_neurons
+from m3_export.calibration.statistics import (
+    MOST_OUTLIERS,
+    OUTLIER_FACTOR,
+    colbert_moments,
+    gather_statistics,
+    outlier_neurons,
+)
 from m3_export.graph.model import M3Model
 from m3_export.plan.plan import Kind, Projection
 
@@ -56,6 +62,10 @@ def test_colbert_moments_are_of_natural_texts_alone():
     rows = np.concatenate(given).astype(np.float64)
     found = gather_statistics(model, texts, lambda batches: batches, natural=2).colbert_moments
     np.testing.assert_allclose(found, rows.T @ rows, atol=1e-4)
+    run: list[list[int]] = []
+    alone = colbert_moments(model, texts, lambda batches: run.extend(batches) or batches, natural=2)
+    np.testing.assert_array_equal(alone, found)  # bit for bit: a digest of the axes is part of their space
+    assert sorted(i for batch in run for i in batch) == [0, 1, 2]
 
 
 def test_outlier_neurons_are_those_of_the_activations():

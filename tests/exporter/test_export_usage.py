@@ -1,13 +1,15 @@
 """m3-export's command line: usage errors, help, and what needs no model."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from export_command import BUDGET, export, files, names
+from export_command import BUDGET, PROBE, export, files, names
 
 from patience import PATIENCE_S
+from shared_bundles import TINY_PLAN
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,38 @@ def test_a_wrong_number_of_words_is_exit_2(words: list[str]):
     done = export(*words)
     assert done.code == 2
     assert "usage: m3-export" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--variants", "onnx-fp32", "--heads", "dense", "--calibration-texts", PROBE],
+            "--calibration-texts is for INT8",
+        ),
+        (["--plan", TINY_PLAN, "--target", "vnni"], "--target is for a search, and --plan has all plans"),
+        (["--plan", TINY_PLAN, "--optimise", "latency"], "--optimise is for a search"),
+        (
+            ["--plan", "{onnx}", "--variants", "openvino-int8"],
+            "onnx.json is of onnx-int8, not of --variants",
+        ),
+    ],
+    ids=["calibration texts", "target", "optimise", "another variant"],
+)
+def test_options_that_would_change_nothing_are_refused(tiny_random_checkpoint: Path, tmp_path: Path, words, said):
+    plan = json.loads(TINY_PLAN.read_text())
+    (tmp_path / "onnx.json").write_text(json.dumps(plan | {"variants": {"onnx-int8": plan["variants"]["onnx-int8"]}}))
+    words = [str(word).format(onnx=tmp_path / "onnx.json") for word in words]
+    done = export(tiny_random_checkpoint, *words, "--quiet", tmp_path / "out")
+    assert (done.code, done.stdout, done.out.exists()) == (2, "", False)
+    assert said in done.stderr
+
+
+def test_a_rerankers_fp32_needs_no_calibration_texts(reranker_checkpoint: Path, tmp_path: Path):
+    given = ("--variants", "onnx-fp32", "--calibration-texts", PROBE)
+    done = export(reranker_checkpoint, *given, "--quiet", tmp_path / "out")
+    assert (done.code, done.out.exists()) == (2, False)
+    assert "none of them is here" in done.stderr
 
 
 def test_the_module_is_the_command():

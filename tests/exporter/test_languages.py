@@ -194,7 +194,7 @@ def test_a_vocabulary_from_texts_keeps_their_pieces_and_can_spell_the_rest(tiny_
 )
 def test_what_leaves_nothing_out_or_cannot_be_read_writes_nothing(tiny_random_checkpoint, tmp_path, flags, said):
     (tmp_path / "corpus.txt").write_text("a text")
-    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "empty.txt").write_text("\n \n\u200b\x01\n")
     given = [
         flag.format(**{name: tmp_path / f"{name}.txt" for name in ("corpus", "empty", "missing")}) for flag in flags
     ]

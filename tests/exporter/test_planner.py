@@ -1,6 +1,7 @@
 """The planner: engines compute what is simulated, repairs hold, and nothing faster than the choice would."""
 
 import itertools
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +14,7 @@ from test_graph import UNUSED, checkpoint_of, texts_of
 from m3_export.calibration.statistics import gather_statistics
 from m3_export.errors import PlanError
 from m3_export.graph.model import M3Model
-from m3_export.options import ExportOptions, VariantName
+from m3_export.options import ExportOptions, Target, VariantName
 from m3_export.plan import timing
 from m3_export.plan.costs import (
     PAIR_SHAPES,
@@ -216,14 +217,18 @@ def test_what_is_no_file_of_costs_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize("engine", list(EngineName))
 @pytest.mark.parametrize("target", ["vnni", "amx"])
 def test_bge_m3_can_be_planned_for_another_processor(engine, target):
-    costs = recorded(engine, Geometry(24, 16, 1024, 4096, 250_002, 8192, 1024), target)
+    geometry = Geometry(24, 16, 1024, 4096, 250_002, 8192, 1024)
+    costs, of_one_token = (recorded(engine, geometry, target, is_one_token=cut) for cut in (False, True))
     static = Precision.STATIC in costs.precisions(costs.settings[0])
     assert static == (engine is EngineName.OPENVINO)
+    last, setting = Projection(23, Kind.FFN_IN), costs.settings[0]
+    assert costs.added(setting, last, Precision.FLOAT, 24)["batch"] > 0
+    assert of_one_token.added(setting, last, Precision.FLOAT, 24)["batch"] == 0
 
 
 def test_recorded_costs_of_another_geometry_are_not_taken():
     with pytest.raises(PlanError, match=r"hidden/FFN size 32/64 \(there are: .*1024/4096.*--plan"):
-        recorded(EngineName.OPENVINO, GEOMETRY, "vnni")
+        recorded(EngineName.OPENVINO, GEOMETRY, "vnni", is_one_token=False)
 
 
 def test_what_a_processor_offers():
@@ -427,7 +432,7 @@ def planned(quantized, simulation, monkeypatch, tmp_path):
         found = losses_of_plan(quantized, simulation, plan).figures(LIMITS.dense_min)
         return found, found
 
-    def by(costs: Costs, truth: Costs) -> PrecisionPlan:
+    def by(costs: Costs, truth: Costs, target: Target = Target.HERE) -> PrecisionPlan:
         timed: list[tuple[PrecisionPlan, PrecisionPlan]] = []
 
         def seconds(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
@@ -435,10 +440,13 @@ def planned(quantized, simulation, monkeypatch, tmp_path):
             return truth.seconds(one, 2), truth.seconds(other, 2)
 
         monkeypatch.setattr(timing, "measure_costs", lambda *_: costs)
-        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), ExportOptions(), Progress(quiet=True))
+        monkeypatch.setattr("m3_export.plan.planner.recorded", lambda *_, **__: costs)
+        options = ExportOptions(target=target)
+        planner = Planner(quantized, tuning, GEOMETRY, limits_of(budget), options, Progress(quiet=False))
         plan = planner.plan(VariantName.OPENVINO_INT8, tmp_path, evaluate, seconds).plan
         assert evaluate(plan)[0].dense_mean <= 0.00035
         assert len(timed) == len(set(timed))  # nothing is timed twice
+        assert bool(timed) == (target is Target.HERE)
         return plan
 
     return by
@@ -451,6 +459,29 @@ def test_where_costs_mislead_the_engines_times_decide(planned):
     truth = costs_of(**{**others, "attention_out_float": 3.0})
     mistaken, chosen = planned(wrong, wrong), planned(wrong, truth)
     assert truth.seconds(chosen, 2)["batch"] < truth.seconds(mistaken, 2)["batch"]
+
+
+def test_a_second_search_goes_on_from_the_choice_of_the_first(planned, capsys):
+    others = dict.fromkeys([f"{kind}_{precision}" for kind in Kind for precision in ("dynamic", "float")], 0.5)
+    planned(costs_of(**{**others, "attention_out_float": 0.01}), costs_of(**{**others, "attention_out_float": 3.0}))
+    lines = [line.split("] ")[1].strip() for line in capsys.readouterr().err.splitlines()]
+    first, second, *_ = (
+        [line.partition(" of float predicted: ")[2] for line in group]
+        for is_candidate, group in itertools.groupby(
+            lines, lambda line: re.match(r"[0-9.]+ of float", line) is not None
+        )
+        if is_candidate
+    )
+    (chosen,) = set(second) - set(first)
+    assert ", repaired, " in chosen
+
+
+def test_for_another_processor_nothing_is_timed(planned, capsys):
+    costs = costs_of(attention_out_float=0.01)
+    plan = planned(costs, costs, Target.VNNI)
+    assert "Timing" not in capsys.readouterr().err
+    assert plan == planned(costs, costs)
+    assert "Timing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("faster", list(FloatType))

@@ -1,14 +1,16 @@
-"""How the dense vector is pooled: flags first, then sentence-transformers files, then BGE-M3's own way."""
+"""How the dense vector is pooled: flags, sentence-transformers files, FlagEmbedding's arguments, BGE-M3's own way."""
 
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.checkpoint.pooling import PoolingChoice, read_pooling
+from m3_export.checkpoint.pooling import TRAINING_ARGUMENTS, PoolingChoice, read_pooling
 from m3_export.errors import CheckpointError
 from m3_runtime.bundle.manifest import Pooling
 
@@ -144,3 +146,56 @@ def test_a_checkpoint_carries_the_choice(tiny_random_checkpoint: Path, tmp_path:
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.pooling == PoolingChoice(Pooling.MEAN, FILES, True, FILES)
     assert {"modules.json", "1_Pooling/config.json"} <= {entry.path for entry in checkpoint.files()}
+
+
+# FlagEmbedding's training arguments, which transformers' Trainer pickles beside the weights
+
+
+def trained(folder: Path, **arguments: Any) -> Path:
+    """A file as the Trainer saves it: an object of a class of the training's own."""
+    torch.save(SimpleNamespace(output_dir="mean", seed=42, **arguments), folder / TRAINING_ARGUMENTS)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["normalize_embeddings", "normlized"])
+@pytest.mark.parametrize("is_normalized", [True, False])
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_what_flagembedding_trained_with(tmp_path: Path, pooling: Pooling, is_normalized: bool, name: str):
+    trained(tmp_path, sentence_pooling_method=pooling.value, **{name: is_normalized})
+    expected = PoolingChoice(pooling, TRAINING_ARGUMENTS, is_normalized, TRAINING_ARGUMENTS)
+    assert read_pooling(tmp_path) == expected
+
+
+def test_the_file_that_flagembedding_wrote():
+    """FlagEmbedding 1.4.2's encoder_only.m3 with `--sentence_pooling_method mean --normalize_embeddings True`."""
+    folder = Path(__file__).parents[1] / "golden" / "flagembedding_training"
+    assert read_pooling(folder) == PoolingChoice(Pooling.MEAN, TRAINING_ARGUMENTS, True, TRAINING_ARGUMENTS)
+
+
+def test_flags_and_sentence_transformers_files_win_over_training_arguments(tmp_path: Path):
+    trained(tmp_path, sentence_pooling_method="mean", normalize_embeddings=False)
+    assert read_pooling(tmp_path, Pooling.CLS) == PoolingChoice(Pooling.CLS, "flag", False, TRAINING_ARGUMENTS)
+    write(tmp_path, flags("lasttoken"))
+    assert read_pooling(tmp_path) == PoolingChoice(Pooling.LAST_TOKEN, FILES, True, FILES)
+
+
+def test_arguments_of_other_training_say_nothing(tmp_path: Path):
+    assert read_pooling(trained(tmp_path, normalize_embeddings=False)).pooling_from == "default"
+    (tmp_path / TRAINING_ARGUMENTS).write_bytes(b"sentence_pooling_method mean")
+    assert read_pooling(tmp_path).pooling_from == "default"
+
+
+@pytest.mark.parametrize(("pooled", "is_normalized"), [("max", True), (None, True), ("mean", None), ("mean", "True")])
+def test_training_arguments_of_unknown_meaning_are_refused(tmp_path: Path, pooled: object, is_normalized: object):
+    trained(tmp_path, sentence_pooling_method=pooled, normalize_embeddings=is_normalized)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{TRAINING_ARGUMENTS}: sentence_pooling_method is ") and "--pooling" in message
+    assert read_pooling(tmp_path, Pooling.MEAN, normalize=True).pooling is Pooling.MEAN
+
+
+def test_a_checkpoint_lists_the_training_arguments_that_it_follows(tiny_random_checkpoint: Path, tmp_path: Path):
+    folder = trained(Path(shutil.copytree(tiny_random_checkpoint, tmp_path / "checkpoint")))
+    assert TRAINING_ARGUMENTS not in {entry.path for entry in Checkpoint.open(folder).files()}
+    checkpoint = Checkpoint.open(trained(folder, sentence_pooling_method="mean", normalize_embeddings=True))
+    assert checkpoint.pooling.pooling is Pooling.MEAN
+    assert TRAINING_ARGUMENTS in {entry.path for entry in checkpoint.files()}

@@ -10,13 +10,16 @@ from graphs import opened
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from m3_export.calibration.statistics import gather_statistics
+from m3_export.calibration.pairs import ChosenPairs
+from m3_export.calibration.statistics import CALIBRATION_TOKENS, gather_statistics
+from m3_export.calibration.texts import chosen_texts
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.plan.plan import DYNAMIC, FLOAT, Kind, PrecisionPlan, Projection, read_plans
 from m3_export.plan.simulation import QuantizedModel, Simulation
 from m3_export.verify.budget import ScoreBudget, excesses
 from m3_export.verify.reference import reference_scores
+from m3_export.verify.scores import ScoreCorrection
 from m3_runtime import M3Reranker
 from m3_runtime.bundle.manifest import Head, Pooling
 from m3_runtime.bundle.reader import Bundle
@@ -152,3 +155,29 @@ def test_scores_are_transformers(reranker_bundle: Path, reference: np.ndarray, n
 def test_the_plan_is_the_one_that_was_given(manifest, reranker_bundle: Path):
     found, given = (read_plans(path, manifest.geometry) for path in (reranker_bundle / "plan.json", PLAN))
     assert found == given
+
+
+# ---- scores of INT8 variants, brought back
+
+
+def test_a_graph_takes_a_correction_and_leaves_the_other_as_it_was(graph, fused, tmp_path: Path):
+    feeds = padded(texts_of(9, 30, 5))
+    (before,) = fused.run(None, feeds)
+    (corrected,) = session_of(passes.for_onnxruntime(passes.with_scores(graph, 1.5, -0.25)), tmp_path).run(None, feeds)
+    np.testing.assert_allclose(corrected, 1.5 * before - 0.25, atol=1e-5, rtol=0)
+    (after,) = session_of(passes.for_onnxruntime(graph), tmp_path).run(None, feeds)
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "openvino-int8"])
+def test_int8_moves_no_score_of_all_calibration_pairs_alike(reranker_bundle: Path, name: str):
+    natural = ChosenPairs.of(chosen_texts(None, None)).calibration
+    pairs = [(pair.query, pair.passage) for i, pair in enumerate(natural) if i % 5]
+    scores = []
+    for variant in ("onnx-fp32", name):
+        with M3Reranker.open(reranker_bundle, variant=variant, threads=1) as reranker:
+            found = reranker.compute_score(pairs, max_length=CALIBRATION_TOKENS, query_max_length=62)
+        scores.append(np.array(found, np.float32))
+    line = ScoreCorrection.between(*scores)
+    assert abs(line.scale - 1) < 1e-3 and abs(line.shift) < 1e-3
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3  # each by itself has moved

@@ -60,6 +60,30 @@ def test_what_may_be_left_out_may_also_come_after_options(tiny_bundle, tmp_path)
         done = command(words[0], tiny_bundle, *words[1:])
         assert (done.returncode, done.stdout) == (2, "")
         assert f"unrecognized arguments: {'more' if 'more' in words else '--none'}" in done.stderr
+    for words in (("-", tmp_path / "in.txt"), ("--threads", 1, "-", tmp_path / "in.txt")):  # standard input, and a file
+        done = command("encode", tiny_bundle, *words, text="a word\n")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"unrecognized arguments: {tmp_path / 'in.txt'}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("notes.md", "a", "Rename it; or pass --input-format lines|jsonl|json|csv|tsv|parquet"),
+        ("a.jsonl", '["a"]', "let its name end in .json; or pass --input-format json"),
+        ("a.csv", "body\na\n", "ends in .txt; or pass --text COLUMN, --id COLUMN, --input-format lines"),
+    ],
+)
+def test_what_helps_with_a_file_is_said_in_the_commands_own_options(tiny_bundle, tmp_path, name, content, remedy):
+    (tmp_path / name).write_text(content)
+    for words in (("encode",), ("bulk", "-o", tmp_path / "o")):
+        done = command(*words, tiny_bundle, tmp_path / name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith(f"{remedy}\n")
+    done = command("score", tiny_bundle, "--pairs", tmp_path / name)
+    assert done.returncode == 2
+    assert "--text" not in done.stderr
+    assert ("; or pass --input-format" in done.stderr) == (name == "notes.md")
 
 
 def test_jsonl_keeps_ids_and_order(tiny_bundle, tmp_path):

@@ -165,7 +165,17 @@ def test_the_default_length_is_512_or_what_the_model_takes(encoder):
 )
 def test_arguments_out_of_range(encoder, argument, value, message):
     with pytest.raises(InputError, match=message):
-        encoder.encode(["a"], **{argument: value})
+        encoder.encode(["a"], **{argument: value}, return_colbert_vecs=True)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("colbert_dtype", "int8"), ("colbert_dim", 4), ("colbert_pool", 2)])
+def test_what_is_of_colbert_vectors_comes_with_them(encoder, argument, value):
+    ids = encoder.tokenizer.encode_batch(["a"], 8).ids
+    for encode in (encoder.encode, encoder.encode_queries, encoder.encode_corpus):
+        with pytest.raises(InputError, match=f"{argument} is of ColBERT vectors, which are not asked for"):
+            encode(["a"], **{argument: value})
+    with pytest.raises(InputError, match=f"{argument} is of ColBERT vectors"):
+        encoder.encode_ids(ids, {Head.DENSE}, **{argument: value})
 
 
 def test_three_tokens_are_enough(encoder):

@@ -49,7 +49,7 @@ def test_texts_without_ids_are_called_by_their_number(tmp_path):
         ('{"text": "a", "id": null}', "the id must be a string or an integer, got null"),
         ('{"text": "a", "id": "\\ud800"}', "the id has a lone surrogate"),
         ('{"text": ["a"]}', "the text must be a str, got list"),
-        ("plain text", "for plain text pass --input-format lines"),
+        ("plain text", "plain text is read as lines, from a .txt file"),
     ],
 )
 def test_a_bad_row_is_an_error_that_names_it(tmp_path, row, reason):
@@ -79,7 +79,7 @@ def test_standard_input_is_read_like_a_file(monkeypatch):
 
 def test_a_pipe_whose_name_does_not_say_enough(tmp_path):
     os.mkfifo(tmp_path / "a.json")  # looking into it would take its beginning away
-    with pytest.raises(InputError, match=r"is a pipe.*pass --input-format json or jsonl"):
+    with pytest.raises(InputError, match=r"is a pipe.*write it to a file"):
         next(read_texts(str(tmp_path / "a.json")))
 
 
@@ -207,7 +207,7 @@ def test_json_that_cannot_be_read(tmp_path, content, message):
 def test_json_that_is_called_lines_is_named(tmp_path, content):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"no JSON Lines.*--input-format json"):
+    with pytest.raises(InputError, match=r"no JSON Lines.*let its name end in \.json$"):
         cells(path)
     assert [text for _, text in cells(path, source_format=SourceFormat.JSON)] == ["a"]
 
@@ -275,7 +275,7 @@ def test_a_name_that_says_nothing_is_refused(tmp_path):
     for name in ("a.md", "part-00000", "a.arrow", "a.jsonl.snappy", "a.tar.gz"):
         path = tmp_path / name
         path.write_text("eins\n")
-        with pytest.raises(InputError, match=r"does not say how it is read; known endings are .*--input-format"):
+        with pytest.raises(InputError, match=r"does not say how it is read; known endings are .*Rename it$"):
             cells(path)
         with pytest.raises(InputError, match="does not say how it is read"):
             list(read_pairs(str(path)))

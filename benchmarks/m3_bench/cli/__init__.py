@@ -1,13 +1,11 @@
 """The command line: `m3-bench`. Each module adds its commands; the function of a command returns an exit code."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from m3_runtime.cli.interrupt import end_without_waiting
-from m3_runtime.errors import InputError, M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, USAGE, exit_code, out_of_memory
+from m3_runtime.cli.ending import run_command
+from m3_runtime.errors import InputError
 from m3_runtime.version import __version__
 
 _DESCRIPTION = """\
@@ -34,45 +32,21 @@ bars is gone. Its rows are targets now, of the same names:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
+
+    def run() -> int:
         options = (word.partition("=")[0] for word in words if word.startswith("--"))
         if gone := next((word for word in (*words[:1], *options) if word in _GONE), None):
             raise InputError(_GONE[gone])
         args = parser().parse_args(words)
         code: int = args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"m3-bench: {_remedy(error)}\n")
-        return USAGE
-    except (M3Error, OSError) as error:
-        sys.stderr.write(f"m3-bench: {error}\n")
-        return exit_code(error)
-    except MemoryError as error:
-        remedy = "measure less: fewer documents or queries (--limit-documents, --limit-queries), a shorter --max-length"
-        sys.stderr.write(f"m3-bench: {out_of_memory(error)}; {remedy}\n")
-        return exit_code(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("m3-bench: interrupted\n")
-        end_without_waiting(INTERRUPTED)
-        return INTERRUPTED
-    return code
+        return code
 
-
-def _remedy(error: ModuleNotFoundError) -> str:
-    """Names the extra that brings a missing package.
-
-    Raises:
-        ModuleNotFoundError: the package is our own, so no extra brings it.
-    """
-    package = (error.name or "").partition(".")[0]
-    if package.startswith("m3_"):
-        raise error
-    extras = "bench,export" if package in _OF_EXTRA_EXPORT else "bench"
-    return f'{package} is not installed; this command needs: pip install "m3-runtime[{extras}]"'
+    return run_command(
+        "m3-bench",
+        run,
+        memory_remedy="measure less: fewer documents or queries, shorter texts",
+        extras_of=lambda package: "bench,export" if package in _OF_EXTRA_EXPORT else "bench",
+    )
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.documents import Equivalence, Rankings
-from m3_bench.equivalence import FEW_QUERIES, agreements, check_comparable, rankings_of
+from m3_bench.equivalence import FEW_QUERIES, agreements, check_comparable, check_whole, rankings_of
 from m3_bench.recording import Recording, read_recording
 from m3_bench.retrieval.indexes import RECORDED, Queries, open_index, path_of
 from m3_bench.retrieval.search import DEPTH
@@ -80,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError("there is nothing to compare one index with: give another, or -o FILE for its rankings")
     rankings = _rankings(args, addresses)
     if len(rankings) == 1:
+        check_whole(rankings[0])
         documents.write(rankings[0], args.output)
         return OK
     found = Equivalence(rankings[0], rankings[1])
@@ -96,6 +97,8 @@ def _rankings(args: argparse.Namespace, addresses: list[str]) -> list[Rankings]:
     if all(address in kept for address in addresses):
         reason = "is for searching, and what is given are rankings; leave it out"
         refuse_given(args, args.command_parser, ("queries", "bundle", "variant", "depth"), reason)
+        if args.second is None:
+            raise InputError(f"{args.first!r} has rankings already: give what to compare them with")
         return [kept[address] for address in addresses]
     bundle = args.bundle or next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m3_bench.retrieval.costs import median_ms
+from m3_bench.retrieval.costs import TIMED_QUERIES, median_ms
 from m3_bench.retrieval.hybrids import FloatArray
 from m3_bench.retrieval.search import Indices, Ranking
 from m3_runtime import InputError, M3Reranker, NoRoomError
@@ -31,6 +31,15 @@ class Reranked:
         empty = [f"{self.empty} of {self.pairs} pairs have an empty text and go last"] if self.empty else []
         cut = [f"{self.truncated} of {self.pairs} pairs were longer and were cut"] if self.truncated else []
         return empty + cut
+
+
+def fullest(rankings: Mapping[str, Ranking], depth: int) -> str:
+    """The ranking in which the timed queries have most documents, each its best `depth`; BM25 may find hardly any.
+
+    >>> fullest({"few": [np.array([7]), np.array([])], "many": [np.array([7, 8]), np.array([9])]}, 2)
+    'many'
+    """
+    return max(rankings, key=lambda name: sum(len(found[:depth]) for found in rankings[name][:TIMED_QUERIES]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from m3_bench.retrieval.costs import TIMED_QUERIES, Cost, HeadIndex, median_ms
 from m3_bench.retrieval.datasets import Item, Labelled
 from m3_bench.retrieval.hybrids import FloatArray, Hybrid, possible
 from m3_bench.retrieval.keywords import K1, B, Bm25, StaticVectors, TfIdf
-from m3_bench.retrieval.reranking import PairScorer
+from m3_bench.retrieval.reranking import PairScorer, fullest
 from m3_bench.retrieval.search import DEPTH, UNION_DEPTH, Indices, Ranking
 from m3_bench.retrieval.vectors import TextEncoder
 from m3_runtime import M3Encoder, M3Reranker
@@ -66,6 +66,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         by = variant.name if is_alone else f"{one.name} {variant.name}"
         rankings |= {f"{RERANKED} {method}, {by}": ranking for method, ranking in found.items()}
         first_costs |= {f"{RERANKED} {method}, {by}": cost for method, cost in costs.items()}
+    timed = fullest(rankings, settings.reranked)
     for one, variant, reranker in choice.opened(M3Reranker, settings.threads, progress):
         most = settings.max_length and min(settings.max_length, reranker.max_tokens)
         if most != settings.max_length:
@@ -73,7 +74,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
         scorer = PairScorer(reranker, most, settings.reranked, progress)
         asked, passages = _texts(data.queries), _texts(data.documents)
         ordered = scorer.reranked(rankings, asked, passages)
-        ms = scorer.query_ms(rankings[f"{RERANKED} {BM25}"], asked, passages)
+        ms = scorer.query_ms(rankings[timed], asked, passages)
         costs = {name: replace(cost, query_ms=round(cost.query_ms + ms, 3)) for name, cost in first_costs.items()}
         runs += _method_runs(one.name, variant.name, ordered.rankings, data, costs)
         notes += [f"{one.name}: {note}" for note in ordered.notes]
@@ -88,7 +89,7 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
             "candidates of ColBERT": f"dense's best {settings.candidates}",
             "dense+sparse": f"union of the best {UNION_DEPTH} of each",
             **({"documents encoded by": settings.documents_by} if settings.documents_by else {}),
-            **(_reranking(settings.reranked) if choice.has_reranker else {}),
+            **(_reranking(settings.reranked, timed) if choice.has_reranker else {}),
             "bm25": f"bm25s, Lucene's formula, k1 {K1}, b {B}, whole texts",
             "ms a query": f"median of {TIMED_QUERIES}, one at a time, from text to ranking, exact search in memory",
             "index": "float32 dense, lexical weights with ids, float16 ColBERT rows, postings of words",
@@ -98,10 +99,11 @@ def measure_retrieval(data: Labelled, choice: BundleChoice, settings: SearchSett
     )
 
 
-def _reranking(depth: int) -> dict[str, str]:
+def _reranking(depth: int, timed: str) -> dict[str, str]:
+    most = f"the best {depth} of {timed.removeprefix(f'{RERANKED} ')}, in which queries have most documents"
     return {
         RERANKED: f"the best {depth} of each ranking",
-        "ms a query, reranked": f"its ranking's, and the reranker's for BM25's best {depth}",
+        "ms a query, reranked": f"its ranking's, and the reranker's for {most}",
     }
 
 

@@ -26,7 +26,7 @@ from m3_runtime.encode.batching import DEFAULT_TOKEN_BUDGET
 from m3_runtime.encode.options import DEFAULT_BATCH_SIZE, encode_options
 from m3_runtime.encode.pipeline import encode_tokens
 from m3_runtime.engines.select import open_graph
-from m3_runtime.errors import InputError
+from m3_runtime.errors import EngineError, InputError
 from m3_runtime.opened_model import open_tokenizer
 from m3_runtime.tokenizer import TokenizedTexts
 
@@ -76,15 +76,12 @@ class UnseenPairs:
 def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path) -> Mapping[str, tuple[str, ...]]:
     """What of each INT8 variant is outside the budget of the measured bundle; empty where it holds.
 
-    The run kept vectors of `unseen_texts` in `folder`; `contenders` are those of the run by name.
-
-    Raises:
-        InputError: there are no vectors of the FP32 variant to compare with.
+    The run kept vectors of `unseen_texts` in `folder`; `contenders` are those of the run by name, FP32 among them.
     """
-    reference, bundle = _outputs(run, FP32, folder), _bundle_of_fp32(contenders)
-    if reference is None or bundle is None:
-        raise InputError(f"regret needs the vectors of {FP32}; name it in --variants too")
-    budget = Budget.parse(bundle.manifest.recipe["budget"])
+    reference, plans = _outputs(run, FP32, folder), _plans(contenders)
+    if reference is None:
+        return dict.fromkeys((one.name for one in plans), (f"{FP32} gave no vectors to compare with",))
+    budget = Budget.parse(_bundle_of_fp32(contenders).manifest.recipe["budget"])
     natural = slice(len(reference.dense) - DEGENERATE)
     degenerate = slice(natural.stop, None)
 
@@ -95,27 +92,26 @@ def over_budget(run: Run, contenders: Mapping[str, ContenderSpec], folder: Path)
         expected = _Found(_part(reference, natural), _part(reference, degenerate))
         return _excesses(one, expected, _Found(_part(found, natural), _part(found, degenerate)), budget)
 
-    return {one.name: over(one) for one in _plans(contenders)}
+    return {one.name: over(one) for one in plans}
 
 
 def rerankers_over_budget(
     contenders: Mapping[str, ContenderSpec], pairs: UnseenPairs, threads: int
 ) -> Mapping[str, tuple[str, ...]]:
-    """The same of rerankers, whose variants score the pairs here and now.
-
-    Raises:
-        InputError: the FP32 variant is not there.
-        EngineError: a variant cannot be loaded or run.
-    """
+    """The same of rerankers, whose variants score the pairs here and now."""
     bundle = _bundle_of_fp32(contenders)
-    if bundle is None:
-        raise InputError(f"regret needs the scores of {FP32}; name it in --variants too")
     budget, tokenizer = ScoreBudget.parse(bundle.manifest.recipe["budget"]), open_tokenizer(bundle)
     longest = min(MAX_PROBE_TOKENS, bundle.manifest.geometry.max_tokens)
     natural, degenerate = (pair_ids(tokenizer, each, longest) for each in (pairs.natural, pairs.degenerate))
 
-    plans = _plans(contenders)
-    scores = {one.name: _scores(one, (*natural, *degenerate), threads) for one in (contenders[FP32], *plans)}
+    plans, scores, failed = _plans(contenders), dict[str, Float32Array](), dict[str, tuple[str, ...]]()
+    for one in (contenders[FP32], *plans):
+        try:
+            scores[one.name] = _scores(one, (*natural, *degenerate), threads)
+        except EngineError as error:
+            failed[one.name] = (f"it gave no scores: {error}",)
+    if FP32 in failed:
+        return dict.fromkeys((one.name for one in plans), (f"{FP32} gave no scores to compare with",))
     spread = Scores.of_reference(scores[FP32][: len(natural)], numbers(pairs.natural)).spread
 
     def found(name: str) -> _Found:
@@ -123,7 +119,9 @@ def rerankers_over_budget(
         of_natural, of_degenerate = (numbers(each) for each in (pairs.natural, pairs.degenerate))
         return _Found(Scores(parts[0], of_natural, spread), Scores(parts[1], of_degenerate, spread))
 
-    return {one.name: _excesses(one, found(FP32), found(one.name), budget) for one in plans}
+    return failed | {
+        one.name: _excesses(one, found(FP32), found(one.name), budget) for one in plans if one.name not in failed
+    }
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,10 @@ def _degenerate(natural: Sequence[Text]) -> list[Text]:
     return strange
 
 
-def _bundle_of_fp32(contenders: Mapping[str, ContenderSpec]) -> Bundle | None:
-    return contenders[FP32].of if FP32 in contenders else None
+def _bundle_of_fp32(contenders: Mapping[str, ContenderSpec]) -> Bundle:
+    bundle = contenders[FP32].of
+    assert bundle is not None
+    return bundle
 
 
 def _plans(contenders: Mapping[str, ContenderSpec]) -> list[ContenderSpec]:

@@ -20,18 +20,19 @@ from m3_bench.run.contenders import (
     encoder_beside,
     model_of,
     products_of,
-    resolved,
     variants_of,
     variants_of_plans,
 )
 from m3_bench.run.peers import peer_contenders, peers_of
 from m3_bench.run.results import Evaluation, OverBudget, run_table, target_table
 from m3_bench.run.run import RunSpec, run
-from m3_bench.scenarios import Plan, ProcessorClass, read_plan
+from m3_bench.run.turns import resolved
+from m3_bench.scenarios import NO_TIMES, Plan, ProcessorClass, read_plan, scenarios_in
 from m3_bench.texts import TextMaker
 from m3_export.calibration.texts import probe_texts, read_texts
 from m3_runtime import Bundle
 from m3_runtime.bundle.space import full_space_of
+from m3_runtime.cli.arguments import refuse_given
 from m3_runtime.cpu import cpu_info
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -48,21 +49,23 @@ class _Opened:
     args: argparse.Namespace
     bundle: Bundle
     plan: Plan
+    encoder: ContenderSpec | None  # beside a reranker
     progress: Progress
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "_Opened":
         progress, bundle = Progress(quiet=args.quiet), Bundle.open(args.bundle)
-        plan, max_tokens = read_plan(args.scenarios).only(args.targets), bundle.manifest.geometry.max_tokens
-        fitting = plan.within(max_tokens).with_auto(auto_variant(bundle))
-        heads = {head.value for head in bundle.manifest.heads}
-        if plan.scenarios and not any(heads & {*one.heads} for one in plan.scenarios):
-            kind, remedy = ("a reranker", "reranker") if bundle.manifest.is_reranker else ("an encoder", "standard")
-            raise InputError(f"no scenario is for {kind}, which {str(args.bundle)!r} is; pass --scenarios {remedy}")
-        names = {one.name for one in fitting.scenarios}
-        if too_long := [one.name for one in plan.scenarios if one.name not in names]:
-            progress.say(f"{', '.join(too_long)} left out: the model takes {max_tokens} tokens")
-        return cls(args, bundle, fitting.of_kind(is_reranker=bundle.manifest.is_reranker), progress)
+        encoder = None if args.encoder is None else encoder_beside(bundle, args.encoder, args.threads)
+        asked, max_tokens = read_plan(args.scenarios), bundle.manifest.geometry.max_tokens
+        own = [head.value for head in bundle.manifest.heads]
+        able = asked.within(max_tokens).for_heads(own, encoder.heads if encoder else ())
+        if left := asked.names - able.names:
+            reason = f"{str(args.bundle)!r} takes {max_tokens} tokens and gives {', '.join(own)}"
+            if whole := [word for word in args.scenarios if word != NO_TIMES and scenarios_in(word) <= left]:
+                raise InputError(f"--scenarios {whole[0]}: nothing there can be measured, as {reason}; leave it out")
+            progress.say(f"{', '.join(sorted(left))} left out: {reason}")
+        plan = able.only(args.targets).with_auto(auto_variant(bundle))
+        return cls(args, bundle, plan, encoder, progress)
 
     def variants(self, names: Sequence[str]) -> Iterator[ContenderSpec]:
         """The bundle's variants that run here and are asked for something; those that cannot run are named."""
@@ -82,9 +85,11 @@ def run_variants(args: argparse.Namespace) -> bool:
     if plans and args.reference is not None:
         raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
+    if plans and FP32 not in {one.name for one in variants}:
+        raise InputError(f"regret is over plans that are compared with {FP32}, which the bundle has not, or not here")
     others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, args.threads)
     if not plans:
-        return _measure(opened, _texts(args, opened.bundle), variants, {})
+        return _measure(opened, _texts(opened), variants, {})
     everybody, folder = [*variants, *others], args.output.parent
     if opened.bundle.manifest.is_reranker:
         pairs = UnseenPairs.of(args.texts)
@@ -107,7 +112,7 @@ def run_peers(args: argparse.Namespace) -> bool:
         threads=args.threads,
         progress=opened.progress,
     )
-    texts, contenders = _texts(args, opened.bundle), list(opened.variants(args.variants))
+    texts, contenders = _texts(opened), list(opened.variants(args.variants))
     asked = asked_keys(opened.plan.scenarios, peers_of(opened.bundle))
     chosen = args.peers or [key for key in peers_of(opened.bundle) if key in asked]
     absent = {}
@@ -120,8 +125,15 @@ def run_peers(args: argparse.Namespace) -> bool:
     return _measure(opened, texts, contenders, absent)
 
 
-def _texts(args: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
-    """The texts whose vectors are kept."""
+def _texts(opened: _Opened) -> tuple[str, ...]:
+    """The texts whose vectors are kept.
+
+    Raises:
+        InputError: they are given, and nobody has vectors; twice; or they are of another checkpoint.
+    """
+    args, bundle = opened.args, opened.bundle
+    if bundle.manifest.is_reranker and opened.encoder is None:
+        refuse_given(args, args.command_parser, ("texts", "reference"), "is for vectors, and a reranker has none")
     if args.reference is None:
         found = read_texts(args.texts, "texts") if args.texts else probe_texts()
         return tuple(text.text for text in found)
@@ -155,16 +167,20 @@ def _measure(
     """
     args, bundle, plan = opened.args, opened.bundle, opened.plan
     if not contenders:
-        raise InputError(f"none of the variants of {str(bundle.folder)!r} can run on this processor")
-    if args.encoder is not None:
-        contenders = [*contenders, encoder_beside(bundle, args.encoder, args.threads)]
+        raise InputError(f"none of the variants of {str(bundle.folder)!r} is asked for and can run on this processor")
     products, missing = products_of(plan.scenarios, args.threads)
-    contenders = (*contenders, *products)
+    contenders = (*contenders, *([opened.encoder] if opened.encoder else []), *products)
     names = {one.key: one.name for one in contenders}
+    scenarios = resolved(plan.scenarios, contenders)
+    if gone := plan.names - {one.name for one in scenarios}:
+        reason = f"{', '.join(sorted(gone))} left out: none of the contenders is asked for anything there"
+        if not scenarios:
+            raise InputError(reason)
+        opened.progress.say(reason)
     spec = RunSpec(
         model=model_of(bundle.manifest),
         contenders=contenders,
-        scenarios=resolved(plan.scenarios, names),
+        scenarios=scenarios,
         texts=texts,
         rounds=args.rounds,
         threads=args.threads,

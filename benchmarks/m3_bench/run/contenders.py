@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3_bench.documents import Model, Scenario
-from m3_bench.scenarios import SCORE
+from m3_bench.scenarios import ENCODER, SCORE
 from m3_bench.worker_process import Command, own
 from m3_bench.workers.gemm import ROWS
 from m3_runtime import Bundle
@@ -120,7 +120,7 @@ def encoder_beside(reranker: Bundle, folder: Path, threads: int) -> ContenderSpe
     if bundle.manifest.is_reranker or not reranker.manifest.is_reranker or sizes[0] != sizes[1]:
         raise InputError(f"--encoder {str(folder)!r}: expected an encoder's bundle of the size of BUNDLE, a reranker's")
     variant = find_variant(bundle).variant
-    return replace(_variant(bundle, variant, f"{bundle.folder.name} {variant.name}", threads), key="encoder")
+    return replace(_variant(bundle, variant, f"{bundle.folder.name} {variant.name}", threads), key=ENCODER)
 
 
 def products_of(scenarios: Sequence[Scenario], threads: int) -> tuple[tuple[ContenderSpec, ...], Mapping[str, str]]:
@@ -141,16 +141,6 @@ def product(name: str, engine: str, precision: str, threads: int, rows: int = RO
 def asked_keys(scenarios: Sequence[Scenario], default: Iterable[str]) -> set[str]:
     """Keys of the contenders that some scenario names; of one that names none, all of `default`."""
     return {key for scenario in scenarios for key in scenario.contenders or default}
-
-
-def resolved(scenarios: Sequence[Scenario], names: Mapping[str, str]) -> tuple[Scenario, ...]:
-    """Scenarios with contenders as the run names them (by key); without those whose contenders are all absent."""
-    found = []
-    for scenario in scenarios:
-        present = dict.fromkeys(names[key] for key in scenario.contenders if key in names)
-        if present or not scenario.contenders:
-            found.append(replace(scenario, contenders=tuple(present)))
-    return tuple(found)
 
 
 def _variant(bundle: Bundle, variant: Variant, name: str, threads: int) -> ContenderSpec:

@@ -110,6 +110,17 @@ def is_asked(contender: ContenderSpec, scenario: Scenario) -> bool:
     return bool(_heads(contender, scenario)) or (contender.is_product and contender.name in scenario.contenders)
 
 
+def resolved(scenarios: Sequence[Scenario], contenders: Sequence[ContenderSpec]) -> tuple[Scenario, ...]:
+    """Scenarios with contenders by name instead of key; without those in which none of these is asked for anything."""
+    names, found = {one.key: one.name for one in contenders}, []
+    for scenario in scenarios:
+        present = dict.fromkeys(names[key] for key in scenario.contenders if key in names)
+        one = replace(scenario, contenders=tuple(present))
+        if (present or not scenario.contenders) and any(is_asked(contender, one) for contender in contenders):
+            found.append(one)
+    return tuple(found)
+
+
 def _heads(contender: ContenderSpec, scenario: Scenario) -> tuple[str, ...]:
     return tuple(head for head in scenario.heads if head in contender.heads)
 

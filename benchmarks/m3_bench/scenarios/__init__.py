@@ -2,7 +2,7 @@
 
 import random
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib import resources
@@ -20,6 +20,8 @@ T = TypeVar("T")
 ALL_HEADS = ("dense", "sparse", "colbert")
 SCORE = "score"
 """The head of a reranker, whose texts are pairs."""
+ENCODER = "encoder"
+"""What scenarios call the encoder beside a reranker."""
 NAMES = ("standard", "long", "quick", "gpu", "peers", "targets", "regret", "reranker")
 NO_TIMES = "none"
 _RANGES = {"texts": 10_000, "calls": 10_000, "clients": 256, "processes": 64}  # from 1 to these
@@ -103,6 +105,11 @@ class Plan:
     scenarios: tuple[Scenario, ...]
     targets: tuple[Target, ...]
 
+    @property
+    def names(self) -> set[str]:
+        """Those of the scenarios."""
+        return {one.name for one in self.scenarios}
+
     def only(self, names: Sequence[str]) -> "Plan":
         """The targets of these names and the scenarios that they need; everything if there are none.
 
@@ -125,12 +132,25 @@ class Plan:
                 found.append(replace(one, lengths=tuple(min(length, max_tokens) for length in one.lengths)))
         return replace(self, scenarios=tuple(found))
 
-    def of_kind(self, *, is_reranker: bool) -> "Plan":
-        """Without what asks everybody for what only the other kind of model gives, and the targets that need it."""
-        others = {one.name for one in self.scenarios if not one.contenders and (SCORE in one.heads) != is_reranker}
+    def for_heads(self, own: Collection[str], of_encoder: Collection[str] = ()) -> "Plan":
+        """Without scenarios that nobody can be asked for, and without targets about what everybody is asked for there.
+
+        Args:
+            own: heads of all contenders but `ENCODER`.
+            of_encoder: of the encoder beside a reranker.
+        """
+        only, anybody = (ENCODER,), {one.name for one in self.scenarios if not one.contenders}
+        foreign = {one.name for one in self.scenarios if one.contenders == only or not {*own} & {*one.heads}}
+        encoders = [one for one in self.scenarios if {*of_encoder} & {*one.heads}]
+        nobodys = foreign - {one.name for one in encoders if ENCODER in (one.contenders or only)}
+
+        def is_lost(one: Target) -> bool:
+            missing = nobodys if one.contender == ENCODER else foreign
+            return bool(anybody & (missing & {*one.scenarios} | nobodys & {one.against_scenario}))
+
         return Plan(
-            tuple(one for one in self.scenarios if one.name not in others),
-            tuple(one for one in self.targets if not others & {*one.scenarios, one.against_scenario}),
+            tuple(one for one in self.scenarios if one.name not in nobodys),
+            tuple(one for one in self.targets if not is_lost(one)),
         )
 
     def with_auto(self, variant: str) -> "Plan":
@@ -179,6 +199,11 @@ def read_plan(words: Sequence[str]) -> Plan:
         if missing := {*target.scenarios, *filter(None, [target.against_scenario])} - set(names):
             raise InputError(f"target {target.name!r} is about the scenario {sorted(missing)[0]!r}, which is not there")
     return Plan(tuple(scenarios), tuple(targets))
+
+
+def scenarios_in(word: str) -> set[str]:
+    """Names of the scenarios of one of the words that `read_plan` has read."""
+    return {table["name"] for table in tomllib.loads(_text(word))["scenario"]}
 
 
 def mixed_lengths(texts: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:

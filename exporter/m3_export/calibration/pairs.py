@@ -4,7 +4,8 @@ A query is a piece of a text. Its passages come in degrees: the text that it is 
 of its language, and texts of other languages; cut to several lengths. So every query has an order worth keeping, in
 many languages. As no probe text is a calibration text, no probe pair is a calibration pair.
 
-Degenerate pairs have a degenerate text on one side or both, the same text on both, or an empty side.
+Degenerate pairs have a degenerate text on one side or both, the same text on both, or an empty side. None is empty on
+both: that pair would be in every set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,12 +95,11 @@ def degenerate_pairs(degenerate: Sequence[Text], natural: Sequence[Text], count:
     """Pairs with degenerate sides, every kind about as often; no two have the same query's number.
 
     >>> [(p.query, p.passage) for p in degenerate_pairs([Text("", "", "", "1"), Text("", "", "", "2")], [], 4)]
-    [('', ''), ('1', '2'), ('2', '2')]
+    [('1', '2'), ('2', '2')]
     """
     odd = [text.text for text in degenerate]
     plain = [text.text[: _REST // 2] for text in natural]
-    sides = [("", "")]
-    sides += [pair for text in plain[:2] for pair in ((text, ""), ("", text))]
+    sides = [pair for text in plain[:2] for pair in ((text, ""), ("", text))]
     for index, text in enumerate(odd):
         other, near = odd[(index + 1) % len(odd)], plain[index % len(plain)] if plain else text
         kinds = ((text, near), (near, text), (text, other), (text, text))

@@ -39,6 +39,7 @@ class ActivationStatistics:
     outlier_neurons: tuple[tuple[int, ...], ...]  # indices of outlier FFN neurons per layer, ascending
     inputs: Mapping[Projection, InputStatistics]  # of every projection's input, centred, outlier neurons at zero
     colbert_moments: NDArray[np.float64] | None = None  # (C, C) of the natural texts' rows, summed; None without them
+    scores: Float32Array | None = None  # (N,) of the natural pairs; None of an encoder
 
 
 def linears(model: M3Model, projection: Projection) -> tuple[Linear, ...]:
@@ -59,10 +60,11 @@ def gather_statistics(
 ) -> ActivationStatistics:
     """Run texts, (L,) ids each with both special tokens, through the exact model; `track` shows progress.
 
-    The first `natural` texts have their ColBERT rows looked at.
+    Of the first `natural` texts, or pairs, the outputs are looked at too.
     """
     tokens = sum(len(row) for row in ids)
     colbert = _ColbertMoments(model, natural)
+    scores = np.zeros(len(ids), np.float32)
     norms = {module: _MeanObserver(module) for module in model.modules() if isinstance(module, Norm)}
     inputs = {
         projection: _InputObserver(linears(model, projection)[0], tokens)
@@ -77,7 +79,10 @@ def gather_statistics(
         with torch.inference_mode():
             for indices in track(batches_of_one_length(ids)):
                 batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
-                colbert.add(indices, model(batch, torch.ones_like(batch)))
+                outputs = model(batch, torch.ones_like(batch))
+                colbert.add(indices, outputs)
+                if model.classifier is not None:
+                    scores[indices] = outputs[0][:, 0].numpy()
     finally:
         for hook in hooks:
             hook.remove()
@@ -95,7 +100,24 @@ def gather_statistics(
         zeroed = list(outliers[projection.layer]) if after_gelu else []
         offset = None if norm is None else means[norm]
         found[projection] = observer.statistics(offset, zeroed, after_gelu=after_gelu)
-    return ActivationStatistics(means, outliers, found, colbert.total)
+    of_pairs = scores[:natural] if model.classifier else None
+    return ActivationStatistics(means, outliers, found, colbert.total, of_pairs)
+
+
+def colbert_moments(
+    model: M3Model,
+    ids: Sequence[Ids],
+    track: Callable[[Sequence[list[int]]], Iterable[list[int]]],
+    natural: int,
+) -> NDArray[np.float64]:
+    """(C, C) moments of ColBERT rows alone, bit for bit those of `gather_statistics`, for a model with that head."""
+    colbert = _ColbertMoments(model, natural)
+    with torch.inference_mode():
+        for indices in track([indices for indices in batches_of_one_length(ids) if min(indices) < natural]):
+            batch = torch.from_numpy(np.stack([ids[i] for i in indices]).astype(np.int64))
+            colbert.add(indices, model(batch, torch.ones_like(batch)))
+    assert colbert.total is not None
+    return colbert.total
 
 
 def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:

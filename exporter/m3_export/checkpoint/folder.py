@@ -12,7 +12,7 @@ import torch
 
 from m3_export.checkpoint.classifier import ClassifierWeights, read_classifier
 from m3_export.checkpoint.heads import COLBERT_FILE, SPARSE_FILE, HeadWeights, read_heads
-from m3_export.checkpoint.pooling import OF_CLASSIFIER, PoolingChoice, read_pooling
+from m3_export.checkpoint.pooling import OF_CLASSIFIER, TRAINING_ARGUMENTS, PoolingChoice, read_pooling
 from m3_export.checkpoint.weights import (
     ADAPTER_REMEDY,
     WEIGHT_PATTERNS,
@@ -133,9 +133,11 @@ class Checkpoint:
 
     def files(self) -> tuple[FileEntry, ...]:
         """What a checkpoint is read from, with digests; other files of the folder do not matter."""
+        is_trained = TRAINING_ARGUMENTS in (self.pooling.pooling_from, self.pooling.normalize_from)
+        said = [self.folder / TRAINING_ARGUMENTS] if is_trained else []
         return tuple(
             FileEntry(path.relative_to(self.folder).as_posix(), path.stat().st_size, sha256_of(path))
-            for path in files_read(self.folder)
+            for path in sorted([*files_read(self.folder), *said])
         )
 
 

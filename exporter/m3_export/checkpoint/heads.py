@@ -12,7 +12,7 @@ SPARSE_FILE = "sparse_linear.pt"
 COLBERT_FILE = "colbert_linear.pt"
 REMEDY = (
     "FlagEmbedding's fine-tune writes both heads with --unified_finetuning True; "
-    "for a dense-only bundle on purpose pass --heads dense"
+    "for a dense-only bundle on purpose: m3-export --heads dense"
 )
 
 

@@ -1,6 +1,9 @@
-"""How the dense vector is pooled: "flag", "classifier", sentence-transformers files, or BGE-M3's default."""
+"""How the dense vector is pooled: "flag", "classifier", what two libraries write, or BGE-M3's default."""
 
 import json
+import pickletools
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,18 @@ ST_NAMES = {
     "lasttoken": Pooling.LAST_TOKEN,
 }
 ST_MODULES = {"Transformer", "Pooling", "Normalize"}
+ST_FILES = "sentence-transformers files"
+TRAINING_ARGUMENTS = "training_args.bin"  # transformers' Trainer writes it; FlagEmbedding's says how it pooled
+_POOLED_BY = "sentence_pooling_method"
+_NORMALIZED_BY = ("normalize_embeddings", "normlized")  # FlagEmbedding's names, today and before 1.3
 
 
 @dataclass(frozen=True)
 class PoolingChoice:
     """Pooling and normalisation, and where each was read.
 
-    That is "flag", "sentence-transformers files", "classifier" (a reranker's) or "default".
+    That is "flag", "sentence-transformers files", "training_args.bin" (FlagEmbedding's), "classifier" (a reranker's) or
+    "default".
     `has_heads`: the folder has a sparse head.
     """
 
@@ -37,7 +45,7 @@ class PoolingChoice:
     @property
     def warning(self) -> str | None:
         """What sentence-transformers' files say against the sparse and ColBERT heads; None if nothing, or settled."""
-        stated, asked = "sentence-transformers files", self.pooling.value
+        stated, asked = ST_FILES, self.pooling.value
         if not self.has_heads or self.pooling_from != stated:
             return None
         if self.pooling is not Pooling.CLS:
@@ -59,14 +67,17 @@ OF_CLASSIFIER = PoolingChoice(Pooling.CLS, "classifier", normalize=False, normal
 
 
 def read_pooling(folder: Path, pooling: Pooling | None = None, normalize: bool | None = None) -> PoolingChoice:
-    """What the flags say; else what modules.json and 1_Pooling say; else CLS and normalised, as BGE-M3 is.
+    """What the flags say; else what sentence-transformers or FlagEmbedding wrote; else CLS and normalised, as BGE-M3.
 
     Raises:
-        CheckpointError: the sentence-transformers files are malformed or ask for a pooling that M3 does not have.
+        CheckpointError: the files are malformed or ask for a pooling that M3 does not have.
     """
-    stated = None if pooling is not None and normalize is not None else _stated(folder)
-    default = stated or (Pooling.CLS, True)
-    origin = "sentence-transformers files" if stated else "default"
+    default, origin = (Pooling.CLS, True), "default"
+    if pooling is None or normalize is None:
+        if stated := _stated(folder):
+            default, origin = stated, ST_FILES
+        elif trained := _trained(folder / TRAINING_ARGUMENTS):
+            default, origin = trained, TRAINING_ARGUMENTS
     return PoolingChoice(
         pooling=default[0] if pooling is None else pooling,
         pooling_from=origin if pooling is None else "flag",
@@ -84,11 +95,11 @@ def _stated(folder: Path) -> tuple[Pooling, bool] | None:
     if foreign := sorted(kinds.keys() - ST_MODULES):
         raise CheckpointError(
             f"modules.json has a {foreign[0]} module, which M3 does not have; "
-            "to leave it out on purpose say --pooling cls|mean|last_token and --normalize or --no-normalize"
+            "to leave it out on purpose: m3-export --pooling cls|mean|last_token and --normalize or --no-normalize"
         )
     if "Pooling" not in kinds:
         raise CheckpointError(
-            "modules.json names no Pooling module; say how to pool with --pooling cls|mean|last_token"
+            "modules.json names no Pooling module; say how to pool: m3-export --pooling cls|mean|last_token"
         )
     return _pooling(folder / kinds["Pooling"] / "config.json"), "Normalize" in kinds
 
@@ -102,18 +113,61 @@ def _pooling(path: Path) -> Pooling:
     modes = [words] if isinstance(words, str) else words
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in ST_NAMES:
         raise CheckpointError(
-            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which with --pooling"
+            f"{name} asks for pooling {modes}; M3 has one of cls, mean, last_token: say which: m3-export --pooling"
         )
     return ST_NAMES[modes[0]]
+
+
+def _trained(path: Path) -> tuple[Pooling, bool] | None:
+    """How FlagEmbedding trained; None where the file is not there, or is other training's, which has no such words."""
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            said = _values_in_pickle(archive.read(name), {_POOLED_BY, *_NORMALIZED_BY})
+    except (OSError, ValueError, StopIteration, RuntimeError, zipfile.BadZipFile):
+        return None  # not what torch.save writes
+    if _POOLED_BY not in said:
+        return None
+    pooled, normalized = said[_POOLED_BY], next((said[name] for name in _NORMALIZED_BY if name in said), True)
+    if pooled not in list(Pooling) or not isinstance(normalized, bool):
+        raise CheckpointError(
+            f"{path.name}: {_POOLED_BY} is {pooled!r} and {_NORMALIZED_BY[0]} {normalized!r}; expected cls, mean or "
+            "last_token, and true or false: say which with --pooling and --normalize or --no-normalize"
+        )
+    return Pooling(pooled), normalized
+
+
+def _values_in_pickle(data: bytes, names: set[str]) -> Mapping[str, Any]:
+    """The texts and truth values that follow these names in a pickle. It is read word by word; nothing of it runs.
+
+    Raises:
+        ValueError: the bytes are no pickle.
+    """
+    found, kept = dict[str, Any](), dict[Any, Any]()
+    value: Any = None
+    for word, argument, _ in pickletools.genops(data):
+        if word.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            kept[len(kept) if argument is None else argument] = value
+            continue
+        name = value
+        value = kept.get(argument) if word.name in ("BINGET", "LONG_BINGET") else _TRUTH.get(word.name, argument)
+        if isinstance(name, str) and name in names:
+            found[name] = value
+    return found
+
+
+_TRUTH = {"NEWTRUE": True, "NEWFALSE": False}
 
 
 def _read_json(path: Path, kind: type[Any]) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: {error}; or say --pooling and --normalize yourself") from error
+        raise CheckpointError(f"{path.name}: {error}; or say it yourself: m3-export --pooling … --normalize") from error
     if not isinstance(data, kind):
         raise CheckpointError(
-            f"{path.name}: expected a JSON {kind.__name__}; or say --pooling and --normalize yourself"
+            f"{path.name}: expected a JSON {kind.__name__}; or say it yourself: m3-export --pooling … --normalize"
         )
     return data

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import m3_models
 from m3_export.checkpoint.folder import CHECKPOINT_PATTERNS
+from m3_export.checkpoint.pooling import TRAINING_ARGUMENTS
 from m3_export.checkpoint.weights import ADAPTER_FILES, refuse_adapter, refuse_shards_of_training
 from m3_export.errors import ExportError, HubError, SourceError
 from m3_runtime.errors import ExtraNotInstalledError
@@ -125,10 +126,9 @@ def _from_hub(repo: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    wanted = [*CHECKPOINT_PATTERNS, ADAPTER_FILES[0], TRAINING_ARGUMENTS]
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=[*CHECKPOINT_PATTERNS, ADAPTER_FILES[0]])
-        )
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the client's own errors, and those of the HTTP library below it
         not_there = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
         kind = SourceError if isinstance(error, not_there) else HubError

@@ -23,6 +23,7 @@ from m3_runtime.errors import InputError
 from m3_runtime.fewer_pieces import PIECES_NAME, FewerPieces
 from m3_runtime.io.formats import STDIN, endings_in_words, format_of
 from m3_runtime.io.readers import read_texts
+from m3_runtime.pairs import is_blank
 from m3_runtime.tokenizer import M3Tokenizer
 
 PIPELINE_NAME = "tokenizer_pipeline.json"
@@ -53,7 +54,7 @@ def check_corpora(paths: Sequence[str]) -> None:
             raise InputError(
                 f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. Rename it"
             )
-        if not any(row.text.strip() for row in read_texts(path)):
+        if all(is_blank(row.text) for row in read_texts(path)):
             raise InputError(f"{path!r} holds no texts, so no piece would be kept; give texts in your languages")
 
 

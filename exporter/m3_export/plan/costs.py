@@ -199,8 +199,10 @@ def read_costs(path: Path) -> tuple[Costs, ...]:
         raise PlanError(f"costs {path}: {error!r}; m3-bench roofline --record writes such a file") from error
 
 
-def recorded(engine: EngineName, geometry: Geometry, target: str) -> Costs:
+def recorded(engine: EngineName, geometry: Geometry, target: str, *, is_one_token: bool) -> Costs:
     """Times that the project keeps for a kind of processor (`vnni`, `amx`) and this width of model.
+
+    What a projection adds is of a layer that runs for all tokens, so it serves whether or not the last one does.
 
     Raises:
         PlanError: none are kept for such a processor, or for this geometry.
@@ -211,7 +213,7 @@ def recorded(engine: EngineName, geometry: Geometry, target: str) -> Costs:
         of_target = [costs for costs in kept if costs.multipliers.startswith("vnni")]
     for costs in of_target:
         if (costs.hidden_size, costs.ffn_size) == (geometry.hidden_size, geometry.ffn_size):
-            return costs
+            return replace(costs, is_one_token=is_one_token)
     sizes = ", ".join(sorted({f"{c.hidden_size}/{c.ffn_size}" for c in of_target})) or "none"
     raise PlanError(
         f"no costs are recorded for {engine.value} on {target} and a model of hidden/FFN size "

@@ -153,8 +153,13 @@ class Planner:
         """
         costs, layers = self._costs(name, work), self._geometry.layers
         reference = costs.seconds(self._uniform(costs, costs.settings[0], FLOAT), layers)
+
+        def timed(one: PrecisionPlan, other: PrecisionPlan) -> tuple[Seconds, Seconds]:
+            with self._progress.step(f"    Timing {one} and {other} in turns"):
+                return faster(one, other)
+
         predicted = partial(_predicted, costs, layers)  # of another processor, this one's times say nothing
-        engine = _Engine(cache(evaluate), cache(faster) if self._target is Target.HERE else predicted, reference)
+        engine = _Engine(cache(evaluate), cache(timed) if self._target is Target.HERE else predicted, reference)
         chosen, tried = None, dict[PrecisionPlan, Trial]()
         for _ in range(MOST_SEARCHES):
             trials = self._search(costs, engine, chosen.candidate if chosen else None)
@@ -183,7 +188,7 @@ class Planner:
             candidates.append(replace(chosen, time=time_of(chosen.plan)))
         for candidate in sorted(candidates, key=lambda candidate: candidate.time):
             self._progress.say(f"    {candidate.time:.3f} of float predicted: {candidate.name}, {candidate.plan}")
-        repairs: dict[Setting, Repair] = {}
+        repairs: dict[tuple[Setting, bool], Repair] = {}
         best: list[Trial] = []
 
         def try_out(candidate: Candidate) -> Trial:
@@ -199,10 +204,11 @@ class Planner:
                 return self._with_early_layers_float(trial, time_of)
             if trial.holds(self._limits) and _early_float_layers(plan):
                 return None  # faster ones are known, and were over
-            if plan.setting not in repairs:
-                repairs[plan.setting] = self._repair(costs, plan.setting, engine.reference)
+            kind = (plan.setting, _is_smoothed(trial.candidate.origin))
+            if kind not in repairs:
+                repairs[kind] = self._repair(costs, *kind, engine.reference)
             with self._progress.step(f"  Repairing {trial.candidate.name}"):
-                return repairs[plan.setting](trial, seen, trials)
+                return repairs[kind](trial, seen, trials)
 
         def faster_of(a: Trial, b: Trial) -> Trial:
             best.append(self._faster(engine, a, b))
@@ -225,31 +231,30 @@ class Planner:
         """The faster of two trials that hold; of two that are as fast the more accurate one."""
         if a.candidate.plan == b.candidate.plan:
             return b
-        with self._progress.step(f"    Timing {a.candidate.plan} and {b.candidate.plan} in turns"):
-            seconds = engine.seconds(a.candidate.plan, b.candidate.plan)
+        seconds = engine.seconds(a.candidate.plan, b.candidate.plan)
         times = [weighted(self._objective, found, engine.reference) for found in seconds]
         if max(times) <= min(times) * SAME_TIME:
             return min(a, b, key=lambda trial: trial.expected.worst(self._limits))
         return a if times[0] < times[1] else b
 
     def _corrected(self, costs: Costs, engine: "_Engine", trials: Sequence[Trial]) -> Costs | None:
-        """Costs that predict how the time of a search's choice compares with others'; None if these do."""
-        if not trials[0].holds(self._limits):
+        """Costs that predict how the time of a search's choice compares with others'; None if these do, or must do."""
+        if not trials[0].holds(self._limits) or self._target is not Target.HERE:
             return None
         corrected, layers = costs, self._geometry.layers
         for plan, start in _comparisons(costs, trials):
-            with self._progress.step(f"  Timing {plan} and {start} in turns"):
-                measured = engine.seconds(plan, start)
+            measured = engine.seconds(plan, start)
             longer = weighted(self._objective, *measured)
             expected = weighted(self._objective, costs.seconds(plan, layers), costs.seconds(start, layers))
-            self._progress.say(f"    {longer:.3f} of the second's time; predicted: {expected:.3f}")
+            self._progress.say(f"    {plan} takes {longer:.3f} of the time of {start}; predicted: {expected:.3f}")
             if max(longer, expected) > AS_FAST * min(longer, expected):
                 corrected = corrected.corrected(plan, start, measured)
         return None if corrected is costs else corrected
 
     def _costs(self, name: VariantName, work: Path) -> Costs:
         if self._target is not Target.HERE:
-            return recorded(engine_of(name), self._geometry, self._target.value)
+            is_one_token = self._small.is_one_token
+            return recorded(engine_of(name), self._geometry, self._target.value, is_one_token=is_one_token)
         track = partial(self._progress.bar, title="costs", unit="model")
         with self._progress.step(f"  Timing {name}'s precisions on models of up to {timing.LAYERS} layers"):
             return timing.measure_costs(self._small, name, self._geometry, work, track)
@@ -319,11 +324,11 @@ class Planner:
         with torch.inference_mode():
             return min(schemes, key=error)
 
-    def _repair(self, costs: Costs, setting: Setting, reference: Seconds) -> Repair:
+    def _repair(self, costs: Costs, setting: Setting, is_smoothed: bool, reference: Seconds) -> Repair:
         group = setting.group
         precisions = costs.precisions(setting)
         ladder = {
-            projection: [self._scheme(projection, precision) for precision in precisions]
+            projection: [self._scheme(projection, precision, is_smoothed) for precision in precisions]
             for projection in projections(self._geometry.layers)
         }
 
@@ -351,10 +356,12 @@ class Planner:
         name = f"{trial.candidate.name.split(', first ')[0]}, first {first} layers float"
         return trial.candidate.repaired(early, name, time_of(early))
 
-    def _scheme(self, projection: Projection, precision: Precision) -> Scheme:
-        return {Precision.STATIC: lambda: self._static[projection], Precision.DYNAMIC: lambda: DYNAMIC}.get(
-            precision, lambda: FLOAT
-        )()
+    def _scheme(self, projection: Projection, precision: Precision, is_smoothed: bool) -> Scheme:
+        if precision is Precision.FLOAT:
+            return FLOAT
+        if precision is Precision.STATIC:
+            return self._static[projection]
+        return self._smoothed[projection] if is_smoothed else DYNAMIC
 
     @cached_property
     def _simulation(self) -> Simulation:
@@ -381,6 +388,11 @@ def _comparisons(costs: Costs, trials: Sequence[Trial]) -> Iterator[tuple[Precis
     for setting in costs.settings:
         if setting.group == plan.setting.group and setting.float_type is not plan.float_type:
             yield replace(plan, float_type=setting.float_type), plan
+
+
+def _is_smoothed(plan: PrecisionPlan) -> bool:
+    """Whether dynamic activations are smoothed: then a projection that becomes dynamic is smoothed, too."""
+    return any(scheme.precision is Precision.DYNAMIC and scheme.smoothing for scheme in plan.schemes.values())
 
 
 def _early_float_layers(plan: PrecisionPlan) -> int:

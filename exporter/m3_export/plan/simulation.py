@@ -20,6 +20,7 @@ from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Sche
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import QuantizedProjection, fake_quantize, quantize_projection
 from m3_export.verify.budget import LEAST_SPREAD
+from m3_export.verify.scores import ScoreCorrection
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -227,7 +228,9 @@ class Simulation:
         exact, got = (
             torch.cat([scores for (scores,) in each])[:, 0].double().numpy() for each in (self._outputs, outputs)
         )
-        spread = max(exact[~self._is_degenerate].std(), LEAST_SPREAD)
+        natural = ~self._is_degenerate
+        spread = max(exact[natural].std(), LEAST_SPREAD)
+        got = ScoreCorrection.between(exact[natural], got[natural]).of(got)  # as the variant's will be
         return PairLosses(((got - exact) / spread) ** 2, self._is_degenerate)
 
     def _of_vectors(self, outputs: Sequence[tuple[torch.Tensor, ...]]) -> TextLosses:

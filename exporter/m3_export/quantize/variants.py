@@ -1,7 +1,7 @@
 """The variants that an export can write: which graph, quantized how, saved where."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -42,6 +42,10 @@ class Graphs:
 
     portable: ir.Model
     work: Path
+
+    def with_scores(self, scale: float, shift: float) -> "Graphs":
+        """A reranker's, its scores stretched and shifted."""
+        return replace(self, portable=passes.with_scores(self.portable, scale, shift))
 
     def for_int8(
         self, statistics: ActivationStatistics, quantized: Mapping[Projection, QuantizedProjection]

@@ -1,7 +1,7 @@
 """Parity of a written variant, measured with the very runtime that users get."""
 
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from m3_export.plan.losses import LossesByText
 from m3_export.verify.budget import AnyBudget
 from m3_export.verify.comparison import ModelOutputs, rounded
 from m3_export.verify.parity import cosines, degenerate_figures
+from m3_export.verify.scores import NO_CORRECTION, ScoreCorrection, Scores
 from m3_runtime.bundle.manifest import CpuFeature, Head, ModelInfo, Parity, Variant
 from m3_runtime.cpu import cpu_info, default_threads
 from m3_runtime.encode.batching import pad_batch
@@ -75,22 +76,21 @@ class ParityCheck:
     probe: Probe
     budget: AnyBudget  # degenerate texts whose similarity is below its least are counted
 
-    def measure(self, variant: Variant, folder: Path) -> MeasuredParity:
+    def measure(self, variant: Variant, folder: Path, correction: ScoreCorrection = NO_CORRECTION) -> MeasuredParity:
         """Encode the probe texts with a variant, whose files `folder` holds; then some of them in batches, and padded.
 
-        A float variant is not run on degenerate texts.
+        A float variant is not run on degenerate texts. A reranker's scores are compared after a correction.
 
         Raises:
             EngineError: the engine cannot load or run the variant.
         """
         natural, degenerate = self.probe.natural, None if variant.precision == "fp32" else self.probe.degenerate
-        is_simulated = not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
-        run = replace(variant, properties={**variant.properties, **SIMULATED}) if is_simulated else variant
-        with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
-            outputs = self._outputs(engine, natural)
+        is_simulated = _is_simulated(variant)
+        with _opened(variant, folder) as engine:
+            outputs = self._outputs(engine, natural, correction)
             batch_invariance = self._batch_invariance(engine, natural.ids)
             padded = self._lowest_padded(engine, natural)
-            of_degenerate = None if degenerate is None else self._outputs(engine, degenerate)
+            of_degenerate = None if degenerate is None else self._outputs(engine, degenerate, correction)
         losses, degenerate_parity = natural.reference.losses(outputs, is_degenerate=False), None
         if degenerate is not None and of_degenerate is not None:
             losses = losses.joined(degenerate.reference.losses(of_degenerate, is_degenerate=True))
@@ -109,8 +109,20 @@ class ParityCheck:
         )
         return MeasuredParity(parity, losses)
 
-    def _outputs(self, engine: Engine, probe: ProbeTexts) -> ModelOutputs:
-        return probe.reference.like(self._encode(engine, probe.ids, self.model.heads))
+    def correction(self, variant: Variant, folder: Path, ids: Sequence[Ids], expected: Float32Array) -> ScoreCorrection:
+        """What brings the scores that a variant gives for N pairs, (L,) ids each, nearest to the (N,) expected ones.
+
+        Raises:
+            EngineError: the engine cannot load or run the variant.
+        """
+        with _opened(variant, folder) as engine:
+            found = self._encode(engine, ids, self.model.heads).scores
+        assert found is not None
+        return ScoreCorrection.between(expected, found)
+
+    def _outputs(self, engine: Engine, probe: ProbeTexts, correction: ScoreCorrection) -> ModelOutputs:
+        outputs = probe.reference.like(self._encode(engine, probe.ids, self.model.heads))
+        return outputs.corrected(correction) if isinstance(outputs, Scores) else outputs
 
     def _encode(self, engine: Engine, ids: Sequence[Ids], heads: Collection[Head]) -> Encoding:
         options = encode_options(self.model, heads, batch_size=DEFAULT_BATCH_SIZE, token_budget=TOKEN_BUDGET)
@@ -145,6 +157,18 @@ class ParityCheck:
 
     def _lowest(self, expected: Float32Array, got: Float32Array) -> float:
         return rounded(self.probe.natural.reference.pooled_similarities(expected, got).min())
+
+
+def _is_simulated(variant: Variant) -> bool:
+    return not cpu_info().has_int8_dot and CpuFeature.INT8_DOT in variant.needs
+
+
+@contextmanager
+def _opened(variant: Variant, folder: Path) -> Iterator[Engine]:
+    """The engine of a variant, whose files `folder` holds; where the processor cannot run it, a simulation."""
+    run = replace(variant, properties={**variant.properties, **SIMULATED}) if _is_simulated(variant) else variant
+    with closing(open_graph(folder / run.graph, run, default_threads(), Opening(takes_padded=True))) as engine:
+        yield engine
 
 
 def _pooled(encoding: Encoding) -> Float32Array:

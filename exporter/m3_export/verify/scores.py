@@ -16,6 +16,40 @@ from m3_runtime.bundle.manifest import ScoreParity
 from m3_runtime.encode.encoding import Encoding
 
 _BEST = 10
+_FEWEST = 8  # pairs that a correction is fitted to
+
+
+@dataclass(frozen=True)
+class ScoreCorrection:
+    """What undoes the change that INT8 makes to all scores alike: `scale` times a score plus `shift`."""
+
+    scale: float
+    shift: float
+
+    @classmethod
+    def between(cls, expected: Float32Array, got: Float32Array) -> "ScoreCorrection":
+        """The line from (N,) scores to the expected ones with the smallest squared differences.
+
+        A few pairs say nothing of others: they give no correction.
+
+        >>> got = np.arange(8, dtype=np.float32)
+        >>> ScoreCorrection.between(2 * got + 1, got), ScoreCorrection.between(2 * got[:2] + 1, got[:2])
+        (ScoreCorrection(scale=2.0, shift=1.0), ScoreCorrection(scale=1.0, shift=0.0))
+        """
+        if len(got) < _FEWEST:
+            return NO_CORRECTION
+        x, y = got.astype(np.float64), expected.astype(np.float64)
+        moved = x - x.mean()
+        spread = float(moved @ moved)
+        scale = float(moved @ y) / spread if spread > len(x) * LEAST_SPREAD**2 else 1.0
+        return cls(scale, float(y.mean() - scale * x.mean()))
+
+    def of(self, scores: Float32Array) -> Float32Array:
+        """(N,) → (N,)."""
+        return (self.scale * scores + self.shift).astype(np.float32)
+
+
+NO_CORRECTION = ScoreCorrection(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +79,10 @@ class Scores(ModelOutputs):
         """See `ModelOutputs`."""
         assert encoding.scores is not None
         return replace(self, values=encoding.scores)
+
+    def corrected(self, correction: ScoreCorrection) -> "Scores":
+        """The same pairs' scores after a correction."""
+        return replace(self, values=correction.of(self.values))
 
     def losses(self, variant: "Scores", *, is_degenerate: bool) -> PairLosses:
         """See `ModelOutputs`."""

@@ -174,13 +174,10 @@ def _encoded(
     step: Sequence[Row],
     ids: Sequence[NDArray[np.int32]] | None,
 ) -> Encoding:
-    how: dict[str, Any] = {
-        "batch_size": limits.batch_size,
-        "token_budget": limits.token_budget,
-        "colbert_dtype": settings.colbert_dtype,
-        "colbert_dim": settings.colbert_dim,
-        "colbert_pool": settings.colbert_pool,
-    }
+    how: dict[str, Any] = {"batch_size": limits.batch_size, "token_budget": limits.token_budget}
+    if Head.COLBERT in settings.heads:
+        names = ("colbert_dtype", "colbert_dim", "colbert_pool")
+        how |= {name: getattr(settings, name) for name in names}
     if ids is not None:
         return encoder.encode_ids(ids, settings.heads, **how)
     return encoder.encode_heads([row.text for row in step], settings.heads, max_length=settings.max_length, **how)

@@ -2,14 +2,12 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from m3_runtime.cli import bulk, encode, info, score, serve
+from m3_runtime.cli.ending import run_command
 from m3_runtime.cli.environment import CommandParser, variables, warn_of_unknown_variables
-from m3_runtime.cli.interrupt import end_without_waiting
-from m3_runtime.errors import M3Error
-from m3_runtime.exit_codes import FAILED, INTERRUPTED, OK, exit_code, out_of_memory
+from m3_runtime.errors import FileFormatError, InputError
 from m3_runtime.version import __version__
 
 _DESCRIPTION = "BGE-M3's dense, sparse and ColBERT vectors on CPU, from a bundle that m3-export made."
@@ -51,24 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # of all commands that read any: one container may be given the variables of several
         reading = [command for command in commands_of(top).values() if command.reads_environment]
         warn_of_unknown_variables([name for command in reading for name in variables(command)], os.environ)
+    remedy = "encode less at a time: a smaller --token-budget (of serve --batch-tokens) or --batch-size"
+    return run_command("m3-runtime", lambda: _run(arguments), memory_remedy=remedy)
+
+
+def _run(arguments: argparse.Namespace) -> int | None:
+    """Run a command; to what is wrong with a file's format it adds its own options that help."""
     try:
-        code: int = arguments.run(arguments) or OK
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader is gone (`| head`). Python would complain when it flushes standard output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except (M3Error, OSError) as error:
-        sys.stderr.write(f"m3-runtime: {error}\n")
-        return exit_code(error)
-    except MemoryError as error:
-        remedy = "encode less at a time: a smaller --token-budget (of serve --batch-tokens) or --batch-size"
-        sys.stderr.write(f"m3-runtime: {out_of_memory(error)}; {remedy}\n")
-        return exit_code(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("m3-runtime: interrupted\n")
-        end_without_waiting(INTERRUPTED)
-        return INTERRUPTED
+        code: int | None = arguments.run(arguments)
+    except FileFormatError as error:
+        given = {name: value for name, value in error.arguments.items() if name in arguments}
+        options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+        raise InputError(f"{error}; or pass {', '.join(options)}" if options else str(error)) from error
     return code
 
 

@@ -40,8 +40,16 @@ class CommandParser(argparse.ArgumentParser):
         present = {name: known[name] for name in sorted(known.keys() & os.environ.keys())}
         for action in present.values():
             _need_not_be_given(action)
-        found, rest = super().parse_known_args(args, namespace)
-        rest = self._placed(found, rest)
+        positionals = [one for one in self._actions if not one.option_strings]
+        optional = {one: one.default for one in positionals if one.nargs == "?" and one.type is None}
+        for action in optional:
+            action.default = argparse.SUPPRESS  # what is given may be the default: "-", for instance
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        finally:
+            for action, default in optional.items():
+                action.default = default
+        rest = _placed(found, rest, optional)
         given = set(vars(found))
         taken: dict[str, tuple[str, Any]] = {}
         for variable, action in present.items():
@@ -56,17 +64,6 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"the environment variables {other} and {variable} disagree; unset one of them")
             setattr(found, action.dest, value)
         return found, rest
-
-    def _placed(self, found: argparse.Namespace, rest: list[str]) -> list[str]:
-        """Give words that came after options to positionals that may be left out; argparse takes those for left out."""
-        if any(word.startswith("-") and word != "-" for word in rest):
-            return rest  # an option that nobody knows, and perhaps its value
-        for action in self._actions:
-            is_free = not action.option_strings and action.nargs == "?" and action.type is None
-            if rest and is_free and getattr(found, action.dest, action.default) == action.default:
-                setattr(found, action.dest, rest[0])
-                rest = rest[1:]
-        return rest
 
 
 def variables(command: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -89,6 +86,20 @@ def warn_of_unknown_variables(known: Sequence[str], environment: Mapping[str, st
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         sys.stderr.write(f"m3-runtime: warning: no option reads the environment variable {name}{hint}\n")
+
+
+def _placed(found: argparse.Namespace, rest: list[str], optional: Mapping[argparse.Action, Any]) -> list[str]:
+    """Give positionals that may be left out the words that came after options, or else their defaults.
+
+    argparse takes such positionals for left out.
+    """
+    is_foreign = any(word.startswith("-") and word != "-" for word in rest)  # an option, and perhaps its value
+    for action, default in optional.items():
+        if action.dest not in found and rest and not is_foreign:
+            setattr(found, action.dest, rest.pop(0))
+        elif action.dest not in found and default is not argparse.SUPPRESS:
+            setattr(found, action.dest, default)
+    return rest
 
 
 def _need_not_be_given(action: argparse.Action) -> None:

@@ -74,18 +74,21 @@ def encode_options(
     )
 
 
-def colbert_form(bundle: Bundle, dtype: ColbertDtype | str, dim: int | None, pool: int) -> ColbertForm:
-    """How a call wants ColBERT rows; the arguments are those of `M3Encoder.encode` without `colbert_`.
+def colbert_form(
+    bundle: Bundle, heads: Collection[Head], dtype: ColbertDtype | str, dim: int | None, pool: int
+) -> ColbertForm:
+    """How a call of these heads wants ColBERT rows; other arguments are those of `M3Encoder.encode`, less `colbert_`.
 
     Raises:
-        InputError: an argument is out of range, or the bundle has no principal axes.
+        InputError: an argument is out of range or without effect, or the bundle has no principal axes.
         HeadError: dimensions are asked for of a bundle without that head.
     """
-    return ColbertForm(
-        member(ColbertDtype, dtype, "colbert_dtype"),
-        None if dim is None else bundle.colbert_axes(dim),
-        checked_integer(pool, "colbert_pool"),
-    )
+    kind, size = member(ColbertDtype, dtype, "colbert_dtype"), checked_integer(pool, "colbert_pool")
+    changes = {"dtype": kind is not ColbertDtype.FLOAT32, "dim": dim is not None, "pool": size > 1}
+    if Head.COLBERT not in heads and (given := [name for name, is_given in changes.items() if is_given]):
+        message = f"colbert_{given[0]} is of ColBERT vectors, which are not asked for; ask for them, or leave it out"
+        raise InputError(message)
+    return ColbertForm(kind, None if dim is None else bundle.colbert_axes(dim), size)
 
 
 def checked_heads(manifest: ModelInfo, wanted: Collection[Head]) -> frozenset[Head]:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from m3_runtime.errors import InputError
+from m3_runtime.errors import FileFormatError, InputError
 from m3_runtime.io.opened import opened
 from m3_runtime.io.rows import LONGEST_BYTES, Columns, RawRow
 
@@ -31,18 +31,16 @@ def delimited_rows(path: str, delimiter: str, columns: Columns) -> Iterator[RawR
         ):
             first = text.readline(LONGEST_BYTES)
             delimiter = _delimiter(first, delimiter, columns)
-            reader = csv.reader(_bounded(first, text), delimiter=delimiter, strict=True)
+            reader = csv.reader(_bounded(path, first, text), delimiter=delimiter, strict=True)
             header = next(reader, [])
             if not header and not first:
                 return
-            _check_header(header, columns)
+            _check_header(path, header, columns)
             line = reader.line_num
             for cells in reader:
                 if cells:
                     yield RawRow(path, line + 1, file.position(), partial(_id_and_text, cells, header, columns))
                 line = reader.line_num
-    except InputError as error:
-        raise InputError(str(error) if path in str(error) else f"{path!r}: {error}") from error
     except csv.Error as error:
         raise InputError(
             f"{path!r}: the record in line {line + 1} cannot be read ({error}): does a quoted cell not end?"
@@ -72,24 +70,26 @@ def _delimiter(first: str, own: str, columns: Columns) -> str:
     return own
 
 
-def _check_header(header: Sequence[str], columns: Columns) -> None:
+def _check_header(path: str, header: Sequence[str], columns: Columns) -> None:
     wanted = [columns.text, *([] if columns.id is None else [columns.id])]
     for name in wanted:
         if name not in header:
             names = ", ".join(header)
-            raise InputError(
-                f"has no column {name!r}; the first line is the header, and its columns are: {names}. Name yours "
-                "with --text and --id; for a file without a header, in which every line is a text, "
-                "pass --input-format lines"
+            raise FileFormatError(
+                f"{path!r} has no column {name!r}; the first line is the header, and its columns are: {names}. Rename "
+                "one; a file without a header, in which every line is a text, ends in .txt",
+                text="COLUMN",
+                id="COLUMN",
+                input_format="lines",
             )
     if twice := [name for name in (*wanted, columns.id_or_usual) if header.count(name) > 1]:
-        raise InputError(f"has two columns {twice[0]!r}; rename one of them")
+        raise InputError(f"{path!r} has two columns {twice[0]!r}; rename one of them")
 
 
-def _bounded(first: str, text: io.TextIOWrapper) -> Iterator[str]:
+def _bounded(path: str, first: str, text: io.TextIOWrapper) -> Iterator[str]:
     line = first
     while line:
         if len(line) > LONGEST_BYTES:
-            raise InputError(f"a line is longer than {LONGEST_BYTES} bytes; this is no CSV of texts")
+            raise InputError(f"{path!r}: a line is longer than {LONGEST_BYTES} bytes; this is no CSV of texts")
         yield line
         line = text.readline(LONGEST_BYTES + 1)

@@ -29,7 +29,7 @@ _HEAD_BYTES = 4096
 _CONTENTS = {
     b"PK\x03\x04": "a zip archive; unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it",
-    b"PAR1\x15": "Parquet; let its name end in .parquet, or pass --input-format parquet",
+    b"PAR1\x15": "Parquet; let its name end in .parquet",
     b"%PDF-": "PDF; extract its text",
     b"SQLite format 3\0": "an SQLite database; export a table as CSV",
     b"ARROW1\0": "an Arrow file; write it as Parquet",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from m3_runtime.errors import InputError
+from m3_runtime.errors import FileFormatError, InputError
 from m3_runtime.io.delimited import delimited_rows
 from m3_runtime.io.formats import STDIN, SourceFormat, endings_in_words, format_of
 from m3_runtime.io.json_values import json_rows
@@ -37,17 +37,17 @@ def known_format(path: str, source_format: SourceFormat | None = None) -> Source
     if found is None:
         if not Path(path).exists() or Path(path).is_dir():
             raise InputError(f"cannot read {path!r}: {'a folder' if Path(path).is_dir() else 'no such file'}")
-        names = ", ".join(SourceFormat)
-        raise InputError(
-            f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. "
-            f"Pass --input-format with one of: {names}"
+        raise FileFormatError(
+            f"{path!r}: its name does not say how it is read; known endings are {endings_in_words()}. Rename it",
+            input_format="|".join(SourceFormat),
         )
     if source_format is not None or found is not SourceFormat.JSON:
         return found
     if Path(path).is_fifo():
-        raise InputError(
+        raise FileFormatError(
             f"{path!r} is a pipe, whose beginning can be read only once, and .json may stand for JSON Lines; "
-            "pass --input-format json or jsonl"
+            "write it to a file",
+            input_format="json|jsonl",
         )
     return SourceFormat.JSONL if _begins_with_a_line(path) else found
 
@@ -167,9 +167,10 @@ def _objects(path: str, columns: Columns) -> Iterator[RawRow]:
         if line.data is not None and not line.data.strip():
             continue
         if is_first and line.data is not None and _is_printed(line.data):
-            raise InputError(
+            raise FileFormatError(
                 f"{path!r} is JSON, but no JSON Lines: an array, or objects over several lines; "
-                "pass --input-format json"
+                "let its name end in .json",
+                input_format="json",
             )
         is_first = False
         yield RawRow(line.path, line.number, line.end_bytes, partial(_json_line, line, columns))
@@ -219,7 +220,7 @@ def _from_json(line: str) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({error}); for plain text pass --input-format lines") from error
+        raise InputError(f"not JSON ({error}); plain text is read as lines, from a .txt file") from error
 
 
 def _json_pair(line: str) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from m3_runtime.errors import InputError
+from m3_runtime.errors import FileFormatError, InputError
 from m3_runtime.extras import import_extra
 from m3_runtime.io.formats import STDIN, packing_of
 from m3_runtime.io.opened import FileState, check_unchanged
@@ -83,7 +83,8 @@ def _type(schema: Any, path: str, name: str) -> Any:
     top, *rest = name.split(".")
     if schema.names.count(name) > 1 or schema.names.count(top) != 1:
         found = "two columns" if name in schema.names else "no column"
-        raise InputError(f"{path!r} has {found} {name!r}; its columns are: {', '.join(schema.names)}")
+        message = f"{path!r} has {found} {name!r}; its columns are: {', '.join(schema.names)}. Rename one"
+        raise FileFormatError(message, text="COLUMN", id="COLUMN")
     kind = schema.field(top).type
     for part in rest:
         if types.is_struct(kind) and kind.get_field_index(part) >= 0:

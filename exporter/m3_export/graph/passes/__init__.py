@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from m3_export.arrays import Float32Array
 from m3_export.graph.passes.centre_activations import CentreActivations
+from m3_export.graph.passes.corrected_scores import CorrectScores
 from m3_export.graph.passes.flash_attention import FuseAttention
 from m3_export.graph.passes.last_hidden_state import KeepLastHiddenState
 from m3_export.graph.passes.last_layer_rows import KeepLastLayerRows
@@ -32,6 +33,11 @@ def portable(model: ir.Model) -> ir.Model:
 def for_int8(model: ir.Model, means: Sequence[Float32Array], outliers: Sequence[Sequence[int]]) -> ir.Model:
     """A copy that computes the same and is easier to quantize: outlier neurons in float, activations centred."""
     return ir.passes.Sequential(SplitOutlierNeurons(outliers), CentreActivations(means))(model.clone()).model
+
+
+def with_scores(model: ir.Model, scale: float, shift: float) -> ir.Model:
+    """A copy of a reranker's graph whose scores are `scale` times as large, plus `shift`."""
+    return _after(model.clone(), CorrectScores(scale, shift))
 
 
 def for_onnxruntime(model: ir.Model) -> ir.Model:

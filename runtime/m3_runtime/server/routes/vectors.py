@@ -246,7 +246,7 @@ def _checked_form(body: EncodeRequest, heads: frozenset[Head], service: Service)
         message = "colbert_pool must be 1 or left out: this server has no scipy, which comes with the extra bulk"
         raise FieldError(message, "colbert_pool", "unsupported_value")
     try:
-        return colbert_form(service.model.bundle, body.colbert_dtype, body.colbert_dim, body.colbert_pool)
+        return colbert_form(service.model.bundle, heads, body.colbert_dtype, body.colbert_dim, body.colbert_pool)
     except (HeadError, InputError) as error:  # the only one of them that needs the bundle
         raise FieldError(str(error), "colbert_dim") from error
 
