@@ -262,7 +262,7 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
             pool.submit(make_bundles, bundles, names)
             pool.submit(lambda: [make() for name, make in environments.items() if name in asked])
         if sys.platform == "linux":
-            os.nice(10)  # this thread, not those of the pool: tests give way to what others of them wait for
+            os.nice(5)  # this thread, not those of the pool: tests give way to what others of them wait for
         yield
 
 
