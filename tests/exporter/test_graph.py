@@ -18,8 +18,7 @@ from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
 
 UNUSED = (0, 1, 2, 3)
-# The exporter merges equal initializers; projections that share their weights must still be told apart: `twins`.
-POOLINGS = ({"pooling": Pooling.MEAN}, {"pooling": Pooling.LAST_TOKEN}, {"normalize": False, "twins": True})
+POOLINGS = ({"pooling": Pooling.MEAN}, {"pooling": Pooling.LAST_TOKEN}, {"normalize": False})
 CONFIG = {
     "model_type": "xlm-roberta",
     "layer_norm_eps": 1e-5,
@@ -168,7 +167,7 @@ def test_unused_ids_and_padding_have_no_weight(sessions):
 
 
 @pytest.mark.parametrize("options", [{}, *({"layers": 1, **options} for options in POOLINGS)])
-def test_pooling_normalisation_and_equal_weights(portable_graph, options, tmp_path):
+def test_pooling_and_normalisation(portable_graph, options, tmp_path):
     checkpoint, model = checkpoint_of(**options), passes.for_onnxruntime(portable_graph(**options))
     session = session_of(model, tmp_path)
     is_cls = checkpoint.pooling.pooling is Pooling.CLS
@@ -220,3 +219,10 @@ def test_the_graph_names_no_file_of_the_exporting_machine(portable_graph, tmp_pa
     content = (tmp_path / "model.onnx").read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
+
+
+def test_weights_that_are_equal_stay_correct(portable_graph, tmp_path):
+    """The exporter merges equal initializers; projections that share their weights must still be told apart."""
+    options = {"layers": 1, "twins": True}
+    session = session_of(passes.for_onnxruntime(portable_graph(**options)), tmp_path)
+    assert_equals_reference(session, checkpoint_of(**options), texts_of(7, 20))
