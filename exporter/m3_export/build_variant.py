@@ -38,6 +38,7 @@ class VariantResult:
     over: tuple[Excess, ...]
     reached: tuple[Parity, ...]
     planned: Planned | None
+    correction: ScoreCorrection = NO_CORRECTION  # in a reranker's graph
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,19 @@ class VariantBuilder:
         if plan is not None:
             with library_errors(f"writing {name}"):
                 planned = Planned(plan, (), None, None)
-                chosen = self._measured(self._corrected(name, plan, self._fitted(self._write(name, plan, 0))))
+                fitted = self._fitted(self._write(name, plan, 0))
+                chosen = self._measured(self._corrected(name, plan, fitted))
             reached = [chosen.parity.parity]
         else:
             with self.progress.step(f"Planning {name}"), library_errors(f"planning {name}"):
                 planned, written = self._search(name)
-                chosen = written[planned.plan]
-                if chosen.correction != NO_CORRECTION:
-                    chosen = self._measured(self._corrected(name, planned.plan, chosen))
-            reached = [each.parity.parity for each in written.values()]
+                fitted = chosen = written[planned.plan]
+                if fitted.correction != NO_CORRECTION:
+                    chosen = self._measured(self._corrected(name, planned.plan, fitted))
+            reached = [chosen.parity.parity, *(each.parity.parity for each in written.values())]
         self._move_to_bundle(chosen)
-        return self._result(chosen.variant, chosen.parity.parity, tuple(reached), planned)
+        result = self._result(chosen.variant, chosen.parity.parity, tuple(reached), planned)
+        return replace(result, correction=fitted.correction)
 
     def _search(self, name: VariantName) -> tuple[Planned, dict[PrecisionPlan, _Measured]]:
         written: dict[PrecisionPlan, _Measured] = {}
@@ -128,7 +131,8 @@ class VariantBuilder:
             return written
         with self.progress.step("    Scoring the calibration pairs"):
             correction = self.check.correction(written.variant, written.folder, self.calibration, scores)
-        self.progress.say(f"    INT8 scores are brought back by × {correction.scale:.4f} {correction.shift:+.4f}")
+        if correction != NO_CORRECTION:
+            self.progress.say(f"    Score correction: {correction}")
         return replace(written, correction=correction)
 
     def _corrected(self, name: VariantName, plan: PrecisionPlan, written: _Written) -> _Written:
@@ -136,7 +140,7 @@ class VariantBuilder:
         if written.correction == NO_CORRECTION:
             return written
         shutil.rmtree(written.folder)
-        graphs = self.graphs.with_scores(written.correction.scale, written.correction.shift)
+        graphs = self.graphs.with_score_correction(written.correction.scale, written.correction.shift)
         return replace(self, graphs=graphs)._write(name, plan, 0)
 
     def _measured(self, written: _Written) -> _Measured:
@@ -194,6 +198,12 @@ def speed_order(results: Sequence[VariantResult], objective: Objective) -> dict[
     reference = next(iter(seconds.values()))
     fastest_first = sorted(seconds, key=lambda name: weighted(objective, seconds[name], reference))
     return {"fastest_first": ",".join(fastest_first), "processor": ",".join(processors)}
+
+
+def score_corrections(results: Sequence[VariantResult]) -> dict[str, str]:
+    """What the graphs of a reranker do to the scores of INT8."""
+    found = {result.variant.name: result.correction for result in results if result.correction != NO_CORRECTION}
+    return {"score_corrections": ", ".join(f"{name} {found[name]}" for name in found)} if found else {}
 
 
 def over_budget_message(results: Sequence[VariantResult]) -> str:

@@ -14,6 +14,7 @@ from m3_export.build_variant import (
     VariantResult,
     library_errors,
     over_budget_message,
+    score_corrections,
     speed_order,
     write_plans,
 )
@@ -274,6 +275,7 @@ def _manifest(
             "pooling_from": pooling.pooling_from,
             "normalize_from": pooling.normalize_from,
             **speed_order(results, options.objective),
+            **score_corrections(results),
         },
         tools={name: metadata.version(name) for name in TOOLS},
         vocabulary=pieces.vocabulary(model.space_id),

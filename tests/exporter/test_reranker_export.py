@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from export_command import FEW, export
 from graphs import opened
 from test_graph import UNUSED, checkpoint_of, padded, session_of, texts_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -157,27 +158,49 @@ def test_the_plan_is_the_one_that_was_given(manifest, reranker_bundle: Path):
     assert found == given
 
 
-# ---- scores of INT8 variants, brought back
+# ---- the score correction of INT8 variants
 
 
 def test_a_graph_takes_a_correction_and_leaves_the_other_as_it_was(graph, fused, tmp_path: Path):
     feeds = padded(texts_of(9, 30, 5))
     (before,) = fused.run(None, feeds)
-    (corrected,) = session_of(passes.for_onnxruntime(passes.with_scores(graph, 1.5, -0.25)), tmp_path).run(None, feeds)
+    (corrected,) = session_of(passes.for_onnxruntime(passes.with_score_correction(graph, 1.5, -0.25)), tmp_path).run(
+        None, feeds
+    )
     np.testing.assert_allclose(corrected, 1.5 * before - 0.25, atol=1e-5, rtol=0)
     (after,) = session_of(passes.for_onnxruntime(graph), tmp_path).run(None, feeds)
     np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("name", ["onnx-int8", "openvino-int8"])
-def test_int8_moves_no_score_of_all_calibration_pairs_alike(reranker_bundle: Path, name: str):
+def moved(fp32: Path, folder: Path, name: str) -> tuple[ScoreCorrection, float]:
+    """What is left to correct in a variant's scores of the calibration pairs, and their largest difference."""
     natural = ChosenPairs.of(chosen_texts(None, None)).calibration
     pairs = [(pair.query, pair.passage) for i, pair in enumerate(natural) if i % 5]
     scores = []
-    for variant in ("onnx-fp32", name):
-        with M3Reranker.open(reranker_bundle, variant=variant, threads=1) as reranker:
+    for path, variant in ((fp32, "onnx-fp32"), (folder, name)):
+        with M3Reranker.open(path, variant=variant, threads=1) as reranker:
             found = reranker.compute_score(pairs, max_length=CALIBRATION_TOKENS, query_max_length=62)
         scores.append(np.array(found, np.float32))
-    line = ScoreCorrection.between(*scores)
-    assert abs(line.scale - 1) < 1e-3 and abs(line.shift) < 1e-3
-    assert np.abs(scores[0] - scores[1]).max() > 1e-3  # each by itself has moved
+    return ScoreCorrection.between(*scores), float(np.abs(scores[0] - scores[1]).max())
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "openvino-int8"])
+def test_int8_moves_no_score_of_all_calibration_pairs_alike(manifest, reranker_bundle: Path, name: str):
+    assert f"{name} × " in manifest.recipe["score_corrections"]
+    left, largest = moved(reranker_bundle, reranker_bundle, name)
+    assert abs(left.scale - 1) < 2e-3 and abs(left.shift) < 2e-3
+    assert largest > 1e-3  # each by itself has moved
+
+
+def test_a_plan_that_was_searched_ships_with_its_correction(
+    reranker_bundle: Path, reranker_checkpoint: Path, tmp_path: Path
+):
+    budget = "score_p99=0.3,score_max=0.9,top1=0.8,degenerate_share=0.2"
+    done = export(reranker_checkpoint, *FEW, "--variants", "onnx-int8", "--budget", budget, tmp_path / "searched")
+    assert done.code == 0, done.stderr
+    recipe = Bundle.open(done.out, verify="full").manifest.recipe
+    assert recipe["plan"] == "measured"
+    correction = recipe["score_corrections"].removeprefix("onnx-int8 ")
+    assert correction != "× 1 +0" and f"Score correction: {correction}\n" in done.stderr
+    left, _ = moved(reranker_bundle, done.out, "onnx-int8")
+    assert abs(left.scale - 1) < 2e-3 and abs(left.shift) < 2e-3

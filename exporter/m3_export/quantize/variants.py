@@ -43,9 +43,9 @@ class Graphs:
     portable: ir.Model
     work: Path
 
-    def with_scores(self, scale: float, shift: float) -> "Graphs":
+    def with_score_correction(self, scale: float, shift: float) -> "Graphs":
         """A reranker's, its scores stretched and shifted."""
-        return replace(self, portable=passes.with_scores(self.portable, scale, shift))
+        return replace(self, portable=passes.with_score_correction(self.portable, scale, shift))
 
     def for_int8(
         self, statistics: ActivationStatistics, quantized: Mapping[Projection, QuantizedProjection]

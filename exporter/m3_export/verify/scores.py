@@ -16,7 +16,7 @@ from m3_runtime.bundle.manifest import ScoreParity
 from m3_runtime.encode.encoding import Encoding
 
 _BEST = 10
-_FEWEST = 8  # pairs that a correction is fitted to
+_FEWEST = 16  # pairs that a correction is fitted to
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,28 @@ class ScoreCorrection:
 
     @classmethod
     def between(cls, expected: Float32Array, got: Float32Array) -> "ScoreCorrection":
-        """The line from (N,) scores to the expected ones with the smallest squared differences.
+        """The line from (N,) scores to the expected ones with the smallest squared differences, to 4 digits.
 
-        A few pairs say nothing of others: they give no correction.
+        A few pairs say nothing of others, and a line that would turn the order round says nothing of INT8: neither
+        gives a correction.
 
-        >>> got = np.arange(8, dtype=np.float32)
-        >>> ScoreCorrection.between(2 * got + 1, got), ScoreCorrection.between(2 * got[:2] + 1, got[:2])
-        (ScoreCorrection(scale=2.0, shift=1.0), ScoreCorrection(scale=1.0, shift=0.0))
+        >>> got = np.arange(16, dtype=np.float32)
+        >>> ScoreCorrection.between(2 * got + 1, got)
+        ScoreCorrection(scale=2.0, shift=1.0)
+        >>> few, reverse, same = (got[:2] + 1, got[:2]), (-got, got), (np.zeros_like(got), got)
+        >>> [ScoreCorrection.between(*each) == NO_CORRECTION for each in (few, reverse, same)]
+        [True, True, True]
         """
-        if len(got) < _FEWEST:
-            return NO_CORRECTION
         x, y = got.astype(np.float64), expected.astype(np.float64)
+        if len(x) < _FEWEST or not np.isfinite(x).all() or min(x.std(), y.std()) <= LEAST_SPREAD:
+            return NO_CORRECTION
         moved = x - x.mean()
-        spread = float(moved @ moved)
-        scale = float(moved @ y) / spread if spread > len(x) * LEAST_SPREAD**2 else 1.0
-        return cls(scale, float(y.mean() - scale * x.mean()))
+        scale = float(f"{moved @ y / (moved @ moved):.4g}")  # more digits are noise of one machine
+        return cls(scale, float(f"{y.mean() - scale * x.mean():.4g}")) if scale > 0 else NO_CORRECTION
+
+    def __str__(self) -> str:
+        """As the manifest says it."""
+        return f"× {self.scale:g} {self.shift:+g}"
 
     def of(self, scores: Float32Array) -> Float32Array:
         """(N,) → (N,)."""

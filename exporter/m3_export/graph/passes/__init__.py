@@ -35,7 +35,7 @@ def for_int8(model: ir.Model, means: Sequence[Float32Array], outliers: Sequence[
     return ir.passes.Sequential(SplitOutlierNeurons(outliers), CentreActivations(means))(model.clone()).model
 
 
-def with_scores(model: ir.Model, scale: float, shift: float) -> ir.Model:
+def with_score_correction(model: ir.Model, scale: float, shift: float) -> ir.Model:
     """A copy of a reranker's graph whose scores are `scale` times as large, plus `shift`."""
     return _after(model.clone(), CorrectScores(scale, shift))
 

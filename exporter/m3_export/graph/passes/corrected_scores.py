@@ -21,7 +21,7 @@ class CorrectScores(ir.passes.InPlacePass):
         add = made_by(model.graph.outputs[0], "Add")
         biases = [index for index, value in enumerate(add.inputs) if is_vector(value)] if add else []
         product = made_by(add.inputs[1 - biases[0]], "MatMul") if add and biases else None
-        if add is None or product is None:
+        if add is None or product is None or constant(product.inputs[1]) is None:
             raise ValueError("the graph does not end in a product and a bias, as a reranker's does")
         self._change(model.graph, product, 1, "weight", 0.0)
         self._change(model.graph, add, biases[0], "bias", self._shift)
