@@ -133,8 +133,11 @@ def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str,
             "--calibration-texts is for INT8 variants, ColBERT's principal axes and --languages; none of them is here",
         ),
         (plans and not plans.keys() & int8, f"--plan {options.plan} is of {', '.join(plans)}, not of --variants"),
-        (options.target is not Target.HERE and not is_searched, "--target is for a search, and --plan has all plans"),
-        (options.objective is not Objective.BALANCED and not is_searched, "--optimise is for a search of plans"),
+        (options.target is not Target.HERE and not is_searched, "--target is for a search of plans, and none is made"),
+        (
+            options.objective is not Objective.BALANCED and not is_searched,
+            "--optimise is for a search of plans, and none is made",
+        ),
     ):
         if is_idle:
             raise OptionsError(f"{reason}; leave it out")

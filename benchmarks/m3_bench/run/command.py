@@ -87,7 +87,9 @@ def run_variants(args: argparse.Namespace) -> bool:
         raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
     if plans and FP32 not in {one.name for one in variants}:
-        raise InputError(f"regret is over plans that are compared with {FP32}, which the bundle has not, or not here")
+        raise InputError(
+            f"--plans: they are held to {FP32}, which {str(args.bundle)!r} lacks here: export it, or give it a scenario"
+        )
     others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, args.threads)
     if not plans:
         return _measure(opened, _texts(opened), variants, {})
