@@ -1,5 +1,6 @@
 """Real parts, made once for all processes of a run: two checkpoints, their bundles, and environments."""
 
+import gc
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,10 @@ BUNDLES = {
 # What is made last of all that is made early, and files that take long.
 LATE = {"mini_bundle", "mini_reranker_bundle", "bundle_path", "bare_python", "foreign_python"}
 LONG = (
-    "test_run_command.py", "test_export_bundles.py", "test_cluster.py", "test_hub.py", "test_graph.py",
-    "test_overload.py", "test_open_bundles.py", "test_foreign_clients.py",
+    "test_run_command.py", "test_export_bundles.py", "test_graph.py", "test_overload.py", "test_cluster.py",
+    "test_export_failures.py", "test_hub.py", "test_bulk_workers.py", "test_tracing.py", "test_playground.py",
+    "test_equivalence.py", "test_soak.py", "test_invariants.py", "test_open_bundles.py", "test_foreign_clients.py",
+    "test_openvino.py", "test_compiled_cache.py", "test_haystack.py",
 )  # fmt: skip
 
 TEXTS = (
@@ -97,6 +100,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests also wait, for servers, browsers, and what another process makes."""
     return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import stays, some million objects: no garbage collection is to look at them, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
@@ -259,6 +273,8 @@ def _made_early(request: pytest.FixtureRequest, shared_folder: Path, bundles: Pa
         if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
             pool.submit(make_bundles, bundles, names)
             pool.submit(lambda: [make() for name, make in environments.items() if name in asked])
+        if sys.platform == "linux":
+            os.nice(5)  # this thread, not those of the pool: tests give way to what others of them wait for
         yield
 
 

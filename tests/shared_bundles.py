@@ -24,8 +24,8 @@ WORDS: dict[str, tuple[str | Path, ...]] = {
     "tiny-random-reranker": ("tiny-random-reranker", "--plan", TINY_PLAN, *FEW, "--allow-over-budget"),
     # tests/contract measures these variants on texts of its own
     "mini-m3": ("mini-m3", "--plan", MINI_PLAN, *FEW, "--budget", "fast"),
-    # its golden scores are about FP32 alone
-    "mini-reranker": ("mini-reranker", "--variants", "onnx-fp32", *FEW),
+    # its golden scores are about FP32 alone; of n texts every pair is probed
+    "mini-reranker": ("mini-reranker", "--variants", "onnx-fp32", "--probe-texts", GOLDEN / "mini_reranker_probe.txt"),
 }
 
 EXPORT = "import sys; sys.path.insert(0, sys.argv[1]); import shared_bundles; shared_bundles.export_all(*sys.argv[2:])"

@@ -46,7 +46,7 @@ def read(articles: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[Asked]]
             places.setdefault(sentence, len(places))
         for item in paragraph["qas"]:
             answer = item["answers"][0]
-            sentence = next(text for end, text in spans if end > answer["answer_start"])
+            sentence = next((text for end, text in spans if end > answer["answer_start"]), "")
             if answer["text"] in sentence:
                 asked.append(Asked(item["question"].strip(), answer["text"], places[sentence]))
     return list(places), asked

@@ -76,7 +76,7 @@ def check_whole(rankings: Rankings) -> None:
     """
     if rankings.documents <= rankings.depth:
         what = f"{rankings.index} has {rankings.documents} documents, and the best {rankings.depth} of them are all"
-        raise InputError(f"{what}: give a lower --depth, or an index of more documents")
+        raise InputError(f"{what}: search again with a lower --depth, or in an index of more documents")
     if rankings.queries < 1:
         raise _changed(rankings, "there are no queries")
     names = [one.method for one in rankings.ranked]

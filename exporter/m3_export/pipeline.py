@@ -22,7 +22,7 @@ from m3_export.calibration.colbert_pca import write_colbert_pca
 from m3_export.calibration.statistics import ActivationStatistics, colbert_moments, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.checkpoint.folder import Checkpoint
-from m3_export.checkpoint.pooling import PoolingChoice
+from m3_export.checkpoint.pooling import TRAINING_ARGUMENTS, PoolingChoice
 from m3_export.checkpoint.source import Source, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
@@ -133,8 +133,11 @@ def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str,
             "--calibration-texts is for INT8 variants, ColBERT's principal axes and --languages; none of them is here",
         ),
         (plans and not plans.keys() & int8, f"--plan {options.plan} is of {', '.join(plans)}, not of --variants"),
-        (options.target is not Target.HERE and not is_searched, "--target is for a search, and --plan has all plans"),
-        (options.objective is not Objective.BALANCED and not is_searched, "--optimise is for a search of plans"),
+        (options.target is not Target.HERE and not is_searched, "--target is for a search of plans, and none is made"),
+        (
+            options.objective is not Objective.BALANCED and not is_searched,
+            "--optimise is for a search of plans, and none is made",
+        ),
     ):
         if is_idle:
             raise OptionsError(f"{reason}; leave it out")
@@ -143,7 +146,11 @@ def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str,
 
 def _of_pooling(checkpoint: Checkpoint, progress: Progress, *, is_named: bool) -> tuple[str, ...]:
     """What the folder's files say against its heads; the models of this project are what they say."""
-    warning = checkpoint.pooling.warning if checkpoint.sparse and not is_named else None
+    found = checkpoint.pooling
+    if found.pooling_from == TRAINING_ARGUMENTS:
+        length = "unit length" if found.normalize else "not normalized"
+        progress.say(f"Pooling {found.pooling.value}, {length}, as {TRAINING_ARGUMENTS} says")
+    warning = found.warning if checkpoint.sparse and not is_named else None
     if warning is None:
         return ()
     progress.say(f"WARNING: {warning}")

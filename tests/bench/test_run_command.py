@@ -213,15 +213,6 @@ def test_a_reference_of_other_weights_is_refused(folder, reference, tiny_bundle,
     assert not (tmp_path / "run.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--device", "cuda"), "sees no CUDA device; install a CUDA build of torch"),
-        (("--device", "tpu"), "--device must be cpu, cuda, or cuda:N"),
-        (("--device", "cuda:x"), "--device must be cpu, cuda, or cuda:N"),
-        (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
-    ],
-)
 def test_a_reranker_has_no_vectors_to_record(reranker_checkpoint, tiny_random_checkpoint, tmp_path, capsys):
     out = ["-o", str(tmp_path / "r.safetensors")]
     assert main(["record", str(reranker_checkpoint), *out]) == 2
@@ -231,6 +222,15 @@ def test_a_reranker_has_no_vectors_to_record(reranker_checkpoint, tiny_random_ch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--device", "cuda"), "sees no CUDA device; install a CUDA build of torch"),
+        (("--device", "tpu"), "--device must be cpu, cuda, or cuda:N"),
+        (("--device", "cuda:x"), "--device must be cpu, cuda, or cuda:N"),
+        (("--dtype", "fp16"), "--dtype fp16 is for GPUs; on cpu choose fp32 or bf16"),
+    ],
+)
 def test_a_device_that_is_not_there_is_refused_before_loading(tiny_random_checkpoint, tmp_path, capsys, words, message):
     code = main(["record", str(tiny_random_checkpoint), *words, "-o", str(tmp_path / "r.safetensors")])
     assert code == 2

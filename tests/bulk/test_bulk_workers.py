@@ -70,7 +70,7 @@ def test_streams_write_what_one_stream_writes(work):
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_the_parent_is_stopped_and_its_workers_go(work, stop):
-    source = work.numbered(300)
+    source = work.numbered(800)
     with work.started(source, *WORKERS, "--quiet") as process:
         workers = list(children_of(process.pid))
         assert len(workers) == 2
@@ -78,14 +78,14 @@ def test_the_parent_is_stopped_and_its_workers_go(work, stop):
         process.communicate(timeout=300)
     wait_until_gone(workers)
     assert process.returncode == (130 if stop is signal.SIGINT else -stop)
-    assert 20 <= len(work.ids()) < 300
+    assert 20 <= len(work.ids()) < 800
     done = work.run(source, *WORKERS)
     assert done.returncode == 0, done.stderr
-    assert work.ids() == [f"t{i}" for i in range(300)]
+    assert work.ids() == [f"t{i}" for i in range(800)]
 
 
 def test_a_worker_is_killed_and_that_is_said(work):
-    source = work.numbered(300)
+    source = work.numbered(800)
     with work.started(source, *WORKERS, "--quiet") as process:
         workers = list(children_of(process.pid))
         os.kill(workers[0], signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_a_worker_is_killed_and_that_is_said(work):
     wait_until_gone(workers)
     done = work.run(source, "--shard-rows", 5)  # the number of workers may change
     assert done.returncode == 0, done.stderr
-    assert work.ids() == [f"t{i}" for i in range(300)]
+    assert work.ids() == [f"t{i}" for i in range(800)]
 
 
 def test_what_fails_in_a_worker_is_said_as_it_is_here(work):

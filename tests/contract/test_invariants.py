@@ -74,7 +74,7 @@ def test_alone_and_in_company(encoders, variant, data, words, size):
         assert list(alone.lexical_weights[0]) == list(together.lexical_weights[i])
 
 
-@settings(few, max_examples=20)
+@settings(few, max_examples=12)
 @given(
     corpus=st.lists(st.lists(st.sampled_from(WORDS), max_size=20).map(" ".join), min_size=1, max_size=30),
     data=st.data(),

@@ -15,7 +15,7 @@ from made_once import made_once
 
 @pytest.fixture(scope="session")
 def portable_graph(shared_folder: Path) -> Callable[..., ir.Model]:
-    """The portable graph of `checkpoint_of(**options)`, a copy for each caller."""
+    """The portable graph of `checkpoint_of(**options)`, a copy for each caller; name no option that is the default."""
 
     def graph_of(**options: object) -> ir.Model:
         def write(path: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from export_command import BUDGET, FEW, Done, export, files, names
 from safetensors.torch import load_file, save_file
 
+from m3_export.pipeline import Export
+from m3_export.report import export_json
 from m3_runtime import Bundle, M3Encoder
 from m3_runtime.bundle.manifest import Head
 from m3_runtime.bundle.prompts import Prompts, read_prompts
@@ -77,6 +79,10 @@ def test_json_is_the_whole_of_stdout_and_quiet_silences_stderr(again: Done):
         assert variant["size_bytes"] > 100_000
         assert variant["parity"]["dense"]["cosine_min"] >= 0.998
     assert report["peak_memory_bytes"] > 100 << 20
+
+
+def test_json_has_the_warnings(tiny_bundle: Path):
+    assert export_json(Export(Bundle.open(tiny_bundle), {}, ("one", "two")))["warnings"] == ["one", "two"]
 
 
 def test_the_report_says_what_the_manifest_says(again: Done):

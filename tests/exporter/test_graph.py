@@ -1,7 +1,5 @@
 """The whole graph: M3Model, its trace and its fused form against transformers' XLM-R and FlagEmbedding's heads."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -14,14 +12,13 @@ from m3_export.checkpoint.folder import Checkpoint, encoder_shapes
 from m3_export.checkpoint.heads import HeadWeights
 from m3_export.checkpoint.pooling import PoolingChoice
 from m3_export.graph import passes
-from m3_export.graph.model import M3Model
-from m3_export.graph.trace import trace
 from m3_export.verify.reference import reference_outputs
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Geometry, Pooling
 from m3_runtime.engines import KEPT_TOKENS
 from m3_runtime.engines.ort import session_config
 
 UNUSED = (0, 1, 2, 3)
+POOLINGS = ({"pooling": Pooling.MEAN}, {"pooling": Pooling.LAST_TOKEN}, {"normalize": False})
 CONFIG = {
     "model_type": "xlm-roberta",
     "layer_norm_eps": 1e-5,
@@ -41,9 +38,13 @@ def checkpoint_of(
     normalize=True,
     dense_only=False,
     reranker=False,
+    twins=False,
     seed=0,
 ) -> Checkpoint:
-    """A tiny random checkpoint in memory: H 32, 2 heads, C 12, 50 ids; or a reranker of that size."""
+    """A tiny random checkpoint in memory: H 32, 2 heads, C 12, 50 ids; or a reranker of that size.
+
+    Twins are keys and queries with the same weights.
+    """
     dense_only = dense_only or reranker
     geometry = Geometry(layers, 2, 32, 64, 50, positions - 2, None if dense_only else 12)
     generator = torch.Generator().manual_seed(seed)
@@ -55,6 +56,9 @@ def checkpoint_of(
         name: 1 + 0.1 * noise(shape) if name.endswith("LayerNorm.weight") else 0.3 * noise(shape)
         for name, shape in encoder_shapes(geometry, positions).items()
     }
+    for name in ("weight", "bias") if twins else ():
+        prefix = "encoder.layer.0.attention.self"
+        encoder[f"{prefix}.key.{name}"] = encoder[f"{prefix}.query.{name}"].clone()
     sizes = {
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
@@ -162,13 +166,13 @@ def test_unused_ids_and_padding_have_no_weight(sessions):
     assert (weights >= 0).all()
 
 
-@pytest.mark.parametrize(("pooling", "normalize"), [*((each, True) for each in Pooling), (Pooling.CLS, False)])
-def test_pooling_and_normalisation(portable_graph, pooling, normalize, tmp_path):
-    options = {"layers": 1, "pooling": pooling, "normalize": normalize}
+@pytest.mark.parametrize("options", [{}, *({"layers": 1, **options} for options in POOLINGS)])
+def test_pooling_and_normalisation(portable_graph, options, tmp_path):
     checkpoint, model = checkpoint_of(**options), passes.for_onnxruntime(portable_graph(**options))
     session = session_of(model, tmp_path)
-    assert (KEPT_TOKENS in model.graph.initializers) == (pooling is Pooling.CLS)  # the others read every row
-    if normalize:
+    is_cls = checkpoint.pooling.pooling is Pooling.CLS
+    assert (KEPT_TOKENS in model.graph.initializers) == is_cls  # the others read every row
+    if checkpoint.pooling.normalize:
         assert_equals_reference(session, checkpoint, texts_of(9, 5, 30))
         lengths = np.linalg.norm(session.run(["dense_vecs"], padded(texts_of(9, 5)))[0], axis=1)
         np.testing.assert_allclose(lengths, 1, atol=1e-6)
@@ -185,12 +189,12 @@ def test_dense_only_has_one_output(portable_graph, tmp_path):
     assert_equals_reference(session, checkpoint, texts_of(6, 12))
 
 
-def test_8192_tokens(tmp_path):
+def test_8192_tokens(portable_graph, tmp_path):
     """To the end of BGE-M3's position table, on one layer: the flash branch alone, the masked branch in a batch."""
-    checkpoint = checkpoint_of(positions=8194, layers=1)
-    session = session_of(passes.for_onnxruntime(passes.portable(trace(M3Model(checkpoint, UNUSED)))), tmp_path)
-    assert_equals_reference(session, checkpoint, texts_of(8192))
-    assert_equals_reference(session, checkpoint, texts_of(4096, 17))
+    options = {"positions": 8194, "layers": 1}
+    session = session_of(passes.for_onnxruntime(portable_graph(**options)), tmp_path)
+    assert_equals_reference(session, checkpoint_of(**options), texts_of(8192))
+    assert_equals_reference(session, checkpoint_of(**options), texts_of(4096, 17))
 
 
 def test_what_onnxruntime_runs(portable_graph, tmp_path):
@@ -217,13 +221,8 @@ def test_the_graph_names_no_file_of_the_exporting_machine(portable_graph, tmp_pa
     assert b"stack_trace" not in content
 
 
-def test_weights_that_are_equal_stay_correct(tmp_path):
+def test_weights_that_are_equal_stay_correct(portable_graph, tmp_path):
     """The exporter merges equal initializers; projections that share their weights must still be told apart."""
-    checkpoint = checkpoint_of(layers=1)
-    encoder = dict(checkpoint.encoder)
-    prefix = "encoder.layer.0.attention.self"
-    encoder[f"{prefix}.key.weight"] = encoder[f"{prefix}.query.weight"].clone()
-    encoder[f"{prefix}.key.bias"] = encoder[f"{prefix}.query.bias"].clone()
-    twins = replace(checkpoint, encoder=encoder)
-    session = session_of(passes.for_onnxruntime(passes.portable(trace(M3Model(twins, UNUSED)))), tmp_path)
-    assert_equals_reference(session, twins, texts_of(7, 20))
+    options = {"layers": 1, "twins": True}
+    session = session_of(passes.for_onnxruntime(portable_graph(**options)), tmp_path)
+    assert_equals_reference(session, checkpoint_of(**options), texts_of(7, 20))

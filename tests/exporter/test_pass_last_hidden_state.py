@@ -40,10 +40,12 @@ def test_the_axis_is_that_of_the_tokens_again():
     assert str(alone.graph.outputs[0].shape) == "[B,T,8]"
 
 
-@pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN], ids=str)
-def test_a_real_graph_with_everything_fused(portable_graph, pooling):
+@pytest.mark.parametrize(
+    ("options", "pooling"), [({}, Pooling.CLS), ({"layers": 1, "pooling": Pooling.MEAN}, Pooling.MEAN)]
+)
+def test_a_real_graph_with_everything_fused(portable_graph, options, pooling):
     batch = padded(texts_of(9, 4))
-    finished = passes.for_onnxruntime(portable_graph(layers=1, pooling=pooling, normalize=True))
+    finished = passes.for_onnxruntime(portable_graph(**options))
     assert "MultiHeadAttention" in operators(finished)
     dense = run(finished, **batch)[0]
     (rows,) = run(passes.encoder_alone(finished.clone()), **batch)

@@ -9,6 +9,7 @@ from graphs import Run, graph_of, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from test_graph import POOLINGS
 
 from m3_export.graph import passes
 from m3_export.graph.passes.packed_rows import PackRows
@@ -19,11 +20,7 @@ from m3_runtime.engines import KEPT_TOKENS, PACKING_DEFAULTS, TokenBatch
 HEADS = ("dense_vecs", "token_weights", "colbert_vecs")
 PAD = 1
 # Of `portable_graph`: graphs that other tests look at too, since a trace takes seconds.
-OPTIONS = [
-    {},
-    *({"layers": 1, "pooling": pooling, "normalize": True} for pooling in (Pooling.MEAN, Pooling.LAST_TOKEN)),
-    {"layers": 1, "pooling": Pooling.CLS, "normalize": False},
-]
+OPTIONS = [{}, *({"layers": 1, **options} for options in POOLINGS)]
 TEXTS = st.lists(st.lists(st.integers(4, 49), min_size=2, max_size=30), min_size=1, max_size=5)
 
 

@@ -199,3 +199,26 @@ def test_a_checkpoint_lists_the_training_arguments_that_it_follows(tiny_random_c
     checkpoint = Checkpoint.open(trained(folder, sentence_pooling_method="mean", normalize_embeddings=True))
     assert checkpoint.pooling.pooling is Pooling.MEAN
     assert TRAINING_ARGUMENTS in {entry.path for entry in checkpoint.files()}
+
+
+def test_training_arguments_that_cannot_be_read_are_not_guessed(tmp_path: Path):
+    path = tmp_path / TRAINING_ARGUMENTS
+    trained(tmp_path, sentence_pooling_method="mean", normalize_embeddings=True)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:0"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=TRAINING_ARGUMENTS):
+            read_pooling(tmp_path)
+        assert read_pooling(tmp_path, Pooling.MEAN, normalize=True).pooling_from == "flag"
+    path.unlink()
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="a link to nothing; say how to pool: m3-export --pooling"):
+        read_pooling(tmp_path)
+
+
+def test_heads_that_were_trained_without_normalization_are_warned_of(tmp_path: Path):
+    trained(tmp_path, sentence_pooling_method="cls", normalize_embeddings=False)
+    assert read_pooling(tmp_path).warning is None
+    (tmp_path / "sparse_linear.pt").touch()
+    assert "say --normalize, or --no-normalize" in str(read_pooling(tmp_path).warning)
+    assert read_pooling(tmp_path, normalize=False).warning is None

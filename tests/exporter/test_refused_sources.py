@@ -219,14 +219,6 @@ def test_a_silent_head_is_refused_before_parity(folder: Path, name: str, weight:
     assert re.search(said, message)
 
 
-def test_a_silent_head_is_exported_on_purpose_with_a_warning(folder: Path):
-    write_head(folder, "sparse_linear.pt", weight=0, bias=-1)
-    words = (folder, "--variants", "onnx-fp32", "--allow-silent-head", "--json", "--quiet", *FEW)
-    done = export(*words, folder.parent / "out")
-    assert done.code == 0, done.stderr
-    assert any("gives no weight" in warning for warning in json.loads(done.stdout)["warnings"])
-
-
 def test_heads_that_say_something_are_not_silent():
     generator = np.random.default_rng(0)
     ids = [np.array([0, 5, 6, 7, 2]), np.array([0, 8, 9, 2]), np.array([0, 2])]
@@ -252,12 +244,14 @@ def say_pooling(folder: Path, mode: str, *, normalize: bool = False) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
 
 
-def test_mean_pooling_beside_heads_is_warned_of(folder: Path):
+def test_mean_pooling_beside_heads_and_a_silent_head_on_purpose_are_warned_of(folder: Path):
     say_pooling(folder, "mean")
-    warned = export(folder, "--variants", "onnx-fp32", *FEW, folder.parent / "warned")
+    write_head(folder, "sparse_linear.pt", weight=0, bias=-1)
+    warned = export(folder, "--variants", "onnx-fp32", "--allow-silent-head", *FEW, folder.parent / "warned")
     assert warned.code == 0, warned.stderr
     for output in (warned.stdout, warned.stderr):
         assert "WARNING: sentence-transformers files say mean pooling" in output
+        assert re.search(r"^(\[.*\] )?WARNING: .*gives no weight", output, re.MULTILINE)
 
 
 def test_when_there_is_nothing_to_warn_of(folder: Path):

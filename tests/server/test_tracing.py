@@ -89,11 +89,11 @@ def test_every_answer_has_an_id_and_its_log_line_the_same(encoder):
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("wanted", ["", "a blank", "line\tend", "x" * 129, "Ü", '"quoted"'])
-def test_an_id_that_could_break_a_log_line_is_replaced(encoder, wanted):
+def test_an_id_that_could_break_a_log_line_is_replaced(encoder):
     async def scenario(client: httpx2.AsyncClient) -> None:
-        answer = await client.get("/info", headers=[(b"x-request-id", wanted.encode("latin-1"))])
-        assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        for wanted in ("", "a blank", "line\tend", "x" * 129, "Ü", '"quoted"'):
+            answer = await client.get("/info", headers=[(b"x-request-id", wanted.encode("latin-1"))])
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"]), wanted
 
     serve(encoder, scenario)
 
@@ -108,28 +108,28 @@ def test_two_ids_are_none(encoder):
     serve(encoder, scenario)
 
 
-@pytest.mark.parametrize(
-    ("given", "is_taken"),
-    [
-        (TRACEPARENT, True),
-        (f"01-{TRACE}-{SPAN}-00", True),
-        (f"ff-{TRACE}-{SPAN}-01", False),
-        (f"00-{'0' * 32}-{SPAN}-01", False),
-        (f"00-{TRACE}-{'0' * 16}-01", False),
-        (f"00-{TRACE.upper()}-{SPAN}-01", False),
-        (f"00-{TRACE}-{SPAN}", False),
-    ],
-)
-def test_a_trace_is_taken_over(encoder, given, is_taken):
+def test_a_trace_is_taken_over(encoder):
+    asked = {
+        TRACEPARENT: True,
+        f"01-{TRACE}-{SPAN}-00": True,
+        f"ff-{TRACE}-{SPAN}-01": False,
+        f"00-{'0' * 32}-{SPAN}-01": False,
+        f"00-{TRACE}-{'0' * 16}-01": False,
+        f"00-{TRACE.upper()}-{SPAN}-01": False,
+        f"00-{TRACE}-{SPAN}": False,
+    }
+
     async def scenario(client: httpx2.AsyncClient) -> None:
-        answer = await client.post("/embed", json=EMBED, headers={"traceparent": given})
-        assert answer.headers.get("traceparent") == (f"00{given[2:]}" if is_taken else None)  # the version spoken here
+        for given, is_taken in asked.items():
+            answer = await client.post("/embed", json=EMBED, headers={"traceparent": given})
+            # the version spoken here
+            assert answer.headers.get("traceparent") == (f"00{given[2:]}" if is_taken else None), given
 
     with logged(JsonLines()) as lines:
         serve(encoder, scenario)
-    (line,) = map(json.loads, lines)
-    assert line.get("trace_id") == (TRACE if is_taken else None)
-    assert line.get("parent_span_id") == (SPAN if is_taken else None)
+    for (given, is_taken), line in zip(asked.items(), map(json.loads, lines), strict=True):
+        assert line.get("trace_id") == (TRACE if is_taken else None), given
+        assert line.get("parent_span_id") == (SPAN if is_taken else None), given
 
 
 def test_ids_do_not_leak_between_requests_at_the_same_time(encoder):
@@ -145,34 +145,33 @@ def test_ids_do_not_leak_between_requests_at_the_same_time(encoder):
     assert {json.loads(line)["request_id"] for line in lines} == {f"request-{i}" for i in range(20)}
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/embed", EMBED),
-        ("/", EMBED),
-        ("/embed_sparse", EMBED),
-        ("/embed_all", EMBED),
-        ("/v1/embeddings", {"input": EMBED["inputs"], "model": "tiny-random"}),
-        ("/rerank", {"query": EMBED["inputs"][0], "texts": EMBED["inputs"][1:]}),
-        ("/similarity", {"inputs": {"source_sentence": EMBED["inputs"][0], "sentences": EMBED["inputs"][1:]}}),
-        ("/m3/encode", {"texts": EMBED["inputs"]}),
-    ],
-)
-def test_answers_say_what_was_computed_and_how_long_it_took(encoder, path, body):
+def test_answers_say_what_was_computed_and_how_long_it_took(encoder):
     async def scenario(client: httpx2.AsyncClient) -> None:
-        if "model" in body:
-            body["model"] = (await client.get("/v1/models")).json()["data"][0]["id"]
-        answer = await client.post(path, json=body)
-        assert answer.status_code == 200, answer.text
-        said = {name: answer.headers[name] for name in TIMING_HEADERS}
-        assert said["x-compute-type"] == "cpu"
-        assert int(said["x-compute-characters"]) == sum(map(len, EMBED["inputs"]))
-        assert int(said["x-compute-tokens"]) == int(encoder.encode(EMBED["inputs"]).token_counts.sum())
-        parts = [int(said[f"x-{part}-time"]) for part in ("tokenization", "queue", "inference")]
-        assert sum(parts) <= int(said["x-total-time"]) + 2  # each is rounded
-        refused = await client.post(path, json={})
-        assert refused.status_code == (400 if path.startswith("/v1/") else 422)
-        assert not set(TIMING_HEADERS) & set(refused.headers)
+        asked = {
+            "/embed": EMBED,
+            "/": EMBED,
+            "/embed_sparse": EMBED,
+            "/embed_all": EMBED,
+            "/v1/embeddings": {
+                "input": EMBED["inputs"],
+                "model": (await client.get("/v1/models")).json()["data"][0]["id"],
+            },
+            "/rerank": {"query": EMBED["inputs"][0], "texts": EMBED["inputs"][1:]},
+            "/similarity": {"inputs": {"source_sentence": EMBED["inputs"][0], "sentences": EMBED["inputs"][1:]}},
+            "/m3/encode": {"texts": EMBED["inputs"]},
+        }
+        for path, body in asked.items():
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+            said = {name: answer.headers[name] for name in TIMING_HEADERS}
+            assert said["x-compute-type"] == "cpu"
+            assert int(said["x-compute-characters"]) == sum(map(len, EMBED["inputs"])), path
+            assert int(said["x-compute-tokens"]) == int(encoder.encode(EMBED["inputs"]).token_counts.sum()), path
+            parts = [int(said[f"x-{part}-time"]) for part in ("tokenization", "queue", "inference")]
+            assert sum(parts) <= int(said["x-total-time"]) + 2, path  # each is rounded
+            refused = await client.post(path, json={})
+            assert refused.status_code == (400 if path.startswith("/v1/") else 422), path
+            assert not set(TIMING_HEADERS) & set(refused.headers), path
 
     serve(encoder, scenario)
 
@@ -340,12 +339,12 @@ def test_a_header_that_says_two_things_is_refused(encoder, header, one, other):
     serve(encoder, scenario, api_key=KEY)
 
 
-@pytest.mark.parametrize("wanted", ["", "0", "-1", "1.5", "one", "1" * 10, "9" * 5000])
-def test_a_deadline_that_is_no_number_is_refused(encoder, wanted):
+def test_a_deadline_that_is_no_number_is_refused(encoder):
     async def scenario(client: httpx2.AsyncClient) -> None:
-        answer = await client.post("/embed", json=EMBED, headers={"x-m3-deadline-ms": wanted})
-        assert answer.status_code == 422
-        assert "a whole number of milliseconds above 0" in answer.json()["error"]
+        for wanted in ("", "0", "-1", "1.5", "one", "1" * 10, "9" * 5000):
+            answer = await client.post("/embed", json=EMBED, headers={"x-m3-deadline-ms": wanted})
+            assert answer.status_code == 422, wanted
+            assert "a whole number of milliseconds above 0" in answer.json()["error"]
 
     serve(encoder, scenario)
 

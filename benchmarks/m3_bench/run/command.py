@@ -62,7 +62,8 @@ class _Opened:
         if left := asked.names - able.names:
             reason = f"{str(args.bundle)!r} takes {max_tokens} tokens and gives {', '.join(own)}"
             if whole := [word for word in args.scenarios if word != NO_TIMES and scenarios_in(word) <= left]:
-                raise InputError(f"--scenarios {whole[0]}: nothing there can be measured, as {reason}; leave it out")
+                other = "reranker" if bundle.manifest.is_reranker else "quick"
+                raise InputError(f"--scenarios {whole[0]}: nothing there can be measured, as {reason}; try {other}")
             progress.say(f"{', '.join(sorted(left))} left out: {reason}")
         plan = able.only(args.targets).with_auto(auto_variant(bundle))
         return cls(args, bundle, plan, encoder, progress)
@@ -86,7 +87,9 @@ def run_variants(args: argparse.Namespace) -> bool:
         raise InputError("give either --reference or --plans: plans are held to texts that no plan was made on")
     variants = list(opened.variants(names))
     if plans and FP32 not in {one.name for one in variants}:
-        raise InputError(f"regret is over plans that are compared with {FP32}, which the bundle has not, or not here")
+        raise InputError(
+            f"--plans: they are held to {FP32}, which {str(args.bundle)!r} lacks here: export it, or give it a scenario"
+        )
     others = variants_of_plans(opened.bundle, {one.name for one in variants}, plans, args.threads)
     if not plans:
         return _measure(opened, _texts(opened), variants, {})

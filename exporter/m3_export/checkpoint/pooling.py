@@ -3,11 +3,13 @@
 import json
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from m3_export.checkpoint.weights import refuse_pointers
 from m3_export.errors import CheckpointError
 from m3_runtime.bundle.manifest import Pooling
 
@@ -24,6 +26,7 @@ ST_MODULES = {"Transformer", "Pooling", "Normalize"}
 ST_FILES = "sentence-transformers files"
 TRAINING_ARGUMENTS = "training_args.bin"  # transformers' Trainer writes it; FlagEmbedding's says how it pooled
 _POOLED_BY = "sentence_pooling_method"
+_ZIP = b"PK\x03\x04"  # how what torch.save writes begins
 _NORMALIZED_BY = ("normalize_embeddings", "normlized")  # FlagEmbedding's names, today and before 1.3
 
 
@@ -44,20 +47,20 @@ class PoolingChoice:
 
     @property
     def warning(self) -> str | None:
-        """What sentence-transformers' files say against the sparse and ColBERT heads; None if nothing, or settled."""
+        """What the folder's files say against the sparse and ColBERT heads; None if nothing, or settled."""
         stated, asked = ST_FILES, self.pooling.value
-        if not self.has_heads or self.pooling_from != stated:
+        if not self.has_heads:
             return None
-        if self.pooling is not Pooling.CLS:
+        if self.pooling is not Pooling.CLS and self.pooling_from == stated:
             return (
                 f"{stated} say {asked} pooling, but the folder has M3's heads, which are trained with cls: "
                 "sentence-transformers writes mean when it saves a checkpoint that had no such files. "
                 f"The export follows them; say --pooling cls --normalize, or --pooling {asked} if it is right"
             )
-        if not self.normalize and self.normalize_from == stated:
+        if not self.normalize and self.normalize_from in (ST_FILES, TRAINING_ARGUMENTS):
             return (
-                f"{stated} have no Normalize module, but the folder has M3's heads, which FlagEmbedding normalizes. "
-                "The export follows them; say --normalize, or --no-normalize if it is right"
+                f"no normalization, by {self.normalize_from}, but the folder has M3's heads, which FlagEmbedding "
+                "normalizes. The export follows that; say --normalize, or --no-normalize if it is right"
             )
         return None
 
@@ -120,14 +123,21 @@ def _pooling(path: Path) -> Pooling:
 
 def _trained(path: Path) -> tuple[Pooling, bool] | None:
     """How FlagEmbedding trained; None where the file is not there, or is other training's, which has no such words."""
+    remedy = "say how to pool: m3-export --pooling cls|mean|last_token and --normalize or --no-normalize"
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path.name}: a link to nothing; {remedy}")
     if not path.is_file():
         return None
+    refuse_pointers([path])
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            return None  # another program's
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            said = _values_in_pickle(archive.read(name), {_POOLED_BY, *_NORMALIZED_BY})
-    except (OSError, ValueError, StopIteration, RuntimeError, zipfile.BadZipFile):
-        return None  # not what torch.save writes
+            pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            said = _values_in_pickle(archive.read(pickled[0]), {_POOLED_BY, *_NORMALIZED_BY}) if pickled else {}
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path.name}: cut off or damaged; {remedy}") from error
     if _POOLED_BY not in said:
         return None
     pooled, normalized = said[_POOLED_BY], next((said[name] for name in _NORMALIZED_BY if name in said), True)

@@ -238,7 +238,7 @@ class Planner:
         return a if times[0] < times[1] else b
 
     def _corrected(self, costs: Costs, engine: "_Engine", trials: Sequence[Trial]) -> Costs | None:
-        """Costs that predict how the time of a search's choice compares with others'; None if these do, or must do."""
+        """Costs that predict how a choice's time compares with others'; None if these do, or are recorded."""
         if not trials[0].holds(self._limits) or self._target is not Target.HERE:
             return None
         corrected, layers = costs, self._geometry.layers

@@ -86,8 +86,9 @@ def colbert_form(
     kind, size = member(ColbertDtype, dtype, "colbert_dtype"), checked_integer(pool, "colbert_pool")
     changes = {"dtype": kind is not ColbertDtype.FLOAT32, "dim": dim is not None, "pool": size > 1}
     if Head.COLBERT not in heads and (given := [name for name, is_given in changes.items() if is_given]):
-        message = f"colbert_{given[0]} is of ColBERT vectors, which are not asked for; ask for them, or leave it out"
-        raise InputError(message)
+        is_there = Head.COLBERT in bundle.manifest.heads
+        reason = "are not asked for; ask for them, or" if is_there else "the bundle has not;"
+        raise InputError(f"colbert_{given[0]} is of ColBERT vectors, which {reason} leave it out")
     return ColbertForm(kind, None if dim is None else bundle.colbert_axes(dim), size)
 
 
