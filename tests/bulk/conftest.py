@@ -17,7 +17,7 @@ from m3_runtime.cli import main
 SLOWED = """
 import sys, time
 from m3_runtime.cli import main
-sys.addaudithook(lambda event, _: time.sleep(0.02) if event == "os.rename" else None)
+sys.addaudithook(lambda event, _: time.sleep(0.05) if event == "os.rename" else None)
 sys.exit(main(sys.argv[1:]))
 """
 
