@@ -183,7 +183,7 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
         ({"ids_sha256": "0" * 64}, "have different ids of documents"),
         ({"queries_sha256": "0" * 64}, "have different queries"),
         ({"depth": 20}, "have different depths: 10 and 20"),
-        ({"documents": 10}, "has 10 documents, and the best 10 of them are all: give a lower --depth"),
+        ({"documents": 10}, "has 10 documents, and the best 10 of them are all: search again with a lower --depth"),
         ({"documents": 0}, "has 0 documents"),
         ({"queries": 0}, "there are no queries"),
         ({"ranked": []}, "share no method"),

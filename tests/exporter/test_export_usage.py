@@ -56,8 +56,8 @@ def test_a_wrong_number_of_words_is_exit_2(words: list[str]):
             ["--variants", "onnx-fp32", "--heads", "dense", "--calibration-texts", PROBE],
             "--calibration-texts is for INT8",
         ),
-        (["--plan", TINY_PLAN, "--target", "vnni"], "--target is for a search, and --plan has all plans"),
-        (["--plan", TINY_PLAN, "--optimise", "latency"], "--optimise is for a search"),
+        (["--plan", TINY_PLAN, "--target", "vnni"], "--target is for a search of plans"),
+        (["--plan", TINY_PLAN, "--optimise", "latency"], "--optimise is for a search of plans"),
         (
             ["--plan", "{onnx}", "--variants", "openvino-int8"],
             "onnx.json is of onnx-int8, not of --variants",
