@@ -3,11 +3,16 @@
 python examples/demo.py BUNDLE
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from m3_runtime import M3Encoder
+from m3_runtime.cli.ending import run_command
+from m3_runtime.cli.interrupt import interruptible
 
 QUERIES = ["What is BGE M3?", "Defination of BM25"]  # spelled as in the model's own README
 PASSAGES = [
@@ -28,9 +33,17 @@ LIBRARY = [
 QUESTIONS = {"zh": "蜜蜂怎么找到回蜂巢的路？", "de": "Wie heizt eine Wärmepumpe das Haus?"}
 
 
-def main(bundle: str) -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; gives its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="the bundle's folder")
+    given = parser.parse_args(words)
+    return run_command("demo", lambda: show(given.bundle), memory_remedy="take a smaller model, mini-m3")
+
+
+def show(bundle: str) -> None:
     """Print the whole page."""
-    with M3Encoder.open(bundle) as encoder:
+    with interruptible(partial(M3Encoder.open, bundle)) as encoder:
         source = encoder.bundle.manifest.source.name
         print(f"{source} with variant {encoder.variant.name}, {encoder.space_id}")
         show_scores(encoder)
@@ -78,6 +91,4 @@ def show_search(encoder: M3Encoder) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    sys.exit(main())

@@ -131,7 +131,7 @@ class Words:
 
     def __init__(self, encoder: M3Encoder, passages: Passages) -> None:
         words = [words_of(text) for text in passages.texts]
-        self._keywords = {"TF-IDF": TfIdf(words), "BM25": Bm25(words)}
+        self._keywords: dict[str, TfIdf | Bm25] = {"TF-IDF": TfIdf(words), "BM25": Bm25(words)}
         self._static: StaticVectors | None = None
         try:
             self._static = StaticVectors(encoder, passages.texts, None)
