@@ -58,11 +58,11 @@ class Side:
             index,
         )
 
-    def searched(self, queries: Queries) -> Rankings:
-        """The rankings, for which an index is searched."""
+    def searched(self, queries: Queries) -> "Side":
+        """With what the index finds, if it is one."""
         if self.index is None:
-            return self.rankings
-        return replace(self.rankings, ranked=self.index.ranked(queries, self.rankings.depth))
+            return self
+        return replace(self, rankings=replace(self.rankings, ranked=self.index.ranked(queries, self.rankings.depth)))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -120,24 +120,26 @@ def _strangers(first: Side, second: Side) -> str:
     return found
 
 
-def check_shared(first: Side, second: Side, found: Equivalence) -> None:
+def check_shared(first: Side, second: Side) -> None:
     """Refuse rankings of which no method is in both.
 
     Raises:
         InputError: they share none.
     """
-    if not agreements(found):
-        has = [f"{side.place!r} has {_methods(one)}" for side, one in ((first, found.first), (second, found.second))]
-        raise InputError(f"there is nothing to compare, for they share no method: {has[0]}; {has[1]}")
+    methods = [[one.method for one in side.rankings.ranked] for side in (first, second)]
+    if not set(methods[0]) & set(methods[1]):
+        one, other = (", ".join(names) or "none" for names in methods)
+        raise InputError(f"{first.place!r} and {second.place!r} share no method: {one}; {other}")
 
 
-def check_whole(place: str, rankings: Rankings) -> None:
-    """Refuse rankings that say nothing, or not what they should; `place` is what errors call them.
+def check_whole(side: Side) -> None:
+    """Refuse rankings that say nothing, or not what they should.
 
     Raises:
         InputError: the index has no more documents than are looked for.
         DocumentError: they do not have the ids and scores that they say.
     """
+    place, rankings = side.place, side.rankings
     if rankings.documents <= rankings.depth:
         what = f"{place!r} has {rankings.documents} documents, and the best {rankings.depth} of them are all"
         raise InputError(f"{what}: search with a lower --depth, or in an index of more documents")
@@ -159,10 +161,6 @@ def check_whole(place: str, rankings: Rankings) -> None:
 
 def _changed(place: str, what: str) -> DocumentError:
     return DocumentError(f"the rankings of {place!r}: {what}; the file was changed, so search again")
-
-
-def _methods(rankings: Rankings) -> str:
-    return ", ".join(one.method for one in rankings.ranked) or "none"
 
 
 def lacking(one: Rankings, other: Rankings) -> tuple[str, ...]:

@@ -79,34 +79,36 @@ def _run(args: argparse.Namespace) -> int:
     if args.output is None and len(addresses) == 1:
         raise InputError("there is nothing to compare one index with: give another, or -o FILE for its rankings")
     progress = Progress(quiet=args.quiet)
-    kept = {place: documents.read_as(Rankings, Path(place)) for place in addresses if place.endswith(".json")}
-    for place, rankings in kept.items():
-        check_whole(place, rankings)
-    if all(place in kept for place in addresses):
+    kept = {
+        place: Side(place, documents.read_as(Rankings, Path(place))) for place in addresses if place.endswith(".json")
+    }
+    for side in kept.values():
+        check_whole(side)
+    if len(kept) < len(set(addresses)):
+        sides = _searched(args, addresses, kept, progress)
+    else:
         reason = "is for searching, and what is given are rankings; leave it out"
         refuse_given(args, args.command_parser, ("queries", "bundle", "variant", "depth"), reason)
         if args.second is None:
             raise InputError(f"{args.first!r} has rankings already: give what to compare them with")
-        sides, found = [Side(place, kept[place]) for place in addresses], [kept[place] for place in addresses]
-        check_comparable(*sides)
-    else:
-        sides, found = _searched(args, addresses, kept, progress)
+        sides = [kept[place] for place in addresses]
+        check_comparable(sides[0], sides[1])
     if len(sides) == 1:
-        documents.write(found[0], args.output)
+        documents.write(sides[0].rankings, args.output)
         return OK
-    both = Equivalence(*found)
-    check_shared(*sides, both)
+    check_shared(sides[0], sides[1])
+    found = Equivalence(sides[0].rankings, sides[1].rankings)
     if args.output is not None:
-        documents.write(both, args.output)
+        documents.write(found, args.output)
     names = [_named(side) for side in sides]
-    sys.stdout.write("\n".join([*_table(both, names, args.min_overlap), *_notes(both, names)]) + "\n")
-    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(both))
+    sys.stdout.write("\n".join([*_table(found, names, args.min_overlap), *_notes(found, names)]) + "\n")
+    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
     return OK if holds else OVER_LIMIT
 
 
 def _searched(
-    args: argparse.Namespace, addresses: list[str], kept: Mapping[str, Rankings], progress: Progress
-) -> tuple[list[Side], list[Rankings]]:
+    args: argparse.Namespace, addresses: Sequence[str], kept: Mapping[str, Side], progress: Progress
+) -> list[Side]:
     """Open every index, refuse what does not compare, and search; `kept` are rankings from files."""
     bundle = args.bundle or next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:
@@ -123,21 +125,19 @@ def _searched(
         sides = []
         for place in addresses:
             if place in kept:
-                sides.append(Side(place, kept[place]))
+                sides.append(kept[place])
                 continue
             other = next((p for p in addresses if p != place), None)
             with progress.step(f"Opening {place}"):
-                side = Side.of(place, open_index(place, encoder, other, progress), queries, args.depth)
-            check_whole(place, side.rankings)
-            sides.append(side)
+                sides.append(Side.of(place, open_index(place, encoder, other, progress), queries, args.depth))
+            check_whole(sides[-1])
         if len(sides) == 2:
-            check_comparable(*sides)
-        found = []
-        for side in sides:
+            check_comparable(sides[0], sides[1])
+        for at, side in enumerate(sides):
             with progress.step(f"Searching {side.place} with {_counted(len(texts))}"):
-                found.append(side.searched(queries))
-            check_whole(side.place, found[-1])
-    return sides, found
+                sides[at] = side.searched(queries)
+            check_whole(sides[at])
+    return sides
 
 
 def _queries(path: Path, progress: Progress) -> tuple[tuple[str, ...], Recording | None]:
