@@ -11,7 +11,7 @@ from m3_export.plan.costs import Objective
 from m3_export.verify.budget import AnyBudget, Budget, ScoreBudget
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, Pooling
 from m3_runtime.errors import InputError
-from m3_runtime.words import listed
+from m3_runtime.words import distinct_words
 
 M = TypeVar("M", bound=StrEnum)
 
@@ -71,13 +71,13 @@ class ExportOptions:
 
 
 def words_of_option(text: str, what: str) -> list[str]:
-    """As `listed`, of an export's option.
+    """As `distinct_words`, of an export's option.
 
     Raises:
         OptionsError: a word is empty, or comes twice.
     """
     try:
-        return listed(text, what)
+        return distinct_words(text, what)
     except InputError as error:
         raise OptionsError(str(error)) from error
 

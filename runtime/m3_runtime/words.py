@@ -3,13 +3,13 @@
 from m3_runtime.errors import InputError
 
 
-def listed(text: str, what: str) -> list[str]:
+def distinct_words(text: str, what: str) -> list[str]:
     """The words between commas, without the blanks around them; `what` is one word's kind.
 
     Raises:
         InputError: one is empty, or comes twice.
 
-    >>> listed("dense, sparse", "head")
+    >>> distinct_words("dense, sparse", "head")
     ['dense', 'sparse']
     """
     words = [word.strip() for word in text.split(",")]

@@ -122,8 +122,6 @@ def test_texts_that_are_cut_are_named(tiny_bundle, tmp_path):
         (("--queries-from=b.json",), "--queries-from is gone: write the other language's questions"),
         (("--colbert-memory", "100"), "--colbert-memory is gone"),
         (("--reranked", "5"), "--reranked is for --reranker BUNDLE, which is not given"),
-        (("--variants", "onnx-fp32,,onnx-int8"), "names no name before, between or after its commas"),
-        (("--variants", "onnx-fp32,onnx-fp32"), "names the name 'onnx-fp32' twice"),
         (("--split", "dev"), "expected corpus.jsonl, queries.jsonl and qrels/dev.tsv"),
     ],
 )
@@ -132,6 +130,13 @@ def test_wrong_words_are_explained(tiny_bundle, capsys, words, message):
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("names", ["onnx-fp32,,onnx-int8", "onnx-fp32,onnx-fp32"])
+def test_names_between_commas_come_once(tiny_bundle, capsys, names):
+    with pytest.raises(SystemExit, match="2"):
+        retrieval(DATA, tiny_bundle, *QUICK, "--variants", names)
+    assert f"argument --variants: {names!r} names " in capsys.readouterr().err
 
 
 def test_a_result_is_not_begun_where_the_dataset_is_bad(tiny_bundle, tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from m3_bench.scenarios import NAMES, NO_TIMES
 from m3_runtime.errors import InputError
 from m3_runtime.io.output import check_no_input
-from m3_runtime.words import listed
+from m3_runtime.words import distinct_words
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a text: the class takes no [] when run
 
@@ -18,7 +18,7 @@ def names(words: str) -> list[str]:
     if not words.replace(",", "").strip():
         return []
     try:
-        return listed(words, "name")
+        return distinct_words(words, "name")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

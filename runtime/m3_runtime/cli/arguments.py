@@ -21,7 +21,7 @@ from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.rows import Columns, PairRow, Row
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
-from m3_runtime.words import listed
+from m3_runtime.words import distinct_words
 
 Member = TypeVar("Member", bound=StrEnum)
 
@@ -285,7 +285,7 @@ def _source_format(text: str) -> SourceFormat | None:
 def _heads(text: str) -> tuple[Head, ...]:
     expected = "expected some of dense,sparse,colbert"
     try:
-        names = listed(text, "head")
+        names = distinct_words(text, "head")
     except InputError as error:
         raise argparse.ArgumentTypeError(f"{expected}: {error}") from error
     if not set(names) <= set(ENCODER_HEADS):
