@@ -451,8 +451,13 @@ def expected(kind: type[_D], document: Document, where: str) -> _D:
         DocumentError: it is of another.
     """
     if not isinstance(document, kind):
-        raise DocumentError(f"{where} is a {document.kind}, expected a {kind.__name__.lower()}")
+        raise DocumentError(f"{where} is {_in_words(document.kind)}, expected {_in_words(kind.kind)}")
     return document
+
+
+def _in_words(kind: str) -> str:
+    words = {one: f"a file of {one}" for one in (Rankings.kind, Margins.kind)}
+    return words.get(kind, f"an {kind}" if kind[0] in "aeiou" else f"a {kind}")
 
 
 def read(path: Path) -> Document:

@@ -1,14 +1,14 @@
 """Whether two indexes give the same answers: overlap of what they find, order and scores of what both find."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from m3_bench.documents import Equivalence, Ranked, Rankings
 from m3_bench.errors import DocumentError
 from m3_bench.recording import digest_of
-from m3_bench.retrieval.indexes import Index, Queries
+from m3_bench.retrieval.indexes import HeldIndex, Index, Queries
 from m3_bench.stats import Difference, paired_difference
 from m3_runtime.bundle.space import full_space_of
 from m3_runtime.errors import InputError
@@ -29,74 +29,144 @@ class Agreement:
     drift_max: float | None  # the largest
 
 
-def rankings_of(index: Index, queries: Queries, depth: int) -> Rankings:
-    """Search an index."""
-    return Rankings(
-        index=index.name,
-        space_id=index.space_id,
-        documents=index.documents,
-        ids_sha256=index.ids_sha256,
-        queries=len(queries.texts),
-        queries_sha256=digest_of(queries.texts),
-        depth=depth,
-        ranked=index.ranked(queries, depth),
-    )
+@dataclass(frozen=True)
+class Side:
+    """What is compared: an index as the user names it, or its rankings from a file, whose index is None.
+
+    The rankings of an index rank nothing until it is `searched`.
+    """
+
+    place: str
+    rankings: Rankings
+    index: Index | None = None
+
+    @classmethod
+    def of(cls, place: str, index: Index, queries: Queries, depth: int) -> "Side":
+        """An index that was opened."""
+        return cls(
+            place,
+            Rankings(
+                index=index.name,
+                space_id=index.space_id,
+                documents=index.documents,
+                ids_sha256=index.ids_sha256,
+                queries=len(queries.texts),
+                queries_sha256=digest_of(queries.texts),
+                depth=depth,
+                ranked=(),
+            ),
+            index,
+        )
+
+    def searched(self, queries: Queries) -> "Side":
+        """With what the index finds, if it is one."""
+        if self.index is None:
+            return self
+        return replace(self, rankings=replace(self.rankings, ranked=self.index.ranked(queries, self.rankings.depth)))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All documents' ids, where they are in memory."""
+        return self.index.ids if isinstance(self.index, HeldIndex) else ()
 
 
-def check_comparable(found: Equivalence) -> None:
-    """Refuse indexes whose rankings do not compare.
+def check_comparable(first: Side, second: Side) -> None:
+    """Refuse two sides whose rankings do not compare, before anything is searched.
 
     Raises:
-        InputError: they are of other vector spaces, queries, depths or documents, or share no method.
-        DocumentError: one does not have the ids and scores that it says.
+        InputError: they are of other vector spaces, queries, depths or documents.
     """
-    a, b = found.first, found.second
-    check_whole(a)
-    check_whole(b)
-    for what, one, other in (
-        ("vector spaces", full_space_of(a.space_id), full_space_of(b.space_id)),
-        ("queries", a.queries_sha256, b.queries_sha256),
-        ("depths", a.depth, b.depth),
-        ("numbers of documents", a.documents, b.documents),
-        ("ids of documents", a.ids_sha256 or b.ids_sha256, b.ids_sha256 or a.ids_sha256),
+    a, b = first.rankings, second.rankings
+    queries = f"{a.queries} and {b.queries}"
+    if a.queries == b.queries:
+        queries = f"{a.queries} each, but other texts or another order"
+    ids, other_ids = a.ids_sha256 or b.ids_sha256, b.ids_sha256 or a.ids_sha256
+    for what, one, other, values, remedy in (
+        (
+            "vector spaces",
+            full_space_of(a.space_id),
+            full_space_of(b.space_id),
+            f"{a.space_id} and {b.space_id}",
+            "they come from other checkpoints and do not compare; fill or record one again from the other's",
+        ),
+        ("queries", a.queries_sha256, b.queries_sha256, queries, "search both with the same --queries FILE"),
+        ("depths", a.depth, b.depth, f"{a.depth} and {b.depth}", "search both with the same --depth"),
+        (
+            "numbers of documents",
+            a.documents,
+            b.documents,
+            f"{a.documents} and {b.documents}{_strangers(first, second)}",
+            "fill both with the same documents",
+        ),
+        (
+            "ids of documents",
+            ids,
+            other_ids,
+            _strangers(first, second).removeprefix(", ") or f"digests {ids[:16]} and {other_ids[:16]}",
+            'give a text the same "id" in both: m3-runtime bulk and m3-bench record keep that of a JSONL line',
+        ),
     ):
         if one != other:
-            shown = [str(value)[:20] for value in (one, other)]
-            raise InputError(f"{a.index!r} and {b.index!r} have different {what}: {shown[0]} and {shown[1]}")
-    if not agreements(found):
-        raise InputError(f"{a.index!r} and {b.index!r} share no method: {_methods(a)}; {_methods(b)}")
+            raise InputError(f"{first.place!r} and {second.place!r} have different {what}: {values}; {remedy}")
 
 
-def check_whole(rankings: Rankings) -> None:
+def _strangers(first: Side, second: Side) -> str:
+    """The lowest id that only one side has, of each; of rankings from a file only those that they rank are known."""
+    found = ""
+    for one, other in ((first, second), (second, first)):
+        known = one.ids or [name for method in one.rankings.ranked for ids in method.ids for name in ids]
+        if other.ids and (only := set(known) - set(other.ids)):
+            found += f", {min(only)!r} only in {one.place!r}"
+    return found
+
+
+def check_shared(first: Side, second: Side) -> None:
+    """Refuse rankings of which no method is in both.
+
+    Raises:
+        InputError: they share none.
+    """
+    methods = [[one.method for one in side.rankings.ranked] for side in (first, second)]
+    if not set(methods[0]) & set(methods[1]):
+        one, other = (", ".join(names) or "none" for names in methods)
+        raise InputError(f"{first.place!r} and {second.place!r} share no method: {one}; {other}")
+
+
+def check_whole(side: Side) -> None:
     """Refuse rankings that say nothing, or not what they should.
 
     Raises:
         InputError: the index has no more documents than are looked for.
         DocumentError: they do not have the ids and scores that they say.
     """
+    place, rankings = side.place, side.rankings
     if rankings.documents <= rankings.depth:
-        what = f"{rankings.index} has {rankings.documents} documents, and the best {rankings.depth} of them are all"
-        raise InputError(f"{what}: search again with a lower --depth, or in an index of more documents")
+        what = f"{place!r} has {rankings.documents} documents, and the best {rankings.depth} of them are all"
+        raise InputError(f"{what}: search with a lower --depth, or in an index of more documents")
     if rankings.queries < 1:
-        raise _changed(rankings, "there are no queries")
+        raise _changed(place, "there are no queries")
     names = [one.method for one in rankings.ranked]
     if len(set(names)) < len(names):
-        raise _changed(rankings, "a method is there twice")
+        raise _changed(place, "a method is there twice")
     for one in rankings.ranked:
         if len(one.ids) != rankings.queries or len(one.scores) not in (0, rankings.queries):
-            raise _changed(rankings, f"{one.method} has not one ranking for each of {rankings.queries} queries")
+            raise _changed(
+                place, f"{one.method} has not one ranking for each query, of which there are {rankings.queries}"
+            )
         if any(len(set(ids)) < len(ids) or len(ids) > rankings.depth for ids in one.ids):
-            raise _changed(rankings, f"{one.method} ranks a document twice, or more than {rankings.depth}")
+            raise _changed(place, f"{one.method} ranks a document twice, or more than {rankings.depth}")
         if any(len(ids) != len(scores) for ids, scores in zip(one.ids, one.scores, strict=False)):
-            raise _changed(rankings, f"{one.method} has not a score for each document")
+            raise _changed(place, f"{one.method} has not a score for each document")
 
 
-def _changed(rankings: Rankings, what: str) -> DocumentError:
-    return DocumentError(f"the rankings of {rankings.index!r}: {what}; the file was changed, so search again")
+def _changed(place: str, what: str) -> DocumentError:
+    return DocumentError(f"the rankings of {place!r}: {what}; the file was changed, so search again")
 
 
-def _methods(rankings: Rankings) -> str:
-    return ", ".join(one.method for one in rankings.ranked)
+def lacking(one: Rankings, other: Rankings) -> tuple[str, ...]:
+    """The methods that are only in the other's rankings, and are not compared."""
+    own = {ranked.method for ranked in one.ranked}
+    return tuple(ranked.method for ranked in other.ranked if ranked.method not in own)
 
 
 def agreements(found: Equivalence) -> list[Agreement]:

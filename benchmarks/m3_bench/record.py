@@ -28,7 +28,10 @@ from m3_runtime.io.progress import Progress
 
 @dataclass(frozen=True)
 class RecordSpec:
-    """What is to be recorded. `texts` are those whose vectors are kept; `threads` are PyTorch's on CPU."""
+    """What is to be recorded. `texts` are those whose vectors are kept; `threads` are PyTorch's on CPU.
+
+    `ids` are those of the texts; empty where they have none.
+    """
 
     source: str
     device: str
@@ -39,6 +42,7 @@ class RecordSpec:
     threads: int
     pooling: str | None
     output: Path
+    ids: tuple[str, ...] = ()
 
 
 def record(spec: RecordSpec, progress: Progress) -> Recording:
@@ -82,7 +86,7 @@ def record(spec: RecordSpec, progress: Progress) -> Recording:
         scenarios=scenarios,
         contenders=(replace(unmeasured(contender), versions=versions, scenarios=tuple(done)),),
     )
-    recording = Recording(run, spec.texts, outputs)
+    recording = Recording(run, spec.texts, outputs, spec.ids)
     write_recording(recording, spec.output)
     return recording
 

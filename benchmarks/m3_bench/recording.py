@@ -1,7 +1,7 @@
 """Recorded vectors: a safetensors file with the three heads' outputs, and in its header what recorded them.
 
-The arrays are those of `workers.vectors`. A reference is such a file whose header also holds the texts and the `Run`
-that it was recorded in.
+The arrays are those of `workers.vectors`. A reference is such a file whose header also holds the texts, their ids where
+they had any, and the `Run` that it was recorded in.
 """
 
 import hashlib
@@ -23,16 +23,20 @@ from m3_bench.workers.vectors import DENSE, Vectors, from_arrays, to_arrays
 from m3_export.verify.parity import Outputs
 from m3_runtime.io.atomic import write_whole
 
-RUN_KEY, TEXTS_KEY = "m3_bench_run", "texts"
+RUN_KEY, TEXTS_KEY, IDS_KEY = "m3_bench_run", "texts", "ids"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A reference: what ran (one contender), on which texts, and its vectors."""
+    """A reference: what ran (one contender), on which texts, and its vectors.
+
+    `ids` are those of the texts; empty where their file had none, or an earlier release did not keep them.
+    """
 
     run: Run
     texts: tuple[str, ...]
     outputs: Outputs
+    ids: tuple[str, ...] = ()
 
 
 def digest_of(texts: Sequence[str]) -> str:
@@ -47,6 +51,8 @@ def write_recording(recording: Recording, path: Path) -> None:
         BenchError: it cannot be written.
     """
     header = {RUN_KEY: documents.to_text(recording.run), TEXTS_KEY: json.dumps(recording.texts, ensure_ascii=False)}
+    if recording.ids:
+        header[IDS_KEY] = json.dumps(recording.ids, ensure_ascii=False)
     write_outputs(recording.outputs, path, header)
 
 
@@ -60,19 +66,21 @@ def read_recording(path: Path) -> Recording:
     if RUN_KEY not in header or TEXTS_KEY not in header:
         raise DocumentError(f"{str(path)!r} is no reference of m3-bench record: its header says nothing of a run")
     run = documents.expected(Run, documents.from_text(header[RUN_KEY], str(path)), f"the header of {str(path)!r}")
-    texts = _texts(header[TEXTS_KEY], path)
+    texts, ids = (_texts(header.get(key, "[]"), key, path) for key in (TEXTS_KEY, IDS_KEY))
     if len(outputs.dense) != len(texts):
         raise DocumentError(f"{str(path)!r} holds {len(texts)} texts but vectors of {len(outputs.dense)}; record again")
-    return Recording(run, texts, outputs)
+    if ids and len(ids) != len(texts):
+        raise DocumentError(f"{str(path)!r} holds {len(texts)} texts but {len(ids)} ids; record again")
+    return Recording(run, texts, outputs, ids)
 
 
-def _texts(text: str, path: Path) -> tuple[str, ...]:
+def _texts(text: str, what: str, path: Path) -> tuple[str, ...]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DocumentError(f"the texts of {str(path)!r} are not JSON ({error}); record it again") from error
+        raise DocumentError(f"the {what} of {str(path)!r} are not JSON ({error}); record it again") from error
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise DocumentError(f"the header of {str(path)!r} has no list of texts; record it again")
+        raise DocumentError(f"the header of {str(path)!r} has no list of {what}; record it again")
     return tuple(found)
 
 

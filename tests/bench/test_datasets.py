@@ -68,8 +68,8 @@ def test_queries_of_other_splits_and_without_relevant_documents_are_left_out_and
     data = open_dataset(beir(tmp_path, "q1 d2 1", "q2 d2 0", queries=("q1", "q2", "q3")))
     assert [query.id for query in data.queries] == ["q1"]
     assert data.notes == (
-        "1 queries have no label in test.tsv and were left out",
-        "1 queries without a relevant document were left out",
+        "queries without a label in test.tsv, which were left out: 1",
+        "queries without a relevant document, which were left out: 1",
     )
 
 

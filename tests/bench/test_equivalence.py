@@ -47,13 +47,13 @@ def indexed(bundle: Path, out: Path, *words, passages=NUMBERED) -> Path:
     return out
 
 
-def recorded(encoder: M3Encoder, texts: list[str], path: Path, **of_model) -> Path:
-    """What m3-bench record would write, were this encoder PyTorch."""
+def recorded(encoder: M3Encoder, texts: list[str], path: Path, ids=(), lexical=None, **of_model) -> Path:
+    """What m3-bench record would write, were this encoder PyTorch; `lexical` stands for its lexical weights."""
     found = encoder.encode(texts, return_sparse=True, return_colbert_vecs=True)
-    outputs = Outputs(found.dense_vecs, [by_id(row) for row in found.lexical_weights], found.colbert_vecs)
+    outputs = Outputs(found.dense_vecs, lexical or [by_id(row) for row in found.lexical_weights], found.colbert_vecs)
     model = replace(Model("m", encoder.space_id, "2" * 64), **of_model)
     run = Run(this_machine(), model, 1, (0,), digest_of(texts), (), ())
-    write_recording(Recording(run, tuple(texts), outputs), path)
+    write_recording(Recording(run, tuple(texts), outputs, tuple(ids)), path)
     return path
 
 
@@ -99,7 +99,9 @@ def test_another_order_and_smaller_numbers_are_equivalent(tiny_bundle, index, qu
     assert 0 < found["dense"].drift_max < 2e-3
     assert found["colbert"].overlap.mean > 0.95
     assert found["dense"].order > 0.95
-    assert "40 documents, 50 queries, the best 10 of each" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{index} and {other}: 40 documents, 50 queries, the best 10 of each" in said
+    assert "*" not in said.partition("|---")[2].replace("dense+sparse", "")
 
 
 def test_packed_rows_of_fewer_dimensions_are_searched(tiny_bundle, queries, tmp_path, capsys):
@@ -160,6 +162,83 @@ def test_a_bundle_beside_a_recording_of_passages_and_of_queries(tiny_bundle, enc
     assert found["colbert"].overlap.mean > 0.99
 
 
+def test_methods_that_one_index_lacks_are_named(tiny_bundle, index, rankings, queries, tmp_path, capsys):
+    dense = indexed(tiny_bundle, tmp_path / "dense", "--heads", "dense")
+    for words, lacks in (((index, dense), dense), ((dense, rankings), dense)):
+        assert equivalence(*words, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 0
+        said = capsys.readouterr().out
+        others = ["sparse", "dense+sparse 1/0.3", "colbert", "all 0.4/0.2/0.4"]
+        (line,) = (line for line in said.splitlines() if line.startswith(f"* not compared, for {lacks} lacks it: "))
+        assert sorted(line.partition("it: ")[2].split(", ")) == sorted(others)
+        assert "| sparse" not in said
+
+
+def test_other_vocabularies_of_a_checkpoint_are_named(rankings, tmp_path, capsys):
+    space_id = json.loads(rankings.read_text())["space_id"]
+    small = changed(rankings, tmp_path / "small.json", space_id=f"{space_id}+7091a181")
+    assert equivalence(rankings, small) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"the vocabularies differ: {rankings} (index) is of {space_id}, {small} (index) of {space_id}+7091a181" in said
+    )
+
+
+def test_a_recording_with_ids_is_compared_with_a_bulk_folder(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+    backwards, names = PASSAGES[::-1], [f"p{name}" for name, _ in NUMBERED[::-1]]
+    words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", tmp_path / "e.json", "--force")
+    named = recorded(encoder, backwards, tmp_path / "named.safetensors", names)
+    assert equivalence(index, named, *words) == 0
+    assert all(one.overlap.mean == 1 for one in found_of(tmp_path / "e.json").values())
+    assert equivalence(named, tiny_bundle, *words) == 0
+    capsys.readouterr()
+    numbered = recorded(encoder, PASSAGES, tmp_path / "numbered.safetensors")
+    assert equivalence(index, numbered, *words) == 2
+    said = capsys.readouterr().err
+    assert f"{str(index)!r} and {str(numbered)!r} have different ids of documents: " in said
+    assert f"'p0' only in {str(index)!r}, '000000000' only in {str(numbered)!r}; give a text the same" in said
+    fewer = recorded(encoder, PASSAGES[1:], tmp_path / "fewer.safetensors", names[-2::-1])
+    assert equivalence(index, fewer, *words) == 2
+    assert f"numbers of documents: 40 and 39, 'p0' only in {str(index)!r}" in capsys.readouterr().err
+    twice = recorded(encoder, PASSAGES[:12], tmp_path / "twice.safetensors", ["a"] * 12)
+    assert equivalence(index, twice, *words) == 2
+    assert "twice.safetensors' has the id 'a' twice" in capsys.readouterr().err
+
+
+def test_another_checkpoint_is_named_before_its_vectors_are_looked_into(
+    tiny_bundle, index, queries, encoder, tmp_path, capsys
+):
+    lexical = [{101057: 0.5}] * len(PASSAGES)
+    path = tmp_path / "other.safetensors"
+    foreign = recorded(encoder, PASSAGES, path, lexical=lexical, space_id="m3-other")
+    for first in (index, tiny_bundle):
+        assert equivalence(first, foreign, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
+        said = capsys.readouterr().err
+        assert f"{str(foreign)!r} was made from another checkpoint: it has vectors of the space m3-other" in said
+    assert equivalence(index, index, "--queries", foreign, "--bundle", tiny_bundle, *FLOAT) == 2
+    assert "was made from another checkpoint" in capsys.readouterr().err
+
+
+def test_blank_queries_are_left_out(tiny_bundle, index, tmp_path, capsys):
+    (tmp_path / "q.txt").write_text("\n  \nhello\n")
+    words = (index, index, "--queries", tmp_path / "q.txt", "--bundle", tiny_bundle, *FLOAT)
+    assert cli.main(["equivalence", *map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert "blank queries, which are left out: 2 of 3" in said.err
+    assert "40 documents, 1 query, the best 10 of each" in said.out
+    assert "* 1 query is few; use 50 or more" in said.out
+    (tmp_path / "q.txt").write_text("\n \n")
+    assert equivalence(*words) == 2
+    assert "has no queries: all are blank" in capsys.readouterr().err
+
+
+def test_usage_is_that_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        equivalence("b", "x", "y")
+    said = capsys.readouterr().err
+    assert said.startswith("usage: m3-bench equivalence ")
+    assert "m3-bench equivalence: error: unrecognized arguments: y" in said
+
+
 def test_a_collection_is_searched_by_its_own_engine(tiny_bundle, index, queries, encoder, tmp_path):
     client = QdrantClient(path=str(tmp_path / "qdrant"))
     QdrantIndex.create(client, "docs", encoder).add([Passage(f"p{i}", text) for i, text in enumerate(PASSAGES)])
@@ -179,25 +258,35 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
     ("keys", "message"),
     [
         ({"space_id": "m3-other"}, "have different vector spaces: m3-"),
-        ({"documents": 41}, "have different numbers of documents: 40 and 41"),
-        ({"ids_sha256": "0" * 64}, "have different ids of documents"),
-        ({"queries_sha256": "0" * 64}, "have different queries"),
-        ({"depth": 20}, "have different depths: 10 and 20"),
-        ({"documents": 10}, "has 10 documents, and the best 10 of them are all: search again with a lower --depth"),
+        ({"documents": 41}, "have different numbers of documents: 40 and 41; fill both with the same documents"),
+        ({"ids_sha256": "0" * 64}, "have different ids of documents: digests "),
+        (
+            {"queries_sha256": "0" * 64},
+            "have different queries: 50 each, but other texts or another order; search both with the same --queries",
+        ),
+        (
+            {"queries": 49, "queries_sha256": "0" * 64, "ranked": []},
+            "have different queries: 50 and 49; search both with",
+        ),
+        ({"depth": 20}, "have different depths: 10 and 20; search both with the same --depth"),
+        ({"documents": 10}, "has 10 documents, and the best 10 of them are all: search with a lower --depth"),
         ({"documents": 0}, "has 0 documents"),
         ({"queries": 0}, "there are no queries"),
         ({"ranked": []}, "share no method"),
     ],
 )
 def test_what_does_not_compare_is_refused(rankings, tmp_path, capsys, keys, message):
-    assert equivalence(rankings, changed(rankings, tmp_path / "other.json", **keys)) == 2
-    assert message in capsys.readouterr().err
+    other = changed(rankings, tmp_path / "other.json", **keys)
+    assert equivalence(rankings, other) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert repr(str(other)) in said
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda method: method["ids"].pop(), "has not one ranking for each of 50 queries"),
+        (lambda method: method["ids"].pop(), "has not one ranking for each query, of which there are 50"),
         (lambda method: method["scores"].pop(), "has not one ranking for each"),
         (lambda method: method["scores"][3].pop(), "has not a score for each document"),
         (lambda method: method["ids"].__setitem__(3, method["ids"][3][:1] * 10), "ranks a document twice"),
@@ -288,33 +377,34 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
 
 
 def test_what_is_no_index_is_refused_and_nothing_is_written(
-    tiny_bundle, reranker_bundle, index, rankings, queries, encoder, tmp_path, capsys
+    tiny_bundle, reranker_bundle, index, rankings, queries, tmp_path, capsys
 ):
     few = indexed(tiny_bundle, tmp_path / "few", passages=[(n, text) for n, text in enumerate("abc")])
     strange = tmp_path / "queries.md"
     strange.write_text("a query")
     out = tmp_path / "out.json"
-    foreign = recorded(encoder, PASSAGES, tmp_path / "foreign.safetensors", space_id="m3-other")
     twice = indexed(tiny_bundle, tmp_path / "twice", passages=[(1, "a"), (1, "b")])
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
+    wrong_kind = tmp_path / "wrong.json"
+    documents.write(Run(this_machine(), Model("m", "m3-1", "2" * 64), 1, (0,), "", (), ()), wrong_kind)
     lines = (index / "journal.jsonl").read_text().splitlines(keepends=True)
     (unfinished / "journal.jsonl").write_text("".join(lines[:-1]))
     (tmp_path / "empty.txt").write_text("")
     encoded_by = ("--bundle", tiny_bundle, *FLOAT)
     for words, message in (
         ((index,), "nothing to compare one index with"),
+        ((wrong_kind, rankings), "wrong.json' is a run, expected a file of rankings"),
         (
             (index, tmp_path / "none", "--queries", queries, *encoded_by),
             "is not an index: expected a folder of m3-runtime",
         ),
         ((index, unfinished, "--queries", queries, *encoded_by), "is not finished"),
         ((index, twice, "--queries", queries, *encoded_by), "has the id 'p1' twice"),
-        ((index, foreign, "--queries", queries, *encoded_by), "of the space m3-other"),
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
         ((index, index, "--queries", queries), "--bundle BUNDLE is missing"),
-        ((index, few, "--queries", queries, *encoded_by), "few has 3 documents, and the best 10 of them are all"),
-        ((few, "--queries", queries, *encoded_by), "few has 3 documents"),
+        ((index, few, "--queries", queries, *encoded_by), "few' has 3 documents, and the best 10 of them are all"),
+        ((few, "--queries", queries, *encoded_by), "few' has 3 documents"),
         ((rankings, "--min-overlap", "0.5"), "has rankings already: give what to compare them with"),
         ((index, index, "--queries", queries, "--bundle", reranker_bundle), "is a reranker's bundle"),
         ((index, reranker_bundle, "--queries", queries), "is a reranker's bundle"),

@@ -119,7 +119,7 @@ def test_limits_and_notes(tiny_bundle, tmp_path):
     found = documents.read_as(Margins, tmp_path / "m.json")
     assert found.query_lines == (1, 2, 3)
     assert found.notes[0] == "only the first 3 of 26 good lines"
-    assert found.notes[1].endswith("texts of pairs were longer and were cut")
+    assert ": texts of pairs that were longer and were cut: " in found.notes[1]
 
 
 def test_texts_with_dropped_pieces_are_counted(small_bundle, tmp_path):
@@ -127,7 +127,7 @@ def test_texts_with_dropped_pieces_are_counted(small_bundle, tmp_path):
     path.write_text('{"query": "the model", "pos": ["на"], "neg": ["search"]}\n')
     assert margins(path, small_bundle, "--variants", "onnx-fp32", "-o", tmp_path / "m.json") == 0
     (note,) = documents.read_as(Margins, tmp_path / "m.json").notes
-    assert note.endswith(": 1 texts of pairs have pieces that the bundle dropped")
+    assert note.endswith(": texts of pairs with pieces that the bundle dropped: 1")
 
 
 def test_a_bundle_without_the_other_heads_is_scored_by_dense(tiny_bundle, tmp_path):

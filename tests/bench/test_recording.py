@@ -31,7 +31,7 @@ def outputs(seed: int = 0) -> Outputs:
 def test_a_reference_comes_back(tmp_path):
     write_recording(Recording(RUN, TEXTS, outputs()), tmp_path / "r.safetensors")
     found = read_recording(tmp_path / "r.safetensors")
-    assert (found.run, found.texts) == (RUN, TEXTS)
+    assert (found.run, found.texts, found.ids) == (RUN, TEXTS, ())
     np.testing.assert_array_equal(found.outputs.dense, outputs().dense)
     assert found.outputs.lexical == outputs().lexical
     for got, expected in zip(found.outputs.colbert, outputs().colbert, strict=True):
@@ -62,6 +62,14 @@ def test_nan_is_refused(tmp_path):
 def test_a_text_too_few_is_named(tmp_path):
     write_recording(Recording(RUN, TEXTS[:2], outputs()), tmp_path / "r.safetensors")
     with pytest.raises(DocumentError, match="holds 2 texts but vectors of 3"):
+        read_recording(tmp_path / "r.safetensors")
+
+
+def test_ids_come_back_and_one_too_few_is_named(tmp_path):
+    write_recording(Recording(RUN, TEXTS, outputs(), ("a", "7", "三")), tmp_path / "r.safetensors")
+    assert read_recording(tmp_path / "r.safetensors").ids == ("a", "7", "三")
+    write_recording(Recording(RUN, TEXTS, outputs(), ("a", "7")), tmp_path / "r.safetensors")
+    with pytest.raises(DocumentError, match="holds 3 texts but 2 ids"):
         read_recording(tmp_path / "r.safetensors")
 
 

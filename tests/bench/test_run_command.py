@@ -79,9 +79,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(folder, tiny_random_checkpoint):
     """Recorded as on a GPU box: it has torch and transformers, but neither onnx nor an engine nor what draws."""
-    path = folder / "reference.safetensors"
+    path, texts = folder / "reference.safetensors", (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
+    lines = [json.dumps({"id": name, "text": text}) for name, text in zip(("a", 7, "c"), texts, strict=True)]
+    (folder / "texts.jsonl").write_text("\n".join(lines))
     words = (
-        "record", tiny_random_checkpoint, "--texts", folder / "texts.txt", "--scenarios", folder / "one.toml",
+        "record", tiny_random_checkpoint, "--texts", folder / "texts.jsonl", "--scenarios", folder / "one.toml",
         "--rounds", 2, "--threads", 1, "-o", path,
     )  # fmt: skip
     done = without("onnx onnx_ir onnxscript openvino matplotlib jinja2 bm25s pydantic", words)
@@ -121,6 +123,7 @@ def test_a_reference_says_what_it_is(reference, tiny_bundle):
     assert [one.scenario for one in contender.scenarios] == ["query"]
     assert [len(one.seconds) for one in contender.scenarios[0].rounds] == [3, 3]
     assert len(recording.texts) == 3
+    assert recording.ids == ("a", "7", "c")
 
 
 def test_the_fp32_variant_gives_the_references_vectors(measured, reference):

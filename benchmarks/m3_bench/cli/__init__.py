@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = (word.partition("=")[0] for word in words if word.startswith("--"))
         if gone := next((word for word in (*words[:1], *options) if word in _GONE), None):
             raise InputError(_GONE[gone])
-        args = parser().parse_args(words)
+        args, unknown = parser().parse_known_args(words)
+        if unknown:
+            args.command_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.run(args)
         return code
 

@@ -90,7 +90,8 @@ def _printed(comparison: Comparison) -> Iterator[str]:
     """The comparison for a terminal: parity, each scenario, and what speaks against trusting it."""
     figures = figures_of(runs_of(comparison, ""))
     names = ", ".join(contender.name for contender in comparison.reference.contenders)
-    yield f"# {comparison.reference.model.name}: {names} and {len(comparison.runs)} run(s)\n"
+    runs = "1 run" if len(comparison.runs) == 1 else f"{len(comparison.runs)} runs"
+    yield f"# {comparison.reference.model.name}: {names} and {runs}\n"
     yield from (f"* {note}" for note in comparison.notes)
     parities = list(parities_of(comparison, figures.entries))
     currency = comparison.prices.currency

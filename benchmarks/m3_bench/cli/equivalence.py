@@ -2,20 +2,19 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from m3_bench import documents
 from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.documents import Equivalence, Rankings
-from m3_bench.equivalence import FEW_QUERIES, agreements, check_comparable, check_whole, rankings_of
+from m3_bench.equivalence import FEW_QUERIES, Side, agreements, check_comparable, check_shared, check_whole, lacking
 from m3_bench.recording import Recording, read_recording
-from m3_bench.retrieval.indexes import RECORDED, Queries, open_index, path_of
+from m3_bench.retrieval.indexes import RECORDED, Queries, check_checkpoint, open_index, path_of
 from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
-from m3_runtime.bundle.space import full_space_of
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads, number, refuse_given
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.cpu import default_threads
@@ -24,6 +23,7 @@ from m3_runtime.errors import InputError
 from m3_runtime.exit_codes import OK, OVER_LIMIT
 from m3_runtime.io.progress import Progress
 from m3_runtime.io.readers import read_texts
+from m3_runtime.pairs import is_blank
 
 _DESCRIPTION = """\
 Is one index as good as another? Both are searched with the same queries, which need no labels, and what they find is
@@ -78,75 +78,95 @@ def _run(args: argparse.Namespace) -> int:
     checked_output(args.output, force=args.force, inputs=inputs)
     if args.output is None and len(addresses) == 1:
         raise InputError("there is nothing to compare one index with: give another, or -o FILE for its rankings")
-    rankings = _rankings(args, addresses)
-    if len(rankings) == 1:
-        check_whole(rankings[0])
-        documents.write(rankings[0], args.output)
-        return OK
-    found = Equivalence(rankings[0], rankings[1])
-    check_comparable(found)
-    if args.output is not None:
-        documents.write(found, args.output)
-    sys.stdout.write("\n".join(_table(found, args.min_overlap)) + "\n")
-    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
-    return OK if holds else OVER_LIMIT
-
-
-def _rankings(args: argparse.Namespace, addresses: list[str]) -> list[Rankings]:
-    kept = {p: documents.read_as(Rankings, Path(p)) for p in addresses if p.endswith(".json")}
-    if all(address in kept for address in addresses):
+    progress = Progress(quiet=args.quiet)
+    kept = {
+        place: Side(place, documents.read_as(Rankings, Path(place))) for place in addresses if place.endswith(".json")
+    }
+    for side in kept.values():
+        check_whole(side)
+    if len(kept) < len(set(addresses)):
+        sides = _searched(args, addresses, kept, progress)
+    else:
         reason = "is for searching, and what is given are rankings; leave it out"
         refuse_given(args, args.command_parser, ("queries", "bundle", "variant", "depth"), reason)
         if args.second is None:
             raise InputError(f"{args.first!r} has rankings already: give what to compare them with")
-        return [kept[address] for address in addresses]
+        sides = [kept[place] for place in addresses]
+        check_comparable(sides[0], sides[1])
+    if len(sides) == 1:
+        documents.write(sides[0].rankings, args.output)
+        return OK
+    check_shared(sides[0], sides[1])
+    found = Equivalence(sides[0].rankings, sides[1].rankings)
+    if args.output is not None:
+        documents.write(found, args.output)
+    names = [_named(side) for side in sides]
+    sys.stdout.write("\n".join([*_table(found, names, args.min_overlap), *_notes(found, names)]) + "\n")
+    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
+    return OK if holds else OVER_LIMIT
+
+
+def _searched(
+    args: argparse.Namespace, addresses: Sequence[str], kept: Mapping[str, Side], progress: Progress
+) -> list[Side]:
+    """Open every index, refuse what does not compare, and search; `kept` are rankings from files."""
     bundle = args.bundle or next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
     if args.queries is None or bundle is None:
         raise InputError(f"{'--queries FILE' if args.queries is None else '--bundle BUNDLE'} is missing")
-    progress = Progress(quiet=args.quiet)
-    texts, recorded = _queries(args.queries)
+    texts, recorded = _queries(args.queries, progress)
     opening = partial(M3Encoder.open, bundle, variant=args.variant, threads=args.threads)
     with interruptible(opening) as encoder:
-        space = full_space_of(encoder.space_id)  # what fewer pieces cost is to be measured, not refused
-        if recorded is not None and full_space_of(recorded.run.model.space_id) != space:
-            raise InputError(
-                f"{str(args.queries)!r} has vectors of the space {recorded.run.model.space_id}, the bundle gives "
-                f"{encoder.space_id}: they come from different weights and cannot be compared"
-            )
+        if recorded is not None:
+            check_checkpoint(str(args.queries), recorded.run.model.space_id, encoder)
         queries = Queries(texts, encoder, recorded, progress)
         tokenized = encoder.tokenizer.encode_batch(texts, checked_max_length(None, encoder.max_tokens, "max_length"))
-        if lacking := tokenized.out_of_vocabulary:
-            progress.say(f"{lacking} of {len(texts)} queries have pieces that the bundle dropped")
-        found = []
-        for address in addresses:
-            if address in kept:
-                found.append(kept[address])
+        if respelled := tokenized.out_of_vocabulary:
+            progress.say(f"queries with pieces that the bundle dropped: {respelled} of {len(texts)}")
+        sides = []
+        for place in addresses:
+            if place in kept:
+                sides.append(kept[place])
                 continue
-            other = next((p for p in addresses if p != address), None)
-            with progress.step(f"Searching {address} with {len(texts)} queries"):
-                index = open_index(address, encoder, other, progress)
-                if full_space_of(index.space_id) != space:
-                    raise InputError(
-                        f"{address!r} has vectors of the space {index.space_id}, the bundle gives {encoder.space_id}: "
-                        "they come from different weights and cannot be compared"
-                    )
-                found.append(rankings_of(index, queries, args.depth))
-    return found
+            other = next((p for p in addresses if p != place), None)
+            with progress.step(f"Opening {place}"):
+                sides.append(Side.of(place, open_index(place, encoder, other, progress), queries, args.depth))
+            check_whole(sides[-1])
+        if len(sides) == 2:
+            check_comparable(sides[0], sides[1])
+        for at, side in enumerate(sides):
+            with progress.step(f"Searching {side.place} with {_counted(len(texts))}"):
+                sides[at] = side.searched(queries)
+            check_whole(sides[at])
+    return sides
 
 
-def _queries(path: Path) -> tuple[tuple[str, ...], Recording | None]:
+def _queries(path: Path, progress: Progress) -> tuple[tuple[str, ...], Recording | None]:
     if path.name.endswith(RECORDED):
         recording = read_recording(path)
         return recording.texts, recording
-    texts = tuple(row.text for row in read_texts(str(path)))
+    rows = [row.text for row in read_texts(str(path))]
+    texts = tuple(text for text in rows if not is_blank(text))
     if not texts:
-        raise InputError(f"{str(path)!r} has no queries")
+        raise InputError(f"{str(path)!r} has no queries: {'all are blank' if rows else 'it is empty'}")
+    if len(texts) < len(rows):
+        progress.say(f"{path}: blank queries, which are left out: {len(rows) - len(texts)} of {len(rows)}")
     return texts, None
 
 
-def _table(found: Equivalence, least: float) -> Iterator[str]:
-    a, b = found.first, found.second
-    yield f"# {a.index} and {b.index}: {a.documents} documents, {a.queries} queries, the best {a.depth} of each\n"
+def _counted(queries: int) -> str:
+    return "1 query" if queries == 1 else f"{queries} queries"
+
+
+def _named(side: Side) -> str:
+    """A side as the user named it, with the name of its index where that says more."""
+    name = side.rankings.index
+    return side.place if name in (side.place, Path(side.place).name) else f"{side.place} ({name})"
+
+
+def _table(found: Equivalence, names: Sequence[str], least: float) -> Iterator[str]:
+    a = found.first
+    counts = f"{a.documents} documents, {_counted(a.queries)}, the best {a.depth} of each"
+    yield f"# {' and '.join(names)}: {counts}\n"
     yield "| method | overlap [95 %] | same documents | order (tau) | score drift, mean / max | |"
     yield "|---|---|---|---|---|---|"
     for one in agreements(found):
@@ -156,5 +176,20 @@ def _table(found: Equivalence, least: float) -> Iterator[str]:
         verdict = "" if span.mean >= least else f"**below {least:g}**"
         cells = (one.method, f"{span.mean:.4f} [{span.low:.4f}, {span.high:.4f}]", f"{one.unchanged:.0%}", order, drift)
         yield f"| {' | '.join(cells)} | {verdict} |"
+
+
+def _notes(found: Equivalence, names: Sequence[str]) -> list[str]:
+    """What the table does not show, and what speaks against it."""
+    a, b = found.first, found.second
+    notes = []
+    for name, one, other in ((names[0], a, b), (names[1], b, a)):
+        if methods := lacking(one, other):
+            notes.append(f"not compared, for {name} lacks it: {', '.join(methods)}")
+    if a.space_id != b.space_id:
+        notes.append(
+            f"the vocabularies differ: {names[0]} is of {a.space_id}, {names[1]} of {b.space_id}. One checkpoint, but "
+            "texts with pieces that only one of them has got other vectors there, which lowers the overlap"
+        )
     if a.queries < FEW_QUERIES:
-        yield f"\n* {a.queries} queries are few; use {FEW_QUERIES} or more"
+        notes.append(f"{_counted(a.queries)} {'is' if a.queries == 1 else 'are'} few; use {FEW_QUERIES} or more")
+    return ["", *(f"* {note}" for note in notes)] if notes else []

@@ -2,12 +2,17 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_output, add_scenarios, checked_output
 from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
+from m3_runtime.errors import InputError
+from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.readers import raw_rows
+from m3_runtime.io.rows import BadRow, Columns
 
 _DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
@@ -34,7 +39,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub id, or a name such as mini-m3")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--dtype", choices=("fp32", "tf32", "fp16", "bf16"), default="fp32", help="(default: fp32)")
-    parser.add_argument("--texts", type=Path, metavar="FILE", help="JSONL or lines (default: 97 in 26 languages)")
+    parser.add_argument(
+        "--texts", type=Path, metavar="FILE", help="JSONL, with ids or without, or lines (default: 97 in 26 languages)"
+    )
     parser.add_argument("--pooling", choices=[pooling.value for pooling in Pooling], help="as for m3-export")
     add_scenarios(parser)
     add_integer(parser, "--rounds", "turns of each scenario", default=3)
@@ -52,11 +59,13 @@ def _run(args: argparse.Namespace) -> int:
     inputs = [Path(args.checkpoint), *([args.texts] if args.texts else [])]
     checked_output(args.output, force=args.force, inputs=inputs)
     found = read_texts(args.texts, "texts") if args.texts else probe_texts()
+    texts = tuple(text.text for text in found)
     spec = RecordSpec(
         source=args.checkpoint,
         device=args.device,
         dtype=Dtype(args.dtype),
-        texts=tuple(text.text for text in found),
+        texts=texts,
+        ids=_ids_of(args.texts, texts) if args.texts else (),
         plan=read_plan(args.scenarios),
         rounds=args.rounds,
         threads=args.threads,
@@ -69,3 +78,21 @@ def _run(args: argparse.Namespace) -> int:
         f"{len(recording.texts)} texts, {len(recording.run.scenarios)} scenarios\n"
     )
     return 0
+
+
+def _ids_of(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    """The ids of a JSONL file's texts, as m3-runtime bulk reads them; empty where not one has an id.
+
+    Raises:
+        InputError: an id is no string or integer; its line is named.
+    """
+    if path.suffix != ".jsonl":
+        return ()
+    rows = []
+    for raw in raw_rows(str(path), SourceFormat.JSONL, Columns()):
+        row = raw.parsed()
+        if isinstance(row, BadRow):
+            raise InputError(f"{row.place}: {row.reason}")
+        rows.append(row)
+    are_there = any(row.id != row.place for row in rows) and len(rows) == len(texts)
+    return tuple(row.id for row in rows) if are_there else ()

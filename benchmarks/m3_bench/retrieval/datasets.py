@@ -159,7 +159,7 @@ def _beir(folder: Path, split: str | None) -> Labelled:
     every_query = [Item(record.id, record.text) for record in records_of(_Query, queries)]
     meant = [query for query in every_query if query.id in asked]
     others = len(every_query) - len(meant)
-    notes = (f"{others} queries have no label in {labels.name} and were left out",) if others else ()
+    notes = (f"queries without a label in {labels.name}, which were left out: {others}",) if others else ()
     return _checked("beir", folder.name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
 
 
@@ -287,7 +287,7 @@ def _checked(
         documents=documents,
         queries=tuple(queries[number] for number in kept),
         relevant=tuple(relevant[number] for number in kept),
-        notes=notes + ((f"{left_out} queries without a relevant document were left out",) if left_out else ()),
+        notes=notes + ((f"queries without a relevant document, which were left out: {left_out}",) if left_out else ()),
     )
 
 

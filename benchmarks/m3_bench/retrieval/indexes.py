@@ -92,7 +92,8 @@ class HeldIndex(Index):
         recorded = queries.recorded.outputs if self.is_recorded and queries.recorded else None
         encoder = TextEncoder(queries.encoder, None, queries.progress)
         if recorded:
-            asked = _of_outputs(recorded, queries.encoder, self.name)
+            numbers = [str(number) for number in range(len(queries.texts))]
+            asked = _of_outputs(recorded, queries.encoder, "the recorded queries", numbers)
         else:
             asked = encoder.vectors(queries.texts, "queries")
         heads = [Head.DENSE, *([Head.SPARSE] if self.vectors.sparse is not None else [])]
@@ -162,7 +163,8 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
     """Open a folder of `m3-runtime bulk`, a recording, a collection, or a bundle, which encodes `other`'s texts.
 
     Raises:
-        InputError: there is no such index, it is not finished, ids come twice, or vectors are not the bundle's kind.
+        InputError: there is no such index, it is not finished, ids come twice, or its vectors are of another
+            checkpoint than the bundle's, or not the bundle's kind.
         DocumentError: a recording cannot be read.
     """
     kind, _, address = place.partition(":")
@@ -170,18 +172,33 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, progress: Prog
         return _collection(kind, address, encoder)
     path = Path(place)
     if place.endswith(RECORDED) and path.is_file():
-        return _checked(_recorded(path.name, read_recording(path), encoder), encoder)
+        return _checked(_recorded(path.name, _recording_of(place, encoder), encoder), encoder)
     if (path / JOURNAL).is_file():
-        return _checked(_bulk(path), encoder)
+        index = _bulk(path)
+        check_checkpoint(place, index.space_id, encoder)
+        return _checked(index, encoder)
     if (path / MANIFEST_NAME).is_file():
         if other is None or not other.endswith(RECORDED):
             raise InputError(
                 f"{place!r} is a bundle; give a recording (m3-bench record) beside it, whose texts it encodes"
             )
-        return _encoded(path.resolve().name, encoder, read_recording(Path(other)), progress)
+        return _encoded(path.resolve().name, encoder, _recording_of(other, encoder), progress)
     raise InputError(
         f"{place!r} is not an index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}"
     )
+
+
+def check_checkpoint(place: str, space_id: str, encoder: M3Encoder) -> None:
+    """Refuse vectors of another checkpoint; those of fewer pieces are the bundle's, for what they cost is measured.
+
+    Raises:
+        InputError: they are.
+    """
+    if full_space_of(space_id) != full_space_of(encoder.space_id):
+        raise InputError(
+            f"{place!r} was made from another checkpoint: it has vectors of the space {space_id}, the bundle gives "
+            f"{encoder.space_id}, and they do not compare; give the bundle that was exported from that checkpoint"
+        )
 
 
 def path_of(place: str) -> Path:
@@ -250,8 +267,27 @@ def _sparse(
     return csr_matrix((weights, ids, starts), shape=(len(documents), columns))
 
 
+def _recording_of(place: str, encoder: M3Encoder) -> Recording:
+    """A recording of the bundle's checkpoint, its texts in the order of their ids, which are numbers if it has none."""
+    recording = read_recording(Path(place))
+    check_checkpoint(place, recording.run.model.space_id, encoder)
+    if not recording.ids:
+        return replace(recording, ids=tuple(f"{number:09d}" for number in range(len(recording.texts))))
+    order, found = sorted(range(len(recording.ids)), key=recording.ids.__getitem__), recording.outputs
+    texts, ids = (tuple(values[i] for i in order) for values in (recording.texts, recording.ids))
+    _refuse_twice(place, ids)
+    lexical = None if found.lexical is None else [found.lexical[i] for i in order]
+    colbert = None if found.colbert is None else [found.colbert[i] for i in order]
+    return Recording(recording.run, texts, Outputs(found.dense[order], lexical, colbert), ids)
+
+
+def _refuse_twice(place: str, ascending: Sequence[str]) -> None:
+    if (twice := next((a for a, b in pairwise(ascending) if a == b), None)) is not None:
+        raise InputError(f"{place!r} has the id {twice!r} twice; rankings would not say which is meant")
+
+
 def _encoded(name: str, encoder: M3Encoder, recording: Recording, progress: Progress) -> HeldIndex:
-    texts, ids = TextEncoder(encoder, None, progress), _numbered(recording)
+    texts, ids = TextEncoder(encoder, None, progress), recording.ids
 
     def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
         chosen = wanted.tolist()
@@ -264,28 +300,24 @@ def _encoded(name: str, encoder: M3Encoder, recording: Recording, progress: Prog
 
 
 def _recorded(name: str, recording: Recording, encoder: M3Encoder) -> HeldIndex:
-    ids, kept = _numbered(recording), recording.outputs.colbert
+    ids, kept = recording.ids, recording.outputs.colbert
 
     def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
         return ((index, kept[index]) for index in wanted.tolist()) if kept else iter(())
 
-    vectors, space_id = _of_outputs(recording.outputs, encoder, name), recording.run.model.space_id
+    vectors, space_id = _of_outputs(recording.outputs, encoder, name, ids), recording.run.model.space_id
     return HeldIndex(name, space_id, len(ids), ids, vectors, rows if kept else None, is_recorded=True)
 
 
-def _numbered(recording: Recording) -> tuple[str, ...]:
-    return tuple(f"{number:09d}" for number in range(len(recording.texts)))
-
-
-def _of_outputs(outputs: Outputs, encoder: M3Encoder, name: str) -> TextVectors:
+def _of_outputs(outputs: Outputs, encoder: M3Encoder, name: str, texts: Sequence[str]) -> TextVectors:
+    """The vectors as they are searched; `texts` are what errors call them."""
     sparse = None
     if outputs.lexical is not None:
         ids = np.array([token for row in outputs.lexical for token in row], np.int64)
         starts = np.cumsum([0, *map(len, outputs.lexical)])
         weights = np.array([weight for row in outputs.lexical for weight in row.values()], np.float32)
-        numbers = [str(number) for number in range(len(outputs.lexical))]
         columns = encoder.bundle.manifest.geometry.vocab_size
-        sparse = _sparse(name, numbers, starts, ids, weights, columns)
+        sparse = _sparse(name, texts, starts, ids, weights, columns)
     return TextVectors(outputs.dense, sparse, 0)
 
 
@@ -322,8 +354,7 @@ def _bulk(folder: Path) -> HeldIndex:
         )
     order = np.argsort(np.array(ids), kind="stable")
     ordered = tuple(ids[i] for i in order.tolist())
-    if twice := next((a for a, b in pairwise(ordered) if a == b), None):
-        raise InputError(f"{str(folder)!r} has the id {twice!r} twice; rankings would not say which is meant")
+    _refuse_twice(str(folder), ordered)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
 

@@ -54,9 +54,9 @@ def measure_margins(
     for one, variant, encoder in choice.opened(M3Encoder, threads, progress):
         scored = [_scored(encoder, block, max_length) for block in progress.bar(blocks, "lines", "block")]
         if truncated := sum(cut for _, cut, _ in scored):
-            notes.append(f"{one.name}: {truncated} texts of pairs were longer and were cut")
+            notes.append(f"{one.name}: texts of pairs that were longer and were cut: {truncated}")
         if respelled := sum(lacking for _, _, lacking in scored):
-            notes.append(f"{one.name}: {respelled} texts of pairs have pieces that the bundle dropped")
+            notes.append(f"{one.name}: texts of pairs with pieces that the bundle dropped: {respelled}")
         of_head = {head: np.concatenate([block[head] for block, _, _ in scored]) for head in scored[0][0]}
         for method, values in _methods(of_head, hybrids).items():
             scores.append(PairScoresOf(one.name, one.model, variant.name, method, *_by_line(examples, values)))

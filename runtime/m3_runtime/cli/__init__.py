@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     top = parser()
-    arguments = top.parse_args(argv)
+    arguments, unknown = top.parse_known_args(argv)
+    if unknown:
+        arguments.command_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.command_parser.reads_environment:
         # of all commands that read any: one container may be given the variables of several
         reading = [command for command in commands_of(top).values() if command.reads_environment]
