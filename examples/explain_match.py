@@ -9,12 +9,20 @@ sparse score. Lower half: the dot product of every ColBERT row of the query (dow
 
 import argparse
 import html
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m3_runtime import Encoding, M3Encoder
+from m3_runtime.cli.ending import run_command
+from m3_runtime.cli.interrupt import interruptible
+from m3_runtime.errors import InputError
+from m3_runtime.io.output import opened_output
+from m3_runtime.pairs import is_blank
 
 CELL_W, CELL_H, LEFT, TOP = 46, 24, 110, 220  # TOP: of the matrix, below both strips and the turned words
 INK, GREY, WEIGHT, MATCH = "#1b2733", "#5b6875", "#c2571a", "#2c6fbb"
@@ -93,20 +101,39 @@ def scores_line(encoder: M3Encoder, found: Encoding, similarity: NDArray[np.floa
     return f"dense {dense:.3f}   sparse {sparse:.3f}   ColBERT {similarity.max(axis=1).mean():.3f}"
 
 
-def main() -> None:
-    """Encode both texts, write the picture."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; gives its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("query", help="what is asked")
     parser.add_argument("passage", help="what is found")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("match.svg"), metavar="FILE", help="default: match.svg"
-    )
+    parser.add_argument("-o", "--output", default="match.svg", metavar="FILE", help="default: match.svg")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
     parser.add_argument("--variant", default="auto", metavar="NAME", help="default: the fastest that runs here")
-    given = parser.parse_args()
-    with M3Encoder.open(given.bundle, variant=given.variant) as encoder:
-        given.output.write_text(picture(encoder, given.query, given.passage), encoding="utf-8")
+    given = parser.parse_args(words)
+    return run_command(
+        "explain_match",
+        lambda: draw(given),
+        memory_remedy="take shorter texts",
+        consequence=", nothing was written",
+    )
+
+
+def draw(given: argparse.Namespace) -> None:
+    """Encode both texts, write the picture.
+
+    Raises:
+        M3Error: what was given is wrong.
+    """
+    for name in ("query", "passage"):
+        if is_blank(getattr(given, name)):
+            raise InputError(f"the {name} is empty: there is nothing to explain")
+    if Path(given.output).is_file() and not given.force:
+        raise InputError(f"{given.output!r} exists; choose another file, or pass --force to replace it")
+    open_encoder = partial(M3Encoder.open, given.bundle, variant=given.variant)
+    with interruptible(open_encoder) as encoder, opened_output(given.output) as file:
+        file.write(picture(encoder, given.query, given.passage).encode())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

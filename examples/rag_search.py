@@ -6,8 +6,9 @@ in all these ways, and shows what each finds. Needs the extras `bench`, for BM25
 vectors from the bundle; without the latter they are left out.
 
     python examples/rag_search.py BUNDLE                             # questions in English and Chinese
-    python examples/rag_search.py BUNDLE "谁发现了镭？"                # your own question
-    python examples/rag_search.py BUNDLE --corpus docs.jsonl         # your own passages, {"_id": …, "text": …} a line
+    python examples/rag_search.py BUNDLE "谁用胶泥做成活字？"          # your own question
+    python examples/rag_search.py BUNDLE --corpus docs.jsonl         # your own passages, {"id": …, "text": …} a line
+    python examples/rag_search.py BUNDLE --weights 0.4,0.2,0.4       # the hybrid as BGE-M3's README adds it up
     python examples/rag_search.py BUNDLE --store my-store            # keep the vectors; the next start takes them again
     python examples/rag_search.py BUNDLE --reranker RERANKER         # the last rung: m3-export mini-reranker RERANKER
 """
@@ -15,28 +16,41 @@ vectors from the bundle; without the latter they are left out.
 import argparse
 import json
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_bench.retrieval.hybrids import Hybrid, parse_weights
 from m3_bench.retrieval.keywords import Bm25, StaticVectors, TfIdf
-from m3_bench.retrieval.search import words_of
-from m3_runtime import Encoding, M3Encoder, M3Error, M3Reranker, check_space
+from m3_bench.retrieval.search import best, best_above_zero, words_of
+from m3_runtime import Encoding, M3Encoder, M3Reranker, check_space
+from m3_runtime.cli.ending import run_command
+from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import ExtraNotInstalledError, InputError
+from m3_runtime.io.output import opened_output, write_npz
+from m3_runtime.io.readers import read_texts
+from m3_runtime.io.rows import Columns
+from m3_runtime.pairs import is_blank
 
 CORPUS = Path(__file__).parents[1] / "benchmarks" / "data" / "multilingual" / "corpus.jsonl"
 QUESTIONS = (
     "Who first climbed the second highest mountain on Earth?",
     "Which lake is the deepest in the world?",
     "谁用胶泥做成活字？",
-    "谁发现了镭？",
+    "谁是第一个进入太空的人？",
 )
-WEIGHTS = (0.4, 0.2, 0.4)
-"""Dense, sparse, ColBERT in the hybrid score: those of BGE-M3's README."""
+WEIGHTS = "1,0.1,1"
+"""Dense, sparse, ColBERT in the hybrid score.
+
+They suit mini-m3, whose sparse scores are several times BGE-M3's (models/README.md); BGE-M3's README has 0.4,0.2,0.4.
+"""
 SHOWN, RERANKED = 3, 20
 
 Scores = NDArray[np.float32]
@@ -68,17 +82,16 @@ class Store:
 
     def save(self, path: Path, encoder: M3Encoder, passages: Passages) -> None:
         """Write the store, with what made it: vectors of another model must not be compared with these."""
-        part = path.with_suffix(".part.npz")  # a run that is stopped here leaves no half store under the name
-        np.savez(
-            part,
-            made_by=np.array([encoder.space_id, encoder.variant.name]),
-            texts=np.array(passages.texts),
-            dense=self._dense,
-            sparse=np.array(json.dumps(self._sparse)),
-            colbert=np.concatenate(self._colbert),
-            rows=np.array([len(rows) for rows in self._colbert]),
-        )
-        part.replace(path)
+        arrays = {
+            "made_by": np.array([encoder.space_id, encoder.variant.name]),
+            "texts": np.array(passages.texts),
+            "dense": self._dense,
+            "sparse": np.array(json.dumps(self._sparse)),
+            "colbert": np.concatenate(self._colbert),
+            "rows": np.array([len(rows) for rows in self._colbert]),
+        }
+        with opened_output(str(path)) as file:
+            write_npz(file, arrays)
 
     @classmethod
     def load(cls, path: Path, encoder: M3Encoder, passages: Passages) -> "Store":
@@ -86,15 +99,20 @@ class Store:
 
         Raises:
             SpaceMismatchError: another model filled it.
-            SystemExit: it holds other passages.
+            InputError: it holds other passages, or is no store.
         """
-        with np.load(path) as kept:
-            space_id, variant = map(str, kept["made_by"])
-            check_space(space_id, variant, encoder)
-            if tuple(kept["texts"]) != passages.texts:
-                sys.exit(f"{path} holds other passages than the corpus has now; delete it, and it is made again")
-            colbert = np.split(kept["colbert"], np.cumsum(kept["rows"])[:-1])
-            return cls(kept["dense"], json.loads(str(kept["sparse"])), colbert)
+        remedy = "delete it, and it is made again, or choose another folder for --store"
+        try:
+            with path.open("rb") as file, np.load(file) as kept:
+                space_id, variant = map(str, kept["made_by"])
+                texts, dense, sparse = tuple(kept["texts"]), kept["dense"], json.loads(str(kept["sparse"]))
+                colbert = np.split(kept["colbert"], np.cumsum(kept["rows"])[:-1])
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{str(path)!r} is no store that this example has written; {remedy}") from error
+        check_space(space_id, variant, encoder)
+        if texts != passages.texts:
+            raise InputError(f"{str(path)!r} holds other passages than the corpus has now; {remedy}")
+        return cls(dense, sparse, colbert)
 
     def scores(self, encoder: M3Encoder, question: Encoding) -> tuple[Scores, Scores, Scores]:
         """Dense, sparse and ColBERT scores of the question with every passage, (N,) each."""
@@ -137,23 +155,25 @@ class Ranked:
 
 def ranked(method: str, scores: Scores) -> Ranked:
     """The best few; those without a score are not found."""
-    best = [int(place) for place in np.argsort(-scores, kind="stable")[:SHOWN] if scores[place] > 0]
-    return Ranked(method, tuple(best), tuple(float(scores[place]) for place in best))
+    places = best_above_zero(scores, SHOWN)
+    return Ranked(method, tuple(places.tolist()), tuple(scores[places].tolist()))
 
 
 def reranked(reranker: M3Reranker, question: str, scores: Scores, passages: Passages) -> Ranked:
     """The best of other scores in the reranker's order, which reads question and passage together."""
-    best = [int(place) for place in np.argsort(-scores, kind="stable")[:RERANKED]]
-    found = reranker.compute_score([(question, passages.texts[place]) for place in best], normalize=True)
-    order = sorted(range(len(best)), key=lambda i: -found[i])[:SHOWN]
-    return Ranked("reranked", tuple(best[i] for i in order), tuple(found[i] for i in order))
+    places = best(scores, RERANKED)
+    found = np.array(reranker.compute_score([(question, passages.texts[place]) for place in places], normalize=True))
+    order = best(found, SHOWN)
+    return Ranked("reranked", tuple(places[order].tolist()), tuple(found[order].tolist()))
 
 
-def search(encoder: M3Encoder, store: Store, words: Words, question: str) -> tuple[list[Ranked], Scores]:
+def search(
+    encoder: M3Encoder, store: Store, words: Words, question: str, weights: Hybrid
+) -> tuple[list[Ranked], Scores]:
     """Ask in all ways; the question is encoded once. Gives the hybrid's scores too."""
     encoding = encoder.encode_queries(question, return_sparse=True, return_colbert_vecs=True)
     dense, sparse, colbert = store.scores(encoder, encoding)
-    hybrid = np.asarray(sum(weight * score for weight, score in zip(WEIGHTS, (dense, sparse, colbert), strict=True)))
+    hybrid = weights.fused(dense, sparse, colbert)
     found = [
         *(ranked(name, scores) for name, scores in words.scores(question).items()),
         ranked("dense", dense),
@@ -175,28 +195,73 @@ def show(question: str, found: Sequence[Ranked], passages: Passages) -> None:
 
 
 def read(corpus: Path) -> Passages:
-    """Passages of a JSONL file."""
-    rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return Passages(tuple(row["_id"] for row in rows), tuple(row["text"] for row in rows))
+    """Passages of a file, called by their `_id`, else by their `id`, else by their number.
+
+    Raises:
+        InputError: it cannot be read, a row is no passage, or there is none.
+    """
+    rows = tuple(read_texts(str(corpus), columns=columns_of(corpus)))
+    if not rows:
+        raise InputError(f"{str(corpus)!r} has no passages")
+    return Passages(tuple(row.id for row in rows), tuple(row.text for row in rows))
 
 
-def main() -> None:
-    """Build or read the store, ask, show."""
+def columns_of(corpus: Path) -> Columns:
+    """BEIR's key of ids where the first passage has it, else the usual one. A pipe can be read only once."""
+    of_beir = Columns(id="_id")
+    try:
+        if corpus.is_file():
+            next(read_texts(str(corpus), columns=of_beir), None)
+            return of_beir
+    except InputError:  # without it; or faulty, which the next reader says
+        pass
+    return Columns()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; gives its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="the bundle's folder")
     parser.add_argument("question", nargs="*", default=QUESTIONS, help="what to ask; several may be given")
-    parser.add_argument("--corpus", type=Path, default=CORPUS, metavar="FILE", help="JSONL with _id and text")
+    parser.add_argument(
+        "--corpus", type=Path, default=CORPUS, metavar="FILE", help="passages, as m3-runtime bulk reads them, or BEIR's"
+    )
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep the vectors here")
     parser.add_argument("--reranker", metavar="BUNDLE", help="a reranker's folder: orders what the hybrid finds")
-    given = parser.parse_intermixed_args()  # questions may come after options
+    parser.add_argument(
+        "--weights",
+        default=WEIGHTS,
+        metavar="D,S[,C]",
+        help=f"of dense, sparse and ColBERT in the hybrid; default: {WEIGHTS}, for mini-m3",
+    )
+    given = parser.parse_intermixed_args(words)  # questions may come after options
+    return run_command(
+        "rag_search",
+        lambda: answer(given),
+        memory_remedy="take fewer or shorter passages",
+        extras_of=lambda _: "bench",
+    )
+
+
+def answer(given: argparse.Namespace) -> None:
+    """Build or read the store, ask, show.
+
+    Raises:
+        M3Error: what was given is wrong.
+    """
+    weights = parse_weights(given.weights)
+    if any(map(is_blank, given.question)):
+        raise InputError("a question is empty; ask one in words")
     passages = read(given.corpus)
     with ExitStack() as models:
-        reranker = None if given.reranker is None else models.enter_context(M3Reranker.open(given.reranker))
-        encoder = models.enter_context(M3Encoder.open(given.bundle))
+        reranker = None
+        if given.reranker is not None:
+            reranker = models.enter_context(interruptible(partial(M3Reranker.open, given.reranker)))
+        encoder = models.enter_context(interruptible(partial(M3Encoder.open, given.bundle)))
         store = opened(encoder, passages, given.store)
         words = Words(encoder, passages)
         for question in given.question:
-            found, hybrid = search(encoder, store, words, question)
+            found, hybrid = search(encoder, store, words, question, weights)
             if reranker is not None:
                 found.append(reranked(reranker, question, hybrid, passages))
             show(question, found, passages)
@@ -209,14 +274,14 @@ def opened(encoder: M3Encoder, passages: Passages, folder: Path | None) -> Store
     path = folder / "store.npz"
     if path.exists():
         return Store.load(path, encoder, passages)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work
+    except OSError as error:
+        raise InputError(f"cannot make the folder --store {str(folder)!r}: {error.strerror}") from error
     store = Store.build(encoder, passages)
-    folder.mkdir(parents=True, exist_ok=True)
     store.save(path, encoder, passages)
     return store
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M3Error as error:
-        sys.exit(f"rag_search: {error}")
+    sys.exit(main())

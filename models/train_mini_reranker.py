@@ -16,10 +16,10 @@ The encoder's weights stay as they are. Layers 4 to 11 get an update of rank 12 
 LayerNorms. Matrices are multiplied in bfloat16. STATE keeps the state of training: started again, it goes on where
 it stopped.
 
-The shipped file is of a run of 380 steps that had to be stopped (`m3_models/data/mini_reranker.json`). The default here
-asks as many questions as there are, once, and has not been run to its end.
+The shipped file is of a run of 1200 steps in parts (`m3_models/data/mini_reranker.json`). The default here asks as many
+questions as there are, once, and has not been run to its end.
 
-Needs `pip install "m3-runtime[export,mini,bench]"`. About an hour on one core.
+Needs `pip install "m3-runtime[export,mini,bench]"`. About an hour and a half on one core.
 """
 
 import argparse

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from m3_export.calibration.pairs import ChosenPairs
+from m3_export.calibration.texts import ChosenTexts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import (
@@ -52,6 +53,16 @@ class ChosenPieces:
         return Vocabulary(rows, full, self.kept.chosen_by, PIECES_NAME, PIPELINE_NAME, self.loss)
 
 
+def refuse_of_reranker(options: ExportOptions, *, is_reranker: bool) -> None:
+    """Refuse to leave out a reranker's pieces.
+
+    Raises:
+        OptionsError: the options ask for it.
+    """
+    if is_reranker and (options.languages or options.vocabulary_from):
+        raise OptionsError("--languages and --vocabulary-from are for encoders; a reranker keeps every piece")
+
+
 def choose_pieces(
     original: CheckpointTokenizer,
     whole: M3Tokenizer,
@@ -70,8 +81,8 @@ def choose_pieces(
     """
     if not (options.languages or options.vocabulary_from):
         return ChosenPieces(original, whole, whole, texts)
-    if isinstance(texts, ChosenPairs):
-        raise OptionsError("--languages and --vocabulary-from are for encoders; a reranker keeps every piece")
+    refuse_of_reranker(options, is_reranker=isinstance(texts, ChosenPairs))
+    assert isinstance(texts, ChosenTexts)
     if options.languages:
         ours = [text.text for text in (*texts.calibration, *texts.probe) if text.lang in options.languages]
         kept = pieces_of_languages(original.saved, whole, options.languages, ours)

@@ -10,6 +10,8 @@ from m3_export.errors import OptionsError
 from m3_export.plan.costs import Objective
 from m3_export.verify.budget import AnyBudget, Budget, ScoreBudget
 from m3_runtime.bundle.manifest import ENCODER_HEADS, Head, Pooling
+from m3_runtime.errors import InputError
+from m3_runtime.words import distinct_words
 
 M = TypeVar("M", bound=StrEnum)
 
@@ -68,11 +70,23 @@ class ExportOptions:
         return ScoreBudget.parse(text) if is_reranker else Budget.parse(text)
 
 
-def parse_variants(text: str) -> tuple[VariantName, ...]:
-    """`onnx-fp32,onnx-int8` as variant names, in the order of `VariantName`, each once.
+def words_of_option(text: str, what: str) -> list[str]:
+    """As `distinct_words`, of an export's option.
 
     Raises:
-        OptionsError: an unknown name, or none.
+        OptionsError: a word is empty, or comes twice.
+    """
+    try:
+        return distinct_words(text, what)
+    except InputError as error:
+        raise OptionsError(str(error)) from error
+
+
+def parse_variants(text: str) -> tuple[VariantName, ...]:
+    """`onnx-fp32,onnx-int8` as variant names, in the order of `VariantName`.
+
+    Raises:
+        OptionsError: an unknown name, one that comes twice, or none.
     """
     return _members(VariantName, text, "variant")
 
@@ -91,9 +105,11 @@ def parse_heads(text: str) -> tuple[Head, ...]:
 
 def _members(kind: Iterable[M], text: str, what: str) -> tuple[M, ...]:
     known = [member.value for member in kind]
-    wanted = {name.strip() for name in text.split(",") if name.strip()}
-    if unknown := sorted(wanted - set(known)):
-        raise OptionsError(f"unknown {what} {unknown[0]!r}; expected some of: {', '.join(known)}")
-    if not wanted:
-        raise OptionsError(f"no {what} named; expected some of: {', '.join(known)}")
+    in_words = f"expected some of: {', '.join(known)}"
+    if not text.replace(",", "").strip():
+        raise OptionsError(f"no {what} named; {in_words}")
+    wanted = words_of_option(text, what)
+    if unknown := [name for name in wanted if name not in known]:
+        case = ", in lower case" if unknown[0].lower() in known else ""
+        raise OptionsError(f"unknown {what} {unknown[0]!r}; {in_words}{case}")
     return tuple(member for member in kind if member.value in wanted)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import m3_models
 from m3_export.build_variant import (
     VariantBuilder,
     VariantResult,
@@ -21,12 +22,12 @@ from m3_export.build_variant import (
 from m3_export.calibration.colbert_pca import write_colbert_pca
 from m3_export.calibration.statistics import ActivationStatistics, colbert_moments, gather_statistics
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
-from m3_export.checkpoint.folder import Checkpoint
+from m3_export.checkpoint.folder import Checkpoint, refuse_options_of_encoders
 from m3_export.checkpoint.pooling import TRAINING_ARGUMENTS, PoolingChoice
-from m3_export.checkpoint.source import Source, resolve
+from m3_export.checkpoint.source import Source, is_named, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
-from m3_export.chosen_pieces import ChosenPieces, choose_pieces
+from m3_export.chosen_pieces import ChosenPieces, choose_pieces, refuse_of_reranker
 from m3_export.errors import CheckpointError, OptionsError, OverBudgetError
 from m3_export.export_texts import natural_ranges, probe_of, proven, tuning_of
 from m3_export.graph import passes
@@ -40,7 +41,7 @@ from m3_export.plan.plan import PrecisionPlan, read_plans
 from m3_export.plan.planner import Planner, TuningTexts
 from m3_export.plan.simulation import QuantizedModel
 from m3_export.quantize.variants import Graphs
-from m3_export.verify.budget import Excess
+from m3_export.verify.budget import AnyBudget, Excess
 from m3_export.verify.measure import ParityCheck, ProbeTexts
 from m3_export.verify.parity import Outputs
 from m3_export.verify.reference import silent_heads, silent_scores
@@ -74,8 +75,7 @@ def export(
         OverBudgetError: a variant's parity is outside the budget and the options do not allow it.
     """
     check_target(out, force=force)
-    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts, *options.vocabulary_from)
-    check_corpora(options.vocabulary_from)
+    _check_arguments(source, out, options)
     texts = _texts(options, progress)
     with staging_folder(out, progress.say) as staging:
         work = staging / ".work"
@@ -85,7 +85,7 @@ def export(
             checkpoint = Checkpoint.open(
                 found.folder, heads=options.heads, pooling=options.pooling, normalize=options.normalize
             )
-        budget = options.budget_of(is_reranker=checkpoint.classifier is not None)
+        budget = _check_kind(options, is_reranker=checkpoint.classifier is not None)
         plans = _given_plans(options, checkpoint)
         warnings = _of_pooling(checkpoint, progress, is_named=found.folder.is_relative_to(work))
         original = CheckpointTokenizer.open(found.folder, checkpoint.geometry.vocab_size)
@@ -115,6 +115,33 @@ def export(
         check_target(out, force=force)  # a large export takes minutes: another process may have written there
         publish(staging, out)
     return Export(Bundle(out, manifest), over, warnings)
+
+
+def _check_arguments(source: str, out: Path, options: ExportOptions) -> None:
+    """Refuse what can be refused before a checkpoint is fetched or written.
+
+    Raises:
+        InputError: the bundle would replace an input, or a corpus cannot be read.
+        OptionsError: an option is for another kind of model than the one that is named.
+    """
+    _check_inputs_stay(out, source, options.calibration_texts, options.probe_texts, *options.vocabulary_from)
+    if is_named(source):
+        _check_kind(options, is_reranker=m3_models.is_reranker(source))
+    check_corpora(options.vocabulary_from)
+
+
+def _check_kind(options: ExportOptions, *, is_reranker: bool) -> AnyBudget:
+    """The budget, once every option is for a model of this kind.
+
+    Raises:
+        OptionsError: one is for the other kind.
+    """
+    if is_reranker:
+        refuse_options_of_encoders(
+            {"--heads": options.heads, "--pooling": options.pooling, "--normalize": options.normalize}
+        )
+    refuse_of_reranker(options, is_reranker=is_reranker)
+    return options.budget_of(is_reranker=is_reranker)
 
 
 def _given_plans(options: ExportOptions, checkpoint: Checkpoint) -> Mapping[str, PrecisionPlan]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from m3_export.pipeline import Export
 from m3_export.quantize.embedding import widest_group
-from m3_runtime.bundle.manifest import Manifest, Parity, Variant
+from m3_runtime.bundle.manifest import DegenerateParity, Manifest, Parity, Variant
 from m3_runtime.records import to_json
 
 MEBIBYTE = 1 << 20
@@ -56,7 +56,10 @@ def export_text(export: Export) -> str:
         f"Parity with PyTorch FP32 on {first.texts} probe {what} ({first.tokens} tokens) on {first.measured_on}:",
     ]
     if first.score:
-        lines.append(f"Scores before the sigmoid; their standard deviation is {first.score.spread:.4f}.")
+        lines += [
+            "Differences of scores before the sigmoid, in parts of the scores' spread (their standard deviation, "
+            f"{first.score.spread:.4f}), as the budget has them.",
+        ]
     lines += ["", f"{'variant':<14} {'MiB':>6}  {_SCORES if first.score else _VECTORS}  {'alone = batch':>13}"]
     for variant in manifest.variants:
         lines.append(_row(variant, manifest.parity[variant.name], _size_bytes(export, variant)))
@@ -93,21 +96,27 @@ def _row_bytes(variant: Variant, width: int) -> int:
 
 def _degenerate_lines(export: Export) -> list[str]:
     """How the variants do on degenerate texts: one character, a word repeated, digits, code."""
-    is_reranker = export.bundle.manifest.is_reranker
-    what, figure = ("pairs", "1 - (difference ÷ spread)²") if is_reranker else ("texts", "dense cosine")
-    parities = export.bundle.manifest.parity.items()
+    manifest = export.bundle.manifest
     return [
-        f"{name}: {found.below} of {found.texts} degenerate {what} below {found.below_what:g} ({figure} mean "
-        f"{found.cosine_mean:.6f}, min {found.cosine_min:.6f})"
-        for name, parity in parities
+        f"{name}: {found.below} of {found.in_words(is_reranker=manifest.is_reranker)} "
+        f"({_degenerate_figures(found, is_reranker=manifest.is_reranker)})"
+        for name, parity in manifest.parity.items()
         if (found := parity.degenerate) is not None
     ]
 
 
+def _degenerate_figures(found: DegenerateParity, *, is_reranker: bool) -> str:
+    if not is_reranker:
+        return f"dense cosine mean {found.cosine_mean:.6f}, min {found.cosine_min:.6f}"
+    root, most = found.difference(found.cosine_mean), found.difference(found.cosine_min)
+    return f"difference ÷ spread: root mean square {root:.4f}, max {most:.4f}"
+
+
 def _row(variant: Variant, parity: Parity, size_bytes: int) -> str:
     if score := parity.score:
+        mean, p99, most = score.in_spreads
         figures = (
-            f"{score.difference_mean:>10.2g} {score.difference_p99:>9.2g} {score.difference_max:>9.2g}  "
+            f"{mean:>10.2g} {p99:>9.2g} {most:>9.2g}  "
             f"{score.kendall_tau:>11.4f}  {score.top1_same:>6.1%} {score.top1_same_near_ties_aside:>10.1%}  "
             f"{score.top10_overlap:>6.1%}"
         )

@@ -5,7 +5,7 @@
 'mini-m3'
 """
 
-from m3_models.catalogue import describe, is_name, names, write_checkpoint
+from m3_models.catalogue import describe, is_name, is_reranker, names, write_checkpoint
 from m3_models.errors import (
     FolderNotEmptyError,
     MissingPackageError,
@@ -22,6 +22,7 @@ __all__ = [
     "WeightsFileError",
     "describe",
     "is_name",
+    "is_reranker",
     "names",
     "write_checkpoint",
 ]

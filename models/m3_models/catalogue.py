@@ -42,6 +42,8 @@ _MODELS = {
     ),
 }
 
+_RERANKERS = frozenset({"mini-reranker", "tiny-random-reranker", "synthetic-reranker-large"})
+
 
 def names() -> tuple[str, ...]:
     """Return the names that can be written.
@@ -59,6 +61,19 @@ def is_name(name: str) -> bool:
     (True, False)
     """
     return name in _MODELS
+
+
+def is_reranker(name: str) -> bool:
+    """Whether the model of a name scores pairs, and gives no vectors.
+
+    Raises:
+        UnknownModelError: No such name.
+
+    >>> is_reranker("mini-reranker"), is_reranker("mini-m3")
+    (True, False)
+    """
+    _found(name)
+    return name in _RERANKERS
 
 
 def describe(name: str) -> str:

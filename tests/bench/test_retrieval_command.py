@@ -63,6 +63,7 @@ def test_every_variant_and_method_is_measured(tiny_bundle, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.count("\n| onnx-") == 16
     assert "| ms a query | index, MB |" in captured.out
+    assert "Brackets hold 95 %" in captured.out and "Losses are against FP32" in captured.out
     assert "only the first 6 of 72 queries" in captured.out
     assert "tiny-random, onnx-int8: done" in captured.err
 
@@ -75,6 +76,7 @@ def test_own_weights_replace_the_published_ones(tiny_bundle, tmp_path, capsys):
     assert list(by_method)[3:] == ["dense", "sparse", "dense+sparse 1/0", "colbert", "all 1/0/0"]
     assert by_method["dense+sparse 1/0"] == by_method["dense"]
     assert by_method["all 1/0/0"] == by_method["dense"]
+    assert not {"Brackets", "Losses"} & set(capsys.readouterr().out.split())  # nothing to compare with
 
 
 def test_two_bundles_are_compared_and_a_missing_head_is_named(tiny_bundle, tmp_path, capsys):
@@ -85,6 +87,7 @@ def test_two_bundles_are_compared_and_a_missing_head_is_named(tiny_bundle, tmp_p
     assert "after has no sparse and no colbert head: methods that need it were left out" in found.notes
     table = capsys.readouterr().out
     assert "| gain of nDCG@10 over tiny-random |" in table
+    assert "Brackets hold 95 %" in table and "Losses are against FP32" not in table
     assert next(line for line in table.splitlines() if "| after " in line).endswith("| 0.000 [0.000, 0.000] |")
 
 
@@ -129,6 +132,13 @@ def test_wrong_words_are_explained(tiny_bundle, capsys, words, message):
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("names", ["onnx-fp32,,onnx-int8", "onnx-fp32,onnx-fp32"])
+def test_names_between_commas_come_once(tiny_bundle, capsys, names):
+    with pytest.raises(SystemExit, match="2"):
+        retrieval(DATA, tiny_bundle, *QUICK, "--variants", names)
+    assert f"argument --variants: {names!r} names " in capsys.readouterr().err
+
+
 def test_a_result_is_not_begun_where_the_dataset_is_bad(tiny_bundle, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("")
     assert retrieval(tmp_path / "a.jsonl", tiny_bundle, "-o", tmp_path / "r.json") == 2
@@ -151,6 +161,8 @@ def test_two_folders_of_one_name_are_refused(tiny_bundle, tmp_path):
     twin = copied(tiny_bundle, tmp_path / "elsewhere" / tiny_bundle.name)
     with pytest.raises(InputError, match="are both called 'tiny-random'"):
         choose_bundles([tiny_bundle, twin], None)
+    with pytest.raises(InputError, match="expected a reranker's bundle, this is an encoder's"):
+        choose_bundles([tiny_bundle], None, tiny_bundle)
     (tmp_path / "before").symlink_to(twin)
     choice = choose_bundles([tiny_bundle, tmp_path / "before"], ["onnx-fp32"])
     assert list(choice.models) == ["tiny-random", "before"]

@@ -218,6 +218,17 @@ def test_int8_with_scales_in_the_shards(work, encoder, pool):
     assert metadata[b"m3.colbert_pool"] == str(pool).encode()
 
 
+@pytest.mark.parametrize("dtype", FORMS)
+def test_packed_rows_take_on_disk_what_they_have_in_memory(work, dtype):
+    source = work.numbered(200)
+    assert work.run(source, "--heads", "dense,colbert", "--colbert-dtype", dtype).returncode == 0
+    (shard,) = (work.out / "vectors").glob("*")
+    group = pq.ParquetFile(shard).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    column = columns["colbert_vecs.list.element.list.element"]
+    assert column.total_compressed_size < 1.2 * column.num_values + 1500  # a dictionary is 1 KB at most
+
+
 @pytest.mark.parametrize("dtype", ["int4", "binary"])
 def test_packed_rows_of_fewer_dimensions_in_the_shards(work, encoder, dtype):
     texts = [f"text {i} " * (i % 5 + 1) for i in range(6)]

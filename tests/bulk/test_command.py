@@ -200,6 +200,9 @@ def test_a_changed_input_is_refused(work):
     ("more", "message"),
     [
         (("--heads", "dense,splade"), "expected some of dense,sparse,colbert, got 'dense,splade'"),
+        (("--heads", "dense,dense"), "'dense,dense' names the head 'dense' twice"),
+        (("--heads", "dense,"), "'dense,' names no head before, between or after its commas"),
+        (("--heads", "Dense"), "expected some of dense,sparse,colbert, in lower case, got 'Dense'"),
         (("--dense-dtype", "float64"), "expected float32 or float16, got 'float64'"),
         (("--max-length", 100_000), "--max-length is 100000, but the model takes at most"),
         (("--colbert-dim", 4), "--colbert-dim is of colbert vectors, which --heads does not ask for"),

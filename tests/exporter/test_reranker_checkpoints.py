@@ -127,6 +127,25 @@ def test_options_of_encoders_are_refused(folder: Path, words: list[str], said: s
     assert names(folder.parent) == {"reranker"}
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("mini-reranker", ["--languages", "zh"], "are for encoders; a reranker keeps every piece"),
+        ("mini-reranker", ["--heads", "dense"], "--heads is for encoders"),
+        ("mini-reranker", ["--budget", "dense_min=0.9"], "the budget of a reranker has no entry 'dense_min'"),
+        ("mini-m3", ["--budget", "score_p99=0.1"], "the budget has no entry 'score_p99'"),
+    ],
+)
+def test_a_named_model_of_another_kind_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], said: str
+):
+    monkeypatch.chdir(tmp_path)  # where no folder is called so
+    done = export(name, *words, tmp_path / "bundle")
+    assert done.code == 2 and said in done.stderr
+    assert "checkpoint" not in done.stderr.replace("the checkpoint is a reranker", "")
+    assert not names(tmp_path)
+
+
 def test_options_of_rerankers_are_refused_for_an_encoder(tiny_random_checkpoint: Path, tmp_path: Path):
     done = export(tiny_random_checkpoint, "--quiet", "--budget", "score_p99=0.1", tmp_path / "bundle")
     assert done.code == 2 and "the budget has no entry 'score_p99'" in done.stderr

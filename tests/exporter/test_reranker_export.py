@@ -1,5 +1,6 @@
 """A reranker's bundle: its graph, engines and figures against transformers' own model."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,17 @@ from m3_export.calibration.statistics import CALIBRATION_TOKENS, gather_statisti
 from m3_export.calibration.texts import chosen_texts
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
+from m3_export.pipeline import Export
 from m3_export.plan.plan import DYNAMIC, FLOAT, Kind, PrecisionPlan, Projection, read_plans
 from m3_export.plan.simulation import QuantizedModel, Simulation
+from m3_export.report import export_text
 from m3_export.verify.budget import ScoreBudget, excesses
 from m3_export.verify.reference import reference_scores
 from m3_export.verify.scores import ScoreCorrection
 from m3_runtime import M3Reranker
 from m3_runtime.bundle.manifest import Head, Pooling
 from m3_runtime.bundle.reader import Bundle
+from m3_runtime.cli import main
 from m3_runtime.encode.batching import pack_batch
 from m3_runtime.engines import KEPT_TOKENS
 
@@ -135,6 +139,20 @@ def test_parity_is_of_scores_and_what_is_over_is_said(manifest):
     assert "onnx-fp32" not in manifest.over_budget
     assert manifest.parity["onnx-fp32"].degenerate is None
     assert manifest.parity["openvino-int8"].degenerate.texts > 200
+
+
+def test_differences_are_shown_in_parts_of_the_spread(manifest, reranker_bundle: Path, capsys):
+    """In the budget's unit, so that a reader can compare the two."""
+    score = manifest.parity["onnx-int8"].score
+    p99, most = score.difference_p99 / score.spread, score.difference_max / score.spread
+    text = export_text(Export(Bundle.open(reranker_bundle), {}, ()))
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("onnx-int8 "))
+    assert row[3:5] == [f"{p99:.2g}", f"{most:.2g}"]
+    assert re.search(r"onnx-int8: \d+ of \d+ degenerate pairs above 0\.15 of the spread \(difference ÷ spread: ", text)
+    assert main(["info", str(reranker_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert f"99th percentile {p99:.5f}, at most {most:.5f}, in parts of the spread" in said
+    assert f"on {manifest.parity['onnx-int8'].texts} probe pairs (" in said
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,16 @@ def test_a_long_job_writes_a_line_every_half_minute(capsys, monkeypatch):
     assert lines[-1].startswith("100% 8 rows")
 
 
+def test_a_long_list_says_now_and_then_how_far_it_is(capsys, monkeypatch):
+    """Standard error is no terminal, so there is no bar."""
+    now_s = itertools.count(0, 20)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now_s))
+    assert list(Progress(quiet=False).bar(range(8), "reference")) == list(range(8))
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) < 8
+    assert all(re.fullmatch(r"\[ *[\d.]+ s\] reference: \d of 8", line) for line in lines), lines
+
+
 def test_on_a_terminal_one_line_is_rewritten(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3_runtime import InputError
+from m3_runtime.errors import FileFormatError
 from m3_runtime.io.formats import SourceFormat
 from m3_runtime.io.readers import read_pairs, read_texts
 from m3_runtime.io.rows import Columns, PairRow
@@ -104,6 +105,25 @@ def test_pairs_of_lines_and_of_objects(tmp_path):
     objects.write_text('{"query": "q", "passage": "p"}\n\n{"query": "q2", "passage": "p2\\twith a tab"}\n')
     for path, second in ((lines, "p2"), (objects, "p2\twith a tab")):
         assert list(read_pairs(str(path))) == [PairRow("q", "p", f"{path}:1"), PairRow("q2", second, f"{path}:3")]
+
+
+def test_pairs_behind_a_header(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('\ufeffid\tpassage\tquery\n7\t"p\nof two lines"\tq\n\n8\tp2\tq2\n')
+    assert list(read_pairs(str(path))) == [
+        PairRow("q", "p\nof two lines", f"{path}:2"),
+        PairRow("q2", "p2", f"{path}:5"),
+    ]
+    path.write_text("query\tpassage\nq\tp\nq2\n")
+    with pytest.raises(InputError, match=r"a.tsv:3: expected 2 cells as in the header, got 1"):
+        list(read_pairs(str(path)))
+    path.write_bytes(b"query\tpassage\nq\t\xff\n")
+    with pytest.raises(InputError, match=r"a.tsv:2: not UTF-8 text"):
+        list(read_pairs(str(path)))
+    path.write_text("Query\tPassage\nq\tp\n")
+    with pytest.raises(FileFormatError, match="the columns of pairs are query and passage, in lower case"):
+        list(read_pairs(str(path)))
+    assert len(list(read_pairs(str(path), SourceFormat.LINES))) == 2
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_openais_route_and_similarity_tell(small):
 def test_rerank_reports_in_headers_and_warnings(small):
     answer = small.post("/v1/rerank", json={"query": "на что", "documents": TEXTS, "model": "tiny-random"})
     assert headers(answer) == {"x-m3-out-of-vocabulary": "3", "x-m3-out-of-vocabulary-texts": "query,1,3"}
-    assert answer.json()["meta"]["warnings"] == ["3 texts have pieces that the bundle dropped: query,1,3"]
+    assert answer.json()["meta"]["warnings"] == ["3 texts have pieces that the bundle dropped: query, documents 1, 3"]
 
 
 def test_our_own_route_reports_in_its_body(small):

@@ -62,6 +62,7 @@ def test_bad_json_is_422(server, body, message):
         ("/embed", {"inputs": "a", "truncate": "yes"}, "truncate: Input should be a valid boolean"),
         ("/rerank", {"query": "a", "texts": ["b", None]}, "texts[1]: Input should be a valid string"),
         ("/rerank", {"query": "a", "texts": []}, "texts: List should have at least 1 item"),
+        ("/rerank", {"query": "a", "texts": ["b"], "weights": [1, 0.3, 1]}, "weights: expected an object with named "),
         ("/rerank", {"query": "a", "texts": ["b"], "weights": {"dense": -1}}, "weights.dense: Input should be"),
         ("/m3/encode", {"texts": "a", "heads": ["dense", "best"]}, "heads[1]: Input should be 'dense', 'sparse'"),
         ("/m3/encode", {"texts": "a", "max_length": 10**6}, "max_length is 1000000, but the model takes at most"),

@@ -154,7 +154,7 @@ def test_what_was_cut_is_reported(app):
     answer = ask(app, query=long, documents=["a", long, "b", long])
     assert answer.headers["x-m3-truncated"] == "3"
     assert answer.headers["x-m3-truncated-texts"] == "query,1,3"
-    assert answer.json()["meta"]["warnings"] == ["3 texts were cut to the limit of tokens: query,1,3"]
+    assert answer.json()["meta"]["warnings"] == ["3 texts were cut to the limit of tokens: query, documents 1, 3"]
     assert "warnings" not in ask(app, documents=DOCUMENTS).json()["meta"]
     refused = app.post("/v1/rerank", json={"query": "q", "documents": ["a", long], "truncate": False})
     assert refused.status_code == 400

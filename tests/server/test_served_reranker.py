@@ -51,7 +51,7 @@ def test_ranks_and_documents_are_scored_by_the_reranker(client, scores, path):
     assert found["results"] == [{"index": i, "relevance_score": normal[i]} for i in order[:2]]
     assert found["scored_by"] == ["score"]
     assert found["model"] == "tiny-random-reranker"
-    assert "1 texts were cut" in found["meta"]["warnings"][0]
+    assert found["meta"]["warnings"][0] == "1 text was cut to the limit of tokens: document 3"
 
 
 def test_pairs_count_with_all_their_tokens(client, reranker_bundle):

@@ -8,13 +8,19 @@ from typing import TypeAlias
 from m3_bench.scenarios import NAMES, NO_TIMES
 from m3_runtime.errors import InputError
 from m3_runtime.io.output import check_no_input
+from m3_runtime.words import distinct_words
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a text: the class takes no [] when run
 
 
 def names(words: str) -> list[str]:
-    """An argparse type: names between commas."""
-    return [name.strip() for name in words.split(",") if name.strip()]
+    """An argparse type: names between commas, none of them twice."""
+    if not words.replace(",", "").strip():
+        return []
+    try:
+        return distinct_words(words, "name")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_scenarios(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ from m3_bench.cli.arguments import Commands, add_output, checked_output, names
 from m3_bench.documents import Margins, Retrieval
 from m3_bench.report.page import Table, printed
 from m3_bench.report.searches import (
-    INTERVALS,
     MARGINS,
+    intervals_in_words,
     margins_notes,
     margins_table,
     retrieval_notes,
@@ -143,7 +143,7 @@ def _retrieval(args: argparse.Namespace) -> int:
     data = open_dataset(args.dataset, split=args.split, queries=args.limit_queries, documents=args.limit_documents)
     choice, progress = choose_bundles(args.bundles, args.variants, args.reranker), Progress(quiet=args.quiet)
     document = measure_retrieval(data, choice, settings, progress)
-    return _finish(args, document, retrieval_table(document), INTERVALS, retrieval_notes(document))
+    return _finish(args, document, retrieval_table(document), "", retrieval_notes(document))
 
 
 def _margins(args: argparse.Namespace) -> int:
@@ -161,7 +161,7 @@ def _margins(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         threads=args.threads,
     )
-    return _finish(args, document, margins_table(document), f"{MARGINS} {INTERVALS}", margins_notes(document))
+    return _finish(args, document, margins_table(document), MARGINS, margins_notes(document))
 
 
 def _hybrids(args: argparse.Namespace, *inputs: Path) -> tuple[Hybrid, ...]:
@@ -180,5 +180,7 @@ def _finish(
 ) -> int:
     if args.output is not None:
         documents.write(document, args.output)
-    sys.stdout.write("\n".join([printed([table]), "", words, "", *(f"* {note}" for note in notes)]) + "\n")
+    said = " ".join(filter(None, (words, intervals_in_words([table]))))
+    paragraphs = [printed([table]), said, "\n".join(f"* {note}" for note in notes)]
+    sys.stdout.write("\n\n".join(filter(None, paragraphs)) + "\n")
     return 0

@@ -12,8 +12,8 @@ from m3_bench.report import charts, tables
 from m3_bench.report.inputs import Inputs
 from m3_bench.report.page import Chart, Page, Section, Table, Tile
 from m3_bench.report.searches import (
-    INTERVALS,
     MARGINS,
+    intervals_in_words,
     margins_notes,
     margins_table,
     retrieval_notes,
@@ -183,17 +183,24 @@ def _ceiling(inputs: Inputs) -> Section:
 
 def _retrieval(searched: Sequence[Retrieval]) -> Section:
     drawn = [charts.search_quality(number, found) for number, found in enumerate(searched, 1)]
-    notes = [INTERVALS]
+    shown = [retrieval_table(found) for found in searched]
+    notes = _unless_empty(intervals_in_words(shown))
     for found in searched:
         models = ", ".join(f"{bundle} ({model.name})" for bundle, model in found.models.items())
         said = (f"{models}, on {described(found.machine)}.", *retrieval_notes(found))
         notes += [f"{found.dataset.name}: {note}" for note in said]
-    return _section("retrieval", drawn, map(retrieval_table, searched), notes)
+    return _section("retrieval", drawn, shown, notes)
 
 
 def _margins(scored: Sequence[Margins]) -> Section:
-    notes = [MARGINS, INTERVALS, *(f"{found.source}: {note}" for found in scored for note in margins_notes(found))]
-    return _section("margins", (), map(margins_table, scored), notes)
+    shown = [margins_table(found) for found in scored]
+    notes = [MARGINS, *_unless_empty(intervals_in_words(shown))]
+    notes += [f"{found.source}: {note}" for found in scored for note in margins_notes(found)]
+    return _section("margins", (), shown, notes)
+
+
+def _unless_empty(note: str) -> list[str]:
+    return [note] if note else []
 
 
 def _facts(inputs: Inputs, name: str) -> Section:

@@ -11,14 +11,23 @@ from m3_bench.stats import MAIN_METRIC, Difference, ValuesOf
 
 _R = TypeVar("_R", MethodRun, PairScoresOf)
 
-INTERVALS = (
-    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside. "
-    "Losses are against FP32, same bundle and method; a loss below 0 is a gain."
+_LOSS, _GAIN = "loss of ", "gain of "
+_INTERVALS = (
+    f"Brackets hold 95 % of {stats.RESAMPLES} paired bootstrap resamples of the queries; bold where 0 is outside."
 )
+_LOSSES = "Losses are against FP32, same bundle and method; a loss below 0 is a gain."
 MARGINS = (
     "The margin of a query is its best positive less its best negative; pair accuracy is the share of (positive, "
     "negative) pairs in the right order."
 )
+
+
+def intervals_in_words(tables: Iterable[Table]) -> str:
+    """What the brackets of losses and gains hold; nothing where no table has any, as those of one variant have none."""
+    heads = [head for table in tables for head in table.head]
+    has_losses = any(head.startswith(_LOSS) for head in heads)
+    has_any = has_losses or any(head.startswith(_GAIN) for head in heads)
+    return " ".join([_INTERVALS] * has_any + [_LOSSES] * has_losses)
 
 
 def main_metric(run: MethodRun) -> Sequence[float]:
@@ -80,8 +89,8 @@ def _mean(values: Sequence[float]) -> str:
 def _changes(rows: Sequence[_R], row: _R, figures: Mapping[str, ValuesOf[_R]]) -> dict[str, Cell]:
     """What the row loses against FP32, and what it gains over the first bundle, in each figure."""
     first = next((one.bundle for one in rows if one.bundle), "")
-    losses = {f"loss of {what}": _change(stats.loss(rows, row, of)) for what, of in figures.items()}
-    gains = {f"gain of {what} over {first}": _change(stats.gain(rows, row, of)) for what, of in figures.items()}
+    losses = {f"{_LOSS}{what}": _change(stats.loss(rows, row, of)) for what, of in figures.items()}
+    gains = {f"{_GAIN}{what} over {first}": _change(stats.gain(rows, row, of)) for what, of in figures.items()}
     return losses | gains
 
 

@@ -119,14 +119,15 @@ def _opened(
     for folder in folders:
         # a folder's own name, also of "." and "..", but a link's and not its target's
         name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - Path.resolve follows links
+        bundle = Bundle.open(folder)
+        if bundle.manifest.is_reranker and not is_reranker:
+            raise InputError(f"{str(folder)!r} is a reranker's bundle: m3-bench retrieval takes it by --reranker")
+        if is_reranker and not bundle.manifest.is_reranker:
+            raise InputError(f"--reranker {str(folder)!r}: expected a reranker's bundle, this is an encoder's")
         if other := found.get(name) or (taken or {}).get(name):
             raise InputError(
                 f"{str(other.folder)!r} and {str(folder)!r} are both called {name!r}, and results are named after "
                 "the folder; rename one, or link to it under another name"
             )
-        bundle = found[name] = Bundle.open(folder)
-        if bundle.manifest.is_reranker and not is_reranker:
-            raise InputError(f"{str(folder)!r} is a reranker's bundle: m3-bench retrieval takes it by --reranker")
-        if is_reranker and not bundle.manifest.is_reranker:
-            raise InputError(f"--reranker {str(folder)!r}: expected a reranker's bundle, this is an encoder's")
+        found[name] = bundle
     return found

@@ -80,7 +80,7 @@ class Checkpoint:
         weights = read_encoder_weights(folder)
         classifier = read_classifier(folder, config, weights)
         if classifier is not None:
-            _refuse_options_of_encoders({"--heads": heads, "--pooling": pooling, "--normalize": normalize})
+            refuse_options_of_encoders({"--heads": heads, "--pooling": pooling, "--normalize": normalize})
         encoder = _encoder_only(weights)
         has_heads = classifier is None and Head.SPARSE in (heads or ENCODER_HEADS)
         sparse, colbert = read_heads(folder, int(config["hidden_size"])) if has_heads else (None, None)
@@ -178,8 +178,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_options_of_encoders(given: Mapping[str, object]) -> None:
-    """Refuse what means nothing for a reranker: it has one score a pair, read from the first token, and no vectors."""
+def refuse_options_of_encoders(given: Mapping[str, object]) -> None:
+    """Refuse what means nothing for a reranker: it has one score a pair, read from the first token, and no vectors.
+
+    Raises:
+        OptionsError: one of the options, by their names, is not None.
+    """
     if names := [name for name, value in given.items() if value is not None]:
         raise OptionsError(
             f"{names[0]} is for encoders; the checkpoint is a reranker, which has one score a pair and no vectors: "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from m3_export.errors import OptionsError
+from m3_export.options import words_of_option
 
 WORD_START = "▁"
 
@@ -99,21 +100,21 @@ def known_languages() -> list[str]:
 
 
 def parse_languages(text: str) -> tuple[str, ...]:
-    """`zh,en,de` as codes, each once, in order.
+    """`zh,en,de` as codes, in order.
 
     Raises:
-        OptionsError: one is not known, or none is named.
+        OptionsError: one is not known or named twice, or there is none, or none between two commas.
     """
     known = known_languages()
-    wanted = tuple(sorted({name.strip() for name in text.split(",") if name.strip()}))
+    in_words = f"known are {', '.join(known)}"
+    if not text.replace(",", "").strip():
+        raise OptionsError(f"no language is named; {in_words}")
+    wanted = words_of_option(text, "language")
     if unknown := [name for name in wanted if name not in known]:
-        raise OptionsError(
-            f"the language {unknown[0]!r} is not known; known are {', '.join(known)}. For any other, give texts in it: "
-            "--vocabulary-from"
-        )
-    if not wanted:
-        raise OptionsError(f"no language is named; known are {', '.join(known)}")
-    return wanted
+        meant = [code for code in known if code.lower() == unknown[0].lower()]
+        remedy = f"write it {meant[0]!r}" if meant else "for any other, give texts in it: --vocabulary-from"
+        raise OptionsError(f"the language {unknown[0]!r} is not known; {in_words}; {remedy}")
+    return tuple(sorted(wanted))
 
 
 @lru_cache(1 << 16)

@@ -46,7 +46,7 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             return _of_cache(path)
         return Source(_name_of(_with_config(path)) or path.resolve().name, path, None)
-    if m3_models.is_name(source):
+    if is_named(source):
         write_named(source, scratch / source, progress)
         return Source(source, scratch / source, None)
     if HUB_ID.fullmatch(source):
@@ -55,6 +55,11 @@ def resolve(source: str, scratch: Path, *, revision: str | None, progress: Calla
         f"SOURCE {source!r} is {'a file, not' if path.is_file() else 'not'} a folder, not one of "
         f"{', '.join(m3_models.names())}, and not a hub id of the form owner/name"
     )
+
+
+def is_named(source: str) -> bool:
+    """Whether SOURCE is a name of m3_models, and no folder here is called so."""
+    return m3_models.is_name(source) and not Path(source).expanduser().is_dir()
 
 
 def write_named(name: str, folder: Path, progress: Callable[[str], None]) -> None:

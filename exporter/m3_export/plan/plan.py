@@ -137,15 +137,24 @@ class PrecisionPlan:
         return hash((frozenset(self.schemes.items()), self.group, self.float_type))
 
     def __str__(self) -> str:
-        """How many projections have which precision, and the float type.
+        """How many projections have which precision, how the dynamic ones have their ranges, and the float type.
 
         >>> str(PrecisionPlan.uniform(2, DYNAMIC, 128))
         '8 dynamic (group 128), f32'
+        >>> str(PrecisionPlan.uniform(2, Scheme(Precision.DYNAMIC, smoothing=0.5), 0))
+        '8 dynamic (by token, smoothed), f32'
         """
         precisions = [scheme.precision for scheme in self.schemes.values()]
-        counts = [f"{precisions.count(p)} {p}" for p in Precision if p in precisions]
-        group = f"(group {self.group})" if self.group else "(by token)"
-        return ", ".join([f"{c} {group}" if c.endswith("dynamic") else c for c in counts] + [self.float_type.value])
+        counts = [f"{precisions.count(p)} {p}{self._ranges_in_words(p)}" for p in Precision if p in precisions]
+        return ", ".join([*counts, self.float_type.value])
+
+    def _ranges_in_words(self, precision: Precision) -> str:
+        if precision is not Precision.DYNAMIC:
+            return ""
+        smoothed = [scheme.smoothing > 0 for scheme in self.schemes.values() if scheme.precision is precision]
+        group = f"group {self.group}" if self.group else "by token"
+        share = "" if all(smoothed) else f"{sum(smoothed)} "
+        return f" ({group}, {share}smoothed)" if any(smoothed) else f" ({group})"
 
 
 def projections(layers: int) -> tuple[Projection, ...]:

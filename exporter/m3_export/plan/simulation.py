@@ -19,8 +19,8 @@ from m3_export.plan.losses import LossesByText, PairLosses, TextLosses
 from m3_export.plan.plan import Kind, Precision, PrecisionPlan, Projection, Scheme
 from m3_export.quantize.embedding import quantize_groups, widest_group
 from m3_export.quantize.projection import QuantizedProjection, fake_quantize, quantize_projection
-from m3_export.verify.budget import LEAST_SPREAD
 from m3_export.verify.scores import ScoreCorrection
+from m3_runtime.bundle.manifest import LEAST_SPREAD
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 

@@ -141,7 +141,6 @@ FP32_TOKEN_WEIGHT_MAX_ABS = 1e-5
 FP32_COLBERT_MAX_ABS = 1e-4
 FP32_SCORE_MAX = 1e-4  # before the sigmoid
 FP32_COSINE = 0.999999  # instead of the bounds above, which are for unit vectors, where nothing is normalised
-LEAST_SPREAD = 1e-6  # of scores, below which nothing tells them apart
 BATCH_INVARIANCE = 0.99999  # of any variant: a text's vectors may not depend on its batch
 
 
@@ -153,7 +152,7 @@ def excesses(parity: Parity, budget: AnyBudget, precision: str, *, normalize: bo
     else:
         at_least, at_most = _of_vectors(parity, budget, precision, normalize=normalize)
     if precision != "fp32" and (degenerate := parity.degenerate):
-        figure = f"share of {degenerate.texts} degenerate texts below {degenerate.below_what:g}"
+        figure = f"share of {degenerate.in_words(is_reranker=isinstance(budget, ScoreBudget))}"
         at_most.append(Excess(figure, degenerate.below / degenerate.texts, budget.degenerate_share))
     if not parity.is_simulated:  # sums of floats depend on their order, sums of integers do not
         at_least.append(Excess("batch invariance", parity.batch_invariance_min, BATCH_INVARIANCE))
@@ -169,10 +168,10 @@ def _of_scores(score: ScoreParity, budget: ScoreBudget, precision: str) -> tuple
     """A reranker's figures: what has to be at least its limit, and at most."""
     if precision == "fp32":
         return [], [Excess("score difference max", score.difference_max, FP32_SCORE_MAX)]
-    spread = max(score.spread, LEAST_SPREAD)
+    _, p99, most = score.in_spreads
     return [Excess("top-1 agreement, near ties aside", score.top1_same_near_ties_aside, budget.top1)], [
-        Excess("score difference p99 ÷ spread", score.difference_p99 / spread, budget.score_p99),
-        Excess("score difference max ÷ spread", score.difference_max / spread, budget.score_max),
+        Excess("score difference p99 ÷ spread", p99, budget.score_p99),
+        Excess("score difference max ÷ spread", most, budget.score_max),
     ]
 
 

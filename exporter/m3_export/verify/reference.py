@@ -14,9 +14,8 @@ from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, 
 from m3_export.arrays import Float32Array, Ids
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.heads import HeadWeights
-from m3_export.verify.budget import LEAST_SPREAD
 from m3_export.verify.parity import Outputs
-from m3_runtime.bundle.manifest import Head, Pooling
+from m3_runtime.bundle.manifest import LEAST_SPREAD, Head, Pooling
 
 # A head is silent if fewer texts than this share have a weight, if the weights spread by less than this share of their
 # mean, or if rows differ from their mean by less than this share of their squared length.

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from m3_export.arrays import Float32Array
 from m3_export.plan.losses import PairLosses
-from m3_export.verify.budget import LEAST_SPREAD
 from m3_export.verify.comparison import ModelOutputs, rounded
 from m3_export.verify.parity import NOISE_PERCENTILE
-from m3_runtime.bundle.manifest import ScoreParity
+from m3_runtime.bundle.manifest import LEAST_SPREAD, ScoreParity
 from m3_runtime.encode.encoding import Encoding
 
 _BEST = 10

@@ -35,7 +35,10 @@ _STEP = RunLimit(4096, 4_000_000)
 _COLBERT_STEP = RunLimit(512, 150_000)
 
 _COMPRESSION = {"id": "zstd", "tokens": "zstd", "lexical_weights.list.element.id": "zstd"}
-"""By column; vectors are noise to a compressor."""
+"""By column; float vectors are noise to a compressor."""
+
+_PACKED = "colbert_vecs.list.element.list.element"
+"""Parquet has no 8-bit type: values of 8 bits would take 32 each. A dictionary of them takes 8, and zstd the rest."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,13 @@ def _encoded(
 
 def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:
     schema = _schema(job, encoder.bundle.manifest.geometry)
+    is_packed = Head.COLBERT in job.vectors.heads and job.vectors.colbert_dtype.is_packed
     return import_extra("pyarrow.parquet", "bulk").ParquetWriter(
-        file, schema, compression=_COMPRESSION, use_dictionary=False, write_statistics=["id", "tokens"]
+        file,
+        schema,
+        compression=_COMPRESSION | ({_PACKED: "zstd"} if is_packed else {}),
+        use_dictionary=[_PACKED] if is_packed else False,
+        write_statistics=["id", "tokens"],
     )
 
 

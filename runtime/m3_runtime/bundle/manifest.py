@@ -6,6 +6,7 @@ disagree. The format is described in docs/how-it-works/bundle-format.md.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -148,6 +149,10 @@ class ColbertParity:
     max_abs: float
 
 
+LEAST_SPREAD = 1e-6
+"""Of scores, below which nothing tells them apart."""
+
+
 @dataclass(frozen=True)
 class ScoreParity:
     """A reranker's scores against the reference's, before the sigmoid, over the probe pairs.
@@ -166,6 +171,12 @@ class ScoreParity:
     top1_same_near_ties_aside: float
     top10_overlap: float
 
+    @property
+    def in_spreads(self) -> tuple[float, float, float]:
+        """The mean, 99th percentile and largest difference in parts of the spread, as budgets have them."""
+        spread = max(self.spread, LEAST_SPREAD)
+        return self.difference_mean / spread, self.difference_p99 / spread, self.difference_max / spread
+
 
 @dataclass(frozen=True)
 class DegenerateParity:
@@ -180,6 +191,21 @@ class DegenerateParity:
     cosine_min: float
     below: int
     below_what: float
+
+    def in_words(self, *, is_reranker: bool) -> str:
+        """What is counted in `below`."""
+        if is_reranker:
+            return f"{self.texts} degenerate pairs above {self.difference(self.below_what):g} of the spread"
+        return f"{self.texts} degenerate texts below {self.below_what:g}"
+
+    @staticmethod
+    def difference(similarity: float) -> float:
+        """The difference of a reranker's scores, in parts of their spread, that a similarity stands for.
+
+        >>> DegenerateParity.difference(0.9775)
+        0.15
+        """
+        return round(math.sqrt(max(0.0, 1 - similarity)), 6)
 
 
 @dataclass(frozen=True)

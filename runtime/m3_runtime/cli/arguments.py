@@ -21,6 +21,7 @@ from m3_runtime.io.formats import STDIN, SourceFormat
 from m3_runtime.io.rows import Columns, PairRow, Row
 from m3_runtime.reranker import M3Reranker
 from m3_runtime.tokenizer import OnTruncate
+from m3_runtime.words import distinct_words
 
 Member = TypeVar("Member", bound=StrEnum)
 
@@ -282,7 +283,12 @@ def _source_format(text: str) -> SourceFormat | None:
 
 
 def _heads(text: str) -> tuple[Head, ...]:
-    names = {name.strip() for name in text.split(",")}
-    if not names <= set(ENCODER_HEADS):
-        raise argparse.ArgumentTypeError(f"expected some of dense,sparse,colbert, got {text!r}")
+    expected = "expected some of dense,sparse,colbert"
+    try:
+        names = distinct_words(text, "head")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{expected}: {error}") from error
+    if not set(names) <= set(ENCODER_HEADS):
+        case = ", in lower case" if {name.lower() for name in names} <= set(ENCODER_HEADS) else ""
+        raise argparse.ArgumentTypeError(f"{expected}{case}, got {text!r}")
     return tuple(head for head in ENCODER_HEADS if head in names)  # in one order, so that a bulk job is recognized

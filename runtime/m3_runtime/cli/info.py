@@ -109,7 +109,7 @@ def _variant_lines(variant: Variant, manifest: Manifest) -> Iterator[str]:
     if parity is None:
         yield "  parity: not measured"
     else:
-        yield from _parity_lines(parity)
+        yield from _parity_lines(parity, "pairs" if manifest.is_reranker else "texts")
     for figure in manifest.over_budget.get(variant.name, ()):
         yield f"  OVER BUDGET: {figure}"
 
@@ -130,9 +130,9 @@ def _plan_lines(plan: tuple[ProjectionPrecision, ...]) -> Iterator[str]:
         yield f"  plan    {kind}: {', '.join(f'{count} {precision}' for precision, count in counts.most_common())}"
 
 
-def _parity_lines(parity: Parity) -> Iterator[str]:
+def _parity_lines(parity: Parity, what: str) -> Iterator[str]:
     how = "simulated in float, " if parity.is_simulated else ""
-    yield f"  parity with PyTorch FP32 on {parity.texts} probe texts ({how}{parity.tokens} tokens):"
+    yield f"  parity with PyTorch FP32 on {parity.texts} probe {what} ({how}{parity.tokens} tokens):"
     if parity.dense is not None:
         yield f"    dense   cosine {parity.dense.cosine_mean:.5f}, lowest {parity.dense.cosine_min:.5f}"
     if parity.sparse is not None:
@@ -143,9 +143,10 @@ def _parity_lines(parity: Parity) -> Iterator[str]:
         yield f"    colbert cosine {colbert.cosine_mean:.5f}, 5th percentile {colbert.cosine_p5:.5f}"
     if parity.score is not None:
         score = parity.score
+        mean, p99, most = score.in_spreads
         yield (
-            f"    score   difference {score.difference_mean:.5f}, 99th percentile {score.difference_p99:.5f}, at most "
-            f"{score.difference_max:.5f} (before the sigmoid; scores spread by {score.spread:.3f})"
+            f"    score   difference {mean:.5f}, 99th percentile {p99:.5f}, at most {most:.5f}, in parts of the spread "
+            f"(before the sigmoid; scores spread by {score.spread:.3f})"
         )
         yield (
             f"    order   Kendall's tau {score.kendall_tau:.4f}, same best passage {score.top1_same:.1%} (near ties "

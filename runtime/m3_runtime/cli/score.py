@@ -45,7 +45,8 @@ examples:
   m3-runtime score my-bundle --pairs pairs.tsv -o scores.jsonl
   m3-runtime score my-bundle --pairs pairs.jsonl --weights 0.4 0.2 0.4
 
-pairs: lines of query, tab, passage (.txt, .tsv); or JSONL with "query" and "passage".
+pairs: lines of query, tab, passage (.txt, .tsv), in a .tsv also behind a header with the columns query and passage; or
+JSONL with "query" and "passage".
 """
 
 

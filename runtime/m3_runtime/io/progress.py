@@ -1,7 +1,7 @@
 """What a user sees while waiting, on standard error: timed steps, bars over lists, and meters of a running job.
 
-Bars are tqdm's. Where it is not installed (the extras bring it), or standard error is a file or a pipe, they show
-nothing. A meter rewrites its line on a terminal, and writes a plain line now and then elsewhere.
+Bars are tqdm's. Where it is not installed (the extras bring it), or standard error is a file or a pipe, a plain line
+now and then stands for them. A meter rewrites its line on a terminal, and writes such lines elsewhere.
 """
 
 import shutil
@@ -37,17 +37,25 @@ class Progress:
         self.say(f"{title}: done in {time.monotonic() - started_s:.1f} s")
 
     def bar(self, items: Sequence[Item], title: str, unit: str = "text") -> Iterable[Item]:
-        """Yield the items, with a bar that shows how many are left; no bar where standard error is no terminal."""
+        """Yield the items, with a bar that shows how many are left; a line every half minute where there is no bar."""
+        if self._quiet:
+            return items
         try:
             from tqdm import tqdm
         except ImportError:
-            return items
-        if self._quiet:
-            return items
-        bar: Iterable[Item] = tqdm(
-            items, desc=title, unit=unit, file=sys.stderr, disable=None, leave=False, dynamic_ncols=True
-        )
+            return self._with_lines(items, title)
+        if not sys.stderr.isatty():
+            return self._with_lines(items, title)
+        bar: Iterable[Item] = tqdm(items, desc=title, unit=unit, file=sys.stderr, leave=False, dynamic_ncols=True)
         return bar
+
+    def _with_lines(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        said_s = time.monotonic()
+        for done, item in enumerate(items):
+            if time.monotonic() - said_s >= _EVERY_IN_A_FILE_S:
+                said_s = time.monotonic()
+                self.say(f"{title}: {done} of {len(items)}")
+            yield item
 
     @contextmanager
     def meter(self, total: int | None = None, done: int = 0) -> Iterator["Meter"]:

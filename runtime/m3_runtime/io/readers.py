@@ -22,6 +22,7 @@ from m3_runtime.tokenizer import check_text
 
 _PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
+_PAIRS = Columns(text="passage", id="query")  # a pair is the passage's row, by its query's name
 
 
 def known_format(path: str, source_format: SourceFormat | None = None) -> SourceFormat:
@@ -107,13 +108,17 @@ def read_texts(
 def read_pairs(path: str, source_format: SourceFormat | None = None) -> Iterator[PairRow]:
     """Yield the pairs of a file or of standard input; blank lines are passed over.
 
-    Lines (.txt and .tsv): query, a tab, passage, without a header. JSONL: objects with "query" and "passage". Other
-    formats cannot be asked for; None is as in `read_texts`.
+    Lines (.txt and .tsv): query, a tab, passage. A .tsv whose first line has the columns "query" and "passage" is read
+    behind this header, as `read_texts` reads one. JSONL: objects with "query" and "passage". Other formats cannot be
+    asked for; None is as in `read_texts`.
 
     Raises:
         InputError: the file or a line cannot be read, or the file is of another format.
     """
     is_tabbed = source_format is None and path != STDIN and format_of(path) is SourceFormat.TSV
+    if is_tabbed and _has_header_of_pairs(path):
+        yield from _pairs_behind_header(path)
+        return
     chosen = SourceFormat.LINES if is_tabbed else known_format(path, source_format)
     if chosen not in (SourceFormat.LINES, SourceFormat.JSONL):
         raise InputError(f"{path!r} is {chosen}; pairs are read from lines of query, tab, passage, or from JSONL")
@@ -123,11 +128,50 @@ def read_pairs(path: str, source_format: SourceFormat | None = None) -> Iterator
             continue
         try:
             query, passage = parse(line.decoded())
-            check_text(query, "the query")
-            check_text(passage, "the passage")
         except InputError as error:
             raise InputError(f"{line.place}: {error}") from error
-        yield PairRow(query, passage, line.place)
+        yield _checked_pair(query, passage, line.place)
+
+
+def _checked_pair(query: Any, passage: Any, place: str) -> PairRow:
+    try:
+        check_text(query, "the query")
+        check_text(passage, "the passage")
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    return PairRow(query, passage, place)
+
+
+def _has_header_of_pairs(path: str) -> bool:
+    """Whether the first line of a .tsv names the columns of pairs; of a pipe it cannot be looked at beforehand.
+
+    Raises:
+        FileFormatError: it names them in other letters.
+    """
+    if Path(path).is_fifo():
+        return False
+    with opened(path) as file:
+        first = file.bytes.readline(_HEAD_BYTES).decode("utf-8-sig", "replace")
+    names = [name.strip('"') for name in first.rstrip("\r\n").split("\t")]
+    if {_PAIRS.text, _PAIRS.id} <= set(names):
+        return True
+    if {_PAIRS.text, _PAIRS.id} <= {name.strip().lower() for name in names}:
+        raise FileFormatError(
+            f"{path!r} has a header, {first.strip()!r}; the columns of pairs are query and passage, in lower case. "
+            "Rename them; a file without a header, in which every line is a pair, may end in .txt",
+            input_format="lines",
+        )
+    return False
+
+
+def _pairs_behind_header(path: str) -> Iterator[PairRow]:
+    for raw in delimited_rows(path, "\t", _PAIRS):
+        place = f"{raw.path}:{raw.number}"
+        try:
+            query, passage = raw.cells("")
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        yield _checked_pair(query, passage, place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from m3_runtime.server.auth import ApiKeys
 from m3_runtime.server.routes.facts import openai_models, tei_facts
 from m3_runtime.server.routes.scores import score_routes
 from m3_runtime.server.routes.vectors import vector_routes
+from m3_runtime.server.schemas import json_kind
 from m3_runtime.server.service import Service
 from m3_runtime.server.settings import ServerSettings
 from m3_runtime.server.tracing import REQUEST_ID, TIMING_HEADERS, TRACEPARENT, RequestTracing, open_tracer
@@ -164,4 +165,7 @@ def _problem(item: Mapping[str, Any]) -> tuple[str, str | None, str]:
     if isinstance(error, InputError):
         return str(error), field, "invalid_value"
     code = "missing_required_parameter" if item["type"] == "missing" else "invalid_value"
-    return f"{field}: {item['msg']}", field, "invalid_type" if item["type"].endswith("_type") else code
+    said = item["msg"]
+    if item["type"] == "model_attributes_type":  # pydantic's words are about Python's objects
+        said = f"expected an object with named fields, got {json_kind(item['input'])}"
+    return f"{field}: {said}", field, "invalid_type" if item["type"].endswith("_type") else code

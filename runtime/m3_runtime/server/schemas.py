@@ -45,7 +45,7 @@ def parse_texts(value: Any, name: str) -> Texts:
 def _listed(value: Any, name: str, expected: str, item: str) -> list[Any]:
     """A list that is not empty."""
     if not isinstance(value, list):
-        raise FieldError(f"{name} must be {expected}, got {_kind(value)}", name, "invalid_type")
+        raise FieldError(f"{name} must be {expected}, got {json_kind(value)}", name, "invalid_type")
     if not value:
         raise FieldError(f"{name} must hold at least one {item}, got an empty list", name, "empty_array")
     return value
@@ -57,13 +57,13 @@ def _item(item: Any, name: str) -> str | TokenIds:
         return item
     if isinstance(item, list):
         return _token_ids(item, name)
-    raise FieldError(f"{name} must be a text or a list of token ids, got {_kind(item)}", name, "invalid_type")
+    raise FieldError(f"{name} must be a text or a list of token ids, got {json_kind(item)}", name, "invalid_type")
 
 
 def _token_ids(ids: list[Any], name: str) -> TokenIds:
     for i, number in enumerate(ids):
         if not _is_int(number):
-            raise FieldError(f"{name}[{i}] must be a token id, got {_kind(number)}", f"{name}[{i}]", "invalid_type")
+            raise FieldError(f"{name}[{i}] must be a token id, got {json_kind(number)}", f"{name}[{i}]", "invalid_type")
     return ids
 
 
@@ -71,7 +71,7 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """A value's type, as JSON calls it."""
     names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
@@ -91,7 +91,9 @@ def parse_ids(value: Any) -> tuple[TokenIds, ...]:
         return (_token_ids(items, "ids"),)
     for i, item in enumerate(items):
         if not isinstance(item, list):
-            raise FieldError(f"ids[{i}] must be a list of token ids, got {_kind(item)}", f"ids[{i}]", "invalid_type")
+            raise FieldError(
+                f"ids[{i}] must be a list of token ids, got {json_kind(item)}", f"ids[{i}]", "invalid_type"
+            )
     return tuple(_token_ids(item, f"ids[{i}]") for i, item in enumerate(items))
 
 
@@ -111,7 +113,7 @@ def parse_documents(value: Any) -> list[str]:
 def _document(item: Any, name: str) -> str:
     text = item.get("text") if isinstance(item, dict) else item
     if not isinstance(text, str):
-        got = "an object without one" if isinstance(item, dict) else _kind(item)
+        got = "an object without one" if isinstance(item, dict) else json_kind(item)
         raise FieldError(
             f'{name} must be a text, or an object with a text under "text", got {got}', name, "invalid_type"
         )

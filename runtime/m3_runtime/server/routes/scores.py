@@ -192,10 +192,24 @@ def _reranked(
         "scored_by": scored_by,
     }
     warnings = (
-        (TRUNCATED, TRUNCATED_TEXTS, "were cut to the limit of tokens"),
-        (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, "have pieces that the bundle dropped"),
+        (TRUNCATED, TRUNCATED_TEXTS, ("was", "were"), "cut to the limit of tokens"),
+        (OUT_OF_VOCABULARY, OUT_OF_VOCABULARY_TEXTS, ("has", "have"), "pieces that the bundle dropped"),
     )
-    for number, which, what in warnings:
+    for number, which, (verb_of_one, verb_of_many), what in warnings:
         if number in headers:
-            answer["meta"].setdefault("warnings", []).append(f"{headers[number]} texts {what}: {headers[which]}")
+            subject = f"1 text {verb_of_one}" if headers[number] == "1" else f"{headers[number]} texts {verb_of_many}"
+            answer["meta"].setdefault("warnings", []).append(f"{subject} {what}: {_named(headers[which])}")
     return answer
+
+
+def _named(texts: str) -> str:
+    """Which texts a header names, in words.
+
+    >>> _named("query,1,3"), _named("0"), _named("query"), _named("0-2,...")
+    ('query, documents 1, 3', 'document 0', 'query', 'documents 0-2, ...')
+    """
+    names = texts.split(",")
+    passages = [name for name in names if name != "query"]
+    ending = "s" if len(passages) > 1 or "-" in "".join(passages) else ""
+    documents = [f"document{ending} {', '.join(passages)}"] if passages else []
+    return ", ".join(["query"] * (passages != names) + documents)
