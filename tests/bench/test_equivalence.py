@@ -420,3 +420,6 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
         assert message in said
         assert "--input-format" not in said
         assert not out.exists()
+    words = ("equivalence", index, few, "--queries", queries, *encoded_by)
+    assert cli.main([str(word) for word in words]) == 2
+    assert "Searching" not in capsys.readouterr().err  # refused before the first query
