@@ -95,19 +95,22 @@ def check_comparable(first: Side, second: Side) -> None:
             "numbers of documents",
             a.documents,
             b.documents,
-            f"{a.documents} and {b.documents}{_strangers(first, second)}",
+            f"{a.documents} and {b.documents}",
             "fill both with the same documents",
         ),
         (
             "ids of documents",
             ids,
             other_ids,
-            _strangers(first, second).removeprefix(", ") or f"digests {ids[:16]} and {other_ids[:16]}",
+            f"digests {ids[:16]} and {other_ids[:16]}",
             'give a text the same "id" in both: m3-runtime bulk and m3-bench record keep that of a JSONL line',
         ),
     ):
         if one != other:
-            raise InputError(f"{first.place!r} and {second.place!r} have different {what}: {values}; {remedy}")
+            strangers = _strangers(first, second) if what.endswith("documents") else ""
+            raise InputError(
+                f"{first.place!r} and {second.place!r} have different {what}: {values}{strangers}; {remedy}"
+            )
 
 
 def _strangers(first: Side, second: Side) -> str:

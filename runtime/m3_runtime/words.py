@@ -13,6 +13,8 @@ def distinct_words(text: str, what: str) -> list[str]:
     ['dense', 'sparse']
     """
     words = [word.strip() for word in text.split(",")]
+    if not any(words):
+        raise InputError(f"{text!r} names no {what}; give one, or several with commas between them")
     if not all(words):
         raise InputError(f"{text!r} names no {what} before, between or after its commas; leave the comma out")
     if twice := [word for i, word in enumerate(words) if word in words[:i]]:

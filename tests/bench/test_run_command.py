@@ -126,6 +126,14 @@ def test_a_reference_says_what_it_is(reference, tiny_bundle):
     assert recording.ids == ("a", "7", "c")
 
 
+def test_an_id_that_is_there_twice_is_named_before_anything_is_recorded(tmp_path):
+    path, out = tmp_path / "twice.ndjson", tmp_path / "r.safetensors"
+    path.write_text("".join(f'{{"id": "{name}", "text": "text {name}"}}\n' for name in "aba"))
+    done = bench("record", "tiny-random", "--texts", path, "--scenarios", "none", "-o", out)
+    assert (done.returncode, out.exists()) == (2, False)
+    assert f"{path}:3: the id 'a' is that of {path}:1 too" in done.stderr
+
+
 def test_the_fp32_variant_gives_the_references_vectors(measured, reference):
     recording, run = read_recording(reference), documents.read_as(Run, measured)
     float_variant = run.contenders[0]

@@ -76,7 +76,7 @@ def test_an_encoder_made_of_an_engine_says_why_not(encoder):
 
 
 FORK = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from m3_runtime import EngineError, M3Encoder
 
 def opened():
@@ -129,6 +129,7 @@ stop, computes = threading.Event(), threading.Event()
 run = encoder.engine.run
 def told(*arguments):
     computes.set()
+    time.sleep(0.05)  # hardly a moment is between two runs
     return run(*arguments)
 encoder.engine.run = told
 def work():

@@ -15,8 +15,6 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a
 
 def names(words: str) -> list[str]:
     """An argparse type: names between commas, none of them twice."""
-    if not words.replace(",", "").strip():
-        return []
     try:
         return distinct_words(words, "name")
     except InputError as error:

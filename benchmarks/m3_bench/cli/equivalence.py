@@ -134,6 +134,8 @@ def _searched(
         if len(sides) == 2:
             check_comparable(sides[0], sides[1])
         for at, side in enumerate(sides):
+            if side.place in kept:
+                continue
             with progress.step(f"Searching {side.place} with {_counted(len(texts))}"):
                 sides[at] = side.searched(queries)
             check_whole(sides[at])

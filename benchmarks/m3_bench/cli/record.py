@@ -10,7 +10,7 @@ from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
-from m3_runtime.io.formats import SourceFormat
+from m3_runtime.io.formats import SourceFormat, format_of
 from m3_runtime.io.readers import raw_rows
 from m3_runtime.io.rows import BadRow, Columns
 
@@ -86,7 +86,7 @@ def _ids_of(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: an id is no string or integer; its line is named.
     """
-    if path.suffix != ".jsonl":
+    if format_of(path.name) is not SourceFormat.JSONL:
         return ()
     rows = []
     for raw in raw_rows(str(path), SourceFormat.JSONL, Columns()):
@@ -94,5 +94,10 @@ def _ids_of(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
         if isinstance(row, BadRow):
             raise InputError(f"{row.place}: {row.reason}")
         rows.append(row)
-    are_there = any(row.id != row.place for row in rows) and len(rows) == len(texts)
-    return tuple(row.id for row in rows) if are_there else ()
+    if all(row.id == row.place for row in rows) or len(rows) != len(texts):
+        return ()
+    first: dict[str, str] = {}
+    for row in rows:
+        if (place := first.setdefault(row.id, row.place)) != row.place:
+            raise InputError(f"{row.place}: the id {row.id!r} is that of {place} too; give each text its own, or none")
+    return tuple(first)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3_bench.cli.arguments import Commands, add_output, checked_output, names
+from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_runtime.cli.arguments import MOST_SECONDS, add_integer, add_parser, add_threads, integer, number, refuse_given
 from m3_runtime.cli.interrupt import interruptible
 from m3_runtime.errors import InputError
@@ -59,8 +59,8 @@ def add_to(commands: Commands) -> None:
     how.add_argument("--times", type=positive, metavar="X", help="a sweep, then an open loop at X times its best")
     parser.add_argument("--seconds", type=positive, default=10.0, help="of each loop (default: %(default)s)")
     what = parser.add_argument_group("requests")
-    text = "openai, tei or m3 (all heads); several take turns"
-    what.add_argument("--api", type=names, default=["openai"], metavar="NAME,…", help=text)
+    text = "openai, tei or m3 (all heads); several take turns, one that comes twice has two"
+    what.add_argument("--api", type=_apis, default=["openai"], metavar="NAME,…", help=text)
     what.add_argument("--model", default="", help="the name that OpenAI's API is asked for (default: its first)")
     what.add_argument("--key-file", type=Path, metavar="FILE", help="holds an API key")
     add_integer(what, "--texts", "of a request, on average", default=8)
@@ -72,6 +72,10 @@ def add_to(commands: Commands) -> None:
     text = "a process of the server: watch its memory"
     more.add_argument("--pid", type=integer(1), action="append", default=[], help=text)
     add_output(parser, "json")
+
+
+def _apis(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",")]
 
 
 def _run(args: argparse.Namespace) -> int:

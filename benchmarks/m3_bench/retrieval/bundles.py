@@ -92,8 +92,8 @@ def choose_bundles(folders: Sequence[Path], names: Sequence[str] | None, reranke
     if reranker is not None:
         bundles |= _opened([reranker], is_reranker=True, taken=bundles)
     known = sorted({variant.name for bundle in bundles.values() for variant in bundle.manifest.variants})
-    if names is not None and (not names or not set(names) <= set(known)):
-        words = ", ".join(name for name in names if name not in known) or "(none given)"
+    if names is not None and not set(names) <= set(known):
+        words = ", ".join(name for name in names if name not in known)
         raise InputError(f"--variants: no bundle has {words}; there are {', '.join(known)}")
     chosen, notes = [], []
     for name, bundle in bundles.items():

@@ -43,18 +43,18 @@ class Progress:
         try:
             from tqdm import tqdm
         except ImportError:
-            return self._with_lines(items, title)
+            return self._with_lines(items, title, unit)
         if not sys.stderr.isatty():
-            return self._with_lines(items, title)
+            return self._with_lines(items, title, unit)
         bar: Iterable[Item] = tqdm(items, desc=title, unit=unit, file=sys.stderr, leave=False, dynamic_ncols=True)
         return bar
 
-    def _with_lines(self, items: Sequence[Item], title: str) -> Iterator[Item]:
-        said_s = time.monotonic()
+    def _with_lines(self, items: Sequence[Item], title: str, unit: str) -> Iterator[Item]:
+        said_s, parts = time.monotonic(), f" {unit}" if unit.startswith("×") else ""
         for done, item in enumerate(items):
             if time.monotonic() - said_s >= _EVERY_IN_A_FILE_S:
                 said_s = time.monotonic()
-                self.say(f"{title}: {done} of {len(items)}")
+                self.say(f"{title}: {done} of {len(items)}{parts}")
             yield item
 
     @contextmanager

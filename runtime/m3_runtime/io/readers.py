@@ -171,7 +171,8 @@ def _pairs_behind_header(path: str) -> Iterator[PairRow]:
             query, passage = raw.cells("")
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
-        yield _checked_pair(query, passage, place)
+        if any(str(cell).strip() for cell in (query, passage)):
+            yield _checked_pair(query, passage, place)
 
 
 @dataclass(frozen=True, slots=True)

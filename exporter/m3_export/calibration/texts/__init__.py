@@ -81,7 +81,7 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
 
 
 def _text(path: Path, number: int, line: str, what: str) -> Text:
-    if path.suffix != ".jsonl":
+    if format_of(path.name) is not SourceFormat.JSONL:
         return Text(str(number), script_of(line), "given", line)
     try:
         content = json.loads(line)
