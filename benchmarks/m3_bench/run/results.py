@@ -128,7 +128,13 @@ def values_of(target: Target, evaluation: Evaluation) -> tuple[Values, Sequence[
     """
     ours = [evaluation.series(target.contender, scenario) for scenario in target.scenarios]
     if target.measure is Measure.REGRET:
-        others = {n: [evaluation.series(n, scenario) for scenario in target.scenarios] for n in target.against}
+        others: dict[str, list[Series]] = {}
+        for name in target.against:
+            try:
+                others[name] = [evaluation.series(name, scenario) for scenario in target.scenarios]
+            except BenchError:
+                if not evaluation.over_budget[name]:
+                    raise  # what is over the budget counts for nothing, what failed least of all
         holding = [series for name, series in others.items() if not evaluation.over_budget[name]]
         weights = [Objective.BALANCED.weights[shape.name] for shape in SHAPES]
         return _regret(ours, holding, weights), [one for each in (ours, *others.values()) for one in each]
