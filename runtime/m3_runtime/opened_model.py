@@ -344,7 +344,8 @@ _opened: WeakSet[OpenedModel] = WeakSet()
 
 def _forked() -> None:
     """Runs in a child process before anything else: no lock is held, no call is under way, and none can be finished."""
-    is_lost = any(model._calls for model in _opened)  # engines share thread pools
+    # A call holds the lock while its engine rests, and may compute in that. All are lost: engines share thread pools.
+    is_lost = any(model._calls or model._lock.locked() for model in _opened)
     for model in _opened:
         model._lock, model._calls, model._is_lost = threading.Lock(), 0, is_lost
         model._is_inherited = True

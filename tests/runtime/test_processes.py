@@ -76,7 +76,7 @@ def test_an_encoder_made_of_an_engine_says_why_not(encoder):
 
 
 FORK = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from m3_runtime import EngineError, M3Encoder
 
 def opened():
@@ -125,23 +125,39 @@ expected = encode(encoder)
 for action in (lambda encoder: encode(encoder) == expected, close, again):
     in_child(action)
 
-stop, computes = threading.Event(), threading.Event()
-run = encoder.engine.run
-def told(*arguments):
-    computes.set()
-    time.sleep(0.05)  # hardly a moment is between two runs
+stop, started = threading.Event(), threading.Event()
+
+def from_another_thread(work):
+    started.clear()
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert started.wait(60)
+    return thread
+
+run, rest = encoder.engine.run, encoder.engine.rest
+def run_until_stopped(*arguments):
+    started.set()
+    if stop.is_set():
+        sys.exit()  # the thread
     return run(*arguments)
-encoder.engine.run = told
-def work():
-    while not stop.is_set():
-        encoder.encode(["busy words " * 100] * 16)
-busy = threading.Thread(target=work)
-busy.start()
-assert computes.wait(60)
+def rest_until_stopped(*arguments):
+    started.set()
+    stop.wait()
+    rest(*arguments)
+
+encoder.engine.run = run_until_stopped
+busy = from_another_thread(lambda: encoder.encode(["busy words " * 100] * 20_000))
 for action in (refused, again_or_refused, close) * 2:
     in_child(action)
 stop.set()
 busy.join()
+
+encoder.engine.run, encoder.engine.rest = run, rest_until_stopped
+stop.clear()
+resting = from_another_thread(lambda: encoder.encode("some words"))
+in_child(refused)
+stop.set()
+resting.join()
 print("parent", int(encode(encoder) != expected))
 """
 
@@ -158,6 +174,7 @@ def test_a_fork_works_or_says_at_once_that_it_cannot(tiny_bundle, variant):
         "close",
         "again",
         *["refused", "again_or_refused", "close"] * 2,
+        "refused",
         "parent",
     ]
     assert {status for _, status in lines} == {"0"}, done.stdout
