@@ -115,6 +115,7 @@ def test_passages_are_called_by_either_key_or_by_their_number(tiny_bundle, tmp_p
         ("Bees dance.\n", "{path}:1: not JSON"),
         ('{"id": "a", "text": "Bees"}\n{"id": "b", "txt": "Bees"}\n', "{path}:2: the object has no 'text'"),
         ('{"_id": "a", "text": "Bees"}\n{"text": "Bees"}\n', "{path}:2: the object has no '_id'"),
+        ('{"id": 1, "text": "Bees"}\n{"id": "1", "text": "Lakes"}\n', "'{path}' has the id '1' twice"),
     ],
 )
 def test_a_wrong_corpus(rows, said, tiny_bundle, tmp_path, refused):

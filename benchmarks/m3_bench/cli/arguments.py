@@ -57,6 +57,4 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
         with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass
     except OSError as error:
-        raise InputError(
-            f"{str(path)!r} cannot be written ({error.strerror}); choose a folder that can, before hours are spent"
-        ) from error
+        raise InputError(f"{str(path)!r} cannot be written ({error.strerror}); choose another folder") from error

@@ -99,13 +99,17 @@ def _check_schemas(parts: Sequence[Path], expected: Any) -> None:
             raise ValueError(f"{part.name} has the columns {', '.join(found.names)}, not {', '.join(expected.names)}")
         for one, wanted in zip(found, expected, strict=True):
             if not one.equals(wanted):
-                raise ValueError(f"{part.name}: the column {one.name} is {one.type}, expected {wanted.type}")
+                raise ValueError(f"{part.name}: the column {_kind(one)}, expected {wanted.type}")
         notes = found.metadata or {}
         for key, value in expected.metadata.items():
             is_free = key == b"m3.runtime_version" or key.startswith(_OF_OTHER_RELEASES.encode())
             if notes.get(key, value if is_free else None) != value and key != b"m3.runtime_version":
                 said = notes[key].decode(errors="replace") if key in notes else "missing"
                 raise ValueError(f"{part.name}: {key.decode()} is {said}, expected {value.decode()}")
+
+
+def _kind(field: Any) -> str:
+    return f"{field.name} is {field.type}{' or null' if field.nullable else ''}"
 
 
 def _vectors(name: str, table: Any, columns: int) -> tuple[list[str], TextVectors]:
