@@ -9,7 +9,16 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.documents import Equivalence, Rankings
-from m3_bench.equivalence import FEW_QUERIES, Side, agreements, check_comparable, check_found, check_whole, lacking
+from m3_bench.equivalence import (
+    FEW_QUERIES,
+    Agreement,
+    Side,
+    agreements,
+    check_comparable,
+    check_found,
+    check_whole,
+    lacking,
+)
 from m3_bench.recording import Recording, read_recording
 from m3_bench.retrieval.indexes import RECORDED, Queries, check_checkpoint
 from m3_bench.retrieval.places import Stores, open_index, path_of
@@ -106,8 +115,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.output is not None:
         documents.write(found, args.output)
     names = [_named(side) for side in sides]
-    sys.stdout.write("\n".join([*_table(found, names, args.min_overlap), *_notes(found, names)]) + "\n")
-    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
+    compared = agreements(found)
+    lines = [*_table(found.first, compared, names, args.min_overlap), *_notes(found, compared, names)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    holds = all(one.overlap.mean >= args.min_overlap for one in compared)
     return OK if holds else OVER_LIMIT
 
 
@@ -175,13 +186,12 @@ def _named(side: Side) -> str:
     return side.place if name in (side.place, Path(side.place).name) else f"{side.place} ({name})"
 
 
-def _table(found: Equivalence, names: Sequence[str], least: float) -> Iterator[str]:
-    a = found.first
+def _table(a: Rankings, compared: Sequence[Agreement], names: Sequence[str], least: float) -> Iterator[str]:
     counts = f"{a.documents} documents, {_counted(a.queries)}, the best {a.depth} of each"
     yield f"# {' and '.join(names)}: {counts}\n"
     yield "| method | overlap [95 %] | same documents | order (tau) | score drift, mean / max | |"
     yield "|---|---|---|---|---|---|"
-    for one in agreements(found):
+    for one in compared:
         span = one.overlap
         order = "" if one.order is None else f"{one.order:.3f}"
         drift = "" if one.drift_mean is None else f"{one.drift_mean:.5f} / {one.drift_max:.5f}"
@@ -190,7 +200,7 @@ def _table(found: Equivalence, names: Sequence[str], least: float) -> Iterator[s
         yield f"| {' | '.join(cells)} | {verdict} |"
 
 
-def _notes(found: Equivalence, names: Sequence[str]) -> list[str]:
+def _notes(found: Equivalence, compared: Sequence[Agreement], names: Sequence[str]) -> list[str]:
     """What the table does not show, and what speaks against it."""
     a, b = found.first, found.second
     notes = []
@@ -204,7 +214,7 @@ def _notes(found: Equivalence, names: Sequence[str]) -> list[str]:
         )
     notes += [
         f"{one.method}: neither finds anything for {one.unfound} of {a.queries} queries, which count as the same"
-        for one in agreements(found)
+        for one in compared
         if one.unfound
     ]
     if a.queries < FEW_QUERIES:
