@@ -321,6 +321,10 @@ def test_recorded_queries_lack_no_vectors_of_the_index(tiny_bundle, encoder, tmp
         words = (passages, tiny_bundle, "--queries", tmp_path / "poor.safetensors", *FLOAT)
         assert equivalence(*words) == 2
         assert f"the recorded queries have no {missing}, which passages.safetensors has" in capsys.readouterr().err
+    narrow = replace(whole, outputs=replace(whole.outputs, dense=whole.outputs.dense[:, :8]))
+    write_recording(narrow, tmp_path / "narrow.safetensors")
+    assert equivalence(passages, tiny_bundle, "--queries", tmp_path / "narrow.safetensors", *FLOAT) == 2
+    assert "the recorded queries: dense vectors of 8 dimensions, the bundle's have 64" in capsys.readouterr().err
 
 
 def test_a_bundle_beside_another_bundle(tiny_bundle, encoder, queries, tmp_path, capsys):
@@ -508,12 +512,14 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
     for words, message in (
         ((index,), "nothing to compare one index with"),
         ((index, "--queries", queries, *encoded_by, "-o", tmp_path / "r.txt"), "which must end in .json"),
-        ((index, queries, "--queries", queries, *encoded_by), "or RANKINGS.json, which this command wrote"),
-        ((wrong_kind, rankings), "wrong.json' is a run, expected a file of rankings"),
+        ((index, "--queries", queries, *encoded_by, "--min-overlap", 0.5), "--min-overlap is for comparing"),
         (
-            (index, tmp_path / "none", "--queries", queries, *encoded_by),
-            "is not an index: expected a folder of m3-runtime",
+            (index, queries, "--queries", queries, *encoded_by),
+            "is not an index: expected a folder of m3-runtime bulk, FILE.safetensors, a bundle, qdrant:URL/COLLECTION, "
+            "milvus:FILE/COLLECTION, or RANKINGS.json, which this command wrote",
         ),
+        ((wrong_kind, rankings), "wrong.json' is a run, expected a file of rankings"),
+        ((index, tmp_path / "none", "--queries", queries, *encoded_by), "none': there is no such file or folder"),
         ((index, unfinished, "--queries", queries, *encoded_by), "is not finished"),
         ((index, twice, "--queries", queries, *encoded_by), "has the id 'p1' twice"),
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),

@@ -98,6 +98,9 @@ def _run(args: argparse.Namespace) -> int:
     }
     for side in kept.values():
         check_whole(side)
+    if len(addresses) == 1 and not kept:
+        reason = "is for comparing, and there is one index; leave it out"
+        refuse_given(args, args.command_parser, ("min_overlap",), reason)
     if len(kept) < len(set(addresses)):
         sides = _searched(args, addresses, kept, progress)
     else:

@@ -55,7 +55,7 @@ def bulk_index(folder: Path, encoder: M3Encoder) -> HeldIndex:
         raise InputError(
             f"{str(folder)!r} has shards of {len(ids)} documents, its journal says {expected}; put them back"
         )
-    order = np.argsort(np.array(ids), kind="stable")
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__))
     ordered = tuple(ids[i] for i in order.tolist())
     refuse_twice(str(folder), ordered)
     place = np.empty_like(order)

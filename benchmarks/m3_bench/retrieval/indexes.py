@@ -77,17 +77,9 @@ class HeldIndex(Index):
 
     def ranked(self, queries: Queries, depth: int) -> tuple[Ranked, ...]:
         """See `Index.ranked`."""
-        recorded = queries.recorded.outputs if self.is_recorded and queries.recorded else None
+        recorded = self._recorded(queries)
         encoder = TextEncoder(queries.encoder, None, queries.progress)
-        if recorded:
-            numbers = [str(number) for number in range(len(queries.texts))]
-            asked = _of_outputs(recorded, queries.encoder, "the recorded queries", numbers)
-            if missing := self._lacking(recorded):
-                raise InputError(
-                    f"the recorded queries have no {missing}, which {self.name} has; record them again, as it was"
-                )
-        else:
-            asked = encoder.vectors(queries.texts, "queries")
+        asked = recorded.vectors if recorded else encoder.vectors(queries.texts, "queries")
         heads = [Head.DENSE, *([Head.SPARSE] if self.vectors.sparse is not None else [])]
         heads += [Head.COLBERT] if self.colbert_rows else []
         hybrids = possible(_HYBRIDS, heads)
@@ -99,21 +91,35 @@ class HeldIndex(Index):
             found = enumerate(indices[:depth] for indices in rankings[Head.SPARSE.value])
             scores[Head.SPARSE.value] = [(sparse[some] @ asked.sparse[q].T).toarray()[:, 0] for q, some in found]
         if self.colbert_rows:
-            dim = self._dim(queries.encoder)
-            rows = (
-                recorded.colbert if recorded else [*encoder.colbert_rows(queries.texts, "queries' ColBERT rows", dim)]
-            )
+            if recorded and recorded.colbert_rows:
+                rows = [found for _, found in recorded.colbert_rows(np.arange(len(queries.texts)))]
+            else:
+                dim = self._dim(queries.encoder)
+                rows = [*encoder.colbert_rows(queries.texts, "queries' ColBERT rows", dim)]
             candidates = [left.indices for left in stage.candidates]
-            colbert = search.colbert_scores(rows or (), candidates, self.colbert_rows(stage.wanted))
+            colbert = search.colbert_scores(rows, candidates, self.colbert_rows(stage.wanted))
             rankings |= search.second_stage(stage, colbert, hybrids)
             scores[Head.COLBERT.value] = [np.sort(of_query)[::-1][:depth] for of_query in colbert]
         return tuple(self._named(method, ranking, scores.get(method), depth) for method, ranking in rankings.items())
 
-    def _lacking(self, recorded: Outputs) -> str:
-        """Which of the index's vectors the recorded queries have not."""
-        if self.vectors.sparse is not None and recorded.lexical is None:
-            return "lexical weights"
-        return "ColBERT rows" if self.colbert_rows and recorded.colbert is None else ""
+    def _recorded(self, queries: Queries) -> "HeldIndex | None":
+        """Recorded queries as an index of their own, where they are recorded and this index is.
+
+        Raises:
+            InputError: their vectors do not fit the bundle, or lack what this index has.
+        """
+        if queries.recorded is None or not self.is_recorded:
+            return None
+        numbered = replace(queries.recorded, ids=tuple(map(str, range(len(queries.texts)))))
+        encoder = queries.encoder
+        found = checked_index(recorded_index("the recorded queries", numbered, encoder), encoder)
+        lacks_weights = self.vectors.sparse is not None and found.vectors.sparse is None
+        if lacks_weights or (self.colbert_rows and not found.colbert_rows):
+            what = "lexical weights" if lacks_weights else "ColBERT rows"
+            raise InputError(
+                f"the recorded queries have no {what}, which {self.name} has; record them again, as it was"
+            )
+        return found
 
     def _dim(self, encoder: M3Encoder) -> int | None:
         """The dimensions that queries need.
@@ -164,7 +170,7 @@ def checked_index(index: HeldIndex, encoder: M3Encoder) -> HeldIndex:
     for what, (found, expected) in widths.items():
         if found != expected:
             raise InputError(
-                f"{index.name} has {what} of {found} dimensions, the bundle's have {expected}; give the bundle that "
+                f"{index.name}: {what} of {found} dimensions, the bundle's have {expected}; give the bundle that "
                 "made it, or fill it again"
             )
     _refuse_strange(index.name, "dense vector", index.ids, np.flatnonzero(~np.isfinite(dense).all(axis=1)))

@@ -94,6 +94,8 @@ def open_index(place: str, encoder: M3Encoder, other: str | None, stores: Stores
                 f"{place!r} is a bundle; give a recording (m3-bench record) beside it, whose texts it encodes"
             )
         return encoded_index(path.resolve().name, encoder, recording_of(other, encoder), progress)
+    if not path.exists():
+        raise InputError(f"{place!r}: there is no such file or folder")
     raise InputError(
         f"{place!r} is not an index: expected a folder of m3-runtime bulk, FILE{RECORDED}, a bundle, {_PLACES}, or "
         "RANKINGS.json, which this command wrote"
