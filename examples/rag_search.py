@@ -162,7 +162,7 @@ def ranked(method: str, scores: Scores) -> Ranked:
 
 def reranked(reranker: M3Reranker, question: str, scores: Scores, passages: Passages) -> Ranked:
     """The best of other scores in the reranker's order, which reads question and passage together."""
-    places = best(scores, RERANKED)
+    places = np.array([place for place in best(scores, RERANKED) if not is_blank(passages.texts[place])], np.int64)
     found = np.array(reranker.compute_score([(question, passages.texts[place]) for place in places], normalize=True))
     order = best(found, SHOWN)
     return Ranked("reranked", tuple(places[order].tolist()), tuple(found[order].tolist()))

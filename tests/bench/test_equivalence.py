@@ -488,7 +488,7 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
     assert equivalence(rankings, rankings, "-o", tmp_path / "pipe", "--force") == 2
     assert (tmp_path / "pipe").is_fifo()
     assert equivalence(rankings, rankings, "-o", "-") == 2
-    assert "-o -: standard output has the tables" in capsys.readouterr().err
+    assert "-o -: what is written goes into a file" in capsys.readouterr().err
     assert equivalence(rankings, rankings, "-o", "/proc/e.json") == 2  # where no file can be made
     assert "'/proc/e.json' cannot be written (" in capsys.readouterr().err
 

@@ -45,7 +45,7 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
     if path is None:
         return
     if str(path) == STDOUT:
-        raise InputError("-o -: standard output has the tables; give the name of a file")
+        raise InputError("-o -: what is written goes into a file; give its name")
     check_no_input(path, inputs)
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
