@@ -405,6 +405,10 @@ def test_shards_that_were_changed_are_refused(tiny_bundle, index, queries, tmp_p
     refused("cut", lambda part: part.write_bytes(b"PAR1"), "a shard was changed")
     table = pq.read_table(index / "vectors" / "part-00000000.parquet")
     notes = table.schema.metadata
+    whole = (index / "vectors" / "part-00000000.parquet").read_bytes()
+    for at in (len(whole) // 10, len(whole) // 2):  # a byte of dense vectors, and one of ColBERT rows
+        flipped = bytes((*whole[:at], whole[at] ^ 85, *whole[at + 1 :]))
+        refused(f"flipped {at}", lambda part, flipped=flipped: part.write_bytes(flipped), "a shard was changed (could ")
     refused("noteless", of(lambda table: table.replace_schema_metadata(None)), "m3.space_id is missing, expected m3-")
     refused("nameless", of(lambda table: table.drop(["id"])), "a shard was changed (part-00000000.parquet has the col")
     refused("short", of(lambda table: table.slice(1)), "39 documents, its journal says 40")

@@ -1,6 +1,7 @@
 """A folder of `m3-runtime bulk` as an index: its journal says what its shards must be."""
 
 from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,10 @@ def bulk_index(folder: Path, encoder: M3Encoder) -> HeldIndex:
     parts = sorted((folder / VECTORS).glob("part-*.parquet"))
     if not parts:
         raise InputError(f"{str(folder)!r} has no shards in {VECTORS}; put them back")
-    try:
+    with _as_written(folder):
         _check_schemas(parts, shard_schema(job, encoder.bundle.manifest.geometry))
         columns = ["id", "dense_vecs", *(["lexical_weights"] if Head.SPARSE in job.vectors.heads else [])]
-        table = parquet.read_table(parts, columns=columns)
-    except (ValueError, OSError) as error:  # Arrow's errors are ValueErrors
-        raise InputError(f"{str(folder)!r}: a shard was changed ({error}); put it back, or encode again") from error
+        table = parquet.read_table(parts, columns=columns, page_checksum_verification=True)
     name, vocab_size = folder.resolve().name, encoder.bundle.manifest.geometry.vocab_size
     ids, vectors = _vectors(name, table, vocab_size)
     if len(ids) != expected:
@@ -62,7 +61,8 @@ def bulk_index(folder: Path, encoder: M3Encoder) -> HeldIndex:
     place[order] = np.arange(len(order))
 
     def rows(wanted: Indices) -> Iterator[tuple[int, NDArray[Any]]]:
-        return _colbert_rows(parts, place, set(wanted.tolist()), job.vectors)
+        with _as_written(folder):
+            yield from _colbert_rows(parts, place, set(wanted.tolist()), job.vectors)
 
     sparse = None if vectors.sparse is None else vectors.sparse[order]
     return HeldIndex(
@@ -74,6 +74,19 @@ def bulk_index(folder: Path, encoder: M3Encoder) -> HeldIndex:
         colbert_rows=rows if Head.COLBERT in job.vectors.heads else None,
         colbert_axes=None if job.vectors.colbert_dim is None else (job.vectors.colbert_pca, job.vectors.colbert_dim),
     )
+
+
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """Say whose shards cannot be read, or are not what the journal says.
+
+    Raises:
+        InputError: they are not.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:  # Arrow's errors are ValueErrors, and OSErrors for damaged pages
+        raise InputError(f"{str(folder)!r}: a shard was changed ({error}); put it back, or encode again") from error
 
 
 def _check_heads(folder: Path, job: BulkJob, encoder: M3Encoder) -> None:
@@ -132,7 +145,8 @@ def _colbert_rows(
     at, dtype = 0, settings.colbert_dtype
     for part in parts:
         names = ["colbert_vecs", "colbert_scales"]
-        for batch in parquet.ParquetFile(part).iter_batches(batch_size=256, columns=names):
+        file = parquet.ParquetFile(part, page_checksum_verification=True)
+        for batch in file.iter_batches(batch_size=256, columns=names):
             for row in range(batch.num_rows):
                 if (index := int(place[at + row])) in wanted:
                     values = batch.column("colbert_vecs")[row].values

@@ -195,6 +195,7 @@ def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:
         compression=_COMPRESSION | ({_PACKED: "zstd"} if is_packed else {}),
         use_dictionary=[_PACKED] if is_packed else False,
         write_statistics=["id", "tokens"],
+        write_page_checksum=True,
     )
 
 
