@@ -11,7 +11,7 @@ import torch
 import m3_models
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.source import HUB_ID, Source, resolve
-from m3_export.errors import SourceError
+from m3_export.errors import CheckpointError, SourceError
 from m3_runtime.errors import ExtraNotInstalledError
 
 
@@ -77,6 +77,19 @@ def test_a_training_folder_points_at_its_newest_checkpoint(tiny_random_checkpoin
 
 def test_an_empty_folder_is_refused_with_what_makes_a_checkpoint(tmp_path: Path):
     assert refusal(tmp_path, tmp_path) == f"{tmp_path} holds no config.json; a checkpoint folder has config.json"
+
+
+def test_a_folder_that_hides_a_model_of_its_name_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini-m3").mkdir()
+    assert refusal("mini-m3", tmp_path).endswith(
+        "A folder goes before the model of its name: run this elsewhere to have mini-m3 built"
+    )
+
+
+def test_a_bundle_is_no_checkpoint(tiny_bundle: Path, tmp_path: Path):
+    with pytest.raises(CheckpointError, match=rf"^{tiny_bundle.name} is a bundle; expected the checkpoint"):
+        Checkpoint.open(found(tiny_bundle, tmp_path).folder)
 
 
 class WritesMarker:

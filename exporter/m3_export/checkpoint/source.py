@@ -119,6 +119,8 @@ def _with_config(folder: Path) -> Path:
     inner = inner or [p for p in sorted(folder.glob("*/config.json")) if not p.parent.name.endswith("_Pooling")]
     inner = inner or sorted(folder.glob("models--*/snapshots"))  # of the whole cache
     hint = f"; did you mean {inner[-1].parent}?" if inner else "; a checkpoint folder has config.json"
+    if m3_models.is_name(str(folder)):
+        hint += f". A folder goes before the model of its name: run this elsewhere to have {folder} built"
     raise SourceError(f"{folder} holds no config.json{hint}")
 
 

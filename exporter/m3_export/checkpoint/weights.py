@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from m3_export.errors import CheckpointError
+from m3_runtime.bundle.writer import is_bundle
 
 State = dict[str, torch.Tensor]
 _SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -137,6 +138,8 @@ def _weights(folder: Path) -> tuple[str, dict[Path, set[str]]]:
             f"{folder.name} holds {shards[0].name} but no index, which lists what is in each shard; "
             "copy the checkpoint again"
         )
+    if is_bundle(folder):
+        raise CheckpointError(f"{folder.name} is a bundle; expected the checkpoint that it was made from")
     raise CheckpointError(
         f"{folder.name} holds neither {_SAFETENSORS} nor {_PICKLED}; save the model with save_pretrained"
     )

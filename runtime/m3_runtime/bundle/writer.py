@@ -48,11 +48,11 @@ def check_target(out: Path, *, force: bool) -> None:
     if not force:
         raise InputError(f"{str(out)!r} exists; choose another folder, or pass --force to replace the bundle there")
     is_empty = out.is_dir() and not any(out.iterdir())
-    if not is_empty and not _is_bundle(out):
+    if not is_empty and not is_bundle(out):
         raise InputError(f"{str(out)!r} exists and is not a bundle; --force replaces bundles only, remove it yourself")
 
 
-def _is_bundle(folder: Path) -> bool:
+def is_bundle(folder: Path) -> bool:
     """Whether the manifest is one of ours, of whatever schema: web pages have a manifest.json too."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
