@@ -18,6 +18,7 @@ import json
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def ranked(method: str, scores: Scores) -> Ranked:
 
 def reranked(reranker: M3Reranker, question: str, scores: Scores, passages: Passages) -> Ranked:
     """The best of other scores in the reranker's order, which reads question and passage together."""
-    places = best(scores, RERANKED)
+    places = np.array([place for place in best(scores, RERANKED) if not is_blank(passages.texts[place])], np.int64)
     found = np.array(reranker.compute_score([(question, passages.texts[place]) for place in places], normalize=True))
     order = best(found, SHOWN)
     return Ranked("reranked", tuple(places[order].tolist()), tuple(found[order].tolist()))
@@ -198,12 +199,15 @@ def read(corpus: Path) -> Passages:
     """Passages of a file, called by their `_id`, else by their `id`, else by their number.
 
     Raises:
-        InputError: it cannot be read, a row is no passage, or there is none.
+        InputError: it cannot be read, a row is no passage, an id comes twice, or there is none.
     """
     rows = tuple(read_texts(str(corpus), columns=columns_of(corpus)))
     if not rows:
         raise InputError(f"{str(corpus)!r} has no passages")
-    return Passages(tuple(row.id for row in rows), tuple(row.text for row in rows))
+    names = Counter(row.id for row in rows)
+    if twice := next((name for name, times in names.items() if times > 1), None):
+        raise InputError(f"{str(corpus)!r} has the id {twice!r} twice; give each passage its own")
+    return Passages(tuple(names), tuple(row.text for row in rows))
 
 
 def columns_of(corpus: Path) -> Columns:

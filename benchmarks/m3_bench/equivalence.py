@@ -15,6 +15,10 @@ from m3_runtime.errors import InputError
 
 FEW_QUERIES = 50
 """Fewer queries say little about an overlap; MLPerf Inference asks for as many."""
+_SAME_IDS = (
+    'give a text the same "id" in both: m3-runtime bulk and m3-bench record keep that of a JSONL line, a collection '
+    "that of a Passage"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Agreement:
     order: float | None  # mean Kendall's tau of the documents that both find; None where no query has two
     drift_mean: float | None  # mean absolute difference of the scores of these; None without scores
     drift_max: float | None  # the largest
+    unfound: int  # queries for which neither finds any document; their overlap is 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def check_comparable(first: Side, second: Side) -> None:
             ids,
             other_ids,
             f"digests {ids[:16]} and {other_ids[:16]}",
-            'give a text the same "id" in both: m3-runtime bulk and m3-bench record keep that of a JSONL line',
+            _SAME_IDS,
         ),
     ):
         if one != other:
@@ -123,16 +128,26 @@ def _strangers(first: Side, second: Side) -> str:
     return found
 
 
-def check_shared(first: Side, second: Side) -> None:
-    """Refuse rankings of which no method is in both.
+def check_found(first: Side, second: Side) -> None:
+    """Refuse rankings that say nothing of each other, once both are there.
 
     Raises:
-        InputError: they share none.
+        InputError: no method is in both, none of these finds anything, or they name other documents.
     """
-    methods = [[one.method for one in side.rankings.ranked] for side in (first, second)]
-    if not set(methods[0]) & set(methods[1]):
+    methods = [{one.method: one for one in side.rankings.ranked} for side in (first, second)]
+    shared = [name for name in methods[0] if name in methods[1]]
+    places = f"{first.place!r} and {second.place!r}"
+    if not shared:
         one, other = (", ".join(names) or "none" for names in methods)
-        raise InputError(f"{first.place!r} and {second.place!r} share no method: {one}; {other}")
+        raise InputError(f"{places} share no method: {one}; {other}")
+    ranked = [{name for method in shared for ids in of[method].ids for name in ids} for of in methods]
+    if not any(ranked):
+        raise InputError(f"{places} find nothing, for not one query; are there vectors in them?")
+    are_known = bool(first.rankings.ids_sha256 and second.rankings.ids_sha256)
+    strangers = _strangers(first, second)
+    if strangers or (all(ranked) and not ranked[0] & ranked[1] and not are_known):
+        strangers = strangers or f", {min(ranked[0])!r} in the one, {min(ranked[1])!r} in the other"
+        raise InputError(f"{places} have different ids of documents: {strangers[2:]}; {_SAME_IDS}")
 
 
 def check_whole(side: Side) -> None:
@@ -148,6 +163,8 @@ def check_whole(side: Side) -> None:
         raise InputError(f"{what}: search with a lower --depth, or in an index of more documents")
     if rankings.queries < 1:
         raise _changed(place, "there are no queries")
+    if rankings.depth < 1:
+        raise _changed(place, f"they are the best {rankings.depth} of each query")
     names = [one.method for one in rankings.ranked]
     if len(set(names)) < len(names):
         raise _changed(place, "a method is there twice")
@@ -200,6 +217,7 @@ def _agreement(one: Ranked, other: Ranked) -> Agreement:
         order=float(np.mean(orders)) if orders else None,
         drift_mean=float(np.mean(drifts)) if drifts else None,
         drift_max=max(drifts, default=None),
+        unfound=sum(not these and not those for these, those in zip(one.ids, other.ids, strict=True)),
     )
 
 

@@ -90,7 +90,13 @@ def test_unknown_queries_are_named(tmp_path):
     ("build", "message"),
     [
         (lambda f: beir(f, "q1 d1 1", corpus=()), "has no documents"),
-        (beir, "has no queries"),
+        (beir, "test.tsv' has no labels"),
+        (lambda f: beir(f, "q1 d1 1", queries=()), "has no queries"),
+        (lambda f: beir(f, "q9 d1 1"), "line 2 names the query 'q9', which the dataset does not have"),
+        (
+            lambda f: beir(f, "q1 d1 1", "q1 d1 0"),
+            "line 3: the query 'q1' and the document 'd1' have the grade 0 here and 1 in a line before; leave one",
+        ),
         (lambda f: beir(f, "q1 d1 0"), "none of its 1 queries has a relevant document"),
         (lambda f: beir(f, "q1 d1 1", corpus=("d1", "d2", "d1")), "document id 'd1' is there twice, as number 1 and 3"),
         (lambda f: beir(f, "q1 d1"), "expected query-id, corpus-id and score between tabs, got 2 cells"),

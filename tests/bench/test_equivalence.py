@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from m3_bench import cli, documents
 from m3_bench.documents import Equivalence, Model, Rankings, Run
 from m3_bench.equivalence import agreements
 from m3_bench.machine import this_machine
-from m3_bench.recording import Recording, digest_of, write_recording
+from m3_bench.recording import Recording, digest_of, read_recording, write_recording
 from m3_bench.workers.vectors import by_id
 from m3_export.verify.parity import Outputs
 from m3_runtime import Bundle, M3Encoder
@@ -25,6 +25,7 @@ from m3_runtime.bundle.reader import COLBERT_PCA
 from m3_runtime.bundle.space import colbert_space_of
 from m3_runtime.bundle.writer import list_files, write_manifest
 from m3_runtime.cli import main as m3_runtime
+from m3_runtime.integrations.passages import notes_of
 from m3_runtime.integrations.qdrant import Passage, QdrantIndex
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "multilingual"
@@ -247,6 +248,91 @@ def test_a_collection_is_searched_by_its_own_engine(tiny_bundle, index, queries,
     words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT, "-o", tmp_path / "e.json")
     assert equivalence(place, index, *words) == 0
     assert list(found_of(tmp_path / "e.json")) == ["dense", "sparse"]
+    assert equivalence(place, place, *words, "--force") == 0  # two indexes, one folder, which one client may open
+    assert list(found_of(tmp_path / "e.json")) == ["dense", "sparse", "hybrid", "reranked"]
+
+
+def test_documents_of_other_ids_are_refused_though_a_store_lists_none(
+    tiny_bundle, index, queries, encoder, tmp_path, capsys
+):
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    for name, start in (("numbers", 0), ("others", 1000)):
+        made = QdrantIndex.create(client, name, encoder)
+        made.add([Passage(start + i, text) for i, text in enumerate(PASSAGES)])
+    client.close()
+    numbers, others = (f"qdrant:{tmp_path / 'qdrant'}/{name}" for name in ("numbers", "others"))
+    words = ("--queries", queries, "--bundle", tiny_bundle, *FLOAT)
+    assert equivalence(numbers, *words, "-o", tmp_path / "numbers.json") == 0
+    for first, second in ((numbers, index), (index, tmp_path / "numbers.json")):
+        assert equivalence(first, second, *words, "-o", tmp_path / "e.json") == 2
+        said = capsys.readouterr().err
+        assert "have different ids of documents: " in said
+        assert f" only in {str(second if first == index else first)!r}; give a text the same" in said
+    assert equivalence(numbers, others, *words, "-o", tmp_path / "e.json") == 2
+    assert "have different ids of documents: '0' in the one, '1000' in the other" in capsys.readouterr().err
+    assert not (tmp_path / "e.json").exists()
+
+
+def test_a_collection_of_other_vectors_is_refused(tiny_bundle, index, queries, encoder, tmp_path, capsys):
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    dense = models.VectorParams(size=64, distance=models.Distance.EUCLID)
+    rows = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
+    colbert = models.VectorParams(size=24, distance=models.Distance.DOT, multivector_config=rows)
+    sparse = {"sparse": models.SparseVectorParams()}
+    client.create_collection("few", {"dense": dense}, metadata=notes_of(encoder))
+    client.create_collection("plain", dense, metadata=notes_of(encoder))
+    client.create_collection("euclid", {"dense": dense, "colbert": colbert}, sparse, metadata=notes_of(encoder))
+    client.close()
+    for name, message in (
+        ("few", "collection 'few' has no vectors called sparse, colbert; expected those that"),
+        ("plain", "collection 'plain' has no vectors called dense, sparse, colbert"),
+        ("euclid", "collection 'euclid' scores dense vectors by Euclid; expected Cosine or Dot"),
+    ):
+        place = f"qdrant:{tmp_path / 'qdrant'}/{name}"
+        assert equivalence(index, place, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_finds_nothing_is_no_proof(index, rankings, queries, tiny_bundle, tmp_path, capsys):
+    ranked = json.loads(rankings.read_text())["ranked"]
+    nothing = {"ids": [[]] * 50, "scores": []}
+    empty = changed(rankings, tmp_path / "empty.json", ranked=[one | nothing for one in ranked])
+    assert equivalence(empty, empty) == 2
+    assert "find nothing, for not one query" in capsys.readouterr().err
+    sparse = [one | nothing if one["method"] == "sparse" else one for one in ranked]
+    blind = changed(rankings, tmp_path / "blind.json", ranked=sparse)
+    assert equivalence(blind, blind) == 0
+    assert "* sparse: neither finds anything for 50 of 50 queries, which count as the same" in capsys.readouterr().out
+
+
+def test_repeated_queries_are_said(tiny_bundle, index, tmp_path, capsys):
+    (tmp_path / "q.txt").write_text("bees\nbees\nlakes\n")
+    words = (index, index, "--queries", tmp_path / "q.txt", "--bundle", tiny_bundle, *FLOAT)
+    assert cli.main(["equivalence", *map(str, words)]) == 0
+    assert "queries that an earlier one repeats, and that count again: 1 of 3" in capsys.readouterr().err
+
+
+def test_recorded_queries_lack_no_vectors_of_the_index(tiny_bundle, encoder, tmp_path, capsys):
+    passages = recorded(encoder, PASSAGES, tmp_path / "passages.safetensors")
+    whole = read_recording(recorded(encoder, QUERIES, tmp_path / "queries.safetensors"))
+    for name, missing in (("lexical", "lexical weights"), ("colbert", "ColBERT rows")):
+        poor = replace(whole, outputs=replace(whole.outputs, **{name: None}))
+        write_recording(poor, tmp_path / "poor.safetensors")
+        words = (passages, tiny_bundle, "--queries", tmp_path / "poor.safetensors", *FLOAT)
+        assert equivalence(*words) == 2
+        assert f"the recorded queries have no {missing}, which passages.safetensors has" in capsys.readouterr().err
+    narrow = replace(whole, outputs=replace(whole.outputs, dense=whole.outputs.dense[:, :8]))
+    write_recording(narrow, tmp_path / "narrow.safetensors")
+    assert equivalence(passages, tiny_bundle, "--queries", tmp_path / "narrow.safetensors", *FLOAT) == 2
+    assert "the recorded queries: dense vectors of 8 dimensions, the bundle's have 64" in capsys.readouterr().err
+
+
+def test_a_bundle_beside_another_bundle(tiny_bundle, encoder, queries, tmp_path, capsys):
+    passages = recorded(encoder, PASSAGES, tmp_path / "passages.safetensors")
+    copy = copied_without(tiny_bundle, tmp_path / "copy", COLBERT_PCA)
+    words = (copy, passages, "--queries", queries, "--bundle", tiny_bundle, *FLOAT)
+    assert equivalence(*words) == 2
+    assert f"{str(copy)!r} is a bundle, and encodes the queries itself; leave --bundle" in capsys.readouterr().err
 
 
 def changed(rankings: Path, to: Path, **keys) -> Path:
@@ -273,6 +359,7 @@ def changed(rankings: Path, to: Path, **keys) -> Path:
         ({"documents": 0}, "has 0 documents"),
         ({"queries": 0}, "there are no queries"),
         ({"ranked": []}, "share no method"),
+        ({"depth": 0}, "they are the best 0 of each query"),
     ],
 )
 def test_what_does_not_compare_is_refused(rankings, tmp_path, capsys, keys, message):
@@ -307,11 +394,37 @@ def test_shards_that_were_changed_are_refused(tiny_bundle, index, queries, tmp_p
         assert equivalence(index, tmp_path / name, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
         assert message in capsys.readouterr().err
 
+    def of(change):
+        return lambda part: pq.write_table(change(table), part)
+
+    def with_column(name: str, kind: pa.DataType, change=list):
+        at = table.schema.get_field_index(name)
+        values = change(table.column(name).to_pylist())
+        return of(lambda table: table.set_column(at, pa.field(name, kind), pa.array(values, kind)))
+
     refused("cut", lambda part: part.write_bytes(b"PAR1"), "a shard was changed")
     table = pq.read_table(index / "vectors" / "part-00000000.parquet")
-    refused("noteless", lambda part: pq.write_table(table.replace_schema_metadata(None), part), "a shard was changed")
-    refused("nameless", lambda part: pq.write_table(table.drop(["id"]), part), "a shard was changed")
-    refused("short", lambda part: pq.write_table(table.slice(1), part), "39 documents, its journal says 40")
+    notes = table.schema.metadata
+    whole = (index / "vectors" / "part-00000000.parquet").read_bytes()
+    for at in (len(whole) // 10, len(whole) // 2):  # a byte of dense vectors, and one of ColBERT rows
+        flipped = bytes((*whole[:at], whole[at] ^ 85, *whole[at + 1 :]))
+        refused(f"flipped {at}", lambda part, flipped=flipped: part.write_bytes(flipped), "a shard was changed (could ")
+    refused("noteless", of(lambda table: table.replace_schema_metadata(None)), "m3.space_id is missing, expected m3-")
+    refused("nameless", of(lambda table: table.drop(["id"])), "a shard was changed (part-00000000.parquet has the col")
+    refused("short", of(lambda table: table.slice(1)), "39 documents, its journal says 40")
+    for key in ("m3.space_id", "m3.variant", "m3.colbert_dtype"):
+        other = notes | {key.encode(): b"other"}
+        refused(key, of(lambda table, other=other: table.replace_schema_metadata(other)), f"{key} is other, expected ")
+    numbers = with_column("id", pa.int64(), lambda ids: list(range(len(ids))))
+    refused("numbers", numbers, "the column id is int64 or null, expected string")
+    refused(
+        "nulls",
+        with_column("id", pa.string(), lambda ids: [None, *ids[1:]]),
+        "the column id is string or null, expected string",
+    )
+    for name in ("dense_vecs", "lexical_weights", "colbert_vecs"):
+        texts = with_column(name, pa.string(), lambda values: ["x"] * len(values))
+        refused(name, texts, f"the column {name} is string or null, expected ")
 
 
 def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, queries, tmp_path, capsys, monkeypatch):
@@ -322,6 +435,7 @@ def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, que
         ("qdrant:empty/docs", "'empty' is no folder of Qdrant's"),
         ("qdrant:http://127.0.0.1:9/docs", "qdrant:http://127.0.0.1:9/docs cannot be searched"),
         ("milvus:none.db/docs", "there is no 'none.db'"),
+        ("milvus:empty/docs", "'empty' is no folder of Milvus's"),
     ):
         assert equivalence(index, place, "--queries", queries, "--bundle", tiny_bundle, *FLOAT) == 2
         assert message in capsys.readouterr().err
@@ -332,10 +446,11 @@ def test_a_store_that_is_not_there_is_named_and_not_made(tiny_bundle, index, que
     ("column", "message"),
     [
         ("dense_vecs", "NaN or infinity in the dense vector of document 'p0'"),
-        ("dense_vecs narrow", "has dense vectors of 8 dimensions, the bundle's have 64"),
+        ("dense_vecs narrow", "the column dense_vecs is fixed_size_list<element: float>[8], expected"),
         ("lexical_weights", "the lexical weights of document 'p0' have the token id 100000000"),
         ("colbert_vecs", "NaN or infinity in the ColBERT rows of document 'p0'"),
-        ("colbert_vecs int8", "int8 rows and colbert_scales do not fit"),
+        ("colbert_vecs none", "document 'p0' has not ColBERT rows of 24 values"),
+        ("colbert_vecs int8", "m3.colbert_dtype is int8, expected float16"),
     ],
 )
 def test_vectors_that_no_model_gives_are_refused(tiny_bundle, index, queries, tmp_path, capsys, column, message):
@@ -349,6 +464,8 @@ def test_vectors_that_no_model_gives_are_refused(tiny_bundle, index, queries, tm
         rows[0][0]["id"] = 10**8
     elif how == "narrow":
         rows = [row[:8] for row in rows]
+    elif how == "none":
+        rows[0] = []
     elif not how:
         (rows[0] if name == "dense_vecs" else rows[0][0])[0] = np.float16(np.nan) if name == "colbert_vecs" else np.nan
     schema = table.schema.set(table.schema.get_field_index(name), pa.field(name, kind, nullable=False))
@@ -374,6 +491,10 @@ def test_no_input_is_written_over(tiny_bundle, rankings, queries, tmp_path, caps
     os.mkfifo(tmp_path / "pipe")
     assert equivalence(rankings, rankings, "-o", tmp_path / "pipe", "--force") == 2
     assert (tmp_path / "pipe").is_fifo()
+    assert equivalence(rankings, rankings, "-o", "-") == 2
+    assert "-o -: what is written goes into a file" in capsys.readouterr().err
+    assert equivalence(rankings, rankings, "-o", "/proc/e.json") == 2  # where no file can be made
+    assert "'/proc/e.json' cannot be written (" in capsys.readouterr().err
 
 
 def test_what_is_no_index_is_refused_and_nothing_is_written(
@@ -394,11 +515,15 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
     encoded_by = ("--bundle", tiny_bundle, *FLOAT)
     for words, message in (
         ((index,), "nothing to compare one index with"),
-        ((wrong_kind, rankings), "wrong.json' is a run, expected a file of rankings"),
+        ((index, "--queries", queries, *encoded_by, "-o", tmp_path / "r.txt"), "which must end in .json"),
+        ((index, "--queries", queries, *encoded_by, "--min-overlap", 0.5), "--min-overlap is for comparing"),
         (
-            (index, tmp_path / "none", "--queries", queries, *encoded_by),
-            "is not an index: expected a folder of m3-runtime",
+            (index, queries, "--queries", queries, *encoded_by),
+            "is not an index: expected a folder of m3-runtime bulk, FILE.safetensors, a bundle, qdrant:URL/COLLECTION, "
+            "milvus:FILE/COLLECTION, or RANKINGS.json, which this command wrote",
         ),
+        ((wrong_kind, rankings), "wrong.json' is a run, expected a file of rankings"),
+        ((index, tmp_path / "none", "--queries", queries, *encoded_by), "none': there is no such file or folder"),
         ((index, unfinished, "--queries", queries, *encoded_by), "is not finished"),
         ((index, twice, "--queries", queries, *encoded_by), "has the id 'p1' twice"),
         ((index, tiny_bundle, "--queries", queries), "beside it, whose texts it encodes"),
@@ -415,7 +540,7 @@ def test_what_is_no_index_is_refused_and_nothing_is_written(
         ((index, index, "--queries", tmp_path / "empty.txt", *encoded_by), "has no queries"),
         ((index, "qdrant:docs", "--queries", queries, *encoded_by), "expected qdrant:URL/COLLECTION"),
     ):
-        assert equivalence(*words, *(["-o", out] if len(words) > 1 else [])) == 2, words
+        assert equivalence(*([] if len(words) == 1 or "-o" in words else ["-o", out]), *words) == 2, words
         said = capsys.readouterr().err
         assert message in said
         assert "--input-format" not in said

@@ -115,6 +115,15 @@ def test_word_vectors_find_the_same_words(encoder):
     assert not index.scores("").any()
 
 
+@pytest.mark.parametrize("texts", [["one two"], ["one two", "one two"], ["one two", ""]])
+def test_word_vectors_of_one_text_do_not_vanish(encoder, texts):
+    assert StaticVectors(encoder, texts, None).scores("two")[0] > 0.1
+
+
+def test_word_vectors_of_no_words_find_nothing(encoder):
+    assert not StaticVectors(encoder, ["", " "], None).scores("two").any()
+
+
 def rows(draws, *lengths: int, width: int = 8) -> list[np.ndarray]:
     return [draws.normal(size=(length, width)).astype(np.float32) for length in lengths]
 

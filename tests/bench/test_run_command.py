@@ -80,8 +80,10 @@ def folder(tmp_path_factory):
 def reference(folder, tiny_random_checkpoint):
     """Recorded as on a GPU box: it has torch and transformers, but neither onnx nor an engine nor what draws."""
     path, texts = folder / "reference.safetensors", (folder / "texts.txt").read_text(encoding="utf-8").splitlines()
-    lines = [json.dumps({"id": name, "text": text}) for name, text in zip(("a", 7, "c"), texts, strict=True)]
-    (folder / "texts.jsonl").write_text("\n".join(lines))
+    texts[2] += "\u2028ends no line"
+    rows = ({"id": name, "text": text} for name, text in zip(("a", 7, "c"), texts, strict=True))
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "texts.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     words = (
         "record", tiny_random_checkpoint, "--texts", folder / "texts.jsonl", "--scenarios", folder / "one.toml",
         "--rounds", 2, "--threads", 1, "-o", path,
@@ -123,6 +125,8 @@ def test_a_reference_says_what_it_is(reference, tiny_bundle):
     assert [one.scenario for one in contender.scenarios] == ["query"]
     assert [len(one.seconds) for one in contender.scenarios[0].rounds] == [3, 3]
     assert len(recording.texts) == 3
+    assert recording.texts[0] == "What is BGE M3?"
+    assert recording.texts[2].endswith("\u2028ends no line")
     assert recording.ids == ("a", "7", "c")
 
 

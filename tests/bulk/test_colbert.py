@@ -82,14 +82,19 @@ def test_maxsim_takes_packed_rows(dtype):
 
 def test_packed_rows_that_do_not_fit():
     small = stored(unit_rows(3, 16), "binary")
-    for dtype, values, scales in (
-        ("int4", small.values, small.scales),
-        ("binary", small.values, small.scales[:2]),
-        ("binary", small.values.view(np.int8), small.scales),
-        ("float16", small.values, small.scales),
+    for dtype, values, scales, message in (
+        ("int4", small.values, small.scales, "rows of 16 values must be"),
+        ("binary", small.values, small.scales[:2], "rows of 16 values must be"),
+        ("binary", small.values, np.array(1, np.float32), "rows of 16 values must be"),
+        ("binary", small.values.view(np.int8), small.scales, "rows of 16 values must be"),
+        ("binary", small.values.tolist(), small.scales, "must be numpy arrays, got list and ndarray"),
+        ("float16", small.values, small.scales, "float16 rows are not packed: an array of them is all"),
+        ("int2", small.values, small.scales, "dtype must be one of float32, float16, int8, int4, binary, got 'int2'"),
     ):
-        with pytest.raises(InputError, match="rows of 16 values must be"):
+        with pytest.raises(InputError, match=message):
             PackedRows(dtype, values, scales, 16)
+    with pytest.raises(InputError, match="rows of 0 values"):
+        PackedRows("binary", small.values[:, :0], small.scales, 0)
 
 
 @pytest.mark.parametrize("dtype", FORMS)

@@ -25,6 +25,8 @@ def test_jsonl_and_plain_lines(tmp_path: Path):
     assert [(text.text, text.lang) for text in given] == [("Grüß Gott", "de"), ("你好", "cjk")]
     (tmp_path / "a.txt").write_text("one\n\n два \n", encoding="utf-8")
     assert [text.lang for text in read_texts(tmp_path / "a.txt", "texts")] == ["latin", "cyrillic"]
+    (tmp_path / "b.jsonl").write_text('\ufeff{"text": "one\u2028line"}\n{"text": "two"}\n', "utf-8")
+    assert [text.text for text in read_texts(tmp_path / "b.jsonl", "texts")] == ["one\u2028line", "two"]
 
 
 def test_one_language_is_warned_of_and_two_are_not(tmp_path: Path):

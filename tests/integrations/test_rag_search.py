@@ -107,6 +107,13 @@ def test_passages_are_called_by_either_key_or_by_their_number(tiny_bundle, tmp_p
         assert found["BM25"] == [name]
 
 
+def test_an_empty_passage_is_not_reranked(tiny_bundle, reranker_bundle, tmp_path, run):
+    for texts, names in ((("", "Bees dance."), ["1"]), (("", " "), [])):
+        corpus = jsonl(tmp_path / "corpus.jsonl", *({"id": i, "text": text} for i, text in enumerate(texts)))
+        (found,) = answers(run(tiny_bundle, "Bees?", "--corpus", corpus, "--reranker", reranker_bundle)[1]).values()
+        assert found["reranked"] == names
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -115,6 +122,7 @@ def test_passages_are_called_by_either_key_or_by_their_number(tiny_bundle, tmp_p
         ("Bees dance.\n", "{path}:1: not JSON"),
         ('{"id": "a", "text": "Bees"}\n{"id": "b", "txt": "Bees"}\n', "{path}:2: the object has no 'text'"),
         ('{"_id": "a", "text": "Bees"}\n{"text": "Bees"}\n', "{path}:2: the object has no '_id'"),
+        ('{"id": 1, "text": "Bees"}\n{"id": "1", "text": "Lakes"}\n', "'{path}' has the id '1' twice"),
     ],
 )
 def test_a_wrong_corpus(rows, said, tiny_bundle, tmp_path, refused):

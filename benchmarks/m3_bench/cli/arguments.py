@@ -1,13 +1,14 @@
 """Flags that several commands have."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from m3_bench.scenarios import NAMES, NO_TIMES
 from m3_runtime.errors import InputError
-from m3_runtime.io.output import check_no_input
+from m3_runtime.io.output import STDOUT, check_no_input
 from m3_runtime.words import distinct_words
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # a text: the class takes no [] when run
@@ -36,13 +37,15 @@ def add_output(parser: argparse.ArgumentParser, kind: str, *, is_required: bool 
 
 
 def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuse an output that is there, or whose folder is not, or that is one of the inputs, `force` or not.
+    """Refuse an output that is there, or whose folder is not or takes no file, or that is an input, `force` or not.
 
     Raises:
         InputError: any of these.
     """
     if path is None:
         return
+    if str(path) == STDOUT:
+        raise InputError("-o -: what is written goes into a file; give its name")
     check_no_input(path, inputs)
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist; create it first")
@@ -50,3 +53,8 @@ def checked_output(path: Path | None, *, force: bool, inputs: Sequence[Path] = (
         raise InputError(f"{str(path)!r} is not a regular file and cannot be replaced; choose another name")
     if path.exists() and not force:
         raise InputError(f"{str(path)!r} exists; choose another file, or pass --force to replace it")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written ({error.strerror}); choose another folder") from error

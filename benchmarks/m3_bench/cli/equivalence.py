@@ -9,9 +9,19 @@ from pathlib import Path
 from m3_bench import documents
 from m3_bench.cli.arguments import Commands, add_output, checked_output
 from m3_bench.documents import Equivalence, Rankings
-from m3_bench.equivalence import FEW_QUERIES, Side, agreements, check_comparable, check_shared, check_whole, lacking
+from m3_bench.equivalence import (
+    FEW_QUERIES,
+    Agreement,
+    Side,
+    agreements,
+    check_comparable,
+    check_found,
+    check_whole,
+    lacking,
+)
 from m3_bench.recording import Recording, read_recording
-from m3_bench.retrieval.indexes import RECORDED, Queries, check_checkpoint, open_index, path_of
+from m3_bench.retrieval.indexes import RECORDED, Queries, check_checkpoint
+from m3_bench.retrieval.places import Stores, open_index, path_of
 from m3_bench.retrieval.search import DEPTH
 from m3_runtime import M3Encoder
 from m3_runtime.bundle.manifest import MANIFEST_NAME
@@ -36,6 +46,8 @@ scores have moved. An index is
   milvus:URL/COLLECTION           of MilvusIndex; or a file in place of the URL
   RANKINGS.json                   what this command wrote of one index: no vector, a few KB, from another machine"""
 
+RANKINGS = ".json"
+"""How the name of a file of rankings ends."""
 _EPILOG = """\
 Queries are encoded by the bundle. If they are a recording, an index that is a recording gets their recorded vectors, so
 that GPU against GPU stands beside CPU against CPU. Use at least fifty queries as users ask them.
@@ -77,13 +89,18 @@ def _run(args: argparse.Namespace) -> int:
     inputs = [*map(path_of, addresses), *filter(None, (args.queries, args.bundle))]
     checked_output(args.output, force=args.force, inputs=inputs)
     if args.output is None and len(addresses) == 1:
-        raise InputError("there is nothing to compare one index with: give another, or -o FILE for its rankings")
+        raise InputError("there is nothing to compare one index with: give another, or -o FILE.json for its rankings")
+    if len(addresses) == 1 and args.output.suffix != RANKINGS:
+        raise InputError(f"-o {args.output}: rankings are known by their name, which must end in {RANKINGS}")
     progress = Progress(quiet=args.quiet)
     kept = {
-        place: Side(place, documents.read_as(Rankings, Path(place))) for place in addresses if place.endswith(".json")
+        place: Side(place, documents.read_as(Rankings, Path(place))) for place in addresses if place.endswith(RANKINGS)
     }
     for side in kept.values():
         check_whole(side)
+    if len(addresses) == 1 and not kept:
+        reason = "is for comparing, and there is one index; leave it out"
+        refuse_given(args, args.command_parser, ("min_overlap",), reason)
     if len(kept) < len(set(addresses)):
         sides = _searched(args, addresses, kept, progress)
     else:
@@ -96,13 +113,15 @@ def _run(args: argparse.Namespace) -> int:
     if len(sides) == 1:
         documents.write(sides[0].rankings, args.output)
         return OK
-    check_shared(sides[0], sides[1])
+    check_found(sides[0], sides[1])
     found = Equivalence(sides[0].rankings, sides[1].rankings)
     if args.output is not None:
         documents.write(found, args.output)
     names = [_named(side) for side in sides]
-    sys.stdout.write("\n".join([*_table(found, names, args.min_overlap), *_notes(found, names)]) + "\n")
-    holds = all(one.overlap.mean >= args.min_overlap for one in agreements(found))
+    compared = agreements(found)
+    lines = [*_table(found.first, compared, names, args.min_overlap), *_notes(found, compared, names)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    holds = all(one.overlap.mean >= args.min_overlap for one in compared)
     return OK if holds else OVER_LIMIT
 
 
@@ -110,12 +129,15 @@ def _searched(
     args: argparse.Namespace, addresses: Sequence[str], kept: Mapping[str, Side], progress: Progress
 ) -> list[Side]:
     """Open every index, refuse what does not compare, and search; `kept` are rankings from files."""
-    bundle = args.bundle or next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
+    own = next((Path(p) for p in addresses if (Path(p) / MANIFEST_NAME).is_file()), None)
+    if own and args.bundle and own.resolve() != args.bundle.resolve():
+        raise InputError(f"{str(own)!r} is a bundle, and encodes the queries itself; leave --bundle {args.bundle} out")
+    bundle = args.bundle or own
     if args.queries is None or bundle is None:
         raise InputError(f"{'--queries FILE' if args.queries is None else '--bundle BUNDLE'} is missing")
     texts, recorded = _queries(args.queries, progress)
     opening = partial(M3Encoder.open, bundle, variant=args.variant, threads=args.threads)
-    with interruptible(opening) as encoder:
+    with interruptible(opening) as encoder, Stores() as stores:
         if recorded is not None:
             check_checkpoint(str(args.queries), recorded.run.model.space_id, encoder)
         queries = Queries(texts, encoder, recorded, progress)
@@ -129,7 +151,7 @@ def _searched(
                 continue
             other = next((p for p in addresses if p != place), None)
             with progress.step(f"Opening {place}"):
-                sides.append(Side.of(place, open_index(place, encoder, other, progress), queries, args.depth))
+                sides.append(Side.of(place, open_index(place, encoder, other, stores, progress), queries, args.depth))
             check_whole(sides[-1])
         if len(sides) == 2:
             check_comparable(sides[0], sides[1])
@@ -152,6 +174,8 @@ def _queries(path: Path, progress: Progress) -> tuple[tuple[str, ...], Recording
         raise InputError(f"{str(path)!r} has no queries: {'all are blank' if rows else 'it is empty'}")
     if len(texts) < len(rows):
         progress.say(f"{path}: blank queries, which are left out: {len(rows) - len(texts)} of {len(rows)}")
+    if repeated := len(texts) - len(set(texts)):
+        progress.say(f"{path}: queries that an earlier one repeats, and that count again: {repeated} of {len(texts)}")
     return texts, None
 
 
@@ -165,13 +189,12 @@ def _named(side: Side) -> str:
     return side.place if name in (side.place, Path(side.place).name) else f"{side.place} ({name})"
 
 
-def _table(found: Equivalence, names: Sequence[str], least: float) -> Iterator[str]:
-    a = found.first
+def _table(a: Rankings, compared: Sequence[Agreement], names: Sequence[str], least: float) -> Iterator[str]:
     counts = f"{a.documents} documents, {_counted(a.queries)}, the best {a.depth} of each"
     yield f"# {' and '.join(names)}: {counts}\n"
     yield "| method | overlap [95 %] | same documents | order (tau) | score drift, mean / max | |"
     yield "|---|---|---|---|---|---|"
-    for one in agreements(found):
+    for one in compared:
         span = one.overlap
         order = "" if one.order is None else f"{one.order:.3f}"
         drift = "" if one.drift_mean is None else f"{one.drift_mean:.5f} / {one.drift_max:.5f}"
@@ -180,7 +203,7 @@ def _table(found: Equivalence, names: Sequence[str], least: float) -> Iterator[s
         yield f"| {' | '.join(cells)} | {verdict} |"
 
 
-def _notes(found: Equivalence, names: Sequence[str]) -> list[str]:
+def _notes(found: Equivalence, compared: Sequence[Agreement], names: Sequence[str]) -> list[str]:
     """What the table does not show, and what speaks against it."""
     a, b = found.first, found.second
     notes = []
@@ -192,6 +215,11 @@ def _notes(found: Equivalence, names: Sequence[str]) -> list[str]:
             f"the vocabularies differ: {names[0]} is of {a.space_id}, {names[1]} of {b.space_id}. One checkpoint, but "
             "texts with pieces that only one of them has got other vectors there, which lowers the overlap"
         )
+    notes += [
+        f"{one.method}: neither finds anything for {one.unfound} of {a.queries} queries, which count as the same"
+        for one in compared
+        if one.unfound
+    ]
     if a.queries < FEW_QUERIES:
         notes.append(f"{_counted(a.queries)} {'is' if a.queries == 1 else 'are'} few; use {FEW_QUERIES} or more")
     return ["", *(f"* {note}" for note in notes)] if notes else []

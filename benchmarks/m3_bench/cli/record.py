@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from m3_bench.cli.arguments import Commands, add_output, add_scenarios, checked_output
@@ -10,9 +9,10 @@ from m3_runtime.bundle.manifest import Pooling
 from m3_runtime.cli.arguments import add_integer, add_parser, add_threads
 from m3_runtime.cpu import default_threads
 from m3_runtime.errors import InputError
-from m3_runtime.io.formats import SourceFormat, format_of
+from m3_runtime.io.formats import SourceFormat, format_of, packing_of
 from m3_runtime.io.readers import raw_rows
-from m3_runtime.io.rows import BadRow, Columns
+from m3_runtime.io.rows import BadRow, Columns, Row
+from m3_runtime.pairs import is_blank
 
 _DESCRIPTION = """\
 Record PyTorch's vectors and times for a checkpoint: the reference that CPU bundles are compared with.
@@ -53,19 +53,18 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.record import RecordSpec, record
     from m3_bench.scenarios import read_plan
     from m3_bench.workers.torch_reference import Dtype
-    from m3_export.calibration.texts import probe_texts, read_texts
+    from m3_export.calibration.texts import probe_texts
     from m3_runtime.io.progress import Progress
 
     inputs = [Path(args.checkpoint), *([args.texts] if args.texts else [])]
     checked_output(args.output, force=args.force, inputs=inputs)
-    found = read_texts(args.texts, "texts") if args.texts else probe_texts()
-    texts = tuple(text.text for text in found)
+    texts, ids = _given(args.texts) if args.texts else (tuple(text.text for text in probe_texts()), ())
     spec = RecordSpec(
         source=args.checkpoint,
         device=args.device,
         dtype=Dtype(args.dtype),
         texts=texts,
-        ids=_ids_of(args.texts, texts) if args.texts else (),
+        ids=ids,
         plan=read_plan(args.scenarios),
         rounds=args.rounds,
         threads=args.threads,
@@ -80,24 +79,29 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ids_of(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
-    """The ids of a JSONL file's texts, as m3-runtime bulk reads them; empty where not one has an id.
+def _given(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A file's texts, read as m3-runtime bulk reads them, and their ids; no ids where not one text has its own.
 
     Raises:
-        InputError: an id is no string or integer; its line is named.
+        InputError: the file or a row cannot be read, a text is empty, an id comes twice, or there is no text.
     """
-    if format_of(path.name) is not SourceFormat.JSONL:
-        return ()
-    rows = []
-    for raw in raw_rows(str(path), SourceFormat.JSONL, Columns()):
+    source_format = format_of(path.name) or SourceFormat.LINES
+    if packing_of(path.name) or source_format not in (SourceFormat.LINES, SourceFormat.JSONL):
+        raise InputError(f"texts {path}: expected a text on every line, or JSONL, unpacked; convert it")
+    rows: dict[str, Row] = {}
+    for raw in raw_rows(str(path), source_format, Columns()):
         row = raw.parsed()
         if isinstance(row, BadRow):
             raise InputError(f"{row.place}: {row.reason}")
-        rows.append(row)
-    if all(row.id == row.place for row in rows) or len(rows) != len(texts):
-        return ()
-    first: dict[str, str] = {}
-    for row in rows:
-        if (place := first.setdefault(row.id, row.place)) != row.place:
-            raise InputError(f"{row.place}: the id {row.id!r} is that of {place} too; give each text its own, or none")
-    return tuple(first)
+        if is_blank(row.text):
+            if source_format is SourceFormat.LINES:
+                continue
+            raise InputError(f"{row.place}: the text is empty")
+        if (first := rows.setdefault(row.id, row)) is not row:
+            raise InputError(
+                f"{row.place}: the id {row.id!r} is that of {first.place} too; give each text its own, or none"
+            )
+    if not rows:
+        raise InputError(f'{str(path)!r} holds no texts; expected one text a line, or JSONL with a key "text"')
+    has_ids = any(row.id != row.place for row in rows.values())
+    return tuple(row.text for row in rows.values()), tuple(rows) if has_ids else ()

@@ -98,7 +98,7 @@ def add_to(commands: Commands) -> None:
     add_integer(retrieval, "--candidates", "documents that ColBERT ranks", default=100)
     text = "variant that encodes all documents (default: the queries' own): FP32 passages, INT8 queries"
     retrieval.add_argument("--documents-by", metavar="NAME", default="", help=text)
-    text = "a reranker's bundle: every ranking, BM25's too, is also measured as each of its variants reorders it"
+    text = "a reranker's bundle: rankings of BM25, heads and hybrids are also measured as its variants reorder them"
     retrieval.add_argument("--reranker", type=Path, metavar="BUNDLE", help=text)
     add_integer(retrieval, "--reranked", "documents of a ranking that the reranker orders", default=20)
 

@@ -157,7 +157,9 @@ def _beir(folder: Path, split: str | None) -> Labelled:
     judgments = _judgments(labels, ("query-id", "corpus-id", "score"), "\t")
     asked = {judgment.query_id for judgment in judgments}
     every_query = [Item(record.id, record.text) for record in records_of(_Query, queries)]
-    meant = [query for query in every_query if query.id in asked]
+    if not judgments:
+        raise DatasetError(f"{str(labels)!r} has no labels; expected a query, a document and a score on each line")
+    meant = [query for query in every_query if query.id in asked] or every_query
     others = len(every_query) - len(meant)
     notes = (f"queries without a label in {labels.name}, which were left out: {others}",) if others else ()
     return _checked("beir", folder.name, (corpus, queries, labels), _documents(corpus), meant, judgments, notes)
@@ -273,7 +275,14 @@ def _checked(
     _refuse_unknown([(j.document_id, j.where) for j in judgments], document_index, "document")
     _refuse_unknown([(j.query_id, j.where) for j in judgments], query_index, "query")
     relevant: list[dict[int, int]] = [{} for _ in queries]
+    grades_of: dict[tuple[str, str], int] = {}
     for judgment in judgments:
+        pair = judgment.query_id, judgment.document_id
+        if grades_of.setdefault(pair, judgment.grade) != judgment.grade:
+            raise DatasetError(
+                f"{judgment.where}: the query {pair[0]!r} and the document {pair[1]!r} have the grade {judgment.grade} "
+                f"here and {grades_of[pair]} in a line before; leave one"
+            )
         if judgment.grade > 0:
             relevant[query_index[judgment.query_id]][document_index[judgment.document_id]] = judgment.grade
     kept = [number for number, grades in enumerate(relevant) if grades]

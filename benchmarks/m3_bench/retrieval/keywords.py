@@ -145,7 +145,10 @@ class StaticVectors:
         ids = self._ids(documents)
         seen = np.concatenate([np.unique(row) for row in ids])
         self._idf = idf(np.bincount(seen, minlength=encoder.vocab_size), len(documents))
-        self._centre = self._table.rows(np.unique(seen)).mean(axis=0)
+        # a single text lies at its own centre, and nothing would be left of it
+        is_one = len({row.tobytes() for row in ids if row.size}) < 2
+        rows = self._table.rows(np.unique(seen))
+        self._centre = np.zeros(rows.shape[1], np.float32) if is_one else rows.mean(axis=0)
         self.vectors = np.stack([self._vector(row) for row in ids])
 
     def scores(self, text: str) -> FloatArray:

@@ -187,7 +187,7 @@ def _encoded(
 
 
 def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:
-    schema = _schema(job, encoder.bundle.manifest.geometry)
+    schema = shard_schema(job, encoder.bundle.manifest.geometry)
     is_packed = Head.COLBERT in job.vectors.heads and job.vectors.colbert_dtype.is_packed
     return import_extra("pyarrow.parquet", "bulk").ParquetWriter(
         file,
@@ -195,10 +195,11 @@ def _writer(file: Any, job: BulkJob, encoder: M3Encoder) -> Any:
         compression=_COMPRESSION | ({_PACKED: "zstd"} if is_packed else {}),
         use_dictionary=[_PACKED] if is_packed else False,
         write_statistics=["id", "tokens"],
+        write_page_checksum=True,
     )
 
 
-def _schema(job: BulkJob, geometry: Geometry) -> Any:
+def shard_schema(job: BulkJob, geometry: Geometry) -> Any:
     """The columns of a job's shards in the order of `Head`, and in the metadata what vectors may be compared by."""
     pa, settings = import_extra("pyarrow", "bulk"), job.vectors
     columns = [("id", pa.string()), ("tokens", pa.int32())]

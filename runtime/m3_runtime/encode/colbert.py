@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from m3_runtime.encode.pooling import pooled
 from m3_runtime.errors import InputError
+from m3_runtime.sequences import member
 
 
 class ColbertDtype(StrEnum):
@@ -79,10 +80,15 @@ class PackedRows:
         Raises:
             InputError: they do not.
         """
-        dtype = ColbertDtype(self.dtype)
+        dtype = member(ColbertDtype, self.dtype, "dtype")
+        if not dtype.is_packed:
+            raise InputError(f"{dtype.value} rows are not packed: an array of them is all, and has no scales")
         object.__setattr__(self, "dtype", dtype)
-        expected = (dtype.item, (len(self.scales), dtype.width(self.dim)), 1)
-        if not dtype.is_packed or (self.values.dtype, self.values.shape, self.scales.ndim) != expected:
+        if not isinstance(self.values, np.ndarray) or not isinstance(self.scales, np.ndarray):
+            kinds = f"{type(self.values).__name__} and {type(self.scales).__name__}"
+            raise InputError(f"values and scales must be numpy arrays, got {kinds}")
+        expected = (dtype.item, (self.scales.size, dtype.width(self.dim)), 1)
+        if self.dim < 1 or (self.values.dtype, self.values.shape, self.scales.ndim) != expected:
             raise InputError(
                 f"{dtype.value} rows of {self.dim} values must be {expected[1]} {dtype.item} and a scale for each row, "
                 f"got {self.values.shape} {self.values.dtype} and {self.scales.shape} scales"

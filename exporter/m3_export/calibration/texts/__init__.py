@@ -70,7 +70,7 @@ def read_texts(path: Path, what: str) -> tuple[Text, ...]:
     if packing_of(path.name) or format_of(path.name) not in (None, SourceFormat.LINES, SourceFormat.JSONL):
         raise OptionsError(f"{what} {path}: expected a text on every line, or JSONL, unpacked; convert it")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no other character ends a line of JSONL
     except (OSError, UnicodeDecodeError) as error:
         raise OptionsError(f"{what} {path}: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
