@@ -351,7 +351,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Soak:
-    """A server under changing load for long; cycles that end before `settle_s` do not count as growth."""
+    """A server under changing load for long; cycles that end before `warmup_s` do not count as growth."""
 
     machine: Machine
     model: Model
@@ -359,7 +359,7 @@ class Soak:
     versions: Mapping[str, str]  # releases of the packages that compute
     server_options: tuple[str, ...]
     clients: int
-    settle_s: float
+    warmup_s: float
     cycles: tuple[Cycle, ...]
     kind: str = "soak"
     schema_version: int = SCHEMA_VERSION

@@ -56,7 +56,7 @@ class SoakPlan:
     threads: int
     clients: int
     seconds: float
-    settle_s: float
+    warmup_s: float
     phase_s: float
 
 
@@ -76,7 +76,7 @@ def soak(plan: SoakPlan) -> Iterator[Soak]:
             cycles: list[Cycle] = []
             for one in _cycles(plan, server, process, requests):
                 cycles.append(one)
-                facts = (this_machine(), model, variant, versions, options, plan.clients, plan.settle_s)
+                facts = (this_machine(), model, variant, versions, options, plan.clients, plan.warmup_s)
                 yield Soak(*facts, tuple(cycles))
 
 
@@ -98,9 +98,9 @@ def _cycles(
 ) -> Iterator[Cycle]:
     dropped = requests[:_DROPS]
     loader, again = (Loader(server, some, plan.phase_s, [process.pid]) for some in (requests, dropped))
-    start_s, settled = time.monotonic(), 0
-    while (now_s := time.monotonic() - start_s) < plan.seconds or settled < FEWEST_CYCLES:
-        settled += now_s >= plan.settle_s
+    start_s, counted = time.monotonic(), 0
+    while (now_s := time.monotonic() - start_s) < plan.seconds or counted < FEWEST_CYCLES:
+        counted += now_s >= plan.warmup_s
         stages = [loader.closed(plan.clients), loader.closed(1, _ALONE * plan.phase_s)]
         for number, request in enumerate(dropped):
             _drop(server, request, number)

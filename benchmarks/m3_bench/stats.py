@@ -19,7 +19,7 @@ NOISY_VARIATION = 0.05
 """Standard deviation between rounds ÷ their mean from which a figure is called noisy."""
 FEWEST_ROUNDS = 3
 FEWEST_CYCLES = 8
-"""Of a soak, after it has settled."""
+"""Of a soak, after its warmup."""
 RESAMPLES, SEED = 10_000, 0
 MAIN_METRIC = "nDCG@10"
 _RESAMPLES_AT_ONCE = 500  # × 10 000 queries are 40 MB of indices
@@ -230,7 +230,7 @@ def with_negatives(scores: PairScoresOf) -> list[tuple[tuple[float, ...], tuple[
 
 @dataclass(frozen=True)
 class Growth:
-    """What a soak shows, over the cycles after it has settled.
+    """What a soak shows, over the cycles after its warmup.
 
     The slope is Theil and Sen's, the median over all pairs of cycles, with its 90 % interval; leaks are differences
     between the medians of the last quarter and of the one before: pools of threads grow to their size at first.
@@ -256,28 +256,28 @@ class Growth:
         return [words for words, is_over in found if is_over]
 
 
-def settled_cycles(soak: Soak) -> list[Cycle]:
-    """The cycles after a soak has settled, which count as growth."""
-    return [one for one in soak.cycles if one.seconds >= soak.settle_s]
+def cycles_after_warmup(soak: Soak) -> list[Cycle]:
+    """The cycles after a soak's warmup, which count as growth."""
+    return [one for one in soak.cycles if one.seconds >= soak.warmup_s]
 
 
 def growth(soak: Soak) -> Growth:
     """What a soak shows.
 
     Raises:
-        BenchError: too few cycles after the soak has settled.
+        BenchError: too few cycles after the warmup.
     """
-    settled = settled_cycles(soak)
-    if len(settled) < FEWEST_CYCLES:
+    counted = cycles_after_warmup(soak)
+    if len(counted) < FEWEST_CYCLES:
         raise BenchError(
-            f"{len(settled)} cycles after {soak.settle_s:.0f} s: a slope needs {FEWEST_CYCLES}; give --minutes more"
+            f"{len(counted)} cycles after {soak.warmup_s:.0f} s: a slope needs {FEWEST_CYCLES}; give --minutes more"
         )
     from scipy.stats import theilslopes
 
-    hours, megabytes = [one.seconds / 3600 for one in settled], [one.resident_bytes / 1e6 for one in settled]
+    hours, megabytes = [one.seconds / 3600 for one in counted], [one.resident_bytes / 1e6 for one in counted]
     slope, _, low, high = theilslopes(megabytes, hours, 0.9)
-    quarter = len(settled) // 4
-    before, last = settled[-2 * quarter : -quarter], settled[-quarter:]
+    quarter = len(counted) // 4
+    before, last = counted[-2 * quarter : -quarter], counted[-quarter:]
     return Growth(
         mb_per_hour=float(slope),
         low=float(low),

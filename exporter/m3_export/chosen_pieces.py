@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from m3_export.calibration.pairs import ChosenPairs
 from m3_export.calibration.texts import ChosenTexts
 from m3_export.checkpoint.folder import Checkpoint
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
@@ -15,7 +14,6 @@ from m3_export.checkpoint.vocabulary import (
     pieces_of_corpora,
     pieces_of_languages,
 )
-from m3_export.errors import OptionsError
 from m3_export.export_texts import Chosen
 from m3_export.options import ExportOptions
 from m3_export.verify.measure import MAX_PROBE_TOKENS
@@ -53,16 +51,6 @@ class ChosenPieces:
         return Vocabulary(rows, full, self.kept.chosen_by, PIECES_NAME, PIPELINE_NAME, self.loss)
 
 
-def refuse_of_reranker(options: ExportOptions, *, is_reranker: bool) -> None:
-    """Refuse to leave out a reranker's pieces.
-
-    Raises:
-        OptionsError: the options ask for it.
-    """
-    if is_reranker and (options.languages or options.vocabulary_from):
-        raise OptionsError("--languages and --vocabulary-from are for encoders; a reranker keeps every piece")
-
-
 def choose_pieces(
     original: CheckpointTokenizer,
     whole: M3Tokenizer,
@@ -76,13 +64,12 @@ def choose_pieces(
 
     Raises:
         InputError: a corpus cannot be read.
-        OptionsError: every piece would stay, no probe text could be spelt, or the model is a reranker.
+        OptionsError: every piece would stay, or no probe text could be spelt.
         TokenizerMismatchError: the smaller tokenizer does not do what it should.
     """
     if not (options.languages or options.vocabulary_from):
         return ChosenPieces(original, whole, whole, texts)
-    refuse_of_reranker(options, is_reranker=isinstance(texts, ChosenPairs))
-    assert isinstance(texts, ChosenTexts)
+    assert isinstance(texts, ChosenTexts)  # a reranker keeps every piece
     if options.languages:
         ours = [text.text for text in (*texts.calibration, *texts.probe) if text.lang in options.languages]
         kept = pieces_of_languages(original.saved, whole, options.languages, ours)

@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from m3_export.arrays import Ids
 from m3_export.build_variant import library_errors
 from m3_export.calibration.pairs import ChosenPairs, TextPair, numbers, pair_ids
@@ -102,8 +100,3 @@ def _ids(tokenizer: M3Tokenizer, texts: Sequence[Text] | Sequence[TextPair], lon
 
 def _pairs(texts: Sequence[Text] | Sequence[TextPair]) -> list[TextPair]:
     return [one for one in texts if isinstance(one, TextPair)]
-
-
-def natural_ranges(chosen: Chosen) -> int:
-    """How many of the texts, or pairs, that ranges are measured on are natural; `TuningTexts` has them first."""
-    return len(TuningTexts.split([np.zeros(1, np.int32)] * len(chosen.calibration), ()).ranges)

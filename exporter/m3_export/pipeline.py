@@ -19,17 +19,21 @@ from m3_export.build_variant import (
     speed_order,
     write_plans,
 )
-from m3_export.calibration.colbert_pca import write_colbert_pca
-from m3_export.calibration.statistics import ActivationStatistics, colbert_moments, gather_statistics
+from m3_export.calibration.statistics import (
+    ActivationStatistics,
+    colbert_moments,
+    gather_statistics,
+    principal_axes,
+)
 from m3_export.calibration.texts import ChosenTexts, chosen_texts
 from m3_export.checkpoint.folder import Checkpoint, refuse_options_of_encoders
 from m3_export.checkpoint.pooling import TRAINING_ARGUMENTS, PoolingChoice
 from m3_export.checkpoint.source import Source, is_named, resolve
 from m3_export.checkpoint.tokenizer import CheckpointTokenizer
 from m3_export.checkpoint.vocabulary import check_corpora
-from m3_export.chosen_pieces import ChosenPieces, choose_pieces, refuse_of_reranker
+from m3_export.chosen_pieces import ChosenPieces, choose_pieces
 from m3_export.errors import CheckpointError, OptionsError, OverBudgetError
-from m3_export.export_texts import natural_ranges, probe_of, proven, tuning_of
+from m3_export.export_texts import probe_of, proven, tuning_of
 from m3_export.graph import passes
 from m3_export.graph.model import M3Model
 from m3_export.graph.trace import trace
@@ -47,7 +51,7 @@ from m3_export.verify.parity import Outputs
 from m3_export.verify.reference import silent_heads, silent_scores
 from m3_runtime import M3Encoder, M3Reranker
 from m3_runtime.bundle.manifest import Head, Manifest, ModelInfo, SourceInfo, TokenizerInfo
-from m3_runtime.bundle.reader import Bundle
+from m3_runtime.bundle.reader import COLBERT_PCA, Bundle
 from m3_runtime.bundle.writer import check_target, list_files, publish, staging_folder, write_manifest
 from m3_runtime.errors import InputError
 from m3_runtime.io.progress import Progress
@@ -98,9 +102,9 @@ def export(
         probe = probe_of(checkpoint, pieces.runtime, pieces.texts, progress, has_int8=options.has_int8)
         warnings += _silence(probe.natural, pieces.runtime, options, progress)
         check, tuning = ParityCheck(model, probe, budget), tuning_of(checkpoint, whole, chosen)
-        builder = _builder(checkpoint, pieces, tuning, natural_ranges(chosen), check, staging, options, progress)
+        builder = _builder(checkpoint, pieces, tuning, check, staging, options, progress)
         if checkpoint.colbert:
-            write_colbert_pca(staging, _moments(builder.quantized, tuning, natural_ranges(chosen), options, progress))
+            np.save(staging / COLBERT_PCA, principal_axes(_moments(builder.quantized, tuning, options, progress)))
         results = tuple(builder.build(name, plans.get(name)) for name in options.variants)
         shutil.rmtree(work)
         over = {result.variant.name: result.over for result in results if result.over}
@@ -140,7 +144,8 @@ def _check_kind(options: ExportOptions, *, is_reranker: bool) -> AnyBudget:
         refuse_options_of_encoders(
             {"--heads": options.heads, "--pooling": options.pooling, "--normalize": options.normalize}
         )
-    refuse_of_reranker(options, is_reranker=is_reranker)
+        if options.languages or options.vocabulary_from:
+            raise OptionsError("--languages and --vocabulary-from are for encoders; a reranker keeps every piece")
     return options.budget_of(is_reranker=is_reranker)
 
 
@@ -249,7 +254,6 @@ def _builder(
     checkpoint: Checkpoint,
     pieces: ChosenPieces,
     tuning: TuningTexts,
-    natural: int,
     check: ParityCheck,
     staging: Path,
     options: ExportOptions,
@@ -257,33 +261,38 @@ def _builder(
 ) -> VariantBuilder:
     """The model, its graph, and its activation statistics: what variants are made of.
 
-    Only INT8 and ColBERT's principal axes need statistics, for which `natural` of the calibration texts are natural.
-    They are those of the model with all its pieces: without some of them the same plan gives the same integers.
+    Only INT8 and ColBERT's principal axes need statistics. They are those of the model with all its pieces: without
+    some of them the same plan gives the same integers.
     """
     model = M3Model(checkpoint, pieces.runtime.info.unused_ids)
 
     def gather() -> ActivationStatistics:
         title = f"Activation statistics of {len(tuning.ranges)} calibration {'pairs' if model.classifier else 'texts'}"
         with progress.step(title), library_errors("gathering activation statistics"):
-            return gather_statistics(model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), natural)
+            return gather_statistics(
+                model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), tuning.natural
+            )
 
     quantized = QuantizedModel(model, gather)
     with progress.step("Tracing the graph"), library_errors("tracing the graph"):
         fewer = model if pieces.kept is None else M3Model(checkpoint, model.unused_ids, pieces.kept.ids)
         graphs = Graphs(passes.portable(trace(fewer)), staging / ".work")
     planner = Planner(quantized, tuning, check.model.geometry, limits_of(check.budget), options, progress)
-    return VariantBuilder(graphs, quantized, tuning.ranges[:natural], planner, check, staging, options, progress)
+    natural = tuning.ranges[: tuning.natural]
+    return VariantBuilder(graphs, quantized, natural, planner, check, staging, options, progress)
 
 
 def _moments(
-    quantized: QuantizedModel, tuning: TuningTexts, natural: int, options: ExportOptions, progress: Progress
+    quantized: QuantizedModel, tuning: TuningTexts, options: ExportOptions, progress: Progress
 ) -> NDArray[np.float64]:
     """Second moments of ColBERT rows (C, C): INT8's statistics have them, else they are all that is gathered."""
     if options.has_int8:
         assert quantized.statistics.colbert_moments is not None
         return quantized.statistics.colbert_moments
-    with progress.step(f"ColBERT rows of {natural} calibration texts"), library_errors("computing ColBERT rows"):
-        return colbert_moments(quantized.model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), natural)
+    with progress.step(f"ColBERT rows of {tuning.natural} calibration texts"), library_errors("computing ColBERT rows"):
+        return colbert_moments(
+            quantized.model, tuning.ranges, lambda rows: progress.bar(rows, "calibration"), tuning.natural
+        )
 
 
 def _manifest(

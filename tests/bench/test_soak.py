@@ -15,7 +15,7 @@ from m3_bench.report.build import build_page
 from m3_bench.report.inputs import read_inputs
 from m3_bench.stats import growth
 
-QUICK = ("--variant", "onnx-fp32", "--phase-s", "0.12", "--settle-minutes", "0", "--clients", "3")
+QUICK = ("--variant", "onnx-fp32", "--phase-s", "0.12", "--warmup-minutes", "0", "--clients", "3")
 
 
 def soak_of(*cycles: Cycle) -> Soak:
@@ -23,7 +23,7 @@ def soak_of(*cycles: Cycle) -> Soak:
 
 
 def steady(count: int = 40) -> list[Cycle]:
-    """Fifteen seconds each; memory grows by 50 MB until it settles, and then moves by 0.1 MB to and fro."""
+    """Fifteen seconds each; memory grows by 50 MB at first, and then moves by 0.1 MB to and fro."""
     return [
         Cycle(15.0 * n, 500_000_000 + min(n, 10) * 5_000_000 + n % 3 * 100_000, 30 + n % 2, 20, 0, 90, 0, 40, 12, {})
         for n in range(1, count + 1)
@@ -83,10 +83,10 @@ def test_a_soak_that_was_stopped_early_is_shown_without_a_slope(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--settle-minutes", "nan"), "expected a number from 0"),
-        (("--settle-minutes", "-1"), "expected a number from 0"),
+        (("--warmup-minutes", "nan"), "expected a number from 0"),
+        (("--warmup-minutes", "-1"), "expected a number from 0"),
         (("--mb-per-hour", "inf"), "expected a number from"),
-        (("--minutes", "3", "--settle-minutes", "3"), "--settle-minutes 3 must be less than --minutes 3"),
+        (("--minutes", "3", "--warmup-minutes", "3"), "--warmup-minutes 3 must be less than --minutes 3"),
     ],
 )
 def test_lengths_that_make_no_soak_are_refused(tmp_path: Path, capsys, words, message):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from m3_export.calibration.colbert_pca import principal_axes
+from m3_export.calibration.statistics import principal_axes
 from m3_runtime import Bundle
 from m3_runtime.bundle.reader import COLBERT_PCA
 

@@ -13,7 +13,7 @@ from m3_runtime.exit_codes import OK, OVER_LIMIT
 if TYPE_CHECKING:
     from m3_bench.cycles import Cycle
 
-_SETTLE_MINUTES = 5.0
+_WARMUP_MINUTES = 5.0
 
 _DESCRIPTION = """\
 Serve a bundle for long, under load that changes, and see whether the server holds more and more.
@@ -21,7 +21,7 @@ Serve a bundle for long, under load that changes, and see whether the server hol
 A server in a process of its own gets requests of many shapes in cycles: several clients, one alone, connections that
 end in the middle, four times more than it can answer, and what was dropped once more. Every answer is compared with
 the encoder's vectors. At the end of each cycle, with no request under way, the server's resident memory, descriptors
-and threads are noted. The slope is the median over all pairs of cycles (Theil-Sen), after --settle-minutes. Memory
+and threads are noted. The slope is the median over all pairs of cycles (Theil-Sen), after --warmup-minutes. Memory
 grows if the slope's 90 % interval is above --mb-per-hour as a whole; the longer the soak, the narrower it is."""
 
 _EPILOG = """\
@@ -45,7 +45,7 @@ def add_to(commands: Commands) -> None:
     positive = number(above=0, most=MOST_SECONDS)
     parser.add_argument("--minutes", type=positive, default=30.0, help="of load (default: %(default)s)")
     text = "before growth counts (default: 5, or half of --minutes where that is less)"
-    parser.add_argument("--settle-minutes", type=number(least=0, most=MOST_SECONDS), metavar="M", help=text)
+    parser.add_argument("--warmup-minutes", type=number(least=0, most=MOST_SECONDS), metavar="M", help=text)
     parser.add_argument("--phase-s", type=positive, default=4.0, metavar="S", help="of a phase (default: %(default)s)")
     parser.add_argument("--mb-per-hour", type=number(), default=1.0, help="most growth (default: %(default)s)")
     parser.add_argument(
@@ -60,10 +60,10 @@ def _run(args: argparse.Namespace) -> int:
     from m3_bench.stats import growth
 
     checked_output(args.output, force=args.force, inputs=[args.bundle])
-    settle_minutes = min(_SETTLE_MINUTES, args.minutes / 2) if args.settle_minutes is None else args.settle_minutes
-    if settle_minutes >= args.minutes:
-        raise InputError(f"--settle-minutes {settle_minutes:g} must be less than --minutes {args.minutes:g}")
-    lengths_s = (60 * args.minutes, 60 * settle_minutes, args.phase_s)
+    warmup_minutes = min(_WARMUP_MINUTES, args.minutes / 2) if args.warmup_minutes is None else args.warmup_minutes
+    if warmup_minutes >= args.minutes:
+        raise InputError(f"--warmup-minutes {warmup_minutes:g} must be less than --minutes {args.minutes:g}")
+    lengths_s = (60 * args.minutes, 60 * warmup_minutes, args.phase_s)
     plan = SoakPlan(args.bundle, args.variant, args.threads, args.clients, *lengths_s)
     for found in soak(plan):
         documents.write(found, args.output)

@@ -186,8 +186,8 @@ def soak_table(found: Sequence[Soak]) -> Table:
     """
 
     def row(soak: Soak) -> Cells:
-        settled, last = stats.settled_cycles(soak), soak.cycles[-1]
-        shown = stats.growth(soak) if len(settled) >= stats.FEWEST_CYCLES else None
+        counted, last = stats.cycles_after_warmup(soak), soak.cycles[-1]
+        shown = stats.growth(soak) if len(counted) >= stats.FEWEST_CYCLES else None
         counts = {
             name: str(sum(getattr(one, name) for one in soak.cycles)) for name in ("answered", "refused", "dropped")
         }

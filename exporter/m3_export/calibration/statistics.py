@@ -120,6 +120,20 @@ def colbert_moments(
     return colbert.total
 
 
+def principal_axes(moments: NDArray[np.float64]) -> Float32Array:
+    """Axes that ColBERT rows are projected on, for fewer dimensions that keep most of what rows differ in.
+
+    Args:
+        moments: (C, C), second moments of ColBERT rows.
+
+    Returns:
+        (C, C), an eigenvector of `moments` in each column, the widest first; the largest value of each is positive.
+    """
+    axes = np.linalg.eigh(moments)[1][:, ::-1]
+    signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))
+    return np.ascontiguousarray(axes * signs, dtype=np.float32)
+
+
 def outlier_neurons(highest: Float32Array, of_token: Float32Array) -> tuple[int, ...]:
     """Neurons far above what the median token needs, the `MOST_OUTLIERS` largest of them, ascending.
 

@@ -52,6 +52,7 @@ class TuningTexts:
     """Calibration texts as ids: ranges are measured on one part, projections are compared on the other."""
 
     ranges: tuple[Ids, ...]
+    natural: int  # how many of `ranges` are natural; they come first
     tuning: tuple[Ids, ...]
     is_degenerate: tuple[bool, ...]
 
@@ -64,6 +65,7 @@ class TuningTexts:
         strange = [_cut(row, DEGENERATE_TOKENS) for row in degenerate_tuning[:DEGENERATE]]
         return cls(
             ranges=(*natural_ranges, *degenerate_ranges),
+            natural=len(natural_ranges),
             tuning=(*chosen, *strange),
             is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
         )
@@ -84,6 +86,7 @@ class TuningTexts:
         strange = ids(degenerate[::5][:DEGENERATE], DEGENERATE_PAIR_TOKENS)
         return cls(
             ranges=tuple(row for pairs in ranges for row in ids(pairs, CALIBRATION_TOKENS)),
+            natural=len(ranges[0]),
             tuning=(*chosen, *strange),
             is_degenerate=(False,) * len(chosen) + (True,) * len(strange),
         )
