@@ -20,6 +20,7 @@ import psutil
 
 from m3_bench.documents import Stage
 from m3_bench.errors import BenchError
+from m3_export.verify.parity import cosines
 from m3_runtime import Encoding, M3Encoder
 from m3_runtime.errors import InputError
 
@@ -80,8 +81,9 @@ class LoadRequest:
 def _cosine_min(found: np.ndarray, expected: Any) -> float:
     if found.shape != expected.shape:
         return -1.0
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+    if np.array_equal(found, expected):  # rows without a direction, too
+        return 1.0
+    return float(np.nan_to_num(cosines(found, expected), nan=-1.0).min())  # no NaN, which `min` may pass over
 
 
 def made_requests(

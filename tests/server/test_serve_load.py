@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m3_bench import documents
 from m3_bench.cli import main
 from m3_bench.documents import Load
+from m3_bench.load import APIS, Answered, LoadRequest
+from m3_runtime import M3Encoder
 
 FEW = ("--texts", "3", "--words", "5", "--seconds", "0.5")
 
@@ -51,6 +54,25 @@ def test_an_open_loop_sends_at_its_rate_whatever_the_api(server, tiny_bundle: Pa
     assert stage.clients == 0
     assert 8 <= len(stage.latencies_s) <= 35  # 40 requests/s for half a second, at random times
     assert stage.cosine_min > 0.99999
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+@pytest.mark.parametrize("head", ["dense", "colbert"])
+def test_an_answer_with_a_vector_without_direction_is_wrong(tiny_bundle: Path, head, value):
+    texts = ("some words", "more of them")
+    with M3Encoder.open(tiny_bundle, variant="onnx-fp32", threads=1) as encoder:
+        expected = encoder.encode(list(texts), return_sparse=True, return_colbert_vecs=True)
+    right = {
+        "dense": expected.dense_vecs,
+        "sparse": expected.sparse.weights[None],
+        "sparse_ids": expected.sparse.ids,
+        "colbert": np.concatenate(expected.colbert_vecs),
+    }
+    request = LoadRequest(APIS["m3"], b"", texts, expected)
+    assert request.cosine_min(Answered(right, 0)) > 0.99999
+    broken = right[head].copy()
+    broken[0] = value
+    assert request.cosine_min(Answered(right | {head: broken}, 0)) <= 0
 
 
 def test_a_sweep_doubles_the_clients_until_the_server_is_saturated(server, tmp_path: Path, capsys):
